@@ -28,27 +28,27 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden resume", 1300),
-    Part("fit a site", "calibrators", "calibrate offsets", 1900),
-    Part("train", "training", "train descent finetuning temperature", 900),
-    Part("layers, as a chip sees them", "layers", "layers", 1750),
-    Part("whole numbers", "integers", "integers", 1500),
-    Part("reports for chips", "chips", "chips", 1200),
-    Part("NIR, both ways", "nir", "nir", 750),
-    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 850),
-    Part("files", "storage", "storage", 600),
-    Part("run in time", "simulation", "simulate levels accelerators", 1150),
+    Part("convert by recipes", "conversion", "convert best golden", 1800),
+    Part("fit a site", "calibrators", "calibrate offsets", 2500),
+    Part("train", "training", "train descent finetuning temperature", 1400),
+    Part("layers, as a chip sees them", "lowering", "layers", 1850),
+    Part("whole numbers", "integers", "integers", 1800),
+    Part("reports for chips", "chips", "chips", 1300),
+    Part("NIR, both ways", "nir", "nir", 800),
+    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1050),
+    Part("files", "storage", "storage", 1150),
+    Part("run in time", "simulation", "simulate levels accelerators", 1300),
     Part("codes", "codes", "codes", 350),
-    Part("activations", "activations surrogate", "surrogate quantized", 450),
+    Part("activations", "activations surrogate", "surrogate quantized", 500),
     Part("many devices", "sharding", "sharding processes", 300),
     Part("PyTorch modules", "torch", "torch_modules", 250),
-    Part("the SNN as a value", "snn", "strict types", 350),
-    Part("trace fn", "capture", "capture operators refusals architectures", 1900),
-    Part("equations", "network", "soak", 750),
-    Part("neurons", "neurons", "neurons neuron_models libraries", 1800),
-    Part("checks, texts, small files", "", "layout sweep text conformance", 750),
+    Part("the SNN as a value", "snn", "strict types", 450),
+    Part("trace fn", "capture", "capture operators refusals architectures", 2450),
+    Part("equations", "network", "soak", 950),
+    Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
+    Part("checks, texts, small files", "", "layout sweep text conformance", 2050),
 )
-FOLDERS = {"snnjax": 18_500, "experiments": 6500, "benchmarks": 3500, "tests": 15_500}
+FOLDERS = {"snnjax": 23_800, "experiments": 7_400, "benchmarks": 3500, "tests": 19_500}
 
 
 def files_of(part: Part) -> list[Path]:
@@ -79,17 +79,20 @@ def sizes() -> dict[str, tuple[int, int]]:
 
 def users_of(part: Part) -> str:
     """Folders whose other files name a module, or what the top level shows of it."""
-    modules = "|".join(part.modules.split()) or "sweep"
-    shown = [(n, getattr(getattr(snnjax, n), "__module__", "")) for n in dir(snnjax)]
-    top = [n for n, m in shown if re.match(rf"snnjax\.(deploy\.)?({modules})\b", m)]
-    pattern = rf"\bsnnjax\.((deploy\.)?({modules})|{'|'.join([modules, *top])})\b"
-    names = []
+    modules = part.modules.split() or ["sweep"]
+    levels = (snnjax, snnjax.deploy)
+    shown = [(n, getattr(level, n)) for level in levels for n in level.__all__]
+    own = re.compile(rf"snnjax\.(deploy\.)?({'|'.join(modules)})\b")
+    theirs = [n for n, v in shown if own.match(getattr(v, "__module__", None) or "")]
+    names = "|".join([*modules, *theirs])
+    pattern = rf"\bsnnjax(\.deploy)?(\.| import .*\b)({names})\b"
+    folders = []
     for folder in USERS:
         files = {*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")}
-        own = {*files_of(part), *(ROOT / "docs" / "api").iterdir()}
-        if any(re.search(pattern, file.read_text()) for file in files - own):
-            names.append(folder)
-    return ", ".join(names)
+        others = {*files_of(part), *(ROOT / "docs" / "api").iterdir()}
+        if any(re.search(pattern, file.read_text()) for file in files - others):
+            folders.append(folder)
+    return ", ".join(folders)
 
 
 def table_of(argv: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._ranges import COUNT, is_whole
 from snnjax._trees import name_of
 
 _F = TypeVar("_F", bound=Callable)
@@ -186,55 +187,11 @@ def check_floating(name: str, array: Any) -> None:
 
 def check_wait(steps: int, wait: int) -> None:
     """Raise unless steps >= 1 and 0 <= wait <= steps, both whole numbers."""
-    check_count("steps", steps)
-    if not _whole(wait) or not 0 <= wait <= steps:
+    COUNT.check("steps", steps)
+    if not is_whole(wait) or not 0 <= wait <= steps:
         raise ValueError(
             f"wait is {wait!r}; allowed: a whole number from 0 (streaming) to "
             f"steps={steps} (each layer waits for all of its input)"
-        )
-
-
-def check_count(name: str, count: int, least: int = 1) -> None:
-    """Raise unless ``count`` is a whole number >= ``least``."""
-    if not _whole(count) or count < least:
-        raise ValueError(
-            f"{name} is {count!r}; allowed: a whole number >= {least} of Python or "
-            "NumPy"
-        )
-
-
-def check_size(name: str, size: int | None) -> None:
-    """Raise unless ``size`` is a whole number >= 1, or None."""
-    if size is not None and (not _whole(size) or size < 1):
-        raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
-
-
-def check_leak(name: str, leak: float) -> None:
-    """Raise unless 0 < ``leak`` <= 1."""
-    _check_not_traced(name, leak)
-    if not is_number(leak) or not 0 < leak <= 1:
-        raise ValueError(f"{name} is {leak!r}; allowed: 0 < {name} <= 1 (1: no leak)")
-
-
-def check_positive(name: str, number: float) -> None:
-    """Raise unless 0 < ``number`` < infinity."""
-    _check_not_traced(name, number)
-    if not is_number(number) or not 0 < number < np.inf:
-        raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
-
-
-def check_share(name: str, share: float) -> None:
-    """Raise unless 0 <= ``share`` <= 1."""
-    _check_not_traced(name, share)
-    if not is_number(share) or not 0 <= share <= 1:
-        raise ValueError(f"{name} is {share!r}; allowed: 0 to 1")
-
-
-def _check_not_traced(name: str, number: Any) -> None:
-    if isinstance(number, Tracer):
-        raise ValueError(
-            f"{name} is traced, so its value is not known yet; allowed: a number that "
-            "is given outside of jit, or to it as one of its static_argnames"
         )
 
 
@@ -317,14 +274,3 @@ def check_labels(outputs: Any, labels: Any) -> None:
             f"labels range from {least} to {most}; allowed: 0 to {shape[-1] - 1}, the "
             "classes of the outputs"
         )
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is one real number, of Python, NumPy or JAX, and not traced."""
-    if isinstance(value, Tracer):
-        return False
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
-
-
-def _whole(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)

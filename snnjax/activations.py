@@ -14,7 +14,8 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import broadcasts, wide_dtype
-from snnjax._checks import check_count, check_floating
+from snnjax._checks import check_floating
+from snnjax._ranges import COUNT
 
 _MOST_LEVELS = 2**23  # beyond it float32 has no halves to round by
 
@@ -87,7 +88,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     [0.  0.5 0.5 1. ]
     """
     check_floating("x", x)
-    check_count("levels", levels)
+    COUNT.check("levels", levels)
     if levels > _MOST_LEVELS:
         raise ValueError(f"levels is {levels}; allowed: 1 to {_MOST_LEVELS}")
     x, levels_as_array = jnp.asarray(x), jnp.asarray(levels, jnp.float32)

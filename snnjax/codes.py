@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import running_sum, wide
-from snnjax._checks import is_number
+from snnjax._ranges import Range, is_number
 
 __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
 
@@ -286,8 +286,7 @@ def radix(base: float = 2) -> Code:
     >>> radix(base=4).weights(3)
     (1.0, 0.25, 0.0625)
     """
-    if not is_number(base) or not 1 < base <= 128:
-        raise ValueError(f"base is {base!r}; allowed: 1 < base <= 128, e.g. 2")
+    Range(1, 128, open_least=True).check("base", base)
     return _Radix(float(base))
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_wait
+from snnjax._ranges import Range, ranges_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._trees import is_floating, name_of, paths_of
 from snnjax.codes import Code, check_code, rate
@@ -236,10 +237,12 @@ def check_values(snn: SNN) -> None:
     thresholds and temperatures > 0 and leaks in (0, 1].
     """
     for name, params in snn.neurons.items():
+        ranges = ranges_in(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if _is_number(leaf) and _readable(leaf):
                 field = name_of(path)
-                _check_range(f"{field} of site {name!r}", field, np.asarray(leaf))
+                what = f"{field} of site {name!r}"
+                _check_range(what, ranges.get(field), np.asarray(leaf))
     broken = [
         name_of(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
@@ -367,52 +370,31 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
-class Range(NamedTuple):
-    """The range of a parameter: finite numbers from 0 on.
+def ranges_in(params: Any) -> dict[str, Range]:
+    """Path -> range of the parameters of one site, as their classes declare them.
 
-    Attributes:
-        positive: whether 0 is excluded.
-        highest: the largest one.
+    >>> from snnjax.neurons import Synaptic, lif
+    >>> limits = ranges_in(Synaptic(lif()).init())
+    >>> limits["synaptic_leak"].most, limits["neuron/threshold"].most
+    (1, inf)
     """
-
-    positive: bool
-    highest: float = math.inf
-
-    def __str__(self) -> str:
-        least = "> 0" if self.positive else ">= 0"
-        bounded = self.highest < math.inf
-        return f"{least} and <= {self.highest:g}" if bounded else f"finite and {least}"
-
-    def holds(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of the numbers are within."""
-        least = numbers > 0 if self.positive else numbers >= 0
-        return least & (numbers <= self.highest) & np.isfinite(numbers)
+    return {
+        "neuron/" * depth + name: limits
+        for depth, part in enumerate(chain(params))
+        for name, limits in ranges_of(type(part)).items()
+    }
 
 
-_RANGES = {
-    "threshold": Range(positive=True),
-    "temperature": Range(positive=True),
-    "adaptation": Range(positive=False),
-    "leak": Range(positive=True, highest=1),
-}
-
-
-def range_of(path: str) -> Range | None:
-    """The range of the parameter at this path; None: any finite number."""
-    name = path.rpartition("/")[2]
-    return _RANGES.get("leak" if name.endswith("_leak") else name)
-
-
-def _check_range(what: str, path: str, numbers: np.ndarray) -> None:
-    limits, numbers = range_of(path), numbers.astype(np.float64)
+def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
+    numbers = numbers.astype(np.float64)
     within = np.isfinite(numbers) if limits is None else limits.holds(numbers)
     if not within.all():
+        allowed = "finite" if limits is None else limits.describe(what.split()[0])
         remedy = "Perhaps a training diverged: go back to an earlier state"
         if limits is not None:
             remedy = "In training, snnjax.training.descent keeps it there"
         raise ValueError(
-            f"the {what} is {numbers[~within].flat[0]}; allowed: {limits or 'finite'}. "
-            f"{remedy}"
+            f"the {what} is {numbers[~within].flat[0]}; allowed: {allowed}. {remedy}"
         )
 
 

@@ -23,7 +23,7 @@ from snnjax.capture.jaxprs import TORCH_SCOPE
 __all__ = ["function", "state_dict"]
 
 
-def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]:
+def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
     """``fn(params, x)`` that computes what a PyTorch module computes, and its params.
 
     ``fn`` is pure. It holds a copy of the module without weights, so it does not change

@@ -593,7 +593,7 @@ def test_a_wrong_feature_size_says_what_was_called(tmp_path):
         lambda: snnjax.save(path, snn, fn=fn, x=wrong),
     ):
         with pytest.raises(
-            TypeError, match=r"x of shape \(2, 5\) .*, and params of b1"
+            TypeError, match=r"x of shape \((2|batch), 5\) .*, and params of b1"
         ):
             door()
 

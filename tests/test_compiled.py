@@ -29,18 +29,18 @@ batches = pytest.mark.parametrize("batch", BATCHES)
 WAYS = {
     "strided": {"stride": 2, "padding": ((0, 1), (0, 1))},
     "depthwise": {"padding": ((1, 1), (1, 1)), "groups": 4},
-    "grouped": {"padding": ((0, 0), (2, 1)), "groups": 2},
+    "grouped": {"padding": ((1, 1), (2, 0)), "groups": 2},
 }
 KERNELS = {
     "strided": eighths(0, (3, 3, 2, 4), -4),
     "depthwise": eighths(1, (3, 3, 1, 4), -4),
-    "grouped": eighths(2, (2, 3, 2, 6), -4),
-    "readout": eighths(3, (12, 10)),
+    "grouped": eighths(2, (3, 3, 2, 8), -4),
+    "readout": eighths(3, (128, 10)),
 }
 
 
 def convolutions(p, x):
-    """Images 8 x 8, and a pool before a dense layer."""
+    """Images 16 x 16, and a pool before a dense layer."""
     for name, way in WAYS.items():
         x = relu(conv(x, p[name], **way))
     return average_pool(x).reshape(len(x), -1) @ p["readout"]
@@ -48,7 +48,7 @@ def convolutions(p, x):
 
 @pytest.mark.parametrize("batch", (1, 16, 32, 100))
 def test_operations_are_those_counted_by_hand(batch):
-    x = eighths(batch, (batch, 8, 8, 2), 0)
+    x = eighths(batch, (batch, 16, 16, 2), 0)
     snn = snnjax.init(convolutions, KERNELS, x, model=integrate_and_fire())
 
     def measured(snn, x):

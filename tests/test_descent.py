@@ -90,8 +90,8 @@ def test_a_weight_called_threshold_has_no_range():
 def test_a_range_is_part_of_the_message_of_what_leaves_it():
     snn = fresh()
     for field_name, number, message in (
-        ("threshold", 0.0, "is 0.0; allowed: finite and > 0. In training, snnjax.tr"),
-        ("leak", 1.5, "is 1.5; allowed: > 0 and <= 1. In training"),
+        ("threshold", 0.0, "is 0.0; allowed: > 0, and finite. In training, snn"),
+        ("leak", 1.5, "is 1.5; allowed: 0 < leak <= 1. In training"),
         ("bias", np.nan, "is nan; allowed: finite. Perhaps a training diverged"),
     ):
         params = snn.neurons["w/relu"]._replace(**{field_name: jnp.float32(number)})

@@ -190,7 +190,7 @@ FEW = [(X[0], LABELS[0][:5])]
         ({"examples": FEW}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
         ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
         ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
-        ({"share": 2, "teacher": teacher}, "share is 2; allowed: 0 to 1"),
+        ({"share": 2, "teacher": teacher}, "share is 2; allowed: 0 <= share <= 1"),
         ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
         ({"measure": lambda snn, line: 0.5}, "measure returns 0.5; allowed: None, or"),
         ({"measure": lambda snn, line: line}, "other names than epoch, accuracy, loss"),

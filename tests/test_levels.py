@@ -208,10 +208,14 @@ def test_levels_and_dead_zones_outside_the_range_are_refused():
         with pytest.raises(ValueError, match="levels are .*allowed: two whole numbers"):
             integrate_and_fire(levels=levels)
     for dead_zone in (1.0, "a"):
-        with pytest.raises(ValueError, match="dead_zone is .*allowed: 0 <= z < 1"):
+        with pytest.raises(
+            ValueError, match="dead_zone is .*allowed: 0 <= dead_zone < 1"
+        ):
             integrate_and_fire(levels=(-1, 1), dead_zone=dead_zone)
     for last_zone in (0.4, 1.1, "a"):
-        with pytest.raises(ValueError, match="last_zone is .*allowed: 1/2 <= z <= 1"):
+        with pytest.raises(
+            ValueError, match="last_zone is .*allowed: 0.5 <= last_zone <= 1"
+        ):
             integrate_and_fire(last_zone=last_zone)
     with pytest.raises(ValueError, match="no spike is negative"):
         integrate_and_fire(dead_zone=0.5)

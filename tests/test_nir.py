@@ -843,7 +843,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     surrogate = dataclasses.replace(hard, model=snnjax.neurons.WithSurrogate(HARD))
     assert deploy.to_nir(deploy.layers(net.fn, surrogate, net.x)).nodes
     for threshold in (0.0, np.nan, np.inf):
-        words = "threshold of site .*; allowed: finite and > 0"
+        words = "threshold of site .*; allowed: > 0, and finite"
         refused(words, changed(leaky, threshold=jnp.float32(threshold)))
     refused("leaks from 0.5 to 1.0", changed(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
     extended = dataclasses.replace(fitted(net), steps=4, wait=2)

@@ -123,8 +123,8 @@ def test_an_old_torchax_is_named_beside_the_one_that_is_needed(monkeypatch):
             raise AttributeError("module 'torch' has no attribute '_refs_old'")
         return torch
 
-    monkeypatch.setattr("importlib.import_module", import_module)
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.0.13")
+    monkeypatch.setattr("importlib.import_module", import_module)
     with pytest.raises(ImportError, match=r">= 0\.0\.14\S+; found .*torchax 0\.0\.13 "):
         snnjax.torch.function(nn.Linear(1, 1), images(1))
 

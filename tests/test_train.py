@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import flax.linen as nn
 import jax
@@ -456,13 +455,6 @@ ONES = np.ones((2, 1, 3), np.float32)
 def test_a_wrong_argument_is_refused(call, arguments, message):
     with pytest.raises(ValueError, match=message):
         call(*arguments)
-
-
-@pytest.mark.parametrize("name", snnjax.training._REMOVED)
-def test_a_removed_name_says_what_takes_its_place(name):
-    reason = re.escape(snnjax.training._REMOVED[name])
-    with pytest.raises(AttributeError, match=f"no attribute '{name}': {reason}"):
-        getattr(snnjax.training, name)
 
 
 def test_any_surrogate_takes_the_temperature_as_its_second_argument():

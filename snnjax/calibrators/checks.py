@@ -13,11 +13,11 @@ from jax.core import Tracer
 
 from snnjax._arrays import broadcasts
 from snnjax._checks import check_finite
+from snnjax._ranges import ranges_of
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Fit
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
-from snnjax.snn import range_of
 
 
 def checked(site: Site, before: Fit, after: Any) -> Fit:
@@ -92,13 +92,15 @@ def check_values(site: Site, before: Fit, after: Fit) -> None:
     for path, weight in after.weights.items():
         if weight is not before.weights[path]:
             check_finite(f"the weights {path!r}, fitted at {site.name!r},", [weight])
+    ranges = ranges_of(NeuronParams)
     for name in parameter_shapes(site):
         if getattr(neuron, name) is None:
             continue
-        value, limits = np.asarray(getattr(neuron, name)), range_of(name)
+        value, limits = np.asarray(getattr(neuron, name)), ranges.get(name)
         within = np.isfinite(value) if limits is None else limits.holds(value)
         if not within.all():
             raise ValueError(
                 f"the recipe gave site {site.name!r} {name} from {value.min()} to "
-                f"{value.max()}; allowed: {limits or 'finite numbers'}"
+                f"{value.max()}; allowed: "
+                + ("finite numbers" if limits is None else limits.describe(name))
             )

@@ -8,7 +8,7 @@ its bias or to v(0). Sources: Deng and Gu, ICLR 2021 (shift); Li et al., ICML 20
 import numpy as np
 
 from snnjax._arrays import lead, on_host, other_axes
-from snnjax._checks import check_count
+from snnjax._ranges import COUNT
 from snnjax._text import named
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.sample import warn_of_few
@@ -75,7 +75,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
     `shift_bias` adds V_th / (2T) = 1.875; these images lack less.
     """
-    check_count("repeats", repeats)
+    COUNT.check("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         warn_of_few("biases", view.samples_per_channel)
@@ -106,7 +106,7 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     [6.5625]
     [7.5]
     """
-    check_count("repeats", repeats)
+    COUNT.check("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         warn_of_few("potentials", view.count)

@@ -7,7 +7,7 @@ necessary: the same random positions of every image. Every device has a copy.
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,66 +73,54 @@ def chosen_positions(
     return np.sort(order[:few]).astype(np.int32)
 
 
-def sample_of(
-    parts: Iterable[tuple[jax.Array, jax.Array | None]], *options: Any
-) -> Sample:
-    """The sample of activations and weights [B, ...] of every micro-batch.
+class SampleRows(NamedTuple):
+    """The fields of a `Sample` of some images, for `View.over_images`.
 
-    Args:
-        parts: of each micro-batch; a weight of None is 1.
-        options: the last four arguments of `_rows`.
-    """
-    return _merged([_sample_of_part(*part, *options) for part in parts])
-
-
-@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
-def _sample_of_part(a, weight, positions, ndim, channel, everywhere) -> Sample:
-    options = positions, ndim, channel, everywhere
-    a = a.astype(jnp.float32)
-    if weight is None:
-        weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
-    ends = [
-        per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
-        for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
-    ]
-    return Sample(_rows(a, *options), _rows(weight, *options), *ends)
-
-
-@jax.jit
-def _merged(samples: Sequence[Sample]) -> Sample:
-    activations, weights, lowest, highest = zip(*samples, strict=True)
-    rows = jnp.concatenate(activations), jnp.concatenate(weights)
-    return Sample(*rows, jnp.stack(lowest).min(0), jnp.stack(highest).max(0))
-
-
-def rows_of(parts: Iterable[jax.Array], *options: Any) -> jax.Array:
-    """Currents [T, B, ...] or [B, ...] of every micro-batch as one [..., n, C].
-
-    ``options`` are the last four arguments of `_rows`.
-    """
-    return jnp.concatenate([_rows(part, *options) for part in parts], -2)
-
-
-@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
-def _rows(
-    values: jax.Array,
-    positions: np.ndarray | None,
-    ndim: int,
-    channel: int,
-    everywhere: NamedSharding | None,
-) -> jax.Array:
-    """[..., B, *shape of a site] as [..., B p, C].
-
-    Args:
-        positions: see `chosen_positions`.
+    Attributes:
         ndim, channel: number of axes of the site, and its channel axis.
-        everywhere: the sharding of what every device has; None: a single device.
     """
-    rows = at_positions(values, positions, ndim, channel)
-    rows = rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
+
+    ndim: int
+    channel: int
+
+    def __call__(self, current, activation, effects, positions) -> tuple:
+        del current
+        a = activation.astype(jnp.float32)
+        if effects is None:
+            axis = a.ndim + self.channel
+            effects = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=axis))
+        ends = [
+            per_channel(reduce, jnp.where(effects > 0, a, otherwise), self.channel)
+            for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+        ]
+        rows = [_rows(values, positions, *self) for values in (a, effects)]
+        return *rows, *(end.ravel()[None] for end in ends)
+
+
+class CurrentRows(SampleRows):
+    """The currents at the positions of a sample: [n, C] or [T, n, C]."""
+
+    def __call__(self, current, activation, effects, positions) -> tuple:
+        del activation, effects
+        return (_rows(current, positions, *self),)
+
+
+@functools.partial(jax.jit, static_argnames="everywhere")
+def merged(parts: Sequence[jax.Array], everywhere: NamedSharding | None) -> Sample:
+    """The sample, from the results of `SampleRows`; every device has a copy."""
+    activation, weight, lowest, highest = parts
+    sample = Sample(activation, weight, lowest.min(0), highest.max(0))
     if everywhere is None:
-        return rows
-    return jax.lax.with_sharding_constraint(rows, everywhere)
+        return sample
+    return jax.lax.with_sharding_constraint(sample, everywhere)
+
+
+def _rows(
+    values: jax.Array, positions: np.ndarray | None, ndim: int, channel: int
+) -> jax.Array:
+    """[..., B, *shape of a site] as [..., B p, C], see `chosen_positions`."""
+    rows = at_positions(values, positions, ndim, channel)
+    return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
 
 
 def at_positions(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax._checks import is_number
+from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
 from snnjax.calibrators import formulas
 from snnjax.calibrators.blocks import in_blocks, sum_over
@@ -56,8 +56,7 @@ def search(
             range.
     """
     pairs = _checked_pairs(candidates)
-    if not is_number(pace) or not 0 <= pace < np.inf:
-        raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
+    NOT_NEGATIVE.check("pace", pace)
     pairs = sorted(pairs, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
     # Equally many candidates take the same program; of equal ones the first is taken.
     padded = [*pairs, *[pairs[0]] * (-len(pairs) % 12)]

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import on_host, subtract_offset
-from snnjax._checks import check_choice, is_number
+from snnjax._checks import check_choice
+from snnjax._ranges import Range
 from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
@@ -86,13 +87,12 @@ def percentile(p: float) -> Statistic:
     Raises:
         ValueError: not 1 < p <= 100, in percent.
     """
-    if not is_number(p) or not 1 < p <= 100:
-        raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
+    Range(1, 100, open_least=True).check("p", p)
     p = float(p)  # of an array, which has no hash
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
         _warn_of_few(view, per)
-        arrays = list(view.activations), view.effects, fit.neurons.offset
+        arrays = view.activation, view.effects, fit.neurons.offset
         return _percentile(*arrays, p, per, view.site.channel)
 
     return of
@@ -109,11 +109,7 @@ def least_squares(shift: float = 0.0) -> Statistic:
     Raises:
         ValueError: not 0 <= shift < 1.
     """
-    if not is_number(shift) or not 0 <= shift < 1:
-        raise ValueError(
-            f"shift is {shift!r}; allowed: 0 <= shift < 1, e.g. 0 (the paper's floor, "
-            "once 'floor') or 0.5 (rounds, once 'round')"
-        )
+    Range(0, 1, open_most=True).check("shift", shift)
     shift = float(shift)
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
@@ -231,11 +227,11 @@ def _maximum(sample: Sample, offset: jax.Array | None, per: Per) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _percentile(activations, effects, offset, p, per, channel) -> jax.Array:
+def _percentile(activation, effects, offset, p, per, channel) -> jax.Array:
     """Of all positions: a sample may lack the largest values."""
-    sizes = jnp.abs(subtract_offset(jnp.concatenate(activations), offset))
+    sizes = jnp.abs(subtract_offset(activation, offset))
     if effects is not None:
-        sizes = jnp.where(jnp.concatenate(effects) > 0, sizes, 0)
+        sizes = jnp.where(effects > 0, sizes, 0)
     return formulas.percentile(sizes, p, per, channel)
 
 

@@ -7,7 +7,7 @@ import abc
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,9 +16,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import sampled
 from snnjax.calibrators.parameters import broadcast
-from snnjax.calibrators.sample import Sample, chosen_positions, rows_of, sample_of
+from snnjax.calibrators.sample import (
+    CurrentRows,
+    Sample,
+    SampleRows,
+    chosen_positions,
+    merged,
+)
 from snnjax.codes import Code, rate
 from snnjax.firing import over_time
 from snnjax.network.sites import Site
@@ -68,8 +73,9 @@ class Product(NamedTuple):
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
-    Images come in micro-batches, so that a large network need not be in memory.
-    `missing` sums errors over all of them, and a `sample` holds some positions of all.
+    `over_images` computes a function of some images at a time, so that the currents of
+    a large network need not be in memory. `missing` sums errors in this way, and a
+    `sample` holds some positions of all images.
 
     Attributes:
         site: its name, shape and parameters.
@@ -77,13 +83,13 @@ class View(abc.ABC):
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
         code: what a spike is worth at each step.
-        activations: of the ANN, one array [B, ...] for each micro-batch.
+        activation: of the ANN, [N, ...].
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
         own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
             like V_th; None of others.
-        effects: how much an error counts, one array [B, ...] with a single channel for
-            each micro-batch, see `with_effects`; None: all errors count alike.
+        effects: how much an error counts, [N, ...] with a single channel, see
+            `with_effects`; None: all errors count alike.
         batch_sharding: how devices share the images; None: a single device.
     """
 
@@ -93,28 +99,28 @@ class View(abc.ABC):
         *,
         steps: int,
         wait: int,
-        activations: Sequence[jax.Array],
+        activation: jax.Array,
         model: IntegrateAndFire | None = None,
         code: Code | None = None,
         shared: frozenset[str] = frozenset(),
         own_maximum: jax.Array | None = None,
-        effects: Sequence[jax.Array] | None = None,
+        effects: jax.Array | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
         self.own_maximum, self.effects = own_maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
         self.code = rate() if code is None else code
-        self.activations, self.shared = activations, shared
+        self._activation, self.shared = activation, shared
         self.batch_sharding = batch_sharding
         self.sample_currents = latest(self._sample_currents)
 
     @abc.abstractmethod
-    def currents(self, weights: dict[str, jax.Array]) -> Iterable[jax.Array]:
-        """The current into the site of each micro-batch, [T, B, ...].
+    def currents(self, weights: dict[str, jax.Array]) -> jax.Array:
+        """The current into the site, [T, N, ...]; needs memory for all images.
 
         It follows from the spikes that the calibrated layers below emit: decoded
-        values, unless the code is rate coding. [B, ...] where it is constant, as from
+        values, unless the code is rate coding. [N, ...] where it is constant, as from
         images, and where layers wait for all of their input.
 
         Args:
@@ -153,14 +159,40 @@ class View(abc.ABC):
         del every
         return ()
 
-    def join(self, parts: Iterable[Any], every: int = 1) -> Any:
-        """All micro-batches in one array (or a tree of them), one image in so many."""
-        return _joined(list(parts), every, self.batch_sharding)
+    def over_images(
+        self,
+        function: Callable[..., tuple],
+        weights: dict[str, jax.Array] | None,
+        *others: Any,
+        axes: tuple[int | None, ...] = (0,),
+    ) -> tuple[jax.Array, ...]:
+        """``function(current, activation, effects, *others)``, some images at a time.
+
+        Args:
+            function: hashable; returns a tuple of arrays that have the images, or one
+                entry for all of them, along ``axes``. No image may affect another.
+            weights: for the current; None: it is None.
+            others: arrays that have no images.
+            axes: of each result; None: the axis of the images in the current.
+        """
+        del axes
+        current = None if weights is None else self.currents(weights)
+        return _at_once(function, current, self.activation, self.effects, *others)
+
+    def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
+        """Activation and effects of one image in so many."""
+        effects = None if self.effects is None else self.effects[::every]
+        return self.activation[::every], effects
+
+    @property
+    def activation(self) -> jax.Array:
+        """The activations of all images; needs memory for them."""
+        return self._activation
 
     @property
     def count(self) -> int:
         """N, the number of images."""
-        return sum(len(activation) for activation in self.activations)
+        return len(self.activation)
 
     @property
     def samples_per_channel(self) -> int:
@@ -190,31 +222,23 @@ class View(abc.ABC):
         """
         return min(round(self.high / self.finest), 2**24)
 
-    @property
-    def activation(self) -> jax.Array:
-        """All activations in one array [N, ...]; needs memory for all images."""
-        return self.join(self.activations)
-
     def output(self, fit: Fit) -> jax.Array:
-        """All mean outputs of the spiking site over T steps in one array [N, ...]."""
-        run = *self._run, len(self.site.shape)
-        currents = self.currents(fit.weights)
-        return self.join([_output(fit.neurons, c, *run)[0] for c in currents])
+        """All mean outputs of the spiking site over T steps, [N, ...]."""
+        return self.over_images(_Output(*self._run), fit.weights, fit.neurons)[0]
 
     @functools.cached_property
     def sample(self) -> Sample:
         """All images at the `positions`."""
-        parts = zip(self.activations, self.weights(), strict=True)
-        return sample_of(parts, *self._thinning)
+        rows = SampleRows(len(self.site.shape), self.site.channel)
+        everywhere = sharding.replicated(self.batch_sharding)
+        parts = self.over_images(rows, None, self.positions, axes=(0, 0, 0, 0))
+        return merged(parts, everywhere)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
-        return rows_of(self.currents(weights), *self._thinning)
-
-    @property
-    def _thinning(self) -> tuple[Any, ...]:
-        everywhere = sharding.replicated(self.batch_sharding)
-        return self.positions, len(self.site.shape), self.site.channel, everywhere
+        rows = CurrentRows(len(self.site.shape), self.site.channel)
+        currents = self.over_images(rows, weights, self.positions, axes=(None,))
+        return sharding.put(*currents, sharding.replicated(self.batch_sharding))
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
@@ -224,20 +248,13 @@ class View(abc.ABC):
 
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
-        nothing: Any = np.zeros(self.site.shape, np.float32)
-        total, neuron = (nothing, nothing), broadcast(fit.neurons, self.site)
-        parts = self.activations, self.currents(fit.weights), self.weights()
-        for a, current, weight in zip(*parts, strict=True):
-            total = _add_missing(total, neuron, a, current, weight, *self._run)
-        return total
-
-    def weights(self) -> Sequence[jax.Array | None]:
-        """`effects`, or None for each micro-batch."""
-        return [None] * len(self.activations) if self.effects is None else self.effects
+        neurons = broadcast(fit.neurons, self.site)
+        sums = _Missing(*self._run)
+        return _sums(self.over_images(sums, fit.weights, neurons, axes=(0, 0)))
 
     @property
-    def _run(self) -> tuple[IntegrateAndFire, int, int, Code]:
-        return self.model, self.steps, self.wait, self.code
+    def _run(self) -> tuple[IntegrateAndFire, int, int, Code, int]:
+        return self.model, self.steps, self.wait, self.code, len(self.site.shape)
 
 
 class Calibrator(Protocol):
@@ -319,24 +336,34 @@ def mean_and_pace_of(
     return mean_and_pace(model, neuron, currents, wait=wait, code=code)
 
 
-_output = jax.jit(mean_and_pace_of, static_argnums=(2, 3, 4, 5, 6))
+class _Output(NamedTuple):
+    """The mean output of a site, for `View.over_images`."""
+
+    model: IntegrateAndFire
+    steps: int
+    wait: int
+    code: Code
+    ndim: int
+
+    def __call__(self, current, activation, effects, neurons) -> tuple[jax.Array]:
+        del activation, effects
+        return mean_and_pace_of(neurons, current, *self)[:1]
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _add_missing(total, neuron, activation, current, weight, model, steps, wait, code):
-    """The total of `View.missing` with one micro-batch more."""
-    run = model, steps, wait, code, activation.ndim - 1
-    mean, _ = mean_and_pace_of(neuron, current, *run)
-    missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
-    ones = jnp.ones_like(missing)
-    weights = ones if weight is None else weight * ones
-    return total[0] + (weights * missing).sum(0), total[1] + weights.sum(0)
+class _Missing(_Output):
+    """The sums of `View.missing`."""
+
+    def __call__(self, current, activation, effects, neurons):
+        mean, _ = mean_and_pace_of(neurons, current, *self)
+        missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
+        ones = jnp.ones_like(missing)
+        weights = ones if effects is None else effects * ones
+        return (weights * missing).sum(0)[None], weights.sum(0)[None]
 
 
-@functools.partial(jax.jit, static_argnames=("every", "batch_sharding"))
-def _joined(parts: list[Any], every: int, batch_sharding: NamedSharding | None) -> Any:
-    def join(*leaves: jax.Array) -> jax.Array:
-        images = jnp.concatenate(sampled(leaves, 0, every))
-        return sharding.shared(images, 0, batch_sharding)
+@jax.jit
+def _sums(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(part.sum(0) for part in parts)
 
-    return jax.tree.map(join, *parts)
+
+_at_once = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from snnjax._arrays import promoted, wide
-from snnjax._checks import check_count, check_positive
+from snnjax._ranges import COUNT, POSITIVE, WHOLE
 from snnjax._text import named
 from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
 from snnjax.codes import Code
@@ -66,10 +66,10 @@ def calibrate_weights(
     >>> print(f"{snn.params[0, 0]:.2f}")
     1.33
     """
-    check_count("iterations", iterations)
-    check_count("batch", batch)
-    check_positive("learning_rate", learning_rate)
-    check_count("seed", seed, least=0)
+    COUNT.check("iterations", iterations)
+    COUNT.check("batch", batch)
+    POSITIVE.check("learning_rate", learning_rate)
+    WHOLE.check("seed", seed)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import other_axes, wide, wide_dtype
-from snnjax._checks import check_count, check_positive
+from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
@@ -74,9 +74,9 @@ def least_squares_weights(
     >>> print(f"{snn.params[0, 0]:.2f}")
     1.24
     """
-    check_count("iterations", iterations)
-    check_positive("damping", damping)
-    check_count("samples", samples)
+    COUNT.check("iterations", iterations)
+    POSITIVE.check("damping", damping)
+    COUNT.check("samples", samples)
 
     def refit(weights, free, current, sources, activation, **target):
         """The refitted weights; unchanged if no spikes reach them, or if there are
@@ -121,8 +121,7 @@ def least_squares_weights(
         if not any(free):
             return fit
         every = _spacing(view, samples)
-        images = list(zip(view.activations, view.weights(), strict=True))
-        activation, weight = view.join(images, every)
+        activation, weight = view.thinned(every)
         current, sources = view.feed(every)
         weights = refit(
             fit.weights,

@@ -1,18 +1,15 @@
 """Conversion: a trained network and some images become a calibrated `SNN`.
 
 `convert` checks its arguments and carries a recipe out in sweeps (``engine/``), by
-calibrators (``snnjax.calibrators``). A folder may keep their fits
-(``fits_folder.py``).
+calibrators (``snnjax.calibrators``). Of several recipes it keeps the SNN whose outputs
+are nearest to the ANN's (``engine/judging.py``).
 """
 
-import dataclasses
 import functools
-import itertools
 import math
 import numbers
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -23,16 +20,15 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import aligned
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
-from snnjax._folders import Folder, open_folder
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
-from snnjax.conversion.engine.effects import Effects, effects_of, scaled
-from snnjax.conversion.engine.micro_batches import Images, Plan, micro_batches
+from snnjax.conversion.engine.effects import effects_of
+from snnjax.conversion.engine.judging import HELD_OUT, held_out, nearest
+from snnjax.conversion.engine.micro_batches import Images
+from snnjax.conversion.engine.state import Sweep
 from snnjax.conversion.engine.sweep import chained, sweep
-from snnjax.conversion.fits_folder import stored_or_fitted
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
@@ -60,7 +56,6 @@ def convert(
     model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int | None = None,
     code: Code | None = None,
-    folder: str | os.PathLike | None = None,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
 
@@ -89,11 +84,6 @@ def convert(
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
-        folder: where the fit of every site is stored. If it has fits of the same
-            conversion, interrupted or not, they are read instead of computed, and the
-            SNN is the same to the bit. Several processes need a folder that they share.
-            A network is compared by its sites and parameters, a calibrator of your own
-            by its ``repr``.
 
     Returns:
         An `SNN` for `snnjax.spiking` with the same steps and wait, on the mesh of x.
@@ -104,15 +94,13 @@ def convert(
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range or of another kind; x empty, of
-            the wrong shape or type; a folder of another conversion; activations or
-            outputs that are not finite.
-        OSError: the folder cannot be written to.
+            the wrong shape or type; activations or outputs that are not finite.
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
             activations are all zero; levels with which a code leaves gaps between the
             values of a neuron; a recipe that fits no thresholds, or that fits
-            numbers to fewer than 16 samples; a folder with damaged fits.
+            numbers to fewer than 16 samples.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -143,92 +131,87 @@ def convert(
     _warn_of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
-    share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
-    size = min(_micro_batch_size(network, steps_at_once), share)
-    judges = len(alternatives) > 1
-    if judges:  # so many micro-batches that `split` can hold one in eight out
-        size = min(size, -(-share // 8))
-    parts = micro_batches(images, batch_of(images), size, batch_sharding)
-    plan = Plan(
-        images=parts,
-        batch_sharding=batch_sharding,
+    size = _micro_batch_size(network, steps_at_once)
+    judged = len(alternatives) > 1
+    ordered, numbers, fitted, all_images = _ordered(
+        images, size, judged, batch_sharding
+    )
+    values = network.inputs(ordered)
+    original = network.arguments(params)
+    begin = Sweep(
         network=network,
         stages=stages(network),
-        params=params,
         steps=steps,
         wait=wait,
         model=models,
         code=code,
-        judges=judges,
-        effects=_effects(parts, network, params),
+        images=fitted,
+        all_images=all_images,
+        effects=functools.cache(
+            lambda: effects_of(network, params, ordered, numbers, fitted)
+        ),
+        original=original,
+        params=original,
+        ann=values,
+        snn=values,
     )
-    conversion = {
-        "network": str(network.sites),
-        "parameters": params,
-        "images": images,
-        "steps": steps,
-        "wait": wait,
-        "model": repr(models),
-        "code": repr(code),
-        "recipe": repr(recipe),
-    }
-    fits = open_folder(folder, "conversion", conversion)
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
     fresh = SNN(params, neurons, steps, wait, models, code)
-    snn = _fitted(plan, fresh, alternatives, fits)
+    candidates, number = [], 0
+    for sweeps in alternatives:
+        snn, errors = fresh, None
+        for chains in sweeps:
+            number += 1
+            calibrators = [chained(c, batch_sharding) for c in chains.values()]
+            last = chains is sweeps[-1]
+            snn, errors = sweep(
+                begin, snn, calibrators, f"sweep {number} ", judged=judged and last
+            )
+        candidates.append((snn, errors))
+    snn = nearest(candidates, fitted, all_images) if judged else candidates[0][0]
     _warn_of_fresh_thresholds(neurons, snn)
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _fitted(
-    plan: Plan, fresh: SNN, alternatives: Sequence[Any], fits: Folder | None
-) -> SNN:
-    """Fit every alternative; return the SNN with the smallest error of the outputs."""
-    candidates, count = [], itertools.count()
-    for sweeps in alternatives:
-        snn, error = fresh, None
-        for chains, number in zip(sweeps, count, strict=False):
-            calibrators = [
-                stored_or_fitted(fits, number, chained(chain, plan.batch_sharding), i)
-                for i, chain in enumerate(chains.values())
-            ]
-            snn, error = sweep(plan, snn, calibrators, f"sweep {number + 1} ")
-        candidates.append((snn, error))
-    return _nearest(candidates)
+def _ordered(
+    x: chex.ArrayTree, size: int, judged: bool, batch_sharding: NamedSharding | None
+) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
+    """The images, of each device those to fit to first.
+
+    Args:
+        size: images at a time on each device, at most.
+        judged: whether some images are held out.
+
+    Returns:
+        The images, their numbers among those of the user, which of them are fitted to,
+        and all of them.
+    """
+    devices = sharding.size(batch_sharding)
+    share = batch_of(x) // devices
+    size = min(size, -(-share // HELD_OUT) if judged else share)
+    judges = held_out(share, size) if judged else np.zeros(share, bool)
+    order = np.argsort(judges, kind="stable").astype(np.int32)
+    numbers = np.arange(devices, dtype=np.int32)[:, None] * share + order
+    all_images = Images(size, share, batch_sharding)
+    fitted = all_images._replace(count=int((~judges).sum()))
+    if judges.any():
+        x = _taken(x, order, batch_sharding)
+    return x, numbers.ravel(), fitted, all_images
 
 
-def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
-    """The SNN of the smallest error, which is finite; of equal ones the first."""
-    (nearest, least), *others = candidates
-    for snn, error in others:
-        if isinstance(error, Tracer):
-            nearest = _where(error < least, snn, nearest)
-            least = jnp.minimum(error, least)
-        elif float(error) < float(least):
-            nearest, least = snn, error
-    return nearest
+@functools.partial(jax.jit, static_argnames="batch_sharding")
+def _taken(
+    x: chex.ArrayTree, order: jax.Array, batch_sharding: NamedSharding | None
+) -> chex.ArrayTree:
+    """The images of each device in this order."""
 
+    def take(x: chex.ArrayTree, order: jax.Array) -> chex.ArrayTree:
+        return jax.tree.map(lambda leaf: jnp.take(leaf, order, 0), x)
 
-def _where(condition: Any, first: SNN, second: SNN) -> SNN:
-    """Select leaf by leaf; if only one SNN has an offset, it is 0 in the other."""
-
-    def with_offsets(snn: SNN, like: SNN) -> SNN:
-        neurons = {
-            name: params._replace(offset=jnp.zeros_like(like.neurons[name].offset))
-            if params.offset is None and like.neurons[name].offset is not None
-            else params
-            for name, params in snn.neurons.items()
-        }
-        return dataclasses.replace(snn, neurons=neurons)
-
-    def choose(a: Any, b: Any) -> jax.Array:
-        return jnp.where(condition, *aligned(a, b))
-
-    pair = with_offsets(first, second), with_offsets(second, first)
-    return jax.tree.map(choose, *pair)
+    return sharding.on_each_device(take, batch_sharding, (0, None), 0)(x, order)
 
 
 def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
@@ -254,22 +237,6 @@ def _on_devices(
         return x, params, None  # XLA shares the work of traced arrays.
     x, params = sharding.automatic(x, params)
     return x, params, sharding.batch_sharding(x)
-
-
-def _effects(
-    images: Sequence[Images], network: Network, params: chex.ArrayTree
-) -> Callable[[tuple[int, ...]], list[Effects]]:
-    """Indices of micro-batches -> the effects of each, normalized jointly."""
-
-    @functools.cache
-    def effects(batches: tuple[int, ...]) -> list[Effects]:
-        parts = []
-        for number in batches:
-            x, rows = images[number]
-            parts.append(effects_of(network, params, x, np.asarray(rows, np.int32)))
-        return scaled(parts)
-
-    return effects
 
 
 def _warn_of_equal_images(x: chex.ArrayTree) -> None:

@@ -14,13 +14,14 @@ Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 import dataclasses
 import functools
 import operator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, wide_dtype
-from snnjax._checks import check_choice, check_leak, check_positive, is_number
+from snnjax._checks import check_choice
+from snnjax._ranges import LEAK, POSITIVE, Range, check_fields
 from snnjax._types import Reset
 from snnjax.neurons.protocol import checked_levels
 from snnjax.neurons.whole import off_grid
@@ -54,11 +55,11 @@ class NeuronParams(NamedTuple):
      [1. 2.]]
     """
 
-    threshold: jax.Array
+    threshold: Annotated[jax.Array, POSITIVE]
     bias: jax.Array
     initial_potential: jax.Array
-    leak: jax.Array | None = None
-    temperature: jax.Array | None = None
+    leak: Annotated[jax.Array | None, LEAK] = None
+    temperature: Annotated[jax.Array | None, POSITIVE] = None
     offset: jax.Array | None = None
 
 
@@ -119,28 +120,21 @@ class IntegrateAndFire:
 
     levels: tuple[int, int] = (0, 1)
     reset: Reset = "subtract"
-    threshold: float = 1.0
-    leak: float | None = None
-    temperature: float | None = None
-    dead_zone: float = 0.0
-    last_zone: float = 0.5
+    threshold: Annotated[float, POSITIVE] = 1.0
+    leak: Annotated[float | None, LEAK] = None
+    temperature: Annotated[float | None, POSITIVE] = None
+    dead_zone: Annotated[float, Range(0, 1, open_most=True)] = 0.0
+    last_zone: Annotated[float, Range(1 / 2, 1)] = 0.5
     rectifies: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        check_positive("threshold", self.threshold)
-        if not is_number(self.dead_zone) or not 0 <= self.dead_zone < 1:
-            raise ValueError(f"dead_zone is {self.dead_zone!r}; allowed: 0 <= z < 1")
+        check_fields(self)
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
                 "allowed: 0, since no spike is negative"
-            )
-        if not is_number(self.last_zone) or not 1 / 2 <= self.last_zone <= 1:
-            raise ValueError(
-                f"last_zone is {self.last_zone!r}; allowed: 1/2 <= z <= 1; 1/2 rounds "
-                "to the nearest value"
             )
         if self.has_zones and self.reset == "zero":
             raise ValueError(
@@ -148,10 +142,6 @@ class IntegrateAndFire:
                 "with the reset 'zero'; allowed: up to 1/2, or the reset 'subtract', "
                 "which keeps what is missing"
             )
-        if self.leak is not None:
-            check_leak("leak", self.leak)
-        if self.temperature is not None:
-            check_positive("temperature", self.temperature)
         # Python's own numbers, so that equal models have equal hashes and can be saved.
         for name in ("threshold", "leak", "temperature", "dead_zone", "last_zone"):
             number = getattr(self, name)
@@ -360,5 +350,5 @@ def lif(
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
-    check_leak("leak", leak)
+    LEAK.check("leak", leak)
     return IntegrateAndFire(levels, reset, threshold, leak, temperature)

@@ -16,13 +16,13 @@ connection of a neuron to itself.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
-from snnjax._checks import check_leak, is_number
+from snnjax._ranges import LEAK, NOT_NEGATIVE, check_fields
 from snnjax.neurons.protocol import (
     Wrapper,
     check_model,
@@ -43,7 +43,7 @@ class SynapticParams(NamedTuple):
     """
 
     neuron: Any
-    synaptic_leak: jax.Array
+    synaptic_leak: Annotated[jax.Array, LEAK]
 
 
 class SynapticState(NamedTuple):
@@ -74,11 +74,11 @@ class Synaptic(Wrapper):
     [1. 0. 0. 0.]
     """
 
-    synaptic_leak: float = 0.5
+    synaptic_leak: Annotated[float, LEAK] = 0.5
 
     def __post_init__(self):
         check_model(self.neuron)
-        check_leak("synaptic_leak", self.synaptic_leak)
+        check_fields(self)
         object.__setattr__(self, "synaptic_leak", float(self.synaptic_leak))
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
@@ -120,8 +120,8 @@ class AdaptiveParams(NamedTuple):
     """
 
     neuron: Any
-    adaptation: jax.Array
-    adaptation_leak: jax.Array
+    adaptation: Annotated[jax.Array, NOT_NEGATIVE]
+    adaptation_leak: Annotated[jax.Array, LEAK]
 
 
 class AdaptiveState(NamedTuple):
@@ -152,8 +152,8 @@ class Adaptive(Wrapper):
     [1. 0. 1. 0. 1. 0.]
     """
 
-    adaptation: float = 1.0
-    adaptation_leak: float = 0.9
+    adaptation: Annotated[float, NOT_NEGATIVE] = 1.0
+    adaptation_leak: Annotated[float, LEAK] = 0.9
 
     def __post_init__(self):
         check_model(self.neuron)
@@ -163,11 +163,7 @@ class Adaptive(Wrapper):
                 "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
                 "adaptive threshold moves the surrogate's argument"
             )
-        if not is_number(self.adaptation) or not 0 <= self.adaptation < math.inf:
-            raise ValueError(
-                f"adaptation is {self.adaptation!r}; allowed: >= 0, finite"
-            )
-        check_leak("adaptation_leak", self.adaptation_leak)
+        check_fields(self)
         for name in ("adaptation", "adaptation_leak"):
             object.__setattr__(self, name, float(getattr(self, name)))
 

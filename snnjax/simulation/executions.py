@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
-from snnjax._checks import check_flags, check_size
+from snnjax._checks import check_flags
 from snnjax._examples import batch_of
+from snnjax._ranges import COUNT
 from snnjax._trees import is_floating
 from snnjax.codes import Code
 from snnjax.firing import over_time
@@ -93,7 +94,8 @@ class ByLayer:
     remat: bool = False
 
     def __post_init__(self):
-        check_size("segment", self.segment)
+        if self.segment is not None:
+            COUNT.check("segment", self.segment)
         check_flags(remat=self.remat)
 
 

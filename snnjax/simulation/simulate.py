@@ -20,15 +20,14 @@ from snnjax import sharding
 from snnjax._checks import (
     called_as,
     check_choice,
-    check_count,
     check_examples,
     check_flags,
     check_function,
     check_numbers,
-    check_size,
     check_wait,
 )
 from snnjax._examples import batch_of
+from snnjax._ranges import COUNT, WHOLE
 from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate
@@ -231,7 +230,8 @@ def spiking(
     _check_steps(steps, wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
-    check_size("micro_batch", micro_batch)
+    if micro_batch is not None:
+        COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
     _check_execution(execution)
     simulation = Simulation(
@@ -478,7 +478,7 @@ def _check_steps(steps: int | None, wait: int | None) -> None:
     if steps is not None:
         check_wait(steps, 0 if wait is None else wait)
     elif wait is not None:
-        check_count("wait", wait, least=0)
+        WHOLE.check("wait", wait)
 
 
 def _check_execution(execution: Any) -> None:

@@ -5,17 +5,11 @@
 runs without the network's code.
 """
 
-from typing import Any
-
+from snnjax import _renamed
 from snnjax.storage.files import Stored, load, save
 
 __all__ = ["Stored", "load", "save"]
 
-
-def __getattr__(name: str) -> Any:  # until the next release
-    if name == "renew":
-        raise AttributeError(
-            "snnjax.storage.renew is gone: load the SNN and save it again, by "
-            "save(path, load(path, like=params).snn, fn=fn, x=x)"
-        )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _renamed.renamed(
+    __name__, {"renew": "save(path, load(path, like=params).snn, fn=fn, x=x)"}
+)

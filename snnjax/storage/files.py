@@ -20,7 +20,7 @@ import chex
 import jax
 import numpy as np
 
-from snnjax._checks import is_number
+from snnjax._ranges import SHARE
 from snnjax._types import Inputs
 from snnjax._version import __version__
 from snnjax.neurons.by_site import model_of
@@ -284,8 +284,8 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
 
 def _facts(accuracy: Any, **facts: Any) -> dict[str, Any]:
     """Facts for the card as JSON gives them back, e.g. tuples as lists."""
-    if accuracy is not None and not (is_number(accuracy) and 0 <= accuracy <= 1):
-        raise ValueError(f"accuracy is {accuracy!r}; allowed: a number from 0 to 1")
+    if accuracy is not None:
+        SHARE.check("accuracy", accuracy)
     try:
         copy = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError) as error:

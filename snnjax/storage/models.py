@@ -29,8 +29,8 @@ CLASSES: dict[str, Any] = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *
 def describe(value: Any) -> Any:
     """A model or a code as JSON.
 
-    >>> from snnjax.neurons import Adaptive, lif
-    >>> describe(Adaptive(lif(leak=0.25)))["neuron"]["leak"]
+    >>> from snnjax.neurons import Recurrent, lif
+    >>> describe(Recurrent(lif(leak=0.25)))["neuron"]["leak"]
     0.25
     >>> describe(codes.radix(base=4))
     {'class': 'Radix', 'base': 4.0}

@@ -8,8 +8,7 @@
 * ``temperature.py``: the temperature of Dspike, by finite differences of the loss.
 """
 
-from typing import Any
-
+from snnjax import _renamed
 from snnjax.training.finetuning import Finetuned, finetune
 from snnjax.training.leaves import check_gradients, kernels, param_labels
 from snnjax.training.loop import train
@@ -38,17 +37,14 @@ __all__ = [
     "train",
 ]
 
-_REMOVED = {
-    "Descent": "descent returns a pair, init and step",
-    "differentiable": "descent trains SNNs with integers and random keys",
-    "distillation": "it is optax.losses.kl_divergence_with_log_targets of two "
-    "jax.nn.log_softmax; finetune takes teacher=",
-    "with_temperatures": "give init(..., model=snnjax.lif(temperature=...))",
-    "Choice": "choose_temperature returns the SNN and the cosines",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Until the next release, a removed name says what takes its place."""
-    reason = f": {_REMOVED[name]}" if name in _REMOVED else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{reason}")
+__getattr__ = _renamed.renamed(
+    __name__,
+    {
+        "Choice": "choose_temperature, which returns the SNN and the cosines",
+        "Descent": "descent, which returns the pair init, step",
+        "differentiable": "descent, for SNNs with integers and random keys, too",
+        "distillation": "optax.losses.kl_divergence_with_log_targets of two "
+        "jax.nn.log_softmax, or finetune(..., teacher=...)",
+        "with_temperatures": "init(..., model=snnjax.lif(temperature=...))",
+    },
+)

@@ -14,7 +14,7 @@ import optax
 
 from snnjax import sharding
 from snnjax._arrays import wide
-from snnjax._checks import check_share
+from snnjax._ranges import SHARE
 from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
@@ -115,7 +115,7 @@ def finetune(
             "teacher=lambda x: fn(params, x), or leave share out"
         )
     share = 0.5 if share is None else share
-    check_share("share", share)
+    SHARE.check("share", share)
     fit = checked_fit(snn, options.get("steps"), options.get("wait"))
     own_gradient = options.keys() & {"surrogate", "detach_reset"}
     if has_closed_form(snn, *fit) and not own_gradient:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_count
 from snnjax._progress import shown
+from snnjax._ranges import COUNT
 
 _State = TypeVar("_State")
 _Log = list[dict[str, Any]]  # a line for each epoch
@@ -76,7 +76,7 @@ def train(
     >>> print(f"{w:.2f}", [line["loss"] for line in log][:2])
     3.00 [9.0, 5.76...]
     """
-    check_count("epochs", epochs)
+    COUNT.check("epochs", epochs)
     if isinstance(examples, Iterator) and epochs > 1:
         raise ValueError(
             f"examples is {type(examples).__name__}, which can be read once; allowed: "

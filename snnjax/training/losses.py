@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._arrays import lead, wide
-from snnjax._checks import check_labels, check_leak, check_share
+from snnjax._checks import check_labels
+from snnjax._ranges import LEAK, SHARE
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -64,7 +65,7 @@ def tet(
     """
     check_labels(outputs, labels)
     labels = jnp.asarray(labels)
-    check_share("regularization", regularization)
+    SHARE.check("regularization", regularization)
     outputs = wide(outputs)
     every = jnp.broadcast_to(lead(labels, 2), outputs.shape[:2])
     entropy = _cross_entropy(outputs, every).mean()
@@ -92,7 +93,7 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     >>> print(membrane_readout(jnp.array([[1.0], [1.0], [0.0]]))[:, 0])
     [1.   1.5  0.75]
     """
-    check_leak("leak", leak)
+    LEAK.check("leak", leak)
     outputs = wide(outputs)
 
     def step(v, output):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._trees import name_of
-from snnjax.snn import FROZEN, SNN, check_snn, range_of
+from snnjax.snn import FROZEN, SNN, check_snn, ranges_in
 from snnjax.training.leaves import differentiable, param_labels
 
 Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
@@ -80,14 +80,18 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         raise ValueError("update got no params; allowed: update(gradient, state, snn)")
     check_snn(snn)
 
+    ranges = {name: ranges_in(params) for name, params in snn.neurons.items()}
+
     def within_range(path, update, value):
-        limits = None if path[0].name == "params" else range_of(name_of(path))
+        # The path of a weight begins with "params", that of a threshold with the site.
+        of_site = {} if path[0].name == "params" else ranges[path[1].key]
+        limits = of_site.get(name_of(path[2:]))
         if limits is None:
             return update
-        low = jnp.zeros_like(value)
-        if limits.positive:
-            low = jnp.minimum(value, jnp.maximum(value / 2, SMALLEST))
-        target = jnp.clip(value + update, low, limits.highest)
+        low = jnp.full_like(value, limits.least)
+        if limits.open_least:  # halfway there, since the end itself is excluded
+            low = jnp.minimum(value, jnp.maximum((value + low) / 2, low + SMALLEST))
+        target = jnp.clip(value + update, low, limits.most)
         # An update that stays within the range is passed on without rounding.
         return jnp.where(target == value + update, update, target - value)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import wide
-from snnjax._checks import check_positive
+from snnjax._ranges import POSITIVE
 from snnjax._trees import is_floating, paths_of
 from snnjax.neurons.protocol import field, with_field
 from snnjax.snn import SNN, check_snn
@@ -65,8 +65,8 @@ def choose_temperature(
     >>> print(temperatures(chosen)["w/relu"])
     3.5
     """
-    check_positive("change", change)
-    check_positive("lowest", lowest)
+    POSITIVE.check("change", change)
+    POSITIVE.check("lowest", lowest)
     own = temperatures(snn)
     leaves, tree = jax.tree.flatten(snn.params)
     weights = {i: jnp.asarray(leaves[i]) for i in _positions(snn.params, paths)}
@@ -119,7 +119,7 @@ def finite_differences(
     >>> print(finite_differences(lambda w: (w**2).sum(), jnp.array([1.0, 3.0]), step=1))
     [2. 6.]
     """
-    check_positive("step", step)
+    POSITIVE.check("step", step)
     w = jnp.asarray(w)
     flat, info = w.reshape(-1), jnp.finfo(w.dtype)
 

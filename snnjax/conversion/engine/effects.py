@@ -14,28 +14,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from snnjax.conversion.engine.micro_batches import Images, in_micro_batches
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment
 
-Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
+Effects = dict[str, jax.Array]  # site name -> [N, ...] with a single channel
 
 
-def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
-    """w of each site that fires, not scaled, for images with these numbers.
+def effects_of(
+    network: Network, params: Any, x: Any, numbers: Any, images: Images
+) -> Effects:
+    """w of each site that fires, of these images; at each site with a mean of 1.
 
-    An image has the same signs in every micro-batch.
+    It is 1 at a site without any effect.
+
+    Args:
+        network, params, x: the ANN and the images [N, ...].
+        numbers: of each image [N]; its random signs depend on it alone.
+        images: which of them.
     """
     equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
     values = network.arguments(params, x)
     outputs = tuple(v for v in network.outputs if v in network.dependent)
     work = Segment(equations, tuple(values), outputs, ())
-    return _effects(work, list(values.values()), numbers)
+    axes = tuple(0 if v in network.x else None for v in values)
+    return _scaled(_effects(work, list(values.values()), axes, numbers, images), images)
 
 
-@functools.partial(jax.jit, static_argnames="work")
-def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
+@functools.partial(jax.jit, static_argnames=("work", "axes", "images"))
+def _effects(work: Segment, inputs: list, axes: tuple, numbers: Any, images: Images):
+    names = [eq.place.name for eq in work.equations if eq.fires]
+
+    def of_part(numbers: Any, *inputs: Any) -> tuple[jax.Array, ...]:
+        effects = _of_part(work, inputs, numbers)
+        return tuple(effects[name] for name in names)
+
+    run = in_micro_batches(of_part, images, (0, *axes), [0] * len(names))
+    return dict(zip(names, run(numbers, *inputs), strict=True))
+
+
+def _of_part(work: Segment, inputs: Sequence[Any], numbers: Any) -> Effects:
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
     def outputs(errors: Effects) -> list[jax.Array]:
@@ -72,21 +92,13 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(of_image)(numbers)
 
 
-@jax.jit
-def scaled(effects: Sequence[Effects]) -> list[Effects]:
-    """The effects of all micro-batches, at each site with a mean of 1.
+@functools.partial(jax.jit, static_argnames="images")
+def _scaled(effects: Effects, images: Images) -> Effects:
+    sums = in_micro_batches(lambda part: (part.sum()[None],), images, [0], [0])
 
-    They are all 1 at a site without any.
-    """
-
-    def scale(*parts: jax.Array) -> list[jax.Array]:
-        total = functools.reduce(jnp.add, [part.sum() for part in parts])
-        mean = total / sum(part.size for part in parts)
+    def scale(effect: jax.Array) -> jax.Array:
+        mean = sums(effect)[0].sum() / effect.size
         usable = jnp.isfinite(mean) & (mean > 0)
-        return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in parts]
+        return jnp.where(usable, effect / mean, jnp.ones_like(effect))
 
-    names = list(effects[0])
-    by_site = [scale(*(of_batch[name] for of_batch in effects)) for name in names]
-    return [
-        dict(zip(names, parts, strict=True)) for parts in zip(*by_site, strict=True)
-    ]
+    return jax.tree.map(scale, effects)

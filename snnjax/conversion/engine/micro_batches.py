@@ -1,190 +1,136 @@
-"""Micro-batches: the calibration images on their way through the network.
+"""Micro-batches: a function of all images, a few of them at a time.
 
-A `Plan` holds what does not change during a conversion. A `MicroBatch` holds the ANN's
-activations and the spikes of its images, as far as later stages read them. `run_ann`
-and `run_snn` compute one stage, `advance` stores the results.
+    results[k] = function(arguments[k]),    k = 0 .. n-1, n .. 2n-1, ..
+
+A loop within one compiled program reads and writes arrays of all images in place, so
+memory is needed for n images only. Devices that share the images run a loop each.
 """
 
-import collections
-import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax.codes import Code
-from snnjax.conversion.engine.effects import Effects
-from snnjax.conversion.engine.segments import Work, run
-from snnjax.network.equations import Network
-from snnjax.network.sites import Site
-from snnjax.network.stages import Stage, nameless, streaming
-from snnjax.neurons.by_site import BySite
-from snnjax.neurons.models import IntegrateAndFire
-from snnjax.neurons.unroll import needs_no_time
-
-# variable -> value
-Values = dict[int, Any]
 
 
 class Images(NamedTuple):
-    """The calibration images of a micro-batch, and their numbers among all."""
-
-    x: chex.ArrayTree
-    numbers: range
-
-
-class Plan(NamedTuple):
-    """What stays the same during a conversion.
+    """Which images of an array are meant, and how many are computed at a time.
 
     Attributes:
-        images: of every micro-batch.
+        size: of a micro-batch on each device.
+        count: of each device; it may have more, after these.
         batch_sharding: how devices share the images; None: a single device.
-        network, stages: of one image.
-        params: of the ANN.
-        steps: T.
-        wait: steps that every layer waits.
-        model: of all sites, or a `snnjax.neurons.BySite`.
-        code: of all spikes.
-        judges: whether some images only judge what is fitted to the others.
-        effects: numbers of micro-batches -> `effects.Effects` of each, scaled together.
     """
 
-    images: Sequence[Images]
+    size: int
+    count: int
     batch_sharding: NamedSharding | None
-    network: Network
-    stages: list[Stage]
-    params: chex.ArrayTree
-    steps: int
-    wait: int
-    model: IntegrateAndFire | BySite
-    code: Code
-    judges: bool
-    effects: Callable[[tuple[int, ...]], list[Effects]]
 
     @property
-    def means(self) -> bool:
-        """Whether each layer waits for all of its input, so that means are enough."""
-        return needs_no_time(self.code, self.steps, self.wait)
+    def total(self) -> int:
+        """Of all devices."""
+        return self.count * sharding.size(self.batch_sharding)
+
+    def of(self, array: jax.Array, axis: int = 0) -> jax.Array:
+        """These images of a traced array that has those of each device in one row."""
+        devices = sharding.size(self.batch_sharding)
+        before, after = array.shape[:axis], array.shape[axis + 1 :]
+        if array.shape[axis] == self.total:
+            return array
+        rows = array.reshape(*before, devices, -1, *after)
+        rows = jax.lax.slice_in_dim(rows, 0, self.count, axis=axis + 1)
+        return rows.reshape(*before, self.total, *after)
 
 
-class MicroBatch(NamedTuple):
-    """Some images on their way: variable -> value, of what later stages read.
+def in_micro_batches(
+    function: Callable[..., tuple],
+    images: Images,
+    in_axes: Sequence[Any],
+    out_axes: Sequence[Any],
+) -> Callable[..., tuple]:
+    """``function`` of all images, one micro-batch after the other.
 
-    Attributes:
-        number: of the micro-batch.
-        ann: activations.
-        snn: means where ``Plan.means``; otherwise each a `SpikeTrain`, or an array
-            [T, B, ...] where a sum of several sites has to wait.
+    The last micro-batch may be smaller.
+
+    Args:
+        function: of a micro-batch; no image may affect another. A result may have one
+            entry for each micro-batch in place of its images.
+        images: which of them.
+        in_axes: for each argument the axis of its images, or a tree of axes; None: it
+            has none.
+        out_axes: for each result, likewise.
+
+    >>> images = Images(size=2, count=5, batch_sharding=None)
+    >>> double_and_sum = lambda x: (2 * x, x.sum()[None])
+    >>> doubles, sums = in_micro_batches(double_and_sum, images, [0], [0, 0])(
+    ...     jnp.arange(5))
+    >>> print(doubles, sums)
+    [0 2 4 6 8] [1 5 4]
     """
+    in_axes, out_axes, size = tuple(in_axes), tuple(out_axes), images.size
+    full, rest = divmod(images.count, size)
 
-    number: int
-    ann: Values
-    snn: Values
+    def on_one_device(*arguments: Any) -> tuple:
+        def results_of(start: Any, length: int) -> tuple:
+            return function(*_part(in_axes, arguments, start, length))
 
+        if full + bool(rest) == 1:
+            return results_of(0, rest or size)
+        last = results_of(full * size, rest) if rest else None
+        whole = jax.eval_shape(lambda: results_of(0, size))
+        results = _empty(out_axes, whole, full, last)
+        if rest:
+            results = _written(out_axes, results, last, whole, full)
 
-def micro_batches(
-    x: chex.ArrayTree, count: int, size: int, batch_sharding: NamedSharding | None
-) -> list[Images]:
-    """All ``count`` images, ``size`` of them at a time on each device."""
-    at_once = size * sharding.size(batch_sharding)
-    ranges = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
-    return [
-        Images(sharding.put(_part(x, r.start, len(r)), batch_sharding), r)
-        for r in ranges
-    ]
+        def step(i: jax.Array, results: tuple) -> tuple:
+            part = results_of(i * size, size)
+            return _written(out_axes, results, part, whole, i)
 
+        return jax.lax.fori_loop(0, full, step, results)
 
-@functools.partial(jax.jit, static_argnames="count")
-def _part(x: chex.ArrayTree, start: int, count: int) -> chex.ArrayTree:
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), x
-    )
-
-
-def begin(plan: Plan) -> list[MicroBatch]:
-    """All images, as they stand before the first stage."""
-    batches = []
-    for number, (x, _) in enumerate(plan.images):
-        values = plan.network.inputs(x)
-        batches.append(MicroBatch(number, values, dict(values)))
-    return batches
+    sharded = images.batch_sharding
+    return sharding.on_each_device(on_one_device, sharded, in_axes, out_axes)
 
 
-def split(plan: Plan, batches: list[MicroBatch]) -> tuple[list, list]:
-    """(micro-batches to fit to, those that judge): every eighth judges, or the last."""
-    if not plan.judges or len(batches) == 1:
-        return batches, []
-    every = min(8, len(batches))
-    judges = batches[every - 1 :: every]
-    return [batch for batch in batches if batch.number % every < every - 1], judges
+def _map(function: Callable, axes: Any, *trees: Any) -> Any:
+    """``function(axis, *subtrees)`` for each axis of a tree, where None is one."""
+    return jax.tree.map(function, axes, *trees, is_leaf=lambda axis: axis is None)
 
 
-def run_ann(
-    plan: Plan, batch: MicroBatch, i: int, params: Values
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Results of stage i in the ANN (a site's activation), and what it carries on."""
-    stage = plan.stages[i]
-    work = Work(stage.segment, (False,) * len(stage.sources), 1, plan.code)
-    site = None if stage.site is None else nameless(stage.site)
-    return _run(plan, batch, i, work, batch.ann, params, site)
+def _part(axes: Any, arguments: Any, start: Any, length: int) -> Any:
+    """These images of every argument that has images."""
+
+    def part(axis: int | None, array: Any) -> Any:
+        if axis is None or array.shape[axis] == length:
+            return array
+        return jax.lax.dynamic_slice_in_dim(array, start, length, axis)
+
+    return _map(part, axes, arguments)
 
 
-def run_snn(
-    plan: Plan, batch: MicroBatch, i: int, params: Values
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Results of stage i in the SNN (a site's current), and what it carries on."""
-    stage = plan.stages[i]
-    streams = are_streams(plan, stage)
-    work = Work(stage.segment, streams, plan.steps, plan.code)
-    return _run(plan, batch, i, work, batch.snn, params)
+def _empty(axes: Any, whole: Any, full: int, last: Any) -> Any:
+    """Arrays for the results of ``full`` micro-batches and of the last, smaller one."""
+
+    def zeros(axis: int | None, part: Any, last: Any = None) -> Any:
+        if axis is None:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), part)
+        shape = list(part.shape)
+        shape[axis] = full * shape[axis] + (0 if last is None else last.shape[axis])
+        return jnp.zeros(shape, part.dtype)
+
+    return _map(zeros, axes, whole, *([] if last is None else [last]))
 
 
-def _run(
-    plan: Plan,
-    batch: MicroBatch,
-    i: int,
-    work: Work,
-    store: Values,
-    params: Values,
-    site: Site | None = None,
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    values = collections.ChainMap(store, plan.network.constants, params)
-    variables = plan.stages[i].sources
-    sources, has_images = (
-        [values[v] for v in variables],
-        [v in store for v in variables],
-    )
-    return run(work, sources, tuple(has_images), plan.batch_sharding, site)
+def _written(axes: Any, results: Any, part: Any, whole: Any, number: Any) -> Any:
+    """The results, with those of a micro-batch in their place."""
 
+    def write(axis: int | None, result: Any, part: Any, whole: Any) -> Any:
+        if axis is None:
+            return part
+        start = number * whole.shape[axis]
+        return jax.lax.dynamic_update_slice_in_dim(result, part, start, axis)
 
-def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Array]:
-    """The mean outputs of the SNN over its steps, once all sites are passed."""
-    outputs, _ = run_snn(plan, batch, -1, params)
-    segment = plan.stages[-1].segment
-    in_time = are_streams(plan, plan.stages[-1])
-    streams = segment.depending_on(itertools.compress(segment.inputs, in_time))
-    pairs = zip(segment.outputs, outputs, strict=True)
-    return [plan.code.result(y) if v in streams else y for v, y in pairs]
-
-
-def advance(
-    store: Values, stages: list[Stage], i: int, output: Any, values: list[Any]
-) -> None:
-    """Store the results of stage i, and drop what no later stage reads."""
-    stage = stages[i]
-    assert stage.output is not None
-    store[stage.output] = output
-    store.update(zip(stage.carried, values, strict=True))
-    later = {v for s in stages[i + 1 :] for v in s.sources}
-    for v in set(store) - later:
-        del store[v]
-
-
-def are_streams(plan: Plan, stage: Stage) -> tuple[bool, ...]:
-    """Which sources of a stage have a time axis."""
-    streams = frozenset() if plan.means else streaming(plan.network.equations)
-    return tuple(v in streams for v in stage.sources)
+    return _map(write, axes, results, part, whole)

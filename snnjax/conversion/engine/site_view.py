@@ -1,213 +1,249 @@
-"""The view of a site that all micro-batches have reached, for its calibrators.
+"""The view of a site that all images have reached, for its calibrators.
 
 The currents of the spiking network are computed for the weights that a calibrator
 tries. The latest ones stay in memory if they take less than `CACHE_BYTES`.
 """
 
-import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from snnjax import sharding
 from snnjax._trees import is_kernel
+from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.view import Fit, Product, View, latest
-from snnjax.conversion.engine.micro_batches import (
-    MicroBatch,
-    Plan,
-    Values,
-    are_streams,
-    run_snn,
-)
-from snnjax.conversion.engine.segments import Current, Work, joined
+from snnjax.conversion.engine.micro_batches import Images
+from snnjax.conversion.engine.segments import Axes, Current, Work, each, thinned
+from snnjax.conversion.engine.state import Piece, Sweep, Values
 from snnjax.network.equations import Network
-from snnjax.network.products import LoneProduct, lone_products
-from snnjax.network.sites import Site
-from snnjax.network.stages import Stage
+from snnjax.network.products import lone_products
 from snnjax.neurons.by_site import model_of
 
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
 CACHE_BYTES = 2**30
-# Of every micro-batch: what enters the site, and what the stage carries past it.
-StageResults = Callable[[WeightsByPath], Iterable[tuple[list, list]]]
-
-
-class Arrival(NamedTuple):
-    """A site that all images have reached.
-
-    Attributes:
-        plan: of the sweep.
-        batches: the images to fit to.
-        judges: images that no calibrator sees.
-        i: number of the site, and of the stage that leads to it.
-        params: variable -> parameter of the SNN, as calibrated up to here.
-        ann: of every micro-batch, what the ANN's stage reads; empty unless the site is
-            an encoder, whose products need it.
-    """
-
-    plan: Plan
-    batches: list[MicroBatch]
-    judges: list[MicroBatch]
-    i: int
-    params: Values
-    ann: list[Values]
-
-    @property
-    def network(self) -> Network:
-        return self.plan.network
-
-    @property
-    def stage(self) -> Stage:
-        return self.plan.stages[self.i]
-
-    @property
-    def site(self) -> Site:
-        return self.stage.place
-
-    @property
-    def kernels(self) -> WeightsByPath:
-        """The weights of the site's stage, without its biases and norms.
-
-        A kernel of an earlier stage may reach the site too, by a residual sum without
-        an activation: it belongs to the first site that it reaches. An encoder's
-        stage has those of its products.
-        """
-        if self.site.signed:
-            own = [product.kernel for product in self.lone_products()]
-        else:
-            feeds = self.network.feeds[self.site.name]
-            own = [v for v in feeds if v in self.stage.sources]
-        return {
-            self.network.parameters[v]: self.params[v]
-            for v in own
-            if is_kernel(self.params[v])
-        }
-
-    @property
-    def shared(self) -> dict[str, list[str]]:
-        """Path of each weight that feeds something else too -> all that it feeds.
-
-        The kernels of an encoder's stage have no other reader (`lone_products`).
-        """
-        if self.site.signed:
-            return {}
-        network, feeds = self.network, self.network.feeds[self.site.name]
-        readers = {network.parameters[v]: _readers(network, v) for v in feeds}
-        return {path: names for path, names in readers.items() if len(names) > 1}
-
-    def lone_products(self) -> list[LoneProduct]:
-        """Of the site's stage."""
-        return lone_products(self.network, self.plan.stages, self.i)
 
 
 class SiteView(View):
-    """A `View` of an arrival: its outputs follow from the calibrated layers below."""
+    """A `View` of a site: its currents follow from the calibrated layers below.
+
+    Args:
+        sweep: where all images have reached the site.
+        i: number of the site, and of the stage that leads to it.
+        activation: of the ANN, of all images, those to fit to first.
+        own_maximum, effects: as for `View`.
+        results: of another view of the same site; None: a new one's.
+    """
 
     def __init__(
         self,
-        here: Arrival,
-        activations: Sequence[jax.Array],
-        results: StageResults,
+        sweep: Sweep,
+        i: int,
+        activation: jax.Array,
         own_maximum: jax.Array | None = None,
-        effects: Sequence[jax.Array] | None = None,
+        effects: jax.Array | None = None,
+        results: Callable[[WeightsByPath], Piece] | None = None,
     ):
+        site = sweep.stages[i].place
         super().__init__(
-            here.site,
-            steps=here.plan.steps,
-            wait=here.plan.wait,
-            model=model_of(here.plan.model, here.site.name),
-            code=here.plan.code,
-            activations=activations,
-            shared=frozenset(here.shared),
+            site,
+            steps=sweep.steps,
+            wait=sweep.wait,
+            model=model_of(sweep.model, site.name),
+            code=sweep.code,
+            activation=activation,
+            shared=frozenset(shared_kernels(sweep, i)),
             own_maximum=own_maximum,
             effects=effects,
-            batch_sharding=here.plan.batch_sharding,
+            batch_sharding=sweep.images.batch_sharding,
         )
-        self._here, self._results = here, results
+        self._sweep, self._i = sweep, i
+        self._results = results or self._stage_results()
+
+    @property
+    def count(self) -> int:
+        return self._sweep.images.total
+
+    @property
+    def activation(self) -> jax.Array:
+        return _images_of(self._sweep.images, self._activation)
 
     def with_effects(self) -> "SiteView":
-        here = self._here
-        effects = here.plan.effects(tuple(batch.number for batch in here.batches))
-        effects = [of_batch[self.site.name] for of_batch in effects]
-        data = self.activations, self._results, self.own_maximum, effects
-        return SiteView(here, *data)
+        effects = self._sweep.effects()[self.site.name]
+        data = self._activation, self.own_maximum, effects, self._results
+        return SiteView(self._sweep, self._i, *data)
 
-    def currents(self, weights: WeightsByPath) -> Iterator[jax.Array]:
-        return (current for (current, *_), _ in self._results(weights))
+    def currents(self, weights: WeightsByPath) -> jax.Array:
+        sweep, current = self._sweep, self._results(weights).first
+        if current.work is None:
+            return _images_of(sweep.images, *current.sources, *current.in_axes)
+        return each(current.work, sweep.images, *current[1:])[0]
+
+    def over_images(
+        self,
+        function: Callable[..., tuple],
+        weights: WeightsByPath | None,
+        *others: Any,
+        axes: tuple[int | None, ...] = (0,),
+    ) -> tuple[jax.Array, ...]:
+        images = self._sweep.images
+        effects_axis = None if self.effects is None else 0
+        arguments = [(self._activation, 0), (self.effects, effects_axis)]
+        arguments += [(other, None) for other in others]
+        if weights is None:
+            values, in_axes = zip((None, None), *arguments, strict=True)
+            return each(function, images, values, in_axes, axes)
+        current = self._results(weights).first
+        (own,) = current.out_axes
+        axes = tuple(own if axis is None else axis for axis in axes)
+        return self._sweep.compute(current, function, axes, arguments, images)
+
+    def passed(self, fit: Fit) -> tuple[Any, Sequence[jax.Array]]:
+        """What later stages read of the fitted site, and what is carried past it."""
+        sweep, stage = self._sweep, self._sweep.stages[self._i]
+        neurons, fire = broadcast(fit.neurons, self.site), sweep.fire(self.site)
+        results = self._results(fit.weights)
+        if results.work is None:  # All of it is there but the spikes.
+            fired = sweep.compute(results.first, fire, fire.axes, [(neurons, None)])
+            carried = results.sources
+        else:
+            fired = sweep.compute(results, fire, fire.axes, [(neurons, None)])
+            carried = fired
+        spikes = sweep.spikes(self.site, fired[: len(fire.axes)])
+        return spikes, carried[len(carried) - len(stage.carried) :]
 
     def feed(self, every: int = 1) -> tuple[Current, list]:
-        here, plan, stage = self._here, self._here.plan, self._here.stage
-        network, streams = plan.network, are_streams(plan, stage)
-        stores = [batch.snn for batch in here.batches]
-        axes = [0 if v in stores[0] else None for v in stage.sources]
-        constants = collections.ChainMap(network.constants, here.params)
-        sources = self._sources(stage, stores, constants, streams, axes, every)
-        paths = [network.parameters.get(v) for v in stage.sources]
-        slots = tuple(paths.index(path) for path in here.kernels)
+        sweep, stage = self._sweep, self._sweep.stages[self._i]
+        sources = self._thinned(sweep.snn_piece(self._i, {}), every)
+        paths = [sweep.network.parameters.get(v) for v in stage.sources]
+        slots = tuple(paths.index(path) for path in kernels(sweep, self._i))
         # Of means, T does not matter: one program for every T.
-        work = Work(stage.segment, (False,) * len(streams), 1, plan.code)
-        return Current(work, slots, tuple(axes)), sources
+        work = Work(stage.segment, (False,) * len(sources), 1, sweep.code)
+        axes = tuple(0 if v in sweep.snn else None for v in stage.sources)
+        return Current(work, slots, axes), sources
 
     def products(self, every: int = 1) -> list[Product]:
-        here, plan = self._here, self._here.plan
-        if not here.kernels:
+        sweep, i = self._sweep, self._i
+        if not kernels(sweep, i):
             return []
-        network, stage = plan.network, here.stage
-        originals = network.arguments(plan.params)
         current, of_spikes = self.feed(every)
-        takes_mean = [False] * len(stage.sources)
-        of_ann = self._sources(
-            stage, here.ann, originals, takes_mean, current.axes, every
-        )
+        of_ann = self._thinned(sweep.ann_piece(i), every)
         views = []
-        for product in here.lone_products():
-            path = network.parameters[product.kernel]
+        for product in lone_products(sweep.network, sweep.stages, i):
             own = current._replace(
                 work=current.work._replace(segment=product.segment),
-                slots=(stage.sources.index(product.kernel),),
+                slots=(sweep.stages[i].sources.index(product.kernel),),
             )
-            result = _result(own, [originals[product.kernel]], of_ann)
+            result = _result(own, [sweep.original[product.kernel]], of_ann)
             weight = None
             if self.effects is not None:
-                weight = _of_images(self.join(self.effects, every), result)
+                weight = _of_images(self.thinned(every)[1], result)
+            path = sweep.network.parameters[product.kernel]
             views.append(Product(path, own, of_spikes, result, product.channel, weight))
         return views
 
-    def _sources(
-        self,
-        stage: Stage,
-        stores: Sequence[Values],
-        constants: Mapping[Any, Any],
-        takes_mean: Sequence[bool],
-        axes: Sequence[int | None],
-        every: int,
-    ) -> list[Any]:
-        """What a stage reads, of all micro-batches.
+    def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
+        arrays = [self._activation]
+        arrays += [] if self.effects is None else [self.effects]
+        activation, *effects = self._every(every, arrays, (0,) * len(arrays))
+        return activation, effects[0] if effects else None
 
-        Args:
-            stores: of every micro-batch, what has images.
-            constants: what has none.
-            takes_mean: for each source whether its mean over time is wanted.
-            axes: for each source the axis of its images, None if it has none.
-        """
-        places = [place for place, axis in enumerate(axes) if axis is not None]
-        of_images = joined(
-            self.batch_sharding,
-            [[store[stage.sources[place]] for store in stores] for place in places],
-            tuple(axes[place] for place in places),
-            tuple(takes_mean[place] for place in places),
-            self.steps,
-            self.code,
+    def _thinned(self, piece: Piece, every: int) -> list[Any]:
+        """The sources of a piece, one image in so many, after the T steps."""
+        sources = list(piece.sources)
+        places = [p for p, axis in enumerate(piece.in_axes) if axis is not None]
+        of_images = self._every(
             every,
+            [sources[p] for p in places],
+            tuple(piece.in_axes[p] for p in places),
+            tuple(piece.work.streams[p] for p in places),
         )
-        sources = [constants.get(v) for v in stage.sources]
         for place, source in zip(places, of_images, strict=True):
             sources[place] = source
         return sources
+
+    def _every(self, every, sources, axes: Axes, streams=None) -> list[jax.Array]:
+        streams = streams or (False,) * len(sources)
+        run = self.steps, self.code, every
+        return thinned(self._sweep.images, sources, axes, streams, *run)
+
+    def _stage_results(self) -> Callable[[WeightsByPath], Piece]:
+        """Weights -> a piece that gives the results of the stage.
+
+        Those of the latest weights stay in memory if their currents are small: nothing
+        remains to be computed then.
+        """
+        sweep, i = self._sweep, self._i
+
+        def compute(weights: WeightsByPath) -> Piece:
+            return sweep.snn_piece(i, by_variable(sweep.network, weights))
+
+        def computed(weights: WeightsByPath) -> Piece:
+            piece = compute(weights)
+            results = each(piece.work, sweep.all_images, *piece[1:])
+            return Piece(None, list(results), piece.out_axes, piece.out_axes)
+
+        times = sweep.steps if sweep.needs_time else 1
+        numbers = sweep.all_images.count * times * math.prod(self.site.shape)
+        return compute if 4 * numbers > CACHE_BYTES else latest(computed)
+
+
+def kernels(sweep: Sweep, i: int) -> WeightsByPath:
+    """The weights of stage i, without its biases and norms.
+
+    A kernel of an earlier stage may reach the site too, by a residual sum without an
+    activation: it belongs to the first site that it reaches. An encoder's stage has
+    those of its products.
+    """
+    network, stage = sweep.network, sweep.stages[i]
+    if stage.place.signed:
+        own = [product.kernel for product in lone_products(network, sweep.stages, i)]
+    else:
+        own = [v for v in network.feeds[stage.place.name] if v in stage.sources]
+    return {
+        network.parameters[v]: sweep.params[v]
+        for v in own
+        if is_kernel(sweep.params[v])
+    }
+
+
+def shared_kernels(sweep: Sweep, i: int) -> dict[str, list[str]]:
+    """Path of each weight that feeds something else too -> all that it feeds.
+
+    The kernels of an encoder's stage have no other reader (`lone_products`).
+    """
+    site, network = sweep.stages[i].place, sweep.network
+    if site.signed:
+        return {}
+    feeds = network.feeds[site.name]
+    readers = {network.parameters[v]: _readers(network, v) for v in feeds}
+    return {path: names for path, names in readers.items() if len(names) > 1}
+
+
+def _readers(network: Network, parameter: int) -> list[str]:
+    """The sites that a parameter reaches directly, an operator, and the readout."""
+    readers = [name for name, feeds in network.feeds.items() if parameter in feeds]
+    readers += ["an operator"] * (parameter in network.operands)
+    return readers + ["the readout"] * (parameter in network.readout)
+
+
+def check_unshared(sweep: Sweep, i: int, before: Fit, after: Fit) -> None:
+    """Raise if weights have changed that feed something else, too."""
+    for path, readers in shared_kernels(sweep, i).items():
+        if path in before.weights and after.weights[path] is not before.weights[path]:
+            raise ValueError(
+                f"the weights {path!r} feed {', '.join(readers)}, so calibrating them "
+                f"at {sweep.stages[i].place.name!r} would change the others too; "
+                "allowed: calibrators that leave the paths in View.shared as they are"
+            )
+
+
+def by_variable(network: Network, weights: WeightsByPath) -> Values:
+    """Weights by their paths -> the same by the network's variables."""
+    variables = {path: v for v, path in network.parameters.items()}
+    return {variables[path]: weight for path, weight in weights.items()}
 
 
 def _of_images(effects: jax.Array, result: jax.Array) -> jax.Array:
@@ -227,48 +263,6 @@ def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Ar
     return current(weights, sources, None)
 
 
-def stage_results(here: Arrival) -> StageResults:
-    """The spiking network's results of the site's stage, for weights to be tried.
-
-    Those of the latest weights are kept if their currents are small.
-    """
-    plan = here.plan
-
-    def compute(weights: WeightsByPath) -> Iterator[tuple[list, list]]:
-        params = here.params | by_variable(here.network, weights)
-        return (run_snn(plan, batch, here.i, params) for batch in here.batches)
-
-    times = 1 if plan.means else plan.steps
-    images = sum(len(images.numbers) for images in plan.images)
-    share = images // sharding.size(plan.batch_sharding)
-    if 4 * share * times * math.prod(here.site.shape) > CACHE_BYTES:
-        return compute
-    return latest(lambda weights: list(compute(weights)))
-
-
-def by_variable(network: Network, weights: WeightsByPath) -> Values:
-    """Weights by their paths -> the same by the network's variables."""
-    variables = {path: v for v, path in network.parameters.items()}
-    return {variables[path]: weight for path, weight in weights.items()}
-
-
-def check_unshared(here: Arrival, before: Fit, after: Fit) -> None:
-    """Raise if weights have changed that feed something else, too."""
-    for path, readers in here.shared.items():
-        if path in before.weights and after.weights[path] is not before.weights[path]:
-            raise ValueError(
-                f"the weights {path!r} feed {', '.join(readers)}, so calibrating them "
-                f"at {here.site.name!r} would change the others too; allowed: "
-                "calibrators that leave the paths in View.shared as they are"
-            )
-
-
-def _readers(network: Network, parameter: int) -> list[str]:
-    """The sites that a parameter reaches directly, an operator, and the readout."""
-    readers = [
-        name
-        for name, feeding_variables in network.feeds.items()
-        if parameter in feeding_variables
-    ]
-    readers += ["an operator"] * (parameter in network.operands)
-    return readers + ["the readout"] * (parameter in network.readout)
+@functools.partial(jax.jit, static_argnames=("images", "axis"))
+def _images_of(images: Images, array: jax.Array, axis: int = 0) -> jax.Array:
+    return images.of(array, axis)

@@ -7,7 +7,7 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 """
 
 import dataclasses
-import itertools
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -23,122 +23,106 @@ from snnjax._arrays import on_host, wide
 from snnjax._checks import check_finite
 from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
-from snnjax.calibrators.parameters import broadcast, parameter_shapes
+from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
-from snnjax.conversion.engine import segments
-from snnjax.conversion.engine.micro_batches import (
-    MicroBatch,
-    Plan,
-    Values,
-    advance,
-    begin,
-    mean_readout,
-    run_ann,
-    run_snn,
-    split,
-)
+from snnjax.conversion.engine.segments import Readout, each
 from snnjax.conversion.engine.site_view import (
-    Arrival,
     SiteView,
-    StageResults,
     by_variable,
     check_unshared,
-    stage_results,
+    kernels,
 )
+from snnjax.conversion.engine.state import Sweep
 from snnjax.network.sites import Site
-from snnjax.neurons.by_site import model_of
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
 
 def sweep(
-    plan: Plan, snn: SNN, calibrators: Sequence[Calibrator], title: str = ""
+    begin: Sweep,
+    snn: SNN,
+    calibrators: Sequence[Calibrator],
+    title: str = "",
+    *,
+    judged: bool = False,
 ) -> tuple[SNN, jax.Array | None]:
     """Carry all images from site to site, and fit each site by its calibrator.
 
     Args:
-        plan, snn: what is swept.
+        begin: all images before the first stage.
+        snn: whose parameters are fitted.
         calibrators: of each site that fires.
         title: shown before the bar on a terminal.
+        judged: whether errors are wanted.
 
     Returns:
-        The fitted SNN, and the error of its outputs (`_output_error`) on the images
-        that no calibrator saw; None if the plan has no judges.
+        The fitted SNN, and the error of its outputs for each image (`_output_errors`).
     """
-    batches = begin(plan)
-    fit_batches, judge_batches = split(plan, batches)
-    network, stages = plan.network, plan.stages
-    original, params = network.arguments(plan.params), network.arguments(snn.params)
-    neurons = dict(snn.neurons)
-    sites = [stage.place for stage in stages[:-1]]
+    network, neurons = begin.network, dict(snn.neurons)
+    stores = {"ann": dict(begin.ann), "snn": dict(begin.snn)}
+    here = begin._replace(params=network.arguments(snn.params), **stores)
+    sites = [stage.place for stage in here.stages[:-1]]
     for i, site in enumerate(shown(sites, title, "site", lambda site: site.name)):
-        ann = [dict(batch.ann) for batch in fit_batches] if site.signed else []
-        here = Arrival(plan, fit_batches, judge_batches, i, params, ann)
-        fit = _fit_site(here, original, neurons[site.name], calibrators[i])
+        fit = _fit_site(here, i, neurons[site.name], calibrators[i])
         neurons[site.name] = fit.neurons
-        params = params | by_variable(network, fit.weights)
-    outputs = _ann_outputs(plan, batches, original)
-    error = None
-    if plan.judges:
-        of_judges = [outputs[batch.number] for batch in judge_batches or batches]
-        readouts = [
-            mean_readout(plan, batch, params) for batch in judge_batches or batches
-        ]
-        error = _output_error(readouts, of_judges)
-    leaves = [params[v] for v in network.parameters]
+        here.params.update(by_variable(network, fit.weights))
+    outputs = _ann_outputs(here)
+    errors = _errors(here, outputs) if judged else None
+    leaves = [here.params[v] for v in network.parameters]
     tree = jax.tree_util.tree_structure(snn.params)
-    params_tree = jax.tree_util.tree_unflatten(tree, leaves)
-    return dataclasses.replace(snn, params=params_tree, neurons=neurons), error
+    params = jax.tree_util.tree_unflatten(tree, leaves)
+    return dataclasses.replace(snn, params=params, neurons=neurons), errors
 
 
-def _fit_site(
-    here: Arrival, original: Values, neuron: NeuronParams, calibrate: Calibrator
-) -> Fit:
+def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator) -> Fit:
     """Fit the site, and compute what later stages read, in the ANN and in the SNN.
 
     This is a function so that activations and currents are freed before the next site.
     """
-    activations, maximum = _activations(here, original)
-    results = stage_results(here)
-    start = Fit(neuron, here.kernels)
-    fit = calibrate(SiteView(here, activations, results, maximum), start)
-    check_unshared(here, start, fit)
-    check_values(here.site, start, fit)
-    _carry_spikes(here, fit, results)
+    site = here.stages[i].place
+    # The products before an encoder need what the ANN's stage reads.
+    before = here._replace(ann=dict(here.ann)) if site.signed else here
+    activation, own_maximum = _pass_ann(here, i)
+    view = SiteView(before, i, activation, own_maximum)
+    start = Fit(neurons, kernels(here, i))
+    fit = calibrate(view, start)
+    check_unshared(here, i, start, fit)
+    check_values(site, start, fit)
+    here.advance(here.snn, i, *view.passed(fit))
     return fit
 
 
-def _activations(
-    here: Arrival, original: Values
-) -> tuple[list[jax.Array], jax.Array | None]:
-    """The ANN's activations at the site, and the maximum if a ReLU there has one.
-
-    The ANN's stream is carried over the site.
-    """
-    activations, ranges, maximum = [], [], None
-    for batch in (*here.batches, *here.judges):
-        results, carried_values = run_ann(here.plan, batch, here.i, original)
-        activation, *maxima, ends = results
-        if maxima:
-            maximum = _shaped_like_threshold(maxima[0], here.site)
-        advance(batch.ann, here.plan.stages, here.i, activation, carried_values)
-        activations.append(activation)
-        ranges.append(ends)
-    activations = activations[: len(here.batches)]
-    _check_maximum(here.site, maximum)
-    _check_range(here.site, activations, ranges[: len(here.batches)])
-    return activations, maximum
+def _pass_ann(here: Sweep, i: int) -> tuple[jax.Array, jax.Array | None]:
+    """The ANN's activations at site i, and the maximum if a ReLU there has one."""
+    stage, piece = here.stages[i], here.ann_piece(i)
+    activation, ends, *others = here.compute(piece, _with_ends, (0, 0))
+    carried = others[len(others) - len(stage.carried) :]
+    here.advance(here.ann, i, activation, carried)
+    _check_range(stage.place, activation, _least_and_largest(ends))
+    if len(stage.segment.outputs) == 1:
+        return activation, None
+    maximum = others[0]
+    _check_maximum(stage.place, maximum)
+    return activation, _shaped_like_threshold(maximum, stage.place)
 
 
-def _check_range(
-    site: Site, activations: Sequence[jax.Array], ranges: Sequence[jax.Array]
-) -> None:
+def _with_ends(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a = activation.astype(jnp.float32)
+    return activation, jnp.stack([a.min(), a.max()])[None]
+
+
+@jax.jit
+def _least_and_largest(ends: jax.Array) -> jax.Array:
+    return jnp.stack([ends[:, 0].min(), ends[:, 1].max()])
+
+
+def _check_range(site: Site, activation: jax.Array, ends: jax.Array) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
-    if any(isinstance(ends, Tracer) for ends in ranges):
+    if isinstance(ends, Tracer):
         return
-    ends = np.asarray(jax.device_get(ranges))
+    ends = np.asarray(ends)
     if not np.isfinite(ends).all():
-        check_finite(f"the activations of site {site.name!r}", activations)
+        check_finite(f"the activations of site {site.name!r}", [activation])
     if not ends.any():
         warnings.warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
@@ -169,51 +153,45 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
     return own + np.zeros(shape, np.float32)
 
 
-def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
-    """The spikes of the fitted site become sources of later stages."""
-    plan, site = here.plan, here.site
-    neuron, params = model_of(plan.model, site.name), broadcast(fit.neurons, site)
-    weights = here.params | by_variable(here.network, fit.weights)
-    of_judges = (run_snn(plan, batch, here.i, weights) for batch in here.judges)
-    all_results = itertools.chain(results(fit.weights), of_judges)
-    batches = (*here.batches, *here.judges)
-    run = plan.steps, plan.wait, len(site.shape), plan.code
-    for batch, (currents, values) in zip(batches, all_results, strict=True):
-        spikes = segments.fire(neuron, params, currents[0], *run)
-        advance(batch.snn, plan.stages, here.i, spikes, values)
-
-
-def _ann_outputs(
-    plan: Plan, batches: list[MicroBatch], original: Values
-) -> list[list[jax.Array]]:
-    """The ANN's outputs of each micro-batch; raise unless all of them are finite."""
-    outputs = [run_ann(plan, batch, -1, original)[0] for batch in batches]
-    names = plan.network.output_names()
-    for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
+def _ann_outputs(here: Sweep) -> tuple[jax.Array, ...]:
+    """Of all images; raise unless all of them are finite."""
+    piece = here.ann_piece(-1)
+    outputs = each(piece.work, here.all_images, *piece[1:])
+    for name, output in zip(here.network.output_names(), outputs, strict=True):
         which = f" {name!r}" if name else ""
-        check_finite(f"the outputs{which} of the network", parts)
+        check_finite(f"the outputs{which} of the network", [output])
     return outputs
 
 
-@jax.jit
-def _output_error(
-    readouts: Sequence[list[jax.Array]], outputs: Sequence[list[jax.Array]]
-) -> jax.Array:
-    """sum |y_snn - y_ann|^2 / sum |y_ann|^2, the sum over the network's outputs.
+def _errors(here: Sweep, outputs: Sequence[jax.Array]) -> jax.Array:
+    """`_output_errors` of the SNN; outputs that do not depend on x have none."""
+    piece, images = here.snn_piece(-1, {}), here.all_images
+    readout = Readout(piece.work, tuple(axis == 1 for axis in piece.out_axes))
+    axes = tuple(None if axis is None else 0 for axis in piece.out_axes)
+    answers = each(readout, images, piece.sources, piece.in_axes, axes)
+    triples = zip(answers, outputs, axes, strict=True)
+    pairs = [(s, y) for s, y, axis in triples if axis is not None]
+    return _output_errors(pairs, images.total)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _output_errors(pairs: list[tuple[jax.Array, jax.Array]], count: int) -> jax.Array:
+    """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
+
+    The sum over the network's outputs; those that are no floats do not count.
 
     Args:
-        readouts, outputs: of every micro-batch, all outputs of the SNN and of the ANN.
+        pairs: every output of the SNN, the mean over T steps, and of the ANN.
+        count: N.
     """
-    error = jnp.zeros(())
-    for snn_parts, ann_parts in zip(
-        zip(*readouts, strict=True), zip(*outputs, strict=True), strict=True
-    ):
-        if jnp.issubdtype(ann_parts[0].dtype, jnp.floating):
-            parts = list(zip(snn_parts, ann_parts, strict=True))
-            distance = sum(jnp.sum((wide(s) - wide(y)) ** 2) for s, y in parts)
-            size = sum(jnp.sum(wide(y) ** 2) for _, y in parts)
-            error += distance / jnp.where(size > 0, size, 1)
-    return error
+    errors = jnp.zeros(count)
+    for answer, output in pairs:
+        if jnp.issubdtype(output.dtype, jnp.floating):
+            answer, output = (wide(y).reshape(count, -1) for y in (answer, output))
+            size = jnp.sum(output**2) / count
+            distance = jnp.sum((answer - output) ** 2, 1)
+            errors += distance / jnp.where(size > 0, size, 1)
+    return errors
 
 
 def chained(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from snnjax._checks import check_positive, check_share
+from snnjax._ranges import POSITIVE, SHARE
 from snnjax._text import Table, shown_as_table
 from snnjax.deploy.chips.cores import assign, no_core
 from snnjax.deploy.chips.geometry import fan_out, kernels, need
@@ -224,7 +224,7 @@ def _check(
         )
     check_chip(chip)
     if inferences is not None:
-        check_positive("inferences_per_second", inferences)
+        POSITIVE.check("inferences_per_second", inferences)
         if layers.steps is None:
             raise ValueError(
                 "layers.steps is None, so operations cannot be counted; allowed: "
@@ -235,4 +235,4 @@ def _check(
             raise ValueError(
                 f"firing_rates has {name!r}; allowed: {', '.join(_shapes(layers))}"
             )
-        check_share(f"firing_rates[{name!r}]", rate)
+        SHARE.check(f"firing_rates[{name!r}]", rate)

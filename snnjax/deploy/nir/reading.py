@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snnjax._checks import check_choice, check_count, check_positive, check_wait
+from snnjax._checks import check_choice, check_wait
+from snnjax._ranges import COUNT, POSITIVE
 from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact
 from snnjax.deploy.lowering.values import (
@@ -78,7 +79,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     _check_nodes(nir, graph)
     metadata = graph.metadata or {}
     duration: Any = metadata.get("dt", 1e-4) if dt is None else dt
-    check_positive("dt", duration)
+    POSITIVE.check("dt", duration)
     steps, wait = _steps_and_wait(metadata)
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
@@ -115,7 +116,7 @@ def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
     bits = ("weight_bits", "input_bits", "state_bits")
     try:
         for name in ("steps", *bits):
-            check_count(name, metadata[name])
+            COUNT.check(name, metadata[name])
         check_choice("overflow", _text(metadata["overflow"]), ("saturate", "wrap"))
         check_choice("code", _text(metadata["code"]), ("rate",))
         for name, node in nodes.items():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snnjax._checks import check_positive
+from snnjax._ranges import POSITIVE
 from snnjax._trees import distinct
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering.folding import folded, is_channelwise
@@ -108,7 +108,7 @@ def to_nir(
     ['Input', 'Affine', 'LIF', 'Affine', 'Output']
     """
     nir = import_nir()
-    check_positive("dt", dt)
+    POSITIVE.check("dt", dt)
     _check(layers)
     if not extended:
         _check_needs_no_metadata(layers)

@@ -1,0 +1,111 @@
+"""Ranges: which numbers an argument or a parameter may be, declared once.
+
+    threshold: Annotated[float, POSITIVE]
+
+The declaration stands where the number is. The check at the door, the message of its
+error and the optimizer that keeps a trained parameter within read the same one.
+"""
+
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.core import Tracer
+
+
+class Range(NamedTuple):
+    """An interval of finite numbers.
+
+    Attributes:
+        least, most: its ends.
+        open_least, open_most: whether an end is excluded.
+        whole: whether only whole numbers are meant.
+
+    >>> LEAK.describe("leak"), POSITIVE.describe("threshold")
+    ('0 < leak <= 1', '> 0, and finite')
+    >>> Range(0, 1, open_most=True).holds(np.array([0.0, 1.0])).tolist()
+    [True, False]
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    open_least: bool = False
+    open_most: bool = False
+    whole: bool = False
+
+    def describe(self, name: str) -> str:
+        """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""
+        kind = "a whole number " if self.whole else ""
+        if self.most == math.inf:
+            least = f"{'>' if self.open_least else '>='} {self.least:g}"
+            return f"{kind}{least}" if self.whole else f"{least}, and finite"
+        below = "<" if self.open_least else "<="
+        above = "<" if self.open_most else "<="
+        return f"{kind}{self.least:g} {below} {name} {above} {self.most:g}"
+
+    def holds(self, numbers: Any) -> Any:
+        """Which of the numbers are within, of NumPy's shape."""
+        above = numbers > self.least if self.open_least else numbers >= self.least
+        below = numbers < self.most if self.open_most else numbers <= self.most
+        return above & below & np.isfinite(numbers)
+
+    def check(self, name: str, number: Any) -> None:
+        """Raise unless this is one concrete number within."""
+        if isinstance(number, Tracer):
+            raise ValueError(
+                f"{name} is traced, so its value is not known yet; allowed: a number "
+                "that is given outside of jit, or to it as one of its static_argnames"
+            )
+        right_kind = is_whole(number) if self.whole else is_number(number)
+        if not right_kind or not self.holds(np.asarray(number)):
+            raise ValueError(f"{name} is {number!r}; allowed: {self.describe(name)}")
+
+
+POSITIVE = Range(0, open_least=True)
+NOT_NEGATIVE = Range(0)
+LEAK = Range(0, 1, open_least=True)  # 1: none
+SHARE = Range(0, 1)
+COUNT = Range(1, whole=True)
+WHOLE = Range(0, whole=True)  # from 0 on
+
+
+def ranges_of(declared: Any) -> Mapping[str, Range]:
+    """Name -> range, of what a class or a function annotates with one.
+
+    >>> from typing import Annotated
+    >>> class Params(NamedTuple):
+    ...     threshold: Annotated[float, POSITIVE]
+    ...     bias: float
+    >>> ranges_of(Params) == {"threshold": POSITIVE}
+    True
+    """
+    hints = typing.get_type_hints(declared, include_extras=True)
+    return {
+        name: extra
+        for name, hint in hints.items()
+        # Also where the number may be left out: Annotated[float, LEAK] | None.
+        for option in (hint, *typing.get_args(hint))
+        for extra in getattr(option, "__metadata__", ())
+        if isinstance(extra, Range)
+    }
+
+
+def check_fields(value: Any) -> None:
+    """Raise unless each field of a dataclass is within its range, or None."""
+    for name, limits in ranges_of(type(value)).items():
+        if getattr(value, name) is not None:
+            limits.check(name, getattr(value, name))
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is one real number, of Python, NumPy or JAX, and not traced."""
+    if isinstance(value, Tracer):
+        return False
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number of Python or NumPy, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

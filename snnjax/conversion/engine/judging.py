@@ -1,0 +1,129 @@
+"""Judges: of several fitted SNNs, the one whose outputs are nearest to the ANN's.
+
+    d[n] = e_other[n] - e_first[n],    z = |mean of d| / standard error of that mean
+
+e[n] is the error of the outputs for image n. Some images are held out from calibrators
+and judge alone if their z is large enough. Otherwise those that the SNNs were fitted to
+join them, twice as many each time, until z is, or all images have judged.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from snnjax._arrays import aligned
+from snnjax.conversion.engine.micro_batches import Images
+from snnjax.snn import SNN
+
+_CLEAR = 3.0  # z of a decision that more images would hardly change
+HELD_OUT = 8  # one micro-batch in so many
+
+
+def held_out(share: int, size: int) -> np.ndarray:
+    """Which images of a device judge: one micro-batch in eight, or the last.
+
+    >>> print(np.flatnonzero(held_out(10, 2)))
+    [8 9]
+    """
+    batches = -(-share // size)
+    every = min(HELD_OUT, batches)
+    if batches == 1:  # a single image, which judges what is fitted to it
+        return np.zeros(share, bool)
+    return np.arange(share) // size % every == every - 1
+
+
+def nearest(
+    candidates: Sequence[tuple[SNN, jax.Array]], images: Images, all_images: Images
+) -> SNN:
+    """The SNN of the smallest error, of equal ones the first; the log says by how much.
+
+    Args:
+        candidates: each with its errors [N].
+        images: what they were fitted to, of each device the first ones.
+        all_images: with the judges, all N.
+    """
+    is_judge = np.arange(all_images.total) % all_images.count >= images.count
+    order = np.argsort(~is_judge, kind="stable")
+    first = int(is_judge.sum()) or len(order)
+    counts = [first * 2**i for i in range(math.ceil(math.log2(len(order) / first)))]
+    counts = tuple([*counts, len(order)])
+    (snn, errors), *others = candidates
+    kept = 1
+    for number, (other_snn, other_errors) in enumerate(others, 2):
+        verdict = _verdict(errors, other_errors, order, counts)
+        is_less = verdict["difference"] < 0
+        if isinstance(is_less, Tracer):
+            snn = _where(is_less, other_snn, snn)
+            errors = jnp.where(is_less, other_errors, errors)
+            continue
+        _log(kept, number, {name: float(value) for name, value in verdict.items()})
+        if is_less:
+            kept, snn, errors = number, other_snn, other_errors
+    return snn
+
+
+@functools.partial(jax.jit, static_argnames="counts")
+def _verdict(
+    errors: jax.Array, others: jax.Array, order: Any, counts: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """Both mean errors, their difference and its standard error, on ``count`` images.
+
+    Args:
+        errors, others: [N], compared image by image.
+        order: of the images; the first ones judge first.
+        counts: how many may judge, in increasing order.
+    """
+    finite = jnp.finfo(errors.dtype).max / len(order)
+    pair = (jnp.nan_to_num(e, nan=finite, posinf=finite) for e in (errors, others))
+    first, second = (jnp.take(e, order) for e in pair)
+    d = second - first
+    means = jnp.stack([d[:n].mean() for n in counts])
+    spreads = jnp.stack([d[:n].std() / n**0.5 for n in counts])
+    is_clear = jnp.abs(means) > _CLEAR * spreads
+    i = jnp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
+    return {
+        "first": jnp.stack([first[:n].mean() for n in counts])[i],
+        "second": jnp.stack([second[:n].mean() for n in counts])[i],
+        "difference": means[i],
+        "spread": spreads[i],
+        "count": jnp.asarray(counts)[i],
+    }
+
+
+def _log(first: int, second: int, verdict: dict[str, float]) -> None:
+    """Say which of two alternatives is kept, by how much, and how sure that is."""
+    errors = {first: verdict["first"], second: verdict["second"]}
+    kept, lost = (second, first) if verdict["difference"] < 0 else (first, second)
+    logging.getLogger("snnjax").info(
+        "best_of keeps alternative %d: error of the outputs %.3g against %.3g of "
+        "alternative %d, a difference of %.2g +- %.1g on %d images",
+        *(kept, errors[kept], errors[lost], lost),
+        *(abs(verdict["difference"]), verdict["spread"], verdict["count"]),
+    )
+
+
+def _where(condition: Any, first: SNN, second: SNN) -> SNN:
+    """Select leaf by leaf; if only one SNN has an offset, it is 0 in the other."""
+
+    def with_offsets(snn: SNN, like: SNN) -> SNN:
+        neurons = {
+            name: params._replace(offset=jnp.zeros_like(like.neurons[name].offset))
+            if params.offset is None and like.neurons[name].offset is not None
+            else params
+            for name, params in snn.neurons.items()
+        }
+        return dataclasses.replace(snn, neurons=neurons)
+
+    def choose(a: Any, b: Any) -> jax.Array:
+        return jnp.where(condition, *aligned(a, b))
+
+    pair = with_offsets(first, second), with_offsets(second, first)
+    return jax.tree.map(choose, *pair)
