@@ -472,7 +472,7 @@ def test_a_maximum_per_last_axis_makes_it_the_channels():
 
     x = np.float32(4 * np.random.default_rng(0).normal(size=(16, 3, 3, 2)))
     (site,) = snnjax.sites(fn, kernel, x)
-    assert (site.shape, site.channel, site.own_maxima) == ((5, 3, 3), -1, True)
+    assert (site.shape, site.channel, site.maximum_per_channel) == ((5, 3, 3), -1, True)
     snn = converted(fn, kernel, x, steps=64, recipe=SHORT)
     thresholds = np.asarray(snn.neurons[site.name].threshold)
     assert thresholds.shape == (3,) and (thresholds <= maximum).all()

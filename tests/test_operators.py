@@ -137,7 +137,7 @@ def fitted_run(fn, steps=STEPS, recipe=ROUNDING, images=None, **options):
 
 
 def encoders(fn):
-    return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.signed]
+    return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.is_encoder]
 
 
 def firing(fn, x=X):
@@ -326,7 +326,7 @@ def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
         if not site.fires:
             return identity(site, x, *operands)
         params = snn.neurons[site.name]
-        low = -STEPS if site.signed else 0
+        low = -STEPS if site.is_encoder else 0
         drive = STEPS * (x + params.bias) + params.initial_potential
         level = jnp.clip(jnp.floor(drive / params.threshold), low, STEPS)
         return level * params.threshold / STEPS
