@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import conv, relu, weights
+from networks import average_pool, conv, relu, weights
 
 import snnjax
 from snnjax import deploy
@@ -415,14 +415,11 @@ def test_layers_of_a_network_are_compared():
 
     def fn(p, x):
         x = relu(conv(x, p["w1"]))
-        x = jax.lax.reduce_window(
-            x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-        )
-        x = relu(conv(x, p["w2"])).reshape(len(x), -1)
+        x = relu(conv(4 * average_pool(x), p["w2"])).reshape(len(x), -1)
         return relu(x @ p["w3"]) @ p["w4"]
 
     params = weights(w1=(3, 3, 2, 8), w2=(3, 3, 8, 8), w3=(8 * 64, 16), w4=(16, 3))
-    x = jax.ShapeDtypeStruct((1, 16, 16, 2), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 16, 16, 2), np.float32)
     snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=8)
     layers = deploy.layers(fn, snn, x)
     result = deploy.report(layers, CLOCKED)
@@ -473,27 +470,20 @@ def test_a_report_has_80_columns():
 
 def test_wrong_arguments_are_refused():
     layers = network()
-    for words, call in {
-        "layers is a dict; allowed: snnjax.deploy.layers": lambda: deploy.report(
-            {}, SPECK
+    without_t, rate = network(steps=None), {"inferences_per_second": 1}
+    for arguments, options, words in (
+        (({}, SPECK), {}, "layers is a dict; allowed: snnjax.deploy.layers"),
+        ((layers, deploy.speck), {}, r"chip is speck; allowed: .* \(called\)"),
+        ((layers, SPECK), {"inferences_per_second": -1}, "per_second is -1"),
+        ((without_t, SPECK), rate, "layers.steps is None"),
+        (
+            (layers, SPECK),
+            {"firing_rates": {"other": 1}},
+            "firing_rates has 'other'; allowed: input, first",
         ),
-        "chip is speck; allowed: .* (called)": lambda: deploy.report(
-            layers, deploy.speck
-        ),
-        "inferences_per_second is -1": lambda: deploy.report(
-            layers, SPECK, inferences_per_second=-1
-        ),
-        "layers.steps is None": lambda: deploy.report(
-            network(steps=None), SPECK, inferences_per_second=1
-        ),
-        "firing_rates has 'other'; allowed: input, first": lambda: deploy.report(
-            layers, SPECK, firing_rates={"other": 1}
-        ),
-        r"firing_rates\['first'\] is 2": lambda: deploy.report(
-            layers, SPECK, firing_rates={"first": 2}
-        ),
-    }.items():
-        with pytest.raises(ValueError, match=words.replace("(called)", r"\(called\)")):
-            call()
+        ((layers, SPECK), {"firing_rates": {"first": 2}}, r"\['first'\] is 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            deploy.report(*arguments, **options)
     with pytest.raises(KeyError, match="allowed: network, input, first"):
         deploy.report(layers, SPECK)["nothing"]
