@@ -922,7 +922,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         refused("dt is", dt=dt)
         with pytest.raises(ValueError, match="dt is"):
             deploy.from_nir(deploy.to_nir(deploy.layers(net.fn, hard, net.x)), dt=dt)
-    with pytest.raises(ValueError, match="layers is SNN; allowed: Layers of"):
+    with pytest.raises(ValueError, match="layers is a SNN; allowed: snnjax.deploy"):
         deploy.to_nir(hard)
     layers = deploy.layers(net.fn, hard, net.x)
     wide = deploy.Arithmetic(8, 8, 26, "wrap")

@@ -80,7 +80,6 @@ class Chip:
         destinations: populations that one may send to, at most.
         fan_out: neurons that a neuron may send to, at most.
         inputs, neurons, outputs: of a chip, at most.
-        core_count: number of cores.
         cores: memory of each core, where a core runs one population.
         kernel_memory: "powers_of_two" or "plain" words of kernels, see `Core`.
         input_levels: (low, high) of an element of x in a step; high None: any.
@@ -139,7 +138,6 @@ class Chip:
     input_channels: Numbers | None = None
     dense_as_kernel: bool | None = None
     one_kernel: bool | None = None
-    core_count: int | None = None
     cores: tuple[Core, ...] | None = None
     kernel_memory: Literal["powers_of_two", "plain"] | None = None
     first: "Chip | None" = None
@@ -236,7 +234,6 @@ def speck() -> Chip:
                 input_columns=range(1, 129),
                 output_image=64,
                 destinations=2,
-                core_count=9,
                 kernel_memory="powers_of_two",
             ),
             sinabs + "chips/dynapcnn.py": dict(
@@ -279,8 +276,6 @@ def xylo() -> Chip:
                 levels=((0, 31),),
                 leak="shift",
                 synapse="exponential",
-                one_step=False,
-                event_driven=False,
                 fan_out=64,
                 inputs=16,
                 neurons=1000,
@@ -319,12 +314,10 @@ def loihi2() -> Chip:
                 levels=((0, 1),),
                 leak="factor",
                 synapse="instant",
-                one_step=False,
-                event_driven=False,
             ),
             lava + "utils/weightutils.py": dict(weight_bits=(8,), scale="power_of_two"),
             "open-neuromorphic.org/neuromorphic-computing/hardware/loihi-2-intel": dict(
-                programmable=True, neurons=1_000_000, core_count=128
+                programmable=True, neurons=1_000_000
             ),
         },
     )
@@ -371,10 +364,8 @@ def akida1() -> Chip:
                 initial_potentials="channel",
                 synapse="instant",
                 one_step=True,
-                event_driven=False,
             ),
             "brainchip quantizeml 1.2.5, QuantizationParams": dict(scale="channel"),
-            "doc.brainchipinc.com": dict(core_count=80),
         },
     )
     first = dataclasses.replace(
@@ -408,14 +399,10 @@ def spinnaker2() -> Chip:
                 levels=((0, 1),),
                 leak="factor",
                 synapse="instant",
-                one_step=False,
-                event_driven=False,
                 successive_maps=False,
                 input_levels=(0, 1),
                 readout="potential",
             ),
-            "arXiv 2401.04491: Arm Cortex-M4F cores": dict(
-                programmable=True, core_count=152
-            ),
+            "arXiv 2401.04491: Arm Cortex-M4F cores": dict(programmable=True),
         },
     )

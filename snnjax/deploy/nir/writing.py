@@ -41,6 +41,7 @@ from snnjax.deploy.lowering.values import (
     Population,
     Scale,
     SumPool,
+    check_layers,
     readers,
 )
 from snnjax.neurons.gradients import without_surrogate
@@ -165,11 +166,7 @@ def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
 
 def _check(layers: Layers) -> None:
     """Raise if NIR has no form for these layers, not even with metadata."""
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is {type(layers).__name__}; allowed: Layers of "
-            "snnjax.deploy.layers or snnjax.deploy.quantize"
-        )
+    check_layers(layers)
     if not layers.code.clock_runs:
         raise ValueError(
             f"NIR cannot express the code {layers.code!r}: its neurons have another "
@@ -322,12 +319,11 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
         case Convolution(weight=weight):
-            padding = node.padding
             return nir.Conv2d(
                 node.size,
                 _float(_ungrouped(node)),
                 node.stride,
-                padding.lower() if isinstance(padding, str) else padding,
+                node.padding,
                 node.dilation,
                 1,
                 _bias(node.bias, len(weight)),
