@@ -207,11 +207,7 @@ def _profile(name: str, values_of: Mapping[str, Mapping[str, Any]]) -> Chip:
 
 
 def speck() -> Chip:
-    """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
-
-    >>> speck().weight_bits, speck().scale, len(speck().cores)
-    ((8,), 'layer', 9)
-    """
+    """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events."""
     kernels = [16, 16, 16, 32, 32, 64, 64, 16, 16]  # Ki words of each core
     neurons = [64, 64, 64, 32, 32, 16, 16, 16, 16]
     cores = [Core(1024 * k, 1024 * n) for k, n in zip(kernels, neurons, strict=True)]
@@ -260,11 +256,7 @@ def speck() -> Chip:
 
 
 def xylo() -> Chip:
-    """Xylo Audio: 1000 neurons with exponential synapses.
-
-    >>> xylo().synapse, xylo().fan_out, xylo().levels
-    ('exponential', 64, ((0, 31),))
-    """
+    """Xylo Audio: 1000 neurons with exponential synapses."""
     return _profile(
         "Xylo",
         {
@@ -294,9 +286,6 @@ def loihi2() -> Chip:
 
     Potentials have 24 bits there, and a weight counts 2^6: 18 bits in units of a
     weight. A threshold has 17 bits without a sign, and v must exceed it: write V - 1.
-
-    >>> loihi2().state_bits, loihi2().resets, loihi2().programmable
-    (18, ('zero',), True)
     """
     lava = "lava-nc/lava b6822fbc, src/lava/"
     return _profile(
@@ -383,11 +372,7 @@ def akida1() -> Chip:
 
 
 def spinnaker2() -> Chip:
-    """SpiNNaker 2 with the NIR importer of py-spinnaker2.
-
-    >>> spinnaker2().scale, spinnaker2().readout, spinnaker2().state_bits
-    ('layer', 'potential', None)
-    """
+    """SpiNNaker 2 with the NIR importer of py-spinnaker2."""
     return _profile(
         "SpiNNaker 2",
         {
