@@ -212,6 +212,7 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
     times = timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
+    # A potential and a sum are added before the limit acts, so each has 30 bits.
     if largest[name] * worth >= 2**30:
         raise ValueError(
             f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
@@ -234,7 +235,8 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             start = channels_last(node.initial_potential) / layers.potential_unit
             times = timing(layers)
             zones = dead_zones(without_surrogate(node.model), times.steps)
-            # The least whole number that is not below 2 z_t m_t V.
+            # The least whole number not below 2 z_t m_t V, in fractions: a float
+            # beside a whole number would be rounded to the next one.
             bars = [
                 -(-2 * z.numerator * m * threshold // z.denominator)
                 for z, m in zip(map(_ratio, zones), times.multiples, strict=True)
@@ -435,6 +437,7 @@ def _fire(
             v = jnp.clip(v, -limit, limit - 1)
         else:
             v = (v + limit) % (2 * limit) - limit
+        # Before the first spike ``firing`` is 0, by which nothing can be divided.
         m = jnp.maximum(firing, 1)
         k = _nearest_level(neuron, v, sent, m, threshold)
         is_silent = jnp.abs(2 * v - threshold) < lead(bar, v.ndim)

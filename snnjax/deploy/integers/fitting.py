@@ -200,10 +200,8 @@ def _with_charge(
 ) -> Population | Output:
     """The receiver with a whole threshold, bias and potential.
 
-    Args:
-        reading: of the receiver.
-        theta: thresholds of its rows, [O].
-        weighted: currents of whole numbers, without a bias, [T, N, ...].
+    ``theta`` are the thresholds of its rows, [O], ``weighted`` the currents of whole
+    numbers without a bias, [T, N, ...].
     """
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
@@ -408,6 +406,7 @@ def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.nd
     results = []
     groups = np.split(rows, len(second))
     for part, h, c in zip(groups, second, cross, strict=True):
+        # Few images say little about many weights, which the damping keeps in place.
         damping = _DAMPING * np.trace(h) / len(h) + 1e-9
         damped = h + damping * np.eye(len(h))
         change = np.linalg.solve(damped, (c - h).T @ part.T).T

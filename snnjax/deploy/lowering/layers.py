@@ -209,6 +209,8 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         bias=compact(constant + of_each_neuron(params.bias)),
         leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
     )
+    # A neuron sends levels, whole numbers. What a level is worth, the threshold, goes
+    # into the weights of whoever reads it.
     builder.nodes[site.name] = population
     spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)

@@ -109,6 +109,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     contracted = tuple(contract[side])
     rest = [a for a in range(len(shape)) if a not in contracted]
     if math.prod(shape[a] for a in rest) == 1:
+        # The contracted axes may come in any order: the weights take that of x.
         index = np.arange(inputs).reshape(shape).transpose(*contracted, *rest)
         matrix = np.empty_like(weight)
         matrix[index.ravel()] = weight
@@ -120,6 +121,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
         )
+    # Only the nodes' order knows which of the other axes are rows and columns.
     candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
     axes = image_axes(total, shape, candidates)
     windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
@@ -272,6 +274,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
                 "reorder the weights instead of the activations",
             )
         sums = [vectorize(builder, s, path) for s in sums]
+    # x + relu(x) and x - x read a node twice: once is enough, with both scales.
     merged: dict[str, Term] = {}
     for term in itertools.chain.from_iterable(s.terms for s in sums):
         if term.node in merged:

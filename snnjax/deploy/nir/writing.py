@@ -185,9 +185,10 @@ def _check_needs_no_metadata(layers: Layers) -> None:
     """Raise if plain NIR would describe another network."""
     extensions: dict[str, Any] = {"wait": layers.wait} if layers.wait else {}
     for population in layers.populations:
-        extensions |= _extensions(population)
-        if extensions.get("dead_zone", 1) <= 1 / 2:  # such a zone changes no spike
-            del extensions["dead_zone"]
+        own = _extensions(population)
+        if own.get("dead_zone", 1) <= 1 / 2:  # such a zone changes no spike
+            del own["dead_zone"]
+        extensions |= own
     if extensions:
         numbers = (
             name if np.size(value) > 2 else f"{name} {value}"
