@@ -853,6 +853,26 @@ def test_pooling_and_scale_of_others():
     np.testing.assert_allclose(outputs, spikes.sum((2, 3)))
 
 
+@pytest.mark.parametrize("padding, size", [("same", 3), ("same", 4), ("valid", 3)])
+def test_padding_by_name_is_that_of_jax(padding, size):
+    """Layers pad alike on both sides; a kernel of even size reads one more behind."""
+    weight = np.asarray(eighths(1, (2, 3, size, size)))
+    x = eighths(2, (2, 6, 6, 3))
+    kernel = np.transpose(weight, (2, 3, 1, 0))
+    currents = conv(x, kernel, padding=padding.upper())
+    ones = np.ones((2, *currents.shape[1:3]), np.float32)
+    graph = chain(
+        nir.Input({"input": np.array([3, 6, 6])}),
+        nir.Conv2d((6, 6), weight, (1, 1), padding, (1, 1), 1, np.zeros(2)),
+        nir.IF(r=ones, v_threshold=ones),
+    )
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
+    above = np.nextafter(1, 2)
+    spikes = reference.simulate(np.stack([currents] * 5), above, reset="zero")
+    assert 0 < spikes.mean() < 1
+    np.testing.assert_array_equal(compiled(fn, steps=5)(snn, x), spikes)
+
+
 def test_order_of_nodes_and_dead_ends_do_not_matter():
     one = np.ones(2, np.float32)
     nodes = {
