@@ -302,10 +302,7 @@ def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
     )
 
 
-OF_NETWORK = (steps_and_code, size)
-
-
-def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
+def input_levels(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """x are whole numbers that the chip takes in a step."""
     low, high = chip.input_levels or (0, None)
     takes = f"whole numbers {low} to {'n' if high is None else high} per step"
@@ -316,9 +313,6 @@ def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
     elif high is not None and arithmetic.largest_input > high:
         problem = f"{arithmetic.input_bits} bits, not {takes}"
         yield Finding("input_levels", "approximately", problem, remedy)
-
-
-OF_INPUT = (elements_of_x,)
 
 
 # ------------------------------------------------------------------------------ words

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.deploy.lowering.values import Affine, Layers
+from snnjax.deploy.lowering.values import Affine, Layers, check_layers
 
 _FLOAT = 32
 
@@ -43,11 +43,7 @@ def memory(layers: Layers) -> Memory:
     >>> memory(layers).weights, memory(integers).weights
     (768.0, 96.0)
     """
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is {type(layers).__name__}; allowed: "
-            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
-        )
+    check_layers(layers)
     arithmetic = layers.arithmetic
     state_bits = _FLOAT if arithmetic is None else arithmetic.state_bits
     maps = [node.weight for node in layers.nodes if isinstance(node, Affine)]

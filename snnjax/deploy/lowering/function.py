@@ -130,13 +130,13 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
         x: [B, ...], floats or whole numbers.
     """
     match node:
-        case Convolution(padding=padding):
+        case Convolution():
             dtype = jnp.result_type(x, p["weight"])
             x = jax.lax.conv_general_dilated(
                 x.astype(dtype),
                 p["weight"].astype(dtype),
                 node.stride,
-                padding if isinstance(padding, str) else [(n, n) for n in padding],
+                [(n, n) for n in node.padding],
                 rhs_dilation=node.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=node.groups,

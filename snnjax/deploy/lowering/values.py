@@ -113,15 +113,15 @@ class Output(Node):
 class Convolution(Node):
     """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
 
-    ``size`` are the rows and columns of its input, ``bias`` is [O]. Its padding is
-    "SAME" or two numbers. A depthwise convolution has as many groups as channels.
+    ``size`` are the rows and columns of its input, ``bias`` is [O]. A depthwise
+    convolution has as many groups as channels.
     """
 
     weight: np.ndarray
     bias: np.ndarray | None
     size: tuple[int, ...] = field(metadata=STATIC)
     stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
-    padding: tuple[int, ...] | str = field(metadata=STATIC, default=(0, 0))
+    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
     dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
     groups: int = field(metadata=STATIC, default=1)
 
@@ -288,6 +288,15 @@ class Layers:
                 )
             )
         return Table(rows)
+
+
+def check_layers(layers: Any) -> None:
+    """Raise unless these are layers, of floats or of whole numbers."""
+    if not isinstance(layers, Layers):
+        raise ValueError(
+            f"layers is a {type(layers).__name__}; allowed: "
+            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
+        )
 
 
 def readers(nodes: tuple[Node, ...]) -> Counter[str]:

@@ -172,22 +172,34 @@ def _matrix(nir: Any, name: str, node: Any) -> Dense:
 
 
 def _convolution(name: str, node: Any) -> Convolution:
+    weight, dilation = _numbers(node.weight), _pair(node.dilation)
     stride, padding = _pair(node.stride), node.padding
-    padding = padding.upper() if isinstance(padding, str) else _pair(padding)
-    if padding == "SAME" and stride != (1, 1):
-        raise ValueError(
-            f"node {name!r} has padding 'same' with stride {stride}; allowed: "
-            "padding in numbers, or stride 1"
-        )
+    if not isinstance(padding, str):
+        padding = _pair(padding)
+    elif padding == "valid":
+        padding = (0, 0)
+    else:
+        # Layers pad alike on both sides. A kernel of even size reads one element more
+        # behind it than before, so a row of zeros makes its size odd.
+        reach = np.multiply(np.subtract(weight.shape[2:], 1), dilation)
+        is_even = reach % 2
+        if stride != (1, 1) or (is_even.any() and dilation != (1, 1)):
+            raise ValueError(
+                f"node {name!r} has padding 'same' with a kernel of {weight.shape[2:]},"
+                f" stride {stride} and dilation {dilation}; allowed: padding in "
+                "numbers, or stride 1 and a kernel of odd size"
+            )
+        weight = np.pad(weight, [(0, 0), (0, 0), *((n, 0) for n in is_even)])
+        padding = _pair((reach + is_even) // 2)
     return Convolution(
         name,
         (),
-        _numbers(node.weight),
+        weight,
         None if node.bias is None else _numbers(node.bias),
         () if node.input_shape is None else _pair(node.input_shape),
         stride,
         padding,
-        _pair(node.dilation),
+        dilation,
         int(node.groups),
     )
 
