@@ -2,14 +2,11 @@
 
 Loads a source network (for digits, trains one) and converts it for every number of
 steps T. Prints the sites and the results, and writes figures, `metrics.json` and one
-spiking network, which ``--restore`` evaluates again. This network is the first draw of
-the row that answers earliest, of those that are as accurate as the best one, but for
-chance, on training images that no calibration used. Start an interrupted run again to
-resume it.
+spiking network, which ``--restore`` evaluates again: the first draw of the last row.
+Start an interrupted run again to resume it.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +19,6 @@ import jax
 import snnjax
 from experiments.conversions import (
     MEASURED,
-    RECIPES,
     Experiment,
     calibration_images,
     carry_out,
@@ -51,26 +47,23 @@ from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import (
     LEGEND,
     Result,
-    choice,
     figures,
     header,
     write_results,
 )
 from experiments.running import (
     OF_A_MACHINE,
+    RECIPES,
     Convert,
     check_writable,
     command,
     devices,
     parse,
-    space,
     writable,
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
 from snnjax.network import connections
-
-WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
 
 class Setup(NamedTuple):
@@ -120,7 +113,6 @@ def prepare(
     Raises:
         ValueError: options, files or network do not fit together.
     """
-    _check_recipes(config.recipes)
     check_writable(config.out, "--out")
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
@@ -133,10 +125,8 @@ def prepare(
     data = normalized_as(data, source.card)
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
-    _check_maxima(config, task)
     check(task)
-    copies = 2 + len(config.seeds) * len(config.steps)
-    writable(config.out, "--out", space(source.variables, copies))
+    writable(config.out, "--out")
     ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
@@ -184,24 +174,21 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 
 def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
     """Write all files of a run, and print where they are."""
-    config, best = setup.task.config, choice(results)
+    config, last, snn = setup.task.config, results[-1], snns[-1]
     facts = facts_of(setup, "experiments.convert", config)
-    pairs = zip(results, snns, strict=True)
-    snn = next(snn for result, snn in pairs if result is best)
     images = calibration_images(config, setup.task.data, config.seeds[0])
     integers = None
     if config.weight_bits or config.chip:
         try:
-            integers = in_whole_numbers(setup.task, snn, images, best.accuracies[0][-1])
+            integers = in_whole_numbers(setup.task, snn, images, last.accuracies[0][-1])
         except ValueError as reason:  # the conversion itself is worth its files
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     file = write_files(setup, facts, results, snn, images, integers)
     out = config.out
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
-        f"{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, first seed: "
-        f"the earliest\nof the rows within a standard error of the best, on\n"
-        f"{facts['chosen_on']};\n--restore {out} evaluates it."
+        f"{file.name}: the last row, {last.name}, T = {last.steps}, wait {last.wait},\n"
+        f"with its first seed; --restore {out} evaluates it."
     )
 
 
@@ -213,15 +200,15 @@ def write_files(
     calibration: jax.Array | None,
     integers: Integers | None = None,
 ) -> Path:
-    """Tables, figures, and the SNN of the `choice`; the SNN's file."""
-    task, config, best = setup.task, setup.task.config, choice(results)
+    """Tables, figures, and the SNN of the last result; the SNN's file."""
+    task, config, last = setup.task, setup.task.config, results[-1]
     out = Path(config.out).expanduser()
     file = save_snn(
         out,
         snn,
-        facts["source"] | {"dtype": config.dtype, "chosen_on": facts["chosen_on"]},
-        recipe=best.recipe,
-        accuracy=best.accuracies[0][-1],  # of the first seed, as the SNN is
+        facts["source"] | {"dtype": config.dtype},
+        recipe=last.recipe,
+        accuracy=last.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=calibration,
     )
     image = task.test.images[:1]
@@ -244,11 +231,6 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
     """
     task, packages = setup.task, ("jax", "flax", "optax")
     images = len(task.test.labels)
-    evaluated_on = task.data.evaluated_on
-    chosen_on = f"the {images} {evaluated_on}, since too few training images were left"
-    if task.held_out is not None:
-        held_out = len(task.held_out.labels)
-        chosen_on = f"{held_out} training images that no calibration has used"
     return {
         # Folders and files of this machine are nobody else's.
         "config": dataclasses.asdict(config) | dict.fromkeys(OF_A_MACHINE),
@@ -261,35 +243,9 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
         "source": setup.source.card,
         "ann_accuracy": setup.ann,
         "test_images": images,
-        "evaluated_on": evaluated_on,
+        "evaluated_on": task.data.evaluated_on,
         "measured_images": min(MEASURED, images),
-        "chosen_on": chosen_on,
     }
-
-
-def unless_finished(module: str, config: Any, work: Callable) -> Callable:
-    """The work, or a line if its folder has the results of the same options."""
-
-    def carry_out_or_say() -> Any:
-        if config.again or not _has_results(module, config):
-            if (Path(config.out).expanduser() / "metrics.json").exists():
-                print(f"{config.out} has results; the files of this run replace them.")
-            return work()
-        print(
-            f"{config.out} has the results of this command; nothing is done.\n"
-            "--again runs it anew, and --out takes another folder."
-        )
-
-    return carry_out_or_say
-
-
-def _has_results(module: str, config: Any) -> bool:
-    """Whether the folder has a metrics.json of the same command."""
-    try:
-        text = (Path(config.out).expanduser() / "metrics.json").read_text()
-        return json.loads(text)["command"] == command(module, config)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # another file, or a part of one: the run replaces it
 
 
 def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
@@ -345,27 +301,10 @@ def in_dtype(fn: Callable, dtype: str) -> Callable:
     return fn if dtype == "float32" else snnjax.in_dtype(fn, dtype)
 
 
-def _check_maxima(config: Convert, task: Experiment) -> None:
-    plain = [s.name for s in task.sites if s.fires and s.kind not in WITH_MAXIMUM]
-    if "quantized" in config.recipes and plain:
-        raise ValueError(
-            f"recipe quantized takes the maximum of each activation, but {plain[0]} "
-            "has none; leave it out, or train the network with --levels"
-        )
-
-
 def _check_images(option: str, count: int | None, images: Any, name: str) -> None:
     if count is not None and count > len(images):
         raise ValueError(
             f"{option} {count} exceeds the {len(images)} images of {name}; choose fewer"
-        )
-
-
-def _check_recipes(names: Sequence[str]) -> None:
-    others = [name for name in names if name not in RECIPES]
-    if others:
-        raise ValueError(
-            f"no recipe {', '.join(map(repr, others))}; allowed: {', '.join(RECIPES)}"
         )
 
 
@@ -376,8 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.restore is not None:
         run_command(lambda: restore(config))
     else:
-        work = unless_finished("experiments.convert", config, lambda: run(config))
-        run_command(work, "the same command goes on from here")
+        run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

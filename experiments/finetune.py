@@ -23,7 +23,6 @@ import optax
 
 import snnjax
 from experiments.conversions import (
-    RECIPES,
     Draw,
     Experiment,
     calibration_images,
@@ -40,7 +39,6 @@ from experiments.convert import (
     facts_of,
     in_dtype,
     prepare,
-    unless_finished,
     write_files,
 )
 from experiments.data import Dataset, augment, load, normalize
@@ -49,6 +47,7 @@ from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, header, row
 from experiments.running import (
     CODES,
+    RECIPES,
     FineTune,
     batches_of,
     check_writable,
@@ -97,7 +96,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     setup = setup._replace(task=learner.task)
     seconds = sum(line["seconds"] for line in log)
     last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    results = [first._replace(choice_hits=None), last]  # files show the second one
+    results = [first, last]
     print(f"\n{console_table(results, setup.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
@@ -141,7 +140,6 @@ def _write(
     """
     task = setup.task
     facts = facts_of(setup, "experiments.finetune", config)
-    facts["chosen_on"] = None
     facts["source"] = {**facts["source"], "weight_bits": config.weight_bits}
     facts["accuracy_after_epochs"] = accuracies
     images = None
@@ -189,7 +187,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     hits = count_hits(task.count, snn, task.test, task.mesh)
-    return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
+    return result_of(task, name, [Draw(snn, hits, seconds)])
 
 
 class Learner(NamedTuple):
@@ -230,7 +228,6 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         params=snn.params,
         sites=snnjax.sites(fn, snn.params, test.images[:1]),
         test=test,
-        held_out=None,
         count=counter(fn),
     )
     return Learner(task, snn, fn, False, read, {"weights": adam})
@@ -312,8 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"recipes": RECIPES, "models": NAMES}
     config = parse(FineTune, PRESETS_FINETUNE, argv, names)
-    work = unless_finished("experiments.finetune", config, lambda: run(config))
-    run_command(work, "the same command goes on from the last epoch")
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

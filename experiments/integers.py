@@ -89,20 +89,14 @@ def in_whole_numbers(
     rows.append(Row("float32", None, accuracy, snnjax.deploy.memory(layers)))
     integers = layers
     for bits in config.weight_bits or (None,):
-        for scale in config.scales or (None,):
-            start = time.perf_counter()
-            integers = snnjax.deploy.quantize(
-                layers,
-                calibration,
-                weight_bits=bits,
-                state_bits=config.state_bits,
-                scale=scale,  # type: ignore  # one of the three, by the options
-                chip=chip,
-            )
-            seconds = time.perf_counter() - start
-            name = scale or ("channel" if chip is None else "chip")
-            tested = _tested(integers, name, images, labels)
-            rows.append(tested._replace(seconds=seconds))
+        start = time.perf_counter()
+        integers = snnjax.deploy.quantize(
+            layers, calibration, weight_bits=bits, chip=chip
+        )
+        seconds = time.perf_counter() - start
+        scale = "channel" if chip is None else "chip"
+        tested = _tested(integers, scale, images, labels)
+        rows.append(tested._replace(seconds=seconds))
     report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 

@@ -234,7 +234,7 @@ def _card(
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainANN, PRESETS_ANN, argv, {"models": NAMES})
-    source = run(lambda: train(config), "the same command goes on from the last epoch")
+    source = run(lambda: train(config))
     accuracy = 100 * source.card["test_accuracy"]
     print(f"{config.out}/source.safetensors: {accuracy:.2f} % of the test images")
 

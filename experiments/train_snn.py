@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"models": NAMES, "neurons": NEURONS, "surrogates": SURROGATES}
     config = parse(TrainSNN, PRESETS_SNN, argv, names)
-    run(lambda: train(config), "the same command goes on from the last epoch")
+    run(lambda: train(config))
     print(
         f"{config.out}: metrics.jsonl, curves.png, the SNN in snn.safetensors, "
         "the best in best"

@@ -16,6 +16,7 @@ from experiments.running.options import (
     CODES,
     MOST_LEVELS,
     NOT_NEGATIVE,
+    RECIPES,
     Conversion,
     Convert,
     FineTune,
@@ -28,7 +29,6 @@ from experiments.running.options import (
 from experiments.running.output_folder import (
     check_writable,
     digest,
-    space,
     writable,
     write,
 )
@@ -53,6 +53,7 @@ __all__ = [
     "MOST_LEVELS",
     "NOT_NEGATIVE",
     "OF_A_MACHINE",
+    "RECIPES",
     "TrainANN",
     "TrainSNN",
     "batches_of",
@@ -71,7 +72,6 @@ __all__ = [
     "report",
     "run",
     "schedule",
-    "space",
     "state_folder",
     "steps_per_epoch",
     "writable",
