@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import snnjax
 from experiments.data import Dataset, normalize
+from experiments.models import Source
 from experiments.report import Result, row
 from experiments.running import (
     CODES,
@@ -55,6 +56,8 @@ class Experiment(NamedTuple):
         test: images for the reported accuracies.
         count: jitted, (SNN, images, labels) -> right answers after 1..T steps.
         mesh: of the devices that share a batch; None: a single device.
+        source: the network with its card.
+        ann: its accuracy on the test images.
     """
 
     config: Convert
@@ -65,6 +68,8 @@ class Experiment(NamedTuple):
     test: LabeledImages
     count: Callable
     mesh: Mesh | None
+    source: Source
+    ann: float
 
 
 class Row(NamedTuple):
@@ -91,25 +96,8 @@ class Draw(NamedTuple):
     seconds: float
 
 
-def experiment(
-    config: Convert,
-    data: Dataset,
-    fn: Callable,
-    params: chex.ArrayTree,
-    mesh: Mesh | None,
-) -> Experiment:
-    """The experiment of a configuration."""
-    test = images_to_test(config, data)
-    sites = snnjax.sites(fn, params, test.images[:1])
-    return Experiment(config, data, fn, params, sites, test, counter(fn), mesh)
-
-
-def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
+def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     """Convert and measure all rows.
-
-    Args:
-        task: from `experiment`.
-        ann: accuracy of the source network, for the printed rows.
 
     Returns:
         The result of each row, which is printed at once, and the SNN of its first seed.
@@ -130,7 +118,7 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
             zone = task.config.last_zone
             unusual = f", last zone {zone:g}" if zone > 1 / 2 else ""
             result = result_of(task, line.recipe + unusual, draws)
-            tqdm.write(row(result, ann))
+            tqdm.write(row(result, task.ann))
             results.append(result)
             snns.append(draws[0].snn)
     return results, snns

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -24,7 +24,6 @@ from experiments.conversions import (
     carry_out,
     count_hits,
     counter,
-    experiment,
     forget,
     images_to_test,
 )
@@ -32,15 +31,15 @@ from experiments.data import Dataset, load, normalized_as
 from experiments.integers import (
     Integers,
     in_whole_numbers,
-    printed,
+    text_of,
     write_integers,
 )
 from experiments.models import (
     NAMES,
+    SNN_FILE,
     Source,
     load_snn,
     load_source,
-    save_snn,
     source_function,
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
@@ -66,28 +65,14 @@ from experiments.train_ann import train
 from snnjax.network import connections
 
 
-class Setup(NamedTuple):
-    """Inputs that all conversions of a run share.
-
-    Attributes:
-        task: network, images and options.
-        ann: accuracy of the source network.
-        source: network, with its card.
-    """
-
-    task: Experiment
-    ann: float
-    source: Source
-
-
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
-    setup = prepare(config, data)
+    task = prepare(config, data)
     print(f"{LEGEND}\n{header()}", flush=True)
-    results, snns = carry_out(setup.task, setup.ann)
+    results, snns = carry_out(task)
     if devices.first():
-        _write(setup, results, snns)
+        _write(task, results, snns)
         forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
@@ -100,8 +85,8 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
-    check: Callable[[Experiment], None] = lambda task: None,
-) -> Setup:
+    check: Callable[[snnjax.network.Sites], None] = lambda sites: None,
+) -> Experiment:
     """Check options and files, read data and network; print sites and accuracy.
 
     Args:
@@ -123,18 +108,19 @@ def prepare(
         devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
     data = normalized_as(data, source.card)
-    fn = in_dtype(source_function(source), config.dtype)
-    task = experiment(config, data, fn, source.variables, mesh)
-    check(task)
+    fn, params = in_dtype(source_function(source), config.dtype), source.variables
+    test = images_to_test(config, data)
+    sites = snnjax.sites(fn, params, test.images[:1])
+    check(sites)
     writable(config.out, "--out")
-    ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
-    images = len(task.test.labels)
+    ann = devices.accuracy(fn, test.images, test.labels)(params)
+    images = len(test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(
-        f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} "
-        f"{data.evaluated_on}{beside}\n"
+        f"{sites}\n\nANN: {100 * ann:.2f} % of {images} {data.evaluated_on}{beside}\n"
     )
-    return Setup(task, ann, source)
+    count = counter(fn)
+    return Experiment(config, data, fn, params, sites, test, count, mesh, source, ann)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -172,18 +158,18 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 # ---------------------------------------------------------------------- results
 
 
-def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
+def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> None:
     """Write all files of a run, and print where they are."""
-    config, last, snn = setup.task.config, results[-1], snns[-1]
-    facts = facts_of(setup, "experiments.convert", config)
-    images = calibration_images(config, setup.task.data, config.seeds[0])
+    config, last, snn = task.config, results[-1], snns[-1]
+    facts = facts_of(task, "experiments.convert", config)
+    images = calibration_images(config, task.data, config.seeds[0])
     integers = None
     if config.weight_bits or config.chip:
         try:
-            integers = in_whole_numbers(setup.task, snn, images, last.accuracies[0][-1])
+            integers = in_whole_numbers(task, snn, images, last.accuracies[0][-1])
         except ValueError as reason:  # the conversion itself is worth its files
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
-    file = write_files(setup, facts, results, snn, images, integers)
+    file = write_files(task, facts, results, snn, images, integers)
     out = config.out
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
@@ -193,7 +179,7 @@ def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
 
 
 def write_files(
-    setup: Setup,
+    task: Experiment,
     facts: dict,
     results: list[Result],
     snn: snnjax.SNN,
@@ -201,12 +187,12 @@ def write_files(
     integers: Integers | None = None,
 ) -> Path:
     """Tables, figures, and the SNN of the last result; the SNN's file."""
-    task, config, last = setup.task, setup.task.config, results[-1]
+    config, last = task.config, results[-1]
     out = Path(config.out).expanduser()
-    file = save_snn(
-        out,
+    file = snnjax.save(
+        out / SNN_FILE,
         snn,
-        facts["source"] | {"dtype": config.dtype},
+        extras=facts["source"] | {"dtype": config.dtype},
         recipe=last.recipe,
         accuracy=last.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=calibration,
@@ -215,7 +201,7 @@ def write_files(
     sources = connections(task.fn, task.params, image)
     write_results(out, facts, results, task.sites, sources)
     if integers is not None:
-        print(f"\nThe saved SNN in whole numbers:\n{printed(integers)}")
+        print(f"\nThe saved SNN in whole numbers:\n{text_of(integers)}")
         write_integers(out, integers, facts)
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
@@ -223,14 +209,13 @@ def write_files(
     return file
 
 
-def facts_of(setup: Setup, module: str, config: Any) -> dict:
+def facts_of(task: Experiment, module: str, config: Any) -> dict:
     """Facts that all results of a run share.
 
     Args:
         module, config: module and options of the command.
     """
-    task, packages = setup.task, ("jax", "flax", "optax")
-    images = len(task.test.labels)
+    packages, images = ("jax", "flax", "optax"), len(task.test.labels)
     return {
         # Folders and files of this machine are nobody else's.
         "config": dataclasses.asdict(config) | dict.fromkeys(OF_A_MACHINE),
@@ -240,8 +225,8 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
             **{package: version(package) for package in packages},
         },
         "device": str(jax.devices()[0]),
-        "source": setup.source.card,
-        "ann_accuracy": setup.ann,
+        "source": task.source.card,
+        "ann_accuracy": task.ann,
         "test_images": images,
         "evaluated_on": task.data.evaluated_on,
         "measured_images": min(MEASURED, images),

@@ -35,7 +35,6 @@ from experiments.conversions import (
     widen_all,
 )
 from experiments.convert import (
-    Setup,
     facts_of,
     in_dtype,
     prepare,
@@ -78,7 +77,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
     steps_per_epoch(config, data)
     check_writable(config.out, "--out")
-    setup = prepare(
+    task = prepare(
         config.conversion(),
         data,
         whole=whole,
@@ -86,36 +85,35 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         check=functools.partial(_check_network, config),
     )
     print(header(), flush=True)
-    first, snn = _begin(config, setup)
-    learner = _learner(config, setup, snn)
+    first, snn = _begin(config, task)
+    learner = _learner(config, task, snn)
     if config.weight_bits is not None:
         name = f"{first.recipe}, {config.weight_bits} bits"
         first = _evaluate(learner.task, name, learner.snn, first.seconds)
-        print(row(first, setup.ann), flush=True)
-    snn, log = _train(config, setup, learner)
-    setup = setup._replace(task=learner.task)
+        print(row(first, task.ann), flush=True)
+    snn, log = _train(config, task, learner)
     seconds = sum(line["seconds"] for line in log)
-    last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
+    last = _evaluate(learner.task, _name(config, first, task.sites), snn, seconds)
     results = [first, last]
-    print(f"\n{console_table(results, setup.ann)}")
+    print(f"\n{console_table(results, task.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
-        _write(config, setup, results, snn, accuracies)
+        _write(config, learner.task, results, snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return results
 
 
-def _name(config: FineTune, first: Result, setup: Setup) -> str:
+def _name(config: FineTune, first: Result, sites: snnjax.network.Sites) -> str:
     """Name of the trained row: its start, the epochs, and unusual options."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-    if config.keep_averages and not setup.task.sites.operators:
+    if config.keep_averages and not sites.operators:
         name = f"{name}, averages kept"
     return f"{name}, images held back" if config.held_back else name
 
 
-def _check_network(config: FineTune, task: Experiment) -> None:
+def _check_network(config: FineTune, sites: snnjax.network.Sites) -> None:
     """Raise if the network has operators, and BatchNorm would take new statistics."""
-    operators = [site.name for site in task.sites.operators]
+    operators = [site.name for site in sites.operators]
     if operators and not config.keep_averages:
         way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
         raise ValueError(
@@ -127,7 +125,7 @@ def _check_network(config: FineTune, task: Experiment) -> None:
 
 def _write(
     config: FineTune,
-    setup: Setup,
+    task: Experiment,
     results: list[Result],
     snn: SNN,
     accuracies: list[float],
@@ -138,14 +136,13 @@ def _write(
         results: of the SNN at the start and of the trained one.
         accuracies: at the start, and after each epoch.
     """
-    task = setup.task
-    facts = facts_of(setup, "experiments.finetune", config)
+    facts = facts_of(task, "experiments.finetune", config)
     facts["source"] = {**facts["source"], "weight_bits": config.weight_bits}
     facts["accuracy_after_epochs"] = accuracies
     images = None
     if not config.from_scratch:
         images = calibration_images(task.config, task.data, config.seed)
-    file = write_files(setup, facts, results, snn, images)
+    file = write_files(task, facts, results, snn, images)
     forget(task.config)
     evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
     if config.weight_bits is not None:
@@ -157,27 +154,25 @@ def _write(
     )
 
 
-def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
+def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
-    task = setup.task
     if not config.from_scratch:
-        (result,), (snn,) = carry_out(task, setup.ann)
+        (result,), (snn,) = carry_out(task)
         return result, snn
-    snn = _fresh(config, setup)
+    snn = _fresh(config, task)
     result = _evaluate(task, "from scratch", snn, 0.0)
-    print(row(result, setup.ann), flush=True)
+    print(row(result, task.ann), flush=True)
     return result, snn
 
 
-def _fresh(config: FineTune, setup: Setup) -> SNN:
+def _fresh(config: FineTune, task: Experiment) -> SNN:
     """Random weights, and neurons as `snnjax.integrate_and_fire` makes them.
 
     As many parameters are trained as after a conversion: thresholds per channel,
     potentials per neuron.
     """
-    key, task = jax.random.key(config.seed), setup.task
-    image = task.test.images[:1]
-    variables = jax.jit(setup.source.model.init)(key, image)
+    key, image = jax.random.key(config.seed), task.test.images[:1]
+    variables = jax.jit(task.source.model.init)(key, image)
     neuron = neuron_of(config.levels, config.code, config)
     code = CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
@@ -210,12 +205,12 @@ class Learner(NamedTuple):
     rules: Any
 
 
-def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
+def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
     """The SNN of a conversion, or the same in whole numbers."""
-    task, has_aux = setup.task, not config.keep_averages
+    has_aux = not config.keep_averages
     adam = _optimizer(config, task.data)
     if config.weight_bits is None:
-        fn = _in_training(setup.source, config.dtype) if has_aux else task.fn
+        fn = _in_training(task.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
     images = calibration_images(task.config, task.data, config.seed)
     layers = snnjax.deploy.layers(task.fn, snn, images)
@@ -233,7 +228,7 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
     return Learner(task, snn, fn, False, read, {"weights": adam})
 
 
-def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetuned:
+def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Finetuned:
     """The SNN after the last epoch, and the log."""
     task, out = learner.task, Path(config.out).expanduser()
 
@@ -249,12 +244,12 @@ def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetun
         _examples(config, task, learner.read),
         epochs=config.epochs,
         rules=learner.rules,
-        teacher=functools.partial(setup.task.fn, setup.task.params),
+        teacher=functools.partial(ann.fn, ann.params),
         share=config.distillation,
         measure=measure,
         folder=state_folder(config),
         # The teacher is a function, which cannot be compared; its network can.
-        depends_on=options_of_results(config) | {"source_network": setup.source[1:]},
+        depends_on=options_of_results(config) | {"source_network": ann.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():

@@ -180,14 +180,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def printed(integers: Integers) -> str:
-    """The table for a terminal, and the report."""
-    head, rows = table(integers)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    text = "\n".join(
-        "  ".join(map(str.rjust, cells, widths)) for cells in (head, *rows)
-    )
-    return text if integers.report is None else f"{text}\n\n{integers.report}"
+def text_of(integers: Integers) -> str:
+    """The table in Markdown, and the report."""
+    text = markdown_table(*table(integers))
+    if integers.report is not None:
+        text += f"\n```text\n{integers.report}\n```\n"
+    return text
 
 
 def write_integers(out: Path, integers: Integers, facts: dict) -> None:
@@ -197,7 +195,4 @@ def write_integers(out: Path, integers: Integers, facts: dict) -> None:
     plain = {key: facts[key] for key in ("command", "versions", "source")}
     data = {**plain, "network": name, "rows": rows}
     write(out / "integers.json", json.dumps(data, indent=1) + "\n")
-    text = markdown_table(*table(integers))
-    if integers.report is not None:
-        text += f"\n```text\n{integers.report}\n```\n"
-    write(out / "integers.md", text)
+    write(out / "integers.md", text_of(integers))

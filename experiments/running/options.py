@@ -49,7 +49,11 @@ def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
     for name in names.split():
         option = getattr(config, name)
         for value in option if isinstance(option, tuple) else (option,):
-            if value is not None and not rule.holds(value):
+            try:
+                is_allowed = value is None or rule.holds(value)
+            except TypeError:  # no comparison with a value of this type
+                is_allowed = False
+            if not is_allowed:
                 raise ValueError(f"{name} must be {rule.text}, not {value}")
 
 
