@@ -114,11 +114,10 @@ def prepare(
     check(sites)
     writable(config.out, "--out")
     ann = devices.accuracy(fn, test.images, test.labels)(params)
-    images = len(test.labels)
-    beside = _beside(source.card.get("test_accuracy"), ann, images)
-    print(
-        f"{sites}\n\nANN: {100 * ann:.2f} % of {images} {data.evaluated_on}{beside}\n"
-    )
+    of_card = source.card.get("test_accuracy")
+    beside = "" if of_card is None else f" (its card: {100 * of_card:.2f} % of all)"
+    images = f"{len(test.labels)} {data.evaluated_on}"
+    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{beside}\n")
     count = counter(fn)
     return Experiment(config, data, fn, params, sites, test, count, mesh, source, ann)
 
@@ -231,21 +230,6 @@ def facts_of(task: Experiment, module: str, config: Any) -> dict:
         "evaluated_on": task.data.evaluated_on,
         "measured_images": min(MEASURED, images),
     }
-
-
-def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
-    """The accuracy in the card of the network, next to the measured one."""
-    if card_accuracy is None:
-        return ""
-    text = f" (its card: {100 * card_accuracy:.2f} % of all)"
-    # More than three standard deviations of so many images.
-    variance = card_accuracy * (1 - card_accuracy) / images
-    if card_accuracy - ann > 0.01 + 3 * variance**0.5:
-        text += (
-            "\nThat is less than the card says: check that its model, clip, mean and "
-            "std are those of the training, and the data set too"
-        )
-    return text
 
 
 # ----------------------------------------------------------------------- inputs

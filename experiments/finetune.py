@@ -278,7 +278,7 @@ def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
     """Adam for weights and neurons; kernels decay."""
     return optax.adamw(
-        schedule(config, steps_per_epoch(config, data)),
+        schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )

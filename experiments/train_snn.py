@@ -258,7 +258,7 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
     kinds = training.param_labels(snn, names)
     adam = optax.adamw(
-        schedule(config, steps_per_epoch(config, data)),
+        schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )

@@ -271,12 +271,6 @@ def test_a_card_of_other_weights_or_with_a_wrong_field_is_refused(digits_file):
             assert "digits.json does not describe a source" in str(caught.value)
 
 
-def test_a_network_worse_than_its_card_is_pointed_out():
-    assert convert._beside(None, 0.1, 100) == ""
-    assert "less than" not in convert._beside(0.9, 0.88, 100)
-    assert "check that its model, clip, mean" in convert._beside(0.9, 0.5, 100)
-
-
 def test_normalization_of_a_card():
     data = load("digits")
     assert normalized_as(data, {}) == data

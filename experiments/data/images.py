@@ -4,13 +4,13 @@ All images are in memory, as uint8. TensorFlow is not needed.
 """
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from experiments.data.dataset import Dataset, MissingDataError
 
@@ -117,18 +117,22 @@ def _read_folder(root: Path, classes: list[str]):
             )
         return image.reshape(height, width, -1)
 
-    channels = 1 if mode == "L" else 3
-    pixels = np.empty((len(files), height, width, channels), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        images = tqdm(
-            pool.map(read_one, range(len(files))),
-            f"reading {root}",
-            len(files),
-            disable=None,
-        )
-        for index, image in enumerate(images):
-            pixels[index] = image
+    shape = height, width, 1 if mode == "L" else 3
+    pixels = _filled((len(files), *shape), read_one, str(root))
     return pixels, np.asarray(labels, np.int32)
+
+
+def _filled(
+    shape: tuple[int, ...], read_one: Callable[[int], np.ndarray], title: str
+) -> np.ndarray:
+    """All images [N, H, W, C], each read by its number, in parallel."""
+    pixels = np.empty(shape, np.uint8)
+
+    def fill(number: int) -> None:
+        pixels[number] = read_one(number)
+
+    thread_map(fill, range(len(pixels)), desc=f"reading {title}", disable=None)
+    return pixels
 
 
 def _folders(root: Path) -> list[Path]:
@@ -194,21 +198,14 @@ def _tfds(name: str, data_dir: str | None):
 def _read_tfds(source, shape: tuple[int, int, int], title: str):
     mode = "L" if shape[-1] == 1 else "RGB"
 
-    def decode(number: int, example) -> np.ndarray:
-        file, place = io.BytesIO(example["image"]), f"{title}[{number}]"
-        return _read_image(file, mode, place).reshape(shape)
-
-    pixels = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
-    bar = tqdm(total=len(source), desc=f"reading {title}", disable=None)
-    with bar, ThreadPoolExecutor() as pool:
-        for start in range(0, len(source), 500):
-            part = range(start, min(start + 500, len(source)))
-            examples = source.__getitems__(part)
-            labels[part] = [example["label"] for example in examples]
-            pixels[part] = list(pool.map(decode, part, examples))
-            bar.update(len(part))
-    return pixels, labels
+
+    def read_one(number: int) -> np.ndarray:
+        example, place = source[number], f"{title}[{number}]"
+        labels[number] = example["label"]
+        return _read_image(io.BytesIO(example["image"]), mode, place).reshape(shape)
+
+    return _filled((len(source), *shape), read_one, title), labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:

@@ -42,9 +42,9 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
     return len(data.train_images) // config.batch_size
 
 
-def schedule(config: Any, steps: int) -> optax.Schedule:
+def schedule(config: Any, data: Dataset) -> optax.Schedule:
     """Linear warm-up to the learning rate, if there is any, then cosine to zero."""
-    total = config.epochs * steps
+    total = config.epochs * steps_per_epoch(config, data)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
