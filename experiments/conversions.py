@@ -242,7 +242,7 @@ def code_name(code: snnjax.codes.Code) -> str:
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """The levels of the first site that is not an encoder, or of an encoder."""
     neurons = [site for site in sites if site.fires]
-    site = next((site for site in neurons if not site.signed), neurons[0])
+    site = next((site for site in neurons if not site.is_encoder), neurons[0])
     return snn.model_of(site.name).levels
 
 
@@ -284,7 +284,7 @@ def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     for site in sites:
         if site.fires:
             params = snn.neurons[site.name]
-            if site.signed and params.offset is None:  # of recipes that fit none
+            if site.is_encoder and params.offset is None:  # of recipes that fit none
                 params = params._replace(offset=jnp.zeros(()))
             neurons[site.name] = broadcast(params, site)
     return replace(snn, neurons={**snn.neurons, **neurons})

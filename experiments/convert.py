@@ -62,7 +62,6 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
-from snnjax.network import connections
 
 
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
@@ -196,9 +195,7 @@ def write_files(
         accuracy=last.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=calibration,
     )
-    image = task.test.images[:1]
-    sources = connections(task.fn, task.params, image)
-    write_results(out, facts, results, task.sites, sources)
+    write_results(out, facts, results, task.sites)
     if integers is not None:
         print(f"\nThe saved SNN in whole numbers:\n{text_of(integers)}")
         write_integers(out, integers, facts)

@@ -1,6 +1,7 @@
 """PyTorch weights: every name has its place, logits agree, no pickle is ever read."""
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -142,15 +143,15 @@ def test_a_bias_before_batchnorm_moves_into_its_mean(resnet):
 # ------------------------------------------------------------------------- files
 
 
-def test_weights_of_any_precision_become_float32(resnet, tmp_path):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_weights_of_any_precision_become_float32(resnet, tmp_path, dtype):
     save_file = pytest.importorskip("safetensors.numpy").save_file
-    file = tmp_path / "net.safetensors"
-    for dtype in ("float32", "float16", "bfloat16", "float64"):
-        rounded = {n: np.asarray(w, dtype, "C") for n, w in resnet.weights.items()}
-        save_file(rounded, file)
-        exact = {name: np.float32(array) for name, array in rounded.items()}
-        variables = to_flax(resnet.model, read_weights(file), resnet.shape)
-        assert_equal(variables, to_flax(resnet.model, exact, resnet.shape))
+    rounded = {n: np.asarray(w, dtype, "C") for n, w in resnet.weights.items()}
+    save_file(rounded, tmp_path / "net.safetensors")
+    read = read_weights(tmp_path / "net.safetensors")
+    exact = {name: np.float32(array) for name, array in rounded.items()}
+    variables = to_flax(resnet.model, exact, resnet.shape)
+    assert_equal(to_flax(resnet.model, read, resnet.shape), variables)
 
 
 class Bomb:
@@ -165,18 +166,17 @@ class Bomb:
 
 def test_pickles_are_refused_and_not_read(tmp_path):
     trace = tmp_path / "trace"
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("net/data.pkl", pickle.dumps(Bomb(trace)))
+    contents = [*(pickle.dumps(Bomb(trace), n) for n in (2, 4)), zipped.getvalue()]
     for name in ("net.pth", "net.pt", "net.bin", "net.safetensors"):
-        for protocol in (2, 4, None):
-            file = tmp_path / name
-            if protocol is None:
-                with zipfile.ZipFile(file, "w") as archive:
-                    archive.writestr("net/data.pkl", pickle.dumps(Bomb(trace)))
-            else:
-                file.write_bytes(pickle.dumps(Bomb(trace), protocol))
-            is_misnamed = file.suffix == ".safetensors"
-            words = "read as safetensors" if is_misnamed else "weights_only=True"
+        is_misnamed = name == "net.safetensors"
+        words = "read as safetensors" if is_misnamed else "weights_only=True"
+        for content in contents:
+            (tmp_path / name).write_bytes(content)
             with pytest.raises(ValueError, match=f"{words}[^$]*save_file"):
-                load_source(file)
+                load_source(tmp_path / name)
     assert not trace.exists()
 
 
@@ -326,17 +326,23 @@ def realistic(network, shape):
     return network.eval()
 
 
+def assert_logits(logits, expected):
+    """Relative to what tells the images apart, or biases would hide an error."""
+    scale = np.abs(expected[0] - expected[1]).max()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+
+
+def two_images(shape=(32, 32, 3)):
+    return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+
 def assert_same_logits(network, model, shape=(32, 32, 3)):
     torch = pytest.importorskip("torch")
-    network = realistic(network, shape)
-    x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    network, x = realistic(network, shape), two_images(shape)
     with torch.no_grad():
         expected = network(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     weights = {name: w.numpy() for name, w in network.state_dict().items()}
-    logits = jax.jit(model.apply)(to_flax(model, weights, shape), x)
-    # Relative to what tells the images apart, or biases would hide an error.
-    scale = np.abs(expected[0] - expected[1]).max()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+    assert_logits(jax.jit(model.apply)(to_flax(model, weights, shape), x), expected)
 
 
 LOGITS = json.loads((Path(__file__).parent / "golden/source_logits.json").read_text())
@@ -347,11 +353,8 @@ def test_published_sources_give_the_logits_that_they_gave_in_pytorch(name):
     """Recorded from the modules of version 0.2 that these weights were trained as."""
     pytest.importorskip("safetensors")
     source = load_source(PUBLISHED / f"{name}.safetensors")
-    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    logits = jax.jit(source_function(source))(source.variables, x)
-    expected = np.array(LOGITS[name])
-    scale = np.abs(expected[0] - expected[1]).max()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+    logits = jax.jit(source_function(source))(source.variables, two_images())
+    assert_logits(logits, np.array(LOGITS[name]))
 
 
 SLOW = pytest.mark.slow

@@ -7,7 +7,7 @@ numbers of right answers, so that rounding decides nothing.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -231,25 +231,17 @@ def relative_errors(site: snnjax.measures.SiteMeasures) -> list[float]:
     return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
 
 
-def site_table(
-    result: Result,
-    sites: snnjax.network.Sites,
-    sources: Mapping[str, Sequence[str]],
-) -> Table:
-    """A row per site: the sites that feed it, and its measures.
+def site_table(result: Result, sites: snnjax.network.Sites) -> Table:
+    """A row of measures per site.
 
     Errors are RMS in percent of the RMS activation, "–" where that is zero.
-
-    Args:
-        sources: site -> the sites that feed it, from `snnjax.network.connections`.
     """
-    head = ["site", "kind", "shape", "depth", "fed by", "rate %", "silent %"]
+    head = ["site", "kind", "shape", "depth", "rate %", "silent %"]
     head += ["saturated %", "error %", *(f"{part} %" for part in PARTS)]
     rows = []
     for site in sites:
-        fed_by = ", ".join(f"`{name}`" for name in sources[site.name])
         shape = "×".join(map(str, site.shape))
-        cells = [f"`{site.name}`", site.kind, shape, str(site.depth), fed_by]
+        cells = [f"`{site.name}`", site.kind, shape, str(site.depth)]
         if measures := result.measures.sites.get(site.name):
             shares = measures.firing_rate, measures.silent, measures.saturated
             numbers = [100 * float(share) for share in shares]
@@ -264,20 +256,18 @@ def write_results(
     facts: dict,
     results: Sequence[Result],
     sites: snnjax.network.Sites,
-    sources: Mapping[str, Sequence[str]],
 ) -> None:
     """Write metrics.json, and results.md with the same numbers and the figures.
 
     Args:
         facts: what all rows share, as in ``experiments.convert.facts_of``.
-        sites, sources: see `site_table`.
     """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     last = results[-1]
     text = f"Sites of `{line_name(last)}`, T = {last.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
-    parts += [markdown_table(*site_table(last, sites, sources))]
+    parts += [markdown_table(*site_table(last, sites))]
     parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
 

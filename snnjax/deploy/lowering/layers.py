@@ -172,7 +172,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site."""
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
-    if site.signed:
+    if site.is_encoder:
         raise NoLayer(
             "an encoder sends spikes of both signs",
             "put a ReLU here, or no encoder",
