@@ -17,6 +17,7 @@ from experiments import ablation, conversions, convert, report, results
 from experiments.data import load
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
+from experiments.report import choice
 from experiments.running import Convert, TrainANN, devices, parse
 from experiments.sources import __main__ as sources
 from experiments.train_ann import train
@@ -55,6 +56,8 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted, capsys):
     print([(r.final, r.wait, ann) for r in results])
     assert all(row.final > ann - 0.1 for row in results)
     assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 16)}
+    # Rows are chosen by images that no table reports, of both seeds.
+    assert {row.held_out[1] for row in results} == {2 * 100}
     names = list(results[0].measures.sites)  # in order of execution
     assert names == ["Plain/relu", "Plain/relu_1", "Plain/relu_2"]
     sources.main([config.checkpoint])
@@ -76,9 +79,9 @@ def test_all_files_are_written(converted):
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
-    rate = results[-1].measures.sites["Plain/relu_1"].firing_rate
+    rate = choice(results).measures.sites["Plain/relu_1"].firing_rate
     assert re.search(
-        rf"`Plain/relu_1` \|.*\| `Plain/relu` \| {100 * rate:.1f} \|", text
+        rf"`Plain/relu_1` \| relu \| [×\d]+ \| 2 \| {100 * rate:.1f} \|", text
     )
 
 
@@ -91,7 +94,7 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     assert abs(ann["accuracy"] - found["ann_accuracy"]) <= 0.02
     # An activation takes a byte, a potential two.
     assert eight["memory"]["potentials"] == 2 * ann["memory"]["potentials"]
-    assert floats["accuracy"] == results[-1].accuracies[0][-1]
+    assert floats["accuracy"] == choice(results).accuracies[0][-1]
     assert abs(eight["accuracy"] - floats["accuracy"]) <= 0.03
     assert two["accuracy"] <= eight["accuracy"]
     ratio = floats["memory"]["weights"] / eight["memory"]["weights"]
@@ -107,12 +110,12 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
 def test_the_checkpoint_restores_without_the_ann(converted):
     config, results, data = converted
     restored = load_snn(config.out)
-    last = results[-1]
-    assert (restored.snn.steps, restored.snn.wait) == (4, last.wait)
-    assert restored.card["recipe"] == last.recipe
-    assert restored.card["accuracy"] == last.accuracies[0][-1]  # of this very SNN
+    saved = choice(results)
+    assert (restored.snn.steps, restored.snn.wait) == (4, saved.wait)
+    assert restored.card["recipe"] == saved.recipe
+    assert restored.card["accuracy"] == saved.accuracies[0][-1]  # of this very SNN
     again = Convert(restore=config.out, test_images=100)
-    assert convert.restore(again, data=data) == last.accuracies[0][-1]
+    assert convert.restore(again, data=data) == saved.accuracies[0][-1]
     with pytest.raises(ValueError, match="test_images 600 exceeds the 500 images of"):
         convert.restore(dataclasses.replace(again, test_images=600), data=data)
     file = Path(config.out) / "snn.safetensors"
