@@ -88,6 +88,7 @@ def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
     kernel = Kernel(channels, reach, node.stride, before, node.size, modes)
     if not chip.padding_modes or node.dilation != (1, 1) or not node.weight.any():
         return kernel
+    # The rows and columns of the kernel that are not all zero.
     used = [np.flatnonzero(node.weight.any(axis)) for axis in ((0, 1, 3), (0, 1, 2))]
     reach = tuple(int(taps[-1] - taps[0]) + 1 for taps in used)
     before = tuple(p - int(taps[0]) for p, taps in zip(before, used, strict=True))

@@ -151,6 +151,8 @@ class Chip:
     @property
     def not_stated(self) -> tuple[str, ...]:
         """Limits that no source states: fields before `scale` that are None."""
+        # None means "not stated" for limits that every chip must have, and "nothing of
+        # the kind" for the fields from `scale` on.
         limits = _VALUES[: _VALUES.index("scale")]
         return tuple(name for name in limits if getattr(self, name) is None)
 

@@ -87,6 +87,7 @@ class Report:
         for row in self.rows:
             core = "" if row.core is None else str(row.core)
             cells.append((row.name, row.verdict, core))
+        # Columns without an entry are left out, and the reasons get the room.
         columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
         room = WIDTH - sum(2 + max(map(len, column)) for column in columns)
         texts = ["; ".join(f.problem for f in row.findings) for row in self.rows]
@@ -99,6 +100,7 @@ class Report:
         return Table(lines, above=grade, below="\n".join(self._advice()))
 
     def _advice(self) -> list[str]:
+        # Each remedy once, behind all of the fields that ask for it.
         remedies: dict[str, list[str]] = {}
         for row in self.rows:
             for finding in row.findings:
@@ -152,6 +154,7 @@ def report(layers: Layers, chip: Chip) -> Report:
     rows = [Row("network", of_network), Row("input", (*input_levels(layers, chip),))]
     for receiver in table:
         name = receiver.node.name
+        # Some chips have other limits for the layer that reads x.
         limits = chip.first if chip.first and receiver.reads_x else chip
         findings = [f for compare in OF_RECEIVER for f in compare(receiver, limits)]
         if name in needs and name not in cores:

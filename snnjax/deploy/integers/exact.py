@@ -174,6 +174,8 @@ def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
     _check(layers, x)
     largest = largest_values(layers)
     _check_sums(layers, largest)
+    # A program depends on which sums are inexact, and not on how large they are: other
+    # weights of the same shapes use the same one.
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
     arrays = {node.name: _arrays(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
@@ -309,6 +311,7 @@ def _run(
     )
 
 
+# A structure has a hash, so it can be a static argument of `jax.jit`; arrays have none.
 def without_arrays(structure: Any) -> Any:
     """The layers or the node of a structure, None in place of each array."""
     return jax.tree.unflatten(structure, [None] * structure.num_leaves)
@@ -347,6 +350,8 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
         return map_output(node, p, x.astype(dtype)).astype(x.dtype)
 
     constant, spikes = stream
+    # A map knows no time, so steps are examples. On a GPU the default precision would
+    # round the factors to fewer bits.
     with jax.default_matmul_precision("highest"):
         if spikes is not None:
             flat = output(spikes.reshape(-1, *spikes.shape[2:]))

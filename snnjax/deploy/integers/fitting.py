@@ -231,10 +231,10 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, Population)
-    numbers = (node.threshold, node.initial_potential, node.bias)
+    numbers = (node.threshold, node.bias, node.initial_potential)
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
-    model = without_surrogate(node.model)
-    levels = _levels(model, timing(layers), *arrays, reading.currents)
+    model, params = without_surrogate(node.model), NeuronParams(*arrays)
+    levels = _levels(model, timing(layers), params, reading.currents)
     return exact.Stream(None, levels)
 
 
@@ -336,14 +336,13 @@ def _currents_and_moments(structures, times, params, floats, whole):
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _levels(model, times, threshold, start, bias, currents):
+def _levels(model, times, params, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
-    params = NeuronParams(threshold, bias, start)
     code, steps, wait = times
     currents = currents * code.sizes(steps)[-1]
     spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
-    return jnp.round(spikes / (sizes * threshold))
+    return jnp.round(spikes / (sizes * params.threshold))
 
 
 @jax.jit

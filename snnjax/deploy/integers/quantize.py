@@ -166,10 +166,12 @@ def _whole_nodes(
                 pair = arriving(node)
                 if pair.whole.constant is not None:
                     _check_is_x(node, pair)
+                    # x is divided by its unit, so weights that read it are multiplied.
                     node = dataclasses.replace(node, weight=node.weight * unit)
                 maps[node.name], pairs[node.name] = node, pair
                 continue
             case Population() | Output():
+                # Nothing else reads these maps, so what they read is given free.
                 own = [(maps[s], pairs.pop(s)) for s in node.sources]
                 fit = fitting.fit_receiver(layers, node, own, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
@@ -206,7 +208,7 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 def _stated_by(chip: Chip | None) -> dict[str, Any]:
     """Arguments that are not given: what a chip states, or else the defaults."""
     if chip is None:
-        chip = Chip("none")
+        chip = Chip("none")  # which states nothing
     check_chip(chip)
     # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"

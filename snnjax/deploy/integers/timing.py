@@ -60,6 +60,7 @@ class Timing(NamedTuple):
     @property
     def biases(self) -> np.ndarray:
         """Units of a bias, see `Layers.bias_unit`, that arrive."""
+        # With rate coding constants arrive at every step, with other codes once.
         last = self.steps if self.code.clock_runs else 1
         return (np.arange(self.steps) < last).astype(np.int64)
 

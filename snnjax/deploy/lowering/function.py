@@ -89,6 +89,7 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
 
     x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
     network = capture(fn, params, x)
+    # A ReLU was added per population, in their order, and capture keeps this order.
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
     models = ((site, _model(population, layers)) for site, population in pairs)
@@ -157,6 +158,7 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
             zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
             x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
         case Flatten(shape=shape):
+            # Layers are channels first, and so is the order of a flattened image.
             x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
             x = x.reshape(x.shape[0], -1)
     return x

@@ -45,6 +45,7 @@ class Arithmetic:
         return 2 ** (self.input_bits - 1) - 1
 
 
+# Nodes hold arrays, for which == has no single answer: they are compared by identity.
 @dataclass(frozen=True, eq=False)
 class Node:
     """What all nodes have.
@@ -242,6 +243,8 @@ class Layers:
         """All connections, in the order of their receivers."""
         nodes = {node.name: node for node in self.nodes}
 
+        # Backwards from a receiver to the first neurons: a sum of several nodes on the
+        # way makes as many connections.
         def ways(name: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
             node = nodes[name]
             if isinstance(node, Input | Population):
@@ -273,6 +276,7 @@ class Layers:
         incoming = self.connections
         for node in (*self.populations, *self.outputs):
             ways = [way for way in incoming if way.receiver == node.name]
+            # A map that lies on several ways has its weights once.
             maps = {m.name: m for way in ways for m in way.maps}.values()
             weights = sum(m.weight.size for m in maps if isinstance(m, Affine))
             threshold = node.threshold if isinstance(node, Population) else None

@@ -88,6 +88,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     nodes: list[Node] = []
     for name in order:
         names = tuple(sources[name])
+        # The first of them has the sources, each other one reads the one before it.
         for node in _read(nir, name, graph.nodes[name], float(duration)):
             nodes.append(dataclasses.replace(node, sources=names))
             names = (node.name,)
@@ -257,6 +258,7 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
         bias,
         leak,
     )
+    # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]
     return [Scale(f"{name}/gain", (), gain, None, gain.shape), population]
@@ -323,6 +325,7 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
 
 def _model(name: str, node: Any) -> IntegrateAndFire:
     """The model of a node; what plain NIR does not express is metadata."""
+    # Metadata wins over v_reset, which says "zero" in every graph of `to_nir`.
     metadata = node.metadata or {}
     reset = _text(metadata.get("reset", "zero"))
     if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):

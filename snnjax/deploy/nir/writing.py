@@ -243,6 +243,7 @@ def _fed(
     if isinstance(node, Population) and not is_whole:
         leak = np.zeros(()) if node.leak is None else node.leak
         leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
+        # The Euler step multiplies its input by dt / tau = 1 - leak.
         gain = compact(1 / ((1 - leak) * node.threshold))
         start = node.initial_potential / node.threshold
         node = dataclasses.replace(
@@ -287,6 +288,7 @@ class _AveragePool(SumPool):
 
 def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     """The nodes, with a mean in place of a sum over windows and its scale."""
+    # NIR has a node for the mean, so a reader need not see it in a sum and a scale.
     count, nodes = readers(tuple(nodes.values())), dict(nodes)
     for node in [*nodes.values()]:
         pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
