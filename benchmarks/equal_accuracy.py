@@ -112,8 +112,7 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     def converted(steps: int) -> snnjax.SNN:
         wait = steps - 1 if waits else None  # None: the least that the code needs
         options = dict(steps=steps, wait=wait, code=code)
-        kept = folder / f"{name}_T{steps}{'_wait' * waits}"
-        return snnjax.convert(fn, variables, calibration, folder=kept, **options)
+        return snnjax.convert(fn, variables, calibration, **options)
 
     def accuracies(steps: int) -> Accuracies:
         answers = [run(converted(steps), group) for group in groups]

@@ -56,7 +56,7 @@ def view(seed, wait=0):
 
 
 class ArrayView(View):
-    """A view of arrays; ``currents(weights)`` gives [T, B, ...] of all images."""
+    """A view of arrays; ``currents_of(weights)`` gives [T, N, ...]."""
 
     def __init__(
         self,
@@ -69,17 +69,13 @@ class ArrayView(View):
         current=None,
         **more,
     ):
-        activations = target if isinstance(target, list) else [target]
-        super().__init__(site, steps=STEPS, wait=wait, activations=activations, **more)
+        super().__init__(site, steps=STEPS, wait=wait, activation=target, **more)
         self.currents_of, self.sources = currents, sources
         self.current = current or _current
 
     def currents(self, weights):
-        start, all_of_them = 0, self.currents_of(weights)
-        for activation in self.activations:
-            part = all_of_them[:, start : start + len(activation)]
-            start += len(activation)
-            yield part.mean(0) if self.wait == self.steps else part
+        currents = self.currents_of(weights)
+        return currents.mean(0) if self.wait == self.steps else currents
 
     def feed(self, every=1):
         return self.current, self.sources[::every]
@@ -306,7 +302,7 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(seed, search_an
         output = np.asarray(here.output(fit))
         lacking = reference.bias_correction(here.activation, output)
         neuron = fit.neurons._replace(bias=np.asarray(fit.neurons.bias + lacking, "f4"))
-        (currents,) = here.currents(fit.weights)
+        currents = here.currents(fit.weights)
         pair = compiled_output(NEURON, neuron, currents, wait=wait)
         mean, early = (
             np.square(here.activation - np.asarray(s)).mean((0, 1)) for s in pair
@@ -332,8 +328,8 @@ def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
     site = SITE._replace(shape=shape, channel=channel)
     a = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
     weight = (np.abs(a).sum(channel, keepdims=True) > 1).astype(np.float32)
-    options = {"effects": [weight[:7], weight[7:]], "site": site}
-    here = ArrayView([a[:7], a[7:]], lambda _: np.stack([a] * STEPS), **options)
+    options = {"effects": weight, "site": site}
+    here = ArrayView(a, lambda _: np.stack([a] * STEPS), **options)
     sample = here.sample
     assert sample.activation.shape == (10 * positions, shape[channel])
     for spikes in here.sample_currents({}):
@@ -548,7 +544,7 @@ def test_a_kernel_that_its_network_normalizes_gets_no_worse():
     [(256, 96, 8), (64, 96, 2), (256, 10**6, 1), (16, 3, 1)],
 )
 def test_images_are_left_out_when_fewer_give_the_samples(count, samples, expected):
-    here = ArrayView([np.zeros((count // 2, *SITE.shape), np.float32)] * 2)
+    here = ArrayView(np.zeros((count, *SITE.shape), np.float32))
     assert solve._spacing(here, samples) == expected
 
 

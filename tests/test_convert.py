@@ -27,7 +27,8 @@ from snnjax.calibrators import (
     scale_threshold,
 )
 from snnjax.calibrators import sample as sample_of_site
-from snnjax.conversion.engine import site_view
+from snnjax.conversion.engine import segments, site_view
+from snnjax.conversion.engine.segments import NOTHING, Work
 
 STEPS = 4
 RECIPES = {
@@ -167,9 +168,7 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, monkeypatch):
 
     def look(view, fit):
         nonlocal compared
-        whole = np.concatenate(
-            list(view.currents(fit.weights)), -len(view.site.shape) - 1
-        )
+        whole = np.asarray(view.currents(fit.weights))
         rows = np.moveaxis(whole, view.site.channel, -1)
         rows = rows.reshape(*whole.shape[: -len(view.site.shape)], -1, rows.shape[-1])
         sampled_rows = rows[..., view.positions, :]
@@ -215,15 +214,17 @@ def test_conversion_may_be_jitted(recipe):
 
 
 def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
-    step, calls = site_view.run_snn, []
+    each, computed = segments.each, []
 
-    def counted(plan, chunk, i, params):
-        calls.append(i)
-        return step(plan, chunk, i, params)
+    def counted(function, *arguments):
+        if isinstance(function, Work) and function.segment != NOTHING:
+            computed.append(function.then)
+        return each(function, *arguments)
 
-    monkeypatch.setattr(site_view, "run_snn", counted)
+    monkeypatch.setattr(segments, "each", counted)
     convert(recipe=snnjax.best().alternatives[1])
-    assert calls == [0, 1, 2]
+    assert computed.count(None) == NET.sites + 1  # and once the outputs of the ANN
+    assert len(computed) == 2 * NET.sites + 1  # and once each site's activations
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):
@@ -329,9 +330,9 @@ def test_few_calibration_images_cause_a_warning():
         return functools.partial(jax.eval_shape, run, net.params)
 
     best, light = (trace(recipe=RECIPES[name]) for name in ("best", "light"))
-    with pytest.warns(UserWarning, match="potentials are fitted to 63 samples each"):
+    with pytest.warns(UserWarning, match="potentials .*are fitted to 63 samples each"):
         best(images(63))
-    with pytest.warns(UserWarning, match="biases are .* 63 .* recommended: 64 cal"):
+    with pytest.warns(UserWarning, match="biases .*are .* 63 .* recommended: 64 cal"):
         light(images(63))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -145,7 +145,7 @@ def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
         p = snn.neurons[site.name]
         offset = 0 if p.offset is None else p.offset
         drive = STEPS * (x + p.bias - offset) + p.initial_potential
-        low = -STEPS if site.signed else 0
+        low = -STEPS if site.is_encoder else 0
         level = jnp.clip(jnp.floor(drive / p.threshold), low, STEPS)
         return offset + level * p.threshold / STEPS
 

@@ -9,6 +9,7 @@ average, and weights are refitted by least squares or by descent. The mathematic
 the same access.
 """
 
+from snnjax import _renamed
 from snnjax.calibrators import formulas
 from snnjax.calibrators.conditions import by_effect, streaming_only
 from snnjax.calibrators.corrections import (
@@ -62,9 +63,4 @@ __all__ = [
     "threshold",
 ]
 
-
-def __getattr__(name: str):
-    """Say what an older name is called today."""
-    if name == "widen":
-        raise AttributeError("snnjax.calibrators.widen is now called broadcast")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _renamed.renamed(__name__, {"widen": "broadcast"})

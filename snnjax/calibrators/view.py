@@ -237,8 +237,8 @@ class View(abc.ABC):
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
         rows = CurrentRows(len(self.site.shape), self.site.channel)
-        currents = self.over_images(rows, weights, self.positions, axes=(None,))
-        return sharding.put(*currents, sharding.replicated(self.batch_sharding))
+        (currents,) = self.over_images(rows, weights, self.positions, axes=(None,))
+        return sharding.put(currents, sharding.replicated(self.batch_sharding))
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """From a trained network to an SNN: `snnjax.convert` and its recipes.
 
-``recipes.py`` chains calibrators; ``convert.py`` plans, ``engine`` carries the plan
-out, ``fits_folder.py`` lets a conversion resume after an interruption.
+``recipes.py`` chains calibrators, ``convert.py`` checks and begins, ``engine`` carries
+all images from site to site.
 """
 
 from snnjax.conversion.convert import convert

@@ -6,36 +6,35 @@ are nearest to the ANN's (``engine/judging.py``).
 """
 
 import functools
+import itertools
 import math
 import numbers
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._checks import check_examples, check_finite, check_wait
+from snnjax._checks import called_as, check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
+from snnjax.conversion import warn
 from snnjax.conversion.engine.effects import effects_of
-from snnjax.conversion.engine.judging import HELD_OUT, held_out, nearest
+from snnjax.conversion.engine.judging import held_out, nearest, output_errors
 from snnjax.conversion.engine.micro_batches import Images
 from snnjax.conversion.engine.state import Sweep
-from snnjax.conversion.engine.sweep import chained, sweep
+from snnjax.conversion.engine.sweep import ann_outputs, chained, sweep
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import (
     IntegrateAndFire,
-    NeuronParams,
     counts_only,
     is_plain,
 )
@@ -46,6 +45,7 @@ from snnjax.snn import SNN, check_models, models_of_sites
 _MICRO_BATCH_BYTES = 2**24
 
 
+@called_as("snnjax.convert(fn, params, x, steps=..., ...)")
 def convert(
     fn: Callable,
     params: chex.ArrayTree,
@@ -100,7 +100,7 @@ def convert(
         UserWarning: calibration images that are all zero or equal; a site whose
             activations are all zero; levels with which a code leaves gaps between the
             values of a neuron; a recipe that fits no thresholds, or that fits
-            numbers to fewer than 16 samples.
+            numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -126,104 +126,63 @@ def convert(
         waits = (code.least_wait(each.levels, steps) for each in models_in(models))
         wait = max(waits, default=0)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
-    _warn_of_gaps(code, models, steps)
+    warn.of_gaps(code, models, steps)
     check_finite("the calibration images", jax.tree.leaves(images))
-    _warn_of_equal_images(images)
+    warn.of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
     size = _micro_batch_size(network, steps_at_once)
-    judged = len(alternatives) > 1
-    ordered, numbers, fitted, all_images = _ordered(
-        images, size, judged, batch_sharding
-    )
-    values = network.inputs(ordered)
-    original = network.arguments(params)
+    order = held_out if len(alternatives) > 1 else _as_they_are
+    ordered, numbers, fitted, all_images = order(images, size, batch_sharding)
+    neurons = {
+        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
+    }
+    fresh = SNN(params, neurons, steps, wait, models, code)
     begin = Sweep(
         network=network,
         stages=stages(network),
-        steps=steps,
-        wait=wait,
-        model=models,
-        code=code,
+        snn=fresh,
         images=fitted,
         all_images=all_images,
         effects=functools.cache(
             lambda: effects_of(network, params, ordered, numbers, fitted)
         ),
-        original=original,
-        params=original,
-        ann=values,
-        snn=values,
+        original=network.arguments(params),
+        params={},
+        activations=network.inputs(ordered),
+        spikes=network.inputs(ordered),
     )
-    neurons = {
-        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
-    }
-    fresh = SNN(params, neurons, steps, wait, models, code)
-    candidates, number = [], 0
-    for sweeps in alternatives:
-        snn, errors = fresh, None
-        for chains in sweeps:
-            number += 1
-            calibrators = [chained(c, batch_sharding) for c in chains.values()]
-            last = chains is sweeps[-1]
-            snn, errors = sweep(
-                begin, snn, calibrators, f"sweep {number} ", judged=judged and last
-            )
-        candidates.append((snn, errors))
-    snn = nearest(candidates, fitted, all_images) if judged else candidates[0][0]
-    _warn_of_fresh_thresholds(neurons, snn)
+    snn = _fitted(begin, alternatives)
+    warn.of_fresh_thresholds(neurons, snn)
+    warn.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _ordered(
-    x: chex.ArrayTree, size: int, judged: bool, batch_sharding: NamedSharding | None
+def _as_they_are(
+    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
 ) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
-    """The images, of each device those to fit to first.
-
-    Args:
-        size: images at a time on each device, at most.
-        judged: whether some images are held out.
-
-    Returns:
-        The images, their numbers among those of the user, which of them are fitted to,
-        and all of them.
-    """
-    devices = sharding.size(batch_sharding)
-    share = batch_of(x) // devices
-    size = min(size, -(-share // HELD_OUT) if judged else share)
-    judges = held_out(share, size) if judged else np.zeros(share, bool)
-    order = np.argsort(judges, kind="stable").astype(np.int32)
-    numbers = np.arange(devices, dtype=np.int32)[:, None] * share + order
-    all_images = Images(size, share, batch_sharding)
-    fitted = all_images._replace(count=int((~judges).sum()))
-    if judges.any():
-        x = _taken(x, order, batch_sharding)
-    return x, numbers.ravel(), fitted, all_images
+    """All images are fitted to; see `held_out`."""
+    count = batch_of(x)
+    share = count // sharding.size(batch_sharding)
+    images = Images(min(size, share), share, batch_sharding)
+    return x, np.arange(count, dtype=np.int32), images, images
 
 
-@functools.partial(jax.jit, static_argnames="batch_sharding")
-def _taken(
-    x: chex.ArrayTree, order: jax.Array, batch_sharding: NamedSharding | None
-) -> chex.ArrayTree:
-    """The images of each device in this order."""
-
-    def take(x: chex.ArrayTree, order: jax.Array) -> chex.ArrayTree:
-        return jax.tree.map(lambda leaf: jnp.take(leaf, order, 0), x)
-
-    return sharding.on_each_device(take, batch_sharding, (0, None), 0)(x, order)
-
-
-def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
-    """Warn where no calibrator has changed the threshold of a fresh neuron."""
-    same = [n for n, p in fresh.items() if snn.neurons[n].threshold is p.threshold]
-    if same:
-        warnings.warn(
-            f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
-            "they stay as they are. Begin a recipe with one that does, e.g. "
-            "snnjax.calibrators.least_squares_threshold()",
-            stacklevel=3,
-        )
+def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
+    """Fit every alternative; the SNN whose outputs are nearest to the ANN's."""
+    candidates, number = [], itertools.count(1)
+    for sweeps in alternatives:
+        snn = begin.snn
+        for chains in sweeps:
+            of_sites = chains.values()
+            calibrators = [chained(c, begin.images.batch_sharding) for c in of_sites]
+            snn, end = sweep(begin, snn, calibrators, f"sweep {next(number)} ")
+            outputs = ann_outputs(end)
+        if len(alternatives) == 1:
+            return snn
+        candidates.append((snn, output_errors(end, outputs)))
+    return nearest(candidates, begin.images, begin.all_images)
 
 
 def _on_devices(
@@ -239,47 +198,9 @@ def _on_devices(
     return x, params, sharding.batch_sharding(x)
 
 
-def _warn_of_equal_images(x: chex.ArrayTree) -> None:
-    """Warn if images are all zero, or equal to one another, so that nothing varies."""
-    leaves = jax.tree.leaves(x)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return
-    leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
-    if not any(part.any() for parts in leaves for part in parts):
-        problem = "all zero"
-    elif all(map(_are_equal, leaves)):
-        problem = "all equal"
-    else:
-        return
-    warnings.warn(
-        f"the calibration images are {problem}, so the recipe is fitted to a single "
-        "input. Give images that the network was trained on, normalized in the same "
-        "way",
-        stacklevel=3,
-    )
-
-
-def _are_equal(parts: list[np.ndarray]) -> bool:
-    first, *others = (image for part in parts for image in part)
-    return bool(others) and all(np.array_equal(image, first) for image in others)
-
-
 def _neuron_of(code: Code) -> IntegrateAndFire:
     """The neuron that sends a code unless the user chooses one."""
     return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
-
-
-def _warn_of_gaps(code: Code, models: Any, steps: int) -> None:
-    """Warn if neurons cannot send all multiples of the last digit."""
-    for model in models_in(models):
-        if code.has_gaps(model.levels, model.dead_zone, steps):
-            warnings.warn(
-                f"with the levels {model.levels} and a dead zone of "
-                f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
-                f"a neuron can send; recommended: the levels {code.levels} and a dead "
-                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base",
-                stacklevel=3,
-            )
 
 
 def _check_models(models: Any, code: Code) -> None:

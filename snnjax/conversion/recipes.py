@@ -113,9 +113,10 @@ def best_of(*recipes: Recipe) -> BestOf:
 
         error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
 
-    The error is measured on every eighth micro-batch of the calibration images, which
-    no calibrator sees; which images these are depends on the number of devices. With a
-    single image, it is measured on that one.
+    No calibrator sees every eighth micro-batch of the calibration images. These judge;
+    if their errors leave the sign of the difference open (3 standard errors), other
+    images join them. Which images these are depends on the number of devices. The log
+    says at level INFO which recipe is kept, and by how much.
 
     Raises:
         ValueError: fewer than two recipes, or something else than a recipe.

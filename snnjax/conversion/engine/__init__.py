@@ -1,6 +1,6 @@
-"""The sweep that carries a recipe out, site by site.
+"""What carries a recipe out, site by site.
 
-``sweep.py`` carries ``micro_batches.py`` of the images from site to site by the
-compiled ``segments.py`` of the network; ``site_view.py`` shows each site to its
-calibrators.
+``sweep.py`` takes all images from site to site (``state.py``) by compiled pieces of the
+network (``segments.py``, ``micro_batches.py``); ``site_view.py`` shows each site to its
+calibrators; ``judging.py`` compares what several recipes gave.
 """

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from snnjax._arrays import running_sum
 from snnjax.conversion.engine.micro_batches import Images, in_micro_batches
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
@@ -97,7 +98,7 @@ def _scaled(effects: Effects, images: Images) -> Effects:
     sums = in_micro_batches(lambda part: (part.sum()[None],), images, [0], [0])
 
     def scale(effect: jax.Array) -> jax.Array:
-        mean = sums(effect)[0].sum() / effect.size
+        mean = running_sum(sums(effect)[0])[-1] / effect.size
         usable = jnp.isfinite(mean) & (mean > 0)
         return jnp.where(usable, effect / mean, jnp.ones_like(effect))
 

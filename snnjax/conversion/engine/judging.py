@@ -14,30 +14,93 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 
-from snnjax._arrays import aligned
+from snnjax import sharding
+from snnjax._arrays import aligned, wide
+from snnjax._examples import batch_of
 from snnjax.conversion.engine.micro_batches import Images
+from snnjax.conversion.engine.segments import Answers
+from snnjax.conversion.engine.state import Sweep
 from snnjax.snn import SNN
 
 _CLEAR = 3.0  # z of a decision that more images would hardly change
-HELD_OUT = 8  # one micro-batch in so many
+_HELD_OUT = 8  # one micro-batch in so many
 
 
-def held_out(share: int, size: int) -> np.ndarray:
-    """Which images of a device judge: one micro-batch in eight, or the last.
+def held_out(
+    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
+) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
+    """Hold one micro-batch in eight out, or the last; a single image judges itself.
 
-    >>> print(np.flatnonzero(held_out(10, 2)))
-    [8 9]
+    Args:
+        x: the images.
+        size: of a micro-batch on each device, at most.
+
+    Returns:
+        The images, of each device those to fit to first; their numbers in x; which of
+        them are fitted to, and all of them.
     """
-    batches = -(-share // size)
-    every = min(HELD_OUT, batches)
-    if batches == 1:  # a single image, which judges what is fitted to it
-        return np.zeros(share, bool)
-    return np.arange(share) // size % every == every - 1
+    devices = sharding.size(batch_sharding)
+    share = batch_of(x) // devices
+    size = min(size, -(-share // _HELD_OUT))
+    every = min(_HELD_OUT, -(-share // size))
+    judges = np.arange(share) // size % every == every - 1
+    if every == 1:
+        judges[:] = False
+    order = np.argsort(judges, kind="stable").astype(np.int32)
+    numbers = np.arange(devices, dtype=np.int32)[:, None] * share + order
+    all_images = Images(size, share, batch_sharding)
+    fitted = all_images._replace(count=share - int(judges.sum()))
+    return _taken(x, order, batch_sharding), numbers.ravel(), fitted, all_images
+
+
+@functools.partial(jax.jit, static_argnames="batch_sharding")
+def _taken(
+    x: chex.ArrayTree, order: jax.Array, batch_sharding: NamedSharding | None
+) -> chex.ArrayTree:
+    """The images of each device in this order."""
+
+    def take(x: chex.ArrayTree, order: jax.Array) -> chex.ArrayTree:
+        return jax.tree.map(lambda leaf: jnp.take(leaf, order, 0), x)
+
+    return sharding.on_each_device(take, batch_sharding, (0, None), 0)(x, order)
+
+
+def output_errors(here: Sweep, outputs: Sequence[jax.Array]) -> jax.Array:
+    """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
+
+    The sum over the network's outputs. y_snn is the mean over T steps. Outputs that are
+    no floats, or do not depend on x, do not count.
+
+    Args:
+        here: all images behind the last site of the SNN.
+        outputs: of the ANN.
+    """
+    piece, images = here.snn_piece(-1, {}), here.all_images
+    streams = tuple(axis == 1 for axis in piece.out_axes)
+    axes = tuple(None if axis is None else 0 for axis in piece.out_axes)
+    answers = piece.run(images, Answers(streams, here.snn.code), axes)
+    triples = zip(answers, outputs, axes, strict=True)
+    pairs = [(s, y) for s, y, axis in triples if axis is not None]
+    return _errors(pairs, images.total)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _errors(pairs: list[tuple[jax.Array, jax.Array]], count: int) -> jax.Array:
+    errors = jnp.zeros(count)
+    for answer, output in pairs:
+        if jnp.issubdtype(output.dtype, jnp.floating):
+            answer, output = (wide(y).reshape(count, -1) for y in (answer, output))
+            size = jnp.sum(output**2) / count
+            distance = jnp.sum((answer - output) ** 2, 1)
+            errors += distance / jnp.where(size > 0, size, 1)
+    return errors
 
 
 def nearest(

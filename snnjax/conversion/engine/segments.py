@@ -1,7 +1,7 @@
 """Compiled pieces of a conversion, each from the spikes of some sites to the next one.
 
-A piece is a hashable pure function of one micro-batch. `each` computes it for all
-images; equal work of equal layers is compiled once.
+A `Work` is a hashable pure function of one micro-batch; a `Piece` has what it takes, of
+all images. Equal work of equal layers is compiled once.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from snnjax import sharding
 from snnjax.codes import Code
 from snnjax.conversion.engine.micro_batches import Images, in_micro_batches
 from snnjax.firing import over_time
-from snnjax.network.evaluate import accumulating, identity
+from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -25,39 +25,37 @@ from snnjax.neurons.spike_trains import SpikeTrain, decode
 from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
 Axes = tuple[int | None, ...]
+NOTHING = Segment((), (0,), (0,), ())  # its output is its input
 
 
 class Work(NamedTuple):
-    """A segment as a function of its sources: its outputs, then what it carries on.
+    """A segment as a function: ``then(outputs, *others)``, and what it carries on.
 
     Attributes:
         segment: what is computed.
         streams: for each source whether it has a time axis.
         steps: T.
         code: of the spikes.
-        site: whose activation is applied to the first output; None: none is.
+        then: returns a tuple; hashable. None: the outputs are the results.
     """
 
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
     code: Code
-    site: Site | None = None
+    then: Callable[..., Sequence] | None = None
 
-    def __call__(self, *sources: Any) -> tuple[jax.Array, ...]:
-        accumulate = accumulating(self.code)
+    def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
+        rule = operator_rule(self.code)
+        count = len(self.segment.inputs)
+        values = [_decoded(source, self.steps) for source in arguments[:count]]
+        results, carried = run_segment(self.segment, values, rule, self.streams)
+        if self.then is not None:
+            results = self.then(results, *arguments[count:])
+        return (*results, *carried)
 
-        def rule(site: Site, *arguments: Any) -> Any:
-            return (accumulate if site.accumulates else identity)(site, *arguments)
-
-        values = [_decoded(source, self.steps) for source in sources]
-        outputs, carried = run_segment(self.segment, values, rule, self.streams)
-        if self.site is not None:
-            outputs[0] = identity(self.site, *outputs)
-        return (*outputs, *carried)
-
-    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Axes]:
-        """The axis of the images of every source and result; None: it has none.
+    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Axes, Axes]:
+        """The axis of the images of every source, output, and value carried on.
 
         Args:
             have_images: which of the sources have images.
@@ -71,27 +69,62 @@ class Work(NamedTuple):
         def axis(variable: Any) -> int | None:
             return int(variable in in_time) if variable in of_images else None
 
-        results = (*segment.outputs, *segment.carried)
-        return tuple(map(axis, segment.inputs)), tuple(map(axis, results))
+        inputs, outputs, carried = segment.inputs, segment.outputs, segment.carried
+        return tuple(tuple(map(axis, each)) for each in (inputs, outputs, carried))
 
 
-class After(NamedTuple):
-    """``function(current, *others)`` of the first result of some work, then the rest.
+class Piece(NamedTuple):
+    """Work of a stage for all images.
 
     Attributes:
-        work: None if the first argument is the current itself.
-        function: returns a tuple.
-        sources: how many of the arguments the work takes.
+        work: with or without what it carries on.
+        sources: values that it takes.
+        in_axes, out_axes, carried_axes: see `Work.axes`.
     """
 
-    work: Work | None
-    function: Callable[..., tuple]
-    sources: int = 1
+    work: Work
+    sources: Sequence[Any]
+    in_axes: Axes
+    out_axes: Axes
+    carried_axes: Axes = ()
 
-    def __call__(self, *arguments: Any) -> tuple:
-        sources, others = arguments[: self.sources], arguments[self.sources :]
-        current, *carried = self.work(*sources) if self.work else sources
-        return (*self.function(current, *others), *carried)
+    def alone(self) -> "Piece":
+        """The same without what it carries on."""
+        segment = self.work.segment._replace(carried=())
+        return self._replace(work=self.work._replace(segment=segment), carried_axes=())
+
+    def run(
+        self,
+        images: Images,
+        then: Callable[..., Sequence] | None = None,
+        axes: Axes | None = None,
+        others: Sequence[tuple[Any, int | None]] = (),
+    ) -> tuple[Any, ...]:
+        """``then(outputs, *others)`` of these images, and what the stage carries on.
+
+        Args:
+            images: which.
+            then: hashable; None: the outputs.
+            axes: of its results, the axes of the images.
+            others: each with the axis of its images.
+        """
+        work = self.work if then is None else self.work._replace(then=then)
+        axes = self.out_axes if axes is None else axes
+        values, in_axes = zip(*others, strict=True) if others else ((), ())
+        arguments = [*self.sources, *values]
+        in_axes = (*self.in_axes, *in_axes)
+        return each(work, images, arguments, in_axes, (*axes, *self.carried_axes))
+
+
+class Activation(NamedTuple):
+    """What the ANN's site puts out, its least and largest, and its operands."""
+
+    site: Site
+
+    def __call__(self, outputs: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        activation = identity(self.site, *outputs)
+        a = activation.astype(jnp.float32)
+        return activation, jnp.stack([a.min(), a.max()])[None], *outputs[1:]
 
 
 class Fire(NamedTuple):
@@ -107,13 +140,8 @@ class Fire(NamedTuple):
     ndim: int
     code: Code
 
-    @property
-    def axes(self) -> Axes:
-        """The axis of the images of every result."""
-        means = needs_no_time(self.code, self.steps, self.wait)
-        return (0,) if means else (1, None, None)
-
-    def __call__(self, current: jax.Array, params: NeuronParams) -> tuple:
+    def __call__(self, outputs: Sequence[jax.Array], params: NeuronParams) -> tuple:
+        current = outputs[0]
         if needs_no_time(self.code, self.steps, self.wait):
             run = self.neuron, params, current, self.steps
             return (closed_form(*run, code=self.code),)
@@ -123,20 +151,24 @@ class Fire(NamedTuple):
         return train.bits, train.threshold, train.offset
 
 
-class Readout(NamedTuple):
-    """The values after T steps of all outputs of some work.
+class Answers(NamedTuple):
+    """The values of outputs after the T steps; ``streams`` are those in time."""
 
-    Attributes:
-        work: of the last stage.
-        streams: for each output whether it has a time axis.
-    """
-
-    work: Work
     streams: tuple[bool, ...]
+    code: Code
 
-    def __call__(self, *sources: Any) -> tuple[jax.Array, ...]:
-        pairs = zip(self.work(*sources), self.streams, strict=True)
-        return tuple(self.work.code.result(y) if s else y for y, s in pairs)
+    def __call__(self, outputs: Sequence[jax.Array]) -> list[jax.Array]:
+        pairs = zip(outputs, self.streams, strict=True)
+        return [self.code.result(y) if stream else y for y, stream in pairs]
+
+
+class Read(NamedTuple):
+    """A ``function(current, *others)`` of `View.over_images`."""
+
+    function: Callable[..., tuple]
+
+    def __call__(self, outputs: Sequence[jax.Array], *others: Any) -> tuple:
+        return self.function(outputs[0], *others)
 
 
 class Current(NamedTuple):
@@ -172,10 +204,10 @@ def each(
     arguments: Sequence[Any],
     in_axes: Axes,
     out_axes: Axes,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Results of all images, micro-batch by micro-batch; see `in_micro_batches`."""
-    axes = map(_axes_of, arguments, in_axes)
-    return in_micro_batches(function, images, list(axes), out_axes)(*arguments)
+    axes = list(map(_axes_of, arguments, in_axes))
+    return in_micro_batches(function, images, axes, out_axes)(*arguments)
 
 
 @functools.partial(
@@ -183,33 +215,35 @@ def each(
 )
 def thinned(
     images: Images,
-    sources: Sequence[Any],
+    values: Sequence[Any],
     axes: Axes,
     streams: tuple[bool, ...],
     steps: int,
     code: Code,
     every: int,
-) -> list[jax.Array]:
-    """One image in so many of every source: its value after the T steps.
+) -> list[Any]:
+    """One image in so many of every value that has images, after the T steps.
 
     Args:
         images: of which images.
-        sources: each with images.
-        axes: of each the axis of its images.
+        values: arrays or spikes.
+        axes: of each the axis of its images; None: it has none.
         streams: of each whether it has a time axis.
         steps, code: T, and the code of the spikes.
         every: one image in so many is wanted.
     """
 
-    def thin(source: Any, axis: int, stream: bool) -> jax.Array:
-        if isinstance(source, SpikeTrain):
-            source = dataclasses.replace(source, bits=images.of(source.bits, axis))
+    def thin(value: Any, axis: int | None, stream: bool) -> Any:
+        if axis is None:
+            return value
+        if isinstance(value, SpikeTrain):
+            value = dataclasses.replace(value, bits=images.of(value.bits, axis))
         else:
-            source = images.of(source, axis)
-        value = code.result(_decoded(source, steps)) if stream else source
-        return sharding.shared(value[::every], 0, images.batch_sharding)
+            value = images.of(value, axis)
+        result = code.result(_decoded(value, steps)) if stream else value
+        return sharding.shared(result[::every], 0, images.batch_sharding)
 
-    return list(map(thin, sources, axes, streams))
+    return list(map(thin, values, axes, streams))
 
 
 def _axes_of(source: Any, axis: int | None) -> Any:

@@ -15,15 +15,28 @@ from snnjax._trees import is_kernel
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.view import Fit, Product, View, latest
 from snnjax.conversion.engine.micro_batches import Images
-from snnjax.conversion.engine.segments import Axes, Current, Work, each, thinned
-from snnjax.conversion.engine.state import Piece, Sweep, Values
+from snnjax.conversion.engine.segments import (
+    NOTHING,
+    Axes,
+    Current,
+    Fire,
+    Piece,
+    Read,
+    Work,
+    each,
+    thinned,
+)
+from snnjax.conversion.engine.state import Sweep, Values
 from snnjax.network.equations import Network
 from snnjax.network.products import lone_products
-from snnjax.neurons.by_site import model_of
+from snnjax.neurons.spike_trains import SpikeTrain
 
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
 CACHE_BYTES = 2**30
+# Weights -> what computes the current into the site, and what is carried past it as far
+# as that is known.
+Results = Callable[[WeightsByPath], tuple[Piece, Sequence[jax.Array]]]
 
 
 class SiteView(View):
@@ -34,7 +47,7 @@ class SiteView(View):
         i: number of the site, and of the stage that leads to it.
         activation: of the ANN, of all images, those to fit to first.
         own_maximum, effects: as for `View`.
-        results: of another view of the same site; None: a new one's.
+        results: of another view of the same site; None: new ones.
     """
 
     def __init__(
@@ -44,15 +57,15 @@ class SiteView(View):
         activation: jax.Array,
         own_maximum: jax.Array | None = None,
         effects: jax.Array | None = None,
-        results: Callable[[WeightsByPath], Piece] | None = None,
+        results: Results | None = None,
     ):
         site = sweep.stages[i].place
         super().__init__(
             site,
-            steps=sweep.steps,
-            wait=sweep.wait,
-            model=model_of(sweep.model, site.name),
-            code=sweep.code,
+            steps=sweep.snn.steps,
+            wait=sweep.snn.wait,
+            model=sweep.snn.model_of(site.name),
+            code=sweep.snn.code,
             activation=activation,
             shared=frozenset(shared_kernels(sweep, i)),
             own_maximum=own_maximum,
@@ -60,7 +73,7 @@ class SiteView(View):
             batch_sharding=sweep.images.batch_sharding,
         )
         self._sweep, self._i = sweep, i
-        self._results = results or self._stage_results()
+        self._results = results or self._new_results()
 
     @property
     def count(self) -> int:
@@ -76,43 +89,39 @@ class SiteView(View):
         return SiteView(self._sweep, self._i, *data)
 
     def currents(self, weights: WeightsByPath) -> jax.Array:
-        sweep, current = self._sweep, self._results(weights).first
-        if current.work is None:
-            return _images_of(sweep.images, *current.sources, *current.in_axes)
-        return each(current.work, sweep.images, *current[1:])[0]
+        return self._current(weights).run(self._sweep.images)[0]
 
     def over_images(
         self,
         function: Callable[..., tuple],
         weights: WeightsByPath | None,
         *others: Any,
-        axes: tuple[int | None, ...] = (0,),
+        axes: Axes = (0,),
     ) -> tuple[jax.Array, ...]:
         images = self._sweep.images
-        effects_axis = None if self.effects is None else 0
-        arguments = [(self._activation, 0), (self.effects, effects_axis)]
+        arguments = [(self._activation, 0), (self.effects, self._effects_axis)]
         arguments += [(other, None) for other in others]
         if weights is None:
             values, in_axes = zip((None, None), *arguments, strict=True)
             return each(function, images, values, in_axes, axes)
-        current = self._results(weights).first
-        (own,) = current.out_axes
-        axes = tuple(own if axis is None else axis for axis in axes)
-        return self._sweep.compute(current, function, axes, arguments, images)
+        current = self._current(weights)
+        axes = tuple(current.out_axes[0] if axis is None else axis for axis in axes)
+        return current.run(images, Read(function), axes, arguments)
 
     def passed(self, fit: Fit) -> tuple[Any, Sequence[jax.Array]]:
         """What later stages read of the fitted site, and what is carried past it."""
-        sweep, stage = self._sweep, self._sweep.stages[self._i]
-        neurons, fire = broadcast(fit.neurons, self.site), sweep.fire(self.site)
-        results = self._results(fit.weights)
-        if results.work is None:  # All of it is there but the spikes.
-            fired = sweep.compute(results.first, fire, fire.axes, [(neurons, None)])
-            carried = results.sources
-        else:
-            fired = sweep.compute(results, fire, fire.axes, [(neurons, None)])
-            carried = fired
-        spikes = sweep.spikes(self.site, fired[: len(fire.axes)])
-        return spikes, carried[len(carried) - len(stage.carried) :]
+        snn, images = self._sweep.snn, self._sweep.all_images
+        neurons = broadcast(fit.neurons, self.site)
+        fire = Fire(self.model, snn.steps, snn.wait, len(self.site.shape), snn.code)
+        axes = (1, None, None) if self.needs_time else (0,)
+        piece, carried = self._results(fit.weights)
+        results = piece.run(images, fire, axes, [(neurons, None)])
+        spikes, carried = results[: len(axes)], (*carried, *results[len(axes) :])
+        if not self.needs_time:
+            return *spikes, carried
+        bits, threshold, offset = spikes
+        levels, dtype = self.model.levels, self.site.dtype
+        return SpikeTrain(bits, threshold, levels, offset, dtype, snn.code), carried
 
     def feed(self, every: int = 1) -> tuple[Current, list]:
         sweep, stage = self._sweep, self._sweep.stages[self._i]
@@ -120,8 +129,8 @@ class SiteView(View):
         paths = [sweep.network.parameters.get(v) for v in stage.sources]
         slots = tuple(paths.index(path) for path in kernels(sweep, self._i))
         # Of means, T does not matter: one program for every T.
-        work = Work(stage.segment, (False,) * len(sources), 1, sweep.code)
-        axes = tuple(0 if v in sweep.snn else None for v in stage.sources)
+        work = Work(stage.segment, (False,) * len(sources), 1, self.code)
+        axes = tuple(0 if v in sweep.spikes else None for v in stage.sources)
         return Current(work, slots, axes), sources
 
     def products(self, every: int = 1) -> list[Product]:
@@ -145,47 +154,42 @@ class SiteView(View):
         return views
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
-        arrays = [self._activation]
-        arrays += [] if self.effects is None else [self.effects]
-        activation, *effects = self._every(every, arrays, (0,) * len(arrays))
-        return activation, effects[0] if effects else None
+        arrays, axes = [self._activation, self.effects], (0, self._effects_axis)
+        run = (False, False), self.steps, self.code, every
+        activation, effects = thinned(self._sweep.images, arrays, axes, *run)
+        return activation, effects
 
     def _thinned(self, piece: Piece, every: int) -> list[Any]:
-        """The sources of a piece, one image in so many, after the T steps."""
-        sources = list(piece.sources)
-        places = [p for p, axis in enumerate(piece.in_axes) if axis is not None]
-        of_images = self._every(
-            every,
-            [sources[p] for p in places],
-            tuple(piece.in_axes[p] for p in places),
-            tuple(piece.work.streams[p] for p in places),
-        )
-        for place, source in zip(places, of_images, strict=True):
-            sources[place] = source
-        return sources
+        """The sources of a piece, see `segments.thinned`."""
+        run = piece.work.streams, self.steps, self.code, every
+        return thinned(self._sweep.images, piece.sources, piece.in_axes, *run)
 
-    def _every(self, every, sources, axes: Axes, streams=None) -> list[jax.Array]:
-        streams = streams or (False,) * len(sources)
-        run = self.steps, self.code, every
-        return thinned(self._sweep.images, sources, axes, streams, *run)
+    @property
+    def _effects_axis(self) -> int | None:
+        return None if self.effects is None else 0
 
-    def _stage_results(self) -> Callable[[WeightsByPath], Piece]:
-        """Weights -> a piece that gives the results of the stage.
+    def _current(self, weights: WeightsByPath) -> Piece:
+        return self._results(weights)[0].alone()
 
-        Those of the latest weights stay in memory if their currents are small: nothing
-        remains to be computed then.
+    def _new_results(self) -> Results:
+        """Results of the stage; those of the latest weights are kept if they are small.
+
+        Nothing remains to be computed of them then, and what is carried on is there.
         """
         sweep, i = self._sweep, self._i
 
-        def compute(weights: WeightsByPath) -> Piece:
-            return sweep.snn_piece(i, by_variable(sweep.network, weights))
+        def compute(weights: WeightsByPath) -> tuple[Piece, Sequence[jax.Array]]:
+            return sweep.snn_piece(i, by_variable(sweep.network, weights)), ()
 
-        def computed(weights: WeightsByPath) -> Piece:
-            piece = compute(weights)
-            results = each(piece.work, sweep.all_images, *piece[1:])
-            return Piece(None, list(results), piece.out_axes, piece.out_axes)
+        def computed(weights: WeightsByPath) -> tuple[Piece, Sequence[jax.Array]]:
+            piece, _ = compute(weights)
+            results, axes = piece.run(sweep.all_images), piece.out_axes[:1]
+            is_stream = (axes[0] == 1,)
+            work = piece.work._replace(segment=NOTHING, streams=is_stream)
+            carried = results[len(piece.out_axes) :]
+            return Piece(work, results[:1], axes, axes), carried
 
-        times = sweep.steps if sweep.needs_time else 1
+        times = self.steps if self.needs_time else 1
         numbers = sweep.all_images.count * times * math.prod(self.site.shape)
         return compute if 4 * numbers > CACHE_BYTES else latest(computed)
 
@@ -198,7 +202,7 @@ def kernels(sweep: Sweep, i: int) -> WeightsByPath:
     those of its products.
     """
     network, stage = sweep.network, sweep.stages[i]
-    if stage.place.signed:
+    if stage.place.is_encoder:
         own = [product.kernel for product in lone_products(network, sweep.stages, i)]
     else:
         own = [v for v in network.feeds[stage.place.name] if v in stage.sources]
@@ -215,7 +219,7 @@ def shared_kernels(sweep: Sweep, i: int) -> dict[str, list[str]]:
     The kernels of an encoder's stage have no other reader (`lone_products`).
     """
     site, network = sweep.stages[i].place, sweep.network
-    if site.signed:
+    if site.is_encoder:
         return {}
     feeds = network.feeds[site.name]
     readers = {network.parameters[v]: _readers(network, v) for v in feeds}
@@ -263,6 +267,6 @@ def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Ar
     return current(weights, sources, None)
 
 
-@functools.partial(jax.jit, static_argnames=("images", "axis"))
-def _images_of(images: Images, array: jax.Array, axis: int = 0) -> jax.Array:
-    return images.of(array, axis)
+@functools.partial(jax.jit, static_argnames="images")
+def _images_of(images: Images, array: jax.Array) -> jax.Array:
+    return images.of(array)

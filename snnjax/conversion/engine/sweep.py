@@ -7,7 +7,6 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 """
 
 import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -19,13 +18,13 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import on_host, wide
+from snnjax._arrays import on_host
 from snnjax._checks import check_finite
 from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
-from snnjax.conversion.engine.segments import Readout, each
+from snnjax.conversion.engine.segments import Activation
 from snnjax.conversion.engine.site_view import (
     SiteView,
     by_variable,
@@ -34,18 +33,14 @@ from snnjax.conversion.engine.site_view import (
 )
 from snnjax.conversion.engine.state import Sweep
 from snnjax.network.sites import Site
+from snnjax.network.stages import nameless
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
 
 def sweep(
-    begin: Sweep,
-    snn: SNN,
-    calibrators: Sequence[Calibrator],
-    title: str = "",
-    *,
-    judged: bool = False,
-) -> tuple[SNN, jax.Array | None]:
+    begin: Sweep, snn: SNN, calibrators: Sequence[Calibrator], title: str = ""
+) -> tuple[SNN, Sweep]:
     """Carry all images from site to site, and fit each site by its calibrator.
 
     Args:
@@ -53,25 +48,25 @@ def sweep(
         snn: whose parameters are fitted.
         calibrators: of each site that fires.
         title: shown before the bar on a terminal.
-        judged: whether errors are wanted.
 
     Returns:
-        The fitted SNN, and the error of its outputs for each image (`_output_errors`).
+        The fitted SNN, and all images behind its last site.
     """
     network, neurons = begin.network, dict(snn.neurons)
-    stores = {"ann": dict(begin.ann), "snn": dict(begin.snn)}
-    here = begin._replace(params=network.arguments(snn.params), **stores)
+    here = begin._replace(
+        params=network.arguments(snn.params),
+        activations=dict(begin.activations),
+        spikes=dict(begin.spikes),
+    )
     sites = [stage.place for stage in here.stages[:-1]]
     for i, site in enumerate(shown(sites, title, "site", lambda site: site.name)):
         fit = _fit_site(here, i, neurons[site.name], calibrators[i])
         neurons[site.name] = fit.neurons
         here.params.update(by_variable(network, fit.weights))
-    outputs = _ann_outputs(here)
-    errors = _errors(here, outputs) if judged else None
     leaves = [here.params[v] for v in network.parameters]
     tree = jax.tree_util.tree_structure(snn.params)
     params = jax.tree_util.tree_unflatten(tree, leaves)
-    return dataclasses.replace(snn, params=params, neurons=neurons), errors
+    return dataclasses.replace(snn, params=params, neurons=neurons), here
 
 
 def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator) -> Fit:
@@ -81,34 +76,31 @@ def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator)
     """
     site = here.stages[i].place
     # The products before an encoder need what the ANN's stage reads.
-    before = here._replace(ann=dict(here.ann)) if site.signed else here
+    before = (
+        here._replace(activations=dict(here.activations)) if site.is_encoder else here
+    )
     activation, own_maximum = _pass_ann(here, i)
     view = SiteView(before, i, activation, own_maximum)
     start = Fit(neurons, kernels(here, i))
     fit = calibrate(view, start)
     check_unshared(here, i, start, fit)
     check_values(site, start, fit)
-    here.advance(here.snn, i, *view.passed(fit))
+    here.advance(here.spikes, i, *view.passed(fit))
     return fit
 
 
 def _pass_ann(here: Sweep, i: int) -> tuple[jax.Array, jax.Array | None]:
     """The ANN's activations at site i, and the maximum if a ReLU there has one."""
-    stage, piece = here.stages[i], here.ann_piece(i)
-    activation, ends, *others = here.compute(piece, _with_ends, (0, 0))
-    carried = others[len(others) - len(stage.carried) :]
-    here.advance(here.ann, i, activation, carried)
-    _check_range(stage.place, activation, _least_and_largest(ends))
-    if len(stage.segment.outputs) == 1:
+    piece, site = here.ann_piece(i), here.stages[i].place
+    operands = piece.out_axes[1:]
+    results = piece.run(here.all_images, Activation(nameless(site)), (0, 0, *operands))
+    activation, ends, *others = results
+    here.advance(here.activations, i, activation, others[len(operands) :])
+    _check_range(site, activation, _least_and_largest(ends))
+    if not operands:
         return activation, None
-    maximum = others[0]
-    _check_maximum(stage.place, maximum)
-    return activation, _shaped_like_threshold(maximum, stage.place)
-
-
-def _with_ends(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a = activation.astype(jnp.float32)
-    return activation, jnp.stack([a.min(), a.max()])[None]
+    _check_maximum(site, others[0])
+    return activation, _shaped_like_threshold(others[0], site)
 
 
 @jax.jit
@@ -153,45 +145,13 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
     return own + np.zeros(shape, np.float32)
 
 
-def _ann_outputs(here: Sweep) -> tuple[jax.Array, ...]:
-    """Of all images; raise unless all of them are finite."""
-    piece = here.ann_piece(-1)
-    outputs = each(piece.work, here.all_images, *piece[1:])
+def ann_outputs(here: Sweep) -> tuple[jax.Array, ...]:
+    """The outputs of the ANN behind its last site; raise unless they are finite."""
+    outputs = here.ann_piece(-1).run(here.all_images)
     for name, output in zip(here.network.output_names(), outputs, strict=True):
         which = f" {name!r}" if name else ""
         check_finite(f"the outputs{which} of the network", [output])
     return outputs
-
-
-def _errors(here: Sweep, outputs: Sequence[jax.Array]) -> jax.Array:
-    """`_output_errors` of the SNN; outputs that do not depend on x have none."""
-    piece, images = here.snn_piece(-1, {}), here.all_images
-    readout = Readout(piece.work, tuple(axis == 1 for axis in piece.out_axes))
-    axes = tuple(None if axis is None else 0 for axis in piece.out_axes)
-    answers = each(readout, images, piece.sources, piece.in_axes, axes)
-    triples = zip(answers, outputs, axes, strict=True)
-    pairs = [(s, y) for s, y, axis in triples if axis is not None]
-    return _output_errors(pairs, images.total)
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _output_errors(pairs: list[tuple[jax.Array, jax.Array]], count: int) -> jax.Array:
-    """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
-
-    The sum over the network's outputs; those that are no floats do not count.
-
-    Args:
-        pairs: every output of the SNN, the mean over T steps, and of the ANN.
-        count: N.
-    """
-    errors = jnp.zeros(count)
-    for answer, output in pairs:
-        if jnp.issubdtype(output.dtype, jnp.floating):
-            answer, output = (wide(y).reshape(count, -1) for y in (answer, output))
-            size = jnp.sum(output**2) / count
-            distance = jnp.sum((answer - output) ** 2, 1)
-            errors += distance / jnp.where(size > 0, size, 1)
-    return errors
 
 
 def chained(
