@@ -512,6 +512,7 @@ def test_sst2(phrases, monkeypatch, capsys):
 
     unchanged = np.asarray(answers(3))  # a word that no sentence has
     np.testing.assert_array_equal(answers(sst2.PADDING), unchanged)
-    assert (answers(sst2.UNKNOWN)[[0, -1]] != unchanged[[0, -1]]).any(-1).all()
+    unknown = np.asarray(answers(sst2.UNKNOWN))
+    assert (unknown[[0, -1]] != unchanged[[0, -1]]).any(-1).all()
     cut = jax.jit(task.fn)(task.params, task.x[:, :5])
     np.testing.assert_allclose(cut, unchanged[0], atol=1e-6)
