@@ -36,6 +36,7 @@ from experiments.running import (
 )
 from snnjax.calibrators import broadcast
 
+HELD_OUT = 500  # training images at most, to choose the row that is saved
 MEASURED = 100  # test images to measure rates, errors and operations on
 
 
@@ -54,6 +55,8 @@ class Experiment(NamedTuple):
         fn: the network; one object, so that JAX traces it once per shape.
         params, sites: of the network.
         test: images for the reported accuracies.
+        held_out: training images that no seed calibrates with, to choose the row that
+            is saved; None: too few are left.
         count: jitted, (SNN, images, labels) -> right answers after 1..T steps.
         mesh: of the devices that share a batch; None: a single device.
         source: the network with its card.
@@ -66,6 +69,7 @@ class Experiment(NamedTuple):
     params: chex.ArrayTree
     sites: snnjax.network.Sites
     test: LabeledImages
+    held_out: LabeledImages | None
     count: Callable
     mesh: Mesh | None
     source: Source
@@ -88,11 +92,13 @@ class Draw(NamedTuple):
     Attributes:
         snn: the spiking network.
         hits: right answers on the test images after 1..T steps.
+        held_out_hits: right answers after T steps on the held-out images, if any.
         seconds: duration of the conversion.
     """
 
     snn: snnjax.SNN
     hits: list[int]
+    held_out_hits: int | None
     seconds: float
 
 
@@ -165,8 +171,24 @@ def images_to_test(config: Convert, data: Dataset) -> LabeledImages:
 
 def calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
     """The training images that a seed draws, normalized."""
-    order = np.random.default_rng(seed).permutation(len(data.train_images))
-    return normalize(data, data.train_images[order[: config.calibration_images]])
+    numbers = _order(data, seed)[: config.calibration_images]
+    return normalize(data, data.train_images[numbers])
+
+
+def held_out_images(config: Convert, data: Dataset) -> LabeledImages | None:
+    """Training images that no seed draws, as many as test images, or `HELD_OUT`."""
+    count = min(HELD_OUT, len(data.test_labels[: config.test_images]))
+    orders = [_order(data, seed)[: config.calibration_images] for seed in config.seeds]
+    unused = np.setdiff1d(_order(data, 0), np.concatenate(orders))
+    if len(unused) < count:
+        return None
+    numbers = np.sort(np.random.default_rng(0).permutation(unused)[:count])
+    images = normalize(data, data.train_images[numbers])
+    return LabeledImages(np.asarray(images), data.train_labels[numbers])
+
+
+def _order(data: Dataset, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(len(data.train_images))
 
 
 # ------------------------------------------------------------------ one conversion
@@ -178,7 +200,8 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
     images = calibration_images(config, task.data, seed)
     # Equal arrays and options give equal results.
     options = line, seed, config.dtype, config.iterations, config.last_zone
-    name = digest((task.params, images, task.test.labels), repr(options))
+    judges = None if task.held_out is None else task.held_out.labels
+    name = digest((task.params, images, task.test.labels, judges), repr(options))
     file = unfinished(config) / f"{name}.safetensors"
     if file.exists():
         snn, card, _ = snnjax.load(file)
@@ -198,11 +221,14 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
     seconds = time.perf_counter() - start
     # Programs without the mesh, such as `_measure`, need arrays of this process.
     snn = widen_all(snn if task.mesh is None else jax.device_get(snn), task.sites)
-    hits = count_hits(task.count, snn, task.test, task.mesh)
+    hits, held_out_hits = count_hits(task.count, snn, task.test, task.mesh), None
+    if task.held_out is not None:
+        held_out_hits = count_hits(task.count, snn, task.held_out, task.mesh)[-1]
+    counts = {"hits": hits, "held_out_hits": held_out_hits, "seconds": seconds}
     if devices.first():
         file.parent.mkdir(exist_ok=True)
-        snnjax.save(file, snn, extras={"hits": hits, "seconds": seconds})
-    return Draw(snn, hits, seconds)
+        snnjax.save(file, snn, extras=counts)
+    return Draw(snn, **counts)
 
 
 def unfinished(config: Convert) -> Path:
@@ -218,7 +244,10 @@ def forget(config: Convert) -> None:
 def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
     """A row: accuracies of all draws, and measures of the SNN of the first one."""
     snn, images = draws[0].snn, len(task.test.labels)
-    measures = _measure(task, snn)
+    measures, held_out = _measure(task, snn), None
+    if task.held_out is not None:
+        right = sum(draw.held_out_hits or 0 for draw in draws)
+        held_out = right, len(draws) * len(task.held_out.labels)
     return Result(
         recipe,
         snn.wait,
@@ -231,6 +260,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         measures,
         levels_of(task.sites, snn),
         code_name(snn.code),
+        held_out,
     )
 
 

@@ -11,6 +11,7 @@ from experiments.report.results import (
     LEGEND,
     Result,
     Table,
+    choice,
     console_table,
     deviation,
     header,

@@ -12,6 +12,7 @@ from experiments.report.networks import NetworkResults, merged
 from experiments.report.results import (
     PARTS,
     Result,
+    choice,
     line_name,
     lines,
     relative_errors,
@@ -291,7 +292,7 @@ def write_figures(
     ann: float,
     epochs: Sequence[float] | None = None,
 ) -> None:
-    """Write accuracy.png of all rows, and layers.png of the last one.
+    """Write accuracy.png of all rows, and layers.png of the saved one.
 
     Args:
         epochs: accuracy at the start and after each epoch, of a fine-tuning.
@@ -303,4 +304,4 @@ def write_figures(
             second = after_epochs({"training": epochs}, ann)
         groups.append([read_early(rows, ann), second])
     write_accuracy(out / "accuracy.png", *groups)
-    write_sites(out / "layers.png", results[-1])
+    write_sites(out / "layers.png", choice(results))

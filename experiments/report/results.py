@@ -28,6 +28,8 @@ class Result(NamedTuple):
         seconds: median duration of the conversions, or the duration of all epochs.
         levels: of the spikes.
         code: what a spike is worth at each step, a name of experiments.running.CODES.
+        held_out: (right answers, answers) of all seeds, on images that no calibration
+            used and no table reports; None: not evaluated on such images.
     """
 
     recipe: str
@@ -41,6 +43,7 @@ class Result(NamedTuple):
     measures: snnjax.measures.Measures
     levels: tuple[int, int] = (0, 1)
     code: str = "rate"
+    held_out: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +72,36 @@ class Result(NamedTuple):
 def deviation(values: Sequence[float]) -> float:
     """Standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def choice(results: Sequence[Result]) -> Result:
+    """The row to save: the earliest of those as good as the best one, but for chance.
+
+    Of n held-out answers a share q is right. A row is as good as the best one if they
+    differ by no more than a standard error of their difference:
+
+        q_best - q <= sqrt(s_best^2 + s^2)
+        s^2 = p (1 - p) / n,  p = (n q + 1) / (n + 2)
+
+    That is the rule of one standard error (Breiman et al. 1984), with Laplace's p, so
+    that a row without errors is not certain either. Among these rows the lowest latency
+    wins, then the fewest spikes. Without held-out answers it is the last row.
+    """
+    judged = [(r, *r.held_out) for r in results if r.held_out is not None]
+    if not judged:
+        return results[-1]
+
+    def variance(right: int, count: int) -> float:
+        p = (right + 1) / (count + 2)
+        return p * (1 - p) / count
+
+    _, right, count = max(judged, key=lambda each: each[1] / each[2])
+    as_good = [
+        (result.latency, result.spikes, -h / n, i)
+        for i, (result, h, n) in enumerate(judged)
+        if right / count - h / n <= math.sqrt(variance(right, count) + variance(h, n))
+    ]
+    return judged[min(as_good)[-1]][0]
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
@@ -264,10 +297,10 @@ def write_results(
     """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    last = results[-1]
-    text = f"Sites of `{line_name(last)}`, T = {last.steps}, which is saved:\n"
+    saved = choice(results)
+    text = f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
-    parts += [markdown_table(*site_table(last, sites))]
+    parts += [markdown_table(*site_table(saved, sites))]
     parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
 

@@ -302,7 +302,7 @@ class Convert(Conversion):
     out: str = "runs/convert"
     # Numbers of time steps T; each is a separate conversion.
     steps: tuple[int, ...] = (4, 8)
-    # Recipes, of experiments.running.RECIPES; the SNN of the last row is saved.
+    # Recipes, of experiments.running.RECIPES.
     recipes: tuple[str, ...] = tuple(name for name in RECIPES if name != "quantized")
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
     # default the least that the code needs with these levels: 0 for rate; for radix 1
