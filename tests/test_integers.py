@@ -27,7 +27,7 @@ from test_layers import AFFINE, CODES, RATE, fitted
 import snnjax
 from snnjax import deploy
 from snnjax.deploy import Convolution, Dense, Flatten, Input, Output, Population, Scale
-from snnjax.deploy.integers import exact, rounding
+from snnjax.deploy.integers import rounding, streams
 from snnjax.neurons.gradients import without_surrogate
 
 # -------------------------------------------------------------- a chip, event by event
@@ -323,15 +323,11 @@ def test_what_cannot_be_rounded_says_so():
         shape=(1, 2, 3), threshold=np.arange(1.0, 7).reshape(1, 2, 3)
     )
     cases = {
-        "weight_bits is 0; allowed: a whole number 1 <= ": dict(
-            weight_bits=0
-        ),
+        "weight_bits is 0; allowed: a whole number 1 <= ": dict(weight_bits=0),
         "weight_bits is 4.5; allowed": dict(weight_bits=4.5),
         "weight_bits of 'output' is 33": dict(weight_bits={"output": 33, "*": 8}),
         "match no site": dict(weight_bits={"nowhere": 8, "*": 8}),
-        "state_bits is 33; allowed: a whole number 4 <= ": dict(
-            state_bits=33
-        ),
+        "state_bits is 33; allowed: a whole number 4 <= ": dict(state_bits=33),
         "input_bits is True": dict(input_bits=True),
         "scale is 'row'": dict(scale="row"),
         "overflow is 'crash'": dict(overflow="crash"),
@@ -399,7 +395,7 @@ def test_quotients_are_those_of_whole_numbers():
     for low, high in ((0, 1), (-1, 1), (-3, 3), (0, 255), (-127, 127)):
         for numbers in (near, far):
             arrays = np.int32(numbers), np.int32(divisors)
-            quotients = exact._quotient(*arrays, low, high)
+            quotients = streams._quotient(*arrays, low, high)
             expected = np.clip(numbers // divisors, low, high)
             np.testing.assert_array_equal(quotients, expected)
 

@@ -28,7 +28,7 @@ from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
-from snnjax.deploy.integers import exact, fitting, rounding
+from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering.folding import is_channelwise
@@ -153,8 +153,8 @@ def _whole_nodes(
     def arriving(node: Node) -> Pair:
         sources = [pairs[name] for name in node.sources]
         return Pair(
-            exact.total([pair.floats for pair in sources]),
-            exact.total([pair.whole for pair in sources]),
+            streams.total([pair.floats for pair in sources]),
+            streams.total([pair.whole for pair in sources]),
         )
 
     for node in layers.nodes:
@@ -197,9 +197,9 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
     mantissa, exponent = np.frexp(unit)
     places = 2.0 ** (23 - layers.arithmetic.input_bits)
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
-    whole, _ = exact.whole_input(x, jnp.float32(unit), layers.arithmetic)
+    whole, _ = streams.whole_input(x, jnp.float32(unit), layers.arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
-    return node, Pair(exact.Stream(x / unit, None), exact.Stream(whole, None))
+    return node, Pair(streams.Stream(x / unit, None), streams.Stream(whole, None))
 
 
 # --------------------------------------------------------------------------- checks
