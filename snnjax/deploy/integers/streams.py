@@ -188,7 +188,8 @@ def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
     return all_steps(neuron, timing(layers), layers.arithmetic, p, currents)
 
 
-@functools.partial(jax.jit, static_argnums=range(3))
+# Inlined in `run`, so that what a caller leaves unread is not computed.
+@functools.partial(jax.jit, static_argnums=range(3), inline=True)
 def all_steps(
     neuron: IntegrateAndFire,
     times: Timing,
