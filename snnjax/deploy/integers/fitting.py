@@ -314,13 +314,13 @@ def _mapped(structure: Any, params: Any, stream: streams.Stream) -> streams.Stre
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _received(structures, times, params, streams):
+def _received(structures, times, params, sent):
     """What arrives through some maps, in units, without a bias: [T, N, ...].
 
     Sums of whole numbers above 2^24 are rounded to float32, which is enough to choose
     scales and biases.
     """
-    ways = zip(structures, params, streams, strict=True)
+    ways = zip(structures, params, sent, strict=True)
     return streams.received(streams.total([_mapped(*way) for way in ways]), times)
 
 

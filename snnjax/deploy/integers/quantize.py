@@ -112,22 +112,28 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    stated = _stated_by(chip)
-    bits = stated["weight_bits"] if weight_bits is None else weight_bits
+    arguments = {
+        "weight_bits": weight_bits,
+        "state_bits": state_bits,
+        "scale": scale,
+        "overflow": overflow,
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = _stated_by(chip) | given
+    bits = options["weight_bits"]
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
-    state_bits = stated["state_bits"] if state_bits is None else state_bits
-    scale = stated["scale"] if scale is None else scale
-    overflow = stated["overflow"] if overflow is None else overflow
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, state_bits, input_bits, scale, overflow)
+    _check(layers, images, bits, input_bits, options)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(max(bits.values()), input_bits, state_bits, overflow)
+    arithmetic = Arithmetic(
+        max(bits.values()), input_bits, options["state_bits"], options["overflow"]
+    )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    nodes, clippings = _whole_nodes(layers, x, bits, scale)
+    nodes, clippings = _whole_nodes(layers, x, bits, options["scale"])
     if clippings:
         warnings.warn(
             "weights are clipped, since the thresholds of their neurons are small: "
@@ -247,10 +253,8 @@ def _check(
     layers: Any,
     images: Any,
     weight_bits: Mapping[str, Any],
-    state_bits: Any,
     input_bits: Any,
-    scale: Any,
-    overflow: Any,
+    options: Mapping[str, Any],
 ) -> None:
     is_layers = isinstance(layers, Layers)
     if not is_layers or layers.arithmetic is not None:
@@ -268,20 +272,20 @@ def _check(
     check_numbers(images)
     exact.check_shape(layers, images)
     check_finite("images", [images])
-    check_choice("scale", scale, ("channel", "layer", "power_of_two"))
-    check_choice("overflow", overflow, ("saturate", "wrap"))
+    check_choice("scale", options["scale"], ("channel", "layer", "power_of_two"))
+    check_choice("overflow", options["overflow"], ("saturate", "wrap"))
     for pattern, number in weight_bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
         Range(1, 16, whole=True).check(name, number)
-    Range(4, 30, whole=True).check("state_bits", state_bits)
+    Range(4, 30, whole=True).check("state_bits", options["state_bits"])
     Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
-        if scale != "channel" and not is_channelwise(node.threshold):
+        if options["scale"] != "channel" and not is_channelwise(node.threshold):
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
-                f"{scale!r} needs one per population; allowed: thresholds per "
+                f"{options['scale']!r} needs one per population; allowed: thresholds per "
                 "channel, or scale 'channel'"
             )
         if node.leak is not None and (node.leak != 1).any():
