@@ -556,7 +556,7 @@ WRONG_CALLS = [
         {"snn": with_first_site(initial_potential=np.zeros(7))},
         "site 'w1/relu' do not fit .*initial_potential .*(7,)",
     ),
-    ({"snn": with_first_site(threshold=0)}, "is 0.0; allowed: fin"),
+    ({"snn": with_first_site(threshold=0)}, "is 0.0; allowed: > 0, and fin"),
     ({"snn": with_first_site(threshold=-1)}, "-1.0; allowed: .* and > 0"),
     ({"snn": with_first_site(leak=1.5)}, "leak .* is 1.5; .* and <= 1"),
     ({"snn": with_first_site(leak=np.nan)}, "leak of site 'w1/relu' is nan"),
