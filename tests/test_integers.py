@@ -27,7 +27,7 @@ from test_layers import AFFINE, CODES, RATE, fitted
 import snnjax
 from snnjax import deploy
 from snnjax.deploy import Convolution, Dense, Flatten, Input, Output, Population, Scale
-from snnjax.deploy.integers import exact, rounding
+from snnjax.deploy.integers import rounding, streams
 from snnjax.neurons.gradients import without_surrogate
 
 # -------------------------------------------------------------- a chip, event by event
@@ -395,7 +395,7 @@ def test_quotients_are_those_of_whole_numbers():
     for low, high in ((0, 1), (-1, 1), (-3, 3), (0, 255), (-127, 127)):
         for numbers in (near, far):
             arrays = np.int32(numbers), np.int32(divisors)
-            quotients = exact._quotient(*arrays, low, high)
+            quotients = streams._quotient(*arrays, low, high)
             expected = np.clip(numbers // divisors, low, high)
             np.testing.assert_array_equal(quotients, expected)
 

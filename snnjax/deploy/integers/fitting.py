@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.deploy.integers import exact, rounding
+from snnjax.deploy.integers import rounding, streams
 from snnjax.deploy.integers.timing import Timing, timing, widest
 from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
 from snnjax.deploy.lowering.values import (
@@ -50,8 +50,8 @@ class Pair(NamedTuple):
     only in that of whole numbers.
     """
 
-    floats: exact.Stream
-    whole: exact.Stream
+    floats: streams.Stream
+    whole: streams.Stream
 
 
 class Incoming(NamedTuple):
@@ -66,7 +66,7 @@ class Incoming(NamedTuple):
     """
 
     weights: Affine
-    whole: exact.Stream
+    whole: streams.Stream
     part: rounding.Part
     second: np.ndarray
 
@@ -131,7 +131,7 @@ def fit_receiver(
         if isinstance(whole, Output):
             return WholeReceiver(whole, whole_maps, None, clippings)
         # Wide registers say how far potentials would go.
-        activity = exact.fire(whole, widest(layers), weighted)
+        activity = streams.fire(whole, widest(layers), weighted)
         peaks = _peaks(activity, layers.arithmetic)
         is_too_large = peaks > _LARGEST_SHARE * half
         if not is_too_large.any():
@@ -146,8 +146,8 @@ def fit_receiver(
                 "more state_bits, or fewer weight_bits"
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
-        activity = exact.fire(whole, layers, weighted)
-    spikes = Pair(_float_spikes(reading), exact.Stream(None, activity.spikes))
+        activity = streams.fire(whole, layers, weighted)
+    spikes = Pair(_float_spikes(reading), streams.Stream(None, activity.spikes))
     return WholeReceiver(whole, whole_maps, spikes, clippings)
 
 
@@ -177,7 +177,7 @@ def _read(
     return Reading(layers, node, incoming, thresholds, currents)
 
 
-def _peaks(activity: exact.Fired, arithmetic: Arithmetic) -> np.ndarray:
+def _peaks(activity: streams.Fired, arithmetic: Arithmetic) -> np.ndarray:
     """How large the potentials of each row become, [O].
 
     With "saturate" the lowest ones do not count: a neuron far below its threshold is
@@ -189,7 +189,7 @@ def _peaks(activity: exact.Fired, arithmetic: Arithmetic) -> np.ndarray:
     return peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
 
 
-def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
+def pooled(node: SumPool | Flatten, stream: streams.Stream) -> streams.Stream:
     """What a node without weights sends."""
     (structure,) = _structures([node])
     return _mapped(structure, {}, stream)
@@ -227,7 +227,7 @@ def _with_charge(
     )
 
 
-def _float_spikes(reading: Reading) -> exact.Stream:
+def _float_spikes(reading: Reading) -> streams.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, Population)
@@ -235,7 +235,7 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model, params = without_surrogate(node.model), NeuronParams(*arrays)
     levels = _levels(model, timing(layers), params, reading.currents)
-    return exact.Stream(None, levels)
+    return streams.Stream(None, levels)
 
 
 def _largest_theta(reading: Reading, half: int) -> np.ndarray:
@@ -309,28 +309,28 @@ def _params(node: Affine) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mapped(structure: Any, params: Any, stream: exact.Stream) -> exact.Stream:
-    return exact.mapped(exact.without_arrays(structure), params, stream)
+def _mapped(structure: Any, params: Any, stream: streams.Stream) -> streams.Stream:
+    return streams.mapped(streams.without_arrays(structure), params, stream)
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _received(structures, times, params, streams):
+def _received(structures, times, params, sent):
     """What arrives through some maps, in units, without a bias: [T, N, ...].
 
     Sums of whole numbers above 2^24 are rounded to float32, which is enough to choose
     scales and biases.
     """
-    ways = zip(structures, params, streams, strict=True)
-    return exact.received(exact.total([_mapped(*way) for way in ways]), times)
+    ways = zip(structures, params, sent, strict=True)
+    return streams.received(streams.total([_mapped(*way) for way in ways]), times)
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
 def _currents_and_moments(structures, times, params, floats, whole):
     """Currents of the float network, and moments of each connection."""
     moments = []
-    for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
-        node, kernel = exact.without_arrays(structure), p["weight"].shape[:2]
-        x, y = (_samples(node, kernel, _decoded(s, times)) for s in streams)
+    for structure, p, *both in zip(structures, params, floats, whole, strict=True):
+        node, kernel = streams.without_arrays(structure), p["weight"].shape[:2]
+        x, y = (_samples(node, kernel, _decoded(s, times)) for s in both)
         moments.append((_covariance(y, y), _covariance(x, y)))
     return _received(structures, times, params, floats), moments
 
@@ -356,7 +356,7 @@ def _mean(currents: jax.Array) -> np.ndarray:
     return np.asarray(_mean_of_channels(currents), np.float64)
 
 
-def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:
+def _decoded(stream: streams.Stream, times: Timing) -> jax.Array:
     """What all steps of a stream add up to, in units: float [N, ...]."""
     constant, spikes = stream
     if constant is not None:
@@ -364,7 +364,7 @@ def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:
     if spikes is not None:
         weights = jnp.asarray(times.multiples, jnp.float32)
         spikes = jnp.tensordot(weights, spikes.astype(jnp.float32), 1)
-    return exact.add([constant, spikes])
+    return streams.add([constant, spikes])
 
 
 def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
-from snnjax.deploy.integers import exact, fitting, rounding
+from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering.folding import is_channelwise
@@ -112,22 +112,28 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    stated = _stated_by(chip)
-    bits = stated["weight_bits"] if weight_bits is None else weight_bits
+    arguments = {
+        "weight_bits": weight_bits,
+        "state_bits": state_bits,
+        "scale": scale,
+        "overflow": overflow,
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = _stated_by(chip) | given
+    bits = options["weight_bits"]
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
-    state_bits = stated["state_bits"] if state_bits is None else state_bits
-    scale = stated["scale"] if scale is None else scale
-    overflow = stated["overflow"] if overflow is None else overflow
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, state_bits, input_bits, scale, overflow)
+    _check(layers, images, bits, input_bits, options)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(max(bits.values()), input_bits, state_bits, overflow)
+    arithmetic = Arithmetic(
+        max(bits.values()), input_bits, options["state_bits"], options["overflow"]
+    )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    nodes, clippings = _whole_nodes(layers, x, bits, scale)
+    nodes, clippings = _whole_nodes(layers, x, bits, options["scale"])
     if clippings:
         warnings.warn(
             "weights are clipped, since the thresholds of their neurons are small: "
@@ -153,8 +159,8 @@ def _whole_nodes(
     def arriving(node: Node) -> Pair:
         sources = [pairs[name] for name in node.sources]
         return Pair(
-            exact.total([pair.floats for pair in sources]),
-            exact.total([pair.whole for pair in sources]),
+            streams.total([pair.floats for pair in sources]),
+            streams.total([pair.whole for pair in sources]),
         )
 
     for node in layers.nodes:
@@ -197,9 +203,9 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
     mantissa, exponent = np.frexp(unit)
     places = 2.0 ** (23 - layers.arithmetic.input_bits)
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
-    whole, _ = exact.whole_input(x, jnp.float32(unit), layers.arithmetic)
+    whole, _ = streams.whole_input(x, jnp.float32(unit), layers.arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
-    return node, Pair(exact.Stream(x / unit, None), exact.Stream(whole, None))
+    return node, Pair(streams.Stream(x / unit, None), streams.Stream(whole, None))
 
 
 # --------------------------------------------------------------------------- checks
@@ -247,10 +253,8 @@ def _check(
     layers: Any,
     images: Any,
     weight_bits: Mapping[str, Any],
-    state_bits: Any,
     input_bits: Any,
-    scale: Any,
-    overflow: Any,
+    options: Mapping[str, Any],
 ) -> None:
     is_layers = isinstance(layers, Layers)
     if not is_layers or layers.arithmetic is not None:
@@ -268,20 +272,20 @@ def _check(
     check_numbers(images)
     exact.check_shape(layers, images)
     check_finite("images", [images])
-    check_choice("scale", scale, ("channel", "layer", "power_of_two"))
-    check_choice("overflow", overflow, ("saturate", "wrap"))
+    check_choice("scale", options["scale"], ("channel", "layer", "power_of_two"))
+    check_choice("overflow", options["overflow"], ("saturate", "wrap"))
     for pattern, number in weight_bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
         Range(1, 16, whole=True).check(name, number)
-    Range(4, 30, whole=True).check("state_bits", state_bits)
+    Range(4, 30, whole=True).check("state_bits", options["state_bits"])
     Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
-        if scale != "channel" and not is_channelwise(node.threshold):
+        if options["scale"] != "channel" and not is_channelwise(node.threshold):
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
-                f"{scale!r} needs one per population; allowed: thresholds per "
+                f"{options['scale']!r} needs one per population; allowed: thresholds per "
                 "channel, or scale 'channel'"
             )
         if node.leak is not None and (node.leak != 1).any():

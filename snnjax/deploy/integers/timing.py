@@ -105,7 +105,7 @@ def widest(layers: Layers) -> Layers:
 
 
 def _most_state_bits(layers: Layers) -> int:
-    """Such that 4 m_1 potentials fit into 32 bits, as sums in `_fire` need."""
+    """Such that 4 m_1 potentials fit into 32 bits, as sums in `all_steps` need."""
     first = int(timing(layers).multiples[0])
     return 30 - (first - 1).bit_length()
 
