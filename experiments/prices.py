@@ -28,15 +28,15 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden", 1800),
-    Part("fit a site", "calibrators", "calibrate offsets", 2500),
-    Part("train", "training", "train descent finetuning temperature", 1400),
-    Part("layers, as a chip sees them", "lowering", "layers", 1850),
+    Part("convert by recipes", "conversion", "convert best golden", 1900),
+    Part("fit a site", "calibrators", "calibrate offsets", 2250),
+    Part("train", "training", "train descent finetuning temperature", 1100),
+    Part("layers, as a chip sees them", "lowering", "layers", 1900),
     Part("whole numbers", "integers", "integers", 1800),
-    Part("reports for chips", "chips", "chips", 1300),
+    Part("reports for chips", "chips", "chips", 1200),
     Part("NIR, both ways", "nir", "nir", 800),
-    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1050),
-    Part("files", "storage", "storage", 1150),
+    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1000),
+    Part("files", "storage", "storage", 900),
     Part("run in time", "simulation", "simulate levels accelerators", 1300),
     Part("codes", "codes", "codes", 350),
     Part("activations", "activations surrogate", "surrogate quantized", 500),
@@ -46,9 +46,9 @@ PARTS = (
     Part("trace fn", "capture", "capture operators refusals architectures", 2450),
     Part("equations", "network", "soak", 950),
     Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
-    Part("checks, texts, small files", "", "layout sweep text conformance", 2050),
+    Part("checks, texts, small files", "", "layout sweep text conformance", 1750),
 )
-FOLDERS = {"snnjax": 23_800, "experiments": 6_900, "benchmarks": 3500, "tests": 19_500}
+FOLDERS = {"snnjax": 22_800, "experiments": 6950, "benchmarks": 3350, "tests": 18_500}
 
 
 def files_of(part: Part) -> list[Path]:

@@ -17,6 +17,7 @@ from experiments import ablation, conversions, convert, report, results
 from experiments.data import load
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
+from experiments.report import choice
 from experiments.running import Convert, TrainANN, devices, parse
 from experiments.sources import __main__ as sources
 from experiments.train_ann import train
@@ -78,7 +79,7 @@ def test_all_files_are_written(converted):
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
-    rate = results[-1].measures.sites["Plain/relu_1"].firing_rate
+    rate = choice(results).measures.sites["Plain/relu_1"].firing_rate
     assert re.search(
         rf"`Plain/relu_1` \| relu \| [×\d]+ \| 2 \| {100 * rate:.1f} \|", text
     )
@@ -93,7 +94,7 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     assert abs(ann["accuracy"] - found["ann_accuracy"]) <= 0.02
     # An activation takes a byte, a potential two.
     assert eight["memory"]["potentials"] == 2 * ann["memory"]["potentials"]
-    assert floats["accuracy"] == results[-1].accuracies[0][-1]
+    assert floats["accuracy"] == choice(results).accuracies[0][-1]
     assert abs(eight["accuracy"] - floats["accuracy"]) <= 0.03
     assert two["accuracy"] <= eight["accuracy"]
     ratio = floats["memory"]["weights"] / eight["memory"]["weights"]
@@ -109,7 +110,7 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
 def test_the_checkpoint_restores_without_the_ann(converted):
     config, results, data = converted
     restored = load_snn(config.out)
-    saved = results[-1]
+    saved = choice(results)
     assert (restored.snn.steps, restored.snn.wait) == (4, saved.wait)
     assert restored.card["recipe"] == saved.recipe
     assert restored.card["accuracy"] == saved.accuracies[0][-1]  # of this very SNN

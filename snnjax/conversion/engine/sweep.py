@@ -96,11 +96,12 @@ def _pass_ann(here: Sweep, i: int) -> tuple[jax.Array, jax.Array | None]:
     results = piece.run(here.all_images, Activation(nameless(site)), (0, 0, *operands))
     activation, ends, *others = results
     here.advance(here.activations, i, activation, others[len(operands) :])
+    maximum = others[0] if operands else None
+    _check_maximum(site, maximum)  # first: it may be why activations are NaN
     _check_range(site, activation, _least_and_largest(ends))
-    if not operands:
+    if maximum is None:
         return activation, None
-    _check_maximum(site, others[0])
-    return activation, _shaped_like_threshold(others[0], site)
+    return activation, _shaped_like_threshold(maximum, site)
 
 
 @jax.jit
