@@ -436,7 +436,11 @@ ONES = np.ones((2, 1, 3), np.float32)
         (mean_cross_entropy, (ONES, np.array([3])), "labels range from 3 to 3; allow"),
         (tet, (ONES, np.array([-1])), "labels range from -1 to -1"),
         (tet, (ONES, np.ones(1)), "labels have dtype float64; allowed: whole"),
-        (functools.partial(tet, regularization=2.0), (OUTPUTS, LABELS), "0 to 1"),
+        (
+            functools.partial(tet, regularization=2.0),
+            (OUTPUTS, LABELS),
+            "2.0; allowed: 0 <=",
+        ),
         (functools.partial(tet, regularization="a"), (OUTPUTS, LABELS), "is 'a'; al"),
         (functools.partial(membrane_readout, leak=0.0), (OUTPUTS,), "leak is 0.0; al"),
         (functools.partial(membrane_readout, leak="a"), (OUTPUTS,), "leak is 'a'; al"),
