@@ -143,6 +143,8 @@ def convert(
         network=network,
         stages=stages(network),
         snn=fresh,
+        steps=steps,
+        wait=wait,
         images=fitted,
         all_images=all_images,
         effects=functools.cache(

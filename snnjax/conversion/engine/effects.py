@@ -7,15 +7,14 @@ random signs. The expected w is the mean over channels of sum_k (d y_k / d a)^2,
 diagonal of the Gauss-Newton matrix. One backward pass gives w for all sites.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import running_sum
-from snnjax.conversion.engine.micro_batches import Images, in_micro_batches
+from snnjax.conversion.engine.micro_batches import Images, each
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
@@ -41,19 +40,29 @@ def effects_of(
     outputs = tuple(v for v in network.outputs if v in network.dependent)
     work = Segment(equations, tuple(values), outputs, ())
     axes = tuple(0 if v in network.x else None for v in values)
-    return _scaled(_effects(work, list(values.values()), axes, numbers, images), images)
+    names = tuple(eq.place.name for eq in equations if eq.fires)
+    arguments, in_axes = [numbers, *values.values()], (0, *axes)
+    effects = each(_Effects(work, names), images, arguments, in_axes, (0,) * len(names))
+    scaled = []
+    for effect in effects:
+        sums = each(_sum, images, [effect], (0,), (0,))
+        scaled.append(_scaled(effect, *sums))
+    return dict(zip(names, scaled, strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("work", "axes", "images"))
-def _effects(work: Segment, inputs: list, axes: tuple, numbers: Any, images: Images):
-    names = [eq.place.name for eq in work.equations if eq.fires]
+class _Effects(NamedTuple):
+    """w of these sites for some images, not scaled."""
 
-    def of_part(numbers: Any, *inputs: Any) -> tuple[jax.Array, ...]:
-        effects = _of_part(work, inputs, numbers)
-        return tuple(effects[name] for name in names)
+    work: Segment
+    names: tuple[str, ...]
 
-    run = in_micro_batches(of_part, images, (0, *axes), [0] * len(names))
-    return dict(zip(names, run(numbers, *inputs), strict=True))
+    def __call__(self, numbers: Any, *inputs: Any) -> tuple[jax.Array, ...]:
+        effects = _of_part(self.work, inputs, numbers)
+        return tuple(effects[name] for name in self.names)
+
+
+def _sum(effect: jax.Array) -> tuple[jax.Array]:
+    return (effect.sum()[None],)
 
 
 def _of_part(work: Segment, inputs: Sequence[Any], numbers: Any) -> Effects:
@@ -93,13 +102,8 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(of_image)(numbers)
 
 
-@functools.partial(jax.jit, static_argnames="images")
-def _scaled(effects: Effects, images: Images) -> Effects:
-    sums = in_micro_batches(lambda part: (part.sum()[None],), images, [0], [0])
-
-    def scale(effect: jax.Array) -> jax.Array:
-        mean = running_sum(sums(effect)[0])[-1] / effect.size
-        usable = jnp.isfinite(mean) & (mean > 0)
-        return jnp.where(usable, effect / mean, jnp.ones_like(effect))
-
-    return jax.tree.map(scale, effects)
+@jax.jit
+def _scaled(effect: jax.Array, sums: jax.Array) -> jax.Array:
+    mean = running_sum(sums)[-1] / effect.size
+    usable = jnp.isfinite(mean) & (mean > 0)
+    return jnp.where(usable, effect / mean, jnp.ones_like(effect))

@@ -121,56 +121,42 @@ def nearest(
     (snn, errors), *others = candidates
     kept = 1
     for number, (other_snn, other_errors) in enumerate(others, 2):
-        verdict = _verdict(errors, other_errors, order, counts)
-        is_less = verdict["difference"] < 0
+        difference, spread, count = _difference(errors, other_errors, order, counts)
+        is_less = difference < 0
         if isinstance(is_less, Tracer):
             snn = _where(is_less, other_snn, snn)
             errors = jnp.where(is_less, other_errors, errors)
             continue
-        _log(kept, number, {name: float(value) for name, value in verdict.items()})
+        lost = number
         if is_less:
-            kept, snn, errors = number, other_snn, other_errors
+            kept, lost, snn, errors = number, kept, other_snn, other_errors
+        logging.getLogger("snnjax").info(
+            "best_of keeps alternative %d: alternative %d has a larger error of the "
+            "outputs, by %.2g +- %.1g of their size, on %d images",
+            *(kept, lost, abs(float(difference)), float(spread), int(count)),
+        )
     return snn
 
 
 @functools.partial(jax.jit, static_argnames="counts")
-def _verdict(
+def _difference(
     errors: jax.Array, others: jax.Array, order: Any, counts: tuple[int, ...]
-) -> dict[str, jax.Array]:
-    """Both mean errors, their difference and its standard error, on ``count`` images.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mean of d, its standard error, and how many images it took.
 
     Args:
         errors, others: [N], compared image by image.
         order: of the images; the first ones judge first.
         counts: how many may judge, in increasing order.
     """
-    finite = jnp.finfo(errors.dtype).max / len(order)
-    pair = (jnp.nan_to_num(e, nan=finite, posinf=finite) for e in (errors, others))
-    first, second = (jnp.take(e, order) for e in pair)
-    d = second - first
+    largest = jnp.finfo(errors.dtype).max / len(order)  # what is not finite loses
+    pair = (jnp.nan_to_num(e, nan=largest, posinf=largest) for e in (others, errors))
+    d = jnp.take(jnp.subtract(*pair), order)
     means = jnp.stack([d[:n].mean() for n in counts])
     spreads = jnp.stack([d[:n].std() / n**0.5 for n in counts])
     is_clear = jnp.abs(means) > _CLEAR * spreads
     i = jnp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
-    return {
-        "first": jnp.stack([first[:n].mean() for n in counts])[i],
-        "second": jnp.stack([second[:n].mean() for n in counts])[i],
-        "difference": means[i],
-        "spread": spreads[i],
-        "count": jnp.asarray(counts)[i],
-    }
-
-
-def _log(first: int, second: int, verdict: dict[str, float]) -> None:
-    """Say which of two alternatives is kept, by how much, and how sure that is."""
-    errors = {first: verdict["first"], second: verdict["second"]}
-    kept, lost = (second, first) if verdict["difference"] < 0 else (first, second)
-    logging.getLogger("snnjax").info(
-        "best_of keeps alternative %d: error of the outputs %.3g against %.3g of "
-        "alternative %d, a difference of %.2g +- %.1g on %d images",
-        *(kept, errors[kept], errors[lost], lost),
-        *(abs(verdict["difference"]), verdict["spread"], verdict["count"]),
-    )
+    return means[i], spreads[i], jnp.asarray(counts)[i]
 
 
 def _where(condition: Any, first: SNN, second: SNN) -> SNN:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax.codes import Code
-from snnjax.conversion.engine.micro_batches import Images, in_micro_batches
+from snnjax.conversion.engine.micro_batches import Axes, Images, each
 from snnjax.firing import over_time
 from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
@@ -24,7 +24,6 @@ from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
-Axes = tuple[int | None, ...]
 NOTHING = Segment((), (0,), (0,), ())  # its output is its input
 
 
@@ -69,8 +68,9 @@ class Work(NamedTuple):
         def axis(variable: Any) -> int | None:
             return int(variable in in_time) if variable in of_images else None
 
-        inputs, outputs, carried = segment.inputs, segment.outputs, segment.carried
-        return tuple(tuple(map(axis, each)) for each in (inputs, outputs, carried))
+        in_axes = tuple(map(axis, segment.inputs))
+        out_axes = tuple(map(axis, segment.outputs))
+        return in_axes, out_axes, tuple(map(axis, segment.carried))
 
 
 class Piece(NamedTuple):
@@ -99,6 +99,7 @@ class Piece(NamedTuple):
         then: Callable[..., Sequence] | None = None,
         axes: Axes | None = None,
         others: Sequence[tuple[Any, int | None]] = (),
+        apart: int = 0,
     ) -> tuple[Any, ...]:
         """``then(outputs, *others)`` of these images, and what the stage carries on.
 
@@ -107,13 +108,15 @@ class Piece(NamedTuple):
             then: hashable; None: the outputs.
             axes: of its results, the axes of the images.
             others: each with the axis of its images.
+            apart: as for `each`.
         """
         work = self.work if then is None else self.work._replace(then=then)
         axes = self.out_axes if axes is None else axes
         values, in_axes = zip(*others, strict=True) if others else ((), ())
         arguments = [*self.sources, *values]
         in_axes = (*self.in_axes, *in_axes)
-        return each(work, images, arguments, in_axes, (*axes, *self.carried_axes))
+        out_axes = (*axes, *self.carried_axes)
+        return each(work, images, arguments, in_axes, out_axes, apart)
 
 
 class Activation(NamedTuple):
@@ -196,21 +199,6 @@ class Current(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("function", "images", "in_axes", "out_axes")
-)
-def each(
-    function: Callable[..., tuple],
-    images: Images,
-    arguments: Sequence[Any],
-    in_axes: Axes,
-    out_axes: Axes,
-) -> tuple[Any, ...]:
-    """Results of all images, micro-batch by micro-batch; see `in_micro_batches`."""
-    axes = list(map(_axes_of, arguments, in_axes))
-    return in_micro_batches(function, images, axes, out_axes)(*arguments)
-
-
-@functools.partial(
     jax.jit, static_argnames=("images", "axes", "streams", "steps", "code", "every")
 )
 def thinned(
@@ -244,13 +232,6 @@ def thinned(
         return sharding.shared(result[::every], 0, images.batch_sharding)
 
     return list(map(thin, values, axes, streams))
-
-
-def _axes_of(source: Any, axis: int | None) -> Any:
-    """The axis of the images, for each array of a source."""
-    if isinstance(source, SpikeTrain):
-        return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
-    return axis
 
 
 def _decoded(value: Any, steps: int) -> Any:

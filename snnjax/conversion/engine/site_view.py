@@ -14,16 +14,14 @@ import jax
 from snnjax._trees import is_kernel
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.view import Fit, Product, View, latest
-from snnjax.conversion.engine.micro_batches import Images
+from snnjax.conversion.engine.micro_batches import Axes, Images, each
 from snnjax.conversion.engine.segments import (
     NOTHING,
-    Axes,
     Current,
     Fire,
     Piece,
     Read,
     Work,
-    each,
     thinned,
 )
 from snnjax.conversion.engine.state import Sweep, Values
@@ -62,8 +60,8 @@ class SiteView(View):
         site = sweep.stages[i].place
         super().__init__(
             site,
-            steps=sweep.snn.steps,
-            wait=sweep.snn.wait,
+            steps=sweep.steps,
+            wait=sweep.wait,
             model=sweep.snn.model_of(site.name),
             code=sweep.snn.code,
             activation=activation,
@@ -110,9 +108,9 @@ class SiteView(View):
 
     def passed(self, fit: Fit) -> tuple[Any, Sequence[jax.Array]]:
         """What later stages read of the fitted site, and what is carried past it."""
-        snn, images = self._sweep.snn, self._sweep.all_images
-        neurons = broadcast(fit.neurons, self.site)
-        fire = Fire(self.model, snn.steps, snn.wait, len(self.site.shape), snn.code)
+        images, neurons = self._sweep.all_images, broadcast(fit.neurons, self.site)
+        ndim = len(self.site.shape)
+        fire = Fire(self.model, self.steps, self.wait, ndim, self.code)
         axes = (1, None, None) if self.needs_time else (0,)
         piece, carried = self._results(fit.weights)
         results = piece.run(images, fire, axes, [(neurons, None)])
@@ -121,7 +119,7 @@ class SiteView(View):
             return *spikes, carried
         bits, threshold, offset = spikes
         levels, dtype = self.model.levels, self.site.dtype
-        return SpikeTrain(bits, threshold, levels, offset, dtype, snn.code), carried
+        return SpikeTrain(bits, threshold, levels, offset, dtype, self.code), carried
 
     def feed(self, every: int = 1) -> tuple[Current, list]:
         sweep, stage = self._sweep, self._sweep.stages[self._i]
@@ -146,9 +144,8 @@ class SiteView(View):
                 slots=(sweep.stages[i].sources.index(product.kernel),),
             )
             result = _result(own, [sweep.original[product.kernel]], of_ann)
-            weight = None
-            if self.effects is not None:
-                weight = _of_images(self.thinned(every)[1], result)
+            effects = self.thinned(every)[1]
+            weight = None if effects is None else _of_images(effects, result)
             path = sweep.network.parameters[product.kernel]
             views.append(Product(path, own, of_spikes, result, product.channel, weight))
         return views
@@ -183,7 +180,7 @@ class SiteView(View):
 
         def computed(weights: WeightsByPath) -> tuple[Piece, Sequence[jax.Array]]:
             piece, _ = compute(weights)
-            results, axes = piece.run(sweep.all_images), piece.out_axes[:1]
+            results, axes = piece.run(sweep.all_images, apart=1), piece.out_axes[:1]
             is_stream = (axes[0] == 1,)
             work = piece.work._replace(segment=NOTHING, streams=is_stream)
             carried = results[len(piece.out_axes) :]

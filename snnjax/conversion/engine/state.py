@@ -5,7 +5,7 @@ ANN's activations [N, ...], and the spikes that stand for them in a few bits eac
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,9 @@ class Sweep(NamedTuple):
 
     Attributes:
         network, stages: of one image.
-        snn: whose neurons and weights are fitted; T, wait, model and code of all sites.
+        snn: whose neurons and weights are fitted, with the models and the code.
+        steps: T.
+        wait: steps that every layer waits.
         images: those to fit to; of each device the first ones.
         all_images: with those that no calibrator sees, which only judge.
         effects: () -> site name -> `effects.effects_of` the images to fit to.
@@ -39,6 +41,8 @@ class Sweep(NamedTuple):
     network: Network
     stages: Sequence[Stage]
     snn: SNN
+    steps: int
+    wait: int
     images: Images
     all_images: Images
     effects: Callable[[], dict[str, jax.Array]]
@@ -50,17 +54,17 @@ class Sweep(NamedTuple):
     @property
     def needs_time(self) -> bool:
         """Whether a layer decides before it has all of its input."""
-        return not needs_no_time(self.snn.code, self.snn.steps, self.snn.wait)
+        return not needs_no_time(self.snn.code, self.steps, self.wait)
 
     def ann_piece(self, i: int) -> Piece:
         """Stage i in the ANN."""
         return self._piece(i, self.activations, self.original, frozenset(), 1)
 
-    def snn_piece(self, i: int, weights: Mapping[int, jax.Array]) -> Piece:
+    def snn_piece(self, i: int, weights: Values) -> Piece:
         """Stage i in the SNN, with these weights in place of its own."""
         streams = streaming(self.network.equations) if self.needs_time else frozenset()
         values = self.spikes, self.params | weights
-        return self._piece(i, *values, streams, self.snn.steps)
+        return self._piece(i, *values, streams, self.steps)
 
     def _piece(
         self, i: int, store: Values, params: Values, streams: frozenset, steps: int

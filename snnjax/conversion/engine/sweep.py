@@ -113,10 +113,10 @@ def _check_range(site: Site, activation: jax.Array, ends: jax.Array) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
     if isinstance(ends, Tracer):
         return
-    ends = np.asarray(ends)
-    if not np.isfinite(ends).all():
+    least, largest = np.asarray(ends)
+    if not np.isfinite([least, largest]).all():
         check_finite(f"the activations of site {site.name!r}", [activation])
-    if not ends.any():
+    if not (least or largest):
         warnings.warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
             "images, so its threshold is fitted to no data. Check the scale of the "
