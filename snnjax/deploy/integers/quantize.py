@@ -285,8 +285,8 @@ def _check(
         if options["scale"] != "channel" and not is_channelwise(node.threshold):
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
-                f"{options['scale']!r} needs one per population; allowed: thresholds per "
-                "channel, or scale 'channel'"
+                f"{options['scale']!r} needs one per population; allowed: thresholds "
+                "per channel, or scale 'channel'"
             )
         if node.leak is not None and (node.leak != 1).any():
             raise ValueError(
