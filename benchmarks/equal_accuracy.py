@@ -10,9 +10,9 @@ T, in a process of its own. SpikingJelly converts by `RECIPES` and reads its out
 after the delay that it estimates. Its most accurate recipe is timed, in both step modes
 and both memory formats.
 
---folder keeps our conversions and SpikingJelly's accuracies, so a second run takes
-minutes. There are no other peers: sparxml converts a sequence of layers, which a
-residual network is not, and snnTorch has no converter.
+--folder keeps SpikingJelly's accuracies, so a second run takes minutes. There are no
+other peers: sparxml converts a sequence of layers, which a residual network is not, and
+snnTorch has no converter.
 """
 
 import functools

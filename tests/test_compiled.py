@@ -136,20 +136,20 @@ def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
 def rounded():
     """A perceptron of whole numbers."""
     _, x, snn = problem(batch=17)
-    layers = snnjax.layers.of(perceptron, replace(snn, steps=T, wait=1), x)
-    return snnjax.quantize(layers, x, weight_bits=6)
+    layers = snnjax.deploy.layers(perceptron, replace(snn, steps=T, wait=1), x)
+    return snnjax.deploy.quantize(layers, x, weight_bits=6)
 
 
 @batches
 def test_whole_numbers_are_those_of_a_chip(batch):
     integers, x = rounded(), eighths(batch, (batch, 4), 0)
-    trace = snnjax.integers.run(integers, x)
+    trace = snnjax.deploy.run(integers, x)
     spikes, sums = chip(integers, np.asarray(x))
     for name, levels in spikes.items():
         np.testing.assert_array_equal(trace.spikes[name], levels, name)
         assert levels.any()
     ((output,), (total,)) = integers.outputs, sums.values()
-    worth = np.asarray(output.unit).ravel() * integers.unit
+    worth = np.asarray(output.unit).ravel() * integers.potential_unit
     np.testing.assert_allclose(trace.outputs.sum(0), total * worth, 1e-5, 1e-5)
 
 
