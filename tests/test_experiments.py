@@ -1,7 +1,6 @@
 """The commands do their job, at toy size: convert, restore, the Colab notebook."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from experiments import ablation, conversions, convert, report, results
 from experiments.data import load
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
-from experiments.report import Result, choice
+from experiments.report import choice
 from experiments.running import Convert, TrainANN, devices, parse
 from experiments.sources import __main__ as sources
 from experiments.train_ann import train
@@ -40,7 +39,7 @@ def converted(tmp_path_factory):
         checkpoint=out,
         steps=(4,),
         recipes=("light",),
-        waits=("0", "T"),
+        waits=("T", "0"),
         seeds=(0, 1),
         calibration_images=64,
         test_images=100,
@@ -57,6 +56,8 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted, capsys):
     print([(r.final, r.wait, ann) for r in results])
     assert all(row.final > ann - 0.1 for row in results)
     assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 16)}
+    # Rows are chosen by images that no table reports, of both seeds.
+    assert {row.held_out[1] for row in results} == {2 * 100}
     names = list(results[0].measures.sites)  # in order of execution
     assert names == ["Plain/relu", "Plain/relu_1", "Plain/relu_2"]
     sources.main([config.checkpoint])
@@ -80,12 +81,8 @@ def test_all_files_are_written(converted):
         assert f"]({name})" in text
     rate = choice(results).measures.sites["Plain/relu_1"].firing_rate
     assert re.search(
-        rf"`Plain/relu_1` \|.*\| `Plain/relu` \| {100 * rate:.1f} \|", text
+        rf"`Plain/relu_1` \| relu \| [×\d]+ \| 2 \| {100 * rate:.1f} \|", text
     )
-    # The row is chosen on images that are not reported.
-    assert found["chosen_on"].startswith("100 training images that no calibration")
-    assert load_snn(config.out).card["chosen_on"] == found["chosen_on"]
-    assert found["results"][0]["choice_hits"] == results[0].choice_hits
 
 
 def test_the_saved_snn_is_tested_in_whole_numbers(converted):
@@ -113,12 +110,12 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
 def test_the_checkpoint_restores_without_the_ann(converted):
     config, results, data = converted
     restored = load_snn(config.out)
-    winner = choice(results)
-    assert (restored.snn.steps, restored.snn.wait) == (4, winner.wait)
-    assert restored.card["recipe"] == winner.recipe
-    assert restored.card["accuracy"] == winner.accuracies[0][-1]  # of this very SNN
+    saved = choice(results)
+    assert (restored.snn.steps, restored.snn.wait) == (4, saved.wait)
+    assert restored.card["recipe"] == saved.recipe
+    assert restored.card["accuracy"] == saved.accuracies[0][-1]  # of this very SNN
     again = Convert(restore=config.out, test_images=100)
-    assert convert.restore(again, data=data) == winner.accuracies[0][-1]
+    assert convert.restore(again, data=data) == saved.accuracies[0][-1]
     with pytest.raises(ValueError, match="test_images 600 exceeds the 500 images of"):
         convert.restore(dataclasses.replace(again, test_images=600), data=data)
     file = Path(config.out) / "snn.safetensors"
@@ -371,55 +368,6 @@ def test_a_panel_has_no_more_lines_than_colors(tmp_path):
         report.figures.draw_points_lost(many, tmp_path / "lost.png")
 
 
-def row(measures, recipe, steps, spikes, hits, *, accuracy=0.9, images=None):
-    """A row with the measures of another one, but so many spikes and right answers."""
-    curves, rate = [[accuracy] * steps], spikes / steps
-    numbers = (steps, rate, 1.0, 1.0, measures, [hits])
-    return Result(recipe, 0, steps, curves, *numbers, choice_images=images)
-
-
-def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance(converted):
-    make = functools.partial(row, converted[1][0].measures, images=500)
-    # As in the demo: 99.4 % after 64 steps, 99.6 % after 8 steps, and a poor early one.
-    best, early = make("best", 64, 2.0, 498), make("light", 8, 2.0, 497)
-    poor, frugal = make("poor", 2, 0.1, 480), make("frugal", 8, 1.0, 496)
-    of_more_images = [
-        row._replace(choice_images=50_000, choice_hits=[100 * row.choice_hits[0]])
-        for row in (best, early)
-    ]
-    for rows, recipe in (
-        ([best, early, poor], "light"),  # a hit of 500 less, but 56 steps earlier
-        ([best, early, poor, frugal], "frugal"),  # as early, for fewer spikes
-        ([best, poor], "best"),  # 18 hits are no chance
-        ([make("all", 4, 1.0, 500), make("all but one", 1, 1.0, 499)], "all but one"),
-        (of_more_images, "best"),  # of which the same share is no chance
-    ):
-        for order in (rows, rows[::-1]):
-            assert choice(order).recipe == recipe
-    make = functools.partial(row, converted[1][0].measures)  # files of older versions
-    assert choice([make("a", 8, 1.0, 10), make("b", 8, 2.0, 11)]).recipe == "b"
-    # Reported images do not decide; a row without hits is the last choice.
-    less, more = make("a", 4, 1, 10), make("b", 4, 1, 11, accuracy=0.8)
-    assert choice([less, more]).recipe == "b"
-    without, none_right = (best._replace(choice_hits=hits) for hits in (None, [0]))
-    assert choice([without, none_right]) == none_right
-
-
-def test_held_out_images_calibrate_no_seed(converted):
-    config, _, data = converted
-    pixels = {image.tobytes() for image in np.asarray(data.train_images)}
-    assert len(pixels) > 1200  # so that equal bytes mean the same image
-    held_out = conversions._held_out(config, data)
-    assert len(held_out.labels) == 100  # as many as test images
-    drawn = [conversions._image_numbers(config, data, seed) for seed in config.seeds]
-    fitted = {image.tobytes() for d in drawn for image in data.train_images[d]}
-    raw = np.asarray(held_out.images) * np.array(data.std) + np.array(data.mean)
-    chosen = {image.tobytes() for image in raw.round().astype(np.uint8)}
-    assert chosen <= pixels and not chosen & fitted
-    everything = dataclasses.replace(config, calibration_images=1297)
-    assert conversions._held_out(everything, data) is None
-
-
 def test_right_answers_are_counted_in_whole_numbers(monkeypatch):
     """Of 7 images in batches of 5, the last one filled up; 5 are right."""
     labels = np.arange(7) % 3
@@ -468,25 +416,22 @@ def test_an_interrupted_conversion_goes_on_with_its_own_draws(
         return counts[-1]
 
     monkeypatch.setattr(snnjax, "convert", interrupted)
-    monkeypatch.setattr(conversions, "_run_once", lambda *_: None)
     monkeypatch.setattr(convert, "forget", lambda config: None)
     with pytest.raises(KeyboardInterrupt):
         convert.run(config, data=data)
-    unfinished = tmp_path / conversions.UNFINISHED
+    unfinished = conversions.unfinished(config)
     assert len(list(unfinished.iterdir())) == 1
     (row,) = convert.run(config, data=data)
     assert len(counts) == 3  # one in each run, and the one that was interrupted
-    assert row.accuracies == results[0].accuracies
-    assert row.choice_hits == results[0].choice_hits
+    assert row.accuracies == results[1].accuracies  # of the wait 0
     # A draw of another network is made again.
-    task = convert.prepare(config, data).task
+    task = convert.prepare(config, data)
     doubled = jax.tree.map(lambda a: 2 * a, task.params)
-    _, (snn,) = conversions.carry_out(task._replace(params=doubled), 1.0)
+    _, (snn,) = conversions.carry_out(task._replace(params=doubled))
     kernel = snn.params["params"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(kernel, doubled["params"]["Dense_0"]["kernel"])
-    (unfinished / "thesis").mkdir()
     conversions.forget(config)
-    assert [folder.name for folder in unfinished.iterdir()] == ["thesis"]
+    assert not unfinished.exists()
 
 
 def test_restore_says_what_a_folder_is_not(tmp_path):
@@ -506,7 +451,6 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
 def test_a_wrong_run_ends_with_one_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for the default --out
     for line, message in (
-        ("--recipes none", "no recipe 'none'; allowed: max_activation"),
         ("--dataset /nowhere", "nowhere"),
         ("--restore /nowhere", "no folder /nowhere"),
         ("--dataset events.npz", "events.npz .*which experiments.train_snn reads"),
@@ -559,7 +503,7 @@ def test_a_source_of_other_images_is_refused(converted, tmp_path):
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
         checkpoint=converted[0].checkpoint,
-        columns=("4", "4:T"),
+        columns=(4, 8),
         rows=("light", "potential"),
         calibration_images=64,
         images=200,
@@ -568,10 +512,10 @@ def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tm
     found = ablation.run(config)
     assert list(found) == ["light", "potential correction"]
     for cells in found.values():
-        assert cells["4:T"].divergence < cells["4"].divergence  # waiting helps
+        assert cells[8].divergence < cells[4].divergence
     facts = json.loads((tmp_path / "ablation.json").read_text())
     assert facts["rows"].keys() == found.keys()
-    assert "--columns 4 4:T" in facts["command"]
+    assert "--columns 4 8" in facts["command"]
     assert len((tmp_path / "ablation.md").read_text().splitlines()) == 4
     with pytest.raises(ValueError, match="exceed the .* training images"):
         ablation.run(dataclasses.replace(config, images=10_000))
@@ -585,10 +529,7 @@ def test_rows_of_the_ablation_are_named_and_wrong_options_refused():
         ({"rows": ("worst",)}, "no row 'worst'; allowed: light"),
         ({"images": 0}, "images must be > 0"),
         ({"code": "time"}, "code"),
-        *(
-            ({"columns": ("4", column)}, "a column must be T, T:wait or T:T")
-            for column in ("0", "2:3", "x", "x:1", "4:-1", "8/1")
-        ),
+        ({"columns": (4, 0)}, "columns must be > 0, not 0"),
     ):
         with pytest.raises(ValueError, match=message):
             ablation.Ablation(**change)

@@ -13,10 +13,6 @@ import pytest
 from networks import REFINED, conv, outputs_of
 
 import snnjax
-from experiments import convert
-from experiments.models import Source, save_source
-from experiments.models import zoo as models
-from experiments.running import Convert
 from snnjax import quantized_relu
 
 RNG = np.random.default_rng(0)
@@ -185,19 +181,6 @@ def test_in_bfloat16_it_is_the_same_function_and_exact_too():
     fn = snnjax.in_dtype(functools.partial(network, levels=7), "bfloat16")
     mean, ann = outputs_of([exact_run(fn, 7), fn], PARAMS, X)
     assert (np.abs(np.float32(mean) - np.float32(ann)) < 0.05).mean() > 0.98
-
-
-def test_the_command_refuses_it_before_it_converts(tmp_path):
-    model = models.build("events", 10)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1)))
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    card = {"model": "events", "num_classes": 10, "input_shape": [8, 8, 1]}
-    save_source(tmp_path, Source(model, {"batch_stats": {}, **variables}, card))
-    config = Convert(
-        checkpoint=str(tmp_path), recipes=("light", "quantized"), out=str(tmp_path)
-    )
-    with pytest.raises(ValueError, match="has none; leave it out, or"):
-        convert.run(config)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

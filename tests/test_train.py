@@ -189,7 +189,7 @@ def test_remat_keeps_less_for_the_gradient():
 def test_no_array_of_a_gradient_lives_on(execution):
     net = NETWORKS["branches"]  # of one depth: the check traces slowly
     snn = snnjax.init(*net[:3])
-    simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
+    simulate = snnjax.spiking(net.fn, steps=3, execution=execution)
     with jax.checking_leaks():
         slopes = jax.eval_shape(jax.grad(lambda snn: simulate(snn, net.x).sum()), snn)
     assert jax.tree.structure(slopes) == jax.tree.structure(snn)

@@ -26,10 +26,10 @@ class Result(NamedTuple):
         latency: steps until the answer is complete.
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
         seconds: median duration of the conversions, or the duration of all epochs.
-        choice_hits: per seed, right answers on the images that rows are chosen by.
-        choice_images: how many images these are.
         levels: of the spikes.
         code: what a spike is worth at each step, a name of experiments.running.CODES.
+        held_out: (right answers, answers) of all seeds, on images that no calibration
+            used and no table reports; None: not evaluated on such images.
     """
 
     recipe: str
@@ -41,10 +41,9 @@ class Result(NamedTuple):
     synaptic_operations: float
     seconds: float
     measures: snnjax.measures.Measures
-    choice_hits: list[int] | None = None
     levels: tuple[int, int] = (0, 1)
     code: str = "rate"
-    choice_images: int | None = None
+    held_out: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -76,36 +75,33 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def choice(results: Sequence[Result]) -> Result:
-    """The row whose first SNN is saved and shown: the earliest of the best ones.
+    """The row to save: the earliest of those as good as the best one, but for chance.
 
-    Of n answers on the images that rows are chosen by, h are right. A row is as good as
-    the best one if they differ by no more than a standard error of their difference:
+    Of n held-out answers a share q is right. A row is as good as the best one if they
+    differ by no more than a standard error of their difference:
 
-        h_best - h <= sqrt(s_best^2 + s^2),  s^2 = n p (1 - p),  p = (h + 1) / (n + 2)
+        q_best - q <= sqrt(s_best^2 + s^2)
+        s^2 = p (1 - p) / n,  p = (n q + 1) / (n + 2)
 
     That is the rule of one standard error (Breiman et al. 1984), with Laplace's p, so
     that a row without errors is not certain either. Among these rows the lowest latency
-    wins, then the fewest spikes. A row that was not evaluated on these images is chosen
-    only if no row was.
+    wins, then the fewest spikes. Without held-out answers it is the last row.
     """
-    hits = [-1 if r.choice_hits is None else sum(r.choice_hits) for r in results]
+    judged = [(r, *r.held_out) for r in results if r.held_out is not None]
+    if not judged:
+        return results[-1]
 
-    def variance(result: Result, h: int) -> float:
-        if result.choice_hits is None or result.choice_images is None:
-            return 0.0
-        n = result.choice_images * len(result.choice_hits)
-        p = (h + 1) / (n + 2)
-        return n * p * (1 - p)
+    def variance(right: int, count: int) -> float:
+        p = (right + 1) / (count + 2)
+        return p * (1 - p) / count
 
-    most = max(range(len(results)), key=hits.__getitem__)
-    of_best = variance(results[most], hits[most])
+    _, right, count = max(judged, key=lambda each: each[1] / each[2])
     as_good = [
-        (result, h)
-        for result, h in zip(results, hits, strict=True)
-        if hits[most] - h <= math.sqrt(of_best + variance(result, h))
+        (result.latency, result.spikes, -h / n, i)
+        for i, (result, h, n) in enumerate(judged)
+        if right / count - h / n <= math.sqrt(variance(right, count) + variance(h, n))
     ]
-    pairs = [(r.latency, r.spikes, -h, i) for i, (r, h) in enumerate(as_good)]
-    return as_good[min(pairs)[-1]][0]
+    return judged[min(as_good)[-1]][0]
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
@@ -301,10 +297,10 @@ def write_results(
     """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    best = choice(results)
-    text = f"Sites of `{line_name(best)}`, T = {best.steps}, which is saved:\n"
+    saved = choice(results)
+    text = f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
-    parts += [markdown_table(*site_table(best, sites))]
+    parts += [markdown_table(*site_table(saved, sites))]
     parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
 
