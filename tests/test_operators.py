@@ -31,7 +31,7 @@ from snnjax.network.products import lone_products
 from snnjax.network.stages import stages as cut_at_sites
 from snnjax.simulation import ByLayer
 
-STEPS = 5  # few steps would be computed outside of a loop, in larger programs
+STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
 PARTS = (
     snnjax.calibrators.least_squares_threshold("channel", 0.5),
