@@ -92,14 +92,14 @@ class Draw(NamedTuple):
     Attributes:
         snn: the spiking network.
         hits: right answers on the test images after 1..T steps.
-        held_out_hits: right answers after T steps on the held-out images, if any.
         seconds: duration of the conversion.
+        held_out_hits: right answers after T steps on the held-out images, if any.
     """
 
     snn: snnjax.SNN
     hits: list[int]
-    held_out_hits: int | None
     seconds: float
+    held_out_hits: int | None = None
 
 
 def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:

@@ -84,6 +84,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         calibrates=not config.from_scratch,
         check=functools.partial(_check_network, config),
     )
+    task = task._replace(held_out=None)  # the trained SNN is saved, without a choice
     print(header(), flush=True)
     first, snn = _begin(config, task)
     learner = _learner(config, task, snn)
