@@ -358,7 +358,9 @@ def _advance(
     """The textbook's step; ``change`` and ``curvature`` are those of the direction."""
     old = _dot(search.residual, search.residual)
     curvature = add_scaled(curvature, search.direction, ridge)
-    length = old / _positive(_dot(search.direction, curvature))
+    bend = _dot(search.direction, curvature)
+    # Few images may say nothing about a direction: there rounding is all that is left.
+    length = jnp.where(bend > 0, old / _positive(bend), jnp.zeros_like(bend))
     residual = add_scaled(search.residual, curvature, -length)
     turn = _dot(residual, residual) / _positive(old)
     return search._replace(

@@ -7,13 +7,7 @@ little memory for the gradient.
 
 from snnjax import _renamed
 from snnjax.simulation.executions import ByLayer
-from snnjax.simulation.simulate import init, latency, spiking
+from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
 
-__all__ = ["ByLayer", "init", "latency", "spiking"]
-__getattr__ = _renamed.renamed(
-    __name__,
-    {
-        "SpikingFunction": "collections.abc.Callable",
-        "by_layer": "snnjax.simulation.ByLayer",
-    },
-)
+__all__ = ["ByLayer", "SpikingFunction", "init", "latency", "spiking"]
+__getattr__ = _renamed.renamed(__name__, {"by_layer": "snnjax.simulation.ByLayer"})

@@ -10,7 +10,7 @@ gain and its cost.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -121,6 +121,14 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
         ) from None
 
 
+class SpikingFunction(Protocol):
+    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``."""
+
+    def __call__(
+        self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
+    ) -> Any: ...
+
+
 @called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
@@ -133,7 +141,7 @@ def spiking(
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
     has_aux: bool = False,
-) -> Callable[..., Any]:
+) -> SpikingFunction:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
     Args:
