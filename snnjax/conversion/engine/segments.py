@@ -106,8 +106,8 @@ def run(
     sources: Sequence[Any],
     have_images: tuple[bool, ...],
     batch_sharding: NamedSharding | None,
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """Results of some work for a micro-batch; the least and largest of the first one.
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """Results of some work for a micro-batch; least and largest of an activation.
 
     Args:
         work: of a stage.
@@ -118,8 +118,10 @@ def run(
     in_axes, out_axes = work.axes(have_images)
     axes = tuple(map(_axes_of, sources, in_axes))
     results = sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
-    first = results[0].astype(jnp.float32)
-    return results, jnp.stack([first.min(), first.max()])
+    if work.site is None:
+        return results, None
+    activation = results[0].astype(jnp.float32)
+    return results, jnp.stack([activation.min(), activation.max()])
 
 
 @functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim", "code"))

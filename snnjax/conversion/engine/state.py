@@ -69,7 +69,7 @@ class Sweep(NamedTuple):
         streams = streaming(self.network.equations) if self.needs_time else frozenset()
         return tuple(v in streams for v in self.stages[i].sources)
 
-    def run_ann(self, i: int) -> Iterator[tuple[tuple[jax.Array, ...], jax.Array]]:
+    def run_ann(self, i: int) -> Iterator[tuple[tuple[jax.Array, ...], Any]]:
         """Of each micro-batch the results of stage i in the ANN, see `segments.run`."""
         stage = self.stages[i]
         site = None if stage.site is None else nameless(stage.site)
