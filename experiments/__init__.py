@@ -16,7 +16,11 @@ def require(what: str, *names: str) -> None:
 
 
 def _end(*_) -> None:
-    """End the process at Ctrl-C during imports, which take seconds."""
+    """End the process at Ctrl-C.
+
+    A KeyboardInterrupt would be lost in a callback of the garbage collector, and the
+    usual end could wait for threads that compile.
+    """
     os.write(2, b"\ninterrupted\n")
     os._exit(130)
 

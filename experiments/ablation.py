@@ -96,8 +96,8 @@ class Ablation:
     checkpoint: str = "experiments/sources/resnet20.safetensors"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # T and wait of every column; T alone has the least wait of the code.
-    columns: tuple[str, ...] = ("4", "8", "16")
+    # T of every column; layers wait for as long as the code needs.
+    columns: tuple[int, ...] = (4, 8, 16)
     # Code, one of experiments.running.CODES: what a spike is worth at each step.
     code: str = "rate"
     # Lowest and highest level of a spike, e.g. -1 1; by default those of the code.
@@ -112,21 +112,12 @@ class Ablation:
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        check_range(self, "calibration_images images")
+        check_range(self, "calibration_images images columns")
         check_range(self, "code", one_of(*CODES))
         self.neuron()
         for row in self.rows:
             if not any(name.startswith(row) for name in ROWS):
                 raise ValueError(f"no row {row!r}; allowed: {'; '.join(ROWS)}")
-        for column in self.columns:
-            steps, _, wait = column.partition(":")
-            count = int(steps) if steps.isdecimal() else 0
-            valid_wait = wait in ("", "T") or (wait.isdecimal() and int(wait) <= count)
-            if not (count >= 1 and valid_wait):
-                raise ValueError(
-                    f"a column must be T, T:wait or T:T, e.g. 8 8:1 8:T, with T >= 1 "
-                    f"and a wait of at most T; not {column}"
-                )
 
     def neuron(self) -> snnjax.neurons.IntegrateAndFire:
         """The model that all conversions take."""
@@ -151,8 +142,8 @@ class Cell(NamedTuple):
     seconds: float
 
 
-def run(config: Ablation) -> dict[str, dict[str, Cell]]:
-    """Convert and compare all rows and columns; returns row -> column -> `Cell`."""
+def run(config: Ablation) -> dict[str, dict[int, Cell]]:
+    """Convert and compare all rows and columns; returns row -> T -> `Cell`."""
     out = writable(config.out, "--out")
     source = load_source(config.checkpoint)
     fn, params = source_function(source), source.variables
@@ -166,9 +157,8 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     def measure(snn, x, params):
         return snnjax.measure(fn, snn, x, params=params)
 
-    cells: dict[str, dict[str, Cell]] = {}
-    for column in config.columns:
-        steps, wait = _steps_and_wait(column, config)
+    cells: dict[str, dict[int, Cell]] = {}
+    for steps in config.columns:
         for name in rows_named(config.rows):
             start = time.perf_counter()
             snn = snnjax.convert(
@@ -176,7 +166,6 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
                 params,
                 x,
                 steps=steps,
-                wait=wait,
                 model=config.neuron(),
                 code=CODES[config.code],
                 recipe=ROWS[name],
@@ -186,9 +175,9 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
             measures = measure(snn, images[:100], params)
             spikes = steps * float(measures.firing_rate)
             cell = Cell(*compare(snn), spikes, seconds)
-            cells.setdefault(name, {})[column] = cell
+            cells.setdefault(name, {})[steps] = cell
             print(
-                f"{name:<32}T:wait {column:<7}loss {cell.loss:6.2f}  "
+                f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  "
                 f"KL {cell.divergence:.4f}  spikes {cell.spikes:.2f}  "
                 f"{cell.seconds:4.0f} s",
                 flush=True,
@@ -209,21 +198,14 @@ def _split(config: Ablation, count: int) -> tuple[np.ndarray, np.ndarray]:
     return order[: config.calibration_images], order[-config.images :]
 
 
-def _steps_and_wait(column: str, config: Ablation) -> tuple[int, int]:
-    """T and wait of a column, which is T, T:wait or T:T."""
-    steps, _, wait = column.partition(":")
-    least = CODES[config.code].least_wait(config.neuron().levels, int(steps))
-    return int(steps), int({"": least, "T": steps}.get(wait, wait))
-
-
-def _write(out: Path, config: Ablation, cells: dict[str, dict[str, Cell]]) -> None:
+def _write(out: Path, config: Ablation, cells: dict[str, dict[int, Cell]]) -> None:
     """The files ablation.md and ablation.json."""
     write(out / "ablation.md", table(cells))
     facts = {
         "command": command("experiments.ablation", config),
         "versions": {name: version(name) for name in ("snnjax", "jax")},
         "rows": {
-            name: {column: cell._asdict() for column, cell in row.items()}
+            name: {steps: cell._asdict() for steps, cell in row.items()}
             for name, row in cells.items()
         },
     }
@@ -271,21 +253,19 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
 
 
-def table(cells: dict[str, dict[str, Cell]]) -> str:
-    """A row per composition, a column per T and wait: "loss (divergence; spikes)"."""
-    columns = list(dict.fromkeys(c for row in cells.values() for c in row))
-    heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
-    rows = [
-        (
-            name,
-            *(
-                "{:.1f} ({:.3f}; {:.2f})".format(*row[c]) if c in row else ""
-                for c in columns
-            ),
-        )
-        for name, row in cells.items()
-    ]
-    return markdown_table(("composition", *heads), rows)
+def table(cells: dict[str, dict[int, Cell]]) -> str:
+    """A row per composition, a column per T: "loss (divergence; spikes)"."""
+    columns = list(dict.fromkeys(steps for row in cells.values() for steps in row))
+    rows = []
+    for name, row in cells.items():
+        texts = [
+            f"{row[t].loss:.1f} ({row[t].divergence:.3f}; {row[t].spikes:.2f})"
+            if t in row
+            else ""
+            for t in columns
+        ]
+        rows.append((name, *texts))
+    return markdown_table(("composition", *(f"T = {t}" for t in columns)), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

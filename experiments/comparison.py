@@ -143,7 +143,7 @@ def draw(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(Comparison, PRESETS, argv)
-    run_command(lambda: run(config), "the same command goes on from the last epoch")
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

@@ -2,49 +2,46 @@
 
 Loads a source network (for digits, trains one) and converts it for every number of
 steps T. Prints the sites and the results, and writes figures, `metrics.json` and one
-spiking network, which ``--restore`` evaluates again. This network is the first draw of
-the row that answers earliest, of those that are as accurate as the best one, but for
-chance, on training images that no calibration used. Start an interrupted run again to
-resume it.
+spiking network, which ``--restore`` evaluates again. It is the first draw of the row
+that answers earliest, of those as accurate as the best one but for chance, on training
+images that no calibration used. Start an interrupted run again to resume it.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 import snnjax
 from experiments.conversions import (
     MEASURED,
-    RECIPES,
     Experiment,
     calibration_images,
     carry_out,
     count_hits,
     counter,
-    experiment,
     forget,
+    held_out_images,
     images_to_test,
 )
 from experiments.data import Dataset, load, normalized_as
 from experiments.integers import (
     Integers,
     in_whole_numbers,
-    printed,
+    text_of,
     write_integers,
 )
 from experiments.models import (
     NAMES,
+    SNN_FILE,
     Source,
     load_snn,
     load_source,
-    save_snn,
     source_function,
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
@@ -58,43 +55,26 @@ from experiments.report import (
 )
 from experiments.running import (
     OF_A_MACHINE,
+    RECIPES,
     Convert,
     check_writable,
     command,
     devices,
     parse,
-    space,
     writable,
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
-from snnjax.network import connections
-
-WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
-
-
-class Setup(NamedTuple):
-    """Inputs that all conversions of a run share.
-
-    Attributes:
-        task: network, images and options.
-        ann: accuracy of the source network.
-        source: network, with its card.
-    """
-
-    task: Experiment
-    ann: float
-    source: Source
 
 
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
-    setup = prepare(config, data)
+    task = prepare(config, data)
     print(f"{LEGEND}\n{header()}", flush=True)
-    results, snns = carry_out(setup.task, setup.ann)
+    results, snns = carry_out(task)
     if devices.first():
-        _write(setup, results, snns)
+        _write(task, results, snns)
         forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
@@ -107,8 +87,8 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
-    check: Callable[[Experiment], None] = lambda task: None,
-) -> Setup:
+    check: Callable[[snnjax.network.Sites], None] = lambda sites: None,
+) -> Experiment:
     """Check options and files, read data and network; print sites and accuracy.
 
     Args:
@@ -120,7 +100,6 @@ def prepare(
     Raises:
         ValueError: options, files or network do not fit together.
     """
-    _check_recipes(config.recipes)
     check_writable(config.out, "--out")
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
@@ -131,20 +110,29 @@ def prepare(
         devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
     data = normalized_as(data, source.card)
-    fn = in_dtype(source_function(source), config.dtype)
-    task = experiment(config, data, fn, source.variables, mesh)
-    _check_maxima(config, task)
-    check(task)
-    copies = 2 + len(config.seeds) * len(config.steps)
-    writable(config.out, "--out", space(source.variables, copies))
-    ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
-    images = len(task.test.labels)
-    beside = _beside(source.card.get("test_accuracy"), ann, images)
-    print(
-        f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} "
-        f"{data.evaluated_on}{beside}\n"
+    fn, params = in_dtype(source_function(source), config.dtype), source.variables
+    test = images_to_test(config, data)
+    sites = snnjax.sites(fn, params, test.images[:1])
+    check(sites)
+    writable(config.out, "--out")
+    ann = devices.accuracy(fn, test.images, test.labels)(params)
+    of_card = source.card.get("test_accuracy")
+    beside = "" if of_card is None else f" (its card: {100 * of_card:.2f} % of all)"
+    images = f"{len(test.labels)} {data.evaluated_on}"
+    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{beside}\n")
+    return Experiment(
+        config=config,
+        data=data,
+        fn=fn,
+        params=params,
+        sites=sites,
+        test=test,
+        held_out=held_out_images(config, data) if calibrates else None,
+        count=counter(fn),
+        mesh=mesh,
+        source=source,
+        ann=ann,
     )
-    return Setup(task, ann, source)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -182,31 +170,30 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 # ---------------------------------------------------------------------- results
 
 
-def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
+def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> None:
     """Write all files of a run, and print where they are."""
-    config, best = setup.task.config, choice(results)
-    facts = facts_of(setup, "experiments.convert", config)
-    pairs = zip(results, snns, strict=True)
-    snn = next(snn for result, snn in pairs if result is best)
-    images = calibration_images(config, setup.task.data, config.seeds[0])
+    config, saved = task.config, choice(results)
+    snn = next(s for r, s in zip(results, snns, strict=True) if r is saved)
+    facts = facts_of(task, "experiments.convert", config)
+    images = calibration_images(config, task.data, config.seeds[0])
     integers = None
     if config.weight_bits or config.chip:
         try:
-            integers = in_whole_numbers(setup.task, snn, images, best.accuracies[0][-1])
+            integers = in_whole_numbers(task, snn, images, saved.accuracies[0][-1])
         except ValueError as reason:  # the conversion itself is worth its files
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
-    file = write_files(setup, facts, results, snn, images, integers)
+    file = write_files(task, facts, results, snn, images, integers)
     out = config.out
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
-        f"{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, first seed: "
-        f"the earliest\nof the rows within a standard error of the best, on\n"
-        f"{facts['chosen_on']};\n--restore {out} evaluates it."
+        f"{file.name}: {saved.name}, T = {saved.steps}, wait {saved.wait}, first seed: "
+        f"the earliest\nof the rows within a standard error of the best on images that "
+        f"no row used;\n--restore {out} evaluates it."
     )
 
 
 def write_files(
-    setup: Setup,
+    task: Experiment,
     facts: dict,
     results: list[Result],
     snn: snnjax.SNN,
@@ -214,21 +201,19 @@ def write_files(
     integers: Integers | None = None,
 ) -> Path:
     """Tables, figures, and the SNN of the `choice`; the SNN's file."""
-    task, config, best = setup.task, setup.task.config, choice(results)
+    config, saved = task.config, choice(results)
     out = Path(config.out).expanduser()
-    file = save_snn(
-        out,
+    file = snnjax.save(
+        out / SNN_FILE,
         snn,
-        facts["source"] | {"dtype": config.dtype, "chosen_on": facts["chosen_on"]},
-        recipe=best.recipe,
-        accuracy=best.accuracies[0][-1],  # of the first seed, as the SNN is
+        extras=facts["source"] | {"dtype": config.dtype},
+        recipe=saved.recipe,
+        accuracy=saved.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=calibration,
     )
-    image = task.test.images[:1]
-    sources = connections(task.fn, task.params, image)
-    write_results(out, facts, results, task.sites, sources)
+    write_results(out, facts, results, task.sites)
     if integers is not None:
-        print(f"\nThe saved SNN in whole numbers:\n{printed(integers)}")
+        print(f"\nThe saved SNN in whole numbers:\n{text_of(integers)}")
         write_integers(out, integers, facts)
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
@@ -236,19 +221,13 @@ def write_files(
     return file
 
 
-def facts_of(setup: Setup, module: str, config: Any) -> dict:
+def facts_of(task: Experiment, module: str, config: Any) -> dict:
     """Facts that all results of a run share.
 
     Args:
         module, config: module and options of the command.
     """
-    task, packages = setup.task, ("jax", "flax", "optax")
-    images = len(task.test.labels)
-    evaluated_on = task.data.evaluated_on
-    chosen_on = f"the {images} {evaluated_on}, since too few training images were left"
-    if task.held_out is not None:
-        held_out = len(task.held_out.labels)
-        chosen_on = f"{held_out} training images that no calibration has used"
+    packages, images = ("jax", "flax", "optax"), len(task.test.labels)
     return {
         # Folders and files of this machine are nobody else's.
         "config": dataclasses.asdict(config) | dict.fromkeys(OF_A_MACHINE),
@@ -258,53 +237,12 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
             **{package: version(package) for package in packages},
         },
         "device": str(jax.devices()[0]),
-        "source": setup.source.card,
-        "ann_accuracy": setup.ann,
+        "source": task.source.card,
+        "ann_accuracy": task.ann,
         "test_images": images,
-        "evaluated_on": evaluated_on,
+        "evaluated_on": task.data.evaluated_on,
         "measured_images": min(MEASURED, images),
-        "chosen_on": chosen_on,
     }
-
-
-def unless_finished(module: str, config: Any, work: Callable) -> Callable:
-    """The work, or a line if its folder has the results of the same options."""
-
-    def carry_out_or_say() -> Any:
-        if config.again or not _has_results(module, config):
-            if (Path(config.out).expanduser() / "metrics.json").exists():
-                print(f"{config.out} has results; the files of this run replace them.")
-            return work()
-        print(
-            f"{config.out} has the results of this command; nothing is done.\n"
-            "--again runs it anew, and --out takes another folder."
-        )
-
-    return carry_out_or_say
-
-
-def _has_results(module: str, config: Any) -> bool:
-    """Whether the folder has a metrics.json of the same command."""
-    try:
-        text = (Path(config.out).expanduser() / "metrics.json").read_text()
-        return json.loads(text)["command"] == command(module, config)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # another file, or a part of one: the run replaces it
-
-
-def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
-    """The accuracy in the card of the network, next to the measured one."""
-    if card_accuracy is None:
-        return ""
-    text = f" (its card: {100 * card_accuracy:.2f} % of all)"
-    # More than three standard deviations of so many images.
-    variance = card_accuracy * (1 - card_accuracy) / images
-    if card_accuracy - ann > 0.01 + 3 * variance**0.5:
-        text += (
-            "\nThat is less than the card says: check that its model, clip, mean and "
-            "std are those of the training, and the data set too"
-        )
-    return text
 
 
 # ----------------------------------------------------------------------- inputs
@@ -345,27 +283,10 @@ def in_dtype(fn: Callable, dtype: str) -> Callable:
     return fn if dtype == "float32" else snnjax.in_dtype(fn, dtype)
 
 
-def _check_maxima(config: Convert, task: Experiment) -> None:
-    plain = [s.name for s in task.sites if s.fires and s.kind not in WITH_MAXIMUM]
-    if "quantized" in config.recipes and plain:
-        raise ValueError(
-            f"recipe quantized takes the maximum of each activation, but {plain[0]} "
-            "has none; leave it out, or train the network with --levels"
-        )
-
-
 def _check_images(option: str, count: int | None, images: Any, name: str) -> None:
     if count is not None and count > len(images):
         raise ValueError(
             f"{option} {count} exceeds the {len(images)} images of {name}; choose fewer"
-        )
-
-
-def _check_recipes(names: Sequence[str]) -> None:
-    others = [name for name in names if name not in RECIPES]
-    if others:
-        raise ValueError(
-            f"no recipe {', '.join(map(repr, others))}; allowed: {', '.join(RECIPES)}"
         )
 
 
@@ -376,8 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.restore is not None:
         run_command(lambda: restore(config))
     else:
-        work = unless_finished("experiments.convert", config, lambda: run(config))
-        run_command(work, "the same command goes on from here")
+        run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import optax
 
 import snnjax
 from experiments.conversions import (
-    RECIPES,
     Draw,
     Experiment,
     calibration_images,
@@ -36,11 +35,9 @@ from experiments.conversions import (
     widen_all,
 )
 from experiments.convert import (
-    Setup,
     facts_of,
     in_dtype,
     prepare,
-    unless_finished,
     write_files,
 )
 from experiments.data import Dataset, augment, load, normalize
@@ -49,6 +46,7 @@ from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, header, row
 from experiments.running import (
     CODES,
+    RECIPES,
     FineTune,
     batches_of,
     check_writable,
@@ -79,7 +77,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
     steps_per_epoch(config, data)
     check_writable(config.out, "--out")
-    setup = prepare(
+    task = prepare(
         config.conversion(),
         data,
         whole=whole,
@@ -87,36 +85,35 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         check=functools.partial(_check_network, config),
     )
     print(header(), flush=True)
-    first, snn = _begin(config, setup)
-    learner = _learner(config, setup, snn)
+    first, snn = _begin(config, task)
+    learner = _learner(config, task, snn)
     if config.weight_bits is not None:
         name = f"{first.recipe}, {config.weight_bits} bits"
         first = _evaluate(learner.task, name, learner.snn, first.seconds)
-        print(row(first, setup.ann), flush=True)
-    snn, log = _train(config, setup, learner)
-    setup = setup._replace(task=learner.task)
+        print(row(first, task.ann), flush=True)
+    snn, log = _train(config, task, learner)
     seconds = sum(line["seconds"] for line in log)
-    last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    results = [first._replace(choice_hits=None), last]  # files show the second one
-    print(f"\n{console_table(results, setup.ann)}")
+    last = _evaluate(learner.task, _name(config, first, task.sites), snn, seconds)
+    results = [first, last]
+    print(f"\n{console_table(results, task.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
-        _write(config, setup, results, snn, accuracies)
+        _write(config, learner.task, results, snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return results
 
 
-def _name(config: FineTune, first: Result, setup: Setup) -> str:
+def _name(config: FineTune, first: Result, sites: snnjax.network.Sites) -> str:
     """Name of the trained row: its start, the epochs, and unusual options."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-    if config.keep_averages and not setup.task.sites.operators:
+    if config.keep_averages and not sites.operators:
         name = f"{name}, averages kept"
     return f"{name}, images held back" if config.held_back else name
 
 
-def _check_network(config: FineTune, task: Experiment) -> None:
+def _check_network(config: FineTune, sites: snnjax.network.Sites) -> None:
     """Raise if the network has operators, and BatchNorm would take new statistics."""
-    operators = [site.name for site in task.sites.operators]
+    operators = [site.name for site in sites.operators]
     if operators and not config.keep_averages:
         way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
         raise ValueError(
@@ -128,7 +125,7 @@ def _check_network(config: FineTune, task: Experiment) -> None:
 
 def _write(
     config: FineTune,
-    setup: Setup,
+    task: Experiment,
     results: list[Result],
     snn: SNN,
     accuracies: list[float],
@@ -139,15 +136,13 @@ def _write(
         results: of the SNN at the start and of the trained one.
         accuracies: at the start, and after each epoch.
     """
-    task = setup.task
-    facts = facts_of(setup, "experiments.finetune", config)
-    facts["chosen_on"] = None
+    facts = facts_of(task, "experiments.finetune", config)
     facts["source"] = {**facts["source"], "weight_bits": config.weight_bits}
     facts["accuracy_after_epochs"] = accuracies
     images = None
     if not config.from_scratch:
         images = calibration_images(task.config, task.data, config.seed)
-    file = write_files(setup, facts, results, snn, images)
+    file = write_files(task, facts, results, snn, images)
     forget(task.config)
     evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
     if config.weight_bits is not None:
@@ -159,27 +154,25 @@ def _write(
     )
 
 
-def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
+def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
-    task = setup.task
     if not config.from_scratch:
-        (result,), (snn,) = carry_out(task, setup.ann)
+        (result,), (snn,) = carry_out(task)
         return result, snn
-    snn = _fresh(config, setup)
+    snn = _fresh(config, task)
     result = _evaluate(task, "from scratch", snn, 0.0)
-    print(row(result, setup.ann), flush=True)
+    print(row(result, task.ann), flush=True)
     return result, snn
 
 
-def _fresh(config: FineTune, setup: Setup) -> SNN:
+def _fresh(config: FineTune, task: Experiment) -> SNN:
     """Random weights, and neurons as `snnjax.integrate_and_fire` makes them.
 
     As many parameters are trained as after a conversion: thresholds per channel,
     potentials per neuron.
     """
-    key, task = jax.random.key(config.seed), setup.task
-    image = task.test.images[:1]
-    variables = jax.jit(setup.source.model.init)(key, image)
+    key, image = jax.random.key(config.seed), task.test.images[:1]
+    variables = jax.jit(task.source.model.init)(key, image)
     neuron = neuron_of(config.levels, config.code, config)
     code = CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
@@ -189,7 +182,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     hits = count_hits(task.count, snn, task.test, task.mesh)
-    return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
+    return result_of(task, name, [Draw(snn, hits, seconds)])
 
 
 class Learner(NamedTuple):
@@ -212,12 +205,12 @@ class Learner(NamedTuple):
     rules: Any
 
 
-def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
+def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
     """The SNN of a conversion, or the same in whole numbers."""
-    task, has_aux = setup.task, not config.keep_averages
+    has_aux = not config.keep_averages
     adam = _optimizer(config, task.data)
     if config.weight_bits is None:
-        fn = _in_training(setup.source, config.dtype) if has_aux else task.fn
+        fn = _in_training(task.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
     images = calibration_images(task.config, task.data, config.seed)
     layers = snnjax.deploy.layers(task.fn, snn, images)
@@ -230,13 +223,12 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         params=snn.params,
         sites=snnjax.sites(fn, snn.params, test.images[:1]),
         test=test,
-        held_out=None,
         count=counter(fn),
     )
     return Learner(task, snn, fn, False, read, {"weights": adam})
 
 
-def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetuned:
+def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Finetuned:
     """The SNN after the last epoch, and the log."""
     task, out = learner.task, Path(config.out).expanduser()
 
@@ -252,12 +244,12 @@ def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetun
         _examples(config, task, learner.read),
         epochs=config.epochs,
         rules=learner.rules,
-        teacher=functools.partial(setup.task.fn, setup.task.params),
+        teacher=functools.partial(ann.fn, ann.params),
         share=config.distillation,
         measure=measure,
         folder=state_folder(config),
         # The teacher is a function, which cannot be compared; its network can.
-        depends_on=options_of_results(config) | {"source_network": setup.source[1:]},
+        depends_on=options_of_results(config) | {"source_network": ann.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():
@@ -286,7 +278,7 @@ def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
     """Adam for weights and neurons; kernels decay."""
     return optax.adamw(
-        schedule(config, steps_per_epoch(config, data)),
+        schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
@@ -312,8 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"recipes": RECIPES, "models": NAMES}
     config = parse(FineTune, PRESETS_FINETUNE, argv, names)
-    work = unless_finished("experiments.finetune", config, lambda: run(config))
-    run_command(work, "the same command goes on from the last epoch")
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

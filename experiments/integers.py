@@ -89,20 +89,14 @@ def in_whole_numbers(
     rows.append(Row("float32", None, accuracy, snnjax.deploy.memory(layers)))
     integers = layers
     for bits in config.weight_bits or (None,):
-        for scale in config.scales or (None,):
-            start = time.perf_counter()
-            integers = snnjax.deploy.quantize(
-                layers,
-                calibration,
-                weight_bits=bits,
-                state_bits=config.state_bits,
-                scale=scale,  # type: ignore  # one of the three, by the options
-                chip=chip,
-            )
-            seconds = time.perf_counter() - start
-            name = scale or ("channel" if chip is None else "chip")
-            tested = _tested(integers, name, images, labels)
-            rows.append(tested._replace(seconds=seconds))
+        start = time.perf_counter()
+        integers = snnjax.deploy.quantize(
+            layers, calibration, weight_bits=bits, chip=chip
+        )
+        seconds = time.perf_counter() - start
+        scale = "channel" if chip is None else "chip"
+        tested = _tested(integers, scale, images, labels)
+        rows.append(tested._replace(seconds=seconds))
     report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 
@@ -186,14 +180,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def printed(integers: Integers) -> str:
-    """The table for a terminal, and the report."""
-    head, rows = table(integers)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    text = "\n".join(
-        "  ".join(map(str.rjust, cells, widths)) for cells in (head, *rows)
-    )
-    return text if integers.report is None else f"{text}\n\n{integers.report}"
+def text_of(integers: Integers) -> str:
+    """The table in Markdown, and the report."""
+    text = markdown_table(*table(integers))
+    if integers.report is not None:
+        text += f"\n```text\n{integers.report}\n```\n"
+    return text
 
 
 def write_integers(out: Path, integers: Integers, facts: dict) -> None:
@@ -203,7 +195,4 @@ def write_integers(out: Path, integers: Integers, facts: dict) -> None:
     plain = {key: facts[key] for key in ("command", "versions", "source")}
     data = {**plain, "network": name, "rows": rows}
     write(out / "integers.json", json.dumps(data, indent=1) + "\n")
-    text = markdown_table(*table(integers))
-    if integers.report is not None:
-        text += f"\n```text\n{integers.report}\n```\n"
-    write(out / "integers.md", text)
+    write(out / "integers.md", text_of(integers))

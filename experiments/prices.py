@@ -48,7 +48,7 @@ PARTS = (
     Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
     Part("checks, texts, small files", "", "layout sweep text conformance", 2050),
 )
-FOLDERS = {"snnjax": 23_800, "experiments": 7_400, "benchmarks": 3500, "tests": 19_500}
+FOLDERS = {"snnjax": 23_800, "experiments": 6_900, "benchmarks": 3500, "tests": 19_500}
 
 
 def files_of(part: Part) -> list[Path]:

@@ -37,7 +37,6 @@ from experiments.running import (
     report,
     run,
     schedule,
-    steps_per_epoch,
 )
 
 CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
@@ -80,7 +79,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     if config.checkpoint is not None:
         origin = _origin(config, data)
         data = normalized_as(data, origin.card)
-    optimizer = make_optimizer(config, steps_per_epoch(config, data))
+    optimizer = make_optimizer(config, data)
     step = make_step(model, optimizer, config, data)
     evaluate = make_evaluate(model, data, devices.make_mesh(config.mesh))
     state, log = fit(
@@ -99,14 +98,15 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     return source
 
 
-def make_optimizer(config: TrainANN, steps: int) -> optax.GradientTransformation:
-    """SGD whose schedule counts `steps` steps per epoch."""
+def make_optimizer(config: TrainANN, data: Dataset) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum; kernels decay."""
+
+    def kernels(params):
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
     return optax.chain(
-        optax.add_decayed_weights(
-            config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),  # kernels
-        ),
-        optax.sgd(schedule(config, steps), momentum=0.9, nesterov=True),
+        optax.add_decayed_weights(config.weight_decay, mask=kernels),
+        optax.sgd(schedule(config, data), momentum=0.9, nesterov=True),
     )
 
 
@@ -172,12 +172,8 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
     }
     # Clipping leaves no trace in the weights.
     source = load_source(config.checkpoint, {**card, "clip": config.clip})
-    if source.card["levels"] is not None and config.levels is None:
-        raise ValueError(
-            f"{config.checkpoint} has quantized ReLUs, whose maxima plain ones have no "
-            f"place for; give --levels {source.card['levels']}, or the --checkpoint of "
-            "another network"
-        )
+    if source.card["levels"] is not None:  # plain ReLUs have no place for its maxima
+        card["levels"] = config.levels
     for name, value in card.items():
         if source.card[name] != value:
             raise ValueError(
@@ -234,7 +230,7 @@ def _card(
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainANN, PRESETS_ANN, argv, {"models": NAMES})
-    source = run(lambda: train(config), "the same command goes on from the last epoch")
+    source = run(lambda: train(config))
     accuracy = 100 * source.card["test_accuracy"]
     print(f"{config.out}/source.safetensors: {accuracy:.2f} % of the test images")
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 import snnjax
 from experiments.data import Dataset, augment, load, load_events, normalize
-from experiments.models import NAMES, build, save_snn
+from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
@@ -121,8 +121,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         data: the images; by default `config.dataset` is loaded.
 
     Returns:
-        The trained network. It is also written to `config.out`, together with the best
-        one.
+        The trained network, which is also written to `config.out`.
 
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
@@ -145,15 +144,13 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         entries = {"test_accuracy": accuracy, "temperature": means}
         log = [*log[:-1], log[-1] | entries]
         if devices.first():
-            if accuracy == max(line["test_accuracy"] for line in log):
-                _save(setting, state.snn, accuracy, out / "best")
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
         return entries
 
     state, log = fit(config, data, state, make_step(setting), measure)
     accuracy = log[-1]["test_accuracy"]
     if devices.first():
-        _save(setting, state.snn, accuracy, out)
+        _save(setting, state.snn, accuracy, out / SNN_FILE)
     return state.snn
 
 
@@ -261,7 +258,7 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
     kinds = training.param_labels(snn, names)
     adam = optax.adamw(
-        schedule(config, steps_per_epoch(config, data)),
+        schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
@@ -296,7 +293,7 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     )
 
 
-def _save(setting: Setting, snn: SNN, accuracy: float, folder: Path) -> None:
+def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
     config, data = setting.config, setting.data
     card = {
         "model": config.model,
@@ -308,19 +305,15 @@ def _save(setting: Setting, snn: SNN, accuracy: float, folder: Path) -> None:
     }
     recipe = f"direct training, {config.surrogate}, {config.learn}"
     snn = dataclasses.replace(snn, steps=config.steps, wait=0)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_snn(folder, snn, card, recipe=recipe, accuracy=accuracy)
+    snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"models": NAMES, "neurons": NEURONS, "surrogates": SURROGATES}
     config = parse(TrainSNN, PRESETS_SNN, argv, names)
-    run(lambda: train(config), "the same command goes on from the last epoch")
-    print(
-        f"{config.out}: metrics.jsonl, curves.png, the SNN in snn.safetensors, "
-        "the best in best"
-    )
+    run(lambda: train(config))
+    print(f"{config.out}: metrics.jsonl, curves.png, the SNN in {SNN_FILE}")
 
 
 if __name__ == "__main__":

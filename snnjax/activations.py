@@ -99,8 +99,8 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
 def snnjax_quantized_relu(x, maximum, levels):
     """The capture recognizes the activation by this unique name."""
     level = jnp.clip(_level(x, maximum, levels), 0, levels.astype(wide_dtype(x)))
-    share = level / levels.astype(level.dtype)
-    return (share * jnp.asarray(maximum, level.dtype)).astype(x.dtype)
+    fraction = level / levels.astype(level.dtype)
+    return (fraction * jnp.asarray(maximum, level.dtype)).astype(x.dtype)
 
 
 @snnjax_quantized_relu.defjvp

@@ -16,11 +16,11 @@ from snnjax.capture.capture import capture
 from snnjax.capture.check import check_streams
 from snnjax.codes import Code
 from snnjax.network.equations import Network, Values
-from snnjax.network.evaluate import accumulating, evaluate, firing
+from snnjax.network.evaluate import evaluate, firing, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
-from snnjax.neurons.schedule import shares
+from snnjax.neurons.schedule import arrivals
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -30,12 +30,7 @@ Observe = Callable[[Site, jax.Array, jax.Array], None]
 def capture_step(
     fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, *, sequence: bool
 ) -> Network:
-    """The network that each step of the input goes through.
-
-    Args:
-        fn, params: as for `snnjax.spiking`.
-        x: [B, ...], or [T, B, ...] if it is a sequence.
-        sequence: whether x changes from step to step.
+    """The network that x [B, ...], or each step of a sequence [T, B, ...], passes.
 
     Raises:
         ConversionError: as `snnjax.sites`, or a sequence x has no running mean.
@@ -61,13 +56,10 @@ def evaluate_in_time(
 
     Args:
         network: captured for x, or for a step of it.
-        snn: its spiking network.
         x: [B, ...], or [T, B, ...] if it is a sequence.
-        steps, wait: T, and the steps that every layer waits.
         observe: ``observe(site, currents, spikes)``, what arrives and what is sent at
             each step, both [T, B, ...]; without the offset of the neurons, which is no
             event.
-        sequence: whether x changes from step to step.
 
     Returns:
         The values of all variables, as the equations read them
@@ -84,7 +76,7 @@ def evaluate_in_time(
 
     values = network.arguments(snn.params, x)
     streams = streaming(network.equations, network.x if sequence else ())
-    rule = firing(fire, snn.neurons, accumulating(code))
+    rule = firing(fire, snn.neurons, operator_rule(code))
     evaluate(network.equations, values, rule, streams=streams)
     return values, streams
 
@@ -126,13 +118,13 @@ _ROUNDING = 2e-6
 
 def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
     """A stream [T, B, ...] without what arrives of a constant."""
-    share = shares(code, len(arriving))
-    if constant is None or share is None:
+    times = arrivals(code, len(arriving))
+    if constant is None or times is None:
         return subtract_offset(arriving, constant)
-    share = jnp.asarray(share, arriving.dtype)
-    share = share.reshape(-1, *[1] * (arriving.ndim - 1))
+    times = jnp.asarray(times, arriving.dtype)
+    times = times.reshape(-1, *[1] * (arriving.ndim - 1))
     constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
-    return arriving - share * constant
+    return arriving - times * constant
 
 
 def threshold_of(params: Any, site: Site) -> jax.Array:

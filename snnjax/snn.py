@@ -125,18 +125,16 @@ def _cells(params: Any) -> dict[str, str]:
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
-    """A model for all sites, or a `BySite`; encoders get levels of both signs.
+    """A model for all sites, or a `BySite`, see `resolve_models`.
 
-    Args:
-        neuron: a model, or name or pattern -> model, see `resolve_models`.
-        sites: the sites of a network.
-        default: the model of all other sites.
+    Encoders get levels of both signs.
     """
     firing = [site for site in sites if site.fires]
     resolved = resolve_models(neuron, [site.name for site in firing], default)
-    pairs = [(site.name, model_of(resolved, site.name), site.signed) for site in firing]
+    models = [(site, model_of(resolved, site.name)) for site in firing]
     return by_name(
-        (name, as_encoder(model) if signed else model) for name, model, signed in pairs
+        (site.name, as_encoder(model) if site.is_encoder else model)
+        for site, model in models
     )
 
 
@@ -179,6 +177,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these parameters have the same names as the SNN's own."""
+    # Shapes and numbers may differ: those of the SNN are what it runs with.
     own, others = set(paths_of(snn.params)), set(paths_of(params))
     unknown, missing = sorted(others - own), sorted(own - others)
     if unknown or missing:
@@ -239,14 +238,16 @@ def check_values(snn: SNN) -> None:
     for name, params in snn.neurons.items():
         ranges = ranges_in(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if _is_number(leaf) and _readable(leaf):
+            is_number = jnp.issubdtype(jnp.result_type(leaf), jnp.number)
+            if is_number and _readable(leaf):
                 field = name_of(path)
                 what = f"{field} of site {name!r}"
                 _check_range(what, ranges.get(field), np.asarray(leaf))
     broken = [
         name_of(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
-        if _is_array(leaf) and _readable(leaf) and np.isnan(np.asarray(leaf)).any()
+        if hasattr(leaf, "dtype") and is_floating(leaf) and _readable(leaf)
+        if np.isnan(np.asarray(leaf)).any()
     ]
     if broken:
         raise ValueError(
@@ -262,7 +263,8 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     missing, unknown = names - set(neurons), set(neurons) - names
     if missing or unknown:
         advice = ""
-        if any(map(_is_encoder, missing | unknown)):
+        names_alone = [name.rpartition("/")[2] for name in missing | unknown]
+        if any(name.startswith("encoder") for name in names_alone):
             advice = (
                 ". Perhaps one of the two is in training mode (has_aux), where a "
                 "network has no encoders. Train networks with operators in inference "
@@ -279,10 +281,6 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
             f"{_some(unknown)}; sites without neurons: {_some(missing)}; sites: "
             f"{_some(names)}{advice}"
         )
-
-
-def _is_encoder(name: str) -> bool:
-    return name.rpartition("/")[2].startswith("encoder")
 
 
 def _some(names: Collection[str], most: int = 8) -> str:
@@ -339,7 +337,7 @@ def _listed(names: list[tuple[str, ...]]) -> str:
 
 def _fresh(model: Any, site: Site) -> Any:
     """Fresh parameters of a site, as shapes."""
-    if is_plain(model):
+    if is_plain(model):  # its parameters broadcast, so that their names are enough
         return NeuronParams._make([None] * len(NeuronParams._fields))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(lambda key: model.init(site.shape, key), key)
@@ -396,15 +394,6 @@ def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
         raise ValueError(
             f"the {what} is {numbers[~within].flat[0]}; allowed: {allowed}. {remedy}"
         )
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and is_floating(leaf)
-
-
-def _is_number(leaf: Any) -> bool:
-    dtype = jnp.result_type(leaf)
-    return jnp.issubdtype(dtype, jnp.number)
 
 
 def _readable(leaf: Any) -> bool:

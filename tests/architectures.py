@@ -1,7 +1,8 @@
 """Well-known architectures, as small as they can be with random weights.
 
 Each is ``make() -> (fn, params, x)`` with what makes it that architecture: its norm,
-its activation, its connections. In flax.linen, nnx, equinox or plain JAX.
+its activation, its connections. In flax.linen, nnx, equinox or plain JAX. ResNets and
+VGGs are among the source networks of test_models.py.
 """
 
 import zlib
@@ -14,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 BATCH = 4
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 8, 8, 3)), "f4")
-SIGNALS = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 12, 4)), "f4")
-TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, 20, (BATCH, 6)), "i4")
+IMAGES = np.float32(np.random.default_rng(0).normal(size=(BATCH, 8, 8, 3)))
+SIGNALS = np.float32(np.random.default_rng(1).normal(size=(BATCH, 12, 4)))
+TOKENS = np.int32(np.random.default_rng(2).integers(0, 20, (BATCH, 6)))
 
 conv = partial(nn.Conv, use_bias=False)
 norm = partial(nn.BatchNorm, use_running_average=True)
@@ -28,11 +29,11 @@ def varied(path, leaf):
     generator = np.random.default_rng(zlib.crc32(str(path).encode()))
     name = path[-1].key
     if name in ("scale", "var"):
-        return jnp.asarray(generator.uniform(0.5, 1.5, leaf.shape), "f4")
+        return np.float32(generator.uniform(0.5, 1.5, leaf.shape))
     size = (
         0.1 if name in ("bias", "mean") else 1.5 / np.sqrt(leaf.size / leaf.shape[-1])
     )
-    return jnp.asarray(size * generator.normal(size=leaf.shape), "f4")
+    return np.float32(size * generator.normal(size=leaf.shape))
 
 
 def of_linen(x):
@@ -62,22 +63,6 @@ def pooled(x, size=2):
 
 
 # ------------------------------------------------------------------ convolutions
-
-
-@of_linen(IMAGES)
-def ResNet(x):
-    x = nn.relu(norm()(conv(8, (3, 3))(x)))
-    y = norm()(conv(16, (3, 3), 2)(x))
-    y = norm()(conv(16, (3, 3))(nn.relu(y)))
-    x = nn.relu(y + norm()(conv(16, (1, 1), 2)(x)))
-    return nn.Dense(3)(x.mean((1, 2)))
-
-
-@of_linen(IMAGES)
-def VGG(x):
-    for channels in (8, 16):
-        x = nn.max_pool(nn.relu(nn.Conv(channels, (3, 3))(x)), (2, 2), (2, 2))
-    return nn.Dense(3)(nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1))))
 
 
 @of_linen(IMAGES)
@@ -248,14 +233,12 @@ def ViT(x):
 @of_linen(IMAGES)
 def Swin(x):
     x = nn.Conv(8, (2, 2), 2)(x)
-    for shift in (0, 1):
-        rolled = jnp.roll(nn.LayerNorm()(x), (-shift, -shift), (1, 2))
-        windows = rolled.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
-        windows = attended(windows.reshape(-1, 4, 4, 8).reshape(-1, 4, 8))
-        windows = windows.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
-        x = x + jnp.roll(windows.reshape(-1, 4, 4, 8), (shift, shift), (1, 2))
-        x = x + mlp(nn.LayerNorm()(x))
-    return nn.Dense(3)(x.mean((1, 2)))
+    rolled = jnp.roll(nn.LayerNorm()(x), (-1, -1), (1, 2))
+    windows = rolled.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
+    windows = attended(windows.reshape(-1, 4, 4, 8).reshape(-1, 4, 8))
+    windows = windows.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
+    x = x + jnp.roll(windows.reshape(-1, 4, 4, 8), (1, 1), (1, 2))
+    return nn.Dense(3)((x + mlp(nn.LayerNorm()(x))).mean((1, 2)))
 
 
 @of_linen(SIGNALS)
@@ -337,13 +320,13 @@ def Llama():
 
 
 @architecture
-def scanned_transformer():
+def scanned_blocks():
     """In linen: the layers' parameters are stacked, and a scan goes over them."""
 
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, _):
-            return pre_norm(x), None
+            return x + mlp(nn.LayerNorm()(x)), None
 
     class Net(nn.Module):
         @nn.compact

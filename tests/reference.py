@@ -282,3 +282,12 @@ def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
             if 0 <= row < shape[0] and 0 <= column < shape[1]:
                 counts[row, column] += kernel[3] // groups
     return counts
+
+
+def windows(x, size, stride, padding, dilation=(1, 1)):
+    """Windows [B, C, H', W', h, w] of images [B, C, H, W]."""
+    (high, wide), (down, right) = np.int64(dilation), np.int64(stride)
+    reach = tuple((np.int64(size) - 1) * (high, wide) + 1)
+    padded = np.pad(x, ((0, 0), (0, 0), *((int(p), int(p)) for p in padding)))
+    view = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))
+    return view[:, :, ::down, ::right, ::high, ::wide]

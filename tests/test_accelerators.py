@@ -164,7 +164,6 @@ def test_the_devices_of_the_images_decide_inside_jit_too():
 # ---------------------------------------------------------- lowered elsewhere
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
     "execution, wait",
     [
@@ -175,7 +174,7 @@ def test_the_devices_of_the_images_decide_inside_jit_too():
         ("closed_form", 4),
     ],
 )
-def test_every_execution_and_its_gradient_are_lowered(platform, execution, wait):
+def test_every_execution_and_its_gradient_are_lowered(execution, wait):
     options = {"steps": STEPS, "wait": wait, "execution": execution}
     simulate = snnjax.spiking(NET.fn, **options)
 
@@ -183,5 +182,5 @@ def test_every_execution_and_its_gradient_are_lowered(platform, execution, wait)
         slope = jax.grad(lambda snn: (simulate(snn, x) ** 2).sum())
         return simulate(snn, x), slope(snn)
 
-    export = jax.export.export(jax.jit(both), platforms=[platform])
+    export = jax.export.export(jax.jit(both), platforms=["cuda", "tpu"])
     assert export(SNN, NET.x).mlir_module()

@@ -327,7 +327,7 @@ def test_sizes_are_those_of_the_maps():
     assert geometry.fan_out(grouped) == 2 * 9
     # A way without neurons: a dilated convolution, a pool, a dense layer.
     conv_node = Convolution(
-        "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), "SAME", (2, 2)
+        "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), (2, 2), (2, 2)
     )
     pool = SumPool("pool", ("conv",), (2, 2), (2, 2))
     flatten = Flatten("flatten", ("pool",), (4, 6, 6))
@@ -395,19 +395,6 @@ def test_layers_get_cores_whenever_that_is_possible():
     without = [row for row in many.rows[2:] if row.core is None]
     assert len(without) == 3  # first, ten copies and the output on nine cores
     assert all("take every core" in row.findings[-1].problem for row in without)
-
-
-def test_operations_per_second():
-    layers = network(steps=4)
-    result = deploy.report(layers, SPECK, inferences_per_second=10)
-    assert result["first"].operations == 10 * 4 * (2 * 256) * (9 * 4)
-    assert result["last0"].operations == 10 * 4 * (4 * 256) * 3
-    rates = {"first": np.float32(0.25)}
-    slower = deploy.report(layers, SPECK, inferences_per_second=10, firing_rates=rates)
-    assert slower["last0"].operations == result["last0"].operations / 4
-    assert "SynOps/s" in str(result) and "SynOps/s" not in str(
-        deploy.report(layers, SPECK)
-    )
 
 
 def test_layers_of_a_network_are_compared():
@@ -479,18 +466,6 @@ def test_wrong_arguments_are_refused():
         ),
         "chip is speck; allowed: .* (called)": lambda: deploy.report(
             layers, deploy.speck
-        ),
-        "inferences_per_second is -1": lambda: deploy.report(
-            layers, SPECK, inferences_per_second=-1
-        ),
-        "layers.steps is None": lambda: deploy.report(
-            network(steps=None), SPECK, inferences_per_second=1
-        ),
-        "firing_rates has 'other'; allowed: input, first": lambda: deploy.report(
-            layers, SPECK, firing_rates={"other": 1}
-        ),
-        r"firing_rates\['first'\] is 2": lambda: deploy.report(
-            layers, SPECK, firing_rates={"first": 2}
         ),
     }.items():
         with pytest.raises(ValueError, match=words.replace("(called)", r"\(called\)")):

@@ -107,11 +107,10 @@ def test_what_arrives_of_a_stream_is_what_was_sent():
         np.testing.assert_allclose(answer, spikes.mean(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_choices_counts_and_masks_are_answers_as_they_are(code):
+def test_choices_counts_and_masks_are_answers_as_they_are():
     outputs = {"count": np.full((T, 2), 3), "mask": np.array([[True, False]] * T)}
-    answers = code.answers(outputs)
-    jax.tree.map(np.testing.assert_array_equal, answers, outputs)
+    for code in CODES:
+        jax.tree.map(np.testing.assert_array_equal, code.answers(outputs), outputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
@@ -171,31 +170,19 @@ def network(params, x):
     return mean @ params["readout"]
 
 
-@functools.cache
-def example():
-    generator = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jnp.asarray(generator.normal(0, 0.6, shape), jnp.float32)
-
-    params = {
-        "first": draw(5, 6),
-        "second": draw(6, 6),
-        "third": draw(3, 6),
-        "readout": draw(6, 3),
-    }
-    mask = jnp.asarray(np.arange(4) < generator.integers(1, 5, (7, 1)), jnp.float32)
-    return params, (draw(7, 4, 5), mask)
+DRAW = np.random.default_rng(0)
+SHAPES = {"first": (5, 6), "second": (6, 6), "third": (3, 6), "readout": (6, 3)}
+PARAMS = {name: np.float32(DRAW.normal(0, 0.6, size)) for name, size in SHAPES.items()}
+MASK = np.float32(np.arange(4) < DRAW.integers(1, 5, (7, 1)))
+X = np.float32(DRAW.normal(0, 0.6, (7, 4, 5))), MASK
 
 
-def spiking_network(code, neuron, steps=T, **options):
-    params, x = example()
-    snn = snnjax.init(network, params, x, model=neuron, code=code)
+def spiking_network(code, neuron):
+    snn = snnjax.init(network, PARAMS, X, model=neuron, code=code)
     neurons = {
-        name: started(snn.model_of(name), code, 0.8, 0.03, steps)
-        for name in snn.neurons
+        name: started(snn.model_of(name), code, 0.8, 0.03) for name in snn.neurons
     }
-    return dataclasses.replace(snn, neurons=neurons), x
+    return dataclasses.replace(snn, neurons=neurons)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +196,8 @@ def spiking_network(code, neuron, steps=T, **options):
 )
 def test_all_executions_give_the_same_answers(code, neuron, wait, execution):
     """Under the other codes `by_step` is `by_layer`."""
-    snn, x = spiking_network(code, neuron)
-    options = {"steps": T, "wait": wait}
-    pair = by_executions(network, ("by_layer", execution), snn, x, **options)
+    snn, options = spiking_network(code, neuron), {"steps": T, "wait": wait}
+    pair = by_executions(network, ("by_layer", execution), snn, X, **options)
     assert np.isfinite(pair[0]).all()
     np.testing.assert_allclose(pair[1].mean(0), pair[0].mean(0), 1e-4, 1e-5)
 
@@ -230,36 +216,25 @@ def test_a_value_that_is_infinite_before_any_spike_is_0_there():
 
 
 def test_the_gradient_of_the_executions_is_one_and_finite():
-    snn, x = spiking_network(codes.radix(), MODELS[2])
+    snn = spiking_network(codes.radix(), MODELS[2])
 
     def gradient(execution):
         run = snnjax.spiking(network, steps=T, wait=T - 1, execution=execution)
-        return jax.grad(lambda snn: (run(snn, x).mean(0) ** 2).sum())
+        return jax.grad(lambda snn, x: (run(snn, x).mean(0) ** 2).sum())
 
-    trees = outputs_of(map(gradient, ("by_layer", "auto")), snn)
+    trees = outputs_of(map(gradient, ("by_layer", "auto")), snn, X)
     assert np.abs(trees[0].params["first"]).max() > 0
     for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, 1e-3, 1e-5)
 
 
-def test_the_closed_form_needs_a_wait_of_one_step_less_than_rate_coding():
-    """With T - 1 it runs: see the cases above."""
-    snn, x = spiking_network(codes.radix(), MODELS[0])
-    run = snnjax.spiking(network, steps=T, wait=1, execution="closed_form")
-    with pytest.raises(ValueError, match="closed_form"):
-        run(snn, x)
-
-
 def test_signed_digits_and_a_wait_of_one_come_as_near_as_the_last_digit():
     """Each neuron has one weight below 1, so that errors do not grow."""
     generator, code, steps = np.random.default_rng(1), codes.radix(), 6
     neuron = integrate_and_fire(levels=(-1, 1))
-    kernels = [
-        jnp.asarray(generator.permutation(np.eye(8)) * 0.9, jnp.float32)
-        for _ in range(3)
-    ]
-    x = jnp.asarray(generator.uniform(0, 1, (50, 8)), jnp.float32)
+    kernels = [np.float32(generator.permutation(np.eye(8)) * 0.9) for _ in range(3)]
+    x = np.float32(generator.uniform(0, 1, (50, 8)))
 
     def chain(kernels, x):
         for kernel in kernels:
@@ -271,9 +246,8 @@ def test_signed_digits_and_a_wait_of_one_come_as_near_as_the_last_digit():
     snn = dataclasses.replace(snn, neurons=dict.fromkeys(snn.neurons, fresh))
     run = snnjax.spiking(chain, steps=steps, wait=1)
     outputs, ann = outputs_of([run, lambda snn, x: chain(snn.params, x)], snn, x)
-    assert (
-        np.abs(outputs.mean(0) - ann).max() <= 3 * code.finest(steps) / 2 * 1.001
-    )  # half a digit per layer
+    half_a_digit = code.finest(steps) / 2 * 1.001
+    assert np.abs(outputs.mean(0) - ann).max() <= 3 * half_a_digit  # one per layer
 
 
 # ---------------------------------------------------- conversion, measures, files
@@ -384,15 +358,14 @@ def test_a_file_holds_the_code(tmp_path):
 class Halves(codes.Code):
     """A code of one's own."""
 
+    of_steps: int | None = None
+
     def weights(self, steps):
-        return (0.5,) * steps
+        return (0.5,) * (self.of_steps or steps)
 
 
-@dataclasses.dataclass(frozen=True)
 class Harmonic(Halves):
-    """A code of one's own with the name of another one, and a field."""
-
-    first: float
+    """A code of one's own with the name of another one."""
 
 
 def test_a_code_of_ones_own_runs_and_is_named_where_a_file_cannot_hold_it(tmp_path):
@@ -403,7 +376,7 @@ def test_a_code_of_ones_own_runs_and_is_named_where_a_file_cannot_hold_it(tmp_pa
     assert np.isfinite(jax.jit(snnjax.spiking(dense))(snn, x)).all()
     for code, message in (
         (Halves(), r"code .*Halves.*weighted\(code.weights\(T\)"),
-        (Harmonic(0.5), "cannot describe the code .*Harmonic"),
+        (Harmonic(3), "cannot describe the code .*Harmonic"),
     ):
         snn = dataclasses.replace(radix, code=code)
         with pytest.raises(ValueError, match=message):
@@ -424,41 +397,32 @@ def test_codes_outside_their_range_are_refused():
         codes.weighted((1, 0.5, 0.7))
     with pytest.raises(ValueError, match="has 2 weights, and there are 4 steps"):
         codes.weighted((1, 0.5)).weights(4)
-    for code, steps in ((codes.radix(), 200), (Halves(), 0)):
+    for code, steps in ((codes.radix(), 200), (Halves(of_steps=3), 4)):
         with pytest.raises(ValueError, match="allowed: as many numbers > 0 as"):
-            code.sizes(steps) if steps else Thirds().sizes(4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Thirds(codes.Code):
-    """A code of too few steps."""
-
-    def weights(self, steps):
-        return (1 / 3,) * 3
+            code.sizes(steps)
 
 
 def test_neurons_that_do_not_keep_what_is_missing_are_refused():
     kernels, x, _, radix, _ = converted()
     leaky = {n: p._replace(leak=jnp.float32(0.5)) for n, p in radix.neurons.items()}
-    run = snnjax.spiking(dense)
-    for snn, message in (
-        (dataclasses.replace(radix, neurons=leaky), "have a leak.*allowed: leak None"),
-        (dataclasses.replace(radix, code="radix"), "code is 'radix'; allowed: a code"),
-        (dataclasses.replace(radix, code=codes.Code()), "code is Code.*allowed"),
+    for fields, message in (
+        ({"neurons": leaky}, "have a leak.*allowed: leak None"),
+        ({"code": "radix"}, "code is 'radix'; allowed: a code"),
+        ({"code": codes.Code()}, "code is Code.*allowed"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(snn, x)
+            snnjax.spiking(dense)(dataclasses.replace(radix, **fields), x)
     within = snnjax.neurons.Synaptic(MODELS[2])
     with pytest.raises(ValueError, match="a dead zone is for .*alone"):
         snnjax.init(dense, kernels, x, model=within)
 
 
 def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
-    snn, x = spiking_network(codes.rate(), MODELS[2])
+    snn = spiking_network(codes.rate(), MODELS[2])
     segments = snnjax.simulation.ByLayer(segment=3)
     for wait, other in ((0, segments), (T, "auto")):
         executions, options = ("by_layer", other), {"steps": T, "wait": wait}
-        pair = by_executions(network, executions, snn, x, **options)
+        pair = by_executions(network, executions, snn, X, **options)
         np.testing.assert_allclose(*pair, 1e-4, 1e-5)
 
 
@@ -478,21 +442,35 @@ def test_as_many_digits_as_float32_holds_are_converted():
 def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     kernels, x, _, radix, _ = converted()
     ByLayer = snnjax.simulation.ByLayer
+    radix = dataclasses.replace(radix, model=MODELS[0])  # whose wait of 1 is too short
     for options, message in (
         ({"inputs": "sequence"}, "inputs='sequence' works with rate coding only"),
         ({"inputs": "poisson"}, "inputs='poisson' works with rate coding only"),
-        ({"execution": ByLayer(segment=2), "wait": None}, "segment"),
+        ({"execution": ByLayer(segment=2)}, "segment"),
+        ({"execution": "closed_form"}, "closed_form"),  # a wait of T - 1 is needed
         ({"execution": ByLayer(remat=True)}, r"ByLayer\(remat=True\) works with"),
     ):
-        data = jnp.ones((T, *x.shape)) if "sequence" in str(options) else x
+        data = np.ones((T, *x.shape)) if "sequence" in str(options) else x
+        key = jax.random.key(0) if "inputs" in options else None
         with pytest.raises(ValueError, match=message):
-            snnjax.spiking(dense, **options)(radix, data, jax.random.key(0))
+            snnjax.spiking(dense, **options)(radix, data, key)
     with pytest.raises(ValueError, match="radix.*needs IF neurons with reset by subtr"):
         snnjax.init(dense, kernels, x, code=codes.radix())  # LIF
     with pytest.raises(ValueError, match=r"code is .*allowed: a code, .*radix\(\)"):
         snnjax.convert(dense, kernels, x, steps=T, code=codes.radix)
     with pytest.raises(ValueError, match="NIR cannot express the code radix"):
         snnjax.deploy.to_nir(snnjax.deploy.layers(dense, radix, x))
+
+
+def relu(w, x):
+    return jax.nn.relu(x @ w)
+
+
+def converted_relu(**options):
+    """One layer of three steps."""
+    x = np.float32(np.random.default_rng(0).normal(size=(16, 4)))
+    options |= {"steps": 3, "recipe": snnjax.max_activation()}
+    return snnjax.convert(relu, np.eye(4, dtype=np.float32), x, **options)
 
 
 @pytest.mark.parametrize(
@@ -506,74 +484,50 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     ],
 )
 def test_a_code_brings_the_neuron_and_the_wait_that_it_needs(code, model, levels, wait):
-    fn = lambda w, x: jax.nn.relu(x @ w)  # noqa: E731
-    images = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    snn = snnjax.convert(
-        fn,
-        np.eye(4, dtype=np.float32),
-        images,
-        steps=3,
-        code=code,
-        model=model,
-        recipe=snnjax.light(),
-    )
+    snn = converted_relu(code=code, model=model)
     assert (snn.model.levels, snn.wait) == (levels, wait)
-    one_step = code.least_wait(levels, steps=1)
-    assert one_step == 0
+    assert code.least_wait(levels, steps=1) == 0
+
+
+ZONES = [((0, 1), 0), ((0, 3), 0)]
+ZONES += itertools.product([(-1, 1), (-3, 3)], [0, 0.6, 2 / 3, 0.9])
 
 
 @pytest.mark.parametrize("code", [*map(codes.radix, (2, 3, 4)), codes.harmonic()])
-@pytest.mark.parametrize(
-    ("levels", "dead_zone"),
-    [((0, 1), 0), ((0, 3), 0)]
-    + list(itertools.product([(-1, 1), (-3, 3)], [0, 0.6, 2 / 3, 0.9])),
-)
-def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(
-    code, levels, dead_zone
-):
-    steps = 4
-    neuron = integrate_and_fire(levels=levels, dead_zone=dead_zone)
-    neuron = dataclasses.replace(neuron, rectifies=False)
-    params, finest = neuron.init(), code.finest(steps)
-    reach = code.reach(steps) * levels[1]
-    current = np.linspace(-1.1 * reach, 1.1 * reach, 10_007, dtype=np.float32)
-    params = params._replace(initial_potential=steps * finest / 2)
-    digits = after_all_input(neuron, params, current, steps, code=code)
-    sent = np.asarray(code.stream(digits)[-1])
-    lowest = 0 if levels[0] == 0 else -reach
-    nearest = np.clip(np.rint(current / finest) * finest, lowest, reach)
-    are_nearest = np.allclose(sent, nearest, atol=1e-5)
-    assert code.is_nearest(levels, dead_zone, steps) == are_nearest
+def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(code):
+    finest = code.finest(T)
+    for levels, dead_zone in ZONES:
+        neuron = integrate_and_fire(levels=levels, dead_zone=dead_zone)
+        neuron = dataclasses.replace(neuron, rectifies=False)
+        reach = code.reach(T) * levels[1]
+        values = np.linspace(-1.1 * reach, 1.1 * reach, 10_007, dtype=np.float32)
+        sent = digits_of(neuron, code, started(neuron, code, 1.0), values, T)[1]
+        lowest = 0 if levels[0] == 0 else -reach
+        nearest = np.clip(np.rint(values / finest) * finest, lowest, reach)
+        are_nearest = np.allclose(sent[-1], nearest, atol=1e-5)
+        assert code.is_nearest(levels, dead_zone, T) == are_nearest, (levels, dead_zone)
 
 
 @pytest.mark.parametrize("levels", [(0, 1), (-1, 1)])
 def test_the_closed_form_has_a_straight_through_gradient_up_to_the_readout(levels):
-    fn, steps = lambda w, x: jax.nn.relu(x @ w), 4
-    x = np.linspace(-0.5, 2.5, 16, dtype=np.float32)[:, None]
-    neuron = integrate_and_fire(levels=levels)
-    snn = snnjax.init(
-        fn, np.eye(1, dtype=np.float32), x, model=neuron, code=codes.radix()
-    )
-    simulate = snnjax.spiking(fn, steps=steps, wait=steps, execution="closed_form")
-    slopes = jax.grad(lambda x: simulate(snn, x).mean(0).sum())(x)[:, 0]
-    is_inside = (x[:, 0] > 0) & (x[:, 0] < codes.radix().reach(steps))
+    code, x = codes.radix(), np.linspace(-0.5, 2.5, 16, dtype=np.float32)[:, None]
+    options = {"model": integrate_and_fire(levels=levels), "code": code}
+    snn = snnjax.init(relu, np.eye(1, dtype=np.float32), x, **options)
+    simulate = snnjax.spiking(relu, steps=T, wait=T, execution="closed_form")
+    slopes = jax.jit(jax.grad(lambda x: simulate(snn, x).mean(0).sum()))(x)[:, 0]
+    is_inside = (x[:, 0] > 0) & (x[:, 0] < code.reach(T))
     np.testing.assert_array_equal(slopes, is_inside)
 
 
 def test_levels_that_leave_gaps_are_warned_of():
-    fn = lambda w, x: jax.nn.relu(x @ w)  # noqa: E731
-    x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    recipe = snnjax.Recipe([snnjax.calibrators.max_threshold()])
-    convert = functools.partial(
-        snnjax.convert, fn, np.eye(4, dtype=np.float32), x, steps=3, recipe=recipe
-    )
+    radix = codes.radix(base=4)
     with pytest.warns(UserWarning, match=r"recommended: the levels \(-3, 3\)"):
-        convert(code=codes.radix(base=4), model=integrate_and_fire())
-    snn = convert(code=codes.radix(base=4))  # without a warning
+        converted_relu(code=radix, model=integrate_and_fire())
+    snn = converted_relu(code=radix)  # without a warning
     for base, levels, has_gaps in ((2, (-1, 1), False), (4, (0, 1), True)):
         many = codes.radix(base).has_gaps(levels, 0, steps=100)  # no rounding errors
         assert many == has_gaps
     assert "code=radix(base=4)" in repr(snn)
     with pytest.raises(ValueError, match=r"snn.code.answers\(outputs\)\[t - 1\]"):
-        snnjax.spiking(fn, steps=2)(snn, x)
+        snnjax.spiking(relu, steps=2)(snn, np.ones((1, 4), np.float32))
     assert codes.weighted(jnp.array([1, 0.5])) == codes.weighted((1, 0.5))

@@ -68,14 +68,6 @@ def test_the_first_images_of_a_folder_are_of_all_classes_and_none_is_hidden(tmp_
     np.testing.assert_array_equal(again.train_labels, pets.train_labels)
 
 
-def test_images_that_need_too_much_memory_are_refused(tmp_path, monkeypatch):
-    _write_folder(tmp_path / "pets")
-    monkeypatch.setattr("experiments.data.images.memory", lambda: 300)
-    message = "pets/train need .* GB, more than half .*; make a folder with fewer"
-    with pytest.raises(ValueError, match=message):
-        data.load("pets", str(tmp_path))
-
-
 def test_folder_errors(tmp_path):
     _write_folder(tmp_path / "a", suffix="jpg")
     broken = tmp_path / "a/train/dog/1.jpg"

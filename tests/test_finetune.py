@@ -85,7 +85,6 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     assert f"| accuracy % | {' | '.join(percent)} |" in table
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert facts["chosen_on"] is None
     assert "Sites of `light, 2 epochs`, T = 1, which is saved:" in table
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == last.final

@@ -16,6 +16,7 @@ from networks import (
     conv,
     eighths,
     max_pool,
+    outputs_of,
     relu,
     together,
     weights,
@@ -67,16 +68,23 @@ def fitted(
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 
 
-@pytest.mark.parametrize("code", CODES)
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("images", "rate"),
+        ("images", "radix"),
+        ("vectors", "signed rate"),
+        ("vectors", "hard reset"),
+    ],
+)
 def test_layers_send_the_same_spikes(name, code):
     net = TOGETHER[name]
     snn = fitted(net, *CODES[code])
     layers = deploy.layers(net.fn, snn, net.x)
     fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
-    before = spikes_and_outputs(net.fn)(snn, net.x)
-    after = spikes_and_outputs(fn)(same, net.x)
+    pair = ((net.fn, snn), (fn, same))
+    before, after = outputs_of([spikes_and_outputs(*run) for run in pair], net.x)
     names = [population.name for population in layers.populations]
     assert [*same.neurons] == names
     for name in names:
@@ -86,14 +94,10 @@ def test_layers_send_the_same_spikes(name, code):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def spikes_and_outputs(fn):
-    """Both as one program."""
-    return jax.jit(
-        lambda snn, x: (
-            snnjax.measures.spike_trains(fn, snn, x),
-            snnjax.spiking(fn)(snn, x),
-        )
-    )
+def spikes_and_outputs(fn, snn):
+    """x -> both, of one simulation."""
+    trains, run = snnjax.measures.spike_trains, snnjax.spiking(fn)
+    return lambda x: (trains(fn, snn, x), run(snn, x))
 
 
 POOLS = {  # spellings of an average pool of an image [6, 6, 4], and its window
@@ -216,9 +220,9 @@ def test_what_follows_from_an_obstacle_is_not_reported():
         assert [*sum((p.operations for p in e.value.problems), ())] == operations
 
 
-REFUSED_IMAGES = [  # two convolutions, and what is done to the image between them
+REFUSED = [  # what is done between the convolutions of an image [5, 5, 3]
     (lambda x: x[:, ::-1], "flipped or permuted"),
-    (lambda x: x[..., jnp.array([1, 0, 2])], "flipped or permuted"),
+    (lambda x: x[..., np.array([1, 0, 2])], "flipped or permuted"),
     (lambda x: x.swapaxes(1, 2), "other axes"),
     (lambda x: jnp.roll(x, 1, 1), "by a crop, a repetition"),
     (lambda x: x[:, 1:], "by a crop, a repetition or zeros"),
@@ -226,51 +230,36 @@ REFUSED_IMAGES = [  # two convolutions, and what is done to the image between th
     (lambda x: jnp.repeat(x, 2, 1), "by a crop, a repetition or zeros"),
     (lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "as its padding"),
     (lambda x: x + x[:, ::-1], "adds images of which one was flipped"),
-    (lambda x: x + jnp.eye(5)[:, :, None], "differ between pixels"),
-    (lambda x: x.sum(-1, keepdims=True) * jnp.ones(3), "sums .* no windows of rows"),
-    (lambda x: jnp.einsum("bhwc,hij->bijc", x, jnp.ones((5, 5, 5))), "along axes"),
+    (lambda x: x + np.eye(5)[:, :, None], "differ between pixels"),
+    (lambda x: x.sum(-1, keepdims=True) * np.ones(3), "sums .* no windows of rows"),
+    (lambda x: jnp.einsum("bhwc,hij->bijc", x, np.ones((5, 5, 5))), "along axes"),
+]
+REFUSED_VECTORS = [  # and between the layers of a vector [6]
+    (lambda x: conv(x.reshape(-1, 3, 2, 1), np.ones((1,) * 4)).reshape(-1, 6), "unfl"),
+    (lambda x: x - x.sum(-1, keepdims=True) / 6, "a part of the vector"),
 ]
 
 
 def test_images_that_are_moved_about_are_refused_with_a_remedy():
-    x = eighths(3, (2, 5, 5, 3))
-    params = weights(w1=(3, 3, 3, 3))
-    for between, words in REFUSED_IMAGES:
+    x, kernel = eighths(3, (2, 5, 5, 3)), eighths(0, (3, 3, 3, 3))
 
-        def fn(p, x, between=between):
-            x = relu(conv(x, p["w1"]))
-            return relu(conv(between(x), p["w1"]))
+    def of_images(between, w, x):
+        return relu(conv(between(relu(conv(x, w))), w))
 
+    def of_vectors(between, p, x):
+        return relu(between(relu(x @ p["w1"]))) @ p["w3"]
+
+    cases = [(of_images, *case, kernel, x) for case in REFUSED]
+    cases += [(of_vectors, *case, FLAT, VECTORS) for case in REFUSED_VECTORS]
+    flipped = lambda between, w, x: relu(conv(x, w))[:, ::-1]  # noqa: E731
+    cases.append((flipped, None, "output\n *the rows, columns", kernel, x))
+    for network, between, words, params, x in cases:
+        fn = functools.partial(network, between)
         snn = snnjax.init(fn, params, x, model=IF)
         with pytest.raises(snnjax.ConversionError, match=words) as error:
             deploy.layers(fn, snn, x)
         for problem in error.value.problems:
             assert problem.reason and problem.remedy
-
-    def flipped(p, x):
-        return relu(conv(x, p["w1"]))[:, ::-1]
-
-    snn = snnjax.init(flipped, params, x, model=IF)
-    with pytest.raises(snnjax.ConversionError, match="output\n *the rows, columns"):
-        deploy.layers(flipped, snn, x)
-
-    def unflattened(x):
-        return conv(x.reshape(-1, 3, 2, 1), jnp.ones((1, 1, 1, 1))).reshape(-1, 6)
-
-    def summed(x):
-        return x - x.sum(-1, keepdims=True) / 6
-
-    for between, words in (
-        (unflattened, "unflattens"),
-        (summed, "a part of the vector"),
-    ):
-
-        def fn(p, x, between=between):
-            return relu(between(relu(x @ p["w1"]))) @ p["w3"]
-
-        snn = snnjax.init(fn, FLAT, VECTORS, model=IF)
-        with pytest.raises(snnjax.ConversionError, match=words):
-            deploy.layers(fn, snn, VECTORS)
 
 
 def test_what_has_no_layers_is_refused():

@@ -1,5 +1,6 @@
 """What users get wrong at the door: each error ends with the way out."""
 
+import warnings
 from pathlib import Path
 
 import flax.linen as nn
@@ -87,8 +88,9 @@ def test_an_error_names_the_way_out(fn, params, x, way_out):
         (lambda: snnjax.spiking(network, PARAMS, FEATURES), r"spiking\(fn, ...\)\(snn"),
         (lambda: snnjax.spiking(network)(FEATURES), r"spiking\(fn\)\(snn, x"),
         (lambda: snnjax.sites(network, FEATURES), r"sites\(fn, params, x\)"),
+        (lambda: snnjax.convert(network, FEATURES, steps=2), r"convert\(fn, params, x"),
     ],
-    ids=["spiking with its arguments", "no SNN", "no params"],
+    ids=["spiking with its arguments", "no SNN", "no params", "convert without params"],
 )
 def test_a_call_that_lacks_an_argument_shows_the_right_one(call, form):
     with pytest.raises(TypeError, match=f"allowed: snnjax.{form}"):
@@ -102,6 +104,15 @@ def test_segments_under_a_code_blame_the_code_and_not_its_wait():
     execution = snnjax.simulation.ByLayer(segment=1)
     with pytest.raises(ValueError, match="works with rate coding only"):
         snnjax.spiking(network, execution=execution)(snn, x)
+
+
+def test_a_single_image_causes_one_warning_at_the_users_line():
+    x = np.linspace(0, 1, 5, dtype="float32")[None]
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        snnjax.convert(network, PARAMS, x, steps=2)
+    assert ["1 samples each" in str(warning.message) for warning in shown] == [True]
+    assert shown[0].filename == __file__
 
 
 def test_in_training_mode_a_relu_behind_a_reshape_that_folds_time_fires():

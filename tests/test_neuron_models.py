@@ -15,9 +15,11 @@ import pytest
 import reference
 from networks import (
     NETWORKS,
+    by_executions,
     compiled,
     converted,
     eighths,
+    outputs_of,
     relaxed_dspike,
     relu,
 )
@@ -181,16 +183,15 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
 
 
 @pytest.mark.parametrize(
-    "model, name, wait",
-    [("all of them", "dense", 2), ("synaptic", "max-pool before", 1)],
+    "model, name", [("all of them", "dense"), ("synaptic", "max-pool before")]
 )
-def test_executions_give_the_same_spikes(model, name, wait):
+def test_executions_give_the_same_spikes(model, name):
     net, snn = NETWORKS[name], fresh(MODELS[model], name)
-    executions = ["by_step", "by_layer", ByLayer(remat=True)]
-    first, *others = (run(snn, net, wait=wait, execution=e) for e in executions)
-    assert any(np.any(leaf) for leaf in jax.tree.leaves(first))
+    executions = "by_step", "by_layer", ByLayer(remat=True)
+    first, *others = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
+    assert np.any(first)
     for other in others:
-        jax.tree.map(np.testing.assert_array_equal, first, other)
+        np.testing.assert_array_equal(first, other)
 
 
 def test_gradients_of_the_executions_agree():
@@ -510,25 +511,23 @@ def test_operations_of_recurrent_connections_are_counted():
     plain = snnjax.init(fn, w, x, model=lif())
     model = Recurrent(lif())
     params = model.init((6,), KEY)
-    params = params._replace(
-        kernel=np.zeros((6, 6), "f4")
-    )  # the spikes are those of LIF
+    # Connections of weight 0: the spikes are those of LIF.
+    params = params._replace(kernel=np.zeros((6, 6), "f4"))
     name = next(iter(plain.neurons))
     snn = dataclasses.replace(plain, model=model, neurons={name: params})
-    spikes = snnjax.measures.spike_trains(fn, snn, x, steps=STEPS)[name]
-    inside = 6 * float(np.asarray(spikes)[:-1].sum()) / len(x)
-    without, within = (
-        snnjax.measure(fn, each, x, params=w, steps=STEPS) for each in (plain, snn)
-    )
+
+    def measured(snn):
+        return lambda x: snnjax.measure(fn, snn, x, params=w, steps=STEPS)
+
+    trains = functools.partial(snnjax.measures.spike_trains, fn, snn, steps=STEPS)
+    runs = [measured(plain), measured(snn), trains]
+    without, within, spikes = outputs_of(runs, x)
+    inside = 6 * float(spikes[name][:-1].sum()) / len(x)
     for field in ("synaptic_operations", "synaptic_additions"):
         difference = float(getattr(within, field) - getattr(without, field))
         assert difference == pytest.approx(inside) and inside > 0
     assert within.weights - without.weights == 36
-    before, after = (
-        snnjax.measures.neurobench(fn, each, x, steps=STEPS)["SynapticOperations"]
-        for each in (plain, snn)
-    )
-    assert after["Effective_ACs"] - before["Effective_ACs"] == pytest.approx(inside)
+    assert (within.bits, within.values) == (STEPS, STEPS + 1)
 
 
 def test_remat_needs_levels():
@@ -544,21 +543,16 @@ def test_remat_needs_levels():
 
 
 def test_measures_of_a_model_without_levels_say_what_is_unknown():
-    measures = snnjax.measure(NET.fn, OWN_SNN, NET.x, params=NET.params, steps=STEPS)
+    measure = functools.partial(snnjax.measure, NET.fn, params=NET.params, steps=STEPS)
+    trains = functools.partial(snnjax.measures.spike_trains, NET.fn, steps=STEPS)
+    measures, trains = outputs_of([measure, trains], OWN_SNN, NET.x)
     assert 0 < measures.firing_rate < 1 and measures.synaptic_operations > 0
     unknown = measures.synaptic_additions, measures.bits, measures.values
     assert all(np.isnan(number) for number in unknown)
-    trains = snnjax.measures.spike_trains(NET.fn, OWN_SNN, NET.x, steps=STEPS)
     (train, *_) = trains.values()
     assert jnp.issubdtype(train.dtype, jnp.floating)
     metrics = snnjax.measures.neurobench(NET.fn, OWN_SNN, NET.x, steps=STEPS)
     assert metrics["SynapticOperations"]["Effective_ACs"] == 0
-
-
-def test_measures_of_the_models_of_the_library():
-    measures = snnjax.measure(NET.fn, ALL, NET.x, params=NET.params, steps=STEPS)
-    assert (measures.bits, measures.values) == (STEPS, STEPS + 1)
-    assert measures.synaptic_additions == measures.synaptic_operations
 
 
 # ------------------------------------------------------------------ a model per site
@@ -588,16 +582,21 @@ def test_the_name_of_a_site_counts_before_patterns():
     assert {name: snn.model_of(name) for name in models} == models
 
 
-def test_sites_with_models_of_their_own_run_and_train():
+def test_sites_with_models_of_their_own_run():
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
     snn = fresh({FIRST: Recurrent(lif()), SECOND: signed})
-    gradients_agree(snn, ["by_step", ByLayer(remat=True)])
-    trains = snnjax.measures.spike_trains(NET.fn, snn, NET.x, steps=STEPS)
-    assert [trains[name].dtype for name in (FIRST, SECOND)] == [bool, jnp.int16]
-    bits = float(
-        snnjax.measure(NET.fn, snn, NET.x, params=NET.params, steps=STEPS).bits
+    measures = functools.partial(snnjax.measure, NET.fn, params=NET.params, steps=STEPS)
+    trains = functools.partial(snnjax.measures.spike_trains, NET.fn, steps=STEPS)
+    by_step, with_remat = (
+        snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
+        for execution in ("by_step", ByLayer(remat=True))
     )
-    assert STEPS < bits < STEPS * math.log2(3)
+    outputs, same, spikes, measures = outputs_of(
+        [by_step, with_remat, trains, measures], snn, NET.x
+    )
+    np.testing.assert_array_equal(same, outputs)
+    assert [spikes[name].dtype for name in (FIRST, SECOND)] == [bool, jnp.int16]
+    assert STEPS < measures.bits < STEPS * math.log2(3)
 
 
 def test_a_conversion_takes_levels_by_site():
@@ -605,12 +604,9 @@ def test_a_conversion_takes_levels_by_site():
     options = {"steps": STEPS, "wait": STEPS, "recipe": snnjax.max_activation()}
     snn = converted(*NET[:3], **options, model={SECOND: signed})
     assert snn.model_of(FIRST).levels == (0, 1) and snn.model_of(SECOND) == signed
-    means, *others = (
-        run(snn, wait=STEPS, execution=execution).mean(0)
-        for execution in ("by_step", "by_layer", "closed_form")
-    )
-    for other in others:
-        assert_close(means, other)
+    executions = "by_layer", "closed_form"
+    layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)
+    assert_close(layers.mean(0), closed_form.mean(0))
     whole, plain = (
         converted(*NET[:3], **options, model=neuron)
         for neuron in ({"*": signed}, signed)
@@ -638,15 +634,15 @@ def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
     [
         MODELS["all of them"],
         {"w2/*": lif(leak=0.25), "*": Synaptic(lif(), synaptic_leak=0.75)},
+        snnjax.integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75),
     ],
-    ids=["wrapped", "by site"],
+    ids=["wrapped", "by site", "levels"],
 )
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)
     again = snnjax.load(snnjax.save(tmp_path / "snn.safetensors", snn)).snn
     assert again.model == snn.model
-    jax.tree.map(np.testing.assert_array_equal, again.neurons, snn.neurons)
-    np.testing.assert_array_equal(run(again), run(snn))
+    jax.tree.map(np.testing.assert_array_equal, again, snn)
 
 
 def test_a_file_of_another_model_holds_its_program(tmp_path):

@@ -1,112 +1,20 @@
-"""Neurons against the oracle, and the properties that conversion relies on."""
+"""Single neurons: what conversion relies on. test_levels.py has their oracle."""
 
 import functools
-from typing import NamedTuple
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from hypothesis import strategies as st
+from networks import outputs_of
 
 from snnjax import neurons, surrogate
-from snnjax.neurons import spike_trains
 from snnjax.neurons.unroll import fold
 from snnjax.neurons.unroll import spike_train as unrolled_train
-
-PER_CHANNEL = (2, 3, 2)  # [B, ..., C]
 
 # Neurons are built once, and compiled once for every number of steps and wait.
 build_if = functools.cache(neurons.integrate_and_fire)
 build_lif = functools.cache(neurons.lif)
-
-
-@functools.partial(jax.jit, static_argnames=("neuron", "wait"))
-def at_a_site(neuron, params, currents, *, wait):
-    """All that the library computes of a site, in one program."""
-    options = {"wait": wait}
-    train = unrolled_train(neuron, params, currents, **options)
-    return {
-        "spikes": neurons.unroll(neuron, params, currents, **options),
-        "mean and pace": neurons.mean_and_pace(neuron, params, currents, **options),
-        "decoded": spike_trains.decode(train, len(currents)),
-    }
-
-
-class Case(NamedTuple):
-    """A site of random neurons; all numbers are multiples of 1/8, exact in float32."""
-
-    currents: np.ndarray
-    threshold: np.ndarray
-    bias: np.ndarray
-    start: np.ndarray
-    leak: float | None
-    reset: str
-    wait: int
-
-    def site(self):
-        """Neuron, parameters and currents for the library."""
-        if self.leak is None:
-            neuron = build_if(reset=self.reset)
-        else:
-            neuron = build_lif(leak=self.leak, reset=self.reset)
-        params = neuron.init()._replace(
-            threshold=jnp.asarray(self.threshold, jnp.float32),
-            bias=jnp.asarray(self.bias, jnp.float32),
-            initial_potential=jnp.asarray(self.start, jnp.float32),
-        )
-        return neuron, params, jnp.asarray(self.currents, jnp.float32)
-
-    def expected(self):
-        """The oracle's spikes."""
-        return reference.simulate(
-            self.currents,
-            self.threshold,
-            bias=self.bias,
-            start=self.start,
-            leak=self.leak or 1.0,
-            reset=self.reset,
-            wait=self.wait,
-        )
-
-
-closed_form = jax.jit(neurons.closed_form, static_argnums=(0, 3))
-
-
-@st.composite
-def cases(draw, steps=(1, 9), leaks=(None, 0.5), resets=("subtract", "zero")):
-    steps = draw(st.sampled_from(steps))
-    wait = draw(st.sampled_from(sorted({0, steps // 2, steps})))
-    leak, reset = draw(st.sampled_from(leaks)), draw(st.sampled_from(resets))
-    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return Case(
-        currents=generator.integers(-8, 17, (steps, *PER_CHANNEL)) / 8,
-        threshold=generator.integers(1, 17, PER_CHANNEL[-1]) / 8,
-        bias=generator.integers(-4, 5, PER_CHANNEL[-1]) / 8,
-        start=generator.integers(-8, 9, PER_CHANNEL[1:]) / 8,
-        leak=leak,
-        reset=reset,
-        wait=wait,
-    )
-
-
-@hypothesis.given(cases())
-@hypothesis.settings(max_examples=24)
-def test_a_site_is_the_oracles(case):
-    found = jax.tree.map(np.asarray, at_a_site(*case.site(), wait=case.wait))
-    spikes, steps = found["spikes"], len(case.currents)
-    np.testing.assert_array_equal(spikes, case.expected())
-    np.testing.assert_array_equal(found["decoded"], spikes)
-    mean, pace = found["mean and pace"]
-    np.testing.assert_allclose(mean, spikes.mean(0), rtol=1e-6)
-    # The pace is the mean of what one would read early, over that of even spikes.
-    even = np.arange(1, steps + 1).mean()
-    np.testing.assert_allclose(pace, spikes.cumsum(0).mean(0) / even, rtol=1e-5)
-    count = mean * steps / case.threshold
-    np.testing.assert_allclose(count, np.round(count), atol=1e-5)
-    assert (count > -0.5).all() and (count < steps + 0.5).all()
 
 
 def test_a_train_fills_its_last_byte_with_zeros():
@@ -115,21 +23,11 @@ def test_a_train_fills_its_last_byte_with_zeros():
     np.testing.assert_array_equal(run(neuron, neuron.init(), currents).bits, [[0xE0]])
 
 
-@hypothesis.given(cases(steps=(1, 8), leaks=(None,), resets=("subtract",)))
-def test_closed_form_is_what_a_neuron_sends_that_waits_for_all_input(case):
-    neuron, params, currents = case.site()
-    steps = len(currents)
-    spikes = at_a_site(neuron, params, currents, wait=steps)["spikes"]
-    mean = closed_form(neuron, params, case.currents.mean(0), steps)
-    np.testing.assert_array_equal(mean * steps, np.asarray(spikes).sum(0))
-
-
 def test_closed_form_passes_the_gradient_between_its_clips():
     params = neurons.integrate_and_fire(threshold=2.0).init()
-    current = jnp.array([-1.0, 0.1, 1.9, 2.1])
-    slope = jax.grad(
-        lambda z: neurons.closed_form(neurons.integrate_and_fire(), params, z, 4).sum()
-    )(current)
+    current = np.float32([-1.0, 0.1, 1.9, 2.1])
+    mean = lambda z: neurons.closed_form(build_if(), params, z, 4).sum()  # noqa: E731
+    slope = jax.jit(jax.grad(mean))(current)
     np.testing.assert_array_equal(slope, [0, 1, 1, 0])
 
 
@@ -222,11 +120,11 @@ def test_a_surrogate_changes_no_spike(reset):
     neuron = build_lif(reset=reset)
     trained = neurons.WithSurrogate(neuron, surrogate.arctan, detach_reset=True)
     currents = np.random.default_rng(0).uniform(-1, 2, (9, 2, 3)).astype(np.float32)
-    spikes, same = (
-        at_a_site(model, neuron.init(), currents, wait=0)["spikes"]
+    runs = [
+        functools.partial(neurons.unroll, model, neuron.init())
         for model in (neuron, trained)
-    )
-    np.testing.assert_array_equal(same, spikes)
+    ]
+    np.testing.assert_array_equal(*outputs_of(runs, currents))
 
 
 def test_the_pace_of_many_steps_does_not_overflow():

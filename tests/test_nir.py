@@ -9,15 +9,14 @@ import io
 import sys
 from itertools import pairwise
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 import reference
 import test_libraries
 from networks import (
-    FLAT,
     NETWORKS,
     PIXELS,
     VECTORS,
@@ -31,10 +30,10 @@ from networks import (
     together,
     weights,
 )
-from test_layers import RATE, fitted, spikes_and_outputs
+from reference import windows
+from test_layers import RATE, TOGETHER, fitted, spikes_and_outputs
 
 import snnjax
-from experiments.models import zoo as models
 from snnjax import deploy
 
 nir = pytest.importorskip("nir")
@@ -51,22 +50,11 @@ def through_file(graph, tmp_path):
 # -------------------------------------------------------------- the graph by itself
 
 
-def windows(x, node_stride, padding, reach, dilation=(1, 1)):
-    """[B, C, H', W', h, w]: the windows of an image."""
-    (rows, columns), (down, right) = map(int, reach), map(int, node_stride)
-    padded = np.pad(x, ((0, 0), (0, 0), *((int(p), int(p)) for p in padding)))
-    view = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), (2, 3))
-    return view[:, :, ::down, ::right, :: int(dilation[0]), :: int(dilation[1])]
-
-
 def node_output(node, x, state):
     """One step of one node; neurons keep their potential in ``state``."""
     if isinstance(node, nir.Conv2d):
-        reach = [
-            (n - 1) * int(d) + 1
-            for n, d in zip(node.weight.shape[2:], node.dilation, strict=True)
-        ]
-        parts = windows(x, node.stride, node.padding, reach, node.dilation)
+        size = node.weight.shape[2:]
+        parts = windows(x, size, node.stride, node.padding, node.dilation)
         return (
             np.einsum("bchwij,ocij->bohw", parts, node.weight)
             + node.bias[:, None, None]
@@ -76,7 +64,7 @@ def node_output(node, x, state):
     if isinstance(node, nir.Scale):
         return x * node.scale
     if isinstance(node, nir.SumPool2d | nir.AvgPool2d):
-        parts = windows(x, node.stride, node.padding, node.kernel_size)
+        parts = windows(x, node.kernel_size, node.stride, node.padding)
         reduce = np.mean if isinstance(node, nir.AvgPool2d) else np.sum
         return reduce(parts, axis=(4, 5))
     if isinstance(node, nir.Flatten):
@@ -182,7 +170,6 @@ def dense_block(p, x):
     return conv(jnp.concatenate([x, relu(conv(x, p["w2"]))], -1), p["wide"])
 
 
-CONVERTIBLE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 IMAGES = {
     "a kernel of even size, padding apart": image(
         lambda p, x: conv(x, p["w2"], padding=((2, 1), (1, 2)), stride=2),
@@ -237,10 +224,8 @@ SEVERAL_AXES = Net(
     eighths(5, (3, 2, 3, 2, 2)),
     2,
 )
-# Networks of one input are one graph, which is compiled several times faster.
 WRITTEN = {
-    "images": together({n: net for n, net in CONVERTIBLE.items() if net.x is PIXELS}),
-    "vectors": together({n: net for n, net in CONVERTIBLE.items() if net.x is VECTORS}),
+    **TOGETHER,
     "parts of images": together(IMAGES),
     "parts of vectors": together(VECTOR_NETS),
     "several axes, with a constant": SEVERAL_AXES,
@@ -255,7 +240,7 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     graph = through_file(graph, tmp_path)
     outputs = outputs_of(net.fn, snn, net.x)
     check_graph(outputs, graph, net.x)
-    if name in ("images", "vectors"):
+    if name in TOGETHER:
         check_same(outputs, graph, net.x)
 
 
@@ -345,8 +330,10 @@ def random_layer(generator, channels):
     return layers[generator.integers(len(layers))]
 
 
-def check_random_networks(seeds):
-    """Each graph has the spikes of its network, or is refused; few are refused."""
+@pytest.mark.parametrize(
+    "seeds", [range(6), pytest.param(range(6, 206), marks=pytest.mark.slow)]
+)
+def test_random_networks_have_their_spikes_or_are_refused(seeds):
     refusals = 0
     for seed in seeds:
         net = random_network(seed)
@@ -358,15 +345,6 @@ def check_random_networks(seeds):
             continue
         check_graph(outputs_of(net.fn, snn, net.x), graph, net.x)
     assert refusals < len(seeds) / 4
-
-
-def test_random_networks_have_their_spikes():
-    check_random_networks(range(6))
-
-
-@pytest.mark.slow
-def test_more_random_networks_have_their_spikes():
-    check_random_networks(range(6, 206))
 
 
 def flattened(p, x):
@@ -381,56 +359,20 @@ FLATTENED = Net(
 )
 
 
-def residual(blocks=(1, 1), **options):
-    """The digits' network, smaller, with random statistics of BatchNorm."""
-    net = models.ResNet(3, blocks, (4, 8), stem=((4, 1),), **options)
-    variables = jax.jit(net.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    generator = np.random.default_rng(0)
-
-    def random(path, leaf):
-        name = path[-1].key
-        low, high = {"var": (0.5, 2), "scale": (0.5, 1.5), "kernel": (0, 0)}.get(
-            name, (-0.25, 0.25)
-        )
-        noise = generator.uniform(low, high, leaf.shape)
-        return leaf if name == "kernel" else jnp.asarray(noise, jnp.float32)
-
-    params = jax.tree_util.tree_map_with_path(random, variables)
-    x = jnp.asarray(generator.uniform(size=(12, 8, 8, 1)), jnp.float32)
-    return Net(net.apply, params, x, 5)
-
-
-SOURCES = {
-    "MLP": lambda: NETWORKS["dense"],
-    "option A": residual,
-    "projection": lambda: residual((0, 1), projection=True, pool_stem=nn.avg_pool),
-}
-
-
-@pytest.mark.parametrize(
-    "source, recipe, wait",
-    [
-        ("MLP", snnjax.max_activation, 1),
-        pytest.param("option A", snnjax.best, 0, marks=pytest.mark.slow),
-        pytest.param("projection", snnjax.best, 4, marks=pytest.mark.slow),
-    ],
-)
-def test_converted_networks_come_back_with_the_same_spikes(
-    source, recipe, wait, tmp_path
-):
-    fn, params, x, _ = SOURCES[source]()
-    convert = converted if recipe is snnjax.max_activation else snnjax.convert
-    snn = convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
-    graph = through_file(
-        deploy.to_nir(deploy.layers(fn, snn, x), extended=True), tmp_path
-    )
-    outputs = outputs_of(fn, snn, x, steps=None)
-    other, other_snn = check_same(outputs, graph, x, steps=None)
-    assert (other_snn.steps, other_snn.wait) == (4, wait)
+def test_a_converted_network_comes_back_with_its_wait(tmp_path):
+    fn, params, x, _ = NETWORKS["dense"]
+    options = {"steps": 4, "wait": 1, "recipe": snnjax.max_activation()}
+    snn = converted(fn, params, x, **options)
+    graph = deploy.to_nir(deploy.layers(fn, snn, x), extended=True)
+    graph = through_file(graph, tmp_path)
+    other, other_snn = deploy.as_function(deploy.from_nir(graph))
+    assert (other_snn.steps, other_snn.wait) == (4, 1)
     assert other_snn.model.reset == "subtract"
-    before = snnjax.measures.spike_trains(fn, snn, x)
-    after = snnjax.measures.spike_trains(other, other_snn, x)
+    pair = (spikes_and_outputs(fn, snn), spikes_and_outputs(other, other_snn))
+    (before, outputs), (after, other_outputs) = networks.outputs_of(pair, x)
+    np.testing.assert_allclose(other_outputs, outputs, rtol=1e-5, atol=1e-5)
     for a, b in zip(before.values(), after.values(), strict=True):
+        assert np.any(a)
         np.testing.assert_array_equal(a, b > 0)
 
 
@@ -531,7 +473,7 @@ def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_pat
     trace, again = (deploy.run(n, net.x) for n in (integers, layers))
     fn, snn = deploy.as_function(deploy.from_nir(graph))
     x = deploy.on_grid(layers, net.x)
-    sent, outputs = spikes_and_outputs(fn)(snn, x)
+    sent, outputs = jax.jit(spikes_and_outputs(fn, snn))(x)
     names = [node.name for node in integers.populations]
     for spikes in (again.spikes, sent):  # names sort by execution
         for name, other in zip(names, sorted(spikes), strict=True):
@@ -586,18 +528,18 @@ def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
 
 def test_an_option_a_shortcut_is_one_convolution_and_names_sort_by_execution():
     """A file lists nodes by name, and some readers execute them in that order."""
-    fn, params, x, _ = residual(norm=False)
+    fn, params, x, _ = NETWORKS["zero padding"]
     graph = deploy.to_nir(deploy.layers(fn, snnjax.init(fn, params, x, model=HARD), x))
     (shortcut,) = (
         node
         for node in graph.nodes.values()
-        if isinstance(node, nir.Conv2d) and node.weight.shape == (8, 4, 1, 1)
+        if isinstance(node, nir.Conv2d) and node.weight.shape == (6, 4, 1, 1)
     )
     assert tuple(shortcut.stride) == (2, 2)
-    np.testing.assert_allclose(shortcut.weight[2:6, :, 0, 0], np.eye(4), rtol=1e-6)
-    assert not shortcut.weight[:2].any() and not shortcut.weight[6:].any()
+    np.testing.assert_allclose(shortcut.weight[1:5, :, 0, 0], np.eye(4), rtol=1e-6)
+    assert not shortcut.weight[:1].any() and not shortcut.weight[5:].any()
     names = list(graph.nodes)
-    assert names == sorted(names)
+    assert len(names) > 10 and names == sorted(names)  # "10" follows "9"
     assert all(names.index(a) < names.index(b) for a, b in graph.edges)
 
 
@@ -756,8 +698,8 @@ def spyx(graph, x, steps):
 
 
 READERS = [
-    *((norse, network, ZERO) for network in SIGNED.values()),
-    *((norse, network, LEAKY_ZERO) for network in SIGNED.values()),
+    (norse, SIGNED["sum of spikes"], ZERO),
+    (norse, SIGNED["MLP"], LEAKY_ZERO),
     *((snntorch, network, LEAKY_ZERO) for network in SIGNED.values()),
     *((sinabs, network, SUBTRACT) for network in POSITIVE.values()),
     (spyx, (dense, WEIGHTS, FEATURES), SUBTRACT),
@@ -772,29 +714,17 @@ def test_other_libraries_read_the_same_spikes(reader, network, neuron, tmp_path)
     np.testing.assert_array_equal(reader(graph, x, 12), spikes)
 
 
+WHOLE_READERS = [case for case in READERS if case[0] is sinabs]
+WHOLE_READERS.append((norse, SIGNED["sum of spikes"], ZERO))
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "reader, network, neuron",
-    [case for case in READERS if case[0] in (norse, sinabs) and case[2] != LEAKY_ZERO],
-)
+@pytest.mark.parametrize("reader, network, neuron", WHOLE_READERS)
 def test_other_libraries_read_the_same_whole_numbers(reader, network, neuron, tmp_path):
+    """Many potentials equal their threshold: Norse fires above it, as NIR defines."""
     pytest.importorskip(reader.__name__)
     outputs, layers, x, graph = whole_and_graph(network, neuron, tmp_path)
     check_sums([reader(graph, x, 12)], layers, outputs)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
-    """It fires at v > v_threshold, as NIR defines, and snnjax at v >= V_th."""
-    pytest.importorskip("norse")
-
-    def fn(p, x):
-        return relu(relu(x @ p["w1"]) @ p["w2"])
-
-    snn = snnjax.init(fn, FLAT, VECTORS, model=ZERO)
-    expected = compiled(fn, steps=12)(snn, VECTORS)
-    graph = through_file(deploy.to_nir(deploy.layers(fn, snn, VECTORS)), tmp_path)
-    np.testing.assert_array_equal(norse(graph, np.asarray(VECTORS), 12), expected)
 
 
 # ------------------------------------------------------------------- graphs of others
@@ -851,6 +781,26 @@ def test_pooling_and_scale_of_others():
     spikes = reference.simulate(np.stack([current] * 5), above, reset="zero")
     assert spikes.any()
     np.testing.assert_allclose(outputs, spikes.sum((2, 3)))
+
+
+@pytest.mark.parametrize("padding, size", [("same", 3), ("same", 4), ("valid", 3)])
+def test_padding_by_name_is_that_of_jax(padding, size):
+    """Layers pad alike on both sides; a kernel of even size reads one more behind."""
+    weight = np.asarray(eighths(1, (2, 3, size, size)))
+    x = eighths(2, (2, 6, 6, 3))
+    kernel = np.transpose(weight, (2, 3, 1, 0))
+    currents = conv(x, kernel, padding=padding.upper())
+    ones = np.ones((2, *currents.shape[1:3]), np.float32)
+    graph = chain(
+        nir.Input({"input": np.array([3, 6, 6])}),
+        nir.Conv2d((6, 6), weight, (1, 1), padding, (1, 1), 1, np.zeros(2)),
+        nir.IF(r=ones, v_threshold=ones),
+    )
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
+    above = np.nextafter(1, 2)
+    spikes = reference.simulate(np.stack([currents] * 5), above, reset="zero")
+    assert 0 < spikes.mean() < 1
+    np.testing.assert_array_equal(compiled(fn, steps=5)(snn, x), spikes)
 
 
 def test_order_of_nodes_and_dead_ends_do_not_matter():
@@ -917,12 +867,12 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         refused(words, changed(leaky, threshold=jnp.float32(threshold)))
     refused("leaks from 0.5 to 1.0", changed(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
     extended = dataclasses.replace(fitted(net), steps=4, wait=2)
-    refused("reset by subtraction.*potentials.*wait 2", extended)
+    refused("wait 2, reset subtract, v_init", extended)
     for dt in (0.0, -1.0, "x"):
         refused("dt is", dt=dt)
         with pytest.raises(ValueError, match="dt is"):
             deploy.from_nir(deploy.to_nir(deploy.layers(net.fn, hard, net.x)), dt=dt)
-    with pytest.raises(ValueError, match="layers is SNN; allowed: Layers of"):
+    with pytest.raises(ValueError, match="layers is a SNN; allowed: snnjax.deploy"):
         deploy.to_nir(hard)
     layers = deploy.layers(net.fn, hard, net.x)
     wide = deploy.Arithmetic(8, 8, 26, "wrap")

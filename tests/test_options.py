@@ -31,7 +31,7 @@ OUT_OF_RANGE = (
     (Convert, {"waits": ("9",), "steps": (4,)}, "exceeds steps 4"),
     (Convert, {"calibration_images": 0}, "must be > 0"),
     (Convert, {"seeds": (1, 1)}, "seeds has 1 more than once"),
-    (Convert, {"levels": (0, 1, -1, 1, 0, 1)}, r"levels has \(0, 1\) more than once"),
+    (Convert, {"recipes": ("none",)}, "recipes must be one of quantized, max_act"),
     (Convert, {"levels": (0, 1, 2)}, "levels must be pairs of lowest and highest"),
     (Convert, {"levels": (1, 0)}, "levels are"),
     (Convert, {"dtype": "float16"}, "must be one of float32, bfloat16, not float16"),

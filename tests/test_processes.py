@@ -26,9 +26,9 @@ SNN = dataclasses.replace(PRESETS_SNN["digits"], model="events", steps=2, **OPTI
 CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images=64)
 
 
-def start(module, config, out, count=2):
-    """``python -m experiments.<module>`` as so many processes that work together."""
-    return pythons(["-m", f"experiments.{module}", *words(config, out)], count)
+def start(config, out, count=2):
+    """``python -m experiments.train_ann`` as so many processes that work together."""
+    return pythons(["-m", "experiments.train_ann", *words(config, out)], count)
 
 
 def words(config, out):
@@ -156,18 +156,10 @@ def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_spiking_network(tmp_path):
-    together, single = tmp_path / "together", tmp_path / "single"
-    finish(start("train_snn", SNN, together))
-    train_snn.train(dataclasses.replace(SNN, out=str(single)))
-    np.testing.assert_allclose(losses(together), losses(single), rtol=1e-3)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
     config = dataclasses.replace(ANN, epochs=40)
-    workers = start("train_ann", config, tmp_path)
+    workers = start(config, tmp_path)
     log = tmp_path / "metrics.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < 3:
         assert workers[0].poll() is None
@@ -177,7 +169,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
     workers[killed].communicate()
     assert workers[1 - killed].returncode not in (0, None)
     assert "error: another process has ended" in errors or "another task died" in errors
-    finish(start("train_ann", config, tmp_path))
+    finish(start(config, tmp_path))
     assert len(losses(tmp_path)) == 40
 
 
@@ -185,17 +177,17 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
 def test_kills_at_any_moment_cost_an_epoch_at_most_and_no_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config = dataclasses.replace(ANN, epochs=60)
-    finish(start("train_ann", config, whole, count=1))
+    finish(start(config, whole, count=1))
     generator = np.random.default_rng(0)
     for _ in range(20):
         known = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
-        (worker,) = start("train_ann", config, killed, count=1)
+        (worker,) = start(config, killed, count=1)
         time.sleep(generator.uniform(4, 12))
         worker.kill()
         worker.communicate()
         if (killed / "metrics.jsonl").exists():
             assert len(losses(killed)) >= known - 1
-    finish(start("train_ann", config, killed, count=1))
+    finish(start(config, killed, count=1))
     assert losses(killed) == losses(whole)
     assert_near(load_source(killed).variables, load_source(whole).variables, atol=0)
 

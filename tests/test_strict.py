@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import outputs_of
+from networks import conv, max_pool, outputs_of
 
 import snnjax
 from snnjax import deploy, training
@@ -37,14 +37,7 @@ def strict():
 
 def network(p, x):
     """A convolution, a max-pool, a clipped ReLU and a readout, strictly written."""
-    numbers = ("NHWC", "HWIO", "NHWC")
-    h = jax.lax.conv_general_dilated(
-        x, p["conv"], (1, 1), "SAME", dimension_numbers=numbers
-    )
-    window = (1, 2, 2, 1)
-    h = jax.lax.reduce_window(
-        jax.nn.relu(h), -jnp.inf, jax.lax.max, window, window, "VALID"
-    )
+    h = max_pool(jax.nn.relu(conv(x, p["conv"])))
     h = h.reshape(h.shape[0], -1) @ p["hidden"] + p["bias"][None]
     return snnjax.clipped_relu(h, 1.5) @ p["readout"]
 
@@ -104,25 +97,15 @@ def test_other_measures_and_files(tmp_path):
 def test_whole_numbers():
     """Of images and of vectors; digits of either sign, and through the rounding."""
     params, images = example()
-    numbers = ("NHWC", "HWIO", "NHWC")
 
     def fn(p, x):
-        h = jax.lax.conv_general_dilated(
-            x, p["conv"], (1, 1), "SAME", dimension_numbers=numbers
-        )
-        h = jax.nn.relu(h).reshape(len(x), -1)
+        h = jax.nn.relu(conv(x, p["conv"])).reshape(len(x), -1)
         return jax.nn.relu(h @ p["hidden"] + p["bias"][None]) @ p["readout"]
 
     params["hidden"] = jnp.concatenate([params["hidden"]] * 4) / 4
-    snn = snnjax.convert(
-        fn,
-        params,
-        images,
-        steps=STEPS,
-        code=snnjax.codes.radix(),
-        model=snnjax.integrate_and_fire(levels=(-1, 1)),
-        recipe=snnjax.max_activation(),
-    )
+    options = {"steps": STEPS, "recipe": snnjax.max_activation()}
+    options |= {"code": snnjax.codes.radix()}  # digits of either sign
+    snn = snnjax.convert(fn, params, images, **options)
     layers = deploy.layers(fn, snn, images)
     integers = deploy.quantize(layers, images, weight_bits=8)
     outputs = deploy.outputs(integers, images).outputs

@@ -11,7 +11,7 @@ import optax
 import pytest
 import reference
 from flax import nnx
-from networks import NETWORKS, compiled, eighths, relaxed_dspike, relu
+from networks import NETWORKS, compiled, eighths, outputs_of, relaxed_dspike, relu
 
 import snnjax
 from snnjax import integrate_and_fire, surrogate
@@ -64,7 +64,7 @@ def of_layers(neuron, **options):
 
 @pytest.mark.parametrize(
     "reset, detach, leak",
-    [("subtract", False, 0.5), ("zero", True, 0.5), ("zero", False, 1.0)],
+    [("subtract", False, 1.0), ("zero", True, 0.5)],  # test_compiled has the third
 )
 def test_gradients_are_those_of_bptt_by_hand(reset, detach, leak):
     neuron = snnjax.lif(leak=leak, threshold=0.75, reset=reset)
@@ -96,57 +96,51 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
     assert all(np.any(n.temperature) for n in slope.neurons.values())
 
 
-def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
-    net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], model=snnjax.lif(temperature=2.0))
-
-    def gradient(**options):
-        simulate = snnjax.spiking(
-            net.fn, steps=STEPS, surrogate=relaxed_dspike, **options
-        )
-        return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).mean()))(snn)
-
-    slope = gradient(execution=ByLayer(segment=2, remat=True))
-    assert_close(slope, gradient(), rtol=1e-4, atol=1e-5)
-    assert all(np.any(n.temperature) for n in slope.neurons.values())
-
-
 SEGMENTS = [ByLayer(segment=4), ByLayer(segment=3, remat=True)]
 ALL = ["by_layer", ByLayer(remat=True), *SEGMENTS]
 
-slow = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
-    "name, inputs, executions",
+    "name, inputs, executions, soft",
     [
-        ("dense", "constant", SEGMENTS),
-        pytest.param("dense", "sequence", ALL, marks=slow),
-        pytest.param("max-pool after", "sequence", ALL, marks=slow),
-        pytest.param("projection", "constant", ALL, marks=slow),
+        ("dense", "constant", SEGMENTS, False),
+        ("dense", "constant", SEGMENTS, True),
+        pytest.param("max-pool after", "sequence", ALL, False, marks=pytest.mark.slow),
+        pytest.param("projection", "constant", ALL, False, marks=pytest.mark.slow),
     ],
 )
-def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs, executions):
+def test_every_execution_gives_the_same_outputs_and_gradients(
+    name, inputs, executions, soft
+):
     net = NETWORKS[name]
     neuron = snnjax.lif(threshold=0.5, temperature=2.0)
     snn = snnjax.init(*net[:3], model=neuron)
     x = net.x if inputs == "constant" else eighths(3, (STEPS, *net.x.shape))
+    options = {"steps": STEPS, "inputs": inputs}
+    options |= {"surrogate": relaxed_dspike} if soft else {}
 
-    def outputs_and_gradient(**options):
-        simulate = snnjax.spiking(net.fn, steps=STEPS, inputs=inputs, **options)
+    def outputs_and_gradient(execution):
+        simulate = snnjax.spiking(net.fn, execution=execution, **options)
 
-        def loss(snn):
+        def loss(snn, x):
             outputs = simulate(snn, x)
             return (outputs**2).mean(), outputs
 
-        return jax.jit(jax.grad(loss, has_aux=True))(snn)
+        return jax.grad(loss, has_aux=True)
 
-    gradient, outputs = outputs_and_gradient(execution="by_step")
+    runs = map(outputs_and_gradient, ("by_step", *executions))
+    (gradient, outputs), *others = outputs_of(runs, snn, x)
     assert np.any(outputs)
-    for execution in executions:
-        other_gradient, other_outputs = outputs_and_gradient(execution=execution)
-        np.testing.assert_array_equal(other_outputs, outputs)
-        assert_close(other_gradient, gradient, rtol=1e-3)
+    assert all(np.any(n.temperature) for n in gradient.neurons.values())
+    for other_gradient, other_outputs in others:
+        if soft:
+            assert_close(other_outputs, outputs)
+        else:
+            np.testing.assert_array_equal(other_outputs, outputs)
+        assert_close(other_gradient, gradient, rtol=1e-4 if soft else 1e-3)
+
+
+EXECUTIONS = ("by_step", "by_layer")
 
 
 def test_what_the_function_closes_over_may_be_differentiated():
@@ -164,10 +158,10 @@ def test_what_the_function_closes_over_may_be_differentiated():
         simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
         return (simulate(snn, net.x) ** 2).sum()
 
-    expected = np.vdot(jax.jit(jax.grad(loss_of_x))(net.x), net.x)
-    slope = jax.jit(jax.grad(loss), static_argnums=1)
-    for execution in ("by_step", "by_layer"):
-        assert float(slope(1.0, execution)) == pytest.approx(expected, rel=1e-3)
+    runs = [functools.partial(jax.grad(loss), execution=e) for e in EXECUTIONS]
+    runs.append(lambda scale: jnp.vdot(jax.grad(loss_of_x)(net.x), net.x))
+    *slopes, expected = outputs_of(runs, 1.0)
+    assert slopes == pytest.approx([expected] * 2, rel=1e-3)
 
 
 def test_remat_keeps_less_for_the_gradient():
@@ -195,7 +189,7 @@ def test_remat_keeps_less_for_the_gradient():
 def test_no_array_of_a_gradient_lives_on(execution):
     net = NETWORKS["branches"]  # of one depth: the check traces slowly
     snn = snnjax.init(*net[:3])
-    simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
+    simulate = snnjax.spiking(net.fn, steps=3, execution=execution)
     with jax.checking_leaks():
         slopes = jax.eval_shape(jax.grad(lambda snn: simulate(snn, net.x).sum()), snn)
     assert jax.tree.structure(slopes) == jax.tree.structure(snn)
@@ -260,13 +254,10 @@ def test_the_closed_form_shows_a_network_in_training_its_final_values():
             answer = (result[0] if more else result).mean(0)
             return (answer**2).sum(), answer
 
-        return jax.jit(jax.grad(loss, has_aux=True))(snn)
+        return jax.grad(loss, has_aux=True)
 
     with_aux = answer_and_gradient(lambda p, x: (net.fn(p, x), None), has_aux=True)
-    for one, other in zip(
-        *map(jax.tree.leaves, (with_aux, answer_and_gradient(net.fn))), strict=True
-    ):
-        assert_close(one, other, rtol=1e-4)
+    assert_close(*outputs_of((with_aux, answer_and_gradient(net.fn)), snn), rtol=1e-4)
 
 
 def test_remat_gives_the_gradient_beside_whole_numbers_too():
@@ -282,10 +273,10 @@ def test_remat_gives_the_gradient_beside_whole_numbers_too():
         simulate = snnjax.spiking(
             counting, steps=STEPS, has_aux=True, execution=ByLayer(remat=remat)
         )
-        loss = lambda snn: (simulate(snn, net.x)[0][1] ** 2).sum()  # noqa: E731
-        return jax.jit(jax.grad(loss))(snn)
+        return jax.grad(lambda snn: (simulate(snn, net.x)[0][1] ** 2).sum())
 
-    assert_close(gradient(remat=True).params, gradient(remat=False).params)
+    kept, plain = outputs_of(map(gradient, (True, False)), snn)
+    assert_close(kept.params, plain.params)
 
 
 def test_training_mode_and_inference_agree_where_the_statistics_do():
@@ -294,8 +285,9 @@ def test_training_mode_and_inference_agree_where_the_statistics_do():
     stats = {"mean": currents.mean(0), "var": currents.var(0)}
     variables = VARIABLES | {"batch_stats": {"BatchNorm_0": stats}}
     snn = dataclasses.replace(snn, params=variables)
-    trained, _ = compiled(training, steps=STEPS, has_aux=True)(snn, TOKENS)
-    inferred = compiled(NORMED.apply, steps=STEPS)(snn, TOKENS)
+    runs = [snnjax.spiking(training, steps=STEPS, has_aux=True)]
+    runs.append(snnjax.spiking(NORMED.apply, steps=STEPS))
+    (trained, _), inferred = outputs_of(runs, snn, TOKENS)
     assert_close(trained, inferred, atol=1e-4)
 
 
@@ -463,11 +455,13 @@ def test_any_surrogate_takes_the_temperature_as_its_second_argument():
 
     def gradient(surrogate, snn):
         simulate = snnjax.spiking(net.fn, steps=STEPS, surrogate=surrogate)
-        return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum()))(snn)
+        return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
 
     plain = snnjax.init(*net[:3], model=snnjax.lif())
-    fixed = gradient(functools.partial(spike, width=3.0), plain)
-    assert_close(gradient(spike, snn).params, fixed.params)
+    fixed = functools.partial(spike, width=3.0)
+    runs = [lambda: gradient(spike, snn), lambda: gradient(fixed, plain)]
+    trained, expected = outputs_of(runs)
+    assert_close(trained.params, expected.params)
 
 
 def test_whole_numbers_and_keys_among_the_params_do_not_stop_a_gradient():

@@ -69,7 +69,7 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
     )
     begun = train_ann._initial_state(
         train_ann.build("events", 10, levels=4),
-        train_ann.make_optimizer(config, 4),
+        train_ann.make_optimizer(config, digits),
         config,
         digits,
         source,
@@ -103,7 +103,7 @@ def test_a_network_of_another_kind_is_no_beginning(trained, digits, config, tmp_
             ({"model": "small"}, "is events, not small .*; give --model events"),
             ({"norm": False}, "norm of .* is True, and .* False; change the option"),
             ({"out": str(out)}, "is in --out, .* give another --out"),
-            ({}, "give --levels 4, or"),
+            ({}, "levels of .* is 4, and .* None; change the option"),
         ):
             if not changes:
                 patch.setattr(train_ann, "load_source", lambda path, card: quantized)

@@ -12,10 +12,10 @@ from experiments.running import TrainANN, digest, fit, read_log, report, schedul
 CONFIG = TrainANN(dataset="digits", epochs=2, batch_size=64, warmup=0.0, flip=False)
 
 
-def test_the_rate_is_highest_at_the_end_of_the_warm_up():
+def test_the_rate_is_highest_at_the_end_of_the_warm_up(digits):
     for warmup, peak in ((0.0, 0), (0.5, 2)):
         config = dataclasses.replace(CONFIG, warmup=warmup, learning_rate=1.0, epochs=1)
-        rate = schedule(config, steps=4)
+        rate = schedule(config, digits)  # 4 steps
         rates = [float(rate(step)) for step in range(4)]
         assert rates[peak] == 1 and max(rates) == 1
         assert rates[0] == (0 if warmup else 1)

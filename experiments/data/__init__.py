@@ -12,15 +12,3 @@ from experiments.data.dataset import (
 )
 from experiments.data.events import load_events, prepare, prepare_nmnist
 from experiments.data.images import load
-
-__all__ = [
-    "Dataset",
-    "MissingDataError",
-    "augment",
-    "load",
-    "load_events",
-    "normalize",
-    "normalized_as",
-    "prepare",
-    "prepare_nmnist",
-]

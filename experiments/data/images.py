@@ -1,19 +1,16 @@
 """Data sets of images: embedded digits, a TFDS set or a folder of images per class.
 
-Images are uint8 in memory. A set that needs more than half of it is refused. TensorFlow
-is not needed.
+All images are in memory, as uint8. TensorFlow is not needed.
 """
 
 import io
-import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from experiments.data.dataset import Dataset, MissingDataError
 
@@ -31,8 +28,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read, the images differ in size, or they do not
-            fit into memory.
+        ValueError: an image cannot be read, or the images differ in size.
     """
     if name == "digits":
         train, test, num_classes = _digits()
@@ -121,44 +117,26 @@ def _read_folder(root: Path, classes: list[str]):
             )
         return image.reshape(height, width, -1)
 
-    pixels = _empty((len(files), height, width, 1 if mode == "L" else 3), str(root))
-    with ThreadPoolExecutor() as pool:
-        images = tqdm(
-            pool.map(read_one, range(len(files))),
-            f"reading {root}",
-            len(files),
-            disable=None,
-        )
-        for index, image in enumerate(images):
-            pixels[index] = image
+    shape = height, width, 1 if mode == "L" else 3
+    pixels = _filled((len(files), *shape), read_one, str(root))
     return pixels, np.asarray(labels, np.int32)
+
+
+def _filled(
+    shape: tuple[int, ...], read_one: Callable[[int], np.ndarray], title: str
+) -> np.ndarray:
+    """All images [N, H, W, C], each read by its number, in parallel."""
+    pixels = np.empty(shape, np.uint8)
+
+    def fill(number: int) -> None:
+        pixels[number] = read_one(number)
+
+    thread_map(fill, range(len(pixels)), desc=f"reading {title}", disable=None)
+    return pixels
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-
-
-def _empty(shape: tuple[int, ...], name: str) -> np.ndarray:
-    """An array for all images of a set, or an error if they need too much memory."""
-    size, capacity = math.prod(shape), memory()
-    if size > 0.5 * capacity:
-        raise ValueError(
-            f"the images of {name} need {size / 1e9:.3g} GB, more than half of the "
-            f"memory ({capacity / 1e9:.3g} GB); make a folder with fewer images, or "
-            "smaller ones, and give it as --dataset"
-        )
-    return np.empty(shape, np.uint8)
-
-
-def memory() -> float:
-    """Bytes of this machine or container; infinite where that cannot be read."""
-    sizes = [math.inf]
-    if hasattr(os, "sysconf"):
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        sizes.append(int(text))
-    return min(sizes)
 
 
 def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
@@ -220,21 +198,14 @@ def _tfds(name: str, data_dir: str | None):
 def _read_tfds(source, shape: tuple[int, int, int], title: str):
     mode = "L" if shape[-1] == 1 else "RGB"
 
-    def decode(number: int, example) -> np.ndarray:
-        file, place = io.BytesIO(example["image"]), f"{title}[{number}]"
-        return _read_image(file, mode, place).reshape(shape)
-
-    pixels = _empty((len(source), *shape), title)
     labels = np.empty(len(source), np.int32)
-    bar = tqdm(total=len(source), desc=f"reading {title}", disable=None)
-    with bar, ThreadPoolExecutor() as pool:
-        for start in range(0, len(source), 500):
-            part = range(start, min(start + 500, len(source)))
-            examples = source.__getitems__(part)
-            labels[part] = [example["label"] for example in examples]
-            pixels[part] = list(pool.map(decode, part, examples))
-            bar.update(len(part))
-    return pixels, labels
+
+    def read_one(number: int) -> np.ndarray:
+        example, place = source[number], f"{title}[{number}]"
+        labels[number] = example["label"]
+        return _read_image(io.BytesIO(example["image"]), mode, place).reshape(shape)
+
+    return _filled((len(source), *shape), read_one, title), labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
@@ -255,15 +226,9 @@ TFDS said: {type(error).__name__}: {reason}"""
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # By parts: float64 copies of a whole data set could exceed the memory.
-    size = min(1000, max(1, 2**26 // math.prod(images.shape[1:])))
-    count, total, squares = 0, 0.0, 0.0
-    for start in range(0, len(images), size):
-        pixels = images[start : start + size].reshape(-1, images.shape[-1])
-        pixels = pixels.astype(np.float64)
-        count += len(pixels)
-        total = total + pixels.sum(axis=0)
-        squares = squares + (pixels**2).sum(axis=0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # 1.0: constant images
+    # einsum casts by parts: a float64 copy of a whole set could exceed the memory.
+    mean = images.mean((0, 1, 2), dtype=np.float64)
+    squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64)
+    variance = squares / (images.size / len(mean)) - mean**2
+    std = np.sqrt(np.maximum(variance, 1.0))  # 1.0: constant images
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -5,7 +5,7 @@
 package here, ``__init__`` exports the names that other packages use.
 """
 
-from experiments.models.saved_snn import load_snn, save_snn
+from experiments.models.saved_snn import SNN_FILE, load_snn
 from experiments.models.torch_files import read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.trained_ann import (
@@ -15,17 +15,3 @@ from experiments.models.trained_ann import (
     source_function,
 )
 from experiments.models.zoo import NAMES, build, parameters_of
-
-__all__ = [
-    "NAMES",
-    "Source",
-    "build",
-    "load_snn",
-    "load_source",
-    "parameters_of",
-    "read_weights",
-    "save_snn",
-    "save_source",
-    "source_function",
-    "to_flax",
-]

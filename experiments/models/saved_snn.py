@@ -13,7 +13,7 @@ import snnjax
 from experiments.models.zoo import build_from
 from snnjax import SNN
 
-FILE = "snn.safetensors"
+SNN_FILE = "snn.safetensors"
 
 
 class RestoredSNN(NamedTuple):
@@ -22,18 +22,6 @@ class RestoredSNN(NamedTuple):
     model: nn.Module
     snn: SNN
     card: dict[str, Any]
-
-
-def save_snn(out: Path, snn: SNN, card: dict[str, Any], **facts: Any) -> Path:
-    """Write `snn.safetensors` into the folder `out`.
-
-    Args:
-        out: the folder.
-        snn: from `snnjax.convert`.
-        card: of the source network, and other facts to store.
-        facts: recipe, accuracy and calibration, as `snnjax.save` takes them.
-    """
-    return snnjax.save(out / FILE, snn, extras=card, **facts)
 
 
 def load_snn(path: str | Path) -> RestoredSNN:
@@ -57,10 +45,10 @@ def load_snn(path: str | Path) -> RestoredSNN:
             "python -m experiments.convert"
         )
     if file.is_dir():
-        file = file / FILE
+        file = file / SNN_FILE
     if not file.is_file():
         raise ValueError(
-            f"{path} is no spiking network: that is a file {FILE}, as "
+            f"{path} is no spiking network: that is a file {SNN_FILE}, as "
             "experiments.convert writes it; give its --out folder"
         )
     snn, facts, _ = snnjax.load(file)

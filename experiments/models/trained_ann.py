@@ -8,7 +8,8 @@ what accuracy to expect.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,15 @@ from flax.traverse_util import flatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import MOST_LEVELS, write
+from experiments.running import (
+    FROM_0_TO_1,
+    MOST_LEVELS,
+    NOT_NEGATIVE,
+    Rule,
+    at_most,
+    check_range,
+    write,
+)
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -124,70 +133,58 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
     return model, card
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+TEXT = Rule("a name", lambda v: isinstance(v, str))
+FLAG = Rule("true, false or null", lambda v: type(v) is bool)
+COUNT = Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
+SHAPE = Rule(
+    "[height, width, channels]", lambda v: len(v) == 3 and all(map(COUNT.holds, v))
+)
+MEANS = Rule("a number per channel", lambda v: all(math.isfinite(x) for x in v))
+SCALES = Rule("a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v))
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+@dataclass(frozen=True)
+class Card:
+    """What a card may say; the first three fields must be there."""
 
+    model: str
+    num_classes: int
+    input_shape: list[int]  # height, width, channels
+    norm: bool | None = None
+    clip: float | None = None
+    levels: int | None = None
+    mean: list[float] | None = None  # per channel of pixels in 0..255
+    std: list[float] | None = None
+    test_accuracy: float | None = None
+    seconds: float | None = None
+    dataset: str | None = None
+    sha256: str | None = None
+    epochs: int | None = None
+    seed: int | None = None
+    command: str | None = None
+    versions: dict | None = None
+    notes: Any = None
 
-def _are(is_valid: Callable[[Any], bool], values: Any) -> bool:
-    return isinstance(values, Sequence) and all(map(is_valid, values))
-
-
-# Field of a card -> whether a value is allowed, and which values are. The first three
-# fields are required.
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (lambda v: isinstance(v, str), "a name"),
-    "num_classes": (_is_count, "a whole number > 0"),
-    "input_shape": (
-        lambda v: _are(_is_count, v) and len(v) == 3,
-        "[height, width, channels]",
-    ),
-    "norm": (lambda v: v is None or type(v) is bool, "true, false or null"),
-    "clip": (lambda v: v is None or _is_number(v) and v > 0, "a number > 0 or null"),
-    "levels": (
-        lambda v: v is None or _is_count(v) and v <= MOST_LEVELS,
-        f"1 to {MOST_LEVELS} or null",
-    ),
-    "mean": (
-        lambda v: _are(_is_number, v),
-        "a number per channel of pixels in 0..255",
-    ),
-    "std": (
-        lambda v: _are(lambda x: _is_number(x) and x > 0, v),
-        "a number > 0 per channel of pixels in 0..255",
-    ),
-    "test_accuracy": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in 0..1"),
-    "seconds": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
-}
-_REQUIRED = tuple(_FIELDS)[:3]
-_UNCHECKED = ("dataset", "sha256", "epochs", "seed", "command", "versions", "notes")
-
-
-def _check_fields(card: Any) -> None:
-    """Raise if a card lacks a field, has an unknown one, or a value is not allowed."""
-    if not isinstance(card, Mapping):
-        raise ValueError(
-            f"it is {card!r}; allowed: a JSON object with {', '.join(_REQUIRED)}"
-        )
-    names = (*_FIELDS, *_UNCHECKED)
-    absent = [name for name in _REQUIRED if name not in card]
-    others = [name for name in card if name not in names]
-    if absent or others:
-        raise ValueError(
-            f"it lacks {absent or 'nothing'}, and unknown are {others or 'none'}; "
-            f"allowed: {', '.join(names)} (anything of your own in notes)"
-        )
-    for name, (is_valid, text) in _FIELDS.items():
-        if name in card and not is_valid(card[name]):
-            raise ValueError(f"{name} is {card[name]!r}; allowed: {text}")
+    def __post_init__(self):
+        check_range(self, "model", TEXT)
+        check_range(self, "num_classes", COUNT)
+        check_range(self, "input_shape", SHAPE)
+        check_range(self, "norm", FLAG)
+        check_range(self, "clip")
+        check_range(self, "levels", at_most(MOST_LEVELS))
+        check_range(self, "mean", MEANS)
+        check_range(self, "std", SCALES)
+        check_range(self, "test_accuracy", FROM_0_TO_1)
+        check_range(self, "seconds", NOT_NEGATIVE)
 
 
 def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a card, and the card with all options of the module."""
-    _check_fields(card)
+    try:
+        Card(**card)
+    except TypeError as error:  # a field is absent or unknown
+        names = ", ".join(field.name for field in fields(Card))
+        raise ValueError(f"{error}; allowed: {names}") from None
     model = build_from(card)
     norm = getattr(model, "norm", True)
     return model, {"clip": None, "levels": None, **card, "norm": norm}

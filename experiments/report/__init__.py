@@ -19,21 +19,3 @@ from experiments.report.results import (
     row,
     write_results,
 )
-
-__all__ = [
-    "LEGEND",
-    "Result",
-    "Table",
-    "choice",
-    "console_table",
-    "deviation",
-    "figures",
-    "header",
-    "markdown_table",
-    "network_name",
-    "networks",
-    "read_results",
-    "row",
-    "training_figures",
-    "write_results",
-]

@@ -292,7 +292,7 @@ def write_figures(
     ann: float,
     epochs: Sequence[float] | None = None,
 ) -> None:
-    """Write accuracy.png of all rows, and layers.png of the `choice`.
+    """Write accuracy.png of all rows, and layers.png of the saved one.
 
     Args:
         epochs: accuracy at the start and after each epoch, of a fine-tuning.

@@ -108,9 +108,9 @@ def read_row(plain: dict) -> Result:
         counts.pop(name, None)
     measures = snnjax.measures.Measures(**counts)
     levels = tuple(plain["levels"])
-    return Result(
-        **plain | {"seconds": seconds, "measures": measures, "levels": levels}
-    )
+    fields = plain | {"seconds": seconds, "measures": measures, "levels": levels}
+    # Older files also say by which images a row was chosen.
+    return Result(**{name: fields[name] for name in Result._fields if name in fields})
 
 
 def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:

@@ -7,7 +7,7 @@ numbers of right answers, so that rounding decides nothing.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +26,10 @@ class Result(NamedTuple):
         latency: steps until the answer is complete.
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
         seconds: median duration of the conversions, or the duration of all epochs.
-        choice_hits: per seed, right answers on the images that rows are chosen by.
-        choice_images: how many images these are.
         levels: of the spikes.
         code: what a spike is worth at each step, a name of experiments.running.CODES.
+        held_out: (right answers, answers) of all seeds, on images that no calibration
+            used and no table reports; None: not evaluated on such images.
     """
 
     recipe: str
@@ -41,10 +41,9 @@ class Result(NamedTuple):
     synaptic_operations: float
     seconds: float
     measures: snnjax.measures.Measures
-    choice_hits: list[int] | None = None
     levels: tuple[int, int] = (0, 1)
     code: str = "rate"
-    choice_images: int | None = None
+    held_out: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -76,36 +75,33 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def choice(results: Sequence[Result]) -> Result:
-    """The row whose first SNN is saved and shown: the earliest of the best ones.
+    """The row to save: the earliest of those as good as the best one, but for chance.
 
-    Of n answers on the images that rows are chosen by, h are right. A row is as good as
-    the best one if they differ by no more than a standard error of their difference:
+    Of n held-out answers a share q is right. A row is as good as the best one if they
+    differ by no more than a standard error of their difference:
 
-        h_best - h <= sqrt(s_best^2 + s^2),  s^2 = n p (1 - p),  p = (h + 1) / (n + 2)
+        q_best - q <= sqrt(s_best^2 + s^2)
+        s^2 = p (1 - p) / n,  p = (n q + 1) / (n + 2)
 
     That is the rule of one standard error (Breiman et al. 1984), with Laplace's p, so
     that a row without errors is not certain either. Among these rows the lowest latency
-    wins, then the fewest spikes. A row that was not evaluated on these images is chosen
-    only if no row was.
+    wins, then the fewest spikes. Without held-out answers it is the last row.
     """
-    hits = [-1 if r.choice_hits is None else sum(r.choice_hits) for r in results]
+    judged = [(r, *r.held_out) for r in results if r.held_out is not None]
+    if not judged:
+        return results[-1]
 
-    def variance(result: Result, h: int) -> float:
-        if result.choice_hits is None or result.choice_images is None:
-            return 0.0
-        n = result.choice_images * len(result.choice_hits)
-        p = (h + 1) / (n + 2)
-        return n * p * (1 - p)
+    def variance(right: int, count: int) -> float:
+        p = (right + 1) / (count + 2)
+        return p * (1 - p) / count
 
-    most = max(range(len(results)), key=hits.__getitem__)
-    of_best = variance(results[most], hits[most])
+    _, right, count = max(judged, key=lambda each: each[1] / each[2])
     as_good = [
-        (result, h)
-        for result, h in zip(results, hits, strict=True)
-        if hits[most] - h <= math.sqrt(of_best + variance(result, h))
+        (result.latency, result.spikes, -h / n, i)
+        for i, (result, h, n) in enumerate(judged)
+        if right / count - h / n <= math.sqrt(variance(right, count) + variance(h, n))
     ]
-    pairs = [(r.latency, r.spikes, -h, i) for i, (r, h) in enumerate(as_good)]
-    return as_good[min(pairs)[-1]][0]
+    return judged[min(as_good)[-1]][0]
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
@@ -268,25 +264,17 @@ def relative_errors(site: snnjax.measures.SiteMeasures) -> list[float]:
     return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
 
 
-def site_table(
-    result: Result,
-    sites: snnjax.network.Sites,
-    sources: Mapping[str, Sequence[str]],
-) -> Table:
-    """A row per site: the sites that feed it, and its measures.
+def site_table(result: Result, sites: snnjax.network.Sites) -> Table:
+    """A row of measures per site.
 
     Errors are RMS in percent of the RMS activation, "–" where that is zero.
-
-    Args:
-        sources: site -> the sites that feed it, from `snnjax.network.connections`.
     """
-    head = ["site", "kind", "shape", "depth", "fed by", "rate %", "silent %"]
+    head = ["site", "kind", "shape", "depth", "rate %", "silent %"]
     head += ["saturated %", "error %", *(f"{part} %" for part in PARTS)]
     rows = []
     for site in sites:
-        fed_by = ", ".join(f"`{name}`" for name in sources[site.name])
         shape = "×".join(map(str, site.shape))
-        cells = [f"`{site.name}`", site.kind, shape, str(site.depth), fed_by]
+        cells = [f"`{site.name}`", site.kind, shape, str(site.depth)]
         if measures := result.measures.sites.get(site.name):
             shares = measures.firing_rate, measures.silent, measures.saturated
             numbers = [100 * float(share) for share in shares]
@@ -301,20 +289,18 @@ def write_results(
     facts: dict,
     results: Sequence[Result],
     sites: snnjax.network.Sites,
-    sources: Mapping[str, Sequence[str]],
 ) -> None:
     """Write metrics.json, and results.md with the same numbers and the figures.
 
     Args:
         facts: what all rows share, as in ``experiments.convert.facts_of``.
-        sites, sources: see `site_table`.
     """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    best = choice(results)
-    text = f"Sites of `{line_name(best)}`, T = {best.steps}, which is saved:\n"
+    saved = choice(results)
+    text = f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
-    parts += [markdown_table(*site_table(best, sites, sources))]
+    parts += [markdown_table(*site_table(saved, sites))]
     parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
 

@@ -5,15 +5,12 @@ a dataclass is an option that overrides them. `command` writes the line of a
 configuration. `run` carries the command out.
 """
 
-import contextlib
 import itertools
 import os
 import shlex
-import signal
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -27,54 +24,25 @@ from experiments.running import devices
 Config = TypeVar("Config")
 Outcome = TypeVar("Outcome")
 
-INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
 # Options that no result depends on.
-OF_A_MACHINE = ("data_dir", "out", "again")
+OF_A_MACHINE = ("data_dir", "out")
 OF_A_USER = MissingDataError, ValueError, FloatingPointError, OSError, ImportError
 
 
-def run(
-    work: Callable[[], Outcome], resume: str = "", *, compiles: bool = True
-) -> Outcome:
-    """Carry out the work of a command; an error or Ctrl-C ends it with one message.
+def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
+    """Carry out the work of a command; an error ends it with one message.
 
     Args:
         work: function to call after all other processes have joined.
-        resume: what the same command does after Ctrl-C, for the message.
         compiles: keep compiled programs on disk, and say where.
     """
     try:
-        with _ended_by_ctrl_c(resume), devices.together():
+        with devices.together():
             if compiles:
                 keep_programs()
             return work()
     except OF_A_USER as error:
         sys.exit(f"error: {error}")
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c(resume: str) -> Iterator[None]:
-    """Ctrl-C ends the process at once.
-
-    A KeyboardInterrupt would be lost in a callback of the garbage collector, and the
-    usual end would wait for threads that compile, or crash in one of them.
-    """
-
-    def end(*_):
-        print(f"\ninterrupted{resume and f'; {resume}'}", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
-
-    before = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    # A parent process may have set SIGINT to be ignored: then there is no handler.
-    if not in_main or not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def keep_programs() -> None:

@@ -5,7 +5,7 @@ A field is an option of the command line, and the comment above it is its help t
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ NOT_NEGATIVE = Rule(">= 0", lambda value: value >= 0)
 BELOW_1 = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 FROM_0_TO_1 = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
 FACTOR = Rule("in (0, 1]", lambda value: 0 < value <= 1)
+BITS = Rule("1 to 16", lambda value: 1 <= value <= 16)  # of a weight
 
 
 def at_most(largest: int) -> Rule:
@@ -48,7 +49,11 @@ def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
     for name in names.split():
         option = getattr(config, name)
         for value in option if isinstance(option, tuple) else (option,):
-            if value is not None and not rule.holds(value):
+            try:
+                is_allowed = value is None or rule.holds(value)
+            except TypeError:  # no comparison with a value of this type
+                is_allowed = False
+            if not is_allowed:
                 raise ValueError(f"{name} must be {rule.text}, not {value}")
 
 
@@ -61,18 +66,16 @@ def check_several(config: object, names: str) -> None:
         names: of the options, separated by spaces.
     """
     for name in names.split():
-        check_entries(name, getattr(config, name))
-
-
-def check_entries(name: str, entries: Sequence | None) -> None:
-    """Raise unless an option has entries, and none of them twice."""
-    if entries is None:
-        return
-    if not entries:
-        raise ValueError(f"{name} is empty; give at least one")
-    repeats = [entry for entry, count in Counter(entries).items() if count > 1]
-    if repeats:
-        raise ValueError(f"{name} has {repeats[0]} more than once; give each one once")
+        entries = getattr(config, name)
+        if entries is None:
+            continue
+        if not entries:
+            raise ValueError(f"{name} is empty; give at least one")
+        repeats = [entry for entry, count in Counter(entries).items() if count > 1]
+        if repeats:
+            raise ValueError(
+                f"{name} has {repeats[0]} more than once; give each one once"
+            )
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,6 @@ CODES = {
     "harmonic": snnjax.codes.harmonic(),
 }
 
-
 # The chips by their names for --chip.
 CHIPS = {
     "speck": snnjax.deploy.speck,
@@ -231,6 +233,19 @@ CHIPS = {
     "loihi2": snnjax.deploy.loihi2,
     "akida1": snnjax.deploy.akida1,
     "spinnaker2": snnjax.deploy.spinnaker2,
+}
+
+# The recipes by their names for --recipes: (options, seed) -> recipe.
+RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
+    "quantized": lambda config, seed: snnjax.quantized(),
+    "max_activation": lambda config, seed: snnjax.max_activation(),
+    "percentile": lambda config, seed: snnjax.percentile(),
+    "bias_shift": lambda config, seed: snnjax.bias_shift(),
+    "light": lambda config, seed: snnjax.light(),
+    "advanced": lambda config, seed: snnjax.advanced(
+        iterations=config.iterations, seed=seed
+    ),
+    "best": lambda config, seed: snnjax.best(),
 }
 
 
@@ -250,23 +265,16 @@ class Conversion(Work):
     test_images: int | None = None
     # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
     dtype: str = "float32"
-    # A neuron is silent while less than this part of a spike is missing, except at step
-    # T. By default that of the code: 0 for rate and for levels from 0, otherwise 2/3.
-    dead_zone: float | None = None
     # The dead zone at step T, 0.5 to 1: a larger one saves last spikes and adds error.
     last_zone: float = 0.5
-    # Run even if `out` has results of the same options; files are not compared.
-    again: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         check_range(self, "calibration_images test_images")
         check_range(self, "steps", at_most(MOST_STEPS))
         check_range(self, "dtype", one_of("float32", "bfloat16"))
-        check_entries("levels", self.pairs())
         for pair in self.pairs() or [(-1, 1)]:
-            zones = {"dead_zone": self.dead_zone or 0, "last_zone": self.last_zone}
-            snnjax.integrate_and_fire(levels=pair, **zones)
+            snnjax.integrate_and_fire(levels=pair, last_zone=self.last_zone)
 
     def pairs(self) -> list[tuple[int, int]] | None:
         """(lowest, highest) level of a spike, for each group of rows.
@@ -294,15 +302,8 @@ class Convert(Conversion):
     out: str = "runs/convert"
     # Numbers of time steps T; each is a separate conversion.
     steps: tuple[int, ...] = (4, 8)
-    # Recipes, of experiments.conversions.RECIPES.
-    recipes: tuple[str, ...] = (
-        "max_activation",
-        "percentile",
-        "bias_shift",
-        "light",
-        "advanced",
-        "best",
-    )
+    # Recipes, of experiments.running.RECIPES.
+    recipes: tuple[str, ...] = tuple(name for name in RECIPES if name != "quantized")
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
     # default the least that the code needs with these levels: 0 for rate; for radix 1
     # with the levels -1 1, T - 1 with 0 1, and 0 with -3 3. Rate also has T for "best".
@@ -321,20 +322,17 @@ class Convert(Conversion):
     # Bits of the weights of the saved SNN in whole numbers; each has its own row, e.g.
     # 8 4. By default, or without --chip, it is not rounded.
     weight_bits: tuple[int, ...] | None = None
-    # Bits of a membrane potential in whole numbers; by default 16, or the chip's.
-    state_bits: int | None = None
-    # Scales of whole numbers, each with its own rows: channel, layer, power_of_two. By
-    # default channel, or the chip's.
-    scales: tuple[str, ...] | None = None
     # A chip, of experiments.running.CHIPS, that reports what it can run of the SNN.
     chip: str | None = None
     # Evaluate this spiking network (the --out folder of a conversion) and stop.
     restore: str | None = None
 
     def __post_init__(self):
-        check_several(self, "steps recipes seeds codes waits weight_bits scales")
-        self._check_integers()
+        check_several(self, "steps recipes seeds codes waits weight_bits")
+        check_range(self, "recipes", one_of(*RECIPES))
         check_range(self, "codes", one_of(*CODES))
+        check_range(self, "chip", one_of(*CHIPS))
+        check_range(self, "weight_bits", BITS)
         super().__post_init__()
         check_range(self, "iterations")
         check_range(self, "seeds", NOT_NEGATIVE)
@@ -361,20 +359,6 @@ class Convert(Conversion):
                 "--test_images, --mesh"
             )
 
-    def _check_integers(self) -> None:
-        """Raise for options of whole numbers that name none."""
-        check_range(self, "chip", one_of(*CHIPS))
-        check_range(self, "scales", one_of("channel", "layer", "power_of_two"))
-        check_range(self, "weight_bits", Rule("1 to 16", lambda bits: 1 <= bits <= 16))
-        check_range(self, "state_bits", Rule("4 to 30", lambda bits: 4 <= bits <= 30))
-        if self.weight_bits is None and self.chip is None:
-            for name in ("state_bits", "scales"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"--{name} is of an SNN in whole numbers; give --weight_bits, "
-                        "e.g. 8, or --chip too"
-                    )
-
 
 @dataclass(frozen=True)
 class FineTune(Conversion, Training):
@@ -393,7 +377,7 @@ class FineTune(Conversion, Training):
     levels: tuple[int, int] = (0, 1)
     # Code, one of experiments.running.CODES: what a spike is worth at each step.
     code: str = "rate"
-    # Recipe of the conversion, one of experiments.conversions.RECIPES.
+    # Recipe of the conversion, one of experiments.running.RECIPES.
     recipe: str = "best"
     # Weight in the loss of the distance from the ANN's answers; 0: labels alone.
     distillation: float = 0.5
@@ -414,7 +398,8 @@ class FineTune(Conversion, Training):
         within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
         check_range(self, "wait", within)
         check_range(self, "code", one_of(*CODES))
-        check_range(self, "weight_bits", Rule("1 to 16", lambda bits: 1 <= bits <= 16))
+        check_range(self, "recipe", one_of(*RECIPES))
+        check_range(self, "weight_bits", BITS)
         if self.weight_bits is not None and self.from_scratch:
             raise ValueError(
                 "--weight_bits rounds a conversion, and --from_scratch makes none; "

@@ -16,7 +16,7 @@ import optax
 from experiments.data import Dataset
 from experiments.running import devices
 from experiments.running.command_line import options_of_results
-from experiments.running.output_folder import space, writable, write
+from experiments.running.output_folder import writable, write
 from snnjax import sharding, training
 
 State = TypeVar("State")
@@ -42,9 +42,9 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
     return len(data.train_images) // config.batch_size
 
 
-def schedule(config: Any, steps: int) -> optax.Schedule:
+def schedule(config: Any, data: Dataset) -> optax.Schedule:
     """Linear warm-up to the learning rate, if there is any, then cosine to zero."""
-    total = config.epochs * steps
+    total = config.epochs * steps_per_epoch(config, data)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -107,8 +107,7 @@ def fit(
         ValueError: `out` cannot take the results, or holds another run; the batch
           cannot be shared by the devices.
     """
-    # Two states, one of which is being written, the last network and the best.
-    out = writable(config.out, "--out", size=space(state, 4)).resolve()
+    out = writable(config.out, "--out").resolve()
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
 

@@ -11,7 +11,6 @@ from snnjax._arrays import lead, on_host, other_axes
 from snnjax._ranges import COUNT
 from snnjax._text import named
 from snnjax.calibrators.parameters import parameter_shapes
-from snnjax.calibrators.sample import warn_of_few
 from snnjax.calibrators.view import Calibrator, Fit, View
 
 
@@ -78,7 +77,6 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     COUNT.check("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        warn_of_few("biases", view.samples_per_channel)
         axes = other_axes(len(view.site.shape), view.site.channel)
         for _ in range(repeats):
             missing, weight = _missing(view, fit, axes)
@@ -109,7 +107,6 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     COUNT.check("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        warn_of_few("potentials", view.count)
         for _ in range(repeats):
             missing, weight = _missing(view, fit, ())
             change = view.steps * missing / weight

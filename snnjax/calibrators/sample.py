@@ -6,7 +6,6 @@ necessary: the same random positions of every image. Every device has a copy.
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +22,6 @@ from snnjax._arrays import per_channel, subtract_offset
 SAMPLES = 2**15
 # What a sample and its currents may take, which a large T would exceed.
 _SAMPLE_BYTES = 2**29
-# Samples of a parameter below which there is a warning. Of the README's network, best()
-# missed 2.6 % of the outputs for new images when it was fitted to 16 images, 0.8 % with
-# 64 and 0.6 % with 256; with one threshold per layer 1.0 % and 0.9 % with 16 and 64.
-FEW = 64
 
 
 class Sample(NamedTuple):
@@ -141,17 +136,6 @@ def at_positions(
     lead = values.shape[: values.ndim - ndim]
     rows = values.reshape(*lead, -1, values.shape[-1])
     return rows if positions is None else jnp.take(rows, positions, rows.ndim - 2)
-
-
-def warn_of_few(what: str, samples: int) -> None:
-    """Warn of parameters that are fitted to fewer samples each than `FEW`."""
-    if samples < FEW:
-        warnings.warn(
-            f"{what} are fitted to {samples} samples each, and may not suit new "
-            f"images; recommended: {FEW} calibration images or more, or one threshold "
-            "per layer, e.g. snnjax.best('layer')",
-            stacklevel=2,
-        )
 
 
 def _flat(offset: jax.Array | None) -> jax.Array | None:

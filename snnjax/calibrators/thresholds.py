@@ -21,7 +21,7 @@ from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import parameter_shapes
-from snnjax.calibrators.sample import Sample, warn_of_few
+from snnjax.calibrators.sample import Sample
 from snnjax.calibrators.view import Calibrator, Fit, View
 
 Statistic = Callable[[View, Fit, Per], jax.Array]
@@ -57,7 +57,7 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
     check_choice("per", per, get_args(Per))
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if per == "layer" and view.site.own_maxima:
+        if per == "layer" and view.site.maximum_per_channel:
             raise ValueError(
                 f"site {view.site.name!r} clips each channel at a maximum of its own, "
                 "and one threshold per layer would clip at the largest; allowed: "
@@ -76,7 +76,6 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
 
 def maximum(view: View, fit: Fit, per: Per) -> jax.Array:
     """`formulas.maximum` of all activations."""
-    _warn_of_few(view, per)
     return _maximum(view.sample, fit.neurons.offset, per)
 
 
@@ -91,7 +90,6 @@ def percentile(p: float) -> Statistic:
     p = float(p)  # of an array, which has no hash
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
-        _warn_of_few(view, per)
         arrays = view.activation, view.effects, fit.neurons.offset
         return _percentile(*arrays, p, per, view.site.channel)
 
@@ -113,7 +111,6 @@ def least_squares(shift: float = 0.0) -> Statistic:
     shift = float(shift)
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
-        _warn_of_few(view, per)
         return _least_squares(view.sample, fit.neurons.offset, per, shift, view.values)
 
     return of
@@ -204,7 +201,7 @@ def least_squares_offset() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if not view.site.signed or not view.code.clock_runs:
+        if not view.site.is_encoder or not view.code.clock_runs:
             return fit
         offset = _middle(view.sample, intervals=2 * view.values)
         shape = parameter_shapes(view.site)["offset"]
@@ -214,11 +211,6 @@ def least_squares_offset() -> Calibrator:
 
 
 _divided = jax.jit(operator.truediv, static_argnums=1)
-
-
-def _warn_of_few(view: View, per: Per) -> None:
-    if per == "channel":
-        warn_of_few("thresholds", view.samples_per_channel)
 
 
 @functools.partial(jax.jit, static_argnames="per")

@@ -115,7 +115,7 @@ def least_squares_weights(
         return fit._replace(weights=weights)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.site.signed:
+        if view.site.is_encoder:
             return of_products(view, fit)
         free = tuple(path not in view.shared for path in fit.weights)
         if not any(free):

@@ -8,16 +8,12 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Equation, shape_of
 
 # variable -> shape and dtype
 Avals = dict[int, Any]
 Shape = tuple[int, ...]
-
-REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
-    "argmin".split()
-)
 
 
 def channel_axis(
@@ -28,11 +24,7 @@ def channel_axis(
 ) -> int | None:
     """The channel axis of an equation's output; None if it is unknown.
 
-    Args:
-        equation: one that depends on the input.
-        dependent: variables that depend on the input.
-        avals: variable -> shape and dtype.
-        channels: variable -> axis, as far as it is known.
+    ``channels`` has that of every variable for which it is known.
     """
     name, options = equation.name, equation.options
     if name == "conv_general_dilated":
@@ -65,14 +57,13 @@ def moved(
 ) -> int | None:
     """Where an axis of the operand lies in the result; None if that is unknown.
 
-    Args:
-        last: whether the last of several possible axes is taken, or the first.
+    Of several possible axes it is the first, or the ``last``.
     """
     if name == "transpose":
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
-    if name in REDUCTIONS:
+    if primitive(name).along == "axes":  # a reduction
         axes = params["axes"]
         return None if axis in axes else axis - sum(a < axis for a in axes)
     if name == "stack":

@@ -219,18 +219,12 @@ def _without_aux(result: Any) -> Any:
 
 
 def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
-    """The network of a program, whose sites know their place in it.
-
-    Args:
-        program: the function, flattened.
-        params: whose paths name the parameters.
-        tree: structure of the function's result.
-    """
+    """The network of a program, whose sites know their place in it."""
     avals, equations = program.avals, list(program.equations)
     facts = Facts(program)
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    direct, reach = _reach(equations, parameters)
+    direct, of_values = _parameters_behind(equations, parameters)
     channels = _channels(equations, facts.dependent, avals)
     names = site_names(equations, direct, parameters, avals)
     sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
@@ -244,12 +238,13 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
             parameters=tuple(parameters[v] for v in largest_first),
             depth=depths[eq.outputs[0]],
             channel=_site_channel(eq, channels, avals),
-            own_maxima=bool(axes_of_maximum(eq, avals)),
+            maximum_per_channel=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(direct[i]))
-    outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
+    ends = [v for v in program.outputs if isinstance(v, int)]
+    outputs = [of_values.get(v, frozenset()) for v in ends]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     return Network(
         equations=tuple(equations),
@@ -260,7 +255,6 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         outputs=program.outputs,
         tree=tree,
         sites=Sites(eq.site for eq in equations if eq.site is not None),
-        depths=depths,
         dependent=facts.dependent,
         feeds=feeds,
         readout=frozenset().union(*outputs),
@@ -277,19 +271,23 @@ def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
     return depths
 
 
-def _reach(
+def _parameters_behind(
     equations: Sequence[Equation], parameters: Mapping[int, str]
 ) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
-    """Parameters that reach each equation, and each variable, without passing a site
-    that fires or an operator."""
-    reach = {v: frozenset([v]) for v in parameters}
+    """The parameters behind each equation, and behind each variable.
+
+    They reach it without passing a site that fires, or an operator.
+    """
+    of_values = {v: frozenset([v]) for v in parameters}
     direct = []
     for eq in equations:
-        parts = (reach.get(v, frozenset()) for v in eq.variables)
+        parts = (of_values.get(v, frozenset()) for v in eq.variables)
         direct.append(frozenset().union(*parts))
+        # Weights before a spike or an operator are not those of the next site: a fit of
+        # that site may not change them.
         onward = frozenset() if eq.fires or eq.body else direct[-1]
-        reach.update(dict.fromkeys(eq.outputs, onward))
-    return direct, reach
+        of_values.update(dict.fromkeys(eq.outputs, onward))
+    return direct, of_values
 
 
 def _channels(
@@ -310,7 +308,7 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
 
     Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
     """
-    if eq.place.signed:
+    if eq.place.is_encoder:
         return -1
     own = axes_of_maximum(eq, avals)
     if len(own) == 1 and -own.copy().pop() <= len(eq.place.shape):

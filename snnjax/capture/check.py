@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax._examples import batch_of
-from snnjax.capture.affine import FLOATING, OPERATOR
+from snnjax.capture.affine import FLOATING
 from snnjax.capture.facts import Facts
+from snnjax.capture.primitives import OPERATOR
 from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
 
@@ -24,15 +25,6 @@ class Problem(NamedTuple):
         operations: names of the operations there.
         reason: why it cannot be converted.
         remedy: how to change the network.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
-    >>> try:
-    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
-    ... except snnjax.ConversionError as error:
-    ...     (problem,) = error.problems
-    >>> problem.operations, problem.remedy
-    (('argmax',), 'return the logits from fn and decide on the mean output')
     """
 
     path: str
@@ -166,17 +158,21 @@ def check(
     """Raise `ConversionError` unless every activation can be converted.
 
     Args:
-        network: with every call inlined.
-        facts: of its equations.
+        network, facts: with every call inlined.
         x: what it was captured for.
         mixing: equations by which one example would reach another, and the kind.
         wrong_outputs: shapes of answers whose first axis is not the batch.
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
+
+    def kind_of(eq: Equation) -> str | None:
+        if affine:
+            return _obstacle(eq, network, facts)
+        return "hidden" if hides_relu(eq) else None
+
     found: list[tuple[Equation | None, str | None]] = [
-        (eq, _obstacle(eq, network, facts) if affine else _hidden(eq))
-        for eq in spread_out(network.equations)
+        (eq, kind_of(eq)) for eq in spread_out(network.equations)
     ]
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq, kind in [*found, *mixing]:
@@ -226,16 +222,12 @@ def check_streams(network: Network) -> None:
 
 def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     """Which explanation applies to an equation; None if nothing is in its way."""
-    kind = facts.obstacles[equation.outputs[0]]
+    kind = facts.why_not_affine[equation.outputs[0]]
     if kind == OPERATOR:
         results = facts.leaving.intersection(equation.outputs) & facts.live
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
         return None if all_floating else "decision"
     return kind
-
-
-def _hidden(equation: Equation) -> str | None:
-    return "hidden" if hides_relu(equation) else None
 
 
 def _shape_problems(

@@ -9,8 +9,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from snnjax.capture.facts import MOVES, Facts
+from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import MOVES
 from snnjax.network.equations import PRODUCTS, Equation
 from snnjax.network.sites import new_site
 
@@ -32,7 +33,7 @@ def with_encoders(program: Program) -> Program:
         for v in encoded_values.intersection(eq.outputs):
             fresh = next(numbers)
             avals[fresh] = avals[v]
-            site = new_site("encoder", avals[v], signed=True)
+            site = new_site("encoder", avals[v], is_encoder=True)
             path = _path_of_reader(program.equations, v)
             equations.append(Equation(None, (), (v,), (fresh,), site, path))
             spikes[v] = fresh
@@ -92,18 +93,23 @@ def _moved_from(v: int, move_to: Mapping[int, Equation], facts: Facts) -> list[i
 def _common_source(
     sources: Sequence[int], move_to: Mapping[int, Equation], facts: Facts
 ) -> int:
-    """The operand, or the value before its moves if other products read that too."""
+    """The value to encode for a product: its operand, or what that was moved from.
 
-    def products_behind(v: int) -> int:
-        readers = facts.readers.get(v, ())
-        return sum(_leads_to_products(reader, facts) for reader in readers)
+    An attention multiplies one value x of three shapes by weights:
 
-    moves = itertools.takewhile(
-        lambda pair: _leads_to_products(move_to[pair[0]], facts),
-        itertools.pairwise(sources),
-    )
-    common = [before for _, before in moves if products_behind(before) > 1]
-    return common[-1] if common else sources[0]
+        q = x @ wq    k = transpose(x) @ wk    v = reshape(x) @ wv
+
+    One encoder of x serves all of them, where three would send the same spikes. So we
+    go back from the operand, the first of ``sources``, move by move.
+    """
+    common = sources[0]
+    for moved, before in itertools.pairwise(sources):
+        if not _leads_to_products(move_to[moved], facts):
+            break  # something else reads the moved value, and reads it unencoded
+        readers = facts.readers.get(before, ())
+        if sum(_leads_to_products(reader, facts) for reader in readers) > 1:
+            common = before
+    return common
 
 
 def _path_of_reader(equations: Sequence[Equation], v: int) -> str:

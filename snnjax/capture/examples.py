@@ -29,7 +29,13 @@ def of_one_example(program: Program, few: Program) -> Program:
         x.append(_with_shape(v, avals[v].shape[1:], avals))
         equations += _reshape(x[-1], v, avals)
     for eq in program.equations:
-        equations += _site_of_one(eq, avals) if eq.fires else [eq]
+        if eq.fires:
+            equations += _site_of_one(eq, avals)
+        elif eq.site is not None:  # jnp.matmul drops the axis, before it multiplies
+            shape = _shape_of_one(avals[eq.outputs[0]].shape)
+            equations.append(eq._replace(site=eq.site._replace(shape=shape)))
+        else:
+            equations.append(eq)
     for v, of_few in zip(program.outputs, few.outputs, strict=False):
         shape = shape_of(few.avals, of_few)[1:]
         # Other outputs are refused later, together with all that is wrong besides.

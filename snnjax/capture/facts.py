@@ -12,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.capture.affine import OPERATOR, obstacle
+from snnjax.capture.affine import why_not_affine
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import MOVES, OPERATOR
 from snnjax.network.equations import PRODUCTS, Equation, Network, Static, spread_out
 from snnjax.network.stages import streaming
 
-# They rearrange the numbers of one array and compute none.
-MOVES = frozenset(
-    "reshape transpose squeeze expand_dims convert_element_type copy name "
-    "optimization_barrier".split()
-)
 # They keep an array of equal numbers what it is.
 _REPEATS = MOVES | {"broadcast_in_dim", "stop_gradient"}
 
@@ -93,10 +89,15 @@ class Facts:
         return operands
 
     @functools.cached_property
-    def obstacles(self) -> Mapping[int, str | None]:
-        """First output of each equation -> what keeps it from being affine, or None."""
+    def why_not_affine(self) -> Mapping[int, str | None]:
+        """First output of each equation -> why it is not affine, or None if it is.
+
+        `OPERATOR`, or the reason of a refusal.
+        """
         return {
-            eq.outputs[0]: obstacle(eq, self.dependent, self.live, self.program.avals)
+            eq.outputs[0]: why_not_affine(
+                eq, self.dependent, self.live, self.program.avals
+            )
             for eq in spread_out(self.equations)
         }
 
@@ -107,7 +108,7 @@ class Facts:
 
     def is_operator(self, eq: Equation) -> bool:
         """Whether an equation is not affine in what depends on x, and no site."""
-        return eq.site is None and self.obstacles[eq.outputs[0]] == OPERATOR
+        return eq.site is None and self.why_not_affine[eq.outputs[0]] == OPERATOR
 
     def is_product(self, eq: Equation) -> bool:
         """Whether an equation is a product of weights and what depends on x."""

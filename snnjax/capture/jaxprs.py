@@ -187,8 +187,10 @@ class _Flattener:
         body = _body(eqn)
         kind = _OWN.get(body.jaxpr.debug_info.func_name) if body else None
         if body and kind and (kind == "encoder" or _is_broadcast(body.jaxpr)):
-            aval, signed = self.avals[outputs[0]], kind == "encoder"
-            equation = equation._replace(site=new_site(kind, aval, signed=signed))
+            aval, is_encoder = self.avals[outputs[0]], kind == "encoder"
+            equation = equation._replace(
+                site=new_site(kind, aval, is_encoder=is_encoder)
+            )
         return [equation]
 
     def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:

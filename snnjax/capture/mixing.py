@@ -13,18 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.capture.axes import REDUCTIONS, Shape
+from snnjax.capture.axes import Shape
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Equation, Static, shape_of
 
 # Kinds of problems, see `check`.
 BATCH, SIZE = "batch", "size"
-
-# They work along one axis, or along several.
-_ALONG = {"sort": "dimension", "rev": "dimensions", "split": "axis", "unstack": "axis"}
-_ALONG |= dict.fromkeys(REDUCTIONS, "axes")
-_ALONG |= dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), "axis")
 
 
 class Growth:
@@ -156,8 +152,8 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     name, options, shape = eq.name, eq.options, shapes[i]
     numbers: Any = options.get("dimension_numbers")
     every_axis = set(range(len(shape)))
-    if name in _ALONG:
-        return set(np.atleast_1d(options[_ALONG[name]]).tolist())
+    if along := primitive(name).along:
+        return set(np.atleast_1d(options[along]).tolist())
     if name == "dot_general":
         return set(numbers[0][i])
     if name == "conv_general_dilated":  # no kernel is made of examples

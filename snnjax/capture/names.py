@@ -21,11 +21,8 @@ def site_names(
 ) -> dict[int, str]:
     """Number of each equation with a site -> its name.
 
-    Args:
-        equations: of the network.
-        direct: for each the parameters that reach it without passing a neuron.
-        parameters: variable -> path.
-        avals: variable -> shape and dtype.
+    ``direct`` has for each equation the parameters that reach it without passing a
+    neuron.
     """
     first_use: dict[int, int] = {}
     for i, eq in enumerate(equations):
@@ -57,7 +54,7 @@ def site_names(
         scope = [part for part in parts if part and not part.startswith("eqx.")]
         if all(part.startswith("[") for part in scope):  # no module, turns of a scan
             inner = above(direct[i])
-            if not inner and eq.place.signed:
+            if not inner and eq.place.is_encoder:
                 inner = reader_of(i)
             scope += [inner] if inner else []
         scope = [part[1:-1] if part.startswith("[") else part for part in scope]

@@ -7,12 +7,12 @@ with both of its products.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from snnjax._trees import common_path
-from snnjax.capture.affine import COMPARISONS, PIECEWISE
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Body, Equation
 from snnjax.network.sites import new_site
 
@@ -41,7 +41,7 @@ def without_inner_pools(program: Program) -> Program:
         operates = facts.is_operator(eq) or operator_values.intersection(eq.variables)
         if operates and not cuts(eq):
             operator_values.update(eq.outputs)
-        if eq.site is not None and eq.site.accumulates:
+        if eq.site is not None and not eq.site.fires:
             inner = eq.outputs[0] in operator_values or inside[eq.outputs[0]]
             eq = eq._replace(site=None) if inner else eq
         equations.append(eq)
@@ -70,35 +70,56 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
     Two equations that are not affine belong together if one leads to the other without
-    a cut, and spikes reach both or neither; so do affine ones between them. The number
-    of cuts on the longest way to a value grows along every way with a cut. Equations of
-    one operator have the same, so no way leads out of an operator and back into it.
+    a cut, and spikes reach both or neither; so do affine ones between them:
+
+        0   a = x @ w      a cut
+        1   b = a + bias   affine, and no operator leads to it
+        2   c = tanh(b)    an operator
+        3   d = 2 c        affine, between two operators
+        4   e = exp(d)     an operator, the same as 2 and 3: (2, 3, 4)
+        5   f = e - 1      affine, and leads to no operator
+    """
+    before = _equations_before(facts)
+    # From the last one back: operators, and whatever leads from one to another.
+    members: set[int] = set()
+    for i in reversed(range(len(before))):
+        if facts.is_operator(facts.equations[i]) or i in members:
+            members |= {i, *before[i]}
+    # From the first one on: each member joins the groups of those before it into one.
+    group_of: dict[int, set[int]] = {}
+    for i in sorted(members):
+        group = {i}.union(*(group_of[j] for j in before[i]))
+        group_of.update(dict.fromkeys(group, group))
+    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+
+
+def _equations_before(facts: Facts) -> list[set[int]]:
+    """For each equation those that may be of one operator with it and lead to it.
+
+    They are operators or follow from one. Nothing cuts the way between the two: neither
+    itself nor a longer one beside it, since a way out of an operator and back into it,
+    through a neuron, could not be computed. So both have the same number of cuts on the
+    longest way to them: here e, behind one cut more than c, is no part of c's operator.
+
+        c = tanh(b)    d = relu(c)    e = c * exp(d)
     """
     equations, live = facts.equations, facts.live
     made_by: dict[int, int] = {}  # variable -> number of its equation
-    cuts: dict[int, int] = {}
-    predecessors: list[set[int]] = []  # to each equation, without a cut
-    behind: set[int] = set()  # equations that are operators or follow from one
+    cuts: dict[int, int] = {}  # variable -> cuts on the longest way to it
+    before: list[set[int]] = []
+    follows: set[int] = set()  # equations that are operators or follow from one
     for i, eq in enumerate(equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
         is_live = not live.isdisjoint(eq.outputs)
         is_cut = eq.site is not None or facts.is_product(eq)
         near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
         same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
-        predecessors.append(same & behind)
-        if facts.is_operator(eq) or predecessors[i]:
-            behind.add(i)
+        before.append(same & follows)
+        if facts.is_operator(eq) or before[i]:
+            follows.add(i)
         cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
         made_by.update(dict.fromkeys(eq.outputs, i))
-    members: set[int] = set()  # operators, and what leads from one to another
-    for i in sorted(behind, reverse=True):
-        if facts.is_operator(equations[i]) or i in members:
-            members |= {i, *predecessors[i]}
-    group_of: dict[int, set[int]] = {}
-    for i in sorted(members):
-        group = {i}.union(*(group_of[j] for j in predecessors[i]))
-        group_of.update(dict.fromkeys(group, group))
-    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+    return before
 
 
 def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
@@ -114,12 +135,11 @@ def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
     ]
     aval = facts.program.avals[results[0]]
     sources = {_scaled_from(v, facts) for v in facts.dependent.intersection(inputs)}
-    operations = {eq.name for eq in body}
-    near_relu = len(sources) == 1 and operations <= PIECEWISE
-    near_relu = near_relu and bool(operations & COMPARISONS)
-    site = new_site(
-        _kind(body, near_relu), aval, fires=False, accumulates=True, near_relu=near_relu
-    )
+    operations = [primitive(eq.name) for eq in body]
+    near_relu = len(sources) == 1 and all(each.piecewise for each in operations)
+    near_relu = near_relu and any(each.compares for each in operations)
+    kind = _kind(body, near_relu)
+    site = new_site(kind, aval, fires=False, near_relu=near_relu)
     paths = [eq.path for eq in body]
     path = common_path(paths) if all(paths) else ""
     computes = Body(body, tuple(inputs))
@@ -179,32 +199,24 @@ def _kind(body: Sequence[Equation], near_relu: bool) -> str:
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
-    """The equations, each after those whose outputs it reads."""
+    """The equations, each after those whose outputs it reads.
+
+    An operator stands where its first equation stood, before some of its inputs.
+    """
     maker = {v: eq for eq in equations for v in eq.outputs}
     sequence: list[Equation] = []
     placed_ids: set[int] = set()
 
-    def place(eq: Equation) -> None:
-        stack: list[tuple[Equation, Iterator[int]]] = [(eq, iter(eq.variables))]
-        placed_ids.add(id(eq))
-        while stack:
-            current, other_inputs = stack[-1]
-            before = next(
-                (
-                    maker[v]
-                    for v in other_inputs
-                    if v in maker and id(maker[v]) not in placed_ids
-                ),
-                None,
-            )
-            if before is None:
-                sequence.append(current)
-                stack.pop()
-            else:
-                placed_ids.add(id(before))
-                stack.append((before, iter(before.variables)))
-
     for eq in equations:
-        if id(eq) not in placed_ids:
-            place(eq)
+        stack = [eq]  # each waits for the next one; a network is too deep to recurse
+        while stack:
+            makers = (maker[v] for v in stack[-1].variables if v in maker)
+            missing = next((m for m in makers if id(m) not in placed_ids), None)
+            if missing is not None:
+                stack.append(missing)
+                continue
+            current = stack.pop()
+            if id(current) not in placed_ids:
+                placed_ids.add(id(current))
+                sequence.append(current)
     return sequence

@@ -17,9 +17,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from snnjax.capture.affine import FLOATING, POINTWISE
-from snnjax.capture.facts import MOVES, Facts
+from snnjax.capture.affine import FLOATING
+from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, Program, inner_programs
+from snnjax.capture.primitives import MOVES, primitive
 from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
@@ -49,11 +50,9 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         if v in relus and v not in statistics:
             eq = _relu_site(eq, relus[v], aval)
         elif eq.name in _MAX_POOLS:
-            site = new_site(
-                "max-pool", aval, fires=False, accumulates=True, homogeneous=True
-            )
+            site = new_site("max-pool", aval, fires=False, homogeneous=True)
             eq = eq._replace(site=site)
-        elif eq.site is not None and not eq.site.signed and _is_gate(v, facts):
+        elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
             eq = eq._replace(site=None)
         equations.append(eq)
     outputs = [v for v in program.outputs if isinstance(v, int)]
@@ -221,7 +220,8 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
     for eq in facts.equations:
         inputs = facts.dependent.intersection(eq.variables)
         shapes = {avals[v].shape for v in (*inputs, *eq.outputs)}
-        if eq.name not in POINTWISE or len(shapes) != 1 or eq.outputs[0] in relus:
+        is_pointwise = primitive(eq.name).pointwise and len(shapes) == 1
+        if not is_pointwise or eq.outputs[0] in relus:
             continue
         for v in inputs:
             others = frozenset().union(*(sources(w) for w in inputs if w != v))

@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +16,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._checks import check_examples, check_finite, check_wait
+from snnjax._checks import called_as, check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
+from snnjax.conversion import warn
 from snnjax.conversion.engine.effects import effects_of, scaled
 from snnjax.conversion.engine.judging import (
     HELD_OUT,
@@ -40,7 +39,6 @@ from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import (
     IntegrateAndFire,
-    NeuronParams,
     counts_only,
     is_plain,
 )
@@ -51,6 +49,7 @@ from snnjax.snn import SNN, check_models, models_of_sites
 _MICRO_BATCH_BYTES = 2**24
 
 
+@called_as("snnjax.convert(fn, params, x, steps=..., ...)")
 def convert(
     fn: Callable,
     params: chex.ArrayTree,
@@ -105,7 +104,7 @@ def convert(
         UserWarning: calibration images that are all zero or equal; a site whose
             activations are all zero; levels with which a code leaves gaps between the
             values of a neuron; a recipe that fits no thresholds, or that fits
-            numbers to fewer than 16 samples.
+            numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -131,9 +130,9 @@ def convert(
         waits = (code.least_wait(each.levels, steps) for each in models_in(models))
         wait = max(waits, default=0)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
-    _warn_of_gaps(code, models, steps)
+    warn.of_gaps(code, models, steps)
     check_finite("the calibration images", jax.tree.leaves(images))
-    _warn_of_equal_images(images)
+    warn.of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
@@ -165,7 +164,8 @@ def convert(
         spikes={},
     )
     snn = _fitted(begin, alternatives)
-    _warn_of_fresh_thresholds(neurons, snn)
+    warn.of_fresh_thresholds(neurons, snn)
+    warn.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
@@ -200,18 +200,6 @@ def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
     return nearest(candidates, sum(begin.sizes), sum(begin.sizes[: begin.fitted]))
 
 
-def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
-    """Warn where no calibrator has changed the threshold of a fresh neuron."""
-    same = [n for n, p in fresh.items() if snn.neurons[n].threshold is p.threshold]
-    if same:
-        warnings.warn(
-            f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
-            "they stay as they are. Begin a recipe with one that does, e.g. "
-            "snnjax.calibrators.least_squares_threshold()",
-            stacklevel=3,
-        )
-
-
 def _on_devices(
     x: chex.ArrayTree, params: chex.ArrayTree
 ) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
@@ -225,47 +213,9 @@ def _on_devices(
     return x, params, sharding.batch_sharding(x)
 
 
-def _warn_of_equal_images(x: chex.ArrayTree) -> None:
-    """Warn if images are all zero, or equal to one another, so that nothing varies."""
-    leaves = jax.tree.leaves(x)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return
-    leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
-    if not any(part.any() for parts in leaves for part in parts):
-        problem = "all zero"
-    elif all(map(_are_equal, leaves)):
-        problem = "all equal"
-    else:
-        return
-    warnings.warn(
-        f"the calibration images are {problem}, so the recipe is fitted to a single "
-        "input. Give images that the network was trained on, normalized in the same "
-        "way",
-        stacklevel=3,
-    )
-
-
-def _are_equal(parts: list[np.ndarray]) -> bool:
-    first, *others = (image for part in parts for image in part)
-    return bool(others) and all(np.array_equal(image, first) for image in others)
-
-
 def _neuron_of(code: Code) -> IntegrateAndFire:
     """The neuron that sends a code unless the user chooses one."""
     return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
-
-
-def _warn_of_gaps(code: Code, models: Any, steps: int) -> None:
-    """Warn if neurons cannot send all multiples of the last digit."""
-    for model in models_in(models):
-        if code.has_gaps(model.levels, model.dead_zone, steps):
-            warnings.warn(
-                f"with the levels {model.levels} and a dead zone of "
-                f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
-                f"a neuron can send; recommended: the levels {code.levels} and a dead "
-                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base",
-                stacklevel=3,
-            )
 
 
 def _check_models(models: Any, code: Code) -> None:

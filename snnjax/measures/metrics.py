@@ -96,7 +96,10 @@ class Measures(NamedTuple):
                 for field, value in site._asdict().items()
             )
             rows.append((name, *cells))
-        neurons, spikes = numbers(self.neurons, 6), numbers(self.spikes)
+        # Shapes, as of jax.eval_shape, cannot be multiplied.
+        are_shapes = isinstance(self.firing_rate, jax.ShapeDtypeStruct)
+        spikes = numbers(self.firing_rate if are_shapes else self.spikes)
+        neurons = numbers(self.neurons, 6)
         steps, wait = numbers(self.steps), numbers(self.wait)
         operations = numbers(self.synaptic_operations, 4)
         summary = (

@@ -6,10 +6,11 @@ with a rule at every site, ``increments.py`` computes operators in time, and
 ``stages.py`` cuts a network at its sites.
 """
 
+from snnjax import _renamed
+
 # This file alone looks up, to capture/: users find in one place what belongs together.
 from snnjax.capture.capture import in_dtype, sites, with_activation
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.capture.connections import connections
 from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site, Sites
 
@@ -18,9 +19,11 @@ __all__ = [
     "Problem",
     "Site",
     "Sites",
-    "connections",
     "identity",
     "in_dtype",
     "sites",
     "with_activation",
 ]
+__getattr__ = _renamed.renamed(
+    __name__, {"connections": "snnjax.sites, with the parameters of each site"}
+)

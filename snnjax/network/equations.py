@@ -29,6 +29,8 @@ class Static:
 
     def __init__(self, value: Any):
         self.value = value
+        # Two layers that close over equal constants are then compiled once. A value of
+        # a trace has no content yet, and is equal to itself only.
         dtype = getattr(value, "dtype", None)
         if dtype is not None and not isinstance(value, Tracer):
             array = np.asarray(value)
@@ -123,7 +125,6 @@ class Network(NamedTuple):
         outputs: variables or constants, in the order of ``tree``.
         tree: structure of the function's result.
         sites: see `Sites`.
-        depths: variable -> number of firing sites on the longest way to it.
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
@@ -138,7 +139,6 @@ class Network(NamedTuple):
     outputs: tuple[int | Static, ...]
     tree: Any
     sites: Sites
-    depths: dict[Any, int]
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]

@@ -29,12 +29,11 @@ def evaluate(
     """Run the equations, adding every output to ``values``.
 
     Args:
-        equations: in order of execution.
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
-            clipped ReLU, and the levels of a quantized one; at a site that accumulates
-            the rest of its inputs and, last, its `Operator`. Such a site may have
-            several outputs, a tuple.
+            clipped ReLU, and the levels of a quantized one; at an operator the rest
+            of its inputs and, last, its `Operator`. It may have several outputs, a
+            tuple.
         streams: variables that carry a leading time axis; the equations that read
             them are mapped over it, so that time folds into the batch.
     """
@@ -43,23 +42,23 @@ def evaluate(
         axes = [0 if v in streams else None for v in equation.inputs]
         site = equation.site
         if site is None:
-            function = _of_examples(functools.partial(_bind, equation), equation)
+            function = _of_examples(equation)
+            # [T, B, ...]: the map over time lies around that over examples.
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
             results = function(*arguments)
-        elif site.accumulates:
+        elif site.fires:
+            results = [rule(site, *arguments)]
+        else:
             live = tuple(axis == 0 for axis in axes)
             results = rule(site, *arguments, operator(equation, live))
             results = results if isinstance(results, tuple) else (results,)
-        else:
-            results = [rule(site, *arguments)]
         values.update(zip(equation.outputs, results, strict=True))
 
 
 def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
-    """The function of an equation that accumulates; ``live`` inputs change in time."""
-    function = _of_examples(functools.partial(_bound, equation), equation)
-    return Operator(function, live, equation.place.homogeneous)
+    """The function of an operator's equation; ``live`` inputs change in time."""
+    return Operator(_of_examples(equation), live, equation.place.homogeneous)
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
@@ -68,39 +67,29 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     Args:
         site: where.
         x: its input, [B, ...].
-        operands: see `with_activation`.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from snnjax.network import with_activation
-    >>> activations = {}
-    >>> def record(site, x, *operands):
-    ...     activations[site.name] = identity(site, x, *operands)
-    ...     return activations[site.name]
-    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]).sum(1)
-    >>> recording_fn = with_activation(fn, record)
-    >>> outputs = recording_fn({"hidden": jnp.eye(2)}, jnp.array([[-1.0, 2.0]]))
-    >>> print(activations["hidden/relu"], outputs)
-    [[0. 2.]] [2.]
+        operands: see `with_activation`, which has an example.
     """
-    if site.accumulates:
+    if not site.fires:
         *others, function = operands
         return function(x, *others)
-    if site.signed:
+    if site.is_encoder:
         return x
+    # None, a maximum, or a maximum and levels.
     activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
     return activation(x, *operands)
 
 
 def of_values(site: Site, x: jax.Array, *operands: Any) -> Any:
-    """The rule of sites that accumulate, of values that a code has decoded."""
+    """The rule of operators, for values that a code has decoded."""
     *others, function = operands
     return function.of_values(x, *others)
 
 
-def accumulating(code: Code) -> Rule:
-    """The rule of sites that accumulate, under this code.
+def operator_rule(code: Code) -> Rule:
+    """The rule of operators, under this code.
 
-    With rate coding what is not affine gives increments, otherwise decoded values.
+    With rate coding they see running means and put out increments; under any other code
+    they are functions of the decoded values.
     """
     return identity if code.clock_runs else of_values
 
@@ -108,41 +97,39 @@ def accumulating(code: Code) -> Rule:
 def firing(
     fire: Callable[..., jax.Array],
     neurons: Mapping[str, Any],
-    accumulate: Rule = identity,
+    at_operator: Rule = identity,
 ) -> Rule:
     """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
 
     Args:
         neurons: site name -> params.
-        accumulate: the rule of sites that accumulate.
+        at_operator: the rule of operators.
     """
 
     def rule(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-        if site.accumulates:
-            return accumulate(site, x, *operands)
-        return fire(site, neurons[site.name], x)
+        if site.fires:
+            return fire(site, neurons[site.name], x)
+        return at_operator(site, x, *operands)
 
     return rule
 
 
-def _of_examples(function: Callable, equation: Equation) -> Callable:
-    """A function of one example, mapped over all of them."""
+def _of_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:
+    """What an equation computes, mapped over the examples."""
+    function = functools.partial(_of_one, equation)
     if not any(equation.mapped):
         return function
     return jax.vmap(function, [0 if each else None for each in equation.mapped])
 
 
-def _bind(equation: Equation, *arguments):
+def _of_one(equation: Equation, *arguments: Any) -> tuple[Any, ...]:
+    if equation.body is not None:
+        values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
+        # A body holds no site, so the rule is never called.
+        evaluate(equation.body.equations, values, identity)
+        return tuple(values[v] for v in equation.outputs)
     bound = equation.primitive.get_bind_params(equation.options)
     # (subfunctions, params) before jax 0.9.2, params alone since then.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     results = equation.primitive.bind(*functions, *arguments, **params)
-    return results if equation.primitive.multiple_results else [results]
-
-
-def _bound(equation: Equation, *arguments) -> tuple[Any, ...]:
-    if equation.body is None:
-        return tuple(_bind(equation, *arguments))
-    values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
-    evaluate(equation.body.equations, values, identity)
-    return tuple(values[v] for v in equation.outputs)
+    return tuple(results) if equation.primitive.multiple_results else (results,)

@@ -97,8 +97,11 @@ class Operator(NamedTuple):
             The increments [T, B, ...] of every output, and the state after them.
         """
         streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
-        running = self._first(arguments) if running is None else running
+        if running is None:
+            pairs = zip(arguments, self.live, strict=True)
+            running = self.start([a[0] if live else a for a, live in pairs])
         counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
+        # A max-pool is computed on the sums themselves.
         unit = 1.0 if self.homogeneous else _UNIT
         sums = tuple(
             running_sum(unit * wide(stream)) + before[None]
@@ -108,24 +111,21 @@ class Operator(NamedTuple):
         results = jax.vmap(lambda *means: self._of_means(means, arguments))(*means)
         increments, totals = [], []
         for result, before in zip(results, running.totals, strict=True):
+            # t f(m(t)) minus the same of the step before, or of the last segment's end.
             total = self._totals(wide(result), counts)
             earlier = jnp.concatenate([before[None], total[:-1]])
+            # The sums of a max-pool are wider than the spikes that it takes and gives.
             dtype = streams[0].dtype if self.homogeneous else result.dtype
             increments.append(((total - earlier) / unit).astype(dtype))
             totals.append(total[-1])
         after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
         return tuple(increments), after
 
-    def _first(self, arguments: Sequence[Any]) -> Running:
-        step = [
-            a[0] if live else a for a, live in zip(arguments, self.live, strict=True)
-        ]
-        return self.start(step)
-
     def _means(self, sums: jax.Array, counts: jax.Array) -> jax.Array:
         """m(t), [T, ...], of the sums up to each step."""
         if self.homogeneous:
             return sums
+        # The mean of a mask's lowest number may be rounded to -inf.
         most = float(jnp.finfo(sums.dtype).max)
         return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -most, most)
 

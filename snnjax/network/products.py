@@ -42,6 +42,7 @@ def lone_products(
     readers, derived = _readers(segment, network, outer)
     alone = []
     for n in kernels:
+        # Weights that something else reads cannot follow the spikes of one product.
         if outer[n] in elsewhere or len(readers.get(n, ())) != 1:
             continue
         (equation,) = readers[n]
@@ -49,9 +50,10 @@ def lone_products(
             continue
         first, second = equation.inputs[:2]
         channel = _channel(equation)
+        # x times weights, not weights times weights, weights times x or x times x.
         if first in derived or second not in derived or channel is None:
             continue
-        if kernels & derived[second] != {n}:
+        if kernels & derived[second] != {n}:  # as of x @ (A @ B), a low-rank layer
             continue
         (result,) = equation.outputs
         work = needed(segment.equations, [result], segment.inputs)
@@ -74,6 +76,7 @@ def _readers(
     readers: dict[int, list[Equation | None]] = {}
     for equation in segment.equations:
         parts = [derived.get(v) for v in equation.variables]
+        # What is computed of parameters alone is still weights, as a transposed kernel.
         if None not in parts and equation.body is None:
             made_of = frozenset().union(*(part for part in parts if part))
             derived.update(dict.fromkeys(equation.outputs, made_of))

@@ -1,12 +1,13 @@
-"""Sites: the places of a network where neurons fire, or where spikes accumulate.
+"""Sites: the places of a network where neurons fire, or where an operator stands.
 
-The code asks a site for its capabilities (fires, signed, accumulates), never for the
-name of the activation that stood there.
+The code asks a site for its capabilities (fires, is_encoder, homogeneous), never for
+the name of the activation that stood there.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from snnjax import _renamed
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import common_path
 
@@ -23,21 +24,14 @@ class Site(NamedTuple):
         depth: number of firing sites on the longest way from the input to here.
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
-        fires: neurons fire here.
-        signed: what stands here may be negative.
-        accumulates: a function that is not affine is computed here, of the running
-            means of what arrives; its output is the increment (`Operator`).
-        homogeneous: f(c x) = c f(x) for c > 0, as for a max-pool, so that running sums
-            serve as well as means: spikes then stay spikes.
-        own_maxima: each channel of a clipped ReLU has a maximum of its own.
+        fires: neurons fire here. Otherwise it is an operator: a function that is not
+            affine is computed here at every step (`Operator`).
+        is_encoder: a value itself becomes spikes here, and it may be negative.
+        homogeneous: an operator with f(c x) = c f(x) for c > 0, as a max-pool. Running
+            sums serve it as well as means: spikes then stay spikes.
+        maximum_per_channel: a clipped ReLU has a maximum for each channel.
         near_relu: an operator number by number, of comparisons and arithmetic only,
             such as a leaky ReLU or a hard swish.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"])
-    >>> (site,) = snnjax.sites(fn, {"hidden": jnp.ones((3, 8))}, jnp.ones((1, 3)))
-    >>> site.name, site.shape, site.parameters
-    ('hidden/relu', (8,), ('hidden',))
     """
 
     name: str
@@ -48,11 +42,23 @@ class Site(NamedTuple):
     dtype: Any
     channel: int = -1
     fires: bool = True
-    signed: bool = False
-    accumulates: bool = False
+    is_encoder: bool = False
     homogeneous: bool = False
-    own_maxima: bool = False
+    maximum_per_channel: bool = False
     near_relu: bool = False
+
+
+def _older_field(site: Site, name: str) -> Any:
+    del site
+    fields = {
+        "accumulates": "not site.fires",
+        "own_maxima": "site.maximum_per_channel",
+        "signed": "site.is_encoder",
+    }
+    return _renamed.renamed("snnjax.network.Site", fields)(name)
+
+
+Site.__getattr__ = _older_field  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
@@ -81,7 +87,7 @@ class Sites(tuple[Site, ...]):
     def operators(self) -> "Sites":
         """The functions that are computed densely at every step, behind neurons."""
         return Sites(
-            s for s in self if s.accumulates and not s.homogeneous and s.depth > 0
+            s for s in self if not s.fires and not s.homogeneous and s.depth > 0
         )
 
     @property
@@ -94,7 +100,7 @@ class Sites(tuple[Site, ...]):
         """
         if self.operators:
             return "hybrid"
-        return "signed" if any(site.signed for site in self) else "binary"
+        return "signed" if any(site.is_encoder for site in self) else "binary"
 
     def _table(self) -> Table:
         head = ("site", "kind", "shape", "depth", "parameters")

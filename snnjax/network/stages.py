@@ -4,7 +4,7 @@ A firing site needs all of its input before its neurons can be fitted, or their 
 encoded; between two of them lies a `Stage`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def needed(
     needed_equations = []
     for equation in reversed(equations):
         outputs = set(equation.outputs)
+        # Backwards, so that the readers of an output have asked for it already.
         if outputs & needed_variables and not outputs <= available:
             needed_equations.append(equation)
             needed_variables |= set(equation.variables) - available
@@ -100,11 +101,8 @@ def run_segment(
 ) -> tuple[list[Any], list[Any]]:
     """Results of a segment: its outputs, and what it carries on.
 
-    Args:
-        segment: the work.
-        sources: values of ``segment.inputs``.
-        rule: for the sites within it.
-        streams: for each source whether it has a time axis.
+    ``sources`` are the values of its inputs, and ``streams`` says which of them have a
+    time axis.
     """
     values = dict(zip(segment.inputs, sources, strict=True))
     in_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
@@ -116,6 +114,9 @@ def run_segment(
 def stages(network: Network) -> list[Stage]:
     """Cut the network at its firing sites; what depends on x is computed once."""
     available = {*network.parameters, *network.x, *network.constants}
+    # Each stage takes from `remaining` what its site needs and no earlier one did. What
+    # does not depend on x, such as a reshaped kernel, stays there: every stage that
+    # needs it computes it again, so that it need not be carried.
     fires = [equation for equation in network.equations if equation.fires]
     remaining = [equation for equation in network.equations if not equation.fires]
     stage_list = []
@@ -124,6 +125,7 @@ def stages(network: Network) -> list[Stage]:
         work = needed(remaining, [v for v in ends if isinstance(v, int)], available)
         results = {v for eq in work for v in eq.outputs} & network.dependent
         remaining = [eq for eq in remaining if not results.intersection(eq.outputs)]
+        # Results that a later stage reads too, as of a residual sum, are carried to it.
         later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
         later |= {v for v in network.outputs if isinstance(v, int)}
         carried = () if equation is None else tuple(sorted(results & later))
@@ -138,31 +140,44 @@ def _stage(
     ends: Sequence[int | Static],
     carried: tuple[int, ...],
 ) -> Stage:
-    numbers: dict[int, int] = {}
-    results = {v for eq in spread_out(work) for v in eq.outputs}
+    """The stage of a site's equation, None for the outputs, as a segment and its place.
 
-    def number(v):
+    The segment numbers variables in the order in which the work meets them. Two equal
+    layers at different places of the network then have equal segments:
+
+        5 = dot(3, 4); 7 = add(5, 6)        ->    2 = dot(0, 1); 4 = add(2, 3)
+        12 = dot(10, 11); 14 = add(12, 13)  ->    the same, of other sources
+    """
+    numbers: dict[int, int] = {}  # variable of the network -> of the segment
+
+    def number(v: Any) -> Any:
         return numbers.setdefault(v, len(numbers)) if isinstance(v, int) else v
 
-    def numbered(eq: Equation) -> Equation:
-        inputs = tuple(map(number, eq.inputs))
-        body = eq.body
-        if body is not None:
-            equations = tuple(map(numbered, body.equations))
-            body = Body(equations, tuple(map(number, body.inputs)))
-        outputs = tuple(map(number, eq.outputs))
-        site = nameless(eq.site) if eq.site else None
-        return Equation(
-            eq.primitive, eq.params, inputs, outputs, site, "", (), body, eq.mapped
-        )
-
-    canonical = list(map(numbered, work))
-    outputs, inner_carried = tuple(map(number, ends)), tuple(map(number, carried))
-    sources = tuple(v for v in numbers if v not in results)
+    equations = tuple(_renumbered(eq, number) for eq in work)
+    outputs, carried_on = tuple(map(number, ends)), tuple(map(number, carried))
+    # What the work reads and does not compute comes from outside.
+    computed = {v for eq in spread_out(work) for v in eq.outputs}
+    sources = tuple(v for v in numbers if v not in computed)
     inputs = tuple(numbers[v] for v in sources)
-    segment = Segment(tuple(canonical), inputs, outputs, inner_carried)
+    segment = Segment(equations, inputs, outputs, carried_on)
     site, output = (equation.site, equation.outputs[0]) if equation else (None, None)
     return Stage(site, output, segment, sources, carried)
+
+
+def _renumbered(eq: Equation, number: Callable[[Any], Any]) -> Equation:
+    """The equation over other variables, without what tells it from equal ones."""
+    inputs, body = tuple(map(number, eq.inputs)), eq.body
+    if body is not None:
+        equations = tuple(_renumbered(inner, number) for inner in body.equations)
+        body = Body(equations, tuple(map(number, body.inputs)))
+    return eq._replace(
+        inputs=inputs,
+        outputs=tuple(map(number, eq.outputs)),
+        site=nameless(eq.site) if eq.site else None,
+        path="",
+        calls=(),
+        body=body,
+    )
 
 
 def nameless(site: Site) -> Site:

@@ -67,11 +67,6 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
 
     Raises:
         ValueError: this is no model, or a pattern matches no site.
-
-    >>> from snnjax.neurons import lif
-    >>> names = ["hidden", "out"]
-    >>> resolve_models({"out*": lif(leak=0.9)}, names, lif()).models[1][1].leak
-    0.9
     """
     if isinstance(models, BySite):
         if {name for name, _ in models.models} != set(site_names):

@@ -68,6 +68,7 @@ class WithoutGradient(Wrapper):
         """As the model does."""
         return fire(self.neuron, jax.tree.map(self._constant, params), state, spike)
 
+    # Whole numbers have no derivative that anybody could ask for.
     def _constant(self, leaf: jax.Array) -> jax.Array:
         return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
 
@@ -105,6 +106,7 @@ class _DetachedReset(Wrapper):
         def constant(*args: Any, **options: Any) -> jax.Array:
             return jax.lax.stop_gradient(spike(*args, **options))
 
+        # Fired twice, with equal numbers: only the first spikes have a gradient.
         after, spikes = fire(self.neuron, params, state, spike)
         detached, _ = fire(self.neuron, params, state, constant)
         if "potential" in getattr(after, "_fields", ()):

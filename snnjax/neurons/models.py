@@ -92,14 +92,7 @@ class IntegrateAndFire:
     """IF, or LIF where its parameters have a leak. A value: equal fields, equal models.
 
     Attributes:
-        levels: (low, high), the whole numbers that a spike may be: (0, 1) is binary,
-            (-1, 1) signed, (0, n) and (-n, n) are graded.
-        reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
-        dead_zone: z in [0, 1): the neuron is silent while less than z V_t is missing,
-            except at step T; see `snnjax.neurons.schedule`. Up to 1/2 it changes
-            nothing.
-        last_zone: the dead zone at step T, in [1/2, 1]: 1/2 rounds to the nearest
-            value; a larger one saves last spikes and adds error.
+        levels, reset, dead_zone, last_zone: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. A
@@ -172,13 +165,10 @@ class IntegrateAndFire:
 
         Membranes are float32 even in bfloat16 networks, and wider only if their
         parameters are.
-
-        >>> neuron = integrate_and_fire()
-        >>> neuron.start(neuron.init(), (2, 3)).potential.shape
-        (2, 3)
         """
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
+        # Only what can be taken back has to be counted.
         bounded = self.levels[0] < 0 and self.rectifies
         total = jnp.zeros(shape, dtype) if bounded else None
         return NeuronState(jnp.broadcast_to(potential, shape), total)
@@ -221,8 +211,9 @@ class IntegrateAndFire:
             below = jnp.clip(jax.lax.stop_gradient(near), low, high - _NEAREST)
         steps = [reached(below + i) for i in range(1, 1 + min(high - low, _NEAREST))]
         level = functools.reduce(operator.add, steps)
-        if self.levels != (0, 1):
+        if self.levels != (0, 1):  # a binary level begins at 0
             level = level + below
+        # A reset to zero asks whether any spike was sent, not of which level.
         spike_or_none = level
         if self.reset == "zero" and self.levels != (0, 1):
             spike_or_none = reached(1)
@@ -298,8 +289,9 @@ def integrate_and_fire(
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
         dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
-            step T. With a radix code of base 2, 2/3 gives the non-adjacent form of a
-            number, whose digits are 0 two times out of three.
+            step T; up to 1/2 this changes nothing. With a radix code of base 2, 2/3
+            gives the non-adjacent form of a number, whose digits are 0 two times out of
+            three.
         last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
             nearest value. With 2/3 a third fewer neurons send a last spike, and the
             squared error of rounding grows by a third.

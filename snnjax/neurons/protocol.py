@@ -103,6 +103,7 @@ class Wrapper:
 def inner(neuron: Any) -> Any:
     """What is inside a model, its params or its state: ``neuron``; None if nothing."""
     inside = getattr(neuron, "neuron", None)
+    # A field of a user's own may have this name and be a number.
     is_part = callable(getattr(inside, "fire", None)) or hasattr(inside, "_fields")
     return inside if is_part else None
 
@@ -127,6 +128,8 @@ def field(tree: Any, name: str) -> Any:
 def with_field(params: Any, name: str, value: Any) -> Any:
     """The params with another value of a field that they or those inside have."""
     outer_first = chain(params)
+    # The outermost with a value, as `field` finds it, or else the outermost with the
+    # field at all.
     depth = next(
         (i for i, p in enumerate(outer_first) if getattr(p, name, None) is not None),
         next((i for i, p in enumerate(outer_first) if name in _fields(p)), None),
@@ -146,7 +149,7 @@ def _fields(tree: Any) -> tuple[str, ...]:
 def drive(params: Any, current: jax.Array) -> jax.Array:
     """The current with the bias, and above the offset, in the widest of their types."""
     bias, offset = field(params, "bias"), field(params, "offset")
-    if offset is not None:
+    if offset is not None:  # a neuron sees what is left above it
         bias = -offset if bias is None else bias - offset
     if bias is None:
         return current
@@ -161,7 +164,7 @@ def fire(
     """Fire a model, by this surrogate unless it has one of its own."""
     if not _takes_spike(neuron):
         return neuron.fire(params, state)
-    if spike is None and _fires_without(neuron):
+    if spike is None and _binds(neuron.fire):  # its own default
         return neuron.fire(params, state)
     return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
@@ -197,7 +200,7 @@ MOST_LEVELS = 256  # a spike has to fit in a byte
 def checked_levels(levels: Any) -> tuple[int, int]:
     """The levels as Python's numbers; raise unless spikes can have them."""
     try:
-        low, high = map(operator.index, levels)
+        low, high = map(operator.index, levels)  # NumPy's numbers too, but no floats
     except TypeError:  # one number, or fractions
         low, high = 1, 0
     except ValueError:  # not two of them
@@ -242,12 +245,8 @@ def _takes_spike(neuron: Any) -> bool:
     return _binds(neuron.fire, spike=None)
 
 
-def _fires_without(neuron: Any) -> bool:
-    """Whether ``spike`` has a default."""
-    return _binds(neuron.fire)
-
-
 def _binds(function: Any, **options: Any) -> bool:
+    """Whether ``function(params, state, **options)`` is a call that it takes."""
     try:
         inspect.signature(function).bind(None, None, **options)
     except (TypeError, ValueError):

@@ -33,25 +33,19 @@ class Tick(NamedTuple):
         size: T w_t, what a spike of level 1 is worth, over V_th.
         before: the size of the step before.
         finest: T w_T.
-        share: of `shares`.
+        arrivals: how many times a constant arrives, see `arrivals`.
         zone: z_t; 0 where it is at most 1/2, since that changes nothing.
     """
 
     size: Any
     before: Any
     finest: Any
-    share: Any
+    arrivals: Any
     zone: Any
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
-    """The ticks of all steps; None if all steps are alike.
-
-    Args:
-        code: what a spike is worth.
-        neuron: the model of a site; None where none fires.
-        steps: T.
-    """
+    """The ticks of all steps of a model; None if all steps are alike."""
     zones = dead_zones(neuron, steps)
     if code.clock_runs and not zones.any():
         return None
@@ -60,15 +54,17 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         size=sizes,
         before=np.concatenate([sizes[:1], sizes[:-1]]),
         finest=np.full(steps, sizes[-1]),
-        share=shares(code, steps),
+        arrivals=arrivals(code, steps),
         zone=zones,
     )
 
 
-def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
-    """T times the share of a constant that arrives at each step: T at the first one.
+def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
+    """How many times a constant, a bias or an offset, arrives at each step.
 
-    None with rate coding, where it is 1 at every step.
+    Once at every step with rate coding, for which this is None. Otherwise T times at
+    the first step and then never, so that the first digit, the largest, is decided on
+    all of it.
 
     Args:
         part: of the T steps; all of them by default.
@@ -80,18 +76,18 @@ def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | No
     return of_all if part is None else of_all[part]
 
 
-def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
-    """The current, plus a share of the bias, minus that share of the offset.
+def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
+    """The current, with the bias minus the offset as often as they arrive.
 
     Args:
-        share: of `shares`, for each step along the first axis or for one step.
+        times: of `arrivals`, for each step along the first axis or for one step.
     """
-    if share is None:
+    if times is None:
         return drive(params, current)
     constant = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
-    share = jnp.asarray(share, constant.dtype)
-    share = share.reshape(*share.shape, *[1] * (constant.ndim - share.ndim))
-    return current.astype(constant.dtype) + share * constant
+    times = jnp.asarray(times, constant.dtype)
+    times = times.reshape(*times.shape, *[1] * (constant.ndim - times.ndim))
+    return current.astype(constant.dtype) + times * constant
 
 
 def fire_at(
@@ -103,33 +99,22 @@ def fire_at(
 ) -> tuple[Any, jax.Array]:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
-    The surrogate's derivative is that of the level, and within the dead zone that of
-    the level 0 at d = 0.
+    That floors v / V_th. With V_t as its threshold and v + `_ahead` as its potential it
+    finds the level of this schedule; what was added is taken back after the reset. The
+    surrogate's derivative is that of the level, and within the dead zone that of the
+    level 0 at d = 0.
     """
     if tick is None:
         return fire(neuron, params, state, spike)
     v, total = state
-    model = chain(neuron)[-1]
-
-    def per_step(number: Any) -> jax.Array:
-        return jnp.asarray(number, v.dtype)
-
-    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
-    # A neuron of whole numbers has a margin against rounding.
-    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
-    ahead = jnp.full_like(v, max(margins))
-    if model.levels[0] < 0:
-        ahead += per_step(tick.size - tick.finest) / 2 * threshold
-    if model.has_zones:
-        missing = v - per_step(tick.finest) / 2 * threshold
-        bar = per_step(tick.zone * (1 - _TIES)) * per_step(tick.size) * threshold
-        silent = jnp.abs(missing) < bar
-        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     fraction = jnp.zeros(())
-    if total is not None:  # in units of this step's spikes, of which whole ones count
-        sent = total * per_step(tick.before) / per_step(tick.size)
+    if total is not None:
+        # In spikes of this step: one of size 4 allows to take back two of size 2. Where
+        # sizes grow, the fraction of a spike waits until it is a whole one.
+        sent = total * _like(tick.before, v) / _like(tick.size, v)
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
+    ahead = _ahead(neuron, params, v, tick)
     now = params._replace(
         threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
         offset=None,
@@ -138,8 +123,35 @@ def fire_at(
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += offset if tick.share is None else per_step(tick.share) * offset
+        spikes += offset if tick.arrivals is None else _like(tick.arrivals, v) * offset
     return NeuronState(after.potential - ahead, total), spikes
+
+
+def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
+    """What turns the model's floor of v / V_t into the level of this schedule.
+
+    It is the sum of these, of which binary neurons without zones have none:
+
+        (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
+        -d                 in the dead zone: half a spike is left, whose floor is 0
+    """
+    model = chain(neuron)[-1]
+    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
+    # A neuron of whole numbers has a margin against rounding.
+    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
+    ahead = jnp.full_like(v, max(margins))
+    if model.levels[0] < 0:
+        ahead += _like(tick.size - tick.finest, v) / 2 * threshold
+    if model.has_zones:
+        missing = v - _like(tick.finest, v) / 2 * threshold
+        bar = _like(tick.zone * (1 - _TIES), v) * _like(tick.size, v) * threshold
+        silent = jnp.abs(missing) < bar
+        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
+    return ahead
+
+
+def _like(number: Any, v: jax.Array) -> jax.Array:
+    return jnp.asarray(number, v.dtype)
 
 
 # What was sent may be a whole number of spikes but for rounding.
@@ -154,7 +166,7 @@ def dead_zones(neuron: Any, steps: int) -> np.ndarray:
     >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))
     [0.   0.   0.75]
     """
-    *_, model = (None, *chain(neuron))
+    *_, model = (None, *chain(neuron))  # the innermost
     zones = np.full(steps, getattr(model, "dead_zone", 0.0))
     zones[-1] = getattr(model, "last_zone", 0.0)
     return np.where(zones > 1 / 2, zones, 0.0)

@@ -66,6 +66,7 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     indices = unpack(train.bits, steps, train.levels)
     if train.code.clock_runs:
         return spikes_of(indices, train)
+    # A spike of step t is worth T w_t; what equations read is decoded up to each step.
     levels = spikes_of(indices, dataclasses.replace(train, offset=None, dtype=None))
     sizes = jnp.asarray(train.code.sizes(steps), levels.dtype)
     sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
@@ -96,20 +97,8 @@ def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
-def as_wide_as(
-    membranes: jax.Array, threshold: Any, offset: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    """Threshold and offset in the type of the potentials.
-
-    A narrower type would round a level beyond 1 twice.
-    """
-    dtype = membranes.dtype
-    wide_offset = None if offset is None else jnp.asarray(offset, dtype)
-    return jnp.asarray(threshold, dtype), wide_offset
-
-
 def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
-    """Codes [T, ...] in the bytes of `SpikeTrain.bits`."""
+    """Indices [T, ...] in the bytes of `SpikeTrain.bits`."""
     group = per_byte(levels)
     filling = jnp.zeros((-len(indices) % group, *indices.shape[1:]), jnp.uint8)
     groups = jnp.concatenate([indices, filling]).reshape(-1, group, *indices.shape[1:])
@@ -122,7 +111,7 @@ def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
 def append(
     byte: jax.Array, indices: jax.Array, place: int, levels: tuple[int, int] = BINARY
 ) -> jax.Array:
-    """A byte of some steps, with the code of step ``place`` set."""
+    """A byte of some steps, with the index of step ``place`` set."""
     group = per_byte(levels)
     return byte | indices << jnp.uint8(8 // group * (group - 1 - place))
 

@@ -19,11 +19,10 @@ from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
-from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares
+from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
-    as_wide_as,
     level_indices,
     per_byte,
 )
@@ -98,16 +97,9 @@ def fold(
 
     Returns:
         The state after them, and the spikes [t, B, ...].
-
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import NeuronState, integrate_and_fire
-    >>> neuron = integrate_and_fire()
-    >>> state, spikes = fold(neuron, neuron.init(),
-    ...                      NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
-    >>> print(spikes[:, 0], state.potential)
-    [0. 1.] [0.]
     """
     state = _integrated(neuron, params, state, currents, wait, code)
+    # The loop gives as many spikes as it takes currents: T, the last of them 0.
     arriving = arriving_while_firing(params, currents, wait, code)
     step, few = _step(neuron, params), len(currents) <= FEW_STEPS
     state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
@@ -153,9 +145,10 @@ def mean_and_pace(
 
     def receive(carry, arriving):
         # The bias is added here, or XLA would write currents + bias to memory.
-        current, share, tick = arriving
-        return count(carry, driven(params, current, share), tick)
+        current, times, tick = arriving
+        return count(carry, driven(params, current, times), tick)
 
+    # Two loops in place of one over currents and zeros, which would be written first.
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
 
@@ -164,7 +157,7 @@ def mean_and_pace(
     loops = min(steps, _steps_per_loop(neuron, ticks))
     early = jax.tree.map(lambda a: a[: steps - wait], ticks)
     late = jax.tree.map(lambda a: a[steps - wait :], ticks)
-    arriving = (currents[wait:], shares(code, steps, slice(wait, None)), early)
+    arriving = (currents[wait:], arrivals(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
         carry, _ = jax.lax.scan(receive_nothing, carry, late, wait, unroll=loops)
@@ -185,6 +178,7 @@ def spike_train(
     """The spikes of `unroll` as bits, in one pass. Forward only."""
     steps = currents.shape[0]
     check_wait(steps, wait)
+    # Levels are stored without the offset, which `decode` adds.
     step = _step(neuron, params._replace(offset=None))
     state = neuron.start(params, currents.shape[1:])
     state = _integrated(neuron, params, state, currents, wait, code)
@@ -207,6 +201,7 @@ def spike_train(
             state, spikes = step(state, (currents[place], tick))
             size = 1.0 if tick is None else tick.size
             indices = level_indices(spikes, size * params.threshold, levels)
+            # The last byte may have places beyond step T: they stay 0.
             indices = jnp.where(running[place], indices, jnp.zeros_like(indices))
             byte = append(byte, indices, place, levels)
         return state, byte
@@ -214,7 +209,10 @@ def spike_train(
     count = len(groups[0])
     loops = min(count, max(1, _steps_per_loop(neuron, ticks) // group))
     _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
-    threshold, offset = as_wide_as(state.potential, params.threshold, params.offset)
+    # In the type of the potential: a narrower one would round a level beyond 1 twice.
+    dtype, offset = state.potential.dtype, params.offset
+    threshold = jnp.asarray(params.threshold, dtype)
+    offset = None if offset is None else jnp.asarray(offset, dtype)
     return SpikeTrain(bits, threshold, levels, offset, currents.dtype, code)
 
 
@@ -303,6 +301,7 @@ def closed_form(
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
+    # In float32 or wider, as potentials are.
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     v = start.astype(dtype) + total.astype(dtype)
@@ -310,6 +309,7 @@ def closed_form(
         v = neuron.nearest(v) + neuron.margin
     count = v / threshold.astype(dtype)
     low, high = model.levels
+    # Clipped first and floored then, so that the gradient ends where the clip begins.
     most = round(code.reach(steps) / code.finest(steps))
     within = jnp.clip(count, 0 if model.rectifies else most * low, most * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
@@ -324,8 +324,8 @@ def arriving_while_firing(
 
     First the input after the wait, then zeros.
     """
-    share = shares(code, len(currents), slice(wait, None))
-    rest = driven(params, currents[wait:], share)
+    times = arrivals(code, len(currents), slice(wait, None))
+    rest = driven(params, currents[wait:], times)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
 
@@ -367,9 +367,9 @@ def _integrated(
     if not wait:
         return state
 
-    def integrate(state, current_and_share):
-        arriving = driven(params, *current_and_share)
+    def integrate(state, current_and_times):
+        arriving = driven(params, *current_and_times)
         return neuron.integrate(params, state, arriving), None
 
-    share = shares(code, len(currents), slice(0, wait))
-    return jax.lax.scan(integrate, state, (currents[:wait], share))[0]
+    times = arrivals(code, len(currents), slice(0, wait))
+    return jax.lax.scan(integrate, state, (currents[:wait], times))[0]

@@ -206,6 +206,7 @@ class Adaptive(Wrapper):
             lead(leaf, a.ndim).astype(a.dtype)
             for leaf in (field(params.neuron, "threshold"), *params[1:])
         )
+        # The model compares v with its own V_th, so its surrogate's argument moves.
         shift = adaptation * a / (2 * threshold)
 
         def raised(x: jax.Array, *args: Any, **options: Any) -> jax.Array:
@@ -272,6 +273,7 @@ class Recurrent(Wrapper):
             )
         kernel_key, model_key = jax.random.split(key)
         count = math.prod(shape)
+        # The variance of a sum of N spikes does not grow with N.
         kernel = jax.random.normal(kernel_key, (count, count)) / math.sqrt(count)
         return RecurrentParams(self.neuron.init(shape, model_key), kernel)
 
@@ -289,6 +291,7 @@ class Recurrent(Wrapper):
     ) -> RecurrentState:
         """The model integrates I + s W."""
         dtype = promoted(current, state.spikes)
+        # One kernel for the whole site: its neurons are one axis, whatever its shape.
         rows = state.spikes.reshape(state.spikes.shape[0], -1).astype(dtype)
         recurrent_current = rows @ params.kernel.astype(dtype)
         total = current.astype(dtype) + recurrent_current.reshape(state.spikes.shape)

@@ -1,12 +1,19 @@
 """From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
-``simulate.py`` is the transform, ``executions.py`` computes it, and
-``remat.py`` does so with little memory for the gradient.
+``simulate.py`` is the transform and ``options.py`` its arguments. ``executions.py``
+computes it, ``training_mode.py`` for a function in training mode, and ``remat.py`` with
+little memory for the gradient.
 """
 
 from snnjax import _renamed
 from snnjax.simulation.executions import ByLayer
-from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
+from snnjax.simulation.simulate import init, latency, spiking
 
-__all__ = ["ByLayer", "SpikingFunction", "init", "latency", "spiking"]
-__getattr__ = _renamed.renamed(__name__, {"by_layer": "snnjax.simulation.ByLayer"})
+__all__ = ["ByLayer", "init", "latency", "spiking"]
+__getattr__ = _renamed.renamed(
+    __name__,
+    {
+        "SpikingFunction": "collections.abc.Callable",
+        "by_layer": "snnjax.simulation.ByLayer",
+    },
+)

@@ -45,13 +45,9 @@ def choose(
     surrogate: Surrogate,
     platform: str,
 ) -> Choice:
-    """How an SNN is simulated.
+    """How an SNN is simulated on a platform, "cpu", "gpu" or "tpu".
 
-    Args:
-        execution: as for `snnjax.spiking`; anything but "auto" is taken as it is.
-        snn: the spiking network.
-        steps, wait, surrogate: of the simulation.
-        platform: of the devices that compute: "cpu", "gpu" or "tpu".
+    Anything but "auto" is taken as it is.
 
     Raises:
         ValueError: the execution is "closed_form", and the SNN has none.

@@ -1,8 +1,8 @@
 """Executions: several ways to compute the same spikes.
 
 `run_in_time` computes n steps at a time, from one (by step) to all of them (by layer).
-`run_closed_form` needs no loop over time, since each layer waits for all its input.
-`run_folded` calls the function itself on T B examples, for training mode.
+`run_closed_form` needs no loop over time, since each layer waits for all its input. A
+function in training mode has its own, in ``training_mode.py``.
 """
 
 import dataclasses
@@ -23,14 +23,13 @@ from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
 from snnjax.network.evaluate import (
-    accumulating,
     evaluate,
     firing,
     identity,
     of_values,
     operator,
+    operator_rule,
 )
-from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.gradients import WithSurrogate
@@ -115,6 +114,8 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     if remat and size == job.steps:
         return _run_from_bits(job)
     constants, streams, live = prepare(job)
+    # Under a code whose clock does not run an operator is a function of what is decoded
+    # at a step, and needs no state.
     states = {
         eq.place.name: start_state(job, eq, constants, streams)
         for eq in live
@@ -123,7 +124,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     widened, narrowed = _in_float32(constants)
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
-        x, ticks = now
+        x, ticks = now  # of the steps of this segment
         values: dict[Any, Any] = narrowed(widened)
         if job.sequence:
             values |= job.network.inputs(x)
@@ -138,6 +139,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
             return function
         if remat:
             return jax.checkpoint(function)
+        # Nothing between the sites is kept: from a state it is one step to recompute.
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
@@ -162,9 +164,9 @@ def _advance(
     The state that it leaves is written to ``after``.
     """
     name, code = site.name, job.snn.code
-    if site.accumulates and not code.clock_runs:
+    if not site.fires and not code.clock_runs:
         return of_values(site, current, *operands)
-    if site.accumulates:
+    if not site.fires:
         *others, function = operands
         arguments = (current, *others)
         outputs, after[name] = function.over_time(arguments, states[name])
@@ -245,10 +247,11 @@ def run_closed_form(job: Job) -> Any:
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
+    # Only what follows the last neurons on the way to an output has steps. The neurons
+    # whose spikes it reads become trains again; of all others the mean is enough.
     tail = needed(network.equations, outputs, available=spikes)
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
-    last = {eq.place.name: v for eq, v in zip(fires, spikes, strict=True)}
-    last = {name: v for name, v in last.items() if v in tail_reads}
+    last = {eq.place.name: eq.outputs[0] for eq in fires if eq.outputs[0] in tail_reads}
     trains: dict[int, jax.Array] = {}  # what the readout reads of each step
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
@@ -265,91 +268,15 @@ def run_closed_form(job: Job) -> Any:
         trains[last[site.name]] = stop(train) + (mean - stop(mean))[None]
         return mean
 
-    evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
+    evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
     values |= trains
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values |= network.inputs(job.x)
         sources = [*spikes, *network.x]
     streams = streaming(tail, sources)
-    evaluate(tail, values, firing(fire, {}, accumulating(code)), streams=streams)
+    evaluate(tail, values, firing(fire, {}, operator_rule(code)), streams=streams)
     return over_steps(job, values, streams)
-
-
-def run_closed_training(job: Job) -> tuple[Any, Any]:
-    """A function in training mode, once, on the values that neurons end with.
-
-    Returns:
-        (outputs [T, B, ...], at each step the answer; aux as the function gave it).
-    """
-    network, neurons, steps = job.network, job.snn.neurons, job.steps
-
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        model = job.snn.model_of(site.name)
-        return closed_form(model, params, current, steps, code=job.snn.code)
-
-    values = network.arguments(job.snn.params, job.x)
-    evaluate(network.equations, values, firing(fire, neurons))
-    outputs, aux = network.results(values)
-    return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
-
-
-def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
-    """The function itself on T B examples; its neurons separate the steps again.
-
-    Args:
-        job: of a network that was captured for the folded x, and with aux; its x is
-            folded by `folded`.
-        shares: as there.
-        remat: the gradient keeps only the spikes, as bits.
-
-    Returns:
-        (outputs [T, B, ...], aux as the function gave it).
-    """
-    models, steps, wait = job.models, job.steps, job.wait  # see `_run_from_bits`
-    code = job.snn.code
-
-    def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
-        a = a.reshape(shares, steps, -1, *a.shape[1:])
-        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
-
-    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        currents = code.arriving(split(current))
-        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return folded(code.stream(spikes), shares)
-
-    def accumulate(site: Site, current: jax.Array, function: Operator) -> jax.Array:
-        del site
-        if not code.clock_runs:
-            (values,) = function.of_values(current)
-            return values
-        ((increments,), _) = function._replace(live=(True,)).over_time(
-            (split(current),)
-        )
-        return folded(increments, shares)
-
-    network, neurons = job.network, job.snn.neurons
-    values = network.arguments(job.snn.params, job.x)
-    if remat:
-        none = frozenset()
-        results = outputs_from_bits(
-            network, values, fire, none, neurons, models, accumulate
-        )
-        outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
-    else:
-        evaluate(network.equations, values, firing(fire, neurons, accumulate))
-        outputs, aux = network.results(values)
-    return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
-
-
-def folded(stream: jax.Array, shares: int = 1) -> jax.Array:
-    """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
-
-    Each device keeps its share: no example moves to another device.
-    """
-    steps, batch, *rest = stream.shape
-    parts = stream.reshape(steps, shares, batch // shares, *rest)
-    return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
 
 
 # -------------------------------------------------------------- parts of executions
@@ -366,6 +293,7 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
+    # With a constant x the first layer is computed once, not at every step.
     live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
     constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
     evaluate(constant, values, identity)
@@ -397,12 +325,9 @@ def start_state(
         values: of the variables that no step changes.
         streams: variables that have a time axis.
     """
-    site, avals, batch = (
-        equation.place,
-        job.network.avals,
-        batch_of(job.x, job.sequence),
-    )
-    if not site.accumulates:
+    site, avals = equation.place, job.network.avals
+    batch = batch_of(job.x, job.sequence)
+    if site.fires:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
     live = tuple(v in streams for v in equation.inputs)

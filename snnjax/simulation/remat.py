@@ -49,14 +49,14 @@ def outputs_from_bits(
     streams: frozenset[int],
     neurons: Mapping[str, Any],
     models: Mapping[str, Neuron],
-    accumulate: Rule = identity,
+    at_operator: Rule = identity,
 ) -> Any:
     """The outputs, stage by stage; a gradient keeps only the spikes, as bits.
 
     Args:
         network: captured for the input.
         values: variable -> value, of all that no step changes and of the input.
-        fire, neurons, accumulate: as for `firing`; the functions must hold no arrays,
+        fire, neurons, at_operator: as for `firing`; the functions must hold no arrays,
             since a gradient keeps them.
         models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
@@ -65,7 +65,7 @@ def outputs_from_bits(
 
     def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
         is_stream = tuple(v in streams for v in stage.sources)
-        run = functools.partial(_run_stage, stage, is_stream, fire, accumulate)
+        run = functools.partial(_run_stage, stage, is_stream, fire, at_operator)
         return _with_recomputation(run, [store[v] for v in stage.sources], params)
 
     *others, last = stages(network)
@@ -97,12 +97,12 @@ def _run_stage(
     stage: Stage,
     is_stream: Sequence[bool],
     fire: Fire,
-    accumulate: Rule,
+    at_operator: Rule,
     sources: Sequence[Any],
     params: Any,
 ) -> tuple[Any, list[Any]]:
     """The spikes of a site, or the outputs; and the values for later stages."""
-    rule = firing(fire, {}, accumulate)
+    rule = firing(fire, {}, at_operator)
     results, later_values = run_segment(stage.segment, sources, rule, is_stream)
     if stage.site is not None:
         return fire(stage.site, params, results[0]), later_values
@@ -118,14 +118,16 @@ def _with_recomputation(
     first one and keeps everything. Here the second one starts from the bits.
     """
     encoded = [isinstance(source, _Encoded) for source in sources]
-    shapes = [_struct(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
+    types = [jax.typeof(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
 
     def decoded(sources: list[Any]) -> list[Any]:
         return [
-            source if shape is None else _decode(source.train, shape)
-            for source, shape in zip(sources, shapes, strict=True)
+            source if spikes is None else _decode(source.train, spikes)
+            for source, spikes in zip(sources, types, strict=True)
         ]
 
+    # Spikes are arguments, so that their gradient goes on to the stage that sent them,
+    # but they are decoded from bits here as well: both passes then see equal numbers.
     @jax.custom_vjp
     def computed(sources, params):
         return run(decoded(sources), params)
@@ -137,7 +139,7 @@ def _with_recomputation(
         return computed(sources, params), (bits, params)
 
     def backward(residuals, upstream):
-        bits, params = _not_before(upstream, residuals)
+        bits, params = _available_after(upstream, residuals)
         _, pull = jax.vjp(run, decoded(bits), params)
         slopes, of_params = pull(upstream)
         of_sources = [
@@ -150,16 +152,21 @@ def _with_recomputation(
     return computed(sources, params)
 
 
-def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, Any]:
-    """The residuals, which XLA cannot read before it has computed ``upstream``.
+def _available_after(
+    upstream: Any, residuals: tuple[list[Any], Any]
+) -> tuple[list, Any]:
+    """The same residuals, but XLA has to compute ``upstream`` before it reads them.
 
-    Otherwise XLA may recompute all stages at once. It ignores ``optimization_barrier``
-    on CPU, but it cannot know that no gradient is NaN.
+        bits = where(isnan(slope), 0, bits)    for one number of the upstream gradient
+
+    Otherwise XLA may recompute all stages at once, and hold them. On CPU it ignores
+    ``optimization_barrier``, but it cannot know that no gradient is NaN. If one is, the
+    zeros do no harm, since the parameters become NaN as well.
     """
     slopes = [s for s in jax.tree.leaves(upstream) if s.dtype != jax.dtypes.float0]
     if not slopes:
         return residuals
-    broken = jnp.isnan(slopes[0].ravel()[0])
+    broken = jnp.isnan(slopes[0].ravel()[0])  # one number is enough to wait for
 
     def after(value):
         if not isinstance(value, _Encoded):
@@ -173,10 +180,7 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
     return [after(value) for value in sources], params
 
 
-def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _decode(train: SpikeTrain, like: Any) -> jax.Array:
+    """The spikes of these bits, in the shape and type of others."""
     indices = unpack(train.bits, like.size, train.levels).reshape(like.shape)
     return spikes_of(indices, dataclasses.replace(train, dtype=like.dtype))
-
-
-def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)

@@ -10,7 +10,7 @@ gain and its cost.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any
 
 import chex
 import jax
@@ -39,16 +39,15 @@ from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
-from snnjax.simulation.choice import Choice, choose
-from snnjax.simulation.executions import (
-    ByLayer,
-    Job,
-    folded,
-    run_closed_form,
-    run_closed_training,
-    run_folded,
-    run_in_time,
+from snnjax.simulation.choice import choose
+from snnjax.simulation.executions import ByLayer, Job, run_closed_form, run_in_time
+from snnjax.simulation.options import (
+    Simulation,
+    check_execution,
+    check_options,
+    layer_options,
 )
+from snnjax.simulation.training_mode import folded, run_closed_training, run_folded
 from snnjax.snn import (
     SNN,
     check_models,
@@ -58,8 +57,6 @@ from snnjax.snn import (
     models_of_sites,
 )
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
-
-EXECUTIONS = get_args(Execution)
 
 
 def init(
@@ -124,25 +121,6 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
         ) from None
 
 
-class SpikingFunction(Protocol):
-    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``.
-
-    The type of an argument of your own functions:
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> def predict(spiking_fn: SpikingFunction, snn: snnjax.SNN, x: jax.Array):
-    ...     return spiking_fn(snn, x).mean(0).argmax(-1)
-    >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.array([[0.1, 0.9], [0.8, 0.2]])
-    >>> snn = init(fn, jnp.eye(2), x, model=snnjax.integrate_and_fire())
-    >>> print(predict(spiking(fn, steps=4), snn, x))
-    [1 0]
-    """
-
-    def __call__(
-        self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
-    ) -> Any: ...
-
-
 @called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
@@ -155,7 +133,7 @@ def spiking(
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
     has_aux: bool = False,
-) -> SpikingFunction:
+) -> Callable[..., Any]:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
     Args:
@@ -227,13 +205,16 @@ def spiking(
     (4, 2, 1)
     """
     check_function(fn)
-    _check_steps(steps, wait)
+    if steps is not None:
+        check_wait(steps, 0 if wait is None else wait)
+    elif wait is not None:  # and T is that of an SNN
+        WHOLE.check("wait", wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
     if micro_batch is not None:
         COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
-    _check_execution(execution)
+    check_execution(execution)
     simulation = Simulation(
         fn=fn,
         steps=steps,
@@ -245,7 +226,7 @@ def spiking(
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
     )
-    _check_options(simulation)
+    check_options(simulation)
 
     @called_as("snnjax.spiking(fn)(snn, x, key=None)")
     def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
@@ -279,41 +260,13 @@ def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
 # ------------------------------------------------------------- one simulation
 
 
-class Simulation(NamedTuple):
-    """How a function is simulated: the arguments of `spiking`, checked.
-
-    Attributes:
-        steps, wait: numbers, or None until they are those of an SNN.
-    """
-
-    fn: Callable
-    steps: Any
-    wait: Any
-    surrogate: Surrogate
-    detach_reset: bool
-    execution: Execution | ByLayer
-    inputs: Inputs
-    micro_batch: int | None
-    has_aux: bool
-
-    @property
-    def sequence(self) -> bool:
-        """Whether the input has a time axis once it is encoded."""
-        return self.inputs != "constant"
-
-    @property
-    def sets_gradient(self) -> bool:
-        """Whether surrogate or detach_reset differ from their defaults."""
-        return self.surrogate is not dspike or self.detach_reset
-
-
 def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
 ) -> Any:
     """Check SNN and input, encode the input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
-    _check_options(sim, snn.code)
+    check_options(sim, snn.code)
     check_values(snn)
     batch_axis = int(sim.inputs == "sequence")
     check_examples(x, batch_axis)
@@ -335,7 +288,12 @@ def simulate(
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
-        run = functools.partial(simulate_group, sim, choice, snn)
+        def run(x: chex.ArrayTree) -> Any:
+            job = _job(sim, snn, x)
+            if choice.has_gradient_of_layers:
+                return _with_gradient_of_layers(job, choice.execution)
+            return execute(job, choice.execution)
+
         batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
@@ -359,6 +317,7 @@ def simulate(
 def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
     """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
 
+    # lax.map maps a function of one example, and vmap gives that its batch back.
     def of_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
         return jax.tree.map(lambda y: y[:, 0], run(batch))
@@ -368,20 +327,12 @@ def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), outputs)
 
 
-def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
-    """Outputs [T, B, ...] of a group of examples on one device."""
-    job = _job(sim, snn, x)
-    if choice.has_gradient_of_layers:
-        return _with_gradient_of_layers(job, choice.execution)
-    return execute(job, choice.execution)
-
-
 def simulate_training(
-    sim: Simulation, shares: int, snn: SNN, x: chex.ArrayTree
+    sim: Simulation, devices: int, snn: SNN, x: chex.ArrayTree
 ) -> tuple[Any, Any]:
     """(outputs [T, B, ...], aux) of a function in training mode.
 
-    ``shares`` is the number of devices that share the batch.
+    ``devices`` is how many of them share the batch.
     """
     if sim.execution == "closed_form":
         x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
@@ -390,9 +341,9 @@ def simulate_training(
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
-    x = jax.tree.map(lambda leaf: folded(leaf, shares), x)
+    x = jax.tree.map(lambda leaf: folded(leaf, devices), x)
     return run_folded(
-        _job(sim, snn, x), shares, remat=_layer_options(sim.execution).remat
+        _job(sim, snn, x), devices, remat=layer_options(sim.execution).remat
     )
 
 
@@ -400,16 +351,11 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
     if execution == "closed_form":
         return run_closed_form(job)
-    options = _layer_options(execution)
+    options = layer_options(execution)
     # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
     by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
     size = 1 if by_step else options.segment or job.steps
     return run_in_time(job, size, remat=options.remat)
-
-
-def _layer_options(execution: Execution | ByLayer) -> ByLayer:
-    """The options of by_layer; the defaults for another execution."""
-    return execution if isinstance(execution, ByLayer) else ByLayer()
 
 
 def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
@@ -449,7 +395,8 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
             "spike) use the spike function that it is given"
         )
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
-    has_gradient = is_plain(model) and is_step(sim.surrogate)  # without a trace
+    # Whether a model of one's own uses the surrogate, only a trace of it shows.
+    has_gradient = is_plain(model) and is_step(sim.surrogate)
     if has_gradient or passes_gradient(simulated, params, site):
         return simulated
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
@@ -464,83 +411,9 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
         network = job.network._replace(constants=constants)
         return execute(job._replace(network=network, snn=snn, x=x), execution)
 
+    # A function with a derivative of its own must not close over traced arrays: all of
+    # them are arguments.
     layers = functools.partial(run, "by_layer")
     executed = jax.custom_jvp(functools.partial(run, execution))
     executed.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
     return executed(job.snn, job.x, job.network.constants)
-
-
-# --------------------------------------------------------------------- checks
-
-
-def _check_steps(steps: int | None, wait: int | None) -> None:
-    """Raise for steps or a wait out of range, as far as they are given."""
-    if steps is not None:
-        check_wait(steps, 0 if wait is None else wait)
-    elif wait is not None:
-        WHOLE.check("wait", wait)
-
-
-def _check_execution(execution: Any) -> None:
-    """Raise unless this is an execution."""
-    is_word = isinstance(execution, str) and execution in EXECUTIONS
-    if not is_word and not isinstance(execution, ByLayer):
-        raise ValueError(
-            f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
-            "or snnjax.simulation.ByLayer(segment=..., remat=...) (called)"
-        )
-
-
-def _check_options(sim: Simulation, code: Code | None = None) -> None:
-    """Raise for options that exclude each other, or that the code does not have.
-
-    Args:
-        sim: whose steps and wait may be unknown yet.
-        code: that of the SNN, once it is known.
-    """
-    options = _layer_options(sim.execution)
-    segment, remat = options.segment, options.remat
-    if code is not None and not code.clock_runs:
-        options_of_rate = {
-            f"inputs={sim.inputs!r}": sim.sequence,
-            "ByLayer(segment=...)": segment is not None,
-            "ByLayer(remat=True)": remat,
-        }
-        taken = [option for option, is_taken in options_of_rate.items() if is_taken]
-        if taken:
-            raise ValueError(
-                f"{', '.join(taken)} works with rate coding only, where every step is "
-                f"like the others; the SNN has the code {code!r}, whose constant input "
-                "arrives at the first step. Leave it out, or convert with "
-                "code=snnjax.codes.rate()"
-            )
-    if sim.execution == "closed_form" and sim.sets_gradient:
-        raise ValueError(
-            "execution='closed_form' has a straight-through gradient: leave surrogate "
-            "and detach_reset out, or take 'auto', which has them"
-        )
-    if segment is not None and sim.steps is not None and segment > sim.steps:
-        raise ValueError(
-            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
-        )
-    if segment is not None and sim.wait:
-        raise ValueError(
-            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
-            "the segment out"
-        )
-    if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
-        raise ValueError(
-            "has_aux=True shows the function all steps of the whole batch at once, so "
-            "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
-            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
-        )
-    if remat and segment is None and not is_step(sim.surrogate):
-        raise ValueError(
-            "remat keeps spikes as bits, so the surrogate must be a step; found "
-            f"{sim.surrogate!r}, which is not declared as one. Make it by "
-            "snnjax.surrogate.step_with_derivative or declare it by "
-            "snnjax.surrogate.step, or leave remat out"
-            + ("" if sim.has_aux else ", or give a segment with it: segment=...")
-        )

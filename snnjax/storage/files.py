@@ -197,17 +197,17 @@ def _snn(
     as_dicts = like is not None or card["program"] is not None
     params = tree.rebuild(structure["params"], arrays, as_dicts=as_dicts)
     sites = tree.rebuild(structure["neurons"], arrays, as_dicts=True)
-    if not isinstance(like, SNN):
-        params = params if like is None else tree.fill(like, params)
-        like = SNN(params, {}, model=None, code=None)
-    else:
-        params = tree.fill(like.params, params)
-    model = models.restore(card["model"], like.model)
+    like_model, like_code, like_neurons = None, None, {}
+    if isinstance(like, SNN):
+        like_model, like_code, like_neurons = like.model, like.code, like.neurons
+        like = like.params
+    params = params if like is None else tree.fill(like, params)
+    model = models.restore(card["model"], like_model)
+    code = models.restore(card["code"], like_code)
     neurons = {
-        name: models.restore_params(model_of(model, name), own, like.neurons.get(name))
+        name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
         for name, own in sites.items()
     }
-    code = models.restore(card["code"], like.code)
     return SNN(params, neurons, card["steps"], card["wait"], model, code)
 
 

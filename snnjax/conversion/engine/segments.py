@@ -18,7 +18,7 @@ from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax.codes import Code
 from snnjax.firing import over_time
-from snnjax.network.evaluate import accumulating, identity
+from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -46,11 +46,7 @@ class Work(NamedTuple):
     site: Site | None = None
 
     def __call__(self, *sources: Any) -> tuple[jax.Array, ...]:
-        accumulate = accumulating(self.code)
-
-        def rule(site: Site, *arguments: Any) -> Any:
-            return (accumulate if site.accumulates else identity)(site, *arguments)
-
+        rule = operator_rule(self.code)
         values = [_decoded(source, self.steps) for source in sources]
         outputs, carried = run_segment(self.segment, values, rule, self.streams)
         if self.site is not None:

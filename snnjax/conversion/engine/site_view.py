@@ -179,7 +179,7 @@ def kernels(sweep: Sweep, i: int) -> WeightsByPath:
     those of its products.
     """
     network, stage = sweep.network, sweep.stages[i]
-    if stage.place.signed:
+    if stage.place.is_encoder:
         own = [product.kernel for product in lone_products(network, sweep.stages, i)]
     else:
         own = [v for v in network.feeds[stage.place.name] if v in stage.sources]
@@ -196,7 +196,7 @@ def shared_kernels(sweep: Sweep, i: int) -> dict[str, list[str]]:
     The kernels of an encoder's stage have no other reader (`lone_products`).
     """
     site, network = sweep.stages[i].place, sweep.network
-    if site.signed:
+    if site.is_encoder:
         return {}
     feeds = network.feeds[site.name]
     readers = {network.parameters[v]: _readers(network, v) for v in feeds}

@@ -78,7 +78,7 @@ def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator)
     """
     site = here.stages[i].place
     # The products before an encoder need what the ANN's stage reads.
-    kept = _copied(here.activations) if site.signed else {}
+    kept = _copied(here.activations) if site.is_encoder else {}
     activations, own_maximum = _pass_ann(here, i)
     before = here._replace(activations=kept)
     view = SiteView(before, i, activations[: here.fitted], own_maximum)

@@ -29,6 +29,7 @@ def assign(needs: Mapping[str, Core], cores: Sequence[Core]) -> dict[str, int]:
             if i in visited or not fits(needs[name], cores[i]):
                 continue
             visited.add(i)
+            # The core is free, or the layer that has it finds another one.
             if i not in names_of_cores or place(names_of_cores[i], visited):
                 names_of_cores[i] = name
                 return True

@@ -57,7 +57,7 @@ def granularity(array: np.ndarray) -> str:
 def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]:
     """Kernels on a way from a sender of this shape; a way without maps has 1x1."""
     kernel_list = []
-    for node in way.maps:
+    for node in way.maps or (None,):
         image = (*shape[1:], 1, 1)[:2]
         match node:
             case Convolution():
@@ -72,11 +72,9 @@ def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]
                 shape = (len(weight),)
             case Flatten():
                 pass  # a dense layer still reads the image
-            case _:
+            case _:  # a scale, or the spikes themselves
                 kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), (0, 0), image))
-    if way.maps:
-        return kernel_list
-    return [Kernel(shape[0], (1, 1), (1, 1), (0, 0), (*shape[1:], 1, 1)[:2])]
+    return kernel_list
 
 
 def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
@@ -86,15 +84,11 @@ def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
     end with zeros (lowering/windows.py). They are cut off for such a chip.
     """
     reach, before = _reach(node), node.padding
-    if isinstance(before, str):
-        axes = zip(node.size, reach, node.stride, strict=True)
-        before = tuple(-(-_same(*axis) // 2) for axis in axes)
-        modes = ("SAME",) if any(before) else ("SAME", "VALID")
-        return Kernel(channels, reach, node.stride, before, node.size, modes)
     modes = _modes(node, reach, before)
     kernel = Kernel(channels, reach, node.stride, before, node.size, modes)
     if not chip.padding_modes or node.dilation != (1, 1) or not node.weight.any():
         return kernel
+    # The rows and columns of the kernel that are not all zero.
     used = [np.flatnonzero(node.weight.any(axis)) for axis in ((0, 1, 3), (0, 1, 2))]
     reach = tuple(int(taps[-1] - taps[0]) + 1 for taps in used)
     before = tuple(p - int(taps[0]) for p, taps in zip(before, used, strict=True))
@@ -108,12 +102,13 @@ def _modes(
     node: Convolution, reach: tuple[int, ...], before: tuple[int, ...]
 ) -> tuple[str, ...]:
     """Names of the padding of a kernel with this reach and zeros before the image."""
-    axes = zip(node.size, reach, node.stride, strict=True)
-    same = [(-(-n // s), _same(n, k, s) // 2) for n, k, s in axes]
-    axes = zip(node.size, reach, node.stride, strict=True)
-    valid = [((n - k) // s + 1, 0) for n, k, s in axes]
+    axes = [*zip(node.size, reach, node.stride, strict=True)]
+    modes = {
+        "SAME": [(-(-n // s), _same(n, k, s) // 2) for n, k, s in axes],
+        "VALID": [((n - k) // s + 1, 0) for n, k, s in axes],
+    }
+    # A mode is the number of results along each axis, and the zeros before it.
     own = [*zip(_results(node), before, strict=True)]
-    modes = {"SAME": same, "VALID": valid}
     return tuple(name for name, windows in modes.items() if windows == own)
 
 
@@ -124,8 +119,6 @@ def _reach(node: Convolution) -> tuple[int, ...]:
 
 def _results(node: Convolution) -> tuple[int, ...]:
     """Rows and columns that a convolution computes."""
-    if isinstance(node.padding, str):
-        return tuple(-(-n // s) for n, s in zip(node.size, node.stride, strict=True))
     return _windows(node.size, _reach(node), node.stride, node.padding)
 
 

@@ -80,7 +80,6 @@ class Chip:
         destinations: populations that one may send to, at most.
         fan_out: neurons that a neuron may send to, at most.
         inputs, neurons, outputs: of a chip, at most.
-        core_count: number of cores.
         cores: memory of each core, where a core runs one population.
         kernel_memory: "powers_of_two" or "plain" words of kernels, see `Core`.
         input_levels: (low, high) of an element of x in a step; high None: any.
@@ -139,7 +138,6 @@ class Chip:
     input_channels: Numbers | None = None
     dense_as_kernel: bool | None = None
     one_kernel: bool | None = None
-    core_count: int | None = None
     cores: tuple[Core, ...] | None = None
     kernel_memory: Literal["powers_of_two", "plain"] | None = None
     first: "Chip | None" = None
@@ -153,6 +151,8 @@ class Chip:
     @property
     def not_stated(self) -> tuple[str, ...]:
         """Limits that no source states: fields before `scale` that are None."""
+        # None means "not stated" for limits that every chip must have, and "nothing of
+        # the kind" for the fields from `scale` on.
         limits = _VALUES[: _VALUES.index("scale")]
         return tuple(name for name in limits if getattr(self, name) is None)
 
@@ -209,11 +209,7 @@ def _profile(name: str, values_of: Mapping[str, Mapping[str, Any]]) -> Chip:
 
 
 def speck() -> Chip:
-    """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
-
-    >>> speck().weight_bits, speck().scale, len(speck().cores)
-    ((8,), 'layer', 9)
-    """
+    """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events."""
     kernels = [16, 16, 16, 32, 32, 64, 64, 16, 16]  # Ki words of each core
     neurons = [64, 64, 64, 32, 32, 16, 16, 16, 16]
     cores = [Core(1024 * k, 1024 * n) for k, n in zip(kernels, neurons, strict=True)]
@@ -236,7 +232,6 @@ def speck() -> Chip:
                 input_columns=range(1, 129),
                 output_image=64,
                 destinations=2,
-                core_count=9,
                 kernel_memory="powers_of_two",
             ),
             sinabs + "chips/dynapcnn.py": dict(
@@ -263,11 +258,7 @@ def speck() -> Chip:
 
 
 def xylo() -> Chip:
-    """Xylo Audio: 1000 neurons with exponential synapses.
-
-    >>> xylo().synapse, xylo().fan_out, xylo().levels
-    ('exponential', 64, ((0, 31),))
-    """
+    """Xylo Audio: 1000 neurons with exponential synapses."""
     return _profile(
         "Xylo",
         {
@@ -279,8 +270,6 @@ def xylo() -> Chip:
                 levels=((0, 31),),
                 leak="shift",
                 synapse="exponential",
-                one_step=False,
-                event_driven=False,
                 fan_out=64,
                 inputs=16,
                 neurons=1000,
@@ -299,9 +288,6 @@ def loihi2() -> Chip:
 
     Potentials have 24 bits there, and a weight counts 2^6: 18 bits in units of a
     weight. A threshold has 17 bits without a sign, and v must exceed it: write V - 1.
-
-    >>> loihi2().state_bits, loihi2().resets, loihi2().programmable
-    (18, ('zero',), True)
     """
     lava = "lava-nc/lava b6822fbc, src/lava/"
     return _profile(
@@ -319,12 +305,10 @@ def loihi2() -> Chip:
                 levels=((0, 1),),
                 leak="factor",
                 synapse="instant",
-                one_step=False,
-                event_driven=False,
             ),
             lava + "utils/weightutils.py": dict(weight_bits=(8,), scale="power_of_two"),
             "open-neuromorphic.org/neuromorphic-computing/hardware/loihi-2-intel": dict(
-                programmable=True, neurons=1_000_000, core_count=128
+                programmable=True, neurons=1_000_000
             ),
         },
     )
@@ -371,10 +355,8 @@ def akida1() -> Chip:
                 initial_potentials="channel",
                 synapse="instant",
                 one_step=True,
-                event_driven=False,
             ),
             "brainchip quantizeml 1.2.5, QuantizationParams": dict(scale="channel"),
-            "doc.brainchipinc.com": dict(core_count=80),
         },
     )
     first = dataclasses.replace(
@@ -392,11 +374,7 @@ def akida1() -> Chip:
 
 
 def spinnaker2() -> Chip:
-    """SpiNNaker 2 with the NIR importer of py-spinnaker2.
-
-    >>> spinnaker2().scale, spinnaker2().readout, spinnaker2().state_bits
-    ('layer', 'potential', None)
-    """
+    """SpiNNaker 2 with the NIR importer of py-spinnaker2."""
     return _profile(
         "SpiNNaker 2",
         {
@@ -408,14 +386,10 @@ def spinnaker2() -> Chip:
                 levels=((0, 1),),
                 leak="factor",
                 synapse="instant",
-                one_step=False,
-                event_driven=False,
                 successive_maps=False,
                 input_levels=(0, 1),
                 readout="potential",
             ),
-            "arXiv 2401.04491: Arm Cortex-M4F cores": dict(
-                programmable=True, core_count=152
-            ),
+            "arXiv 2401.04491: Arm Cortex-M4F cores": dict(programmable=True),
         },
     )

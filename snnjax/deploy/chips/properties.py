@@ -74,6 +74,7 @@ class Receiver(NamedTuple):
     def numbers(self) -> dict[str, list[np.ndarray]]:
         """Field of `Chip` with a number of bits -> the arrays that must have them."""
         maps = [m for way in self.ways for m in way.maps if isinstance(m, Affine)]
+        # Biases and potentials count in units of their own under codes but rate coding.
         biases = [m.bias for m in (*maps, self.node) if m.bias is not None]
         potentials = [n.initial_potential for n in self.neurons]
         return {
@@ -161,6 +162,8 @@ def neuron_model(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
 def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
     low, high = levels
     pairs = chip.levels or (levels,)
+    # A chip with more levels clips later, so a few spikes differ; with fewer levels, or
+    # another sign, it is another neuron.
     tops = [top for bottom, top in pairs if bottom == low]
     if high in tops or None in tops:
         return
@@ -239,6 +242,7 @@ def paths(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
                 has = span(chip.pools) or "none but of a whole image"
                 yield _limit("pools", f"{size} (without overlap: {has})")
         if chip.successive_maps is False:
+            # A sum-pool is no map with weights; allowed is one of each, the pool first.
             maps = [m for m in way.maps if not isinstance(m, Flatten)]
             kinds = [isinstance(m, Affine) for m in maps]
             if kinds not in ([], [False], [True], [False, True]):
@@ -270,6 +274,7 @@ OF_RECEIVER = (
 
 def steps_and_code(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """Steps, code, wait, and whether all spikes of a step arrive together."""
+    # In one step all codes are alike, and a wait changes no spike.
     one = layers.steps == 1
     if chip.one_step and not one:
         yield Finding("one_step", "no", f"T = {layers.steps}, not 1", "take steps=1")
@@ -302,10 +307,7 @@ def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
     )
 
 
-OF_NETWORK = (steps_and_code, size)
-
-
-def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
+def input_levels(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """x are whole numbers that the chip takes in a step."""
     low, high = chip.input_levels or (0, None)
     takes = f"whole numbers {low} to {'n' if high is None else high} per step"
@@ -316,9 +318,6 @@ def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
     elif high is not None and arithmetic.largest_input > high:
         problem = f"{arithmetic.input_bits} bits, not {takes}"
         yield Finding("input_levels", "approximately", problem, remedy)
-
-
-OF_INPUT = (elements_of_x,)
 
 
 # ------------------------------------------------------------------------------ words

@@ -1,25 +1,30 @@
 """`report`: what a chip makes of a network, layer by layer."""
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from snnjax._ranges import POSITIVE, SHARE
 from snnjax._text import Table, shown_as_table
 from snnjax.deploy.chips.cores import assign, no_core
-from snnjax.deploy.chips.geometry import fan_out, kernels, need
+from snnjax.deploy.chips.geometry import kernels, need
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.properties import (
-    OF_INPUT,
-    OF_NETWORK,
     OF_RECEIVER,
     Finding,
     Receiver,
     Verdict,
+    input_levels,
+    size,
+    steps_and_code,
 )
-from snnjax.deploy.lowering.values import Connection, Layers, Output, Population
+from snnjax.deploy.lowering.values import (
+    Connection,
+    Layers,
+    Output,
+    Population,
+    check_layers,
+)
 
 GRADES: dict[Verdict, str] = {
     "fits": "bit for bit",
@@ -36,13 +41,11 @@ class Row(NamedTuple):
         name: of a population or an output; "network" and "input" for the rest.
         findings: properties that the chip approximates or does not have.
         core: number of the core that runs it, where cores have their own memory.
-        operations: synaptic operations per second at the rate of inferences.
     """
 
     name: str
     findings: tuple[Finding, ...]
     core: int | None = None
-    operations: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -80,11 +83,11 @@ class Report:
         return f"Report({self.chip.name}: {self.grade})"
 
     def _table(self) -> Table:
-        cells = [("layer", "verdict", "core", "SynOps/s")]
+        cells = [("layer", "verdict", "core")]
         for row in self.rows:
             core = "" if row.core is None else str(row.core)
-            rate = "" if row.operations is None else f"{row.operations:.3g}"
-            cells.append((row.name, row.verdict, core, rate))
+            cells.append((row.name, row.verdict, core))
+        # Columns without an entry are left out, and the reasons get the room.
         columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
         room = WIDTH - sum(2 + max(map(len, column)) for column in columns)
         texts = ["; ".join(f.problem for f in row.findings) for row in self.rows]
@@ -97,6 +100,7 @@ class Report:
         return Table(lines, above=grade, below="\n".join(self._advice()))
 
     def _advice(self) -> list[str]:
+        # Each remedy once, behind all of the fields that ask for it.
         remedies: dict[str, list[str]] = {}
         for row in self.rows:
             for finding in row.findings:
@@ -109,13 +113,7 @@ class Report:
         return [line for lines in paragraphs for line in lines]
 
 
-def report(
-    layers: Layers,
-    chip: Chip,
-    *,
-    inferences_per_second: float | None = None,
-    firing_rates: Mapping[str, Any] | None = None,
-) -> Report:
+def report(layers: Layers, chip: Chip) -> Report:
     """Compare a network with what a chip can run.
 
     Each property is compared with the chip's profile. What no source states is not
@@ -126,16 +124,9 @@ def report(
     Args:
         layers: from `snnjax.deploy.layers`, or whole numbers of `quantize`.
         chip: a profile, e.g. ``snnjax.deploy.speck()``.
-        inferences_per_second: > 0; adds synaptic operations per second of each layer:
-            inferences/s x T x neurons that send x firing rate x fan-out. It is an
-            upper bound, because neurons at the edge of an image reach fewer others.
-        firing_rates: name of a population, or "input" -> spikes per neuron and step, 0
-            to 1, e.g. ``{name: site.firing_rate for name, site in
-            snnjax.measure(...).sites.items()}``. Others count as 1.
 
     Raises:
-        ValueError: an argument of another kind, a rate outside its range, or layers
-            without a number of steps where operations are asked for.
+        ValueError: an argument of another kind.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]) @ params["readout"]
@@ -149,8 +140,8 @@ def report(
     >>> print(speck["hidden/relu"].findings[-1].problem)
     levels (-1, 1), not (0, n)
     """
-    rates = dict(firing_rates or {})
-    _check(layers, chip, inferences_per_second, rates)
+    check_layers(layers)
+    check_chip(chip)
     ways = layers.connections
     nodes = (*layers.populations, *layers.outputs)
     table = [_receiver(layers, ways, node, chip) for node in nodes]
@@ -159,25 +150,17 @@ def report(
         for receiver in (table if chip.cores else ())
     }
     cores = assign(needs, chip.cores or ())
-    of_network = [f for compare in OF_NETWORK for f in compare(layers, chip)]
-    of_input = [f for compare in OF_INPUT for f in compare(layers, chip)]
-    rows = [Row("network", tuple(of_network)), Row("input", tuple(of_input))]
+    of_network = (*steps_and_code(layers, chip), *size(layers, chip))
+    rows = [Row("network", of_network), Row("input", (*input_levels(layers, chip),))]
     for receiver in table:
         name = receiver.node.name
+        # Some chips have other limits for the layer that reads x.
         limits = chip.first if chip.first and receiver.reads_x else chip
         findings = [f for compare in OF_RECEIVER for f in compare(receiver, limits)]
         if name in needs and name not in cores:
             findings.append(no_core(needs[name], chip.cores or ()))
-        operations = None
-        if inferences_per_second is not None:
-            operations = inferences_per_second * _operations(receiver, rates)
-        rows.append(Row(name, tuple(findings), cores.get(name), operations))
+        rows.append(Row(name, tuple(findings), cores.get(name)))
     return Report(chip, tuple(rows))
-
-
-def _shapes(layers: Layers) -> dict[str, tuple[int, ...]]:
-    senders = (layers.input, *layers.populations)
-    return {node.name: node.shape for node in senders}
 
 
 def _receiver(
@@ -186,7 +169,7 @@ def _receiver(
     node: Population | Output,
     chip: Chip,
 ) -> Receiver:
-    shapes = _shapes(layers)
+    shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
     ways = [way for way in all_ways if way.receiver == node.name]
     maps = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
@@ -194,45 +177,8 @@ def _receiver(
     return Receiver(node, ways, maps, images, readers, layers)
 
 
-def _operations(receiver: Receiver, rates: Mapping[str, float]) -> float:
-    """Synaptic operations per inference, at most."""
-    steps, shapes = receiver.layers.steps or 1, _shapes(receiver.layers)
-    return sum(
-        steps
-        * math.prod(shapes[way.sender])
-        * float(rates.get(way.sender, 1))
-        * fan_out(way)
-        for way in receiver.ways
-    )
-
-
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
     for verdict in ("no", "approximately"):
         if verdict in verdicts:
             return verdict
     return "fits"
-
-
-def _check(
-    layers: Any, chip: Any, inferences: float | None, rates: Mapping[str, Any]
-) -> None:
-    """Raise unless these are arguments of `report`."""
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is a {type(layers).__name__}; allowed: "
-            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
-        )
-    check_chip(chip)
-    if inferences is not None:
-        POSITIVE.check("inferences_per_second", inferences)
-        if layers.steps is None:
-            raise ValueError(
-                "layers.steps is None, so operations cannot be counted; allowed: "
-                "layers of an SNN with steps, e.g. dataclasses.replace(snn, steps=8)"
-            )
-    for name, rate in rates.items():
-        if name not in _shapes(layers):
-            raise ValueError(
-                f"firing_rates has {name!r}; allowed: {', '.join(_shapes(layers))}"
-            )
-        SHARE.check(f"firing_rates[{name!r}]", rate)

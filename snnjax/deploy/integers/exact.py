@@ -16,6 +16,7 @@ in float32 where that is exact, below 2^24, because it is several times faster.
 """
 
 import functools
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -173,6 +174,8 @@ def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
     _check(layers, x)
     largest = largest_values(layers)
     _check_sums(layers, largest)
+    # A program depends on which sums are inexact, and not on how large they are: other
+    # weights of the same shapes use the same one.
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
     arrays = {node.name: _arrays(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
@@ -211,6 +214,7 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
     times = timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
+    # A potential and a sum are added before the limit acts, so each has 30 bits.
     if largest[name] * worth >= 2**30:
         raise ValueError(
             f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
@@ -220,7 +224,10 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
 
 
 def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
-    """The arrays of a node as int32: biases and potentials in units."""
+    """The arrays of a node as int32: biases and potentials in units.
+
+    The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
+    """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     match node:
         case Input(unit=unit_of_x):
@@ -230,7 +237,8 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             start = channels_last(node.initial_potential) / layers.potential_unit
             times = timing(layers)
             zones = dead_zones(without_surrogate(node.model), times.steps)
-            # The least whole number that is not below 2 z_t m_t V.
+            # The least whole number not below 2 z_t m_t V, in fractions: a float
+            # beside a whole number would be rounded to the next one.
             bars = [
                 -(-2 * z.numerator * m * threshold // z.denominator)
                 for z, m in zip(map(_ratio, zones), times.multiples, strict=True)
@@ -282,12 +290,11 @@ def _run(
                 whole, clipped = whole_input(x, p["unit"], arithmetic)
                 streams[node.name] = Stream(whole, None)
             case Population(model=model):
-                currents = received(stream, p["bias"], times)
-                neuron = without_surrogate(model)
-                activity[node.name] = _fire(neuron, p, currents, times, arithmetic)
+                neuron, currents = without_surrogate(model), received(stream, times)
+                activity[node.name] = _fire(neuron, times, arithmetic, p, currents)
                 streams[node.name] = Stream(None, activity[node.name].spikes)
             case Output():
-                units = received(stream, p["bias"], times)
+                units = _with_bias(received(stream, times), p["bias"], times)
                 worth = lead(layers.potential_unit * p["unit"], units.ndim)
                 results[node.name] = units.astype(jnp.float32) * worth
             case _:
@@ -304,6 +311,7 @@ def _run(
     )
 
 
+# A structure has a hash, so it can be a static argument of `jax.jit`; arrays have none.
 def without_arrays(structure: Any) -> Any:
     """The layers or the node of a structure, None in place of each array."""
     return jax.tree.unflatten(structure, [None] * structure.num_leaves)
@@ -324,12 +332,13 @@ class Stream(NamedTuple):
 
 def total(streams: list[Stream]) -> Stream:
     """The sum of what several nodes send."""
+    return Stream(add(s.constant for s in streams), add(s.spikes for s in streams))
 
-    def add(parts: list[Any]) -> Any:
-        present = [part for part in parts if part is not None]
-        return functools.reduce(jnp.add, present) if present else None
 
-    return Stream(add([s.constant for s in streams]), add([s.spikes for s in streams]))
+def add(parts: Iterable[jax.Array | None]) -> Any:
+    """The sum of the arrays that are there; None without any."""
+    present = [part for part in parts if part is not None]
+    return functools.reduce(jnp.add, present) if present else None
 
 
 def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Stream:
@@ -341,6 +350,8 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
         return map_output(node, p, x.astype(dtype)).astype(x.dtype)
 
     constant, spikes = stream
+    # A map knows no time, so steps are examples. On a GPU the default precision would
+    # round the factors to fewer bits.
     with jax.default_matmul_precision("highest"):
         if spikes is not None:
             flat = output(spikes.reshape(-1, *spikes.shape[2:]))
@@ -348,19 +359,24 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
         return Stream(None if constant is None else output(constant), spikes)
 
 
-def received(stream: Stream, bias: Any, times: Timing) -> jax.Array:
-    """What arrives at each of the T steps, in units: [T, B, ...]."""
-    (constant, spikes), steps = stream, times.steps
-    like = spikes if constant is None else constant[None]
-    assert like is not None
-    bias = jnp.broadcast_to(jnp.asarray(bias, like.dtype), like.shape)
-    units = _scaled(times.biases[:steps], bias)
-    if constant is not None:
-        units += _scaled(times.inputs[:steps], constant[None])
-    return units if spikes is None else units + _scaled(times.arriving[:steps], spikes)
+def received(stream: Stream, times: Timing) -> jax.Array:
+    """What arrives at each of the T steps, in units, without a bias: [T, B, ...]."""
+    constant, spikes = stream
+    return add(
+        [
+            None if constant is None else _at_each_step(times.inputs, constant[None]),
+            None if spikes is None else _at_each_step(times.multiples, spikes),
+        ]
+    )
 
 
-def _scaled(numbers: np.ndarray, array: jax.Array) -> jax.Array:
+def _with_bias(currents: jax.Array, bias: jax.Array, times: Timing) -> jax.Array:
+    """What arrives, with the bias at the steps at which it does."""
+    bias = jnp.broadcast_to(bias, currents.shape[1:])
+    return currents + _at_each_step(times.biases, bias[None])
+
+
+def _at_each_step(numbers: np.ndarray, array: jax.Array) -> jax.Array:
     """A number of each step times an array, [T, ...] or the same one [1, ...]."""
     factors = jnp.asarray(numbers, array.dtype)
     return factors.reshape(-1, *[1] * (array.ndim - 1)) * array
@@ -390,35 +406,24 @@ class Fired(NamedTuple):
 
 
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
-    """What a population of whole numbers does with currents in units, without bias."""
+    """What a population of whole numbers does with currents, int32 [T, B, ...]."""
     neuron, p = without_surrogate(node.model), _arrays(node, layers)
-    return _fire_jitted(neuron, timing(layers), layers.arithmetic, p, currents)
+    return _fire(neuron, timing(layers), layers.arithmetic, p, currents)
 
 
 @functools.partial(jax.jit, static_argnums=range(3))
-def _fire_jitted(neuron, times, arithmetic, p, currents) -> Fired:
-    bias = jnp.broadcast_to(p["bias"], currents.shape)
-    currents += _scaled(times.biases[: times.steps], bias)
-    return _fire(neuron, p, currents, times, arithmetic)
-
-
 def _fire(
     neuron: IntegrateAndFire,
-    p: dict[str, jax.Array],
-    currents: jax.Array,
     times: Timing,
     arithmetic: Arithmetic,
+    p: dict[str, jax.Array],
+    currents: jax.Array,
 ) -> Fired:
-    """All steps of a population.
+    """All steps of a population, whose arrays ``p`` are those of `_arrays`.
 
-    Args:
-        neuron: its levels and reset.
-        p: whole numbers: "threshold" V, "start" v(0), "bars" the dead zone 2 z_t m_t V
-            of each spike, [T, ...]; scalar, [C] or of every neuron.
-        currents: int32 [T, B, ...], what arrives, in units.
-        times: of the code.
-        arithmetic: bits of the state.
+    ``currents`` are what arrives, in units, without the bias.
     """
+    currents = _with_bias(currents, p["bias"], times)
     wait, shape = times.wait, currents.shape[1:]
     threshold = lead(p["threshold"], len(shape))
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
@@ -427,6 +432,8 @@ def _fire(
         v, sent, extremes, overflows, below = state
         current, arriving, firing, bar = now
         v += current
+        # Extremes and overflows are those of the register before its limit acts, or
+        # nobody would see that it did.
         extremes = _widened(extremes, v, arriving)
         limit = 2 ** (arithmetic.state_bits - 1) * arriving
         overflows += jnp.sum(v >= limit, dtype=jnp.int32)
@@ -435,6 +442,7 @@ def _fire(
             v = jnp.clip(v, -limit, limit - 1)
         else:
             v = (v + limit) % (2 * limit) - limit
+        # Before the first spike ``firing`` is 0, by which nothing can be divided.
         m = jnp.maximum(firing, 1)
         k = _nearest_level(neuron, v, sent, m, threshold)
         is_silent = jnp.abs(2 * v - threshold) < lead(bar, v.ndim)

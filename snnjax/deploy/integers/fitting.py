@@ -23,12 +23,14 @@ from snnjax.deploy.integers.timing import Timing, timing, widest
 from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
 from snnjax.deploy.lowering.values import (
     Affine,
+    Arithmetic,
     Convolution,
     Dense,
     Flatten,
     Layers,
     Output,
     Population,
+    Scale,
     SumPool,
 )
 from snnjax.neurons.gradients import without_surrogate
@@ -58,13 +60,14 @@ class Incoming(NamedTuple):
     Attributes:
         weights: of the float network.
         whole: what it reads in the network of whole numbers.
-        rows: W* over the threshold, [O, n].
+        part: W* over the threshold, [O, n], their bits and the variance of what they
+            read.
         second: H of each of its G groups, [G, n, n].
     """
 
     weights: Affine
     whole: exact.Stream
-    rows: np.ndarray
+    part: rounding.Part
     second: np.ndarray
 
 
@@ -99,67 +102,37 @@ class WholeReceiver(NamedTuple):
     clippings: list[str]
 
 
-def read_receiver(
+def fit_receiver(
     layers: Layers,
     node: Population | Output,
     maps: Sequence[tuple[Affine, Pair]],
-) -> Reading:
-    """Currents and moments of a receiver, from its maps and what each of them reads."""
-    v_th = node.threshold if isinstance(node, Population) else np.ones(())
-    thresholds = _per_row(v_th, node.shape)
-    currents, moments = _read(
-        _structures([weights for weights, _ in maps]),
-        timing(layers),
-        [_params(weights) for weights, _ in maps],
-        [pair.floats for _, pair in maps],
-        [pair.whole for _, pair in maps],
-    )
-    incoming = []
-    for (weights, pair), both in zip(maps, moments, strict=True):
-        second, cross = (np.asarray(moment, np.float64) for moment in both)
-        rows = _corrected(_rows(weights) / thresholds[:, None], second, cross)
-        incoming.append(Incoming(weights, pair.whole, rows, second))
-    return Reading(layers, node, incoming, thresholds, currents)
-
-
-def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> WholeReceiver:
-    """The receiver with weights of these bits."""
-    layers, node, incoming = reading.layers, reading.node, reading.incoming
+    bits: int,
+    scale: rounding.Scale,
+) -> WholeReceiver:
+    """A receiver with weights of these bits, from its maps and what each one reads."""
+    reading = _read(layers, node, maps, bits)
     assert layers.arithmetic is not None
     is_population = isinstance(node, Population)
-    clippings = _clippings(reading, bits) if is_population else []
+    clippings = _clippings(reading) if is_population else []
     half = 2 ** (layers.arithmetic.state_bits - 1)
-    parts = [
-        rounding.Part(
-            c.rows, _bits_of(c.weights, bits), _variances(c.second, len(c.rows))
-        )
-        for c in incoming
-    ]
     most = _largest_theta(reading, half)
     for _ in range(_ATTEMPTS):
+        parts = [c.part for c in reading.incoming]
         theta = rounding.scales(parts, most, scale, is_population)
-        maps = [
-            _with_rows(c.weights, _to_whole(p.rows * theta[:, None], p.bits, c.second))
-            for c, p in zip(incoming, parts, strict=True)
-        ]
-        _check_weights(reading, maps)
-        weighted = _weighted(
-            _structures(maps),
+        whole_maps = [_to_whole(c, theta) for c in reading.incoming]
+        _check_weights(reading, whole_maps)
+        weighted = _received(
+            _structures(whole_maps),
             timing(layers),
-            [_params(m) for m in maps],
-            [c.whole for c in incoming],
+            [_params(m) for m in whole_maps],
+            [c.whole for c in reading.incoming],
         )
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, Output):
-            return WholeReceiver(whole, maps, None, clippings)
+            return WholeReceiver(whole, whole_maps, None, clippings)
         # Wide registers say how far potentials would go.
         activity = exact.fire(whole, widest(layers), weighted)
-        lowest, highest = (np.asarray(e, float) for e in activity.extremes)
-        # With "saturate" the lowest potentials do not bound the scale: a neuron far
-        # below its threshold is silent also at the limit. `Trace.below` counts them.
-        is_wrapped = layers.arithmetic.overflow == "wrap"
-        peaks = np.maximum(-lowest, highest + 1) if is_wrapped else highest + 1
-        peaks = peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
+        peaks = _peaks(activity, layers.arithmetic)
         is_too_large = peaks > _LARGEST_SHARE * half
         if not is_too_large.any():
             break
@@ -174,15 +147,52 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> WholeRec
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         activity = exact.fire(whole, layers, weighted)
-    floats = _float_spikes(reading)
-    spikes = Pair(floats, exact.Stream(None, activity.spikes))
-    return WholeReceiver(whole, maps, spikes, clippings)
+    spikes = Pair(_float_spikes(reading), exact.Stream(None, activity.spikes))
+    return WholeReceiver(whole, whole_maps, spikes, clippings)
+
+
+def _read(
+    layers: Layers,
+    node: Population | Output,
+    maps: Sequence[tuple[Affine, Pair]],
+    bits: int,
+) -> Reading:
+    """Currents and moments of a receiver, and the weights W* that follow from them."""
+    v_th = node.threshold if isinstance(node, Population) else np.ones(())
+    thresholds = _per_row(v_th, node.shape)
+    currents, moments = _currents_and_moments(
+        _structures([weights for weights, _ in maps]),
+        timing(layers),
+        [_params(weights) for weights, _ in maps],
+        [pair.floats for _, pair in maps],
+        [pair.whole for _, pair in maps],
+    )
+    incoming = []
+    for (weights, pair), both in zip(maps, moments, strict=True):
+        second, cross = (np.asarray(moment, np.float64) for moment in both)
+        rows = _corrected(_rows(weights) / thresholds[:, None], second, cross)
+        power = _variances(second, len(rows))
+        part = rounding.Part(rows, _bits_of(weights, bits), power)
+        incoming.append(Incoming(weights, pair.whole, part, second))
+    return Reading(layers, node, incoming, thresholds, currents)
+
+
+def _peaks(activity: exact.Fired, arithmetic: Arithmetic) -> np.ndarray:
+    """How large the potentials of each row become, [O].
+
+    With "saturate" the lowest ones do not count: a neuron far below its threshold is
+    silent also at the limit. `Trace.below` counts them.
+    """
+    lowest, highest = (np.asarray(e, float) for e in activity.extremes)
+    is_wrapped = arithmetic.overflow == "wrap"
+    peaks = np.maximum(-lowest, highest + 1) if is_wrapped else highest + 1
+    return peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
 
 
 def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
     """What a node without weights sends."""
     (structure,) = _structures([node])
-    return _mapped(structure, stream)
+    return _mapped(structure, {}, stream)
 
 
 def _with_charge(
@@ -190,10 +200,8 @@ def _with_charge(
 ) -> Population | Output:
     """The receiver with a whole threshold, bias and potential.
 
-    Args:
-        reading: of the receiver.
-        theta: thresholds of its rows, [O].
-        weighted: currents of whole numbers, without a bias, [T, N, ...].
+    ``theta`` are the thresholds of its rows, [O], ``weighted`` the currents of whole
+    numbers without a bias, [T, N, ...].
     """
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
@@ -223,10 +231,10 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, Population)
-    numbers = (node.threshold, node.initial_potential, node.bias)
+    numbers = (node.threshold, node.bias, node.initial_potential)
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
-    model = without_surrogate(node.model)
-    levels = _levels(model, timing(layers), *arrays, reading.currents)
+    model, params = without_surrogate(node.model), NeuronParams(*arrays)
+    levels = _levels(model, timing(layers), params, reading.currents)
     return exact.Stream(None, levels)
 
 
@@ -256,7 +264,7 @@ def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
         )
 
 
-def _clippings(reading: Reading, bits: int) -> list[str]:
+def _clippings(reading: Reading) -> list[str]:
     """Weights that are clipped at the least threshold, 1, in words.
 
     It happens in neurons that hardly ever fire: their threshold is far below a weight.
@@ -267,22 +275,21 @@ def _clippings(reading: Reading, bits: int) -> list[str]:
     node, clippings = reading.node, []
     for own in reading.incoming:
         # A threshold of .5 becomes 1.
-        peaks = np.abs(own.rows).max(axis=1, initial=0) / 2
-        own_bits = _bits_of(own.weights, bits)
-        is_clipped = peaks > rounding.largest_weight(own_bits)
+        peaks = np.abs(own.part.rows).max(axis=1, initial=0) / 2
+        is_clipped = peaks > rounding.largest_weight(own.part.bits)
         if not is_clipped.any():
             continue
         peak = peaks.max()
         enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak)
         if is_clipped.all():
             raise ValueError(
-                f"with weights of {own_bits} bits all thresholds of {node.name!r} "
+                f"with weights of {own.part.bits} bits all thresholds of {node.name!r} "
                 f"would be rounded to 0: a weight of {own.weights.name!r} is "
                 f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
                 "there"
             )
         clippings.append(
-            f"{own.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
+            f"{own.weights.name!r} of {own.part.bits} bits, in {is_clipped.sum()} of "
             f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
         )
     return clippings
@@ -302,39 +309,40 @@ def _params(node: Affine) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mapped(structure: Any, stream: exact.Stream) -> exact.Stream:
-    return exact.mapped(exact.without_arrays(structure), {}, stream)
+def _mapped(structure: Any, params: Any, stream: exact.Stream) -> exact.Stream:
+    return exact.mapped(exact.without_arrays(structure), params, stream)
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _read(structures, times, params, floats, whole):
+def _received(structures, times, params, streams):
+    """What arrives through some maps, in units, without a bias: [T, N, ...].
+
+    Sums of whole numbers above 2^24 are rounded to float32, which is enough to choose
+    scales and biases.
+    """
+    ways = zip(structures, params, streams, strict=True)
+    return exact.received(exact.total([_mapped(*way) for way in ways]), times)
+
+
+@functools.partial(jax.jit, static_argnums=range(2))
+def _currents_and_moments(structures, times, params, floats, whole):
     """Currents of the float network, and moments of each connection."""
     moments = []
     for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
         node, kernel = exact.without_arrays(structure), p["weight"].shape[:2]
         x, y = (_samples(node, kernel, _decoded(s, times)) for s in streams)
         moments.append((_covariance(y, y), _covariance(x, y)))
-    return _received(structures, params, floats, times), moments
+    return _received(structures, times, params, floats), moments
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _weighted(structures, times, params, streams):
-    """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...].
-
-    Sums above 2^24 are rounded to float32, which is enough to choose scales and biases.
-    """
-    return _received(structures, params, streams, times)
-
-
-@functools.partial(jax.jit, static_argnums=range(2))
-def _levels(model, times, threshold, start, bias, currents):
+def _levels(model, times, params, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
-    params = NeuronParams(threshold, bias, start)
     code, steps, wait = times
     currents = currents * code.sizes(steps)[-1]
     spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
-    return jnp.round(spikes / (sizes * threshold))
+    return jnp.round(spikes / (sizes * params.threshold))
 
 
 @jax.jit
@@ -348,44 +356,37 @@ def _mean(currents: jax.Array) -> np.ndarray:
     return np.asarray(_mean_of_channels(currents), np.float64)
 
 
-def _received(structures, params, streams, times) -> jax.Array:
-    arriving = [
-        exact.mapped(exact.without_arrays(structure), p, stream)
-        for structure, p, stream in zip(structures, params, streams, strict=True)
-    ]
-    zero = np.zeros((), np.int32)
-    return exact.received(exact.total(arriving), zero, times)
-
-
 def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:
     """What all steps of a stream add up to, in units: float [N, ...]."""
-    parts = []
-    if stream.constant is not None:
-        parts.append(float(times.inputs.sum()) * stream.constant.astype(jnp.float32))
-    if stream.spikes is not None:
-        weights = jnp.asarray(times.arriving[: len(stream.spikes)], jnp.float32)
-        parts.append(jnp.tensordot(weights, stream.spikes.astype(jnp.float32), 1))
-    return functools.reduce(jnp.add, parts)
+    constant, spikes = stream
+    if constant is not None:
+        constant = float(times.inputs.sum()) * constant.astype(jnp.float32)
+    if spikes is not None:
+        weights = jnp.asarray(times.multiples, jnp.float32)
+        spikes = jnp.tensordot(weights, spikes.astype(jnp.float32), 1)
+    return exact.add([constant, spikes])
 
 
 def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """What each group of rows reads at each place, [samples, G, n]."""
-    if isinstance(node, Convolution):
-        padding = node.padding
-        samples = jax.lax.conv_general_dilated_patches(
-            x,
-            kernel,
-            node.stride,
-            padding if isinstance(padding, str) else [(n, n) for n in padding],
-            rhs_dilation=node.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        samples = samples.reshape(-1, node.groups, samples.shape[-1] // node.groups)
-    elif isinstance(node, Dense):
-        samples = x[:, None]
-    else:
-        samples = x.reshape(-1, x.shape[-1], 1)
-    return samples[:: -(-len(samples) // _MOST_SAMPLES)]
+    """What each group of rows reads, at each place of x: [samples, G, n]."""
+    match node:
+        case Convolution(groups=groups):
+            patches = jax.lax.conv_general_dilated_patches(
+                x,
+                kernel,
+                node.stride,
+                [(n, n) for n in node.padding],
+                rhs_dilation=node.dilation,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            samples = patches.reshape(-1, groups, patches.shape[-1] // groups)
+        case Dense():
+            samples = x[:, None]
+        case Scale():  # each channel is a group that reads itself
+            samples = x.reshape(-1, x.shape[-1], 1)
+    # A moment needs no more samples; those left out lie evenly between the others.
+    every = -(-len(samples) // _MOST_SAMPLES)
+    return samples[::every]
 
 
 def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -404,6 +405,7 @@ def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.nd
     results = []
     groups = np.split(rows, len(second))
     for part, h, c in zip(groups, second, cross, strict=True):
+        # Few images say little about many weights, which the damping keeps in place.
         damping = _DAMPING * np.trace(h) / len(h) + 1e-9
         damped = h + damping * np.eye(len(h))
         change = np.linalg.solve(damped, (c - h).T @ part.T).T
@@ -457,10 +459,12 @@ def _variances(second: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _to_whole(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray:
-    """Rows rounded with error feedback, group by group."""
-    if not _is_matrix(rows, second):
-        return rounding.to_grid(rows, bits)
-    groups = np.split(rows, len(second))
-    pairs = zip(groups, second, strict=True)
-    return np.concatenate([rounding.with_feedback(r, bits, s) for r, s in pairs])
+def _to_whole(incoming: Incoming, theta: np.ndarray) -> Affine:
+    """The map at thresholds Theta [O], rounded with error feedback group by group."""
+    (rows, bits, _), second = incoming.part, incoming.second
+    rows = rows * theta[:, None]
+    if _is_matrix(rows, second):
+        pairs = zip(np.split(rows, len(second)), second, strict=True)
+        whole = [rounding.with_feedback(group, bits, s) for group, s in pairs]
+        return _with_rows(incoming.weights, np.concatenate(whole))
+    return _with_rows(incoming.weights, rounding.to_grid(rows, bits))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.deploy.lowering.values import Affine, Layers
+from snnjax.deploy.lowering.values import Affine, Layers, check_layers
 
 _FLOAT = 32
 
@@ -18,20 +18,18 @@ class Memory(NamedTuple):
     Attributes:
         weights: of all maps; a convolution's kernel counts once.
         potentials: one of each neuron.
-        constants: thresholds, biases and initial potentials, one of each channel, or of
-            each neuron where they differ within a channel.
     """
 
     weights: float
     potentials: float
-    constants: float
 
 
 def memory(layers: Layers) -> Memory:
-    """Bytes of the weights, potentials and constants of layers.
+    """Bytes of the weights and potentials of layers.
 
-    A weight takes the bits of the largest one of its map, potentials and constants take
-    `Arithmetic.state_bits`; floats take 32 bits.
+    A weight takes the bits of the largest one of its map, a potential
+    `Arithmetic.state_bits`, and a float 32. Thresholds, biases and initial potentials
+    are not counted: there are few of them, at most one per neuron.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
@@ -43,11 +41,7 @@ def memory(layers: Layers) -> Memory:
     >>> memory(layers).weights, memory(integers).weights
     (768.0, 96.0)
     """
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is {type(layers).__name__}; allowed: "
-            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
-        )
+    check_layers(layers)
     arithmetic = layers.arithmetic
     state_bits = _FLOAT if arithmetic is None else arithmetic.state_bits
     maps = [node.weight for node in layers.nodes if isinstance(node, Affine)]
@@ -56,13 +50,7 @@ def memory(layers: Layers) -> Memory:
         for weight in maps
     )
     neurons = sum(int(np.prod(p.shape)) for p in layers.populations)
-    constants = sum(
-        np.size(array)
-        for p in layers.populations
-        for array in (p.threshold, p.bias, p.initial_potential)
-    )
-    constants += sum(np.size(output.bias) for output in layers.outputs)
-    return Memory(weight_bits / 8, neurons * state_bits / 8, constants * state_bits / 8)
+    return Memory(weight_bits / 8, neurons * state_bits / 8)
 
 
 def _bits(weight: np.ndarray) -> int:

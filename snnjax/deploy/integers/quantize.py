@@ -10,8 +10,8 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from snnjax._checks import (
     check_numbers,
 )
 from snnjax._patterns import matching
+from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
@@ -111,24 +112,22 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    arguments = _Options(weight_bits, state_bits, scale, overflow)
-    defaults = _Options(8, 16, "channel", "saturate")
-    choices = zip(arguments, _options_of(chip), defaults, strict=True)
-    options = _Options(*map(_first, choices))
-    bits = options.weight_bits
+    stated = _stated_by(chip)
+    bits = stated["weight_bits"] if weight_bits is None else weight_bits
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
+    state_bits = stated["state_bits"] if state_bits is None else state_bits
+    scale = stated["scale"] if scale is None else scale
+    overflow = stated["overflow"] if overflow is None else overflow
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, input_bits, options)
+    _check(layers, images, bits, state_bits, input_bits, scale, overflow)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(
-        max(bits.values()), input_bits, options.state_bits, options.overflow
-    )
+    arithmetic = Arithmetic(max(bits.values()), input_bits, state_bits, overflow)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    nodes, clippings = _whole_nodes(layers, x, bits, options.scale)
+    nodes, clippings = _whole_nodes(layers, x, bits, scale)
     if clippings:
         warnings.warn(
             "weights are clipped, since the thresholds of their neurons are small: "
@@ -139,15 +138,6 @@ def quantize(
     if chip is not None:
         _check_runs(integers, chip)
     return integers
-
-
-class _Options(NamedTuple):
-    """Arguments of `quantize` that a chip may state; None: not given."""
-
-    weight_bits: Any
-    state_bits: Any
-    scale: Any
-    overflow: Any
 
 
 def _whole_nodes(
@@ -176,13 +166,14 @@ def _whole_nodes(
                 pair = arriving(node)
                 if pair.whole.constant is not None:
                     _check_is_x(node, pair)
+                    # x is divided by its unit, so weights that read it are multiplied.
                     node = dataclasses.replace(node, weight=node.weight * unit)
                 maps[node.name], pairs[node.name] = node, pair
                 continue
             case Population() | Output():
+                # Nothing else reads these maps, so what they read is given free.
                 own = [(maps[s], pairs.pop(s)) for s in node.sources]
-                reading = fitting.read_receiver(layers, node, own)
-                fit = fitting.fit_receiver(reading, bits[node.name], scale)
+                fit = fitting.fit_receiver(layers, node, own, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
                 clippings += fit.clippings
                 nodes += fit.maps
@@ -214,22 +205,19 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 # --------------------------------------------------------------------------- checks
 
 
-def _first(choices: Iterable[Any]) -> Any:
-    """The first one that is not None."""
-    return next(choice for choice in choices if choice is not None)
-
-
-def _options_of(chip: Chip | None) -> _Options:
-    """What a chip states."""
+def _stated_by(chip: Chip | None) -> dict[str, Any]:
+    """Arguments that are not given: what a chip states, or else the defaults."""
     if chip is None:
-        return _Options(None, None, None, None)
+        chip = Chip("none")  # which states nothing
     check_chip(chip)
-    widths = [bits for bits in chip.weight_bits or () if bits <= 8]
     # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
-    scale = "layer" if is_shared else chip.scale
-    bits = max(widths, default=None)
-    return _Options(bits, chip.state_bits, scale, chip.overflow)
+    return {
+        "weight_bits": max((b for b in chip.weight_bits or () if b <= 8), default=8),
+        "state_bits": chip.state_bits or 16,
+        "scale": "layer" if is_shared else chip.scale or "channel",
+        "overflow": chip.overflow or "saturate",
+    }
 
 
 def _check_is_x(node: Node, pair: Pair) -> None:
@@ -258,9 +246,11 @@ def _check_runs(layers: Layers, chip: Chip) -> None:
 def _check(
     layers: Any,
     images: Any,
-    bits: Mapping[str, Any],
+    weight_bits: Mapping[str, Any],
+    state_bits: Any,
     input_bits: Any,
-    options: _Options,
+    scale: Any,
+    overflow: Any,
 ) -> None:
     is_layers = isinstance(layers, Layers)
     if not is_layers or layers.arithmetic is not None:
@@ -278,31 +268,20 @@ def _check(
     check_numbers(images)
     exact.check_shape(layers, images)
     check_finite("images", [images])
-    check_choice("scale", options.scale, ("channel", "layer", "power_of_two"))
-    check_choice("overflow", options.overflow, ("saturate", "wrap"))
-    ranges: dict[str, Any] = {
-        "weight_bits" if name == "*" else f"weight_bits of {name!r}": (n, 1, 16)
-        for name, n in bits.items()
-    }
-    ranges["state_bits"] = (options.state_bits, 4, 30)
-    ranges["input_bits"] = (input_bits, 2, 16)
-    for name, (number, least, largest) in ranges.items():
-        is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        if not is_whole or not least <= number <= largest:
-            raise ValueError(
-                f"{name} is {number!r}; allowed: whole numbers {least} .. {largest}"
-            )
+    check_choice("scale", scale, ("channel", "layer", "power_of_two"))
+    check_choice("overflow", overflow, ("saturate", "wrap"))
+    for pattern, number in weight_bits.items():
+        name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
+        Range(1, 16, whole=True).check(name, number)
+    Range(4, 30, whole=True).check("state_bits", state_bits)
+    Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
-        if not all(np.isfinite(array).all() for array in jax.tree.leaves(node)):
-            raise ValueError(
-                f"node {node.name!r} has numbers that are NaN or infinite; allowed: "
-                "finite weights, thresholds, potentials and biases"
-            )
+        check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
-        if options.scale != "channel" and not is_channelwise(node.threshold):
+        if scale != "channel" and not is_channelwise(node.threshold):
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
-                f"{options.scale!r} needs one per population; allowed: thresholds per "
+                f"{scale!r} needs one per population; allowed: thresholds per "
                 "channel, or scale 'channel'"
             )
         if node.leak is not None and (node.leak != 1).any():

@@ -80,6 +80,7 @@ def scales(
         unclipped = np.full_like(unclipped, unclipped.min())
         most = np.full_like(most, most.min())
     best, least = np.minimum(1.0, most), np.full(len(most), np.inf)
+    # From the scale that clips nothing to larger ones, and the first of equals wins.
     for fraction in _FRACTIONS[::-1]:
         theta = np.minimum(unclipped / fraction, most)
         if scale == "power_of_two":
@@ -126,6 +127,7 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
     >>> print(with_feedback(rows * [1, 0], 8, np.array([[1.0, 0.9], [0.9, 1.0]])))
     [[0. 0.]]
     """
+    # Without damping, an input that never varies would leave no inverse.
     damping = 0.01 * np.trace(second) / len(second) + 1e-9
     order = np.argsort(-np.diag(second), kind="stable")
     damped = second[np.ix_(order, order)] + damping * np.eye(len(second))
@@ -144,6 +146,7 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
             errors[:, i] = difference / feedback[column, column]
             rest = slice(column + 1, block.stop)
             rows[:, rest] -= errors[:, i : i + 1] * feedback[column, rest]
+        # One product per block for all columns behind it, instead of one per column.
         rows[:, block.stop :] -= errors @ feedback[block, block.stop :]
     restored = np.empty_like(whole)
     restored[:, order] = whole

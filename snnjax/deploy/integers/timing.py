@@ -17,14 +17,16 @@ from snnjax.deploy.lowering.values import Arithmetic, Layers
 
 
 class Timing(NamedTuple):
-    """What a code does at each of the T + wait steps of a population, in units.
+    """What a code does at each step of a population, in units.
+
+    x and biases arrive within T steps. Spikes arrive and leave within T + wait.
 
     >>> import snnjax
     >>> times = Timing(snnjax.codes.radix(), 4, 1)
     >>> print(times.multiples, times.arriving, times.firing)
     [8 4 2 1] [8 4 2 1 1] [0 8 4 2 1]
     >>> print(times.inputs, times.biases)
-    [8 0 0 0 0] [1 0 0 0 0]
+    [8 0 0 0] [1 0 0 0]
     """
 
     code: Code
@@ -58,8 +60,9 @@ class Timing(NamedTuple):
     @property
     def biases(self) -> np.ndarray:
         """Units of a bias, see `Layers.bias_unit`, that arrive."""
+        # With rate coding constants arrive at every step, with other codes once.
         last = self.steps if self.code.clock_runs else 1
-        return (np.arange(self.steps + self.wait) < last).astype(np.int64)
+        return (np.arange(self.steps) < last).astype(np.int64)
 
     @property
     def arriving(self) -> np.ndarray:

@@ -119,6 +119,7 @@ def _sizes(layers: Layers) -> dict[str, float]:
     sizes: dict[str, float] = {}
     for node in layers.nodes:
         if isinstance(node, Affine):
+            # At least 1, since weights are divided by it, and a map may be all zeros.
             sizes[node.name] = float(max(np.abs(node.weight).max(), 1))
         elif isinstance(node, Population | Output):
             sizes[node.name] = max(sizes[source] for source in node.sources)

@@ -35,6 +35,7 @@ def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
         sources = tuple(map(present, node.sources))
         node = dataclasses.replace(node, sources=sources)
         if len(sources) == 1 and count[sources[0]] == 1:
+            # A chip stores every weight, so two small maps may be better than one.
             product = composed(results[sources[0]], node, may_grow=False)
             if product is not None:
                 names[node.name] = product.name
@@ -42,6 +43,7 @@ def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
                 node = product
         if _is_identity(node):
             (names[node.name],) = node.sources
+            # Whoever read the identity reads its source now.
             count[node.sources[0]] += count[node.name] - 1
             results.pop(node.name, None)
         else:
@@ -69,6 +71,7 @@ def composed(before: Node, after: Node, *, may_grow: bool = True) -> Node | None
     """
     match before, after:
         case Scale(), Scale():
+            # A bias is one number per channel, which a factor of each pixel is not.
             plain = is_channelwise(before.weight) and is_channelwise(after.weight)
             if not plain and (before.bias is not None or after.bias is not None):
                 return None
@@ -79,6 +82,7 @@ def composed(before: Node, after: Node, *, may_grow: bool = True) -> Node | None
         case Convolution(groups=1), Convolution(groups=1) if _mixes_channels(after):
             rows = after.weight[:, :, 0, 0]
             weight = np.tensordot(rows, before.weight, axes=1)
+            # A map that only chooses and scales channels adds no weights.
             selects = (rows != 0).sum(axis=1).max() <= 1
             grows = not selects and weight.size > before.weight.size + rows.size
             if grows and not may_grow:

@@ -89,6 +89,7 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
 
     x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
     network = capture(fn, params, x)
+    # A ReLU was added per population, in their order, and capture keeps this order.
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
     models = ((site, _model(population, layers)) for site, population in pairs)
@@ -130,13 +131,13 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
         x: [B, ...], floats or whole numbers.
     """
     match node:
-        case Convolution(padding=padding):
+        case Convolution():
             dtype = jnp.result_type(x, p["weight"])
             x = jax.lax.conv_general_dilated(
                 x.astype(dtype),
                 p["weight"].astype(dtype),
                 node.stride,
-                padding if isinstance(padding, str) else [(n, n) for n in padding],
+                [(n, n) for n in node.padding],
                 rhs_dilation=node.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=node.groups,
@@ -157,6 +158,7 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
             zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
             x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
         case Flatten(shape=shape):
+            # Layers are channels first, and so is the order of a flattened image.
             x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
             x = x.reshape(x.shape[0], -1)
     return x

@@ -93,17 +93,7 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
     """
     check_snn(snn)
     check_values(snn)
-    check_examples(x)
-    if not hasattr(x, "shape") or not is_all_floating(x):
-        raise ValueError(
-            f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
-            "of floating point, the input of the first layer"
-        )
-    if len(x.shape) < 2:
-        raise ValueError(
-            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
-            "x[:, None]"
-        )
+    _check_input(x)
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     for model in map(without_surrogate, models_in(snn.model)):
@@ -115,33 +105,54 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
     return Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
 
 
-def _lowered(network: Network, snn: SNN) -> tuple[Node, ...]:
-    """The layers and neurons of a network whose outputs depend on one array x.
+def _check_input(x: Any) -> None:
+    """Raise unless x is one array of numbers, with an axis beside the batch's."""
+    check_examples(x)
+    if not hasattr(x, "shape") or not is_all_floating(x):
+        raise ValueError(
+            f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
+            "of floating point, the input of the first layer"
+        )
+    if len(x.shape) < 2:
+        raise ValueError(
+            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
+            "x[:, None]"
+        )
 
-    The channels of an image x are its last axis, or its first one if only then every
-    convolution reads channels as channels. What follows from an obstacle is reported
-    only if no input would give it a layer.
+
+def _lowered(network: Network, snn: SNN) -> tuple[Node, ...]:
+    """The nodes of a network, in order of execution.
+
+    Whether an image x has its channels last or first, only the convolutions know. So
+    channels last is tried, then channels first. If both fail, the problems are those
+    of the attempt that understood more variables.
     """
-    (x,) = network.x
-    shape = network.avals[x].shape
-    values = _at_rest(network, snn.params)
-    index = np.arange(math.prod(shape)).reshape(shape)
-    orders = [index.ravel()]
-    if len(shape) == 3:
-        orders = [np.moveaxis(index, -1, 0), index]
-    attempts = []
-    for order in orders:
+    values, attempts = _at_rest(network, snn.params), []
+    for order in _orders_of_x(network):
         builder = Builder(network, values)
         problems = _build(builder, snn, order)
         if not problems:
             return folded(_needed(builder))
         attempts.append((len(builder.sums), problems))
-    _, problems = max(attempts, key=lambda attempt: attempt[0])  # the one that got on
+    _, problems = max(attempts, key=lambda attempt: attempt[0])
     raise ConversionError(problems, "this network is no network of layers")
 
 
+def _orders_of_x(network: Network) -> list[np.ndarray]:
+    """Flat indices of x in the order of the input node: [C, H, W] or a vector."""
+    (x,) = network.x
+    shape = network.avals[x].shape
+    index = np.arange(math.prod(shape)).reshape(shape)
+    is_image = len(shape) == 3
+    return [np.moveaxis(index, -1, 0), index] if is_image else [index.ravel()]
+
+
 def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
-    """Add all nodes; return everything that has none."""
+    """Add all nodes; return everything that has none.
+
+    An equation is left out if it reads one that has no layer. It is a problem of its
+    own only if no operands would give it a layer.
+    """
     network = builder.network
     (x,) = network.x
     shape = network.avals[x].shape
@@ -172,7 +183,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site."""
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
-    if site.signed:
+    if site.is_encoder:
         raise NoLayer(
             "an encoder sends spikes of both signs",
             "put a ReLU here, or no encoder",
@@ -198,6 +209,8 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         bias=compact(constant + of_each_neuron(params.bias)),
         leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
     )
+    # A neuron sends levels, whole numbers. What a level is worth, the threshold, goes
+    # into the weights of whoever reads it.
     builder.nodes[site.name] = population
     spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)

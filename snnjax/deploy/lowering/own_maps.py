@@ -86,6 +86,7 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Node) -> Iterator[Affine
     direct = [s for s in node.sources if not isinstance(nodes[s], Affine)]
     for source in direct:
         _check_sums(nodes[source], nodes)
+    # x has a unit of its own, so that its weights cannot be those of spikes.
     of_x = tuple(s for s in direct if _reads_x(nodes[s], nodes))
     of_spikes = tuple(s for s in direct if s not in of_x)
     for sources in (of_x, of_spikes):
@@ -95,6 +96,7 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Node) -> Iterator[Affine
     for source in node.sources:
         if source not in direct:
             for before in _maps(nodes[source], nodes, receiver):
+                # Here a product may grow: there is no other way to hold both maps.
                 product = composed(before, node)
                 if product is None:
                     raise _TwoMaps(before, node)

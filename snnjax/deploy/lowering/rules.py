@@ -109,6 +109,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     contracted = tuple(contract[side])
     rest = [a for a in range(len(shape)) if a not in contracted]
     if math.prod(shape[a] for a in rest) == 1:
+        # The contracted axes may come in any order: the weights take that of x.
         index = np.arange(inputs).reshape(shape).transpose(*contracted, *rest)
         matrix = np.empty_like(weight)
         matrix[index.ravel()] = weight
@@ -120,6 +121,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
         )
+    # Only the nodes' order knows which of the other axes are rows and columns.
     candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
     axes = image_axes(total, shape, candidates)
     windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
@@ -272,6 +274,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
                 "reorder the weights instead of the activations",
             )
         sums = [vectorize(builder, s, path) for s in sums]
+    # x + relu(x) and x - x read a node twice: once is enough, with both scales.
     merged: dict[str, Term] = {}
     for term in itertools.chain.from_iterable(s.terms for s in sums):
         if term.node in merged:
@@ -321,25 +324,41 @@ def _select(
     """The elements ``source`` (-1: a zero) of a variable of ``shape``."""
     flat, order = source.ravel(), total.order
     if np.array_equal(np.sort(flat), np.arange(order.size)):
+        # All elements are there, so the nodes stay, at other places of the result.
         return total._replace(order=np.argsort(flat)[order])
     if order.ndim == 1:
         weight = (flat[:, None] == np.arange(order.size)).astype(float)
         return Sum(dense(builder, total, weight, path), np.arange(flat.size))
     axes = image_axes(total, shape)
-    sizes = [source.shape[a] for a in axes] if source.ndim == len(shape) else []
-    if sizes and math.prod(sizes) == source.size:
-        image = flat[flat_indices(source.shape, axes)]
+    weight, windows = _choice_of_channels(order, source, shape, axes)
+    terms = conv(builder, total, weight[:, :, None, None], windows, path)
+    return Sum(terms, flat_indices(source.shape, axes))
+
+
+def _choice_of_channels(
+    order: np.ndarray, source: np.ndarray, shape: Sequence[int], axes: tuple[int, ...]
+) -> tuple[np.ndarray, list[Window]]:
+    """Whole channels and every n-th row and column, as a 1x1 convolution with a stride.
+
+    Returns:
+        The weights [O, I] of 0 and 1, a row of zeros for a channel of zeros; and what
+        rows and columns read.
+    """
+    if source.ndim == len(shape) and source.size == math.prod(
+        source.shape[a] for a in axes
+    ):
+        image = source.ravel()[flat_indices(source.shape, axes)]  # [O, rows, columns]
         windows = [
             Window(n, m, 0, 1, -(-n // m))
-            for n, m in zip(order.shape[1:], sizes[1:], strict=True)
+            for n, m in zip(order.shape[1:], image.shape[1:], strict=True)
         ]
+        # The first pixel of a channel says which one it is, and all others must agree.
+        weight = image[:, :1, 0] == order[:, 0, 0]
         rows, columns = (slice(None, None, w.stride) for w in windows)
-        weight = (image[:, :1, 0] == order[:, 0, 0]).astype(float)
-        strided = order[weight.argmax(1)][:, rows, columns]
-        strided = np.where(weight.any(1)[:, None, None], strided, -1)
-        if np.array_equal(image, strided):
-            terms = conv(builder, total, weight[:, :, None, None], windows, path)
-            return Sum(terms, flat_indices(source.shape, axes))
+        expected = order[weight.argmax(1)][:, rows, columns]
+        expected = np.where(weight.any(1)[:, None, None], expected, -1)
+        if np.array_equal(image, expected):
+            return weight.astype(float), windows
     raise NoLayer(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "
         "a repetition or zeros around it, and no layer does that",

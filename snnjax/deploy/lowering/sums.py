@@ -77,6 +77,7 @@ class Builder:
 
     def scaled(self, term: Term, shape: tuple[int, ...], path: str) -> str:
         """The name of a node whose output is the term, its scale included."""
+        # A scale of 1 is no node, even if it has the shape of all neurons.
         if (term.scale == 1).all():
             return term.node
         name = join(path, "scale")
@@ -85,9 +86,7 @@ class Builder:
     def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
         """Names of the nodes that sum to a variable, and its constant in their order.
 
-        Args:
-            v: a variable that depends on x.
-            path: where in the network, for names.
+        New nodes are named after ``path``.
         """
         terms, order = self.sums[v]
         constant = numbers(self.values[v]).ravel()[order]
@@ -121,6 +120,7 @@ class Builder:
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
         """The name of a node that flattens another one."""
+        # Two layers that read one image share its flattening.
         for node in self.nodes.values():
             if isinstance(node, Flatten) and node.sources == (name,):
                 return node.name

@@ -45,6 +45,7 @@ class Arithmetic:
         return 2 ** (self.input_bits - 1) - 1
 
 
+# Nodes hold arrays, for which == has no single answer: they are compared by identity.
 @dataclass(frozen=True, eq=False)
 class Node:
     """What all nodes have.
@@ -113,15 +114,15 @@ class Output(Node):
 class Convolution(Node):
     """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
 
-    ``size`` are the rows and columns of its input, ``bias`` is [O]. Its padding is
-    "SAME" or two numbers. A depthwise convolution has as many groups as channels.
+    ``size`` are the rows and columns of its input, ``bias`` is [O]. A depthwise
+    convolution has as many groups as channels.
     """
 
     weight: np.ndarray
     bias: np.ndarray | None
     size: tuple[int, ...] = field(metadata=STATIC)
     stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
-    padding: tuple[int, ...] | str = field(metadata=STATIC, default=(0, 0))
+    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
     dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
     groups: int = field(metadata=STATIC, default=1)
 
@@ -242,6 +243,8 @@ class Layers:
         """All connections, in the order of their receivers."""
         nodes = {node.name: node for node in self.nodes}
 
+        # Backwards from a receiver to the first neurons: a sum of several nodes on the
+        # way makes as many connections.
         def ways(name: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
             node = nodes[name]
             if isinstance(node, Input | Population):
@@ -273,6 +276,7 @@ class Layers:
         incoming = self.connections
         for node in (*self.populations, *self.outputs):
             ways = [way for way in incoming if way.receiver == node.name]
+            # A map that lies on several ways has its weights once.
             maps = {m.name: m for way in ways for m in way.maps}.values()
             weights = sum(m.weight.size for m in maps if isinstance(m, Affine))
             threshold = node.threshold if isinstance(node, Population) else None
@@ -288,6 +292,15 @@ class Layers:
                 )
             )
         return Table(rows)
+
+
+def check_layers(layers: Any) -> None:
+    """Raise unless these are layers, of floats or of whole numbers."""
+    if not isinstance(layers, Layers):
+        raise ValueError(
+            f"layers is a {type(layers).__name__}; allowed: "
+            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
+        )
 
 
 def readers(nodes: tuple[Node, ...]) -> Counter[str]:

@@ -76,6 +76,7 @@ def conv(
     padding = [w.low for w in windows]
     square = weight.shape[2] == weight.shape[3]
     if not square or not all(w.fits(w.reach, 0) for w in windows):
+        # Dilated taps lie ``step`` apart in the new kernel, which has no dilation.
         width, fronts = _square(windows)
         padded = np.zeros((*weight.shape[:2], width, width))
         rows, columns = (
@@ -128,6 +129,8 @@ def pool(
 def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
     """The smallest square kernel for both axes, and the zeros before it in each."""
     smallest = max(w.reach for w in windows)
+    # A zero more in front of a kernel and one more behind it change nothing. So the two
+    # axes soon have a width in common, if they ever do.
     largest = smallest + 2 * max(abs(n) for w in windows for n in w) + 1
     for width in range(smallest, largest + 1):
         fronts = [

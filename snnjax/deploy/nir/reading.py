@@ -88,6 +88,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     nodes: list[Node] = []
     for name in order:
         names = tuple(sources[name])
+        # The first of them has the sources, each other one reads the one before it.
         for node in _read(nir, name, graph.nodes[name], float(duration)):
             nodes.append(dataclasses.replace(node, sources=names))
             names = (node.name,)
@@ -172,22 +173,34 @@ def _matrix(nir: Any, name: str, node: Any) -> Dense:
 
 
 def _convolution(name: str, node: Any) -> Convolution:
+    weight, dilation = _numbers(node.weight), _pair(node.dilation)
     stride, padding = _pair(node.stride), node.padding
-    padding = padding.upper() if isinstance(padding, str) else _pair(padding)
-    if padding == "SAME" and stride != (1, 1):
-        raise ValueError(
-            f"node {name!r} has padding 'same' with stride {stride}; allowed: "
-            "padding in numbers, or stride 1"
-        )
+    if not isinstance(padding, str):
+        padding = _pair(padding)
+    elif padding == "valid":
+        padding = (0, 0)
+    else:
+        # Layers pad alike on both sides. A kernel of even size reads one element more
+        # behind it than before, so a row of zeros makes its size odd.
+        reach = np.multiply(np.subtract(weight.shape[2:], 1), dilation)
+        is_even = reach % 2
+        if stride != (1, 1) or (is_even.any() and dilation != (1, 1)):
+            raise ValueError(
+                f"node {name!r} has padding 'same' with a kernel of {weight.shape[2:]},"
+                f" stride {stride} and dilation {dilation}; allowed: padding in "
+                "numbers, or stride 1 and a kernel of odd size"
+            )
+        weight = np.pad(weight, [(0, 0), (0, 0), *((n, 0) for n in is_even)])
+        padding = _pair((reach + is_even) // 2)
     return Convolution(
         name,
         (),
-        _numbers(node.weight),
+        weight,
         None if node.bias is None else _numbers(node.bias),
         () if node.input_shape is None else _pair(node.input_shape),
         stride,
         padding,
-        _pair(node.dilation),
+        dilation,
         int(node.groups),
     )
 
@@ -245,6 +258,7 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
         bias,
         leak,
     )
+    # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]
     return [Scale(f"{name}/gain", (), gain, None, gain.shape), population]
@@ -311,6 +325,7 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
 
 def _model(name: str, node: Any) -> IntegrateAndFire:
     """The model of a node; what plain NIR does not express is metadata."""
+    # Metadata wins over v_reset, which says "zero" in every graph of `to_nir`.
     metadata = node.metadata or {}
     reset = _text(metadata.get("reset", "zero"))
     if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):

@@ -41,6 +41,7 @@ from snnjax.deploy.lowering.values import (
     Population,
     Scale,
     SumPool,
+    check_layers,
     readers,
 )
 from snnjax.neurons.gradients import without_surrogate
@@ -165,11 +166,7 @@ def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
 
 def _check(layers: Layers) -> None:
     """Raise if NIR has no form for these layers, not even with metadata."""
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is {type(layers).__name__}; allowed: Layers of "
-            "snnjax.deploy.layers or snnjax.deploy.quantize"
-        )
+    check_layers(layers)
     if not layers.code.clock_runs:
         raise ValueError(
             f"NIR cannot express the code {layers.code!r}: its neurons have another "
@@ -186,25 +183,22 @@ def _check(layers: Layers) -> None:
 
 def _check_needs_no_metadata(layers: Layers) -> None:
     """Raise if plain NIR would describe another network."""
-    extensions = []
-    for model in (without_surrogate(p.model) for p in layers.populations):
-        if model.reset == "subtract":
-            extensions.append("reset by subtraction (in NIR: v <- v_reset)")
-        if model.levels != BINARY:
-            extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
-        if model.has_zones:
-            zones = f"{model.dead_zone:.3g} and at the last step {model.last_zone:.3g}"
-            extensions.append(f"the dead zone {zones} (in NIR: none)")
-    if any(p.initial_potential.any() for p in layers.populations):
-        extensions.append("initial potentials (in NIR: 0)")
-    if layers.wait:
-        extensions.append(f"wait {layers.wait} (in NIR: none)")
+    extensions: dict[str, Any] = {"wait": layers.wait} if layers.wait else {}
+    for population in layers.populations:
+        own = _extensions(population)
+        if own.get("dead_zone", 1) <= 1 / 2:  # such a zone changes no spike
+            del own["dead_zone"]
+        extensions |= own
     if extensions:
+        numbers = (
+            name if np.size(value) > 2 else f"{name} {value}"
+            for name, value in extensions.items()
+        )
         raise ValueError(
-            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. "
-            "extended=True writes this as metadata, which from_nir reads; other "
-            "tools ignore it and compute something else. Every tool runs neurons "
-            'with reset "zero", levels (0, 1), no initial potential and wait 0'
+            f"NIR cannot express: {', '.join(numbers)}. extended=True writes "
+            "this as metadata, which from_nir reads; other tools ignore it and "
+            'compute something else. Every tool runs neurons with reset "zero", levels '
+            "(0, 1), no dead zone, no initial potential and wait 0"
         )
 
 
@@ -249,6 +243,7 @@ def _fed(
     if isinstance(node, Population) and not is_whole:
         leak = np.zeros(()) if node.leak is None else node.leak
         leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
+        # The Euler step multiplies its input by dt / tau = 1 - leak.
         gain = compact(1 / ((1 - leak) * node.threshold))
         start = node.initial_potential / node.threshold
         node = dataclasses.replace(
@@ -293,6 +288,7 @@ class _AveragePool(SumPool):
 
 def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     """The nodes, with a mean in place of a sum over windows and its scale."""
+    # NIR has a node for the mean, so a reader need not see it in a sum and a scale.
     count, nodes = readers(tuple(nodes.values())), dict(nodes)
     for node in [*nodes.values()]:
         pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
@@ -322,12 +318,11 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
         case Convolution(weight=weight):
-            padding = node.padding
             return nir.Conv2d(
                 node.size,
                 _float(_ungrouped(node)),
                 node.stride,
-                padding.lower() if isinstance(padding, str) else padding,
+                node.padding,
                 node.dilation,
                 1,
                 _bias(node.bias, len(weight)),
@@ -371,10 +366,20 @@ def _ungrouped(node: Convolution) -> np.ndarray:
 
 
 def _neurons(nir: Any, node: Population, dt: float) -> Any:
-    shape, model = node.shape, without_surrogate(node.model)
+    shape = node.shape
     one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
     # v > below is v >= threshold
     below = np.nextafter(one * np.float32(node.threshold), zero)
+    fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=_extensions(node))
+    if node.leak is None:
+        return nir.IF(**fields)
+    tau = np.broadcast_to(dt / (1 - node.leak), shape)
+    return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
+
+
+def _extensions(node: Population) -> dict[str, Any]:
+    """What plain NIR does not express of neurons, as metadata that `from_nir` reads."""
+    model = without_surrogate(node.model)
     metadata: dict[str, Any] = {}
     if model.reset == "subtract":
         metadata["reset"] = model.reset
@@ -385,12 +390,8 @@ def _neurons(nir: Any, node: Population, dt: float) -> Any:
     if model.last_zone > 1 / 2:
         metadata["last_zone"] = model.last_zone
     if node.initial_potential.any():
-        metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, shape))
-    fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
-    if node.leak is None:
-        return nir.IF(**fields)
-    tau = np.broadcast_to(dt / (1 - node.leak), shape)
-    return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
+        metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, node.shape))
+    return metadata
 
 
 def _bias(bias: np.ndarray | None, count: int) -> np.ndarray:

@@ -1,0 +1,110 @@
+"""What the capture knows of JAX's primitives: one table, which all of its steps read.
+
+    f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
+
+A primitive that no row names may do anything, so that a network with it is refused. To
+allow one, add its name to the row of primitives that behave like it.
+"""
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+OPERATOR = "operator"  # not affine, and computed on running means
+
+_NONE, _ALL = range(0), range(2**31)  # of the operands
+
+
+class Primitive(NamedTuple):
+    """How a primitive acts on operands that depend on the input.
+
+    Attributes:
+        affine_in: operands in which it is affine together. The others choose or scale.
+        affine_in_each: it is affine in each operand, if only one depends on the input.
+        otherwise: what an equation is that is not affine: `OPERATOR`, or the kind of
+            the refusal (`check`).
+        moves: it rearranges the numbers of one array, and computes none.
+        pointwise: it computes number by number.
+        piecewise: a polynomial describes it piece by piece.
+        compares: it is where such pieces meet.
+        along: name of its parameter for the axes along which it works.
+    """
+
+    affine_in: Container[int] = _NONE
+    affine_in_each: bool = False
+    otherwise: str = "unknown"
+    moves: bool = False
+    pointwise: bool = False
+    piecewise: bool = False
+    compares: bool = False
+    along: str = ""
+
+
+_EACH: dict[str, Any] = {"affine_in_each": True, "otherwise": OPERATOR}
+_PIECES: dict[str, Any] = {"pointwise": True, "piecewise": True}
+_ROWS = (
+    # Affine in all operands together.
+    (
+        "reshape transpose squeeze expand_dims name optimization_barrier",
+        Primitive(_ALL, moves=True),
+    ),
+    ("convert_element_type copy", Primitive(_ALL, moves=True, **_PIECES)),
+    ("add sub neg broadcast_in_dim stop_gradient", Primitive(_ALL, **_PIECES)),
+    (
+        "add_any concatenate copy_p mesh_cast pad reduce_precision reduce_window_sum "
+        "reshard sharding_constraint slice stack tile",
+        Primitive(_ALL),
+    ),
+    ("split unstack cumsum", Primitive(_ALL, along="axis")),
+    ("reduce_sum", Primitive(_ALL, along="axes")),
+    ("rev", Primitive(_ALL, along="dimensions")),
+    # Affine in some of them.
+    ("mul", Primitive(**_EACH, **_PIECES)),
+    ("dot_general conv_general_dilated", Primitive(**_EACH)),
+    ("div", Primitive({0}, otherwise=OPERATOR, **_PIECES)),
+    ("gather dynamic_slice scatter-mul scatter_mul", Primitive({0})),
+    ("dynamic_update_slice", Primitive({0, 1})),
+    (
+        "scatter scatter-add scatter_add scatter-sub scatter_sub",
+        Primitive({0, 2}),
+    ),
+    # Affine in none, but of known numbers.
+    ("square integer_pow", Primitive(otherwise=OPERATOR, **_PIECES)),
+    (
+        "max min clamp select_n abs sign lt le gt ge",
+        Primitive(otherwise=OPERATOR, compares=True, **_PIECES),
+    ),
+    (
+        "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos tan asin acos "
+        "atan atan2 sinh cosh asinh acosh atanh rsqrt sqrt cbrt pow floor ceil round "
+        "rem eq ne and or not xor is_finite",
+        Primitive(otherwise=OPERATOR, pointwise=True),
+    ),
+    (
+        "reduce_prod reduce_max reduce_min reduce_and reduce_or",
+        Primitive(otherwise=OPERATOR, along="axes"),
+    ),
+    ("reduce_window_max reduce_window_min", Primitive(otherwise=OPERATOR)),
+    (
+        "cumprod cummax cummin cumlogsumexp",
+        Primitive(otherwise=OPERATOR, along="axis"),
+    ),
+    # Refused, unless they are computed once, from the input alone.
+    ("argmax argmin", Primitive(otherwise="order", along="axes")),
+    ("sort", Primitive(otherwise="order", along="dimension")),
+    ("top_k", Primitive(otherwise="order")),
+    # Refused.
+    (
+        "random_bits threefry2x32 rng_bit_generator rng_uniform",
+        Primitive(otherwise="random"),
+    ),
+    ("scan", Primitive(otherwise="recurrence")),  # one over layers is unrolled before
+    ("while cond shard_map pallas_call", Primitive(otherwise="loop")),
+    ("reduce_window", Primitive(otherwise="window")),
+)
+_TABLE = {name: row for names, row in _ROWS for name in names.split()}
+MOVES = frozenset(name for name, row in _TABLE.items() if row.moves)
+
+
+def primitive(name: str) -> Primitive:
+    """The row of a primitive; of an unknown one, that nothing holds."""
+    return _TABLE.get(name, Primitive())

@@ -1,0 +1,109 @@
+"""The arguments of `snnjax.spiking`, checked one by one and together."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+from snnjax._types import Execution, Inputs
+from snnjax.codes import Code
+from snnjax.simulation.executions import ByLayer
+from snnjax.surrogate import Surrogate, dspike, is_step
+
+EXECUTIONS = get_args(Execution)
+
+
+class Simulation(NamedTuple):
+    """How a function is simulated: the arguments of `spiking`, checked.
+
+    Attributes:
+        steps, wait: numbers, or None until they are those of an SNN.
+    """
+
+    fn: Callable
+    steps: Any
+    wait: Any
+    surrogate: Surrogate
+    detach_reset: bool
+    execution: Execution | ByLayer
+    inputs: Inputs
+    micro_batch: int | None
+    has_aux: bool
+
+    @property
+    def sequence(self) -> bool:
+        """Whether the input has a time axis once it is encoded."""
+        return self.inputs != "constant"
+
+    @property
+    def sets_gradient(self) -> bool:
+        """Whether surrogate or detach_reset differ from their defaults."""
+        return self.surrogate is not dspike or self.detach_reset
+
+
+def layer_options(execution: Execution | ByLayer) -> ByLayer:
+    """The options of by_layer; the defaults for another execution."""
+    return execution if isinstance(execution, ByLayer) else ByLayer()
+
+
+def check_execution(execution: Any) -> None:
+    """Raise unless this is an execution."""
+    is_word = isinstance(execution, str) and execution in EXECUTIONS
+    if not is_word and not isinstance(execution, ByLayer):
+        raise ValueError(
+            f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
+            "or snnjax.simulation.ByLayer(segment=..., remat=...) (called)"
+        )
+
+
+def check_options(sim: Simulation, code: Code | None = None) -> None:
+    """Raise for options that exclude each other, or that the code does not have.
+
+    Args:
+        sim: whose steps and wait may be unknown yet.
+        code: that of the SNN, once it is known.
+    """
+    options = layer_options(sim.execution)
+    segment, remat = options.segment, options.remat
+    if code is not None and not code.clock_runs:
+        options_of_rate = {
+            f"inputs={sim.inputs!r}": sim.sequence,
+            "ByLayer(segment=...)": segment is not None,
+            "ByLayer(remat=True)": remat,
+        }
+        taken = [option for option, is_taken in options_of_rate.items() if is_taken]
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)} works with rate coding only, where every step is "
+                f"like the others; the SNN has the code {code!r}, whose constant input "
+                "arrives at the first step. Leave it out, or convert with "
+                "code=snnjax.codes.rate()"
+            )
+    if sim.execution == "closed_form" and sim.sets_gradient:
+        raise ValueError(
+            "execution='closed_form' has a straight-through gradient: leave surrogate "
+            "and detach_reset out, or take 'auto', which has them"
+        )
+    if segment is not None and sim.steps is not None and segment > sim.steps:
+        raise ValueError(
+            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
+        )
+    if segment is not None and sim.wait:
+        raise ValueError(
+            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
+            "the segment out"
+        )
+    if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
+        raise ValueError(
+            "has_aux=True shows the function all steps of the whole batch at once, so "
+            "that a norm sees all of its statistics; found execution="
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
+            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
+            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
+        )
+    if remat and segment is None and not is_step(sim.surrogate):
+        raise ValueError(
+            "remat keeps spikes as bits, so the surrogate must be a step; found "
+            f"{sim.surrogate!r}, which is not declared as one. Make it by "
+            "snnjax.surrogate.step_with_derivative or declare it by "
+            "snnjax.surrogate.step, or leave remat out"
+            + ("" if sim.has_aux else ", or give a segment with it: segment=...")
+        )
