@@ -27,8 +27,7 @@ from snnjax.calibrators import (
     scale_threshold,
 )
 from snnjax.calibrators import sample as sample_of_site
-from snnjax.conversion.engine import segments, site_view
-from snnjax.conversion.engine.segments import NOTHING, Work
+from snnjax.conversion.engine import site_view, state
 
 STEPS = 4
 RECIPES = {
@@ -214,17 +213,16 @@ def test_conversion_may_be_jitted(recipe):
 
 
 def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
-    each, computed = segments.each, []
+    run, sites = state.run, []
 
-    def counted(function, *arguments):
-        if isinstance(function, Work) and function.segment != NOTHING:
-            computed.append(function.then)
-        return each(function, *arguments)
+    def counted(work, *arguments):
+        sites.append(work.site)
+        return run(work, *arguments)
 
-    monkeypatch.setattr(segments, "each", counted)
+    monkeypatch.setattr(state, "run", counted)
     convert(recipe=snnjax.best().alternatives[1])
-    assert computed.count(None) == NET.sites + 1  # and once the outputs of the ANN
-    assert len(computed) == 2 * NET.sites + 1  # and once each site's activations
+    assert sites.count(None) == NET.sites + 1  # and once the outputs of the ANN
+    assert len(sites) == 2 * NET.sites + 1  # and once each site's activations
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):

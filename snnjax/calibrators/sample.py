@@ -78,7 +78,7 @@ class SampleRows(NamedTuple):
     ndim: int
     channel: int
 
-    def __call__(self, current, activation, effects, positions) -> tuple:
+    def __call__(self, current, activation, effects, positions) -> Any:
         del current
         a = activation.astype(jnp.float32)
         if effects is None:
@@ -89,25 +89,35 @@ class SampleRows(NamedTuple):
             for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
         ]
         rows = [_rows(values, positions, *self) for values in (a, effects)]
-        return *rows, *(end.ravel()[None] for end in ends)
+        return *rows, *(end.ravel() for end in ends)
 
 
 class CurrentRows(SampleRows):
     """The currents at the positions of a sample: [n, C] or [T, n, C]."""
 
-    def __call__(self, current, activation, effects, positions) -> tuple:
+    def __call__(self, current, activation, effects, positions) -> Any:
         del activation, effects
-        return (_rows(current, positions, *self),)
+        return _rows(current, positions, *self)
 
 
 @functools.partial(jax.jit, static_argnames="everywhere")
-def merged(parts: Sequence[jax.Array], everywhere: NamedSharding | None) -> Sample:
-    """The sample, from the results of `SampleRows`; every device has a copy."""
-    activation, weight, lowest, highest = parts
-    sample = Sample(activation, weight, lowest.min(0), highest.max(0))
+def merged(parts: Sequence[Any], everywhere: NamedSharding | None) -> Sample:
+    """The sample, from the `SampleRows` of all micro-batches."""
+    activations, weights, lowest, highest = zip(*parts, strict=True)
+    ends = jnp.stack(lowest).min(0), jnp.stack(highest).max(0)
+    activation = concatenated(activations, everywhere)
+    return Sample(activation, concatenated(weights, everywhere), *ends)
+
+
+@functools.partial(jax.jit, static_argnames="everywhere")
+def concatenated(
+    parts: Sequence[jax.Array], everywhere: NamedSharding | None
+) -> jax.Array:
+    """Rows [..., n, C] of all micro-batches, of which every device has a copy."""
+    rows = jnp.concatenate(parts, -2)
     if everywhere is None:
-        return sample
-    return jax.lax.with_sharding_constraint(sample, everywhere)
+        return rows
+    return jax.lax.with_sharding_constraint(rows, everywhere)
 
 
 def _rows(

@@ -22,6 +22,7 @@ from snnjax.calibrators.sample import (
     Sample,
     SampleRows,
     chosen_positions,
+    concatenated,
     merged,
 )
 from snnjax.codes import Code, rate
@@ -83,7 +84,7 @@ class View(abc.ABC):
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
         code: what a spike is worth at each step.
-        activation: of the ANN, [N, ...].
+        activation: of the ANN, [N, ...]; needs memory for all images.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
         own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
@@ -99,15 +100,15 @@ class View(abc.ABC):
         *,
         steps: int,
         wait: int,
-        activation: jax.Array,
+        activation: Any,
         model: IntegrateAndFire | None = None,
         code: Code | None = None,
         shared: frozenset[str] = frozenset(),
         own_maximum: jax.Array | None = None,
-        effects: jax.Array | None = None,
+        effects: Any = None,
         batch_sharding: NamedSharding | None = None,
     ):
-        self.own_maximum, self.effects = own_maximum, effects
+        self.own_maximum, self._effects = own_maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
         self.code = rate() if code is None else code
@@ -164,30 +165,36 @@ class View(abc.ABC):
         function: Callable[..., tuple],
         weights: dict[str, jax.Array] | None,
         *others: Any,
-        axes: tuple[int | None, ...] = (0,),
-    ) -> tuple[jax.Array, ...]:
+    ) -> list[Any]:
         """``function(current, activation, effects, *others)``, some images at a time.
 
         Args:
-            function: hashable; returns a tuple of arrays that have the images, or one
-                entry for all of them, along ``axes``. No image may affect another.
+            function: hashable.
             weights: for the current; None: it is None.
             others: arrays that have no images.
-            axes: of each result; None: the axis of the images in the current.
+
+        Returns:
+            A result for each micro-batch.
         """
-        del axes
         current = None if weights is None else self.currents(weights)
-        return _at_once(function, current, self.activation, self.effects, *others)
+        return [computed(function, current, self.activation, self.effects, *others)]
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
         effects = None if self.effects is None else self.effects[::every]
         return self.activation[::every], effects
 
+    def join(self, parts: Sequence[jax.Array], axis: int = 0) -> jax.Array:
+        """All micro-batches in one array, which the devices share."""
+        return _joined(list(parts), axis, self.batch_sharding)
+
     @property
     def activation(self) -> jax.Array:
-        """The activations of all images; needs memory for them."""
         return self._activation
+
+    @property
+    def effects(self) -> jax.Array | None:
+        return self._effects
 
     @property
     def count(self) -> int:
@@ -224,21 +231,21 @@ class View(abc.ABC):
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs of the spiking site over T steps, [N, ...]."""
-        return self.over_images(_Output(*self._run), fit.weights, fit.neurons)[0]
+        output = _Output(*self._run)
+        return self.join(self.over_images(output, fit.weights, fit.neurons))
 
     @functools.cached_property
     def sample(self) -> Sample:
         """All images at the `positions`."""
         rows = SampleRows(len(self.site.shape), self.site.channel)
         everywhere = sharding.replicated(self.batch_sharding)
-        parts = self.over_images(rows, None, self.positions, axes=(0, 0, 0, 0))
-        return merged(parts, everywhere)
+        return merged(self.over_images(rows, None, self.positions), everywhere)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
         rows = CurrentRows(len(self.site.shape), self.site.channel)
-        (currents,) = self.over_images(rows, weights, self.positions, axes=(None,))
-        return sharding.put(currents, sharding.replicated(self.batch_sharding))
+        parts = self.over_images(rows, weights, self.positions)
+        return concatenated(parts, sharding.replicated(self.batch_sharding))
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
@@ -249,8 +256,8 @@ class View(abc.ABC):
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
         neurons = broadcast(fit.neurons, self.site)
-        sums = _Missing(*self._run)
-        return _sums(self.over_images(sums, fit.weights, neurons, axes=(0, 0)))
+        sums = self.over_images(_Missing(*self._run), fit.weights, neurons)
+        return _total(sums)
 
     @property
     def _run(self) -> tuple[IntegrateAndFire, int, int, Code, int]:
@@ -345,9 +352,9 @@ class _Output(NamedTuple):
     code: Code
     ndim: int
 
-    def __call__(self, current, activation, effects, neurons) -> tuple[jax.Array]:
+    def __call__(self, current, activation, effects, neurons) -> Any:
         del activation, effects
-        return mean_and_pace_of(neurons, current, *self)[:1]
+        return mean_and_pace_of(neurons, current, *self)[0]
 
 
 class _Missing(_Output):
@@ -358,12 +365,18 @@ class _Missing(_Output):
         missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
         ones = jnp.ones_like(missing)
         weights = ones if effects is None else effects * ones
-        return (weights * missing).sum(0)[None], weights.sum(0)[None]
+        return (weights * missing).sum(0), weights.sum(0)
 
 
 @jax.jit
-def _sums(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(part.sum(0) for part in parts)
+def _total(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    """The sum over all micro-batches, in their order."""
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
 
 
-_at_once = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("axis", "batch_sharding"))
+def _joined(parts: list, axis: int, batch_sharding: NamedSharding | None) -> jax.Array:
+    return sharding.shared(jnp.concatenate(parts, axis), axis, batch_sharding)
+
+
+computed = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)

@@ -24,10 +24,14 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import warn
-from snnjax.conversion.engine.effects import effects_of
-from snnjax.conversion.engine.judging import held_out, nearest, output_errors
-from snnjax.conversion.engine.micro_batches import Images
-from snnjax.conversion.engine.state import Sweep
+from snnjax.conversion.engine.effects import effects_of, scaled
+from snnjax.conversion.engine.judging import (
+    HELD_OUT,
+    judge_numbers,
+    nearest,
+    output_errors,
+)
+from snnjax.conversion.engine.state import Sweep, micro_batches
 from snnjax.conversion.engine.sweep import ann_outputs, chained, sweep
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
@@ -133,8 +137,13 @@ def convert(
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
     size = _micro_batch_size(network, steps_at_once)
-    order = held_out if len(alternatives) > 1 else _as_they_are
-    ordered, numbers, fitted, all_images = order(images, size, batch_sharding)
+    share = batch_of(images) // sharding.size(batch_sharding)  # of each device
+    if len(alternatives) > 1:  # so many micro-batches that one in eight can judge
+        size = min(size, -(-share // HELD_OUT))
+    batches = micro_batches(images, batch_of(images), min(size, share), batch_sharding)
+    judges = judge_numbers(len(batches)) if len(alternatives) > 1 else []
+    fitted = [batch for k, batch in enumerate(batches) if k not in judges]
+    parts = [network.inputs(x) for x, _ in (*fitted, *(batches[k] for k in judges))]
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
@@ -145,15 +154,14 @@ def convert(
         snn=fresh,
         steps=steps,
         wait=wait,
-        images=fitted,
-        all_images=all_images,
-        effects=functools.cache(
-            lambda: effects_of(network, params, ordered, numbers, fitted)
-        ),
+        batch_sharding=batch_sharding,
+        sizes=tuple(len(next(iter(part.values()))) for part in parts),
+        fitted=len(fitted),
+        effects=functools.cache(functools.partial(_effects, fitted, network, params)),
         original=network.arguments(params),
         params={},
-        activations=network.inputs(ordered),
-        spikes=network.inputs(ordered),
+        activations={v: [part[v] for part in parts] for v in network.x},
+        spikes={},
     )
     snn = _fitted(begin, alternatives)
     warn.of_fresh_thresholds(neurons, snn)
@@ -161,14 +169,19 @@ def convert(
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _as_they_are(
-    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
-) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
-    """All images are fitted to; see `held_out`."""
-    count = batch_of(x)
-    share = count // sharding.size(batch_sharding)
-    images = Images(min(size, share), share, batch_sharding)
-    return x, np.arange(count, dtype=np.int32), images, images
+def _effects(
+    images: Sequence[tuple[chex.ArrayTree, range]],
+    network: Network,
+    params: chex.ArrayTree,
+) -> dict[str, list[jax.Array]]:
+    """Site name -> the effects of each micro-batch, scaled together."""
+    effects = scaled(
+        [
+            effects_of(network, params, x, np.asarray(numbers, np.int32))
+            for x, numbers in images
+        ]
+    )
+    return {name: [part[name] for part in effects] for name in effects[0]}
 
 
 def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
@@ -178,13 +191,13 @@ def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
         snn = begin.snn
         for chains in sweeps:
             of_sites = chains.values()
-            calibrators = [chained(c, begin.images.batch_sharding) for c in of_sites]
+            calibrators = [chained(c, begin.batch_sharding) for c in of_sites]
             snn, end = sweep(begin, snn, calibrators, f"sweep {next(number)} ")
             outputs = ann_outputs(end)
         if len(alternatives) == 1:
             return snn
         candidates.append((snn, output_errors(end, outputs)))
-    return nearest(candidates, begin.images, begin.all_images)
+    return nearest(candidates, sum(begin.sizes), sum(begin.sizes[: begin.fitted]))
 
 
 def _on_devices(

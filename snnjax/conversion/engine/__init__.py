@@ -1,6 +1,6 @@
 """What carries a recipe out, site by site.
 
-``sweep.py`` takes all images from site to site (``state.py``) by compiled pieces of the
-network (``segments.py``, ``micro_batches.py``); ``site_view.py`` shows each site to its
-calibrators; ``judging.py`` compares what several recipes gave.
+``sweep.py`` takes all images (``state.py``) from site to site by compiled pieces of the
+network (``segments.py``); ``site_view.py`` shows each site to its calibrators;
+``judging.py`` compares what several recipes gave.
 """

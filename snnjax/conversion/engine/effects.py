@@ -7,65 +7,35 @@ random signs. The expected w is the mean over channels of sum_k (d y_k / d a)^2,
 diagonal of the Gauss-Newton matrix. One backward pass gives w for all sites.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import running_sum
-from snnjax.conversion.engine.micro_batches import Images, each
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment
 
-Effects = dict[str, jax.Array]  # site name -> [N, ...] with a single channel
+Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
 
 
-def effects_of(
-    network: Network, params: Any, x: Any, numbers: Any, images: Images
-) -> Effects:
-    """w of each site that fires, of these images; at each site with a mean of 1.
+def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
+    """w of each site that fires, not scaled, for images with these numbers.
 
-    It is 1 at a site without any effect.
-
-    Args:
-        network, params, x: the ANN and the images [N, ...].
-        numbers: of each image [N]; its random signs depend on it alone.
-        images: which of them.
+    An image has the same signs in every micro-batch.
     """
     equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
     values = network.arguments(params, x)
     outputs = tuple(v for v in network.outputs if v in network.dependent)
     work = Segment(equations, tuple(values), outputs, ())
-    axes = tuple(0 if v in network.x else None for v in values)
-    names = tuple(eq.place.name for eq in equations if eq.fires)
-    arguments, in_axes = [numbers, *values.values()], (0, *axes)
-    effects = each(_Effects(work, names), images, arguments, in_axes, (0,) * len(names))
-    scaled = []
-    for effect in effects:
-        sums = each(_sum, images, [effect], (0,), (0,))
-        scaled.append(_scaled(effect, *sums))
-    return dict(zip(names, scaled, strict=True))
+    return _effects(work, list(values.values()), numbers)
 
 
-class _Effects(NamedTuple):
-    """w of these sites for some images, not scaled."""
-
-    work: Segment
-    names: tuple[str, ...]
-
-    def __call__(self, numbers: Any, *inputs: Any) -> tuple[jax.Array, ...]:
-        effects = _of_part(self.work, inputs, numbers)
-        return tuple(effects[name] for name in self.names)
-
-
-def _sum(effect: jax.Array) -> tuple[jax.Array]:
-    return (effect.sum()[None],)
-
-
-def _of_part(work: Segment, inputs: Sequence[Any], numbers: Any) -> Effects:
+@functools.partial(jax.jit, static_argnames="work")
+def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
     def outputs(errors: Effects) -> list[jax.Array]:
@@ -103,7 +73,20 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _scaled(effect: jax.Array, sums: jax.Array) -> jax.Array:
-    mean = running_sum(sums)[-1] / effect.size
-    usable = jnp.isfinite(mean) & (mean > 0)
-    return jnp.where(usable, effect / mean, jnp.ones_like(effect))
+def scaled(effects: Sequence[Effects]) -> list[Effects]:
+    """The effects of all micro-batches, at each site with a mean of 1.
+
+    They are all 1 at a site without any.
+    """
+
+    def scale(*parts: jax.Array) -> list[jax.Array]:
+        total = functools.reduce(jnp.add, [part.sum() for part in parts])
+        mean = total / sum(part.size for part in parts)
+        usable = jnp.isfinite(mean) & (mean > 0)
+        return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in parts]
+
+    names = list(effects[0])
+    by_site = [scale(*(of_batch[name] for of_batch in effects)) for name in names]
+    return [
+        dict(zip(names, parts, strict=True)) for parts in zip(*by_site, strict=True)
+    ]

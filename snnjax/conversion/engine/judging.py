@@ -14,65 +14,31 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 
-from snnjax import sharding
 from snnjax._arrays import aligned, wide
-from snnjax._examples import batch_of
-from snnjax.conversion.engine.micro_batches import Images
-from snnjax.conversion.engine.segments import Answers
 from snnjax.conversion.engine.state import Sweep
+from snnjax.network.stages import streaming
 from snnjax.snn import SNN
 
 _CLEAR = 3.0  # z of a decision that more images would hardly change
-_HELD_OUT = 8  # one micro-batch in so many
+HELD_OUT = 8  # one micro-batch in so many
 
 
-def held_out(
-    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
-) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
-    """Hold one micro-batch in eight out, or the last; a single image judges itself.
+def judge_numbers(batches: int) -> list[int]:
+    """Which micro-batches are held out: one in eight, or the last; not the only one.
 
-    Args:
-        x: the images.
-        size: of a micro-batch on each device, at most.
-
-    Returns:
-        The images, of each device those to fit to first; their numbers in x; which of
-        them are fitted to, and all of them.
+    >>> judge_numbers(20), judge_numbers(3), judge_numbers(1)
+    ([7, 15], [2], [])
     """
-    devices = sharding.size(batch_sharding)
-    share = batch_of(x) // devices
-    size = min(size, -(-share // _HELD_OUT))
-    every = min(_HELD_OUT, -(-share // size))
-    judges = np.arange(share) // size % every == every - 1
-    if every == 1:
-        judges[:] = False
-    order = np.argsort(judges, kind="stable").astype(np.int32)
-    numbers = np.arange(devices, dtype=np.int32)[:, None] * share + order
-    all_images = Images(size, share, batch_sharding)
-    fitted = all_images._replace(count=share - int(judges.sum()))
-    return _taken(x, order, batch_sharding), numbers.ravel(), fitted, all_images
+    every = min(HELD_OUT, batches)
+    return [] if batches == 1 else list(range(every - 1, batches, every))
 
 
-@functools.partial(jax.jit, static_argnames="batch_sharding")
-def _taken(
-    x: chex.ArrayTree, order: jax.Array, batch_sharding: NamedSharding | None
-) -> chex.ArrayTree:
-    """The images of each device in this order."""
-
-    def take(x: chex.ArrayTree, order: jax.Array) -> chex.ArrayTree:
-        return jax.tree.map(lambda leaf: jnp.take(leaf, order, 0), x)
-
-    return sharding.on_each_device(take, batch_sharding, (0, None), 0)(x, order)
-
-
-def output_errors(here: Sweep, outputs: Sequence[jax.Array]) -> jax.Array:
+def output_errors(here: Sweep, outputs: list[tuple[jax.Array, ...]]) -> jax.Array:
     """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
 
     The sum over the network's outputs. y_snn is the mean over T steps. Outputs that are
@@ -80,44 +46,47 @@ def output_errors(here: Sweep, outputs: Sequence[jax.Array]) -> jax.Array:
 
     Args:
         here: all images behind the last site of the SNN.
-        outputs: of the ANN.
+        outputs: of the ANN, for each micro-batch.
     """
-    piece, images = here.snn_piece(-1, {}), here.all_images
-    streams = tuple(axis == 1 for axis in piece.out_axes)
-    axes = tuple(None if axis is None else 0 for axis in piece.out_axes)
-    answers = piece.run(images, Answers(streams, here.snn.code), axes)
-    triples = zip(answers, outputs, axes, strict=True)
-    pairs = [(s, y) for s, y, axis in triples if axis is not None]
-    return _errors(pairs, images.total)
+    network, code = here.network, here.snn.code
+    streams = streaming(network.equations) if here.needs_time else frozenset()
+    pairs = [([], []) for _ in network.outputs]
+    for answers, exact in zip(here.run_snn(-1, {}), outputs, strict=True):
+        columns = zip(network.outputs, answers, exact, pairs, strict=True)
+        for v, answer, output, (of_snn, of_ann) in columns:
+            of_snn.append(code.result(answer) if v in streams else answer)
+            of_ann.append(output)
+    of_outputs = zip(network.outputs, pairs, strict=True)
+    return _errors([pair for v, pair in of_outputs if v in network.dependent])
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _errors(pairs: list[tuple[jax.Array, jax.Array]], count: int) -> jax.Array:
-    errors = jnp.zeros(count)
-    for answer, output in pairs:
+@jax.jit
+def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
+    errors = jnp.zeros(())
+    for pair in pairs:
+        answer, output = map(jnp.concatenate, pair)
         if jnp.issubdtype(output.dtype, jnp.floating):
-            answer, output = (wide(y).reshape(count, -1) for y in (answer, output))
-            size = jnp.sum(output**2) / count
+            answer, output = (wide(y).reshape(len(y), -1) for y in (answer, output))
+            size = jnp.sum(output**2) / len(output)
             distance = jnp.sum((answer - output) ** 2, 1)
             errors += distance / jnp.where(size > 0, size, 1)
     return errors
 
 
 def nearest(
-    candidates: Sequence[tuple[SNN, jax.Array]], images: Images, all_images: Images
+    candidates: Sequence[tuple[SNN, jax.Array]], count: int, fitted: int
 ) -> SNN:
     """The SNN of the smallest error, of equal ones the first; the log says by how much.
 
     Args:
         candidates: each with its errors [N].
-        images: what they were fitted to, of each device the first ones.
-        all_images: with the judges, all N.
+        count: N.
+        fitted: so many images, the first ones, are fitted to; the others judge first.
     """
-    is_judge = np.arange(all_images.total) % all_images.count >= images.count
-    order = np.argsort(~is_judge, kind="stable")
-    first = int(is_judge.sum()) or len(order)
-    counts = [first * 2**i for i in range(math.ceil(math.log2(len(order) / first)))]
-    counts = tuple([*counts, len(order)])
+    order = np.roll(np.arange(count), count - fitted)
+    first = count - fitted or count
+    doublings = range(math.ceil(math.log2(count / first)))
+    counts = (*(first * 2**i for i in doublings), count)
     (snn, errors), *others = candidates
     kept = 1
     for number, (other_snn, other_errors) in enumerate(others, 2):

@@ -1,21 +1,22 @@
-"""Compiled pieces of a conversion, each from the spikes of some sites to the next one.
+"""Compiled pieces of a conversion: from the spikes of some sites to the next site.
 
-A `Work` is a hashable pure function of one micro-batch; a `Piece` has what it takes, of
-all images. Equal work of equal layers is compiled once.
+Each is of one micro-batch, whose images the devices share. Equal work of equal layers
+is compiled once.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from snnjax import sharding
+from snnjax._arrays import sampled
 from snnjax.codes import Code
-from snnjax.conversion.engine.micro_batches import Axes, Images, each
 from snnjax.firing import over_time
 from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
@@ -24,37 +25,36 @@ from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
-NOTHING = Segment((), (0,), (0,), ())  # its output is its input
+Axes = tuple[int | None, ...]
 
 
 class Work(NamedTuple):
-    """A segment as a function: ``then(outputs, *others)``, and what it carries on.
+    """A segment as a function of its sources: its outputs, then what it carries on.
 
     Attributes:
         segment: what is computed.
         streams: for each source whether it has a time axis.
         steps: T.
         code: of the spikes.
-        then: returns a tuple; hashable. None: the outputs are the results.
+        site: whose activation takes the place of the first output; None: none does.
     """
 
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
     code: Code
-    then: Callable[..., Sequence] | None = None
+    site: Site | None = None
 
-    def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
+    def __call__(self, *sources: Any) -> tuple[jax.Array, ...]:
         rule = operator_rule(self.code)
-        count = len(self.segment.inputs)
-        values = [_decoded(source, self.steps) for source in arguments[:count]]
-        results, carried = run_segment(self.segment, values, rule, self.streams)
-        if self.then is not None:
-            results = self.then(results, *arguments[count:])
-        return (*results, *carried)
+        values = [_decoded(source, self.steps) for source in sources]
+        outputs, carried = run_segment(self.segment, values, rule, self.streams)
+        if self.site is not None:
+            outputs[0] = identity(self.site, *outputs)
+        return (*outputs, *carried)
 
-    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Axes, Axes]:
-        """The axis of the images of every source, output, and value carried on.
+    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Axes]:
+        """The axis of the images of every source and result; None: it has none.
 
         Args:
             have_images: which of the sources have images.
@@ -68,110 +68,8 @@ class Work(NamedTuple):
         def axis(variable: Any) -> int | None:
             return int(variable in in_time) if variable in of_images else None
 
-        in_axes = tuple(map(axis, segment.inputs))
-        out_axes = tuple(map(axis, segment.outputs))
-        return in_axes, out_axes, tuple(map(axis, segment.carried))
-
-
-class Piece(NamedTuple):
-    """Work of a stage for all images.
-
-    Attributes:
-        work: with or without what it carries on.
-        sources: values that it takes.
-        in_axes, out_axes, carried_axes: see `Work.axes`.
-    """
-
-    work: Work
-    sources: Sequence[Any]
-    in_axes: Axes
-    out_axes: Axes
-    carried_axes: Axes = ()
-
-    def alone(self) -> "Piece":
-        """The same without what it carries on."""
-        segment = self.work.segment._replace(carried=())
-        return self._replace(work=self.work._replace(segment=segment), carried_axes=())
-
-    def run(
-        self,
-        images: Images,
-        then: Callable[..., Sequence] | None = None,
-        axes: Axes | None = None,
-        others: Sequence[tuple[Any, int | None]] = (),
-        apart: int = 0,
-    ) -> tuple[Any, ...]:
-        """``then(outputs, *others)`` of these images, and what the stage carries on.
-
-        Args:
-            images: which.
-            then: hashable; None: the outputs.
-            axes: of its results, the axes of the images.
-            others: each with the axis of its images.
-            apart: as for `each`.
-        """
-        work = self.work if then is None else self.work._replace(then=then)
-        axes = self.out_axes if axes is None else axes
-        values, in_axes = zip(*others, strict=True) if others else ((), ())
-        arguments = [*self.sources, *values]
-        in_axes = (*self.in_axes, *in_axes)
-        out_axes = (*axes, *self.carried_axes)
-        return each(work, images, arguments, in_axes, out_axes, apart)
-
-
-class Activation(NamedTuple):
-    """What the ANN's site puts out, its least and largest, and its operands."""
-
-    site: Site
-
-    def __call__(self, outputs: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        activation = identity(self.site, *outputs)
-        a = activation.astype(jnp.float32)
-        return activation, jnp.stack([a.min(), a.max()])[None], *outputs[1:]
-
-
-class Fire(NamedTuple):
-    """The output of a site for later stages, of its current and its parameters.
-
-    Spikes as (bits, threshold, offset) of a `SpikeTrain`; (mean,) where a layer waits
-    for all of its input.
-    """
-
-    neuron: IntegrateAndFire
-    steps: int
-    wait: int
-    ndim: int
-    code: Code
-
-    def __call__(self, outputs: Sequence[jax.Array], params: NeuronParams) -> tuple:
-        current = outputs[0]
-        if needs_no_time(self.code, self.steps, self.wait):
-            run = self.neuron, params, current, self.steps
-            return (closed_form(*run, code=self.code),)
-        currents = self.code.arriving(over_time(current, self.steps, self.ndim))
-        run = self.neuron, params, currents
-        train = spike_train(*run, wait=self.wait, code=self.code)
-        return train.bits, train.threshold, train.offset
-
-
-class Answers(NamedTuple):
-    """The values of outputs after the T steps; ``streams`` are those in time."""
-
-    streams: tuple[bool, ...]
-    code: Code
-
-    def __call__(self, outputs: Sequence[jax.Array]) -> list[jax.Array]:
-        pairs = zip(outputs, self.streams, strict=True)
-        return [self.code.result(y) if stream else y for y, stream in pairs]
-
-
-class Read(NamedTuple):
-    """A ``function(current, *others)`` of `View.over_images`."""
-
-    function: Callable[..., tuple]
-
-    def __call__(self, outputs: Sequence[jax.Array], *others: Any) -> tuple:
-        return self.function(outputs[0], *others)
+        results = (*segment.outputs, *segment.carried)
+        return tuple(map(axis, segment.inputs)), tuple(map(axis, results))
 
 
 class Current(NamedTuple):
@@ -198,40 +96,85 @@ class Current(NamedTuple):
         return self.work(*values)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("work", "have_images", "batch_sharding"))
+def run(
+    work: Work,
+    sources: Sequence[Any],
+    have_images: tuple[bool, ...],
+    batch_sharding: NamedSharding | None,
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """Results of some work for a micro-batch; least and largest of an activation.
+
+    Args:
+        work: of a stage.
+        sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
+        have_images: which of them have images; each device has its own.
+        batch_sharding: how devices share the images.
+    """
+    in_axes, out_axes = work.axes(have_images)
+    axes = tuple(map(_axes_of, sources, in_axes))
+    results = sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
+    if work.site is None:
+        return results, None
+    activation = results[0].astype(jnp.float32)
+    return results, jnp.stack([activation.min(), activation.max()])
+
+
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim", "code"))
+def fire(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+    code: Code,
+) -> Any:
+    """Output of a site for later stages: spikes, or the result of all of them."""
+    if needs_no_time(code, steps, wait):
+        return closed_form(neuron, params, current, steps, code=code)
+    currents = code.arriving(over_time(current, steps, ndim))
+    return spike_train(neuron, params, currents, wait=wait, code=code)
+
+
 @functools.partial(
-    jax.jit, static_argnames=("images", "axes", "streams", "steps", "code", "every")
+    jax.jit,
+    static_argnames=("batch_sharding", "axes", "streams", "steps", "code", "every"),
 )
-def thinned(
-    images: Images,
-    values: Sequence[Any],
-    axes: Axes,
+def joined(
+    batch_sharding: NamedSharding | None,
+    values: Sequence[Sequence[Any]],
+    axes: tuple[int, ...],
     streams: tuple[bool, ...],
     steps: int,
     code: Code,
-    every: int,
-) -> list[Any]:
-    """One image in so many of every value that has images, after the T steps.
+    every: int = 1,
+) -> list[jax.Array]:
+    """Each value in one piece, from its micro-batches.
 
     Args:
-        images: of which images.
-        values: arrays or spikes.
-        axes: of each the axis of its images; None: it has none.
-        streams: of each whether it has a time axis.
+        batch_sharding: how devices share the images.
+        values: of each its micro-batches.
+        axes: of each the axis of the images.
+        streams: of each whether the value after T steps is wanted in place of it.
         steps, code: T, and the code of the spikes.
         every: one image in so many is wanted.
     """
 
-    def thin(value: Any, axis: int | None, stream: bool) -> Any:
-        if axis is None:
-            return value
-        if isinstance(value, SpikeTrain):
-            value = dataclasses.replace(value, bits=images.of(value.bits, axis))
-        else:
-            value = images.of(value, axis)
-        result = code.result(_decoded(value, steps)) if stream else value
-        return sharding.shared(result[::every], 0, images.batch_sharding)
+    def join(parts: Sequence[Any], axis: int, stream: bool) -> jax.Array:
+        if stream:
+            parts, axis = [code.result(_decoded(p, steps)) for p in parts], 0
+        images = jnp.concatenate(sampled(parts, axis, every), axis)
+        return sharding.shared(images, axis, batch_sharding)
 
-    return list(map(thin, values, axes, streams))
+    return list(map(join, values, axes, streams))
+
+
+def _axes_of(source: Any, axis: int | None) -> Any:
+    """The axis of the images, for each array of a source."""
+    if isinstance(source, SpikeTrain):
+        return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
+    return axis
 
 
 def _decoded(value: Any, steps: int) -> Any:

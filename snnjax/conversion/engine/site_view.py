@@ -5,36 +5,26 @@ tries. The latest ones stay in memory if they take less than `CACHE_BYTES`.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
+from snnjax import sharding
 from snnjax._trees import is_kernel
-from snnjax.calibrators.parameters import broadcast
-from snnjax.calibrators.view import Fit, Product, View, latest
-from snnjax.conversion.engine.micro_batches import Axes, Images, each
-from snnjax.conversion.engine.segments import (
-    NOTHING,
-    Current,
-    Fire,
-    Piece,
-    Read,
-    Work,
-    thinned,
-)
-from snnjax.conversion.engine.state import Sweep, Values
+from snnjax.calibrators.view import Fit, Product, View, computed, latest
+from snnjax.conversion.engine.segments import Current, Work, joined
+from snnjax.conversion.engine.state import Parts, Sweep, Values
 from snnjax.network.equations import Network
 from snnjax.network.products import lone_products
-from snnjax.neurons.spike_trains import SpikeTrain
 
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
 CACHE_BYTES = 2**30
-# Weights -> what computes the current into the site, and what is carried past it as far
-# as that is known.
-Results = Callable[[WeightsByPath], tuple[Piece, Sequence[jax.Array]]]
+# Weights -> of every micro-batch the current into the site, and what its stage carries.
+Results = Callable[[WeightsByPath], Iterable[tuple[jax.Array, ...]]]
 
 
 class SiteView(View):
@@ -43,7 +33,7 @@ class SiteView(View):
     Args:
         sweep: where all images have reached the site.
         i: number of the site, and of the stage that leads to it.
-        activation: of the ANN, of all images, those to fit to first.
+        activations: of the ANN, of the micro-batches to fit to.
         own_maximum, effects: as for `View`.
         results: of another view of the same site; None: new ones.
     """
@@ -52,9 +42,9 @@ class SiteView(View):
         self,
         sweep: Sweep,
         i: int,
-        activation: jax.Array,
+        activations: list[jax.Array],
         own_maximum: jax.Array | None = None,
-        effects: jax.Array | None = None,
+        effects: list[jax.Array] | None = None,
         results: Results | None = None,
     ):
         site = sweep.stages[i].place
@@ -64,66 +54,58 @@ class SiteView(View):
             wait=sweep.wait,
             model=sweep.snn.model_of(site.name),
             code=sweep.snn.code,
-            activation=activation,
+            activation=activations,
             shared=frozenset(shared_kernels(sweep, i)),
             own_maximum=own_maximum,
             effects=effects,
-            batch_sharding=sweep.images.batch_sharding,
+            batch_sharding=sweep.batch_sharding,
         )
         self._sweep, self._i = sweep, i
-        self._results = results or self._new_results()
+        self.results = results or stage_results(sweep, i)
 
     @property
     def count(self) -> int:
-        return self._sweep.images.total
+        return sum(self._sweep.sizes[: self._sweep.fitted])
 
     @property
     def activation(self) -> jax.Array:
-        return _images_of(self._sweep.images, self._activation)
+        return self.join(self._activation)
+
+    @property
+    def effects(self) -> jax.Array | None:
+        return None if self._effects is None else self.join(self._effects)
 
     def with_effects(self) -> "SiteView":
         effects = self._sweep.effects()[self.site.name]
-        data = self._activation, self.own_maximum, effects, self._results
+        data = self._activation, self.own_maximum, effects, self.results
         return SiteView(self._sweep, self._i, *data)
 
     def currents(self, weights: WeightsByPath) -> jax.Array:
-        return self._current(weights).run(self._sweep.images)[0]
+        parts = list(self._currents(weights))
+        return self.join(parts, parts[0].ndim - len(self.site.shape) - 1)
 
     def over_images(
-        self,
-        function: Callable[..., tuple],
-        weights: WeightsByPath | None,
-        *others: Any,
-        axes: Axes = (0,),
-    ) -> tuple[jax.Array, ...]:
-        images = self._sweep.images
-        arguments = [(self._activation, 0), (self.effects, self._effects_axis)]
-        arguments += [(other, None) for other in others]
-        if weights is None:
-            values, in_axes = zip((None, None), *arguments, strict=True)
-            return each(function, images, values, in_axes, axes)
-        current = self._current(weights)
-        axes = tuple(current.out_axes[0] if axis is None else axis for axis in axes)
-        return current.run(images, Read(function), axes, arguments)
+        self, function: Callable, weights: WeightsByPath | None, *others: Any
+    ) -> list[Any]:
+        none = [None] * self._sweep.fitted
+        currents = none if weights is None else self._currents(weights)
+        parts = zip(currents, self._activation, self._effects or none, strict=True)
+        return [computed(function, *part, *others) for part in parts]
 
-    def passed(self, fit: Fit) -> tuple[Any, Sequence[jax.Array]]:
-        """What later stages read of the fitted site, and what is carried past it."""
-        images, neurons = self._sweep.all_images, broadcast(fit.neurons, self.site)
-        ndim = len(self.site.shape)
-        fire = Fire(self.model, self.steps, self.wait, ndim, self.code)
-        axes = (1, None, None) if self.needs_time else (0,)
-        piece, carried = self._results(fit.weights)
-        results = piece.run(images, fire, axes, [(neurons, None)])
-        spikes, carried = results[: len(axes)], (*carried, *results[len(axes) :])
-        if not self.needs_time:
-            return *spikes, carried
-        bits, threshold, offset = spikes
-        levels, dtype = self.model.levels, self.site.dtype
-        return SpikeTrain(bits, threshold, levels, offset, dtype, self.code), carried
+    def _currents(self, weights: WeightsByPath) -> Iterator[jax.Array]:
+        fitted = itertools.islice(self.results(weights), self._sweep.fitted)
+        return (current for current, *_ in fitted)
+
+    def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
+        parts = [self._activation, *([] if self._effects is None else [self._effects])]
+        axes, streams = (0,) * len(parts), (False,) * len(parts)
+        activation, *effects = self._joined(parts, axes, streams, every)
+        return activation, effects[0] if effects else None
 
     def feed(self, every: int = 1) -> tuple[Current, list]:
         sweep, stage = self._sweep, self._sweep.stages[self._i]
-        sources = self._thinned(sweep.snn_piece(self._i, {}), every)
+        streams, parts = sweep.streams(self._i), sweep.spikes
+        sources = self._sources(parts, sweep.params, streams, every)
         paths = [sweep.network.parameters.get(v) for v in stage.sources]
         slots = tuple(paths.index(path) for path in kernels(sweep, self._i))
         # Of means, T does not matter: one program for every T.
@@ -136,7 +118,8 @@ class SiteView(View):
         if not kernels(sweep, i):
             return []
         current, of_spikes = self.feed(every)
-        of_ann = self._thinned(sweep.ann_piece(i), every)
+        means = (False,) * len(of_spikes)
+        of_ann = self._sources(sweep.activations, sweep.original, means, every)
         views = []
         for product in lone_products(sweep.network, sweep.stages, i):
             own = current._replace(
@@ -150,45 +133,42 @@ class SiteView(View):
             views.append(Product(path, own, of_spikes, result, product.channel, weight))
         return views
 
-    def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
-        arrays, axes = [self._activation, self.effects], (0, self._effects_axis)
-        run = (False, False), self.steps, self.code, every
-        activation, effects = thinned(self._sweep.images, arrays, axes, *run)
-        return activation, effects
+    def _sources(
+        self, parts: Parts, values: Values, streams: tuple[bool, ...], every: int
+    ) -> list[Any]:
+        """What the stage reads of all images to fit to: means of what is in time."""
+        variables = self._sweep.stages[self._i].sources
+        places = [p for p, v in enumerate(variables) if v in parts]
+        of_images = self._joined(
+            [parts[variables[p]][: self._sweep.fitted] for p in places],
+            (0,) * len(places),
+            tuple(streams[p] for p in places),
+            every,
+        )
+        sources = [values.get(v) for v in variables]
+        for place, source in zip(places, of_images, strict=True):
+            sources[place] = source
+        return sources
 
-    def _thinned(self, piece: Piece, every: int) -> list[Any]:
-        """The sources of a piece, see `segments.thinned`."""
-        run = piece.work.streams, self.steps, self.code, every
-        return thinned(self._sweep.images, piece.sources, piece.in_axes, *run)
+    def _joined(self, values: list, axes: tuple, streams: tuple, every: int) -> list:
+        run = self.steps, self.code, every
+        return joined(self.batch_sharding, values, axes, streams, *run)
 
-    @property
-    def _effects_axis(self) -> int | None:
-        return None if self.effects is None else 0
 
-    def _current(self, weights: WeightsByPath) -> Piece:
-        return self._results(weights)[0].alone()
+def stage_results(sweep: Sweep, i: int) -> Results:
+    """Results of stage i in the SNN, for weights to be tried.
 
-    def _new_results(self) -> Results:
-        """Results of the stage; those of the latest weights are kept if they are small.
+    Those of the latest weights are kept if their currents are small.
+    """
 
-        Nothing remains to be computed of them then, and what is carried on is there.
-        """
-        sweep, i = self._sweep, self._i
+    def compute(weights: WeightsByPath) -> Iterator[tuple[jax.Array, ...]]:
+        return sweep.run_snn(i, by_variable(sweep.network, weights))
 
-        def compute(weights: WeightsByPath) -> tuple[Piece, Sequence[jax.Array]]:
-            return sweep.snn_piece(i, by_variable(sweep.network, weights)), ()
-
-        def computed(weights: WeightsByPath) -> tuple[Piece, Sequence[jax.Array]]:
-            piece, _ = compute(weights)
-            results, axes = piece.run(sweep.all_images, apart=1), piece.out_axes[:1]
-            is_stream = (axes[0] == 1,)
-            work = piece.work._replace(segment=NOTHING, streams=is_stream)
-            carried = results[len(piece.out_axes) :]
-            return Piece(work, results[:1], axes, axes), carried
-
-        times = self.steps if self.needs_time else 1
-        numbers = sweep.all_images.count * times * math.prod(self.site.shape)
-        return compute if 4 * numbers > CACHE_BYTES else latest(computed)
+    times = sweep.steps if sweep.needs_time else 1
+    share = sum(sweep.sizes) // sharding.size(sweep.batch_sharding)
+    if 4 * share * times * math.prod(sweep.stages[i].place.shape) > CACHE_BYTES:
+        return compute
+    return latest(lambda weights: list(compute(weights)))
 
 
 def kernels(sweep: Sweep, i: int) -> WeightsByPath:
@@ -262,8 +242,3 @@ def _of_images(effects: jax.Array, result: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="current")
 def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Array:
     return current(weights, sources, None)
-
-
-@functools.partial(jax.jit, static_argnames="images")
-def _images_of(images: Images, array: jax.Array) -> jax.Array:
-    return images.of(array)

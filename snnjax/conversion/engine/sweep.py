@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
@@ -22,18 +21,17 @@ from snnjax._arrays import on_host
 from snnjax._checks import check_finite
 from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
-from snnjax.calibrators.parameters import parameter_shapes
+from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
-from snnjax.conversion.engine.segments import Activation
+from snnjax.conversion.engine.segments import fire
 from snnjax.conversion.engine.site_view import (
     SiteView,
     by_variable,
     check_unshared,
     kernels,
 )
-from snnjax.conversion.engine.state import Sweep
+from snnjax.conversion.engine.state import Parts, Sweep
 from snnjax.network.sites import Site
-from snnjax.network.stages import nameless
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
@@ -55,8 +53,8 @@ def sweep(
     network, neurons = begin.network, dict(snn.neurons)
     here = begin._replace(
         params=network.arguments(snn.params),
-        activations=dict(begin.activations),
-        spikes=dict(begin.spikes),
+        activations=_copied(begin.activations),
+        spikes=_copied(begin.activations),
     )
     sites = [stage.place for stage in here.stages[:-1]]
     for i, site in enumerate(shown(sites, title, "site", lambda site: site.name)):
@@ -69,6 +67,10 @@ def sweep(
     return dataclasses.replace(snn, params=params, neurons=neurons), here
 
 
+def _copied(parts: Parts) -> Parts:
+    return {v: list(part) for v, part in parts.items()}
+
+
 def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator) -> Fit:
     """Fit the site, and compute what later stages read, in the ANN and in the SNN.
 
@@ -76,47 +78,53 @@ def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator)
     """
     site = here.stages[i].place
     # The products before an encoder need what the ANN's stage reads.
-    before = (
-        here._replace(activations=dict(here.activations)) if site.is_encoder else here
-    )
-    activation, own_maximum = _pass_ann(here, i)
-    view = SiteView(before, i, activation, own_maximum)
+    kept = _copied(here.activations) if site.is_encoder else {}
+    activations, own_maximum = _pass_ann(here, i)
+    before = here._replace(activations=kept)
+    view = SiteView(before, i, activations[: here.fitted], own_maximum)
     start = Fit(neurons, kernels(here, i))
     fit = calibrate(view, start)
     check_unshared(here, i, start, fit)
     check_values(site, start, fit)
-    here.advance(here.spikes, i, *view.passed(fit))
+    run = here.steps, here.wait, len(site.shape), here.snn.code
+    model, params = view.model, broadcast(fit.neurons, site)
+    for k, (current, *others) in enumerate(view.results(fit.weights)):
+        spikes = fire(model, params, current, *run)
+        here.advance(here.spikes, i, k, spikes, carried(here, i, others))
     return fit
 
 
-def _pass_ann(here: Sweep, i: int) -> tuple[jax.Array, jax.Array | None]:
+def _pass_ann(here: Sweep, i: int) -> tuple[list[jax.Array], jax.Array | None]:
     """The ANN's activations at site i, and the maximum if a ReLU there has one."""
-    piece, site = here.ann_piece(i), here.stages[i].place
-    operands = piece.out_axes[1:]
-    results = piece.run(here.all_images, Activation(nameless(site)), (0, 0, *operands))
-    activation, ends, *others = results
-    here.advance(here.activations, i, activation, others[len(operands) :])
-    maximum = others[0] if operands else None
-    _check_maximum(site, maximum)  # first: it may be why activations are NaN
-    _check_range(site, activation, _least_and_largest(ends))
+    activations, ranges, others = [], [], []
+    for k, ((activation, *others), ends) in enumerate(here.run_ann(i)):
+        here.advance(here.activations, i, k, activation, carried(here, i, others))
+        activations.append(activation)
+        ranges.append(ends)
+    site = here.stages[i].place
+    maximum = others[0] if len(others) > len(here.stages[i].carried) else None
+    _check_maximum(site, maximum)  # first: it may be why activations are not finite
+    _check_range(site, activations, ranges)
     if maximum is None:
-        return activation, None
-    return activation, _shaped_like_threshold(maximum, site)
+        return activations, None
+    return activations, _shaped_like_threshold(maximum, site)
 
 
-@jax.jit
-def _least_and_largest(ends: jax.Array) -> jax.Array:
-    return jnp.stack([ends[:, 0].min(), ends[:, 1].max()])
+def carried(here: Sweep, i: int, results: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """What stage i carries on, among the last of its results."""
+    return results[len(results) - len(here.stages[i].carried) :]
 
 
-def _check_range(site: Site, activation: jax.Array, ends: jax.Array) -> None:
+def _check_range(
+    site: Site, activations: Sequence[jax.Array], ranges: Sequence[jax.Array]
+) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
-    if isinstance(ends, Tracer):
+    if any(isinstance(ends, Tracer) for ends in ranges):
         return
-    least, largest = np.asarray(ends)
-    if not np.isfinite([least, largest]).all():
-        check_finite(f"the activations of site {site.name!r}", [activation])
-    if not (least or largest):
+    ends = np.asarray(jax.device_get(ranges))
+    if not np.isfinite(ends).all():
+        check_finite(f"the activations of site {site.name!r}", activations)
+    if not ends.any():
         warnings.warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
             "images, so its threshold is fitted to no data. Check the scale of the "
@@ -146,12 +154,13 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
     return own + np.zeros(shape, np.float32)
 
 
-def ann_outputs(here: Sweep) -> tuple[jax.Array, ...]:
-    """The outputs of the ANN behind its last site; raise unless they are finite."""
-    outputs = here.ann_piece(-1).run(here.all_images)
-    for name, output in zip(here.network.output_names(), outputs, strict=True):
+def ann_outputs(here: Sweep) -> list[tuple[jax.Array, ...]]:
+    """Of each micro-batch the ANN's outputs; raise unless all of them are finite."""
+    outputs = [results for results, _ in here.run_ann(-1)]
+    names = here.network.output_names()
+    for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
         which = f" {name!r}" if name else ""
-        check_finite(f"the outputs{which} of the network", [output])
+        check_finite(f"the outputs{which} of the network", parts)
     return outputs
 
 
