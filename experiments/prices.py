@@ -28,8 +28,8 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden", 1900),
-    Part("fit a site", "calibrators", "calibrate offsets", 2250),
+    Part("convert by recipes", "conversion", "convert best golden", 1700),
+    Part("fit a site", "calibrators", "calibrate offsets", 2300),
     Part("train", "training", "train descent finetuning temperature", 1100),
     Part("layers, as a chip sees them", "lowering", "layers", 1900),
     Part("whole numbers", "integers", "integers", 1800),
@@ -48,7 +48,7 @@ PARTS = (
     Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
     Part("checks, texts, small files", "", "layout sweep text conformance", 1750),
 )
-FOLDERS = {"snnjax": 22_800, "experiments": 6950, "benchmarks": 3350, "tests": 18_500}
+FOLDERS = {"snnjax": 22_600, "experiments": 6950, "benchmarks": 3350, "tests": 18_500}
 
 
 def files_of(part: Part) -> list[Path]:
