@@ -607,7 +607,7 @@ REFUSED_OPTIONS = [
     (calibrate.postpone_charge, [[1j]], "1j.*; .* of finite numbers"),
     (calibrate.postpone_charge, [(np.inf,)], "inf.*; .* of finite numbers"),
     (calibrate.postpone_charge, {"pace": -1}, "pace is -1; allowed: >= 0, and finite"),
-    (calibrate.scale_threshold, {"pace": "0"}, "pace is '0'; allowed: a finite"),
+    (calibrate.scale_threshold, {"pace": "0"}, "pace is '0'; allowed: >= 0, and finite"),
     (calibrate.scale_threshold, [[[1], [1, 2]]], "allowed: one pair"),
     (calibrate.scale_threshold, [(1, 0)], r"\(0, 0\)\]; allowed: .* factors > 0"),
     (calibrate.search, [(1, 0)], r"candidates are \(1, 0\); allowed: one pair"),
