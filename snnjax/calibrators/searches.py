@@ -87,16 +87,16 @@ def search(
 def _checked_pairs(candidates: Any) -> list[tuple[float, float]]:
     try:
         is_real = np.asarray(candidates).dtype.kind in "iuf"
-        pairs = np.asarray(candidates if is_real else (), float)
+        pairs = np.atleast_1d(np.asarray(candidates if is_real else (), float))
     except (TypeError, ValueError):  # complex, ragged or traced numbers
-        pairs = np.array([])
-    shaped = pairs.ndim == 2 and pairs.shape[1] == 2 and len(pairs)
+        pairs = np.zeros((0, 2))
+    shaped = pairs.shape == (len(pairs), 2) and len(pairs)
     if not shaped or not np.isfinite(pairs).all() or pairs[:, 0].min() <= 0:
         raise ValueError(
             f"candidates are {candidates}; allowed: one pair (factor, charge) or more "
             "of finite numbers, factors > 0, concrete when the recipe is made"
         )
-    return pairs.tolist()
+    return [(float(factor), float(charge)) for factor, charge in pairs]
 
 
 @named

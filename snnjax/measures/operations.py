@@ -80,7 +80,7 @@ def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarr
     for d in range(len(output) - 2):
         size, kernel = (s[spec[2 + d]] for s, spec in zip(shapes, specs, strict=True))
         along_axis = _taps(options, d, size, kernel, output[out_spec[2 + d]])[position]
-        axes = np.delete(np.arange(ndim), specs[position][2 + d])
+        axes = [axis for axis in range(ndim) if axis != specs[position][2 + d]]
         counts = counts * np.expand_dims(along_axis, tuple(axes))
     return counts
 
