@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -37,6 +39,14 @@ def called_as(form: str) -> Callable[[_F], _F]:
         return checked
 
     return decorate
+
+
+def warn(message: str) -> None:
+    """Warn at the user's line: the innermost one that is not the library's."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals["__name__"].startswith("snnjax."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def check_function(fn: Any) -> None:

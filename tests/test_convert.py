@@ -374,6 +374,7 @@ def test_a_dead_layer_and_dead_channels_stay_silent():
             warnings.simplefilter("always")
             snn = convert(net, recipe=RECIPES[recipe])
         messages = [str(warning.message) for warning in warned]
+        assert {warning.filename for warning in warned} <= {__file__}
         silent = "activations of site 'w1/relu' are 0 for all calibration images"
         assert any(silent in message for message in messages) == (params is off)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(snn))

@@ -7,7 +7,6 @@ gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, ICML 2
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 
 from snnjax._arrays import promoted, wide
+from snnjax._checks import warn
 from snnjax._ranges import COUNT, POSITIVE, WHOLE
 from snnjax._text import named
 from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
@@ -106,10 +106,9 @@ def _note_shared(view: View, fit: Fit) -> None:
     """Warn of kernels that stay: calibrating them would undo the fit of others."""
     shared = [path for path in fit.weights if path in view.shared]
     if shared:
-        warnings.warn(
+        warn(
             f"at site {view.site.name!r} the weights {', '.join(shared)} stay as they "
             "are, since they feed other sites, an operator or the readout, too",
-            stacklevel=3,
         )
 
 

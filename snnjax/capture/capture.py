@@ -1,10 +1,13 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
 trace       fn becomes numbered equations, with every call inlined (``jaxprs.py``)
+mix         traces of two and of three examples show where they meet (``mixing.py``)
 recognize   ReLUs and max-pools become sites (``recognize.py``)
 rewrite     encoders and operators take their places
 annotate    every site gets its name, parameters, depth and channels
+one         x, sites and outputs lose their axis of one example (``examples.py``)
 check       what is left between the sites is affine, or the network is refused
+fold        calls that hold no site become calls again, as fn wrote them
 """
 
 import functools

@@ -23,7 +23,7 @@ from snnjax._checks import called_as, check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
-from snnjax.conversion import warn
+from snnjax.conversion import cautions
 from snnjax.conversion.engine.effects import effects_of, scaled
 from snnjax.conversion.engine.judging import (
     HELD_OUT,
@@ -130,9 +130,9 @@ def convert(
         waits = (code.least_wait(each.levels, steps) for each in models_in(models))
         wait = max(waits, default=0)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
-    warn.of_gaps(code, models, steps)
+    cautions.of_gaps(code, models, steps)
     check_finite("the calibration images", jax.tree.leaves(images))
-    warn.of_equal_images(images)
+    cautions.of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
@@ -164,8 +164,8 @@ def convert(
         spikes={},
     )
     snn = _fitted(begin, alternatives)
-    warn.of_fresh_thresholds(neurons, snn)
-    warn.of_few_samples(snn, firing_sites, batch_of(images))
+    cautions.of_fresh_thresholds(neurons, snn)
+    cautions.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
@@ -193,7 +193,7 @@ def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
             of_sites = chains.values()
             calibrators = [chained(c, begin.batch_sharding) for c in of_sites]
             snn, end = sweep(begin, snn, calibrators, f"sweep {next(number)} ")
-            outputs = ann_outputs(end)
+        outputs = ann_outputs(end)
         if len(alternatives) == 1:
             return snn
         candidates.append((snn, output_errors(end, outputs)))

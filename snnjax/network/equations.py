@@ -2,7 +2,8 @@
 
     outputs = primitive(inputs)    or, at a site,    outputs = rule(site, inputs)
 
-``capture.py`` makes a network of a function; ``evaluate.py`` runs its equations.
+``capture/capture.py`` makes a network of a function; ``evaluate.py`` runs its
+equations.
 """
 
 from collections.abc import Iterable, Iterator
@@ -118,7 +119,8 @@ class Network(NamedTuple):
 
     Attributes:
         equations: in order of execution, only those that the outputs need.
-        avals: variable -> shape and dtype, of one example.
+        avals: variable -> shape and dtype, of one example. x, sites and outputs have no
+            batch axis; between them a value may keep an axis of size 1 that fn gave it.
         parameters: variable -> path of the parameter leaf.
         x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.

@@ -91,6 +91,7 @@ def operator_rule(code: Code) -> Rule:
     With rate coding they see running means and put out increments; under any other code
     they are functions of the decoded values.
     """
+    # An operator that knows its time axis puts out increments by itself.
     return identity if code.clock_runs else of_values
 
 

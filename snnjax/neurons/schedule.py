@@ -130,7 +130,8 @@ def fire_at(
 def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
-    It is the sum of these, of which binary neurons without zones have none:
+    It is the sum of these, of which binary neurons without zones have none, and of a
+    margin, which whole numbers have:
 
         (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0

@@ -2,7 +2,7 @@
 
 ``simulate.py`` is the transform and ``options.py`` its arguments. ``executions.py``
 computes it, ``training_mode.py`` for a function in training mode, and ``remat.py`` with
-little memory for the gradient.
+little memory for the gradient. ``choice.py`` is what "auto" takes.
 """
 
 from snnjax import _renamed

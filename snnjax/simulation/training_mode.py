@@ -45,7 +45,8 @@ def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any,
         job: with an x that `folded` has folded, for so many ``devices``.
         remat: the gradient keeps only the spikes, as bits.
     """
-    models, steps, wait = job.models, job.steps, job.wait  # see `_run_from_bits`
+    # Not the job itself, as in `executions._run_from_bits`.
+    models, steps, wait = job.models, job.steps, job.wait
     code = job.snn.code
 
     def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]

@@ -78,7 +78,7 @@ class Sweep(NamedTuple):
         return self._run(work, i, self.activations, self.original)
 
     def run_snn(self, i: int, weights: Values) -> Iterator[tuple[jax.Array, ...]]:
-        """Likewise the results in the SNN with these weights: the current, at first."""
+        """Likewise in the SNN with these weights: the current is the first result."""
         work = Work(self.stages[i].segment, self.streams(i), self.steps, self.snn.code)
         results = self._run(work, i, self.spikes, self.params | weights)
         return (result for result, _ in results)

@@ -8,7 +8,6 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import on_host
-from snnjax._checks import check_finite
+from snnjax._checks import check_finite, warn
 from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
 from snnjax.calibrators.parameters import broadcast, parameter_shapes
@@ -125,11 +124,10 @@ def _check_range(
     if not np.isfinite(ends).all():
         check_finite(f"the activations of site {site.name!r}", activations)
     if not ends.any():
-        warnings.warn(
+        warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
             "images, so its threshold is fitted to no data. Check the scale of the "
             "images and the parameters",
-            stacklevel=6,
         )
 
 

@@ -9,7 +9,6 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from snnjax._checks import (
     check_examples,
     check_finite,
     check_numbers,
+    warn,
 )
 from snnjax._patterns import matching
 from snnjax._ranges import Range
@@ -135,10 +135,9 @@ def quantize(
     x = jnp.asarray(images, jnp.float32)
     nodes, clippings = _whole_nodes(layers, x, bits, options["scale"])
     if clippings:
-        warnings.warn(
+        warn(
             "weights are clipped, since the thresholds of their neurons are small: "
             + "; ".join(clippings),
-            stacklevel=2,
         )
     integers = dataclasses.replace(layers, nodes=nodes)
     if chip is not None:

@@ -3,11 +3,11 @@
     dot_general            a matrix, or a 1x1 convolution
     conv_general_dilated   a convolution
     reduce_window_sum      a pool
-    reduce_sum             a pool over all rows, all columns or both
+    reduce_sum             a pool, of windows of rows and columns
     add, mul, ...          new terms and scales
     reshape, slice, ...    a new order, or a matrix of 0 and 1
 
-Constants are no concern of the rules: `Builder.values` has them.
+But for padding, constants are no concern of the rules: `Builder.values` has them.
 """
 
 import itertools

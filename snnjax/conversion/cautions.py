@@ -1,10 +1,9 @@
-"""Warnings of a conversion: what will work, and may not be what was meant.
+"""Cautions of a conversion: what will work, and may not be what was meant.
 
 Each is shown once, at the user's line.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,13 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._checks import warn
 from snnjax.codes import Code
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
-# From a function here, by `convert` and the check of its call, to the user's line.
-_LEVEL = 4
 # Samples of a parameter below which there is a warning. Of the README's network, best()
 # missed 2.6 % of the outputs for new images when it was fitted to 16 images, 0.8 % with
 # 64 and 0.6 % with 256; with one threshold per layer 1.0 % and 0.9 % with 16 and 64.
@@ -30,12 +28,11 @@ def of_gaps(code: Code, models: Any, steps: int) -> None:
     """Warn if neurons cannot send all multiples of the last digit."""
     for model in models_in(models):
         if code.has_gaps(model.levels, model.dead_zone, steps):
-            warnings.warn(
+            warn(
                 f"with the levels {model.levels} and a dead zone of "
                 f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
                 f"a neuron can send; recommended: the levels {code.levels} and a dead "
                 f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base",
-                stacklevel=_LEVEL,
             )
 
 
@@ -51,11 +48,10 @@ def of_equal_images(x: Any) -> None:
         problem = "all equal"
     else:
         return
-    warnings.warn(
+    warn(
         f"the calibration images are {problem}, so the recipe is fitted to a single "
         "input. Give images that the network was trained on, normalized in the same "
         "way",
-        stacklevel=_LEVEL,
     )
 
 
@@ -68,11 +64,10 @@ def of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
     """Warn where no calibrator has changed the threshold of a fresh neuron."""
     same = [n for n, p in fresh.items() if snn.neurons[n].threshold is p.threshold]
     if same:
-        warnings.warn(
+        warn(
             f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
             "they stay as they are. Begin a recipe with one that does, e.g. "
             "snnjax.calibrators.least_squares_threshold()",
-            stacklevel=_LEVEL,
         )
 
 
@@ -91,10 +86,9 @@ def of_few_samples(snn: SNN, sites: Sequence[Site], images: int) -> None:
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     words = {"threshold": "thresholds", "bias": "biases"}
     fields = " and ".join(words.get(field, "potentials") for field in fields)
-    warnings.warn(
+    warn(
         f"{fields} of site {names[0]!r}{others} are fitted "
         f"to {min(few.values())} samples each, and may not suit new images; "
         f"recommended: {FEW} calibration images or more, or one threshold per layer, "
         "e.g. snnjax.best('layer')",
-        stacklevel=_LEVEL,
     )
