@@ -37,16 +37,16 @@ PARTS = (
     Part("NIR, both ways", "nir", "nir", 800),
     Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1000),
     Part("files", "storage", "storage", 900),
-    Part("run in time", "simulation", "simulate levels accelerators", 1300),
+    Part("run in time", "simulation", "simulate levels accelerators", 1350),
     Part("codes", "codes", "codes", 350),
     Part("activations", "activations surrogate", "surrogate quantized", 500),
     Part("many devices", "sharding", "sharding processes", 300),
     Part("PyTorch modules", "torch", "torch_modules", 250),
     Part("the SNN as a value", "snn", "strict types", 450),
     Part("trace fn", "capture", "capture operators refusals architectures", 2450),
-    Part("equations", "network", "soak", 950),
+    Part("equations", "network", "soak", 1000),
     Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
-    Part("checks, texts, small files", "", "layout sweep text conformance", 1750),
+    Part("checks, texts, small files", "", "layout sweep text conformance", 1800),
 )
 FOLDERS = {"snnjax": 22_600, "experiments": 6950, "benchmarks": 3350, "tests": 18_500}
 
