@@ -66,6 +66,8 @@ def assert_same(result, expected):
         assert type(a) is type(b)
         if hasattr(b, "dtype"):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = map(jax.random.key_data, (a, b))
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
         else:
             assert a == b
@@ -98,6 +100,7 @@ LEAVES = {
     "numbers": [True, 7, 0.1, float("inf")],
     "nothing": (None, (), [], {}),
     "layers": {0: {"w": jnp.ones(2)}, 1: {"w": jnp.zeros(2)}},
+    "key": jax.random.key(3),
     # Paths that print alike.
     "l/a": jnp.ones(1),
     "l": {"a": jnp.zeros(1)},
@@ -110,21 +113,18 @@ def test_every_kind_of_leaf_and_container_comes_back(path):
     as_jax = {k: jnp.asarray(LEAVES[k]) for k in ("transposed", "bool")}
     expected = {**LEAVES, **as_jax, "big-endian": jnp.arange(3)}
     assert_same(restored, dataclasses.replace(snn, params=expected))
-    key = jax.random.key(3)
-    restored = snnjax.load(snnjax.save(path, snnjax.SNN(key, {}))).snn.params
-    assert jax.random.key_impl(restored) == jax.random.key_impl(key)
-    assert jax.random.bits(restored) == jax.random.bits(key)
 
 
 def plain_trees(leaf):
-    return st.lists(leaf) | st.lists(leaf).map(tuple) | st.dictionaries(st.text(), leaf)
+    keys = st.text("a./'\"[]\\")
+    return st.lists(leaf) | st.lists(leaf).map(tuple) | st.dictionaries(keys, leaf)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(), plain_trees))
 @example(({"a": [()]}, None))
 def test_any_tree_of_plain_containers_survives_json(plain):
     description = json.loads(json.dumps(tree.describe(plain, "params")))
-    assert tree.rebuild(description, {}, as_dicts=False) == plain
+    assert tree.rebuild(description, {}) == plain
 
 
 class Pair(NamedTuple):
@@ -153,19 +153,15 @@ def nnx_network():
 @pytest.mark.parametrize("build", [named_tuple_network, nnx_network])
 def test_classes_come_back_by_like_and_run_without_their_code(build, path):
     fn, params = build()
-    neuron = snnjax.integrate_and_fire()
-    snn = snnjax.init(fn, params, DENSE.x, model=neuron)
-    snnjax.save(path, snn)
-    with pytest.raises(ValueError, match="only its own code can make .*Pass like="):
-        snnjax.load(path)
-    shapes = jax.eval_shape(lambda: snn)
-    assert_same(snnjax.load(path, like=shapes.params).snn, snn)
-    assert_same(snnjax.load(path, like=shapes).snn, snn)
-    snnjax.save(path, snn, fn=fn, x=DENSE.x, steps=2)
-    stored = snnjax.load(path)
-    assert len(jax.tree.leaves(stored.snn.params)) == len(jax.tree.leaves(params))
+    snn = snnjax.init(fn, params, DENSE.x, model=snnjax.integrate_and_fire())
+    stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=DENSE.x, steps=2))
+    assert type(stored.snn.params) is dict
+    assert len(jax.tree.leaves(stored.snn)) == len(jax.tree.leaves(snn))
     outputs = compiled(fn, steps=2)(snn, DENSE.x)
     np.testing.assert_array_equal(stored.run(DENSE.x), outputs)
+    shapes = jax.eval_shape(lambda: snn)
+    for like in (shapes.params, shapes):
+        assert_same(snnjax.load(path, like=like).snn, snn)
 
 
 def test_like_is_filled_by_keys_or_refused(path):
@@ -234,53 +230,35 @@ def test_a_program_runs_where_the_network_is_unknown(whole_file, tmp_path):
             run(x)
 
 
-def bfloat16(p, x):
-    return jax.nn.relu(x.astype(jnp.bfloat16) @ p["w1"].astype(jnp.bfloat16))
+def test_a_program_takes_any_batch_and_returns_what_the_function_does(path):
+    """Outputs of a class become a dict."""
 
+    def fn(p, x):
+        h = jax.nn.relu(x @ p["w1"])
+        narrow = jax.nn.relu(x.astype(jnp.bfloat16) @ p["w1"].astype(jnp.bfloat16))
+        counted = jax.nn.relu(x.reshape(len(x), -1) @ p["w1"])
+        pooled = h.reshape(-1, 3, 2).max(-1) @ p["w3"][:3]
+        nested = [h, (None, {0: x, 1: h.sum(-1)}), Pair(h, None)]
+        return narrow, counted, pooled, nested, jnp.ones((x.shape[0], 2))
 
-def hidden(p, x):
-    return jax.nn.relu(x @ p["w1"])
-
-
-# What fn returns -> fn. The spiking function's own outputs are what a program returns.
-OUTPUTS = {
-    "bfloat16": bfloat16,
-    "nested": lambda p, x: [hidden(p, x), (None, {0: x, 1: hidden(p, x).sum(-1)})],
-    "twice": lambda p, x: (lambda h: {"a": h, "b": h})(hidden(p, x)),
-    "without x": lambda p, x: (hidden(p, x), jnp.ones((x.shape[0], 2))),
-    "counted batch": lambda p, x: hidden(p, x.reshape(len(x), -1)),
-    "pooled": lambda p, x: hidden(p, x).reshape(-1, 3, 2).max(-1) @ p["w3"][:3],
-}
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_a_program_takes_any_batch_and_returns_what_the_function_does(name, path):
-    fn = OUTPUTS[name]
     snn = snnjax.init(fn, DENSE.params, DENSE.x, model=snnjax.integrate_and_fire())
     stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=DENSE.x, steps=2, wait=1))
     assert_same(stored.snn, snn)
     simulate = compiled(fn, steps=2, wait=1)
     for x in (DENSE.x[:1], np.concatenate([DENSE.x, DENSE.x])):
+        expected = simulate(snn, x)
+        expected[3][2] = expected[3][2]._asdict()
         outputs = stored.run(x)
-        assert_same(outputs, simulate(snn, x))
+        assert_same(outputs, expected)
         assert all(leaf.shape[:2] == (2, len(x)) for leaf in jax.tree.leaves(outputs))
 
 
-def test_outputs_of_a_class_become_dicts(path):
-    def fn(p, x):
-        return Pair(hidden(p, x), None)
-
-    snn = snnjax.init(fn, DENSE.params, DENSE.x)
-    stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=DENSE.x, steps=2))
-    outputs = stored.run(DENSE.x)
-    assert outputs.keys() == {"w", "b"} and outputs["b"] is None
-
-
-def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
+def test_a_sequence_and_numbers_and_keys_in_params_are_part_of_the_program(path):
     def fn(p, x):
         return jax.nn.relu(x @ p["w"] * p["scale"])
 
-    snn = snnjax.init(fn, {"w": jnp.eye(4), "scale": 0.5}, DENSE.x)
+    params = {"w": jnp.eye(4), "scale": 0.5, "key": jax.random.key(0)}
+    snn = snnjax.init(fn, params, DENSE.x)
     x = jnp.stack([DENSE.x, -DENSE.x])
     snnjax.save(path, snn, fn=fn, x=x, steps=2, inputs="sequence")
     stored = snnjax.load(path)
@@ -363,7 +341,7 @@ def rewritten(source, path, card=None, program=None):
 
 def test_missing_foreign_old_and_future_files_are_refused(whole_file, tmp_path, path):
     for name in (tmp_path / "nowhere.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no file {name}"):
+        with pytest.raises(OSError, match=str(name)):
             snnjax.load(name)
     for content in (
         b"not a network",

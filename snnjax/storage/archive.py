@@ -9,6 +9,9 @@ Format: https://github.com/huggingface/safetensors
 import contextlib
 import hashlib
 import json
+import os
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax import _files
 from snnjax._version import __version__
 
 FORMAT = 4  # the only one that this version reads and writes
 _PROGRAM = "program"  # name of the program's bytes; those of arrays are paths
+_OLD = 3600  # seconds after which nobody is still writing a file
 
 # Types as safetensors spells them -> as NumPy and ml_dtypes do.
 _DTYPES = {
@@ -36,29 +39,23 @@ _DTYPES = {
 def write(
     path: Path, card: dict[str, Any], leaves: dict[str, Any], code: bytes
 ) -> None:
-    """Write a file, whole or not at all.
-
-    Args:
-        path: of the file.
-        card: facts that JSON can hold.
-        leaves: arrays by name; Python numbers are left out.
-        code: the program; empty if there is none.
+    """Write a file, whole or not at all; an empty ``code`` is no program.
 
     Raises:
-        ValueError: a leaf is no array that a file can hold, and no number.
+        ValueError: a leaf is no array that a file can hold, and no number. Python
+            numbers stand in the card.
     """
     keys = {n: str(jax.random.key_impl(a)) for n, a in leaves.items() if _is_key(a)}
-    data = {name: jax.random.key_data(leaves[name]) for name in keys}
     arrays = {
-        name: _as_numpy(name, leaf)
-        for name, leaf in {**leaves, **data}.items()
+        name: _as_numpy(name, jax.random.key_data(leaf) if name in keys else leaf)
+        for name, leaf in leaves.items()
         if type(leaf) not in (bool, int, float)
     }
     if code:
         arrays[_PROGRAM] = np.frombuffer(code, np.uint8)
     text = json.dumps({**card, "keys": keys})
     texts = {"card": text, "sha256": _digest(text, arrays)}
-    _files.write(path, safetensors().numpy.save(arrays, texts))
+    _replace(path, safetensors().numpy.save(arrays, texts))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -81,21 +78,39 @@ def _as_numpy(name: str, leaf: Any) -> np.ndarray:
     return array
 
 
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside the path, then rename: no reader sees half of a file.
+
+    A process that is killed while it writes leaves a hidden file behind, which a later
+    write to the same path removes.
+    """
+    # Short: the name of the path may be as long as names can be.
+    prefix = f".{hashlib.sha256(path.name.encode()).hexdigest()[:8]}_"
+    for file in path.parent.glob(f"{prefix}*.unfinished"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - file.stat().st_mtime >= _OLD:
+                file.unlink()
+    beside = path.with_name(f"{prefix}{secrets.token_hex(4)}.unfinished")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Card, arrays and program of a file, after a check of its sha256.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file.
         ValueError: the file is damaged or of another format.
     """
-    library = safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; give the path that snnjax.save returned"
-        )
-    raw = path.read_bytes()
+    library, raw = safetensors(), path.read_bytes()
     try:
-        entries = dict(library.deserialize(raw))
+        entries = library.deserialize(raw)
         length = int.from_bytes(raw[:8], "little")
         texts = json.loads(raw[8 : 8 + length])["__metadata__"]
         card = json.loads(texts["card"])
@@ -113,24 +128,23 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
             "safetensors.numpy.load_file"
         )
     with restoring(path):
-        arrays = {name: _from_bytes(entry) for name, entry in entries.items()}
-    digest = _digest(texts["card"], arrays)
+        arrays = {name: _from_bytes(entry) for name, entry in entries}
+        digest = _digest(texts["card"], arrays)
+        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
+        leaves = {name: _as_jax(array) for name, array in arrays.items()}
+        for name, kind in card.pop("keys").items():
+            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
     if digest != texts.get("sha256"):
         raise ValueError(
             f"{path} is damaged: the sha256 of its contents is {digest}, and the file "
             f"says {texts.get('sha256')}. Fetch the file again"
         )
-    with restoring(path):
-        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
-        leaves = {name: _as_jax(array) for name, array in arrays.items()}
-        for name, kind in card.pop("keys").items():
-            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
     return card, leaves, code
 
 
 def _from_bytes(entry: dict[str, Any]) -> np.ndarray:
-    dtype = jnp.dtype(_DTYPES[entry["dtype"]])
-    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    flat = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
+    return flat.reshape(entry["shape"])
 
 
 def _as_jax(array: np.ndarray) -> Any:

@@ -8,7 +8,6 @@ run only programs from a source that you trust.
 """
 
 import datetime
-import functools
 import hashlib
 import json
 import os
@@ -106,15 +105,17 @@ def save(
     """
     archive.safetensors()
     path = _as_path(path)
-    _check_target(path)
+    if path.suffix != SUFFIX or path.is_dir():
+        raise ValueError(f"path is {path}; allowed: a file whose name ends in {SUFFIX}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
     check_snn(snn)
     check_values(snn)
     facts = _facts(accuracy, recipe=recipe, extras=dict(extras or {}))
     simulation, outputs, code = None, None, b""
     if fn is None:
         not_default = None if inputs == "constant" else inputs
-        options = {"x": x, "steps": steps, "wait": wait, "inputs": not_default}
-        _check_without_program(snn, options)
+        _check_without_program(snn, x=x, steps=steps, wait=wait, inputs=not_default)
     else:
         steps, wait = checked_fit(snn, steps, wait)
         simulation = {"steps": steps, "wait": wait, "inputs": inputs}
@@ -149,19 +150,18 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     Args:
         path: the file.
         like: params or an SNN of the same network, for example new ones. The loaded
-            params get the structure of ``like``, after a check of shapes. It is needed
-            for classes other than dict, list and tuple (a NamedTuple, nnx.State,
-            equinox modules). Without ``like``, these become dicts if the file has a
-            program. For a neuron model of your own, ``like`` must be an SNN that has
-            it; otherwise only ``run`` works.
+            params get the structure of ``like``, after a check of shapes. Without it,
+            containers other than dict, list and tuple (a NamedTuple, nnx.State, equinox
+            modules) become dicts. For a neuron model of your own, ``like`` must be an
+            SNN that has it; otherwise only ``run`` works.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file.
         ValueError: the file is damaged, has another format or holds no SNN; or ``like``
-            is missing or has another structure.
+            has another structure.
         ImportError: safetensors is missing.
 
     >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
@@ -180,54 +180,28 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     with archive.restoring(path):
         structure = card.pop("structure")
         snn = _snn(card, structure, arrays, like)
-        if card["program"] is None:
-            return Stored(snn, card, functools.partial(_no_program, path))
-        run = program.runner(code, structure["outputs"], arrays, _origin(path, card))
-        return Stored(snn, card, run)
-
-
-# -------------------------------------------------------------------- contents
+        run = program.runner(path, card, structure["outputs"], arrays, code)
+    return Stored(snn, card, run)
 
 
 def _snn(
     card: dict[str, Any], structure: dict[str, Any], arrays: dict[str, Any], like: Any
 ) -> SNN:
     """The SNN of a file, in the structure of ``like`` if there is one."""
-    # The program of a file needs no classes. Without one only the SNN is of use.
-    as_dicts = like is not None or card["program"] is not None
-    params = tree.rebuild(structure["params"], arrays, as_dicts=as_dicts)
-    sites = tree.rebuild(structure["neurons"], arrays, as_dicts=True)
-    like_model, like_code, like_neurons = None, None, {}
-    if isinstance(like, SNN):
-        like_model, like_code, like_neurons = like.model, like.code, like.neurons
-        like = like.params
-    params = params if like is None else tree.fill(like, params)
-    model = models.restore(card["model"], like_model)
-    code = models.restore(card["code"], like_code)
+    params = tree.rebuild(structure["params"], arrays)
+    sites = tree.rebuild(structure["neurons"], arrays)
+    own = like if isinstance(like, SNN) else SNN(like, {}, model=None, code=None)
+    if own.params is not None:
+        params = tree.fill(own.params, params)
+    model = models.restore(card["model"], own.model)
     neurons = {
-        name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
-        for name, own in sites.items()
+        name: models.restore_params(
+            model_of(model, name), fields, own.neurons.get(name)
+        )
+        for name, fields in sites.items()
     }
+    code = models.restore(card["code"], own.code)
     return SNN(params, neurons, card["steps"], card["wait"], model, code)
-
-
-def _origin(path: Path, card: dict[str, Any]) -> str:
-    """The program of a file, for error messages."""
-    jax_version = card["versions"]["jax"]
-    return f"the program of {path}, written by jax {jax_version} on {card['date']},"
-
-
-def _no_program(path: Path, x: Any = None) -> Any:
-    """``run`` of a file without a program."""
-    del x
-    raise ValueError(
-        f"{path} has no program, since it was saved without fn. Save it with "
-        "snnjax.save(path, snn, fn=fn, x=x), or run snnjax.spiking(fn, steps=T) with "
-        "the snn of this file"
-    )
-
-
-# --------------------------------------------------------------------- checks
 
 
 def _as_path(path: str | os.PathLike) -> Path:
@@ -239,15 +213,8 @@ def _as_path(path: str | os.PathLike) -> Path:
     return Path(path).expanduser()
 
 
-def _check_target(path: Path) -> None:
-    if path.suffix != SUFFIX or path.is_dir():
-        raise ValueError(f"path is {path}; allowed: a file whose name ends in {SUFFIX}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
-
-
-def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
-    """Raise if arguments are given that only a program can store."""
+def _check_without_program(snn: SNN, **options: Any) -> None:
+    """Raise for what only a program can store."""
     names = [name for name, option in options.items() if option is not None]
     if names:
         raise ValueError(
@@ -268,6 +235,23 @@ def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
         )
 
 
+def _facts(accuracy: Any, **facts: Any) -> dict[str, Any]:
+    """Facts for the card as JSON gives them back, e.g. tuples as lists."""
+    if accuracy is not None:
+        SHARE.check("accuracy", accuracy)
+        accuracy = float(accuracy)
+    try:
+        copy = json.loads(json.dumps(facts, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{' and '.join(facts)} must be what JSON can hold ({error}); turn arrays "
+            "and NumPy's numbers into lists and Python numbers by .tolist()"
+        ) from None
+    if copy["extras"].keys() != facts["extras"].keys():
+        raise ValueError(f"extras are {facts['extras']!r}; allowed: keys that are str")
+    return {"accuracy": accuracy, **copy}
+
+
 def _fingerprint(x: chex.Array) -> dict[str, Any]:
     """Shape, dtype and sha256 of calibration images."""
     try:
@@ -280,19 +264,3 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
         )
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
-
-
-def _facts(accuracy: Any, **facts: Any) -> dict[str, Any]:
-    """Facts for the card as JSON gives them back, e.g. tuples as lists."""
-    if accuracy is not None:
-        SHARE.check("accuracy", accuracy)
-    try:
-        copy = json.loads(json.dumps(facts, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{' and '.join(facts)} must be what JSON can hold ({error}); turn arrays "
-            "and NumPy's numbers into lists and Python numbers by .tolist()"
-        ) from None
-    if copy["extras"].keys() != facts["extras"].keys():
-        raise ValueError(f"extras are {facts['extras']!r}; allowed: keys that are str")
-    return {"accuracy": None if accuracy is None else float(accuracy), **copy}

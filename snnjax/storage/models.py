@@ -39,13 +39,13 @@ def describe(value: Any) -> Any:
         return [describe(each) for each in value]
     if value is None or type(value) in (bool, int, float, str):
         return value
-    name = next((name for name, cls in CLASSES.items() if cls is type(value)), None)
-    if name is not None:
-        fields = [field.name for field in dataclasses.fields(value)]
-        description = {f: describe(getattr(value, f)) for f in fields}
+    name = type(value).__name__.lstrip("_")
+    if CLASSES.get(name) is type(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {field: describe(getattr(value, field)) for field in names}
         # Of a model around an unknown one only the text is left, but sites are apart.
-        if isinstance(value, BySite) or not unknown(description):
-            return {"class": name, **description}
+        if isinstance(value, BySite) or not unknown(fields):
+            return {"class": name, **fields}
     return {"text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
 
 
@@ -54,35 +54,29 @@ def unknown(description: Any) -> list[str]:
     if isinstance(description, dict):
         if "text" in description:
             return [description["text"]]
-        return sum(map(unknown, description.values()), [])
+        description = list(description.values())
     return sum(map(unknown, description), []) if isinstance(description, list) else []
 
 
 def restore(description: Any, like: Any = None) -> Any:
-    """The model or code that `describe` described.
+    """The model or code of a description, or ``like``, the same model or code.
 
-    Args:
-        description: from `describe`.
-        like: the same model or code. Without it, text takes the place of what a
-            description only names, and says so where it is used.
+    Without ``like``, text takes the place of what a description only names, and says so
+    where it is used.
 
     Raises:
         KeyError: the description is of an unknown class.
         ValueError: the description needs ``like``, which is another one.
     """
-    if like is None or not unknown(description):
-        return _restored(description)
-    if describe(like) != description:
-        raise ValueError(
-            f"the file was written with {description}, and like has {describe(like)}. "
-            "Pass an SNN with the former"
-        )
-    return like
-
-
-def _restored(description: Any) -> Any:
+    if like is not None and unknown(description):
+        if describe(like) != description:
+            raise ValueError(
+                f"the file was written with {description}, and like has "
+                f"{describe(like)}. Pass an SNN with the former"
+            )
+        return like
     if isinstance(description, list):
-        return tuple(map(_restored, description))
+        return tuple(map(restore, description))
     if not isinstance(description, dict):
         return description
     if "text" in description:
@@ -90,12 +84,12 @@ def _restored(description: Any) -> Any:
             f"{description['text']}, whose code the file does not hold: run its "
             "program by stored.run(x), or load it with like=snn, an SNN that has it"
         )
-    fields = {name: _restored(each) for name, each in description.items()}
+    fields = {name: restore(each) for name, each in description.items()}
     return CLASSES[fields.pop("class")](**fields)
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
-    """The parameters of a site's neurons, a NamedTuple.
+    """The parameters of a site's neurons, a NamedTuple of the class that they had.
 
     Args:
         model: the neuron model, or the text in its place.
@@ -103,8 +97,7 @@ def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
         like: parameters of the same class; without it the model says which.
     """
     if like is None and not isinstance(model, str):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        like = jax.eval_shape(lambda key: model.init((1,), key), key)
+        like = jax.eval_shape(lambda: model.init((1,), jax.random.key(0)))
     return _as_class_of(like, fields)
 
 

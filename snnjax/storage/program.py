@@ -10,7 +10,8 @@ them for six months at least: https://docs.jax.dev/en/latest/export/export.html
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,8 +31,6 @@ def export(
     fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: Inputs
 ) -> tuple[Any, bytes]:
     """The spiking function of ``fn``: a description of its outputs, and its bytes.
-
-    Args: as for `snnjax.save`.
 
     Raises:
         ValueError: x is missing, or inputs are drawn at random.
@@ -89,15 +88,18 @@ def _without_source_paths() -> Iterator[None]:
 
 
 def runner(
-    code: bytes, description: Any, arrays: dict[str, Any], origin: str
+    path: Path, card: dict[str, Any], outputs: Any, arrays: dict[str, Any], code: bytes
 ) -> Callable[[Any], Any]:
-    """``run(x) -> outputs`` of a program; it may be jitted, see `snnjax.Stored`.
+    """``run(x) -> outputs`` of a file; it may be jitted, see `snnjax.Stored`.
 
     Args:
-        code, description: from `export`.
+        path, card: of the file, for messages.
+        outputs, code: from `export`.
         arrays: those of the SNN, by name.
-        origin: text that names the program in error messages.
     """
+    written = f"written by jax {card['versions']['jax']} on {card['date']}"
+    origin = f"the program of {path}, {written},"
+    has_program = card["program"] is not None
 
     @functools.cache
     def read():
@@ -105,13 +107,18 @@ def runner(
         return program, jax.jit(program.call)
 
     def run(x):
+        if not has_program:
+            raise ValueError(
+                f"{path} has no program, since it was saved without fn. Save it with "
+                "snnjax.save(path, snn, fn=fn, x=x), or run snnjax.spiking(fn, "
+                "steps=T) with the snn of this file"
+            )
         with _running(origin):
             program, call = read()
             x = jnp.asarray(x)
-        _check_x64([*program.in_avals, *program.out_avals], origin)
-        _check_input(x, program.in_avals[-1], origin)
+        _check_input(program, x, origin)
         with _running(origin):
-            return tree.rebuild(description, call(arrays, x), as_dicts=True)
+            return tree.rebuild(outputs, call(arrays, x))
 
     return run
 
@@ -150,18 +157,17 @@ def _check_example(x: Any, inputs: Inputs, axis: int) -> None:
         )
 
 
-def _check_x64(avals: Sequence[Any], origin: str) -> None:
-    """Raise if the program needs 64 bits and JAX does not have them now."""
-    if any(jax.dtypes.canonicalize_dtype(a.dtype) != a.dtype for a in avals):
+def _check_input(program: jax.export.Exported, x: jax.Array, origin: str) -> None:
+    """Raise unless the program takes x: its shape, but for the batch, and its dtype."""
+    dtypes = {aval.dtype for aval in (*program.in_avals, *program.out_avals)}
+    as_jax = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
+    if any(as_jax(dtype) != dtype for dtype in dtypes):
         raise ValueError(
             f"{origin} has arrays of 64 bits; call "
             "jax.config.update('jax_enable_x64', True) first"
         )
-
-
-def _check_input(x: jax.Array, allowed: Any, origin: str) -> None:
-    """Raise unless x has this shape, whose batch is a symbol, and this dtype."""
-    sizes = [*zip(allowed.shape, x.shape, strict=False)]
+    allowed = program.in_avals[-1]
+    sizes = zip(allowed.shape, x.shape, strict=False)
     agree = all(n == m or jax.export.is_symbolic_dim(n) for n, m in sizes)
     same_rank = len(x.shape) == len(allowed.shape)
     if not (same_rank and agree and x.size and x.dtype == allowed.dtype):

@@ -49,54 +49,43 @@ def describe(tree: Any, name: str) -> Any:
     if type(tree) is tuple:
         return {"tuple": below}
     keys = [getattr(path[0], "key", name_of(path)) for path, _ in children]
-    wrong = next((key for key in keys if type(key) not in (str, int)), None)
-    if wrong is not None:
-        raise ValueError(f"a dict at {name} has the key {wrong!r}; allowed: str, int")
-    description: dict[str, Any] = {
-        "dict": [list(pair) for pair in zip(keys, below, strict=True)]
-    }
-    if type(tree) is not dict:
-        description["class"] = f"{type(tree).__module__}.{type(tree).__qualname__}"
-    return description
+    for key in keys:
+        if type(key) not in (str, int):
+            raise ValueError(f"a dict at {name} has the key {key!r}; allowed: str, int")
+    pairs = [list(pair) for pair in zip(keys, below, strict=True)]
+    if type(tree) is dict:
+        return {"dict": pairs}
+    kind = f"{type(tree).__module__}.{type(tree).__qualname__}"
+    return {"dict": pairs, "class": kind}
 
 
-def rebuild(description: Any, leaves: Mapping[str, Any], *, as_dicts: bool) -> Any:
-    """The tree of a description.
+def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
+    """The tree of a description, with these arrays.
 
-    Args:
-        description: from `describe`.
-        leaves: the arrays, by name.
-        as_dicts: containers of other classes than dict, list and tuple become dicts.
-
-    Raises:
-        ValueError: there is such a container, and it may not become a dict.
+    Containers of other classes than dict, list and tuple become dicts.
 
     >>> tree = {"a": [1, (2, None)], "b": {}}
-    >>> rebuild(describe(tree, "params"), {}, as_dicts=False) == tree
+    >>> rebuild(describe(tree, "params"), {}) == tree
     True
     """
     if isinstance(description, str):
         return leaves[description]
     if isinstance(description, list):
-        return [rebuild(each, leaves, as_dicts=as_dicts) for each in description]
+        return [rebuild(each, leaves) for each in description]
     if not isinstance(description, dict):
         return description  # None or a number
     if "tuple" in description:
-        return tuple(rebuild(description["tuple"], leaves, as_dicts=as_dicts))
-    if "class" in description and not as_dicts:
-        raise ValueError(f"only its own code can make a {description['class']}")
-    pairs = description["dict"]
-    return {key: rebuild(each, leaves, as_dicts=as_dicts) for key, each in pairs}
+        return tuple(rebuild(description["tuple"], leaves))
+    return {key: rebuild(each, leaves) for key, each in description["dict"]}
 
 
 def fill(like: Any, tree: Any) -> Any:
-    """The leaves of ``tree`` in the containers of ``like``, which has the same keys.
+    """The leaves of ``tree`` in the containers of ``like``, whose classes may differ.
 
-    The classes of containers may differ. Leaves of ``like`` may be
-    ``jax.ShapeDtypeStruct``.
+    Leaves of ``like`` may be ``jax.ShapeDtypeStruct``.
 
     Raises:
-        ValueError: keys or shapes differ. The message names the first difference.
+        ValueError: keys or shapes differ.
     """
     values, like_leaves = map(_by_keys, (tree, like))
     missing, unknown = (
