@@ -69,20 +69,7 @@ def test_larger_memories_cost_more(measures):
     np.testing.assert_allclose(large - small, 20 * (650 * PJ - WORD), rtol=1e-4)
 
 
-def test_the_table_shows_three_estimates_inside_of_jit_too(measures):
-    estimates = snnjax.energy(measures)
-    head, *rows = str(estimates).splitlines()[:4]
-    sentence = " ".join(str(estimates).splitlines()[4:])
-    ratio = estimates.operations.spiking / estimates.operations.ann
-    assert f"takes {100 * ratio:.3g} % of the ANN's energy by operations" in sentence
-    assert head.split("  ")[0] == "estimate" and "idling" in sentence
-    for row, name, joules in zip(rows, estimates._fields, estimates, strict=True):
-        cells = row.split()
-        assert cells[0] == name
-        found = [float(cell) for cell in cells[1:4]]
-        ratio = 100 * joules.spiking / joules.ann
-        expected = [1e9 * joules.spiking, 1e9 * joules.ann, ratio]
-        np.testing.assert_allclose(found, expected, rtol=5e-3)
+def test_the_estimates_are_the_same_inside_of_jit_where_the_table_shows_types(measures):
     texts = []
 
     @jax.jit
@@ -90,7 +77,7 @@ def test_the_table_shows_three_estimates_inside_of_jit_too(measures):
         texts.append(str(snnjax.energy(measures)))
         return snnjax.energy(measures)
 
-    for a, b in zip(traced(measures), estimates, strict=True):
+    for a, b in zip(traced(measures), snnjax.energy(measures), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert "float32" in texts[0]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import NETWORKS, compiled, converted, eighths
+from networks import NETWORKS, compiled, converted, eighths, outputs_of
 
 import snnjax
 from snnjax import calibrators
@@ -37,12 +37,23 @@ def measured(name, recipe="clipping", wait=0):
 
 
 def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
-    outputs = np.random.default_rng(0).normal(size=(5, 40, 3)).astype("f4")
-    labels = np.arange(40) % 3
-    accuracies = np.asarray(snnjax.accuracy(outputs, labels))
-    for t in range(1, 6):
-        right = (outputs[:t].mean(0).argmax(-1) == labels).mean()
-        np.testing.assert_allclose(accuracies[t - 1], right, rtol=1e-6)
+    outputs = np.random.default_rng(0).normal(size=(256, 200, 10)).astype("f4")
+    means = np.cumsum(outputs, 0) / np.arange(1, 257)[:, None, None]
+    labels = np.arange(200) % 10
+    expected = (means.argmax(-1) == labels).mean(-1)
+    np.testing.assert_allclose(snnjax.accuracy(outputs, labels), expected, rtol=1e-6)
+    # It adds up in more than the outputs' type.
+    narrow = (outputs + 5).astype(jnp.bfloat16)
+    answers = narrow.astype(np.float32).mean(0).argmax(-1)
+    assert snnjax.accuracy(narrow, answers)[-1] == 1
+    # An answer that is no number is wrong.
+    outputs = ONES((2, 4, 3))
+    outputs[1, :3] = np.nan
+    assert snnjax.accuracy(outputs, np.zeros(4, int)).tolist() == [1, 0.25]
+    # Class 256 would be 0 in eight bits.
+    outputs = ONES((1, 2, 300)) * (np.arange(300) == 256)
+    for dtype in (np.int8, np.uint8, np.uint32):
+        assert snnjax.accuracy(outputs, np.array([0, 1], dtype)) == 0.0
 
 
 def test_the_parts_add_up_to_the_error():
@@ -66,11 +77,12 @@ def test_each_part_vanishes_without_its_cause():
 
 def test_firing_rates_are_those_of_the_spikes():
     net, snn, found = measured("batch norm")
-    trains = spike_trains(net.fn, snn, net.x, steps=STEPS)
+    (trains,) = outputs_of([functools.partial(spike_trains, net.fn)], snn, net.x)
     for name, train in trains.items():
+        assert len(train) == STEPS
         rate = found.sites[name].firing_rate
         np.testing.assert_allclose(rate, train.mean(), rtol=1e-6)
-        silent = ~np.asarray(train).any(tuple(range(train.ndim - 1)))
+        silent = ~train.any(tuple(range(train.ndim - 1)))
         np.testing.assert_allclose(found.sites[name].silent, silent.mean())
     count = sum(train.size for train in trains.values())
     spikes = sum(int(train.sum()) for train in trains.values())
@@ -90,59 +102,57 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
     }
     drawn = jax.random.bernoulli(key, 0.5, (STEPS, 5, 6)).astype(np.float32)
     snn = snnjax.init(fn, params, np.asarray(drawn[0]), model=snnjax.lif(leak=0.7))
-    trains = spike_trains(fn, snn, drawn, steps=STEPS, inputs="sequence")
+    of_sequence, of_poisson = (
+        functools.partial(spike_trains, fn, snn, steps=STEPS, inputs=inputs)
+        for inputs in ("sequence", "poisson")
+    )
+    x = np.full((5, 6), 0.5, np.float32)
+    runs = [lambda key: of_sequence(drawn), lambda key: of_poisson(x, key=key)]
+    trains, poisson = outputs_of(runs, key)
+    jax.tree.map(np.testing.assert_array_equal, poisson, trains)
     stream = np.asarray(drawn)
     for name, train in trains.items():
         currents = stream @ np.asarray(params[name.partition("/")[0]])
         stream = reference.simulate(currents, 1.0, leak=0.7)
-        np.testing.assert_array_equal(np.asarray(train), stream > 0)
+        np.testing.assert_array_equal(train, stream > 0)
         assert stream.any()
-    x = np.full((5, 6), 0.5, np.float32)
-    poisson = spike_trains(fn, snn, x, steps=STEPS, inputs="poisson", key=key)
-    jax.tree.map(np.testing.assert_array_equal, poisson, trains)
 
 
 def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3])
-    with pytest.raises(ValueError, match=r"needs x \[steps=4, batch"):
-        spike_trains(net.fn, snn, net.x[:3], steps=STEPS, inputs="sequence")
-    events = jnp.ones((STEPS, *net.x.shape), bool)
-    with pytest.raises(ValueError, match=r"truth values. Pass x.astype\('float32'\)"):
-        spike_trains(net.fn, snn, events, steps=STEPS, inputs="sequence")
-    with pytest.raises(ValueError, match="needs a key"):
-        spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="poisson")
-    with pytest.raises(ValueError, match="draws nothing"):
-        spike_trains(net.fn, snn, net.x, steps=STEPS, key=jax.random.key(0))
+    events, key = jnp.ones((STEPS, *net.x.shape), bool), jax.random.key(0)
+    for x, options, message in (
+        (net.x[:3], {"inputs": "sequence"}, r"needs x \[steps=4, batch"),
+        (events, {"inputs": "sequence"}, r"truth values. Pass x.astype\('float32'\)"),
+        (net.x, {"inputs": "poisson"}, "needs a key"),
+        (net.x, {"key": key}, "draws nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spike_trains(net.fn, snnjax.init(*net[:3]), x, steps=STEPS, **options)
 
 
-def shifted(h, x):
-    return 1.5 * h + 0.25
-
-
-def beside(h, x):
-    return jnp.concatenate([h, x], -1)
-
-
-@pytest.mark.parametrize("between, analog", [(shifted, 0), (beside, 3)])
 @pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
-def test_constants_beside_spikes_are_no_synaptic_operations(between, analog, code):
+def test_constants_beside_spikes_are_no_synaptic_operations(code):
     def fn(p, x):
-        return between(jax.nn.relu(x @ p["w"]), x) @ p["out"]
+        h = jax.nn.relu(x @ p["w"])
+        beside = jnp.concatenate([h, x], -1)
+        return (1.5 * h + 0.25) @ p["out"][:4], beside @ p["out"]
 
-    params = {"w": eighths(1, (3, 4)), "out": ONES((4 + analog, 5))}
+    params = {"w": eighths(1, (3, 4)), "out": ONES((4 + 3, 5))}
     x = np.abs(eighths(0, (16, 3))) + np.float32(0.125)
     neuron = snnjax.integrate_and_fire(levels=(0, 3), threshold=0.125)
     snn = snnjax.init(fn, params, x, model=neuron, code=code)
-    found = snnjax.measure(fn, snn, x, params=params, steps=2)
-    levels = spike_trains(fn, snn, x, steps=2)["w/relu"]
+    measure = functools.partial(snnjax.measure, fn, params=params, steps=2)
+    runs = [functools.partial(spike_trains, fn, steps=2), measure]
+    trains, found = outputs_of(runs, snn, x)
+    levels = trains["w/relu"]
     assert levels.max() > 1
-    assert found.synaptic_operations == 5 * np.sum(levels != 0) / 16
-    assert found.synaptic_additions == 5 * np.sum(levels) / 16
-    assert found.input_macs == 3 * 4 + 5 * analog
+    assert found.synaptic_operations == (5 + 5) * np.sum(levels != 0) / 16
+    assert found.synaptic_additions == (5 + 5) * np.sum(levels) / 16
+    assert found.input_macs == 3 * 4 + 5 * 3
 
 
-NUMBERS = ("NHWC", "HWIO", "NHWC")
+MATRICES = {"dimension_numbers": (((2,), (1,)), ((0,), (2,)))}
 LISTED = {  # dimension numbers may be in any order
     "padding": "VALID",
     "dimension_numbers": ("NCHW", "HWOI", "NHWC"),
@@ -160,27 +170,23 @@ LISTED = {  # dimension numbers may be in any order
         {"padding": "VALID", "batch_group_count": 2},
         {"padding": "SAME", "window_strides": (7, 7)},
         LISTED,
+        MATRICES,
     ],
     ids=lambda options: next(reversed(options)),
 )
 def test_the_fan_out_of_a_product_is_its_gradient_with_ones(options):
     """As NumPy counts it from shapes, and as XLA does by the product itself."""
-    options = {"window_strides": (1, 1), "dimension_numbers": NUMBERS, **options}
-    groups = options.get("feature_group_count", 1)
-    left, right = (2, 5, 4, 2), (3, 3, 2 // groups, 2)
-    if options["dimension_numbers"] != NUMBERS:
-        left, right = (2, 2, 5, 4), (3, 3, 2, 2)
-    product = functools.partial(jax.lax.conv_general_dilated, **options)
-    check_fan_out(product, ONES(left), ONES(right))
-
-
-def test_the_fan_out_of_a_matrix_product_is_its_gradient_with_ones():
-    numbers = (((2,), (1,)), ((0,), (2,)))
-    product = functools.partial(jax.lax.dot_general, dimension_numbers=numbers)
-    check_fan_out(product, ONES((3, 4, 5)), ONES((2, 5, 3)))
-
-
-def check_fan_out(product, left, right):
+    product, left, right = jax.lax.dot_general, ONES((3, 4, 5)), ONES((2, 5, 3))
+    if options is not MATRICES:
+        usual = {
+            "window_strides": (1, 1),
+            "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        }
+        product, options = jax.lax.conv_general_dilated, {**usual, **options}
+        images = {"NHWC": (2, 5, 4, 2), "NCHW": (2, 2, 5, 4)}
+        left = ONES(images[options["dimension_numbers"][0]])
+        right = ONES((3, 3, 2 // options.get("feature_group_count", 1), 2))
+    product = functools.partial(product, **options)
     (eqn,) = jax.make_jaxpr(product)(left, right).eqns
     params = tuple((name, Static(value)) for name, value in eqn.params.items())
     equation = Equation(eqn.primitive, params, (0, 1), (2,))
@@ -217,12 +223,11 @@ def test_measuring_may_be_jitted():
 
 def test_neurons_without_a_clip_floor_have_no_split():
     net = NETWORKS["dense"]
-    for neuron in (snnjax.lif(), snnjax.integrate_and_fire(reset="zero")):
-        snn = snnjax.init(*net[:3], model=neuron)
-        seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
-        for site in seen.sites.values():
-            assert np.isnan([site.clipping, site.flooring, site.unevenness]).all()
-            assert site.error > 0
+    snn = snnjax.init(*net[:3], model=snnjax.integrate_and_fire(reset="zero"))
+    seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
+    for site in seen.sites.values():
+        assert np.isnan([site.clipping, site.flooring, site.unevenness]).all()
+        assert site.error > 0
 
 
 def test_outputs_and_labels_of_other_shapes_are_refused():
@@ -239,32 +244,15 @@ def test_outputs_and_labels_of_other_shapes_are_refused():
 
 
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
-    net, snn, found = measured("dense", wait=1)
-    assert (found.steps, found.wait) == (STEPS, 1)
-    trains = spike_trains(net.fn, snn, net.x)
-    assert all(len(train) == STEPS for train in trains.values())
-    fresh, other = snnjax.init(*net[:3]), {"kernel": net.params["w1"]}
-    measure = functools.partial(snnjax.measure, net.fn)
-    assert measure(fresh, net.x, params=net.params, steps=2).steps == 2
+    net, snn, found = measured("dense", wait=STEPS)
+    assert (found.steps, found.wait) == (STEPS, STEPS)
+    measure = functools.partial(snnjax.measure, net.fn, x=net.x)
     with pytest.raises(ValueError, match="fitted to no number of steps"):
-        measure(fresh, net.x, params=net.params)
+        measure(snn=snnjax.init(*net[:3]), params=net.params)
     with pytest.raises(ValueError, match="fitted to steps=4"):
-        measure(snn, net.x, params=net.params, steps=3)
+        measure(snn=snn, params=net.params, steps=8)
     with pytest.raises(ValueError, match=r"to it: \['kernel'\]; missing: \['b1'"):
-        measure(snn, net.x, params=other)
-
-
-def test_an_answer_that_is_no_number_is_wrong():
-    outputs = ONES((2, 4, 3))
-    outputs[1, :3] = np.nan
-    assert snnjax.accuracy(outputs, np.zeros(4, int)).tolist() == [1, 0.25]
-
-
-def test_accuracy_adds_up_in_more_than_the_outputs_type():
-    noise = np.random.default_rng(1).normal(size=(256, 200, 10))
-    outputs = (noise + 5).astype(jnp.bfloat16)
-    answers = outputs.astype(np.float32).mean(0).argmax(-1)
-    assert snnjax.accuracy(outputs, answers)[-1] == 1
+        measure(snn=snn, params={"kernel": net.params["w1"]})
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -274,8 +262,8 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
         return jax.nn.relu(jnp.concatenate([x, token], 1) @ p["w"]) @ p["v"]
 
     p = {"token": ONES((1, 2)), "w": ONES((6, 6)), "v": ONES((6, 3))}
-    x = ONES((batch, 4))
-    snn = converted(fn, p, x, steps=4, recipe=MAXIMUM)
+    x, every_step = ONES((batch, 4)), snnjax.integrate_and_fire(threshold=6.0)
+    snn = snnjax.init(fn, p, x, model=every_step)
     found = snnjax.measure(fn, snn, x, params=p, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
 
@@ -289,10 +277,15 @@ def test_operations_do_not_depend_on_the_order_of_axes():
     def turned(p, x):
         return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
 
-    snn = converted(usual, kernels, x, steps=4, recipe=MAXIMUM)
-    a, b = (snnjax.measure(f, snn, x, params=kernels, steps=4) for f in (usual, turned))
+    snn = snnjax.init(usual, kernels, x, model=snnjax.integrate_and_fire())
+    runs = [
+        functools.partial(snnjax.measure, fn, params=kernels, steps=4)
+        for fn in (usual, turned)
+    ]
+    a, b = outputs_of(runs, snn, x)
     assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
+    assert a.synaptic_operations > 0
 
 
 def test_convolutions_are_counted_under_x64(x64):
@@ -304,34 +297,27 @@ def test_convolutions_are_counted_under_x64(x64):
 
 
 def test_what_a_network_closes_over_is_read_anew():
-    net = NETWORKS["dense"]
-    factor = [1.0]
+    factor, w, x = [1.0], np.eye(4, dtype=np.float32), np.abs(eighths(0, (8, 4)))
 
-    def fn(params, x):
-        return factor[0] * net.fn(params, x * factor[0])
+    def fn(w, x):
+        return factor[0] * jax.nn.relu(factor[0] * x @ w)
 
     def seen():
-        snn = converted(fn, net.params, net.x, steps=STEPS, recipe=MAXIMUM)
-        found = snnjax.measure(fn, snn, net.x, params=net.params)
-        return compiled(fn, steps=STEPS)(snn, net.x), found
+        snn = converted(fn, w, x, steps=STEPS, recipe=MAXIMUM)
+        found = snnjax.measure(fn, snn, x, params=w)
+        return compiled(fn)(snn, x), found.sites["relu"].activation
 
-    (outputs, found), factor[0] = seen(), 2.0
+    (outputs, activation), factor[0] = seen(), 2.0
     more, larger = seen()
-    ratio = np.abs(more).mean() / np.abs(outputs).mean()
-    assert ratio > 2
-    for site in found.sites:
-        np.testing.assert_array_less(
-            found.sites[site].activation, larger.sites[site].activation
-        )
+    np.testing.assert_allclose(more, 4 * outputs)
+    np.testing.assert_allclose(larger, 2 * activation)
 
 
 def test_more_spikes_can_be_measured_than_int32_can_count():
     def fn(weights, x):
-        for _ in range(16):
-            x = jax.nn.relu(x)
-        return x @ weights
+        return jax.nn.relu(x) @ weights
 
-    weights, x = ONES((4096, 1)), ONES((32, 4096))
+    weights, x = ONES((2**16, 1)), ONES((32, 2**16))
     snn = snnjax.init(fn, weights, x, model=snnjax.integrate_and_fire())
     # Traced only, where a number too large for int32 would be an error.
     measures = jax.eval_shape(
@@ -340,22 +326,15 @@ def test_more_spikes_can_be_measured_than_int32_can_count():
     assert measures.firing_rate.dtype == jnp.float32
 
 
-def test_labels_of_small_types_are_no_other_classes():
-    """Class 256 would be 0 in eight bits."""
-    outputs = ONES((1, 2, 300)) * (np.arange(300) == 256)
-    for dtype in (np.int8, np.uint8, np.uint32):
-        assert snnjax.accuracy(outputs, np.array([0, 1], dtype)) == 0.0
-
-
 def test_a_value_is_worth_the_highest_level_at_most():
     def fn(p, x):  # spikes of both neurons nearly cancel in the second product
         return jax.nn.relu(x @ p["w"]) @ np.array([[1.0], [-0.999]], "f4") @ p["out"]
 
     params = {"w": np.eye(2, dtype=np.float32), "out": ONES((1, 3))}
     x = np.abs(eighths(0, (16, 2)))
-    neuron = snnjax.integrate_and_fire(levels=(0, 3))
-    snn = converted(fn, params, x, steps=2, recipe=MAXIMUM, model=neuron)
-    measures = snnjax.measure(fn, snn, x, params=params)
+    neuron = snnjax.integrate_and_fire(levels=(0, 3), threshold=0.25)
+    snn = snnjax.init(fn, params, x, model=neuron)
+    measures = snnjax.measure(fn, snn, x, params=params, steps=2)
     # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
     assert measures.synaptic_additions <= 2 * 3 * (2 + 3)
     assert measures.synaptic_additions >= measures.synaptic_operations

@@ -20,10 +20,10 @@ from snnjax.firing import capture_step, evaluate_in_time, threshold_of
 from snnjax.inputs import INPUTS, encode
 from snnjax.measures import errors, operations
 from snnjax.measures.errors import SiteMeasures
-from snnjax.network.equations import Network, shape_of
+from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.protocol import levels_of, synapses_of_a_spike
+from snnjax.neurons.protocol import levels_of
 from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.sharding import automatic
@@ -98,14 +98,12 @@ class Measures(NamedTuple):
             rows.append((name, *cells))
         # Shapes, as of jax.eval_shape, cannot be multiplied.
         are_shapes = isinstance(self.firing_rate, jax.ShapeDtypeStruct)
-        spikes = numbers(self.firing_rate if are_shapes else self.spikes)
-        neurons = numbers(self.neurons, 6)
-        steps, wait = numbers(self.steps), numbers(self.wait)
-        operations = numbers(self.synaptic_operations, 4)
+        spikes = self.firing_rate if are_shapes else self.spikes
         summary = (
-            f"{neurons} neurons send {spikes} spikes each, in T = {steps} steps with "
-            f"wait {wait}.\nThey cause {operations} synaptic "
-            f"operations; the ANN has {numbers(self.macs, 4)} multiply-adds."
+            f"{numbers(self.neurons, 6)} neurons send {numbers(spikes)} spikes each, "
+            f"in T = {numbers(self.steps)} steps with wait {numbers(self.wait)}.\n"
+            f"They cause {numbers(self.synaptic_operations, 4)} synaptic operations; "
+            f"the ANN has {numbers(self.macs, 4)} multiply-adds."
         )
         return Table(rows, below=summary)
 
@@ -132,8 +130,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     check_labels(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
-    dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
-    answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
+    answers = jnp.cumsum(outputs, axis=0, dtype=wide_dtype(outputs))
     classes = answers.argmax(-1)
     # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
     right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
@@ -189,28 +186,6 @@ def measure(
 
     observe = functools.partial(_observe, network, steps=steps, wait=wait)
     of_sites, counts = jax.jit(observe)(params, snn, x)
-    _check_counts(counts)
-    sites = [site for site in network.sites if site.fires]
-    sizes = [math.prod(site.shape) for site in sites]
-    rates = jnp.stack([of_sites[site.name].firing_rate for site in sites])
-    recurrent_weights = sum(
-        size * synapses_of_a_spike(snn.model_of(site.name), site.shape)
-        for size, site in zip(sizes, sites, strict=True)
-    )
-    shapes = [shape_of(network.avals, v) for v in operations.weights_of(network)]
-    return Measures(
-        # In the order of execution, because jit sorts the keys of a dict.
-        sites={site.name: _without_none(of_sites[site.name]) for site in sites},
-        firing_rate=rates @ jnp.array(sizes, jnp.float32) / sum(sizes),
-        **counts | _of_levels(snn, sites, steps),
-        neurons=jnp.asarray(sum(sizes)),
-        weights=jnp.asarray(recurrent_weights + sum(map(math.prod, shapes))),
-        steps=jnp.asarray(steps),
-        wait=jnp.asarray(wait),
-    )
-
-
-def _check_counts(counts: dict[str, jax.Array]) -> None:
     for name, count in counts.items():
         if not isinstance(count, Tracer) and not np.isfinite(count):
             raise FloatingPointError(
@@ -218,19 +193,31 @@ def _check_counts(counts: dict[str, jax.Array]) -> None:
                 f"computes, so XLA of jax {jax.__version__} has compiled the counting "
                 "wrongly. Take another version of JAX, and report the network, please"
             )
-
-
-def _of_levels(snn: SNN, sites: Sequence[Site], steps: int) -> dict[str, Any]:
-    """Fields of `Measures` that need levels; NaN if a model states no levels."""
-    every = [levels_of(snn.model_of(site.name)) for site in sites]
-    levels = [pair for pair in every if pair is not None]
-    if len(levels) < len(sites):
-        return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
+    # In the order of execution, because jit sorts the keys of a dict.
+    sites = [site for site in network.sites if site.fires]
     sizes = [math.prod(site.shape) for site in sites]
-    pairs = zip(sizes, levels, strict=True)
-    bits = steps * sum(n * math.log2(high - low + 1) for n, (low, high) in pairs)
-    highest = max(high for _, high in levels)
-    values = 1 + highest * snn.code.reach(steps) / snn.code.finest(steps)
+    rates = jnp.stack([of_sites[site.name].firing_rate for site in sites])
+    return Measures(
+        sites={site.name: _without_none(of_sites[site.name]) for site in sites},
+        firing_rate=rates @ jnp.array(sizes, jnp.float32) / sum(sizes),
+        **counts | _of_levels(snn, sites, sizes, steps),
+        neurons=jnp.asarray(sum(sizes)),
+        steps=jnp.asarray(steps),
+        wait=jnp.asarray(wait),
+    )
+
+
+def _of_levels(
+    snn: SNN, sites: Sequence[Site], sizes: Sequence[int], steps: int
+) -> dict[str, Any]:
+    """Fields of `Measures` that need levels; NaN if a model states no levels."""
+    pairs = [levels_of(snn.model_of(site.name)) for site in sites]
+    if None in pairs:
+        return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
+    lows, highs = zip(*pairs, strict=True)
+    ranges = zip(sizes, lows, highs, strict=True)
+    bits = steps * sum(n * math.log2(high - low + 1) for n, low, high in ranges)
+    values = 1 + max(highs) * snn.code.reach(steps) / snn.code.finest(steps)
     return {"bits": jnp.asarray(bits / sum(sizes)), "values": jnp.asarray(values)}
 
 
@@ -317,16 +304,13 @@ def spike_trains(
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         levels = levels_of(snn.model_of(site.name))
-        if levels is None:
-            trains[site.name] = spikes
-            return
-        sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
-        per_unit = spikes / sizes.reshape(-1, *[1] * (spikes.ndim - 1))
-        indices = level_indices(
-            per_unit, threshold_of(snn.neurons[site.name], site), levels
-        )
-        whole = indices.astype(jnp.int16) + levels[0]
-        trains[site.name] = whole.astype(bool) if levels == BINARY else whole
+        if levels is not None:
+            sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
+            per_unit = spikes / sizes.reshape(-1, *[1] * (spikes.ndim - 1))
+            threshold = threshold_of(snn.neurons[site.name], site)
+            indices = level_indices(per_unit, threshold, levels)
+            spikes = indices.astype(jnp.int16) + levels[0]
+        trains[site.name] = spikes.astype(bool) if levels == BINARY else spikes
 
     run = {"steps": steps, "wait": wait, "sequence": sequence}
     evaluate_in_time(network, snn, x, observe=observe, **run)

@@ -22,7 +22,6 @@ from snnjax.network.equations import (
     PRODUCTS,
     Equation,
     Network,
-    Static,
     Values,
     read,
     shape_of,
@@ -34,23 +33,13 @@ from snnjax.snn import SNN
 
 
 def products(network: Network) -> list[tuple[Equation, int]]:
-    """Products of weights with something that depends on the input.
-
-    Returns:
-        Pairs of an equation and the variable of that operand.
-    """
-    pairs = []
-    for equation in network.equations:
-        if equation.name in PRODUCTS:
-            driven = [v for v in equation.variables if v in network.dependent]
-            pairs += [(equation, v) for v in driven[:1]]
-    return pairs
-
-
-def weights_of(network: Network) -> list[int | Static]:
-    """Weights of all products, once each."""
-    operands = [v for equation, _ in products(network) for v in equation.inputs]
-    return list(dict.fromkeys(v for v in operands if v not in network.dependent))
+    """Products with weights, and the variable of the operand that x reaches."""
+    return [
+        (equation, next(v for v in equation.variables if v in network.dependent))
+        for equation in network.equations
+        if equation.name in PRODUCTS
+        and not network.dependent.isdisjoint(equation.variables)
+    ]
 
 
 def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarray:
@@ -103,24 +92,6 @@ def macs_of(equation: Equation, network: Network) -> int:
     return int(np.broadcast_to(fan_out(equation, network), shape).sum())
 
 
-def operator_macs(network: Network, *, live: bool) -> int:
-    """Multiply-adds per image of products of two values, which operators compute.
-
-    Args:
-        network: with all calls inlined.
-        live: True counts the operators that spikes reach, for each step; False counts
-            the others, which are computed once.
-    """
-    streams = streaming(network.equations)
-    return sum(
-        macs_of(equation, network)
-        for operator in network.equations
-        if operator.body and bool(streams.intersection(operator.inputs)) == live
-        for equation in operator.body.equations
-        if equation.name == "dot_general"
-    )
-
-
 def counts(
     network: Network,
     snn: SNN,
@@ -130,12 +101,14 @@ def counts(
     spikes: dict[str, jax.Array],
     operator_steps: int,
 ) -> dict[str, jax.Array]:
-    """Operations per image, named as in `Measures`.
+    """Operations per image and weights, named as in `Measures`.
 
     Args:
+        network: with all calls inlined.
         values, streams: of T steps, as from `evaluate_in_time`.
         spikes: of each site, [T, B, ...].
-        operator_steps: how often operators are computed.
+        operator_steps: how often operators are computed that spikes reach; the others
+            are computed once.
     """
     sites = [site for site in network.sites if site.fires]
     pairs = [levels_of(snn.model_of(site.name)) for site in sites]
@@ -146,8 +119,7 @@ def counts(
     without_input = at_level(network, snn, jax.tree.map(jnp.zeros_like, x), 0)
     inside = [_inside(snn, site, spikes[site.name]) for site in sites]
     operations, additions = (sum(part) for part in zip(*inside, strict=True))
-    live_macs = operator_macs(network, live=True)
-    input_macs = operator_macs(network, live=False)
+    live_macs, input_macs = _operator_macs(network)
     macs = input_macs + live_macs
     batch = batch_of(x)
     for equation, v in products(network):
@@ -167,15 +139,38 @@ def counts(
         additions += _weighed(active, synapses) / batch
         from_input = (constants[v] != without_input[v]).astype(jnp.float32)
         input_macs += _weighed(from_input, synapses) / batch
-    zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
+    operands = [v for equation, _ in products(network) for v in equation.inputs]
+    weights = dict.fromkeys(v for v in operands if v not in network.dependent)
+    recurrent = sum(
+        math.prod(site.shape) * synapses_of_a_spike(snn.model_of(site.name), site.shape)
+        for site in sites
+    )
+    sizes = [math.prod(shape_of(network.avals, v)) for v in weights]
+    zeros = [(read(values, v) == 0).sum() for v in weights]
     return {
         "synaptic_operations": jnp.asarray(operations),
         "synaptic_additions": jnp.asarray(additions),
         "input_macs": jnp.asarray(input_macs, jnp.float32),
         "operator_macs": jnp.asarray(operator_steps * live_macs, jnp.float32),
         "macs": jnp.asarray(macs, jnp.float32),
+        "weights": jnp.asarray(recurrent + sum(sizes)),
         "zero_weights": jnp.asarray(sum(zeros)),
     }
+
+
+def _operator_macs(network: Network) -> tuple[int, int]:
+    """Multiply-adds per image of products of two values, which operators compute.
+
+    First those that spikes reach, then the others.
+    """
+    streams = streaming(network.equations)
+    live = {True: 0, False: 0}
+    for operator in network.equations:
+        for equation in operator.body.equations if operator.body else ():
+            if equation.name == "dot_general":
+                is_live = not streams.isdisjoint(operator.inputs)
+                live[is_live] += macs_of(equation, network)
+    return live[True], live[False]
 
 
 def _weighed(active: jax.Array, synapses: np.ndarray) -> jax.Array:
