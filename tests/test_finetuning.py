@@ -83,8 +83,7 @@ def by_hand(snn, fn, *, has_aux, share, **options):
     return snn
 
 
-@pytest.mark.parametrize("wait", [0, 2])
-@pytest.mark.parametrize("has_aux", [False, True])
+@pytest.mark.parametrize("has_aux, wait", [(False, 0), (True, 2)])
 def test_it_is_the_loop_that_one_would_write(has_aux, wait):
     snn = converted(NET.apply, VARIABLES, X[0], steps=2, wait=wait)
     fn = in_training if has_aux else NET.apply
@@ -213,22 +212,20 @@ def test_a_loss_that_is_not_finite_names_its_step(snn):
 
 
 def test_a_folder_belongs_to_one_training(snn, tmp_path):
-    finetune(snn, folder=tmp_path, depends_on={"seed": 1})
+    call = {"snn": snn, "folder": tmp_path, "depends_on": {"seed": 1}}
+    finetune(**call)
     threshold = snn.neurons["Net/relu"]._replace(threshold=jnp.float32(2.0))
     other = dataclasses.replace(snn, neurons={"Net/relu": threshold})
-    steps = converted(NET.apply, VARIABLES, X[0], steps=3)
+    own = {"loss": training.tet, "surrogate": snnjax.surrogate.arctan}
     for options, message in (
         ({"snn": other}, "another training, with other state at the start. Give"),
-        ({"snn": steps}, "another training, with other state at the start. Give"),
+        ({"snn": dataclasses.replace(snn, steps=3)}, "with other state at the start"),
         ({"rules": optax.sgd(0.1)}, "with other state at the start. Give"),
-        ({"loss": training.tet}, "with other loss. Give"),
-        ({"surrogate": snnjax.surrogate.arctan}, "with other options. Give"),
-        ({"depends_on": {"seed": 2}}, "with other seed. Give"),
+        ({"depends_on": {"seed": 2}, **own}, "with other loss, options, seed. Give"),
         ({"depends_on": None}, "with other seed. Give"),
         ({"epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            call = {"snn": snn, "folder": tmp_path, "depends_on": {"seed": 1}}
             finetune(**call | options)
     with pytest.raises(TypeError, match="loss"):  # a name of its own
         finetune(snn, folder=tmp_path, depends_on={"loss": 1})

@@ -1,6 +1,7 @@
 """The temperature: it moves where the surrogate gradient points better."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +43,16 @@ def known(b):
     return snnjax.init(shifted, {"w": np.zeros(2, np.float32)}, X, model=neuron)
 
 
+@functools.partial(jax.jit, static_argnames=("step", "change", "lowest"))
+def choose(snn, **options):
+    return choose_temperature(loss_of_known, snn, ["w"], **options)
+
+
 def walk(b, count, **options):
     """The temperatures of so many choices, one after the other, from b."""
-    choose = jax.jit(
-        lambda snn: choose_temperature(loss_of_known, snn, ["w"], **options)
-    )
     snn = known(b)
     for _ in range(count):
-        snn, cosines = choose(snn)
+        snn, cosines = choose(snn, **options)
         yield float(temperatures(snn)["w/relu"]), cosines
 
 

@@ -165,18 +165,14 @@ def test_what_the_function_closes_over_may_be_differentiated():
 
 
 def test_remat_keeps_less_for_the_gradient():
-    steps, width = 32, 64
-
     def fn(w, x):
-        for _ in range(6):
-            x = relu(x @ w)
-        return x
+        return relu(relu(relu(x @ w) @ w) @ w)
 
-    x = np.ones((16, width), np.float32)
-    snn = snnjax.init(fn, np.eye(width, dtype=np.float32), x)
+    x = np.ones((16, 64), np.float32)
+    snn = snnjax.init(fn, np.eye(64, dtype=np.float32), x)
 
     def residual_bytes(execution):
-        simulate = snnjax.spiking(fn, steps=steps, execution=execution)
+        simulate = snnjax.spiking(fn, steps=32, execution=execution)
         pull = jax.eval_shape(lambda snn: jax.vjp(simulate, snn, x)[1], snn)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
@@ -187,11 +183,11 @@ def test_remat_keeps_less_for_the_gradient():
 
 @pytest.mark.parametrize("execution", [ByLayer(remat=True), ByLayer(segment=2)])
 def test_no_array_of_a_gradient_lives_on(execution):
-    net = NETWORKS["branches"]  # of one depth: the check traces slowly
-    snn = snnjax.init(*net[:3])
-    simulate = snnjax.spiking(net.fn, steps=3, execution=execution)
+    fn, w, x = (lambda w, x: relu(x @ w)), jnp.eye(2), jnp.ones((1, 2))
+    snn = snnjax.init(fn, w, x)
+    simulate = snnjax.spiking(fn, steps=3, execution=execution)
     with jax.checking_leaks():
-        slopes = jax.eval_shape(jax.grad(lambda snn: simulate(snn, net.x).sum()), snn)
+        slopes = jax.eval_shape(jax.grad(lambda snn: simulate(snn, x).sum()), snn)
     assert jax.tree.structure(slopes) == jax.tree.structure(snn)
 
 
@@ -218,17 +214,20 @@ def training(variables, x):
     return NORMED.apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-@pytest.mark.parametrize("inputs, remat", [("constant", False), ("sequence", True)])
-def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
-    snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS)
-    x = eighths(6, (STEPS, *TOKENS.shape)) if inputs == "sequence" else TOKENS
-    simulate = compiled(
-        training,
-        steps=STEPS,
-        inputs=inputs,
-        has_aux=True,
-        execution=ByLayer(remat=remat),
-    )
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"execution": ByLayer()},
+        {"inputs": "sequence", "execution": ByLayer(remat=True)},
+        {"execution": "closed_form", "wait": STEPS},
+    ],
+)
+def test_batch_norm_takes_its_statistics_over_time_and_batch(options):
+    """The closed form shows the network its final values."""
+    snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS, model=integrate_and_fire())
+    is_sequence = options.get("inputs") == "sequence"
+    x = eighths(6, (STEPS, *TOKENS.shape)) if is_sequence else TOKENS
+    simulate = compiled(training, steps=STEPS, has_aux=True, **options)
     outputs, aux = simulate(snn, x)
     assert outputs.shape == (STEPS, 4, 3)
     currents = (np.asarray(x) @ KERNEL).reshape(-1, 4)
@@ -237,16 +236,10 @@ def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
     assert_close(averages["var"], 0.5 + 0.5 * currents.var(0))
 
 
-def test_the_closed_form_shows_a_network_in_training_its_final_values():
-    snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS, model=integrate_and_fire())
-    options = {"steps": STEPS, "wait": STEPS, "execution": "closed_form"}
-    outputs, aux = compiled(training, **options, has_aux=True)(snn, TOKENS)
-    assert outputs.shape == (STEPS, 4, 3)
-    averages = aux["batch_stats"]["BatchNorm_0"]
-    assert_close(averages["mean"], 0.5 * (np.asarray(TOKENS) @ KERNEL).mean((0, 1)))
-
+def test_the_closed_form_has_the_gradient_of_inference_beside_aux():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], model=integrate_and_fire(levels=(-1, 1)))
+    options = {"steps": STEPS, "wait": STEPS, "execution": "closed_form"}
 
     def answer_and_gradient(fn, **more):
         def loss(snn):
@@ -333,18 +326,29 @@ def cross_entropy(logits, labels):
     return -np.log(chosen).mean()
 
 
-def test_mean_cross_entropy_is_that_of_the_mean_also_of_traced_labels():
-    expected = cross_entropy(np.asarray(OUTPUTS).mean(0), LABELS)
+def test_losses_are_those_of_the_mean_and_of_the_steps_also_of_traced_labels():
+    expected = cross_entropy(OUTPUTS.mean(0), LABELS)
     assert jax.jit(mean_cross_entropy)(OUTPUTS, LABELS) == pytest.approx(expected)
-
-
-def test_tet_is_the_mean_of_the_steps_losses_also_of_traced_labels():
-    entropy = np.mean([cross_entropy(np.asarray(o), LABELS) for o in OUTPUTS])
-    distance = np.mean((np.asarray(OUTPUTS) - 2.0) ** 2)
+    entropy = np.mean([cross_entropy(output, LABELS) for output in OUTPUTS])
+    distance = np.mean((OUTPUTS - 2.0) ** 2)
     for share in (0.0, 0.25, 1.0):
         loss = jax.jit(functools.partial(tet, regularization=share, target=2.0))
         expected = (1 - share) * entropy + share * distance
         assert loss(OUTPUTS, LABELS) == pytest.approx(expected, rel=1e-5)
+    # Without the distance a class may be masked.
+    masked, label = jnp.array([[[1.0, -jnp.inf]]]), jnp.array([0])
+    value, gradient = jax.value_and_grad(tet)(masked, label, regularization=0)
+    assert float(value) == 0.0 and jnp.isfinite(gradient).all()
+
+
+def test_losses_add_up_in_more_than_the_outputs_type():
+    noise = np.random.default_rng(1).normal(size=(256, 20, 10))
+    outputs = (noise + 5).astype(jnp.bfloat16)
+    labels = np.zeros(20, np.int32)
+    for loss in map(jax.jit, (mean_cross_entropy, tet)):
+        narrow, wide = loss(outputs, labels), loss(outputs.astype(np.float32), labels)
+        assert narrow.dtype == np.float32
+        np.testing.assert_array_equal(narrow, wide)
 
 
 def test_a_membrane_integrates_the_outputs_in_float32():
@@ -354,7 +358,7 @@ def test_a_membrane_integrates_the_outputs_in_float32():
     np.testing.assert_allclose(readout(OUTPUTS, leak=0.5)[-1], expected, rtol=1e-5)
     assert_close(readout(OUTPUTS, leak=1.0), np.cumsum(OUTPUTS, 0))
     for dtype in (jnp.bfloat16, jnp.int32):
-        potentials = membrane_readout(np.ones((3, 1), dtype), leak=np.float32(0.5))
+        potentials = readout(np.ones((3, 1), dtype), leak=np.float32(0.5))
         np.testing.assert_array_equal(potentials, np.array([[1], [1.5], [1.75]], "f4"))
 
 
@@ -371,56 +375,39 @@ def test_a_temperature_without_gradient_is_told():
     net, snn = with_temperature()
     simulate = snnjax.spiking(net.fn, steps=STEPS)
     gradient = jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum()))(snn)
-    unused = {"wide", "direct"}  # weights that this network does not read
-    labels = param_labels(snn, ["weights", "temperature"])
-    for name in unused:
-        labels.params[name] = "frozen"
-    with pytest.raises(ValueError) as caught:
-        check_gradients(gradient, labels)
-    message = str(caught.value)
-    assert "reaches 2 of the leaves" in message
-    assert "neurons/w1/relu/temperature, neurons/w2/relu/temperature" in message
-    assert "snnjax.training.choose_temperature" in message
-    labels = param_labels(snn, ["weights"])
-    labels.params.update(dict.fromkeys(unused, "frozen"))
-    check_gradients(gradient, labels)
+
+    def labels(*trained):  # two weights are not read by this network
+        labels = param_labels(snn, trained)
+        labels.params.update(wide="frozen", direct="frozen")
+        return labels
+
+    check_gradients(gradient, labels("weights"))
+    dead = "neurons/w1/relu/temperature, neurons/w2/relu/temperature"
+    message = f"reaches 2 of the leaves .*{dead}.*snnjax.training.choose_temperature"
+    with pytest.raises(ValueError, match=message):
+        check_gradients(gradient, labels("weights", "temperature"))
+
+
+class Statistic(nnx.BatchStat):
+    """One of a user's own."""
 
 
 def test_running_averages_counters_and_keys_are_never_trained():
-    class Statistic(nnx.BatchStat):
-        pass
-
-    scale = jnp.ones(3)
-    nnx_state = {
-        "mean": nnx.BatchStat(scale),
-        "own": Statistic(scale),
-        "w": nnx.Param(scale),
-    }
-    numbers = {"w": scale, "seen": jnp.array(3), "key": jax.random.key(0)}
+    scale, numbers = jnp.ones(3), {"seen": jnp.array(3), "key": jax.random.key(0)}
+    statistics = {"mean": nnx.BatchStat(scale), "own": Statistic(scale)}
     fn = lambda p, x: jax.nn.relu(x * p["w"][...])  # noqa: E731
-    frozen = {"mean", "own", "seen", "key"}
-    for params in (nnx.State(nnx_state), numbers):
-        snn = snnjax.init(fn, params, jnp.ones((2, 3)))
-        labels = param_labels(snn).params
+    for params in (nnx.State({**statistics, "w": nnx.Param(scale)}), numbers):
+        params["w"] = params.get("w", scale)
+        labels = param_labels(snnjax.init(fn, params, jnp.ones((2, 3)))).params
         assert jax.tree.structure(labels) == jax.tree.structure(params)
         for name in params:
-            expected = "frozen" if name in frozen else "weights"
+            expected = "weights" if name == "w" else "frozen"
             assert jax.tree.leaves(labels[name]) == [expected]
 
     linen = snnjax.init(NORMED.apply, VARIABLES, TOKENS)
     labels = param_labels(linen, ["weights"]).params
     assert set(jax.tree.leaves(labels["batch_stats"])) == {"frozen"}
     assert set(jax.tree.leaves(labels["params"])) == {"weights"}
-
-
-def test_losses_add_up_in_more_than_the_outputs_type():
-    noise = np.random.default_rng(1).normal(size=(256, 20, 10))
-    outputs = (noise + 5).astype(jnp.bfloat16)
-    labels = np.zeros(20, np.int32)
-    for loss in map(jax.jit, (mean_cross_entropy, tet)):
-        narrow, wide = loss(outputs, labels), loss(outputs.astype(np.float32), labels)
-        assert narrow.dtype == np.float32
-        np.testing.assert_array_equal(narrow, wide)
 
 
 SNN, DENSE = with_temperature()[1], NETWORKS["dense"][:3]

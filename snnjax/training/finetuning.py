@@ -1,9 +1,5 @@
-"""Fine-tuning: a training that begins with a converted network.
+"""Fine-tuning: a training that begins with a converted network."""
 
-L = (1 - c) loss(O, y) + c KL(softmax(teacher(x)) || softmax(mean_t O(t)))
-"""
-
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,11 +11,10 @@ import optax
 from snnjax import sharding
 from snnjax._arrays import wide
 from snnjax._ranges import SHARE
-from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN, checked_fit
-from snnjax.training.leaves import differentiable
+from snnjax.training.leaves import differentiable, named_params, with_params
 from snnjax.training.loop import train
 from snnjax.training.losses import mean_cross_entropy
 from snnjax.training.optimizers import Rules, descent
@@ -114,7 +109,7 @@ def finetune(
             f"share is {share} without a teacher; give one, e.g. "
             "teacher=lambda x: fn(params, x), or leave share out"
         )
-    share = 0.5 if share is None else share
+    share = (0.5 if teacher else 0.0) if share is None else share
     SHARE.check("share", share)
     fit = checked_fit(snn, options.get("steps"), options.get("wait"))
     own_gradient = options.keys() & {"surrogate", "detach_reset"}
@@ -124,7 +119,7 @@ def finetune(
 
     def objective(snn: SNN, x: chex.ArrayTree, labels: Any):
         outputs, averages = simulate(snn, x) if has_aux else (simulate(snn, x), {})
-        value = loss(outputs, labels) if teacher is None or share < 1 else 0.0
+        value = loss(outputs, labels) if share < 1 else 0.0
         if teacher is not None and share > 0:
             distance = _distance(outputs, teacher(x))
             value = (1 - share) * value + share * distance
@@ -190,13 +185,10 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
 
 def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     """The SNN with new averages in the place of the params with the same names."""
-    leaves, tree = jax.tree.flatten(snn.params)
-    own = dict(zip(paths_of(snn.params), leaves, strict=True))
-    new = dict(zip(paths_of(averages), jax.tree.leaves(averages), strict=True))
+    own, new = named_params(snn.params), named_params(averages)
     if unknown := sorted(new.keys() - own.keys()):
         raise ValueError(
             f"fn returns {unknown} beside its outputs, which the params do not hold; "
             f"allowed: a pytree like a part of the params, such as {list(own)[:5]}"
         )
-    params = jax.tree.unflatten(tree, (own | new).values())
-    return dataclasses.replace(snn, params=params)
+    return with_params(snn, new)

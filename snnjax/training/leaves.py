@@ -3,13 +3,14 @@
 For optax, an SNN is a pytree like any other, if all of its leaves are floating.
 """
 
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snnjax._trees import is_floating, is_kernel, name_of
+from snnjax._trees import is_floating, is_kernel, name_of, paths_of
 from snnjax.snn import FROZEN, SNN, WEIGHTS, check_snn
 
 
@@ -30,6 +31,18 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
         )
 
     return floats, merge
+
+
+def named_params(params: Any) -> dict[str, Any]:
+    """The leaves of params by their paths, named as in ``Site.parameters``."""
+    return dict(zip(paths_of(params), jax.tree.leaves(params), strict=True))
+
+
+def with_params(snn: SNN, new: Mapping[str, Any]) -> SNN:
+    """The SNN with other leaves of params at these paths, see `named_params`."""
+    leaves = (named_params(snn.params) | new).values()
+    params = jax.tree.unflatten(jax.tree.structure(snn.params), leaves)
+    return dataclasses.replace(snn, params=params)
 
 
 def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:

@@ -1,18 +1,13 @@
 """Losses and a readout for the outputs O of `snnjax.spiking`, [T, B, classes].
 
-    mean cross-entropy   CE(mean_t O(t), y)
-    TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
-
 Any loss of ``O.mean(0)`` works as well, such as those of ``optax.losses``.
-Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
-Network via Gradient Re-weighting", ICLR 2022.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from snnjax._arrays import lead, wide
+from snnjax._arrays import wide
 from snnjax._checks import check_labels
 from snnjax._ranges import LEAK, SHARE
 
@@ -34,8 +29,7 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     0.6931...
     """
     check_labels(outputs, labels)
-    labels = jnp.asarray(labels)
-    return _cross_entropy(wide(outputs).mean(0), labels).mean()
+    return _cross_entropy(wide(outputs).mean(0), jnp.asarray(labels)).mean()
 
 
 def tet(
@@ -48,6 +42,9 @@ def tet(
     """Temporal efficient training: every step must give the right answer by itself.
 
         (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
+
+    Source: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
+    Network via Gradient Re-weighting", ICLR 2022.
 
     Args:
         outputs, labels: as for `mean_cross_entropy`.
@@ -64,10 +61,9 @@ def tet(
     1.1269...
     """
     check_labels(outputs, labels)
-    labels = jnp.asarray(labels)
     SHARE.check("regularization", regularization)
     outputs = wide(outputs)
-    every = jnp.broadcast_to(lead(labels, 2), outputs.shape[:2])
+    every = jnp.broadcast_to(jnp.asarray(labels)[None], outputs.shape[:2])
     entropy = _cross_entropy(outputs, every).mean()
     if regularization == 0:  # or 0 times an infinite distance would be NaN
         return entropy

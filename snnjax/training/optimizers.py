@@ -53,8 +53,9 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     >>> print(updates.neurons["relu"].threshold, updates.neurons["relu"].bias)
     -0.1 0.0
     """
-    by_label = dict(rules) if isinstance(rules, Mapping) else None
-    for rule in [rules] if by_label is None else list(by_label.values()) or [{}]:
+    is_mapping = isinstance(rules, Mapping)
+    by_label = dict(rules) if is_mapping else {"all": rules}
+    for rule in by_label.values() or [{}]:
         if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
             raise ValueError(
                 f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
@@ -63,12 +64,11 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
             )
 
     def labels(snn: SNN) -> SNN:
-        if by_label is not None:
+        if is_mapping:
             return param_labels(snn, by_label)
         return jax.tree.map(lambda x: x if x == FROZEN else "all", param_labels(snn))
 
-    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero()}
-    transforms |= {"all": rules} if by_label is None else by_label
+    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero(), **by_label}
     return optax.chain(
         optax.multi_transform(transforms, labels), optax.stateless(_within_ranges)
     )

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 
 from snnjax._arrays import wide
 from snnjax._ranges import POSITIVE
-from snnjax._trees import is_floating, paths_of
+from snnjax._trees import is_floating
 from snnjax.neurons.protocol import field, with_field
 from snnjax.snn import SNN, check_snn
+from snnjax.training.leaves import named_params, with_params
 
 
 def choose_temperature(
@@ -68,32 +69,29 @@ def choose_temperature(
     POSITIVE.check("change", change)
     POSITIVE.check("lowest", lowest)
     own = temperatures(snn)
-    leaves, tree = jax.tree.flatten(snn.params)
-    weights = {i: jnp.asarray(leaves[i]) for i in _positions(snn.params, paths)}
+    weights = _weights(snn, paths)
 
-    def loss_at(snn: SNN, new: Mapping[int, jax.Array]) -> jax.Array:
-        """That with other weights at these positions among the leaves."""
-        new_leaves = [new.get(i, leaf) for i, leaf in enumerate(leaves)]
-        params = jax.tree.unflatten(tree, new_leaves)
-        return loss(dataclasses.replace(snn, params=params))
+    def loss_at(snn: SNN, new: Mapping[str, jax.Array]) -> jax.Array:
+        return loss(with_params(snn, new))
 
     def candidate(change: jax.Array) -> SNN:
-        new = {name: jnp.maximum(b + change, lowest) for name, b in own.items()}
         neurons = {
-            name: with_field(snn.neurons[name], "temperature", b)
-            for name, b in new.items()
+            name: with_field(
+                snn.neurons[name], "temperature", jnp.maximum(b + change, lowest)
+            )
+            for name, b in own.items()
         }
         return dataclasses.replace(snn, neurons=snn.neurons | neurons)
 
     differences = [
-        finite_differences(lambda w, i=i: loss_at(snn, {i: w}), w, step=step)
-        for i, w in weights.items()
+        finite_differences(lambda w, name=name: loss_at(snn, {name: w}), w, step=step)
+        for name, w in weights.items()
     ]
 
     def cosine_of(change: jax.Array) -> jax.Array:
         changed = candidate(change)
         surrogate = jax.grad(lambda new: loss_at(changed, new))(weights)
-        return cosine([surrogate[i] for i in weights], differences)
+        return cosine([surrogate[name] for name in weights], differences)
 
     changes = jnp.array([0.0, change, -change])
     cosines = jax.lax.map(cosine_of, changes)
@@ -167,15 +165,15 @@ def temperatures(snn: SNN) -> dict[str, jax.Array]:
     return own
 
 
-def _positions(params: Any, paths: Collection[str]) -> list[int]:
-    """Of the leaves with these names; raise unless each is one of floating point."""
+def _weights(snn: SNN, paths: Collection[str]) -> dict[str, jax.Array]:
+    """Those with these names, in JAX's order; raise unless each is floating."""
     if isinstance(paths, str):
         raise ValueError(f"paths is {paths!r}; allowed: several, as [{paths!r}]")
-    pairs = zip(paths_of(params), jax.tree.leaves(params), strict=True)
-    own = {name: i for i, (name, leaf) in enumerate(pairs) if is_floating(leaf)}
+    params = named_params(snn.params).items()
+    own = {name: leaf for name, leaf in params if is_floating(leaf)}
     if not paths or (set(paths) - own.keys()):
         raise ValueError(
             f"no parameter {sorted(set(paths) - own.keys()) or 'is named'}; floating "
             f"parameters: {sorted(own)}"
         )
-    return sorted(own[name] for name in set(paths))
+    return {name: jnp.asarray(leaf) for name, leaf in own.items() if name in paths}
