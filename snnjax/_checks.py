@@ -56,7 +56,17 @@ def check_function(fn: Any) -> None:
             f"fn is a {type(fn).__name__}; allowed: a function fn(params, x) -> "
             "outputs, e.g. model.apply"
         )
-    _check_no_module(fn)
+    # Modules of PyTorch and flax.linen are called with x alone.
+    way_out = ""
+    if "torch" in {parent.__module__.split(".")[0] for parent in type(fn).__mro__}:
+        way_out = "fn, params = snnjax.torch.function(module, x)"
+    elif hasattr(fn, "apply"):
+        way_out = "model.apply, with the variables of model.init as params"
+    if way_out:
+        raise ValueError(
+            f"fn is the module {type(fn).__name__}; allowed: a function fn(params, x) "
+            f"-> outputs, here {way_out}"
+        )
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # it has none that could be read
@@ -70,21 +80,6 @@ def check_function(fn: Any) -> None:
             "docs/networks.md shows how to write it for modules of flax, equinox and "
             "haiku"
         ) from None
-
-
-def _check_no_module(fn: Any) -> None:
-    """Raise for a module of PyTorch or flax.linen, which is called with x alone."""
-    parents = {parent.__module__.split(".")[0] for parent in type(fn).__mro__}
-    if "torch" in parents:
-        way_out = "fn, params = snnjax.torch.function(module, x)"
-    elif hasattr(fn, "apply"):
-        way_out = "model.apply, with the variables of model.init as params"
-    else:
-        return
-    raise ValueError(
-        f"fn is the module {type(fn).__name__}; allowed: a function fn(params, x) -> "
-        f"outputs, here {way_out}"
-    )
 
 
 def check_leaves(params: Any) -> None:
@@ -172,18 +167,11 @@ def check_numbers(x: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        with jax.ensure_compile_time_eval():  # x may be closed over in a jit
-            nan_count = int(_count_nan(leaf))
-        if nan_count:
+        if nan_count := int(_count(jnp.isnan, leaf)):
             raise ValueError(
                 f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
                 "numbers; allowed: none. Check the normalization of the images"
             )
-
-
-@jax.jit
-def _count_nan(array: jax.Array) -> jax.Array:
-    return jnp.isnan(array).sum()
 
 
 def check_floating(name: str, array: Any) -> None:
@@ -224,17 +212,14 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
 
     One wait for all of the arrays, so that their work is not held up one by one.
     """
-    counts, size = [], 0
-    for array in arrays:  # once: what waits in files is read anew each time
-        if isinstance(array, Tracer):
-            continue
-        size += array.size
-        if _in_memory(array):
-            counts.append((~np.isfinite(np.asarray(array))).sum())
-            continue
-        with jax.ensure_compile_time_eval():
-            counts.append(_count_not_finite(array))
-    broken = sum(map(int, counts))
+    # Read once: arrays that wait in files are read anew each time.
+    pairs = [
+        (array.size, _count(jnp.isfinite, array))
+        for array in arrays
+        if not isinstance(array, Tracer)
+    ]
+    size = sum(size for size, _ in pairs)
+    broken = size - sum(int(count) for _, count in pairs)
     if broken:
         raise ValueError(
             f"{what} hold {broken} values that are NaN or infinite, of {size}; "
@@ -243,17 +228,20 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
         )
 
 
-def _in_memory(array: Any) -> bool:
-    """Whether NumPy reads it where it is, which compiles nothing."""
-    if not isinstance(array, jax.Array):
-        return isinstance(array, np.ndarray)
-    on_cpu = next(iter(array.devices())).platform == "cpu"
-    return array.is_fully_addressable and on_cpu
+def _count(test: Callable, array: Any) -> Any:
+    """How many numbers pass a test of JAX; a device does not make us wait for it."""
+    is_near = isinstance(array, np.ndarray)
+    if isinstance(array, jax.Array) and array.is_fully_addressable:
+        is_near = next(iter(array.devices())).platform == "cpu"
+    if is_near:  # NumPy reads it where it is, which compiles nothing
+        return getattr(np, test.__name__)(np.asarray(array)).sum()
+    with jax.ensure_compile_time_eval():  # it may be closed over in a jit
+        return _count_on_device(test, array)
 
 
-@jax.jit
-def _count_not_finite(array: jax.Array) -> jax.Array:
-    return (~jnp.isfinite(array)).sum()
+@functools.partial(jax.jit, static_argnums=0)
+def _count_on_device(test: Callable, array: jax.Array) -> jax.Array:
+    return test(array).sum()
 
 
 def check_labels(outputs: Any, labels: Any) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import broadcasts
 from snnjax._checks import check_wait
 from snnjax._ranges import Range, ranges_of
 from snnjax._text import Table, numbers, shown_as_table
@@ -222,9 +223,7 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
                     f"the neurons of site {site.name!r} have a leak, and those of the "
                     f"code {snn.code!r} must keep what is missing; allowed: leak None"
                 )
-            fresh = _fresh(model, site)
-            _check_fields(model, fresh, params, site)
-            _check_shapes(fresh, params, site)
+            _check_site(model, params, site)
             if not is_plain(model):
                 check_protocol(model, params, site)
 
@@ -291,75 +290,65 @@ def _some(names: Collection[str], most: int = 8) -> str:
     return f"{sorted(names)[:most]}{more}"
 
 
-def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
-    """Raise unless the params are NamedTuples with the fields of fresh ones."""
-    names, fresh_names = (
-        [getattr(part, "_fields", ()) for part in chain(tree)]
-        for tree in (params, fresh)
-    )
-    if () in fresh_names:
-        raise ValueError(
-            f"the params of {model!r} at site {site.name!r} are a "
-            f"{type(fresh).__name__}; allowed: a NamedTuple of arrays"
-        )
-    _check_arrays(model, fresh, site)
-    if names != fresh_names:
+def _check_site(model: Any, params: Any, site: Site) -> None:
+    """Raise unless these are parameters of the model, of the shape of the site.
+
+    Each broadcasts to it, or has the shape that ``init`` gives it, as a recurrent
+    kernel does.
+    """
+    if is_plain(model):  # its parameters broadcast, so that their names are enough
+        fresh = NeuronParams._make([None] * len(NeuronParams._fields))
+    else:
+        fresh = jax.eval_shape(lambda: model.init(site.shape, jax.random.key(0)))
+        _check_fresh(fresh, f"{model!r} at site {site.name!r}")
+    if _fields(params) != _fields(fresh):
         raise ValueError(
             f"the neurons of site {site.name!r} have the parameters "
-            f"{_listed(names)}, and its model {model!r} has {_listed(fresh_names)}. "
+            f"{_listed(params)}, and its model {model!r} has {_listed(fresh)}. "
             "Begin with those of the model, by snnjax.init"
         )
-    labels = {WEIGHTS, FROZEN} & {name for part in fresh_names for name in part}
-    if labels:
-        raise ValueError(
-            f"{model!r} has a parameter called {', '.join(labels)}; allowed: another "
-            "name, since in snnjax.training.param_labels this one means other leaves"
-        )
-
-
-def _check_arrays(model: Any, fresh: Any, site: Site) -> None:
-    """Raise if a parameter is a tree, since only named arrays have a range."""
-    fields = [pair for part in chain(fresh) for pair in part._asdict().items()]
-    for name, value in fields:
-        structure = jax.tree.structure(value)
-        if name != "neuron" and not jax.tree_util.treedef_is_leaf(structure):
-            raise ValueError(
-                f"parameter {name} of {model!r} at site {site.name!r} is a "
-                f"{type(value).__name__}; allowed: an array. Make each array a field "
-                "of its own"
-            )
-
-
-def _listed(names: list[tuple[str, ...]]) -> str:
-    """Fields of parameters; those of a model inside follow after a semicolon."""
-    return "; ".join(", ".join(part) or "none" for part in names)
-
-
-def _fresh(model: Any, site: Site) -> Any:
-    """Fresh parameters of a site, as shapes."""
-    if is_plain(model):  # its parameters broadcast, so that their names are enough
-        return NeuronParams._make([None] * len(NeuronParams._fields))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda key: model.init(site.shape, key), key)
-
-
-def _check_shapes(fresh: Any, params: Any, site: Site) -> None:
-    """Raise unless every parameter broadcasts to the shape of the site.
-
-    A parameter may also have the shape that ``init`` gives it, as a recurrent kernel
-    does.
-    """
     fresh_shapes = _shapes(fresh)
     for name, shape in _shapes(params).items():
-        widths = zip(reversed(shape), reversed(site.shape), strict=False)
-        too_long = len(shape) > len(site.shape)
-        broadcasts = not too_long and all(a in (1, b) for a, b in widths)
-        if not broadcasts and shape != fresh_shapes.get(name):
+        if not broadcasts(shape, site.shape) and shape != fresh_shapes.get(name):
             raise ValueError(
                 f"the neurons of site {site.name!r} do not fit its shape "
                 f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
                 "of the shape that it was fitted to"
             )
+
+
+def _check_fresh(fresh: Any, where: str) -> None:
+    """Raise unless a model makes NamedTuples of arrays, whose names mean no others."""
+    if () in _fields(fresh):
+        raise ValueError(
+            f"the params of {where} are a {type(fresh).__name__}; allowed: a "
+            "NamedTuple of arrays"
+        )
+    for name, value in (
+        pair for part in chain(fresh) for pair in part._asdict().items()
+    ):
+        structure = jax.tree.structure(value)
+        # Only named arrays have a range.
+        if name != "neuron" and not jax.tree_util.treedef_is_leaf(structure):
+            raise ValueError(
+                f"parameter {name} of {where} is a {type(value).__name__}; allowed: an "
+                "array. Make each array a field of its own"
+            )
+        if name in (WEIGHTS, FROZEN):
+            raise ValueError(
+                f"{where} has a parameter called {name}; allowed: another name, since "
+                "in snnjax.training.param_labels this one means other leaves"
+            )
+
+
+def _fields(params: Any) -> list[tuple[str, ...]]:
+    """Names of parameters, and those of a model inside; () if there are no names."""
+    return [getattr(part, "_fields", ()) for part in chain(params)]
+
+
+def _listed(params: Any) -> str:
+    """The same as text; those of a model inside follow after a semicolon."""
+    return "; ".join(", ".join(names) or "none" for names in _fields(params))
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
