@@ -253,18 +253,23 @@ def test_a_program_takes_any_batch_and_returns_what_the_function_does(path):
         assert all(leaf.shape[:2] == (2, len(x)) for leaf in jax.tree.leaves(outputs))
 
 
-def test_a_sequence_and_numbers_and_keys_in_params_are_part_of_the_program(path):
+def test_a_program_of_several_sequences_with_numbers_and_keys_in_params(path):
     def fn(p, x):
-        return jax.nn.relu(x @ p["w"] * p["scale"])
+        return jax.nn.relu(x["a"] @ p["w"] * p["scale"] + x["b"])
 
     params = {"w": jnp.eye(4), "scale": 0.5, "key": jax.random.key(0)}
-    snn = snnjax.init(fn, params, DENSE.x)
-    x = jnp.stack([DENSE.x, -DENSE.x])
+    x = {"a": jnp.stack([DENSE.x, -DENSE.x]), "b": jnp.ones((2, len(DENSE.x), 1))}
+    snn = snnjax.init(fn, params, jax.tree.map(lambda x: x[0], x))
     snnjax.save(path, snn, fn=fn, x=x, steps=2, inputs="sequence")
     stored = snnjax.load(path)
     assert_same(stored.snn, snn)
-    outputs = compiled(fn, steps=2, inputs="sequence")(snn, x[:, :3])
-    np.testing.assert_array_equal(jax.jit(stored.run)(x[:, :3]), outputs)
+    few = jax.tree.map(lambda x: x[:, :3], x)
+    outputs = compiled(fn, steps=2, inputs="sequence")(snn, few)
+    np.testing.assert_array_equal(jax.jit(stored.run)(few), outputs)
+    with pytest.raises(
+        ValueError, match=r"takes {'a': '\[2, batch, 4\] of float32', 'b"
+    ):
+        stored.run({"a": few["a"]})
 
 
 def test_a_program_of_64_bits_says_what_it_needs(x64, path):
@@ -438,7 +443,7 @@ def test_what_cannot_be_stored_is_refused(path, monkeypatch):
         ({"accuracy": float("nan")}, "accuracy is nan; allowed: 0 <= accuracy <= 1"),
         ({"accuracy": 99.5}, "accuracy is 99.5; allowed: 0 <= accuracy <= 1"),
         ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
-        ({"fn": DENSE.fn}, "needs an example of its input, one array; found x=None"),
+        ({"fn": DENSE.fn}, "x is None, without an array; allowed: arrays"),
         ({**network, "snn": snnjax.SNN({}, {})}, "give steps=T"),
         ({**network, "inputs": "poisson"}, "draws no random numbers"),
         ({**network, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),

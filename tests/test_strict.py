@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import conv, max_pool, outputs_of
+from networks import compiled, conv, converted, max_pool, outputs_of
 
 import snnjax
 from snnjax import deploy, training
@@ -80,17 +80,17 @@ def test_conversions_and_measures(recipe, wait, dtype):
     measures = snnjax.measure(network, snn, x, params=params)
     assert 0 < measures.firing_rate < 1
     assert snnjax.energy(measures).operations.spiking > 0
-    outputs = jax.jit(snnjax.spiking(network))(snn, x)
+    outputs = compiled(network)(snn, x)
     assert snnjax.accuracy(outputs, LABELS).shape == (STEPS,)
 
 
 def test_other_measures_and_files(tmp_path):
     params, x = example()
-    snn = snnjax.convert(network, params, x, steps=STEPS)
-    assert neurobench(network, snn, x)["Footprint"]
-    assert len(spike_trains(network, snn, x)) == 2
-    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=network, x=x)
-    outputs = jax.jit(snnjax.spiking(network))(snn, x)
+    snn, options = snnjax.init(network, params, x), {"steps": STEPS}
+    assert neurobench(network, snn, x, **options)["Footprint"]
+    assert len(spike_trains(network, snn, x, **options)) == 2
+    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=network, x=x, **options)
+    outputs = compiled(network, **options)(snn, x)
     np.testing.assert_allclose(snnjax.load(path).run(x), outputs, rtol=1e-6)
 
 
@@ -105,12 +105,12 @@ def test_whole_numbers():
     params["hidden"] = jnp.concatenate([params["hidden"]] * 4) / 4
     options = {"steps": STEPS, "recipe": snnjax.max_activation()}
     options |= {"code": snnjax.codes.radix()}  # digits of either sign
-    snn = snnjax.convert(fn, params, images, **options)
+    snn = converted(fn, params, images, **options)
     layers = deploy.layers(fn, snn, images)
     integers = deploy.quantize(layers, images, weight_bits=8)
     outputs = deploy.outputs(integers, images).outputs
     trained_fn, start = deploy.trainable(integers)
-    same = snnjax.spiking(trained_fn)(start, deploy.on_grid(integers, images))
+    same = compiled(trained_fn)(start, deploy.on_grid(integers, images))
     np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_models_run_and_what_cannot_be_measured_is_a_nan_of_numpy():
     params, x = example()
     model = snnjax.integrate_and_fire(levels=(-4, 5), dead_zone=0.25)
     snn = snnjax.init(network, params, x, model=model)
-    outputs = jax.jit(snnjax.spiking(network, steps=STEPS))(snn, x)
+    outputs = compiled(network, steps=STEPS)(snn, x)
     assert np.isfinite(outputs).all()
 
     def measured(model):

@@ -158,24 +158,42 @@ class Computes(nn.Module):
         return self.function(x)
 
 
+def after_a_relu(function):
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Computes(function)).eval()
+
+
+def in_part(net):
+    net.eval()[1].train()
+    return net
+
+
 OUTSIDE = torch.ones(4)
+DROPOUT = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
 RULE = "the module 2 (Computes) may not draw random numbers"
-REFUSED = {
+MODE = "the module (Sequential) is in training"
+COMPUTED = {
     "random": (lambda x: x + torch.rand_like(x), TypeError, RULE),
     "decision": (lambda x: x if x.sum() > 0 else -x, Exception, RULE),
     "no buffer": (lambda x: x + OUTSIDE, AssertionError, RULE),
     "NumPy": (lambda x: torch.from_numpy(x.numpy()), AssertionError, "mixed math"),
     "sort": (lambda x: x.sort()[0], snnjax.ConversionError, "  2: sort"),
     "batch": (lambda x: x - x.mean(0), snnjax.ConversionError, "  2: reduce_sum"),
+    # As an operation of torchax that has a fault.
+    "fault": (lambda x: x + (type(x) is not torch.Tensor), ValueError, "differ by 1"),
+}
+REFUSED = {
+    "training": (copy.deepcopy(DROPOUT), ValueError, MODE),
+    "in part": (in_part(DROPOUT), ValueError, "the module 1 (Dropout) is in training"),
+    "class": (nn.Linear, TypeError, "module is a type; allowed"),
+    **{name: (after_a_relu(f), *rest) for name, (f, *rest) in COMPUTED.items()},
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_names_the_module(name):
-    function, kind, message = REFUSED[name]
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Computes(function)).eval()
+    module, kind, message = REFUSED[name]
     with pytest.raises(kind) as caught:
-        fn, params = snnjax.torch.function(net, np.ones((2, 4), np.float32))
+        fn, params = snnjax.torch.function(module, np.ones((2, 4), np.float32))
         snnjax.sites(fn, params, jnp.ones((2, 4)))
     notes = getattr(caught.value, "__notes__", [])
     assert message in "\n".join([str(caught.value), *notes])
@@ -197,25 +215,6 @@ def test_the_example_may_have_other_numbers_or_several_inputs():
     outputs = fn(params, (x, np.ones((2, 2), np.float32)))
     np.testing.assert_array_equal(outputs["sum"], [[2, 0], [1, 4]])
     np.testing.assert_array_equal(outputs["classes"], [0, 1])
-
-
-def test_a_function_that_computes_something_else_is_refused():
-    """As with an operation of torchax that has a fault."""
-    other = Computes(lambda x: x if type(x) is torch.Tensor else x + 1)
-    net = nn.Sequential(nn.Linear(4, 4), other).eval()
-    with pytest.raises(ValueError, match="the outputs for the example differ by 1"):
-        snnjax.torch.function(net, torch.zeros(2, 4))
-
-
-def test_only_modules_in_evaluation_mode_are_taken():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
-    with pytest.raises(ValueError, match=r"the module \(Sequential\) is in training"):
-        snnjax.torch.function(net, images(1))
-    net.eval()[1].train()
-    with pytest.raises(ValueError, match=r"the module 1 \(Dropout\) .* module.eval"):
-        snnjax.torch.function(net, images(1))
-    with pytest.raises(TypeError, match="module is a type; allowed"):
-        snnjax.torch.function(nn.Linear, images(1))
 
 
 # Network of torchvision -> the number of its sites of some kinds, and a name.

@@ -456,12 +456,8 @@ def test_any_surrogate_takes_the_temperature_as_its_second_argument():
 
 
 def test_whole_numbers_and_keys_among_the_params_do_not_stop_a_gradient():
-    model = nnx.Sequential(
-        nnx.Linear(4, 8, rngs=nnx.Rngs(0)),
-        nnx.relu,
-        nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1)),
-        nnx.Linear(8, 3, rngs=nnx.Rngs(2)),
-    )
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1))
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu, dropout)
     model.eval()
     graphdef, state = nnx.split(model)
     x = jnp.ones((2, 4))

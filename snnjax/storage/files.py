@@ -72,8 +72,8 @@ def save(
         fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
             reads a program for six months at least; load and save the SNN again then.
-        x: an example of the network's input [B, ...] ([T, B, ...] for a sequence), an
-            array or ``jax.ShapeDtypeStruct``. The program takes any batch size B.
+        x: an example of the network's input [B, ...] ([T, B, ...] for a sequence),
+            arrays or ``jax.ShapeDtypeStruct``. The program takes any batch size B.
         steps, wait: steps and wait of the program; by default those that the SNN was
             fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.

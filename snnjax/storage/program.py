@@ -10,7 +10,7 @@ them for six months at least: https://docs.jax.dev/en/latest/export/export.html
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,12 @@ def export(
         ImportError: flatbuffers is missing.
     """
     axis = 1 if inputs == "sequence" else 0
-    _check_example(x, inputs, axis)
+    check_examples(x, axis)
+    if inputs == "poisson":
+        raise ValueError(
+            "a program draws no random numbers; found inputs='poisson'; allowed: "
+            "'constant', or 'sequence' with spikes drawn beforehand"
+        )
     run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
     leaves, structure = leaves_of(snn), jax.tree.structure(snn)
     descriptions = []  # written by the trace
@@ -59,7 +64,9 @@ def export(
         if hasattr(leaf, "dtype")
     }
     (batch,) = jax.export.symbolic_shape("batch")
-    example = shape_of(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :]))
+    example = jax.tree.map(
+        lambda a: shape_of(a, (*a.shape[:axis], batch, *a.shape[axis + 1 :])), x
+    )
     with _without_source_paths():
         exporter = jax.export.export(jax.jit(run_on_arrays), platforms=PLATFORMS)
         exported = exporter(arrays, example)
@@ -104,7 +111,9 @@ def runner(
     @functools.cache
     def read():
         program = jax.export.deserialize(bytearray(code))
-        return program, jax.jit(program.call)
+        (_, example), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        dtypes = {aval.dtype for aval in (*program.in_avals, *program.out_avals)}
+        return jax.jit(program.call), example, dtypes
 
     def run(x):
         if not has_program:
@@ -114,9 +123,9 @@ def runner(
                 "steps=T) with the snn of this file"
             )
         with _running(origin):
-            program, call = read()
-            x = jnp.asarray(x)
-        _check_input(program, x, origin)
+            call, example, dtypes = read()
+            x = jax.tree.map(jnp.asarray, x)
+        _check_input(x, example, dtypes, origin)
         with _running(origin):
             return tree.rebuild(outputs, call(arrays, x))
 
@@ -141,37 +150,26 @@ def _running(origin: str) -> Iterator[None]:
         ) from error
 
 
-def _check_example(x: Any, inputs: Inputs, axis: int) -> None:
-    """Raise unless x can be the example of a program's input."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise ValueError(
-            f"a program needs an example of its input, one array; found x={x!r}. Pass "
-            "an array [batch, ...] or jax.ShapeDtypeStruct. If the network takes "
-            "several arrays, leave fn out: the file then has no program"
-        )
-    check_examples(x, axis)
-    if inputs == "poisson":
-        raise ValueError(
-            "a program draws no random numbers; found inputs='poisson'; allowed: "
-            "'constant', or 'sequence' with spikes drawn beforehand"
-        )
-
-
-def _check_input(program: jax.export.Exported, x: jax.Array, origin: str) -> None:
-    """Raise unless the program takes x: its shape, but for the batch, and its dtype."""
-    dtypes = {aval.dtype for aval in (*program.in_avals, *program.out_avals)}
+def _check_input(x: Any, example: Any, dtypes: Collection[Any], origin: str) -> None:
+    """Raise unless x is like the example, whatever its batch, and JAX has the types."""
     as_jax = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
     if any(as_jax(dtype) != dtype for dtype in dtypes):
         raise ValueError(
             f"{origin} has arrays of 64 bits; call "
             "jax.config.update('jax_enable_x64', True) first"
         )
-    allowed = program.in_avals[-1]
-    sizes = zip(allowed.shape, x.shape, strict=False)
-    agree = all(n == m or jax.export.is_symbolic_dim(n) for n, m in sizes)
-    same_rank = len(x.shape) == len(allowed.shape)
-    if not (same_rank and agree and x.size and x.dtype == allowed.dtype):
-        raise ValueError(
-            f"x has shape {x.shape} and dtype {x.dtype.name}; {origin} takes "
-            f"[{', '.join(map(str, allowed.shape))}] of {allowed.dtype.name}"
-        )
+
+    def text_of(array: Any) -> str:
+        return f"[{', '.join(map(str, array.shape))}] of {array.dtype.name}"
+
+    def agree(array: jax.Array, aval: Any) -> bool:
+        sizes = zip(array.shape, aval.shape, strict=False)
+        same_sizes = all(n == m or jax.export.is_symbolic_dim(m) for n, m in sizes)
+        same_rank = len(array.shape) == len(aval.shape)
+        same_type = array.dtype == aval.dtype
+        return same_rank and same_sizes and same_type and array.size > 0
+
+    same_structure = jax.tree.structure(x) == jax.tree.structure(example)
+    if not same_structure or not jax.tree.all(jax.tree.map(agree, x, example)):
+        found, wanted = (jax.tree.map(text_of, tree) for tree in (x, example))
+        raise ValueError(f"x is {found}; {origin} takes {wanted}")
