@@ -84,8 +84,8 @@ def by_hand(snn, fn, *, has_aux, share, **options):
 
 
 @pytest.mark.parametrize("has_aux, wait", [(False, 0), (True, 2)])
-def test_it_is_the_loop_that_one_would_write(has_aux, wait):
-    snn = converted(NET.apply, VARIABLES, X[0], steps=2, wait=wait)
+def test_it_is_the_loop_that_one_would_write(snn, has_aux, wait):
+    snn = dataclasses.replace(snn, wait=wait)
     fn = in_training if has_aux else NET.apply
     options = {"has_aux": has_aux, "share": 0.3}
     tuned = finetune(snn, shuffled, fn, teacher=teacher, **options).snn
