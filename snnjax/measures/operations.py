@@ -43,16 +43,9 @@ def products(network: Network) -> list[tuple[Equation, int]]:
 
 
 def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarray:
-    """In how many multiply-adds each entry of an operand takes part.
+    """In how many multiply-adds each entry of operand 0 or 1 of a product takes part.
 
-    Those with padding do not count.
-
-    Args:
-        equation: a product, of one example.
-        position: of the operand, 0 or 1.
-
-    Returns:
-        Whole numbers of a shape that broadcasts to the operand's.
+    Those with padding do not count. The shape broadcasts to the operand's.
     """
     shapes = [shape_of(network.avals, v) for v in equation.inputs]
     output, options = shape_of(network.avals, equation.outputs[0]), equation.options
@@ -197,14 +190,12 @@ def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Arr
 def _magnitudes(
     stream: jax.Array, level_one: jax.Array, sizes: np.ndarray, highest: int
 ) -> jax.Array:
-    """How many spikes of level 1 each value is worth, [T, B, ...].
+    """How many spikes of level 1 each value of a stream is worth, [T, B, ...].
 
     Args:
-        stream: what arrives at each step, [T, B, ...].
         level_one: the value if all neurons emit level 1, [B, ...]. Spikes of both signs
             may cancel in it; even then a value is worth ``highest`` at most.
         sizes: of a spike at each step, [T].
-        highest: largest magnitude of a level.
     """
     steps = jnp.asarray(sizes, wide_dtype(level_one)).reshape(-1, *[1] * level_one.ndim)
     worth = steps * jnp.abs(wide(level_one))[None]

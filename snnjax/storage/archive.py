@@ -39,12 +39,7 @@ _DTYPES = {
 def write(
     path: Path, card: dict[str, Any], leaves: dict[str, Any], code: bytes
 ) -> None:
-    """Write a file, whole or not at all; an empty ``code`` is no program.
-
-    Raises:
-        ValueError: a leaf is no array that a file can hold, and no number. Python
-            numbers stand in the card.
-    """
+    """Write a file whole or not at all; Python numbers stand in the card already."""
     keys = {n: str(jax.random.key_impl(a)) for n, a in leaves.items() if _is_key(a)}
     arrays = {
         name: _as_numpy(name, jax.random.key_data(leaf) if name in keys else leaf)
@@ -102,12 +97,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Card, arrays and program of a file, after a check of its sha256.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: the file is damaged or of another format.
-    """
+    """Card, arrays and program (empty: none) of a file, if its sha256 is right."""
     library, raw = safetensors(), path.read_bytes()
     try:
         entries = library.deserialize(raw)

@@ -63,10 +63,6 @@ def restore(description: Any, like: Any = None) -> Any:
 
     Without ``like``, text takes the place of what a description only names, and says so
     where it is used.
-
-    Raises:
-        KeyError: the description is of an unknown class.
-        ValueError: the description needs ``like``, which is another one.
     """
     if like is not None and unknown(description):
         if describe(like) != description:
@@ -89,12 +85,9 @@ def restore(description: Any, like: Any = None) -> Any:
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
-    """The parameters of a site's neurons, a NamedTuple of the class that they had.
+    """The parameters of a site's neurons as NamedTuples of the classes of ``like``.
 
-    Args:
-        model: the neuron model, or the text in its place.
-        fields: the parameters as a dict, also those of a model inside.
-        like: parameters of the same class; without it the model says which.
+    Without ``like`` the model says which; a model of which only text is left does not.
     """
     if like is None and not isinstance(model, str):
         like = jax.eval_shape(lambda: model.init((1,), jax.random.key(0)))

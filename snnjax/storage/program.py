@@ -30,12 +30,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def export(
     fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: Inputs
 ) -> tuple[Any, bytes]:
-    """The spiking function of ``fn``: a description of its outputs, and its bytes.
-
-    Raises:
-        ValueError: x is missing, or inputs are drawn at random.
-        ImportError: flatbuffers is missing.
-    """
+    """The spiking function of ``fn``: a description of its outputs, and its bytes."""
     axis = 1 if inputs == "sequence" else 0
     check_examples(x, axis)
     if inputs == "poisson":
@@ -81,10 +76,7 @@ def leaves_of(snn: SNN) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
-    """Programs do not hold the paths of the source files that they were traced from.
-
-    A file of an SNN is passed on, and these paths name its author's folders.
-    """
+    """A file is passed on: no paths of sources, which name its author's folders."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -97,13 +89,7 @@ def _without_source_paths() -> Iterator[None]:
 def runner(
     path: Path, card: dict[str, Any], outputs: Any, arrays: dict[str, Any], code: bytes
 ) -> Callable[[Any], Any]:
-    """``run(x) -> outputs`` of a file; it may be jitted, see `snnjax.Stored`.
-
-    Args:
-        path, card: of the file, for messages.
-        outputs, code: from `export`.
-        arrays: those of the SNN, by name.
-    """
+    """``run(x) -> outputs`` of a file, which may be jitted; see `snnjax.Stored`."""
     written = f"written by jax {card['versions']['jax']} on {card['date']}"
     origin = f"the program of {path}, {written},"
     has_program = card["program"] is not None

@@ -28,9 +28,6 @@ def named_leaves(tree: Any, name: str) -> dict[str, Any]:
 def describe(tree: Any, name: str) -> Any:
     """The description of a tree, with the names of `named_leaves`.
 
-    Raises:
-        ValueError: a key of a dict is neither str nor int.
-
     >>> import numpy as np
     >>> describe({"a": (1, np.ones(2), None)}, "params")
     {'dict': [['a', {'tuple': [1, "params['a'][1]", None]}]]}
@@ -60,9 +57,7 @@ def describe(tree: Any, name: str) -> Any:
 
 
 def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
-    """The tree of a description, with these arrays.
-
-    Containers of other classes than dict, list and tuple become dicts.
+    """The tree of a description; other classes than dict, list and tuple become dicts.
 
     >>> tree = {"a": [1, (2, None)], "b": {}}
     >>> rebuild(describe(tree, "params"), {}) == tree
@@ -80,13 +75,7 @@ def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def fill(like: Any, tree: Any) -> Any:
-    """The leaves of ``tree`` in the containers of ``like``, whose classes may differ.
-
-    Leaves of ``like`` may be ``jax.ShapeDtypeStruct``.
-
-    Raises:
-        ValueError: keys or shapes differ.
-    """
+    """The leaves of ``tree`` in the containers of ``like``; classes may differ."""
     values, like_leaves = map(_by_keys, (tree, like))
     missing, unknown = (
         ["/".join(keys) for keys in some if keys not in others][:3] or "no leaf"

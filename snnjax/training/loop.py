@@ -146,10 +146,7 @@ def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
 
 
 def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
-    """Orbax's manager of a folder, which keeps the last epoch; no folder, no manager.
-
-    It writes a checkpoint whole or not at all, and takes no other files for its own.
-    """
+    """Orbax's manager of a folder, which keeps the last epoch; None of no folder."""
     if folder is None:
         return contextlib.nullcontext()
     try:
