@@ -132,20 +132,28 @@ def counts(
         additions += _weighed(active, synapses) / batch
         from_input = (constants[v] != without_input[v]).astype(jnp.float32)
         input_macs += _weighed(from_input, synapses) / batch
-    operands = [v for equation, _ in products(network) for v in equation.inputs]
-    weights = dict.fromkeys(v for v in operands if v not in network.dependent)
-    recurrent = sum(
-        math.prod(site.shape) * synapses_of_a_spike(snn.model_of(site.name), site.shape)
-        for site in sites
-    )
-    sizes = [math.prod(shape_of(network.avals, v)) for v in weights]
-    zeros = [(read(values, v) == 0).sum() for v in weights]
     return {
         "synaptic_operations": jnp.asarray(operations),
         "synaptic_additions": jnp.asarray(additions),
         "input_macs": jnp.asarray(input_macs, jnp.float32),
         "operator_macs": jnp.asarray(operator_steps * live_macs, jnp.float32),
         "macs": jnp.asarray(macs, jnp.float32),
+        **_weights(network, snn, values),
+    }
+
+
+def _weights(network: Network, snn: SNN, values: Values) -> dict[str, jax.Array]:
+    """How many weights there are, those of several products once, and zeros of them."""
+    operands = [v for equation, _ in products(network) for v in equation.inputs]
+    weights = dict.fromkeys(v for v in operands if v not in network.dependent)
+    recurrent = sum(
+        math.prod(site.shape) * synapses_of_a_spike(snn.model_of(site.name), site.shape)
+        for site in network.sites
+        if site.fires
+    )
+    sizes = [math.prod(shape_of(network.avals, v)) for v in weights]
+    zeros = [(read(values, v) == 0).sum() for v in weights]
+    return {
         "weights": jnp.asarray(recurrent + sum(sizes)),
         "zero_weights": jnp.asarray(sum(zeros)),
     }
