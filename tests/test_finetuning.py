@@ -50,7 +50,8 @@ def shuffled(epoch):
 
 @pytest.fixture(scope="module")
 def snn():
-    return converted(NET.apply, VARIABLES, X[0], steps=2)
+    recipe = snnjax.light()
+    return converted(NET.apply, VARIABLES, X[0], steps=2, recipe=recipe)
 
 
 def finetune(snn, examples=BATCHES, fn=NET.apply, **options):

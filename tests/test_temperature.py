@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import NETWORKS, compiled, relu
+from networks import NETWORKS, outputs_of, relu
 
 import snnjax
 from snnjax._trees import paths_of
@@ -44,7 +44,7 @@ def known(b):
 
 
 @functools.partial(jax.jit, static_argnames=("step", "change", "lowest"))
-def choose(snn, **options):
+def choose_known(snn, **options):
     return choose_temperature(loss_of_known, snn, ["w"], **options)
 
 
@@ -52,7 +52,7 @@ def walk(b, count, **options):
     """The temperatures of so many choices, one after the other, from b."""
     snn = known(b)
     for _ in range(count):
-        snn, cosines = choose(snn, **options)
+        snn, cosines = choose_known(snn, **options)
         yield float(temperatures(snn)["w/relu"]), cosines
 
 
@@ -129,10 +129,12 @@ def test_temperatures_may_differ_per_channel():
         name: params._replace(temperature=jnp.full(6, 3.0))
         for name, params in DEEP.neurons.items()
     }
-    (one, cosines), (each, others) = (
-        choose_temperature(jax.jit(loss_of_deep), snn, ["w1", "b1"], **options)
+    choose = functools.partial(choose_temperature, loss_of_deep, paths=["w1", "b1"])
+    runs = [
+        functools.partial(choose, snn, **options)
         for snn in (DEEP, dataclasses.replace(DEEP, neurons=channels))
-    )
+    ]
+    (one, cosines), (each, others) = outputs_of(runs)
     np.testing.assert_allclose(cosines, others, atol=1e-5)
     assert len({float(c) for c in cosines}) == 3
     for name, b in temperatures(one).items():
@@ -146,8 +148,9 @@ def test_two_leaves_whose_paths_print_alike_are_two():
     def loss(snn):  # a gradient of both leaves, of which one is chosen
         return 2 * snn.params["l/a"].sum() + 5 * snn.params["l"]["a"].sum()
 
-    for path in paths_of(params):
-        _, cosines = choose_temperature(loss, snn, [path], step=0.5, change=1.0)
+    choose = functools.partial(choose_temperature, loss, snn, step=0.5, change=1.0)
+    runs = [functools.partial(choose, paths=[path]) for path in paths_of(params)]
+    for _, cosines in outputs_of(runs):
         np.testing.assert_allclose(cosines, 1.0, rtol=1e-6)
 
 
@@ -163,13 +166,13 @@ def test_a_choice_takes_the_paths_and_types_of_any_library():
 
     snn = snnjax.init(fn, state, x, model=snnjax.lif(temperature=3.0))
     paths = snnjax.sites(fn, state, x)[0].parameters
-    simulate = compiled(fn, steps=2)
 
     def loss(snn):
         assert {leaf.dtype for leaf in jax.tree.leaves(snn.params)} == {x.dtype}
-        return simulate(snn, x).sum()
+        return snnjax.spiking(fn, steps=2)(snn, x).sum()
 
-    _, cosines = choose_temperature(loss, snn, paths, step=0.1, change=0.5)
+    choose = functools.partial(choose_temperature, step=0.1, change=0.5)
+    [(_, cosines)] = outputs_of([lambda: choose(loss, snn, paths)])
     assert np.isfinite(np.asarray(cosines, np.float32)).all()
 
 

@@ -234,7 +234,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# The long ones, whose kinds of sites others have, too.
+LONG = ("densenet121", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NETWORKS]
+)
 def test_networks_of_torchvision_arrive_as_they_are(name):
     pytest.importorskip("torchvision")
     from benchmarks import torchvision
