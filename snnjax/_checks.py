@@ -19,11 +19,7 @@ _F = TypeVar("_F", bound=Callable)
 
 
 def called_as(form: str) -> Callable[[_F], _F]:
-    """A function whose wrong calls end with the right one, besides Python's words.
-
-    Args:
-        form: how the function is called, e.g. ``"snnjax.spiking(fn)(snn, x)"``.
-    """
+    """Make wrong calls of a function end with the right one, besides Python's words."""
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)

@@ -17,14 +17,8 @@ def matching(
     """Site name -> its value, for all sites in their order.
 
     Args:
-        values: name or pattern -> value.
-        site_names: of all sites that fire.
         what: the name of the argument, for messages.
         default: of sites that no pattern matches; None: there is none.
-
-    Raises:
-        ValueError: an empty mapping, a key that is no text, a pattern that matches no
-            site, or a site without a value.
 
     >>> matching({"head": 1, "*": 2}, ["stem", "head"], "recipe")
     {'stem': 2, 'head': 1}

@@ -25,8 +25,7 @@ def shown(
     terminal, as in notebooks and files, and in other processes than the first.
 
     Args:
-        items: what is worked on, one after the other; without a length there is no bar,
-            only the number.
+        items: without a length there is no bar, only the number of the item.
         title: shown before the bar.
         noun: what an item is, such as "site".
         about: item -> what is said about it behind its number.

@@ -5,11 +5,7 @@ from typing import Any
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's ``__getattr__``, for names that it has lost.
-
-    Args:
-        module: where they were.
-        names: older name -> what stands in its place.
+    """A module's ``__getattr__``, for older names and what stands in their place.
 
     >>> renamed("snnjax.neurons", {"adaptive": "Adaptive"})("adaptive")
     Traceback (most recent call last):
