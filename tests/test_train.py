@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -392,6 +393,11 @@ class Statistic(nnx.BatchStat):
     """One of a user's own."""
 
 
+class Variables(NamedTuple):
+    params: dict
+    batch_stats: dict
+
+
 def test_running_averages_counters_and_keys_are_never_trained():
     scale, numbers = jnp.ones(3), {"seen": jnp.array(3), "key": jax.random.key(0)}
     statistics = {"mean": nnx.BatchStat(scale), "own": Statistic(scale)}
@@ -404,8 +410,15 @@ def test_running_averages_counters_and_keys_are_never_trained():
             expected = "weights" if name == "w" else "frozen"
             assert jax.tree.leaves(labels[name]) == [expected]
 
-    linen = snnjax.init(NORMED.apply, VARIABLES, TOKENS)
-    labels = param_labels(linen, ["weights"]).params
+    def normed(variables, x):
+        mean = variables.batch_stats["mean"]
+        return jax.nn.relu((x - mean) * variables.params["w"])
+
+    variables = Variables({"w": scale}, {"mean": scale})
+    snn = snnjax.init(normed, variables, jnp.ones((2, 3)))
+    labels = param_labels(snn, (label for label in ["weights"])).params
+    assert labels == Variables({"w": "weights"}, {"mean": "frozen"})
+    labels = param_labels(snnjax.init(NORMED.apply, VARIABLES, TOKENS)).params
     assert set(jax.tree.leaves(labels["batch_stats"])) == {"frozen"}
     assert set(jax.tree.leaves(labels["params"])) == {"weights"}
 
