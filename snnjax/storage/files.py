@@ -190,17 +190,17 @@ def _snn(
     """The SNN of a file, in the structure of ``like`` if there is one."""
     params = tree.rebuild(structure["params"], arrays)
     sites = tree.rebuild(structure["neurons"], arrays)
-    own = like if isinstance(like, SNN) else SNN(like, {}, model=None, code=None)
-    if own.params is not None:
-        params = tree.fill(own.params, params)
-    model = models.restore(card["model"], own.model)
+    own: Any = like if isinstance(like, SNN) else None
+    like = own.params if own else like
+    model = models.restore(card["model"], own and own.model)
     neurons = {
         name: models.restore_params(
-            model_of(model, name), fields, own.neurons.get(name)
+            model_of(model, name), fields, own and own.neurons.get(name)
         )
         for name, fields in sites.items()
     }
-    code = models.restore(card["code"], own.code)
+    params = params if like is None else tree.fill(like, params)
+    code = models.restore(card["code"], own and own.code)
     return SNN(params, neurons, card["steps"], card["wait"], model, code)
 
 

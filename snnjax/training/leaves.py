@@ -40,7 +40,7 @@ def named_params(params: Any) -> dict[str, Any]:
 
 def with_params(snn: SNN, new: Mapping[str, Any]) -> SNN:
     """The SNN with other leaves of params at these paths, see `named_params`."""
-    leaves = (named_params(snn.params) | new).values()
+    leaves = {**named_params(snn.params), **new}.values()
     params = jax.tree.unflatten(jax.tree.structure(snn.params), leaves)
     return dataclasses.replace(snn, params=params)
 
