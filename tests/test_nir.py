@@ -31,7 +31,7 @@ from networks import (
     weights,
 )
 from reference import windows
-from test_layers import AFFINE, RATE, fitted, spikes_and_outputs
+from test_layers import RATE, TOGETHER, fitted, spikes_and_outputs
 
 import snnjax
 from snnjax import deploy
@@ -215,13 +215,9 @@ VECTOR_NETS = {
     ),
 }
 LIBRARIES = ("nnx_split", "equinox")  # it maps over the batch and moves axes
-WRITTEN = {
-    "images": together(
-        IMAGES | {n: net for n, net in AFFINE.items() if net.x is PIXELS}
-    ),
-    "vectors": together(
-        VECTOR_NETS | {n: net for n, net in AFFINE.items() if net.x is VECTORS}
-    ),
+WRITTEN = TOGETHER | {
+    "parts of images": together(IMAGES),
+    "parts of vectors": together(VECTOR_NETS),
     "several axes, with a constant": Net(
         lambda p, x: relu(relu(x + 0.25)[:, ::-1].reshape(len(x), -1) @ p["w"]),
         weights(w=(24, 3)),
@@ -240,7 +236,7 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     snn = fitted(net)
     graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x), extended=True)
     graph = through_file(graph, tmp_path)
-    check(net, snn, graph, read=name in ("images", "vectors"))
+    check(net, snn, graph, read=name in TOGETHER)
 
 
 def test_channels_first_networks_have_the_same_graph():
@@ -327,20 +323,17 @@ def random_layer(generator, channels):
     "seeds", [range(6), pytest.param(range(6, 206), marks=pytest.mark.slow)]
 )
 def test_random_networks_have_their_spikes_or_are_refused(seeds):
-    """Those that are not refused are one program."""
-    accepted = {}
+    refusals = 0
     for seed in seeds:
         net = random_network(seed)
-        with contextlib.suppress(snnjax.ConversionError):
-            deploy.to_nir(deploy.layers(net.fn, fitted(net), net.x), extended=True)
-            accepted[f"{seed:03}"] = net
-    assert len(accepted) > 3 / 4 * len(seeds)
-    names = [*accepted]
-    for start in range(0, len(names), 8):
-        net = together({n: accepted[n] for n in names[start : start + 8]})
         snn = fitted(net)
-        graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x), extended=True)
+        try:
+            graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x), extended=True)
+        except snnjax.ConversionError:
+            refusals += 1
+            continue
         check(net, snn, graph, read=False)
+    assert refusals < len(seeds) / 4
 
 
 def flattened(p, x):
@@ -373,7 +366,7 @@ def test_a_residual_network_of_best_comes_back_with_its_wait(tmp_path):
     np.testing.assert_allclose(other_outputs, outputs, rtol=1e-5, atol=1e-5)
     for a, b in zip(before.values(), after.values(), strict=True):
         assert np.any(a)
-        np.testing.assert_array_equal(np.sign(a), np.sign(b))
+        np.testing.assert_array_equal(a > 0, b > 0)
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
@@ -387,7 +380,7 @@ def test_leaky_neurons_come_back(reset, tmp_path):
     threshold, leak = np.float32(draws)
     changes = {
         first.name: {"leak": jnp.linspace(0.4, 0.9, 4).reshape(channels)},
-        last.name: {"threshold": threshold, "leak": leak},
+        last.name: {"threshold": threshold, "leak": leak, "bias": jnp.float32(0)},
     }
     neurons = {n: p._replace(**changes.get(n, {})) for n, p in snn.neurons.items()}
     snn = dataclasses.replace(snn, neurons=neurons)
@@ -463,11 +456,16 @@ def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_pat
     x = deploy.on_grid(layers, net.x)
     trace, again = (deploy.run(n, net.x) for n in (integers, layers))
     sent, outputs = jax.jit(spikes_and_outputs(fn, snn))(x)
-    names = [node.name for node in integers.populations]  # which sort by execution
-    for name, other in zip(names, sorted(sent), strict=True):
-        assert np.any(trace.spikes[name])
-        np.testing.assert_array_equal(sent[other], trace.spikes[name])
-        np.testing.assert_array_equal(again.potentials[other], trace.potentials[name])
+    # Names in the graph sort by execution.
+    sent, again_sent, potentials = (
+        [arrays[name] for name in sorted(arrays)]
+        for arrays in (sent, again.spikes, again.potentials)
+    )
+    for i, node in enumerate(integers.populations):
+        assert np.any(trace.spikes[node.name])
+        np.testing.assert_array_equal(sent[i], trace.spikes[node.name])
+        np.testing.assert_array_equal(again_sent[i], trace.spikes[node.name])
+        np.testing.assert_array_equal(potentials[i], trace.potentials[node.name])
     for others in (again.outputs, outputs):
         leaves = map(jax.tree.leaves, (trace.outputs, others))
         for a, b in zip(*leaves, strict=True):
