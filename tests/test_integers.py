@@ -22,7 +22,7 @@ from networks import (
     together,
 )
 from reference import windows
-from test_layers import RATE, fitted
+from test_layers import RATE, changed, fitted
 
 import snnjax
 from snnjax import deploy
@@ -191,15 +191,6 @@ def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
     return deploy.quantize(layers, VECTORS, weight_bits=weight_bits, **options), snn
 
 
-def changed(layers, **fields):
-    """Layers whose populations have other fields."""
-    nodes = (
-        dataclasses.replace(n, **fields) if isinstance(n, Population) else n
-        for n in layers.nodes
-    )
-    return dataclasses.replace(layers, nodes=tuple(nodes))
-
-
 def test_bits_bound_the_numbers_and_more_of_them_come_closer():
     digits = {"code": RADIX, "levels": (-1, 1), "wait": 3}
     floats = jax.jit(snnjax.spiking(perceptron))(light(**digits), VECTORS).mean(0)
@@ -340,7 +331,7 @@ def test_what_cannot_be_rounded_says_so():
     row = jax.tree.map(lambda leaf: leaf[:1], learner.params)
     infinite = jax.tree.map(lambda leaf: leaf / 0, learner.params)
     for call, message in (
-        (lambda: run(layers, VECTORS), "of floats; allowed: whole numbers"),
+        (lambda: run(layers, VECTORS), "of float numbers; allowed: whole"),
         (lambda: run(VECTORS, integers), "allowed: whole numbers"),
         (lambda: run(integers, VECTORS[:, :3]), "x has shape"),
         (lambda: run(integers, VECTORS[:0]), "B >= 1"),

@@ -25,7 +25,7 @@ from networks import (
 
 import snnjax
 from snnjax import deploy
-from snnjax.deploy import Convolution, Dense, Scale, SumPool
+from snnjax.deploy import Convolution, Dense, Population, Scale, SumPool
 
 AFFINE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 # Networks of one input are one program, which is compiled several times faster.
@@ -67,6 +67,15 @@ def fitted(
         levels=levels, reset=reset, dead_zone=dead, last_zone=last
     )
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
+
+
+def changed(layers, **fields):
+    """Layers whose populations have other fields."""
+    nodes = (
+        dataclasses.replace(n, **fields) if isinstance(n, Population) else n
+        for n in layers.nodes
+    )
+    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from networks import (
     weights,
 )
 from reference import windows
-from test_layers import RATE, TOGETHER, fitted, spikes_and_outputs
+from test_layers import RATE, TOGETHER, changed, fitted, spikes_and_outputs
 
 import snnjax
 from snnjax import deploy
@@ -401,16 +401,7 @@ def whole(fn, snn, x, plain=False):
     ``plain``: without the initial potentials.
     """
     layers = deploy.quantize(deploy.layers(fn, snn, x), x, weight_bits=3)
-    if not plain:
-        return layers
-    zero = np.zeros(())
-    nodes = (
-        dataclasses.replace(node, initial_potential=zero)
-        if isinstance(node, deploy.Population)
-        else node
-        for node in layers.nodes
-    )
-    return dataclasses.replace(layers, nodes=tuple(nodes))
+    return changed(layers, initial_potential=np.zeros(())) if plain else layers
 
 
 def whole_input(layers, x):
@@ -421,12 +412,13 @@ def whole_input(layers, x):
 
 
 def check_sums(sums, layers, outputs):
-    """What a reader returns, [T, B, ...] for each output, times the unit of each."""
+    """What a reader returns, channels first, is the outputs over the unit of each."""
     assert len(layers.outputs) == len(sums)
     for node, total in zip(layers.outputs, sums, strict=True):
         result = outputs[node.name] if isinstance(outputs, dict) else outputs
         assert np.any(total), node.name
         total = total * node.unit
+        total = np.moveaxis(total, 2, -1) if total.ndim == 5 else total
         np.testing.assert_allclose(total, result, rtol=1e-5, err_msg=node.name)
 
 
@@ -822,7 +814,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         with pytest.raises(ValueError, match=words):
             deploy.to_nir(deploy.layers(net.fn, snn, net.x), **options)
 
-    def changed(snn, **fields):
+    def with_fields(snn, **fields):
         neurons = {name: n._replace(**fields) for name, n in snn.neurons.items()}
         return dataclasses.replace(snn, neurons=neurons)
 
@@ -830,8 +822,8 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     assert deploy.to_nir(deploy.layers(net.fn, surrogate, net.x)).nodes
     for threshold in (0.0, np.nan, np.inf):
         words = "threshold of site .*; allowed: > 0, and finite"
-        refused(words, changed(leaky, threshold=jnp.float32(threshold)))
-    refused("leaks from 0.5 to 1.0", changed(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
+        refused(words, with_fields(leaky, threshold=jnp.float32(threshold)))
+    refused("leaks from 0.5 to 1.0", with_fields(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
     extended = dataclasses.replace(fitted(net), steps=4, wait=2)
     refused("wait 2, reset subtract, v_init", extended)
     for dt in (0.0, -1.0, "x"):

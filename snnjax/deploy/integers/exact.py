@@ -203,13 +203,9 @@ def _run(
                 whole, clipped = streams.whole_input(x, p["unit"], arithmetic)
                 sent[name] = streams.Stream(whole, None)
             case values.Population(model=model):
-                fired = streams.all_steps(
-                    without_surrogate(model),
-                    times,
-                    arithmetic,
-                    p,
-                    streams.received(stream, times),
-                )
+                currents = streams.received(stream, times)
+                neuron = without_surrogate(model)
+                fired = streams.all_steps(neuron, times, arithmetic, p, currents)
                 activity[name], sent[name] = fired, streams.Stream(None, fired.spikes)
             case values.Output():
                 currents = streams.received(stream, times)

@@ -58,8 +58,7 @@ def quantize(
         weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1, 2 bits
             are -1, 0 or 1. Shortcuts that scale spikes one by one have 8 or more.
         state_bits: 4 .. 30, of a membrane potential.
-        input_bits: 2 .. 16, of an element of x; x of whole numbers in that range stays
-            as it is.
+        input_bits: 2 .. 16, of an element of x; whole numbers of so many bits stay.
         scale: what has a threshold and s_j of its own: each "channel", or each "layer";
             "power_of_two": as "layer", with such thresholds.
         overflow: a potential beyond its bits "saturate"s at the limit or "wrap"s.
@@ -89,9 +88,10 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    given = dict(weight_bits=weight_bits, state_bits=state_bits)
-    given |= dict(scale=scale, overflow=overflow)
-    options = _stated_by(chip) | {n: v for n, v in given.items() if v is not None}
+    arguments: dict[str, Any] = {"weight_bits": weight_bits, "state_bits": state_bits}
+    arguments |= {"scale": scale, "overflow": overflow}
+    options = _stated_by(chip)
+    options |= {name: v for name, v in arguments.items() if v is not None}
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     bits = _checked(layers, images, input_bits, options)

@@ -174,15 +174,14 @@ def with_params(
         arrays, changes = params.get(node.name, {}), {}
         for kind in {"weight", "bias"}.intersection(arrays):
             array = np.asarray(arrays[kind], float)
-            match kind, node:
-                case "weight", values.Convolution():
+            match node:
+                case values.Convolution() if kind == "weight":
                     array = np.transpose(array, (3, 2, 0, 1))
-                case "weight", values.Dense():
+                case values.Dense() if kind == "weight":
                     array = np.transpose(array)
-                case ("weight", values.Scale()) | (
-                    "bias",
-                    (values.Population() | values.Output()),
-                ):
+                case values.Scale() if kind == "weight":
+                    array = channels_first(array, node.shape)
+                case values.Population() | values.Output():
                     array = channels_first(array, node.shape)
             changes[kind] = array
         nodes.append(dataclasses.replace(node, **changes))

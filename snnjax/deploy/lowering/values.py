@@ -312,14 +312,14 @@ def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> 
         "float": "float layers from snnjax.deploy.layers(fn, snn, x)",
         "whole": "whole numbers from snnjax.deploy.quantize(layers, images)",
     }
-    own = f"a {type(layers).__name__}"
+    given_kind = f"a {type(layers).__name__}"
     if isinstance(layers, Layers):
-        own = "float" if layers.arithmetic is None else "whole"
-        if kind in (None, own):
+        own_kind = "float" if layers.arithmetic is None else "whole"
+        if kind in (None, own_kind):
             return
-        own = {"float": "of floats", "whole": "of whole numbers"}[own]
+        given_kind = f"of {own_kind} numbers"
     allowed = sources[kind] if kind else ", or ".join(sources.values())
-    raise ValueError(f"layers is {own}; allowed: {allowed}")
+    raise ValueError(f"layers is {given_kind}; allowed: {allowed}")
 
 
 def needed(nodes: Sequence[Node]) -> tuple[Node, ...]:
