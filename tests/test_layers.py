@@ -33,14 +33,6 @@ TOGETHER = {
     "images": together({n: net for n, net in AFFINE.items() if net.x is PIXELS}),
     "vectors": together({n: net for n, net in AFFINE.items() if net.x is VECTORS}),
 }
-CODES = {
-    "rate": (snnjax.codes.rate(), (0, 1), "subtract", 0),
-    "signed rate": (snnjax.codes.rate(), (-1, 1), "subtract", 1),
-    "hard reset": (snnjax.codes.rate(), (0, 1), "zero", 0),
-    "radix": (snnjax.codes.radix(), (-1, 1), "subtract", 1, (2 / 3, 0.75)),
-}
-
-
 RATE = snnjax.codes.rate()
 IF = snnjax.integrate_and_fire()
 
@@ -78,17 +70,16 @@ def changed(layers, **fields):
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-@pytest.mark.parametrize(
-    "name, code",
-    [
-        ("images", "radix"),  # test_nir.py has images with rate coding
-        ("vectors", "signed rate"),
-        ("vectors", "hard reset"),
-    ],
-)
-def test_layers_send_the_same_spikes(name, code):
+CODED = {  # test_nir.py has rate coding, test_integers.py a reset to zero
+    "images": (snnjax.codes.radix(), (-1, 1), "subtract", 1, (2 / 3, 0.75)),
+    "vectors": (RATE, (-1, 1), "subtract", 1),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_layers_send_the_same_spikes(name):
     net = TOGETHER[name]
-    snn = fitted(net, *CODES[code])
+    snn = fitted(net, *CODED[name])
     layers = deploy.layers(net.fn, snn, net.x)
     fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
