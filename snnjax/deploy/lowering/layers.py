@@ -215,7 +215,7 @@ def _add_outputs(builder: Builder) -> list[Problem]:
         name = f"output/{where}" if where else "output"
         path = f"readout/{name}" if where else "readout"
         try:
-            if v not in builder.sums:
+            if not isinstance(v, int) or v not in builder.sums:
                 remedy = "return only what the input reaches"
                 raise NoLayer("it does not depend on x", remedy)
             total, shape = builder.sums[v], network.avals[v].shape

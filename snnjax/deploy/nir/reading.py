@@ -118,8 +118,8 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    numbers = (int(metadata[name]) for name in bits)
-    arithmetic = values.Arithmetic(*numbers, _text(metadata["overflow"]))
+    numbers = {name: int(metadata[name]) for name in bits}
+    arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
     layers = dataclasses.replace(
         layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
     )
