@@ -2,5 +2,5 @@
 
 ``report.py`` compares `Layers` with a `Chip`. ``profiles.py`` has the chips, with a
 source for every number. ``properties.py`` has one small function per property, and
-``cores.py`` gives the populations to the cores of a chip.
+``geometry.py`` the sizes that they compare.
 """

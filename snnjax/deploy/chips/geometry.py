@@ -1,21 +1,16 @@
-"""Sizes of a layer as a chip counts them: bits, kernels, fan-out, words of memory."""
+"""Sizes of a layer as a chip counts them: bits, kernels, fan-out, words of memory.
+
+`assign` gives layers to the cores of a chip, where each core has its own memory.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from snnjax.deploy.chips.profiles import Chip, Core
-from snnjax.deploy.lowering.values import (
-    Connection,
-    Convolution,
-    Dense,
-    Flatten,
-    SumPool,
-)
-
-GRANULARITIES = ("layer", "channel", "neuron")
+from snnjax.deploy.lowering import values
 
 
 class Kernel(NamedTuple):
@@ -54,30 +49,30 @@ def granularity(array: np.ndarray) -> str:
     return "channel" if per_channel else "neuron"
 
 
-def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]:
+def kernels(way: values.Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]:
     """Kernels on a way from a sender of this shape; a way without maps has 1x1."""
     kernel_list = []
     for node in way.maps or (None,):
         image = (*shape[1:], 1, 1)[:2]
         match node:
-            case Convolution():
+            case values.Convolution():
                 kernel_list.append(_kernel(node, shape[0], chip))
                 shape = (len(node.weight), *_results(node))
-            case SumPool(window=window, stride=stride, padding=zeros):
+            case values.SumPool(window=window, stride=stride, padding=zeros):
                 shape = (shape[0], *_windows(image, window, stride, zeros))
-            case Dense(weight=weight):
+            case values.Dense(weight=weight):
                 if chip.dense_as_kernel:
                     whole = Kernel(shape[0], image, (1, 1), (0, 0), image, ("VALID",))
                     kernel_list.append(whole)
                 shape = (len(weight),)
-            case Flatten():
+            case values.Flatten():
                 pass  # a dense layer still reads the image
             case _:  # a scale, or the spikes themselves
                 kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), (0, 0), image))
     return kernel_list
 
 
-def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
+def _kernel(node: values.Convolution, channels: int, chip: Chip) -> Kernel:
     """The kernel of a convolution; with a padding that the chip names, if it has one.
 
     Layers pad alike on both sides, so the kernel of "SAME" with a stride may begin and
@@ -99,12 +94,15 @@ def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
 
 
 def _modes(
-    node: Convolution, reach: tuple[int, ...], before: tuple[int, ...]
+    node: values.Convolution, reach: tuple[int, ...], before: tuple[int, ...]
 ) -> tuple[str, ...]:
     """Names of the padding of a kernel with this reach and zeros before the image."""
     axes = [*zip(node.size, reach, node.stride, strict=True)]
     modes = {
-        "SAME": [(-(-n // s), _same(n, k, s) // 2) for n, k, s in axes],
+        # Half of the zeros that "SAME" adds come before the image.
+        "SAME": [
+            (-(-n // s), max((-(-n // s) - 1) * s + k - n, 0) // 2) for n, k, s in axes
+        ],
         "VALID": [((n - k) // s + 1, 0) for n, k, s in axes],
     }
     # A mode is the number of results along each axis, and the zeros before it.
@@ -112,47 +110,38 @@ def _modes(
     return tuple(name for name, windows in modes.items() if windows == own)
 
 
-def _reach(node: Convolution) -> tuple[int, ...]:
+def _reach(node: values.Convolution) -> tuple[int, ...]:
     taps = zip(node.weight.shape[2:], node.dilation, strict=True)
     return tuple((k - 1) * d + 1 for k, d in taps)
 
 
-def _results(node: Convolution) -> tuple[int, ...]:
+def _results(node: values.Convolution) -> tuple[int, ...]:
     """Rows and columns that a convolution computes."""
     return _windows(node.size, _reach(node), node.stride, node.padding)
 
 
-def fan_out(way: Connection) -> int:
+def fan_out(way: values.Connection) -> int:
     """How many numbers of the receiver read one of the sender, at most."""
     total = 1
     for node in way.maps:
         match node:
-            case Convolution(weight=weight, stride=stride, groups=groups):
+            case values.Convolution(weight=weight, stride=stride, groups=groups):
                 total *= len(weight) // groups * _reached(weight.shape[2:], stride)
-            case Dense(weight=weight):
+            case values.Dense(weight=weight):
                 total *= len(weight)
-            case SumPool(window=window, stride=stride):
+            case values.SumPool(window=window, stride=stride):
                 total *= _reached(window, stride)
     return total
 
 
 def need(kernels: Sequence[Kernel], shape: tuple[int, ...], chip: Chip) -> Core:
-    """Words of a layer: c f k for c input channels, f filters and k taps, and neurons.
-
-    Kernels that meet in a layer are stored as one. Chips that address kernels by bits
-    take c 2^(ceil log2 k + ceil log2 f) words.
-    """
+    """Words of a layer, see `Core`; kernels that meet in a layer are stored as one."""
     sizes = zip(*(kernel.size for kernel in kernels), strict=True)
     taps, filters = math.prod(map(max, sizes)), shape[0]
     if chip.kernel_memory == "powers_of_two":
         taps, filters = (2 ** math.ceil(math.log2(n)) for n in (taps, filters))
     channels = sum(kernel.channels for kernel in kernels)
     return Core(channels * taps * filters, math.prod(shape))
-
-
-def _same(size: int, reach: int, stride: int) -> int:
-    """Zeros on both sides together that padding "SAME" adds."""
-    return max((-(-size // stride) - 1) * stride + reach - size, 0)
 
 
 def _windows(
@@ -165,3 +154,45 @@ def _windows(
 def _reached(window: Sequence[int], stride: Sequence[int]) -> int:
     """How many windows an element is in, at most."""
     return math.prod(-(-k // s) for k, s in zip(window, stride, strict=True))
+
+
+# ----------------------------------------------------------------------------- cores
+
+
+def assign(needs: Mapping[str, Core], cores: Sequence[Core]) -> dict[str, int]:
+    """Name -> number of a core; names that get none are left out.
+
+    A maximum matching by augmenting paths (Kuhn, 1955): if all layers can have a core,
+    they do. The largest needs come first, and take the smallest core that has both
+    memories.
+
+    >>> cores = [Core(16, 64), Core(64, 16)]
+    >>> assign({"a": Core(10, 10), "b": Core(10, 60)}, cores)
+    {'b': 0, 'a': 1}
+    >>> assign({"a": Core(10, 60), "b": Core(10, 61)}, cores)
+    {'b': 0}
+    """
+    names_of_cores: dict[int, str] = {}
+    order = sorted(range(len(cores)), key=lambda i: cores[i])
+
+    def place(name: str, visited: set[int]) -> bool:
+        for i in order:
+            if i in visited or not fits(needs[name], cores[i]):
+                continue
+            visited.add(i)
+            # The core is free, or the layer that has it finds another one.
+            if i not in names_of_cores or place(names_of_cores[i], visited):
+                names_of_cores[i] = name
+                return True
+        return False
+
+    names = sorted(needs, key=lambda name: (max(needs[name]), name), reverse=True)
+    for name in names:
+        place(name, set())
+    numbers = {name: i for i, name in names_of_cores.items()}
+    return {name: numbers[name] for name in names if name in numbers}
+
+
+def fits(words: Core, core: Core) -> bool:
+    """Whether a core has this much of both memories."""
+    return words.kernels <= core.kernels and words.neurons <= core.neurons

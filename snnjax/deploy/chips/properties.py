@@ -1,6 +1,6 @@
-"""Properties of a receiver, and of a whole network, against a chip's profile.
+"""Properties of a layer, and of a whole network, against a chip's profile.
 
-Each is a function (receiver, chip) that yields findings. It compares nothing where the
+Each is a function (layer, chip) that yields findings. It compares nothing where the
 chip states nothing. "approximately" means that some spikes differ from the simulated
 ones, or do so until the remedy is taken; "no" means that the chip cannot run it.
 """
@@ -11,25 +11,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snnjax.deploy.chips.geometry import (
-    GRANULARITIES,
-    Kernel,
-    bits,
-    fan_out,
-    granularity,
-)
-from snnjax.deploy.chips.profiles import Chip, span
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Connection,
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Output,
-    Population,
-    SumPool,
-)
+from snnjax.deploy.chips import geometry
+from snnjax.deploy.chips.profiles import Chip, Core, span
+from snnjax.deploy.lowering import values
 
 Verdict = Literal["fits", "approximately", "no"]
 
@@ -50,20 +34,23 @@ class Finding(NamedTuple):
     remedy: str
 
 
-class Receiver(NamedTuple):
-    """A population or an output, and the maps between it and others."""
+class Layer(NamedTuple):
+    """A population or an output, and the maps between it and others.
 
-    node: Population | Output
-    ways: Sequence[Connection]
-    kernels: Sequence[Kernel]
+    ``images`` are those of its senders, ``readers`` the names of those that read it.
+    """
+
+    node: values.Receiver
+    ways: Sequence[values.Connection]
+    kernels: Sequence[geometry.Kernel]
     images: Mapping[str, tuple[int, ...]]
     readers: set[str]
-    layers: Layers
+    layers: values.Layers
 
     @property
-    def neurons(self) -> list[Population]:
+    def neurons(self) -> list[values.Population]:
         """The population, if it is one: an output has no neurons."""
-        return [self.node] if isinstance(self.node, Population) else []
+        return [self.node] if isinstance(self.node, values.Population) else []
 
     @property
     def reads_x(self) -> bool:
@@ -71,9 +58,14 @@ class Receiver(NamedTuple):
         return any(way.sender == self.layers.input.name for way in self.ways)
 
     @property
+    def maps(self) -> list[values.Map]:
+        """All maps on its ways."""
+        return [m for way in self.ways for m in way.maps]
+
+    @property
     def numbers(self) -> dict[str, list[np.ndarray]]:
         """Field of `Chip` with a number of bits -> the arrays that must have them."""
-        maps = [m for way in self.ways for m in way.maps if isinstance(m, Affine)]
+        maps = [m for m in self.maps if isinstance(m, values.Affine)]
         # Biases and potentials count in units of their own under codes but rate coding.
         biases = [m.bias for m in (*maps, self.node) if m.bias is not None]
         potentials = [n.initial_potential for n in self.neurons]
@@ -85,55 +77,57 @@ class Receiver(NamedTuple):
         }
 
 
-# ------------------------------------------------------------------------ of a receiver
+# --------------------------------------------------------------------------- of a layer
 
 
-def number_of_bits(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """All numbers are whole, and -2^(b-1) <= n <= 2^(b-1) - 1.
 
     Potentials of more bits than simulated are the same as long as none overflows.
     """
-    arithmetic = receiver.layers.arithmetic
-    arrays = [array for some in receiver.numbers.values() for array in some]
+    arithmetic = layer.layers.arithmetic
+    arrays = [array for some in layer.numbers.values() for array in some]
     if arithmetic is None or any((a != np.rint(a)).any() for a in arrays):
         yield Finding("weight_bits", "approximately", "floats", _quantize(chip))
         return
-    for field, some in receiver.numbers.items():
+    for field, some in layer.numbers.items():
         limit = getattr(chip, field)
         limit = max(limit) if isinstance(limit, tuple) else limit
-        if limit is not None and some and bits(*some) > limit:
-            words = f"{field.removesuffix('_bits')} of {bits(*some)} bits, not {limit}"
+        count = geometry.bits(*some) if some else 0
+        if limit is not None and count > limit:
+            words = f"{field.removesuffix('_bits')} of {count} bits, not {limit}"
             # Thresholds and biases have the scale of the weights.
             follows = field in ("threshold_bits", "bias_bits")
             fewer = "quantize with fewer weight_bits there: all numbers are smaller"
             remedy = fewer if follows else _quantize(chip)
             yield Finding(field, "approximately", words, remedy)
-    if receiver.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
+    if layer.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
         words = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"
         yield Finding("state_bits", "approximately", words, _quantize(chip))
-    if receiver.neurons and chip.overflow not in (None, arithmetic.overflow):
+    if layer.neurons and chip.overflow not in (None, arithmetic.overflow):
         words = f"overflow {arithmetic.overflow!r}, not {chip.overflow!r}"
         yield Finding("overflow", "approximately", words, _quantize(chip))
 
 
-def shared_numbers(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Thresholds, biases and v(0) differ only where the chip has a number for each."""
-    arrays = {"biases": receiver.node.bias}
-    for neurons in receiver.neurons:
+    arrays = {"biases": layer.node.bias}
+    for neurons in layer.neurons:
         arrays["thresholds"] = neurons.threshold
         arrays["initial_potentials"] = neurons.initial_potential
+    order = ("layer", "channel", "neuron")
     for field, array in arrays.items():
         limit = getattr(chip, field)
-        own = granularity(array)
-        if limit and GRANULARITIES.index(own) > GRANULARITIES.index(limit):
+        own = geometry.granularity(array)
+        if limit and order.index(own) > order.index(limit):
             words = field.replace("_", " ")
             problem = f"{words} per {own}, not per {limit}"
             yield Finding(field, "approximately", problem, f"fit {words} per {limit}")
 
 
-def neuron_model(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
-    """Reset, levels, dead zone, leak and synapse."""
-    for neurons in receiver.neurons:
+def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
+    """Reset, levels, dead zone, leak and synapse, and a bias without steps."""
+    for neurons in layer.neurons:
         model, resets = neurons.model, chip.resets
         if resets and model.reset not in resets:
             problem = f"reset {model.reset!r}, not {resets[0]!r}"
@@ -154,9 +148,12 @@ def neuron_model(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
                 yield Finding("leak", "approximately", problem, remedy)
         if chip.synapse == "exponential":
             remedy = "train neurons with synaptic currents in the chip's own tools"
-            yield _model(
-                chip, "synapse", "instant synapses, not exponential ones", remedy
-            )
+            problem = "instant synapses, not exponential ones"
+            yield _model(chip, "synapse", problem, remedy)
+    if chip.event_driven and any(b.any() for b in layer.numbers["bias_bits"]):
+        problem = "bias at each step, not at ticks of a clock"
+        remedy = "train without biases and BatchNorm, and fit v(0) instead of biases"
+        yield Finding("event_driven", "approximately", problem, remedy)
 
 
 def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
@@ -175,22 +172,13 @@ def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
         yield _model(chip, "levels", problem, remedy)
 
 
-def bias_clock(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
-    """A chip without steps cannot add a bias at every step."""
-    if chip.event_driven and any(b.any() for b in receiver.numbers["bias_bits"]):
-        problem = "bias at each step, not at ticks of a clock"
-        remedy = "train without biases and BatchNorm, and fit v(0) instead of biases"
-        yield Finding("event_driven", "approximately", problem, remedy)
-
-
-def geometry(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+def shapes(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Kernels, strides, padding, channels, images and destinations."""
-    kernels = receiver.kernels
+    kernels = layer.kernels
     larger = [k for k in kernels if max(k.size) > 1]  # a kernel of any size holds 1x1
-    maps = [m for way in receiver.ways for m in way.maps]
-    convolutions = [m for m in maps if isinstance(m, Convolution)]
-    of_image = len(receiver.node.shape) == 3 or chip.dense_as_kernel
-    filters = [receiver.node.shape[0]] if of_image else []
+    convolutions = [m for m in layer.maps if isinstance(m, values.Convolution)]
+    of_image = len(layer.node.shape) == 3 or chip.dense_as_kernel
+    filters = [layer.node.shape[0]] if of_image else []
     yield from _within(
         chip,
         {
@@ -205,36 +193,35 @@ def geometry(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
             "channels": ("channels", [*(k.channels for k in kernels), *filters]),
             "input_channels": (
                 "channels of x",
-                [k.channels for k in kernels if receiver.reads_x],
+                [k.channels for k in kernels if layer.reads_x],
             ),
             "dense_inputs": (
                 "inputs of a dense layer",
-                [m.weight.shape[1] for m in maps if isinstance(m, Dense)],
+                [m.weight.shape[1] for m in layer.maps if isinstance(m, values.Dense)],
             ),
             "input_rows": ("rows of its input", [k.image[0] for k in kernels]),
             "input_columns": ("columns of its input", [k.image[1] for k in kernels]),
-            "output_image": ("rows or columns", receiver.node.shape[1:]),
-            "destinations": ("destinations", [len(receiver.readers)]),
+            "output_image": ("rows or columns", layer.node.shape[1:]),
+            "destinations": ("destinations", [len(layer.readers)]),
         },
     )
+    modes = chip.padding_modes or ()
     for kernel in kernels:
-        modes = chip.padding_modes
-        if modes and not set(kernel.modes) & {*modes}:
-            yield _limit(
-                "padding_modes", f"padding {kernel.padding}, not {span(modes)}"
-            )
+        if modes and {*modes}.isdisjoint(kernel.modes):
+            problem = f"padding {kernel.padding}, not {span(modes)}"
+            yield _limit("padding_modes", problem)
     if chip.one_kernel and len({(k.stride, k.image) for k in kernels}) > 1:
         yield _limit("one_kernel", "inputs of unlike stride or size, not one kernel")
 
 
-def paths(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
-    """A sum-pool whose windows do not overlap, then at most one map with weights."""
-    for way in receiver.ways:
-        pools = [m for m in way.maps if isinstance(m, SumPool)]
+def paths(layer: Layer, chip: Chip) -> Iterator[Finding]:
+    """A sum-pool without overlap, at most one map with weights, and then neurons."""
+    for way in layer.ways:
+        pools = [m for m in way.maps if isinstance(m, values.SumPool)]
         for pool in pools:
             if chip.pools is None:
                 break
-            window, image = pool.window, receiver.images[way.sender]
+            window, image = pool.window, layer.images[way.sender]
             overlaps = window != pool.stride or any(pool.padding)
             whole_images = (window == image and chip.global_pool) or ()
             if overlaps or not {*window} <= {*chip.pools, *whole_images}:
@@ -243,37 +230,25 @@ def paths(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
                 yield _limit("pools", f"{size} (without overlap: {has})")
         if chip.successive_maps is False:
             # A sum-pool is no map with weights; allowed is one of each, the pool first.
-            maps = [m for m in way.maps if not isinstance(m, Flatten)]
-            kinds = [isinstance(m, Affine) for m in maps]
+            maps = [m for m in way.maps if not isinstance(m, values.Flatten)]
+            kinds = [isinstance(m, values.Affine) for m in maps]
             if kinds not in ([], [False], [True], [False, True]):
                 problem = "maps in a row, without neurons between them"
                 yield _limit("successive_maps", problem)
-
-
-def readout(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
-    """An output sums currents, as a potential that never fires."""
-    if chip.readout == "spikes" and not receiver.neurons:
+    if chip.readout == "spikes" and not layer.neurons:
         problem = "a sum, not spikes"
         remedy = "compute the last layer on the host, from the spikes that it reads"
         yield Finding("readout", "approximately", problem, remedy)
 
 
-OF_RECEIVER = (
-    number_of_bits,
-    shared_numbers,
-    neuron_model,
-    bias_clock,
-    geometry,
-    paths,
-    readout,
-)
+OF_LAYER = (number_of_bits, shared_numbers, neuron_model, shapes, paths)
 
 
 # ------------------------------------------------------------------------- of a network
 
 
-def steps_and_code(layers: Layers, chip: Chip) -> Iterator[Finding]:
-    """Steps, code, wait, and whether all spikes of a step arrive together."""
+def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
+    """Steps, code, wait, whether all spikes of a step arrive together, and sizes."""
     # In one step all codes are alike, and a wait changes no spike.
     one = layers.steps == 1
     if chip.one_step and not one:
@@ -289,25 +264,25 @@ def steps_and_code(layers: Layers, chip: Chip) -> Iterator[Finding]:
         problem = "no steps: a neuron may fire before all spikes of a step arrive"
         remedy = "compare the accuracy on the chip; more steps bring rates together"
         yield Finding("event_driven", "approximately", problem, remedy)
-
-
-def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
-    """Numbers of inputs, neurons, outputs and synapses of a neuron."""
+    neurons, outputs = (
+        sum(math.prod(node.shape) for node in nodes)
+        for nodes in (layers.populations, layers.outputs)
+    )
     fan_outs: dict[str, int] = {}
     for way in layers.connections:
-        fan_outs[way.sender] = fan_outs.get(way.sender, 0) + fan_out(way)
+        fan_outs[way.sender] = fan_outs.get(way.sender, 0) + geometry.fan_out(way)
     yield from _within(
         chip,
         {
             "inputs": ("inputs", [math.prod(layers.input.shape)]),
-            "neurons": ("neurons", [sum(_sizes(layers.populations))]),
-            "outputs": ("outputs", [sum(_sizes(layers.outputs))]),
+            "neurons": ("neurons", [neurons]),
+            "outputs": ("outputs", [outputs]),
             "fan_out": ("fan-out", [*fan_outs.values()]),
         },
     )
 
 
-def input_levels(layers: Layers, chip: Chip) -> Iterator[Finding]:
+def input_levels(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     """x are whole numbers that the chip takes in a step."""
     low, high = chip.input_levels or (0, None)
     takes = f"whole numbers {low} to {'n' if high is None else high} per step"
@@ -318,6 +293,22 @@ def input_levels(layers: Layers, chip: Chip) -> Iterator[Finding]:
     elif high is not None and arithmetic.largest_input > high:
         problem = f"{arithmetic.input_bits} bits, not {takes}"
         yield Finding("input_levels", "approximately", problem, remedy)
+
+
+def no_core(words: Core, cores: Sequence[Core]) -> Finding:
+    """Why a layer got no core."""
+
+    def text(count: int) -> str:
+        return f"{count / 1024:.3g} Ki words" if count >= 1024 else f"{count} words"
+
+    size = f"{text(words.kernels)} of kernels and {text(words.neurons)} of neurons"
+    if any(geometry.fits(words, core) for core in cores):
+        problem = f"needs {size}; other layers take every core that has them"
+        return Finding("cores", "no", problem, "use fewer or smaller layers")
+    most_kernels, most_neurons = map(max, zip(*cores, strict=True))
+    largest = f"{text(most_kernels)} of kernels or {text(most_neurons)} of neurons"
+    remedy = f"use fewer channels, or pool earlier: a core has at most {largest}"
+    return Finding("cores", "no", f"needs {size}; no core has both", remedy)
 
 
 # ------------------------------------------------------------------------------ words
@@ -332,8 +323,9 @@ def _within(
         if limit is None:
             continue
         is_most = isinstance(limit, int)
-        values = range(limit + 1) if is_most else limit
-        beyond = [n for n in numbers if n not in values]
+        beyond = [
+            n for n in numbers if n not in (range(limit + 1) if is_most else limit)
+        ]
         if beyond:
             text = f"at most {limit}" if is_most else f"not {span(limit)}"
             yield _limit(field, f"{words} {max(beyond)}, {text}")
@@ -357,7 +349,3 @@ def _quantize(chip: Chip) -> str:
     options += [f"state_bits={chip.state_bits}"] if chip.state_bits else []
     options += [f'scale="{chip.scale}"'] if chip.scale else []
     return f"snnjax.deploy.quantize(layers, images, {', '.join(options)})"
-
-
-def _sizes(nodes: Sequence[Population] | Sequence[Output]) -> list[int]:
-    return [math.prod(node.shape) for node in nodes]

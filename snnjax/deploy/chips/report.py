@@ -6,25 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from snnjax._text import Table, shown_as_table
-from snnjax.deploy.chips.cores import assign, no_core
-from snnjax.deploy.chips.geometry import kernels, need
+from snnjax.deploy.chips import geometry, properties
 from snnjax.deploy.chips.profiles import Chip, check_chip
-from snnjax.deploy.chips.properties import (
-    OF_RECEIVER,
-    Finding,
-    Receiver,
-    Verdict,
-    input_levels,
-    size,
-    steps_and_code,
-)
-from snnjax.deploy.lowering.values import (
-    Connection,
-    Layers,
-    Output,
-    Population,
-    check_layers,
-)
+from snnjax.deploy.chips.properties import Finding, Layer, Verdict
+from snnjax.deploy.lowering import values
 
 GRADES: dict[Verdict, str] = {
     "fits": "bit for bit",
@@ -113,7 +98,7 @@ class Report:
         return [line for lines in paragraphs for line in lines]
 
 
-def report(layers: Layers, chip: Chip) -> Report:
+def report(layers: values.Layers, chip: Chip) -> Report:
     """Compare a network with what a chip can run.
 
     Each property is compared with the chip's profile. What no source states is not
@@ -140,41 +125,48 @@ def report(layers: Layers, chip: Chip) -> Report:
     >>> print(speck["hidden/relu"].findings[-1].problem)
     levels (-1, 1), not (0, n)
     """
-    check_layers(layers)
+    values.check_layers(layers)
     check_chip(chip)
     ways = layers.connections
-    nodes = (*layers.populations, *layers.outputs)
-    table = [_receiver(layers, ways, node, chip) for node in nodes]
+    table = [_layer(layers, ways, node, chip) for node in layers.receivers]
     needs = {
-        receiver.node.name: need(receiver.kernels, receiver.node.shape, chip)
-        for receiver in (table if chip.cores else ())
+        layer.node.name: geometry.need(layer.kernels, layer.node.shape, chip)
+        for layer in (table if chip.cores else ())
     }
-    cores = assign(needs, chip.cores or ())
-    of_network = (*steps_and_code(layers, chip), *size(layers, chip))
-    rows = [Row("network", of_network), Row("input", (*input_levels(layers, chip),))]
-    for receiver in table:
-        name = receiver.node.name
+    cores = geometry.assign(needs, chip.cores or ())
+    rows = [
+        Row("network", (*properties.of_network(layers, chip),)),
+        Row("input", (*properties.input_levels(layers, chip),)),
+    ]
+    for layer in table:
+        name = layer.node.name
         # Some chips have other limits for the layer that reads x.
-        limits = chip.first if chip.first and receiver.reads_x else chip
-        findings = [f for compare in OF_RECEIVER for f in compare(receiver, limits)]
+        limits = chip.first if chip.first and layer.reads_x else chip
+        findings = [
+            f for compare in properties.OF_LAYER for f in compare(layer, limits)
+        ]
         if name in needs and name not in cores:
-            findings.append(no_core(needs[name], chip.cores or ()))
+            findings.append(properties.no_core(needs[name], chip.cores or ()))
         rows.append(Row(name, tuple(findings), cores.get(name)))
     return Report(chip, tuple(rows))
 
 
-def _receiver(
-    layers: Layers,
-    all_ways: Sequence[Connection],
-    node: Population | Output,
+def _layer(
+    layers: values.Layers,
+    all_ways: Sequence[values.Connection],
+    node: values.Receiver,
     chip: Chip,
-) -> Receiver:
+) -> Layer:
     shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
     ways = [way for way in all_ways if way.receiver == node.name]
-    maps = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
+    kernels = [
+        kernel
+        for way in ways
+        for kernel in geometry.kernels(way, shapes[way.sender], chip)
+    ]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
     readers = {way.receiver for way in all_ways if way.sender == node.name}
-    return Receiver(node, ways, maps, images, readers, layers)
+    return Layer(node, ways, kernels, images, readers, layers)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -17,30 +17,10 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._checks import check_numbers
-from snnjax.deploy.integers.streams import (
-    Fired,
-    Stream,
-    all_steps,
-    arrays_of,
-    mapped,
-    received,
-    total,
-    whole_input,
-    with_bias,
-    without_arrays,
-)
-from snnjax.deploy.integers.timing import timing
+from snnjax.deploy.integers import streams
+from snnjax.deploy.integers.timing import arithmetic_of, timing
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
-from snnjax.deploy.lowering.values import (
-    Convolution,
-    Dense,
-    Input,
-    Layers,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
 from snnjax.neurons.gradients import without_surrogate
 
 FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
@@ -74,7 +54,7 @@ class Trace(NamedTuple):
     clipped: jax.Array
 
 
-def run(layers: Layers, x: Any) -> Trace:
+def run(layers: values.Layers, x: Any) -> Trace:
     """Compute a batch as a chip does, in whole numbers, and keep all spikes.
 
     Args:
@@ -100,12 +80,12 @@ def run(layers: Layers, x: Any) -> Trace:
     return _compute(layers, x, keep=True)
 
 
-def outputs(layers: Layers, x: Any) -> Trace:
+def outputs(layers: values.Layers, x: Any) -> Trace:
     """`run` for large batches: the outputs and counts, no spikes and no potentials."""
     return _compute(layers, x, keep=False)
 
 
-def on_grid(layers: Layers, x: Any) -> jax.Array:
+def on_grid(layers: values.Layers, x: Any) -> jax.Array:
     """x as a chip reads it: rounded to multiples of its unit, and clipped.
 
     What `snnjax.deploy.as_function` makes of whole numbers takes such an x.
@@ -120,14 +100,14 @@ def on_grid(layers: Layers, x: Any) -> jax.Array:
     >>> print(on_grid(layers, x), on_grid(layers, 2 * x))
     [[0.75 0.5 ]] [[0.75 0.75]]
     """
-    _check(layers, x)
-    unit_of_x = jnp.float32(layers.input.unit)
-    assert layers.arithmetic is not None
-    whole, _ = whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)
+    check_whole(layers)
+    check_x(layers, x)
+    unit_of_x, arithmetic = jnp.float32(layers.input.unit), arithmetic_of(layers)
+    whole, _ = streams.whole_input(jnp.asarray(x), unit_of_x, arithmetic)
     return unit_of_x * whole.astype(jnp.float32)
 
 
-def check_shape(layers: Layers, x: Any) -> None:
+def check_x(layers: values.Layers, x: Any) -> None:
     """Raise unless x is an array of examples of the network."""
     if not hasattr(x, "shape"):
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
@@ -139,16 +119,12 @@ def check_shape(layers: Layers, x: Any) -> None:
             f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], "
             f"B >= 1{remedy}"
         )
+    check_numbers(x)
 
 
 def check_whole(layers: Any) -> None:
     """Raise unless these are layers of whole numbers, with their values at hand."""
-    if not isinstance(layers, Layers) or layers.arithmetic is None:
-        kind = "float layers" if isinstance(layers, Layers) else type(layers).__name__
-        raise ValueError(
-            f"layers is {kind}, not of whole numbers; allowed: what "
-            "snnjax.deploy.quantize(snnjax.deploy.layers(fn, snn, x), images) returns"
-        )
+    values.check_layers(layers, "whole")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layers)):
         raise ValueError(
             "layers are traced; allowed: layers that a jitted function closes over, "
@@ -156,53 +132,46 @@ def check_whole(layers: Any) -> None:
         )
 
 
-def _check(layers: Layers, x: Any) -> None:
-    """Raise unless x is for these layers of whole numbers."""
+def _compute(layers: values.Layers, x: Any, keep: bool) -> Trace:
     check_whole(layers)
-    check_shape(layers, x)
-    check_numbers(x)
-
-
-def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
-    _check(layers, x)
+    check_x(layers, x)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other
     # weights of the same shapes use the same one.
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
-    arrays = {node.name: arrays_of(node, layers) for node in layers.nodes}
+    arrays = {node.name: streams.arrays_of(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
     return _run(structure, inexact, keep, arrays, jnp.asarray(x))
 
 
-def largest_values(layers: Layers) -> dict[str, int]:
+def largest_values(layers: values.Layers) -> dict[str, int]:
     """Bounds of all whole numbers at one step: sum_i |W_ji| max |x_i|.
 
     Node -> the largest number or partial sum that it sends; "currents of " and the name
     of a population -> that of what it receives.
     """
-    assert layers.arithmetic is not None
     largest: dict[str, int] = {}
     for node in layers.nodes:
         arriving = sum(largest[source] for source in node.sources)
         match node:
-            case Input():
-                arriving = layers.arithmetic.largest_input
-            case Population(model=model):
+            case values.Input():
+                arriving = arithmetic_of(layers).largest_input
+            case values.Population(model=model):
                 largest[f"currents of {node.name}"] = arriving
                 arriving = max(map(abs, without_surrogate(model).levels))
-            case SumPool(window=window):
+            case values.SumPool(window=window):
                 arriving *= int(np.prod(window))
-            case Scale(weight=weight):
+            case values.Scale(weight=weight):
                 arriving = int(arriving * np.abs(weight).max())
-            case Convolution(weight=weight) | Dense(weight=weight):
+            case values.Convolution(weight=weight) | values.Dense(weight=weight):
                 sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
                 arriving = int(arriving * sums.max())
         largest[node.name] = arriving
     return largest
 
 
-def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
+def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
     """Raise if a weighted sum could reach 2^30; `_int32` keeps biases below it."""
     times = timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
@@ -220,29 +189,31 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
 def _run(
     structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
 ) -> Trace:
-    layers = without_arrays(structure)
-    times, arithmetic = timing(layers), layers.arithmetic
-    streams: dict[str, Stream] = {}
+    layers = streams.without_arrays(structure)
+    times, arithmetic = timing(layers), arithmetic_of(layers)
+    sent: dict[str, streams.Stream] = {}
     results: dict[str, jax.Array] = {}
-    activity: dict[str, Fired] = {}
+    activity: dict[str, streams.Fired] = {}
     clipped = jnp.zeros((), jnp.int32)
     for node in layers.nodes:
-        p = arrays[node.name]
-        stream = total([streams[source] for source in node.sources])
+        name, p = node.name, arrays[node.name]
+        stream = streams.total([sent[source] for source in node.sources])
         match node:
-            case Input():
-                whole, clipped = whole_input(x, p["unit"], arithmetic)
-                streams[node.name] = Stream(whole, None)
-            case Population(model=model):
-                neuron, currents = without_surrogate(model), received(stream, times)
-                activity[node.name] = all_steps(neuron, times, arithmetic, p, currents)
-                streams[node.name] = Stream(None, activity[node.name].spikes)
-            case Output():
-                units = with_bias(received(stream, times), p["bias"], times)
+            case values.Input():
+                whole, clipped = streams.whole_input(x, p["unit"], arithmetic)
+                sent[name] = streams.Stream(whole, None)
+            case values.Population(model=model):
+                currents = streams.received(stream, times)
+                neuron = without_surrogate(model)
+                fired = streams.all_steps(neuron, times, arithmetic, p, currents)
+                activity[name], sent[name] = fired, streams.Stream(None, fired.spikes)
+            case values.Output():
+                currents = streams.received(stream, times)
+                units = streams.with_bias(currents, p["bias"], times)
                 worth = lead(layers.potential_unit * p["unit"], units.ndim)
-                results[node.name] = units.astype(jnp.float32) * worth
+                results[name] = units.astype(jnp.float32) * worth
             case _:
-                streams[node.name] = mapped(node, p, stream, node.name not in inexact)
+                sent[name] = streams.mapped(node, p, stream, name not in inexact)
     (single, *others) = results.values()
     return Trace(
         results if others else single,

@@ -19,20 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.deploy.integers import rounding, streams
-from snnjax.deploy.integers.timing import Timing, timing, widest
+from snnjax.deploy.integers.timing import Timing, arithmetic_of, timing, widest
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Arithmetic,
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.unroll import unroll
@@ -54,38 +43,23 @@ class Pair(NamedTuple):
     whole: streams.Stream
 
 
-class Incoming(NamedTuple):
-    """A map into a receiver, with what its weights are fitted to.
-
-    Attributes:
-        weights: of the float network.
-        whole: what it reads in the network of whole numbers.
-        part: W* over the threshold, [O, n], their bits and the variance of what they
-            read.
-        second: H of each of its G groups, [G, n, n].
-    """
-
-    weights: Affine
-    whole: streams.Stream
-    part: rounding.Part
-    second: np.ndarray
-
-
 class Reading(NamedTuple):
     """A population or an output, with all that it reads.
 
     Attributes:
         layers: the network, its numbers floats.
         node: the receiver.
-        incoming: the maps into it.
+        maps: those into it, and what each one reads.
+        parts: W* of each map over the threshold, and H of what it reads.
         thresholds: V of each channel or element, [O]; 1 of an output.
         currents: of the float network, without the bias, in units of T w_T,
             [T, N, ...].
     """
 
-    layers: Layers
-    node: Population | Output
-    incoming: Sequence[Incoming]
+    layers: values.Layers
+    node: values.Receiver
+    maps: Sequence[tuple[values.Affine, Pair]]
+    parts: Sequence[rounding.Part]
     thresholds: np.ndarray
     currents: jax.Array
 
@@ -96,43 +70,40 @@ class WholeReceiver(NamedTuple):
     ``spikes`` are those of a population. ``clippings`` say which weights are clipped.
     """
 
-    node: Population | Output
-    maps: list[Affine]
+    node: values.Receiver
+    maps: list[values.Affine]
     spikes: Pair | None
     clippings: list[str]
 
 
 def fit_receiver(
-    layers: Layers,
-    node: Population | Output,
-    maps: Sequence[tuple[Affine, Pair]],
+    layers: values.Layers,
+    node: values.Receiver,
+    maps: Sequence[tuple[values.Affine, Pair]],
     bits: int,
     scale: rounding.Scale,
 ) -> WholeReceiver:
     """A receiver with weights of these bits, from its maps and what each one reads."""
-    reading = _read(layers, node, maps, bits)
-    assert layers.arithmetic is not None
-    is_population = isinstance(node, Population)
+    reading, arithmetic = _read(layers, node, maps, bits), arithmetic_of(layers)
+    is_population = isinstance(node, values.Population)
     clippings = _clippings(reading) if is_population else []
-    half = 2 ** (layers.arithmetic.state_bits - 1)
+    half = 2 ** (arithmetic.state_bits - 1)
     most = _largest_theta(reading, half)
     for _ in range(_ATTEMPTS):
-        parts = [c.part for c in reading.incoming]
-        theta = rounding.scales(parts, most, scale, is_population)
-        whole_maps = [_to_whole(c, theta) for c in reading.incoming]
-        _check_weights(reading, whole_maps)
+        theta = rounding.scales(reading.parts, most, scale, is_population)
+        whole_maps = _whole_maps(reading, theta)
         weighted = _received(
             _structures(whole_maps),
             timing(layers),
             [_params(m) for m in whole_maps],
-            [c.whole for c in reading.incoming],
+            [pair.whole for _, pair in maps],
         )
         whole = _with_charge(reading, theta, weighted)
-        if isinstance(whole, Output):
+        if isinstance(whole, values.Output):
             return WholeReceiver(whole, whole_maps, None, clippings)
         # Wide registers say how far potentials would go.
         activity = streams.fire(whole, widest(layers), weighted)
-        peaks = _peaks(activity, layers.arithmetic)
+        peaks = _peaks(activity, arithmetic)
         is_too_large = peaks > _LARGEST_SHARE * half
         if not is_too_large.any():
             break
@@ -141,9 +112,9 @@ def fit_receiver(
         )
         if (most < 1).any():
             raise ValueError(
-                f"potentials of {node.name!r} do not fit into "
-                f"{layers.arithmetic.state_bits} bits, whatever the scale; allowed: "
-                "more state_bits, or fewer weight_bits"
+                f"potentials of {node.name!r} do not fit into {arithmetic.state_bits} "
+                "bits, whatever the scale; allowed: more state_bits, or fewer "
+                "weight_bits"
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         activity = streams.fire(whole, layers, weighted)
@@ -152,14 +123,15 @@ def fit_receiver(
 
 
 def _read(
-    layers: Layers,
-    node: Population | Output,
-    maps: Sequence[tuple[Affine, Pair]],
+    layers: values.Layers,
+    node: values.Receiver,
+    maps: Sequence[tuple[values.Affine, Pair]],
     bits: int,
 ) -> Reading:
     """Currents and moments of a receiver, and the weights W* that follow from them."""
-    v_th = node.threshold if isinstance(node, Population) else np.ones(())
-    thresholds = _per_row(v_th, node.shape)
+    v_th = node.threshold if isinstance(node, values.Population) else np.ones(())
+    # One number per channel or element of a vector; the mean of a channel.
+    v_th = np.broadcast_to(v_th, node.shape).reshape(node.shape[0], -1).mean(axis=1)
     currents, moments = _currents_and_moments(
         _structures([weights for weights, _ in maps]),
         timing(layers),
@@ -167,17 +139,23 @@ def _read(
         [pair.floats for _, pair in maps],
         [pair.whole for _, pair in maps],
     )
-    incoming = []
-    for (weights, pair), both in zip(maps, moments, strict=True):
+    own_maps, parts = [], []
+    for (own, pair), both in zip(maps, moments, strict=True):
+        own_bits = bits
+        if isinstance(own, values.Scale):
+            # A weight for each channel, the size of the sender's spikes: often several
+            # times as large as those of a convolution beside it. So it has more bits.
+            own_bits, each = max(bits, 8), (len(v_th), *[1] * len(node.shape[1:]))
+            own = dataclasses.replace(own, weight=own.weight * np.ones(each))
         second, cross = (np.asarray(moment, np.float64) for moment in both)
-        rows = _corrected(_rows(weights) / thresholds[:, None], second, cross)
-        power = _variances(second, len(rows))
-        part = rounding.Part(rows, _bits_of(weights, bits), power)
-        incoming.append(Incoming(weights, pair.whole, part, second))
-    return Reading(layers, node, incoming, thresholds, currents)
+        rows = own.weight.reshape(len(v_th), -1) / v_th[:, None]
+        rows = _corrected(rows, second, cross)
+        own_maps.append((own, pair))
+        parts.append(rounding.Part(rows, own_bits, second))
+    return Reading(layers, node, own_maps, parts, v_th, currents)
 
 
-def _peaks(activity: streams.Fired, arithmetic: Arithmetic) -> np.ndarray:
+def _peaks(activity: streams.Fired, arithmetic: values.Arithmetic) -> np.ndarray:
     """How large the potentials of each row become, [O].
 
     With "saturate" the lowest ones do not count: a neuron far below its threshold is
@@ -189,7 +167,9 @@ def _peaks(activity: streams.Fired, arithmetic: Arithmetic) -> np.ndarray:
     return peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
 
 
-def pooled(node: SumPool | Flatten, stream: streams.Stream) -> streams.Stream:
+def pooled(
+    node: values.SumPool | values.Flatten, stream: streams.Stream
+) -> streams.Stream:
     """What a node without weights sends."""
     (structure,) = _structures([node])
     return _mapped(structure, {}, stream)
@@ -197,7 +177,7 @@ def pooled(node: SumPool | Flatten, stream: streams.Stream) -> streams.Stream:
 
 def _with_charge(
     reading: Reading, theta: np.ndarray, weighted: jax.Array
-) -> Population | Output:
+) -> values.Receiver:
     """The receiver with a whole threshold, bias and potential.
 
     ``theta`` are the thresholds of its rows, [O], ``weighted`` the currents of whole
@@ -206,13 +186,13 @@ def _with_charge(
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
     arrivals = timing(layers).biases.sum()
-    missing = factor * _mean(reading.currents) - _mean(weighted)
+    missing = factor * np.float64(_mean(reading.currents)) - np.float64(_mean(weighted))
     own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
     own_bias = channels_first(bias * layers.bias_unit, node.shape)
-    if isinstance(node, Output):
+    if isinstance(node, values.Output):
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / layers.potential_unit
@@ -230,7 +210,7 @@ def _with_charge(
 def _float_spikes(reading: Reading) -> streams.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
-    assert isinstance(node, Population)
+    assert isinstance(node, values.Population)
     numbers = (node.threshold, node.bias, node.initial_potential)
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model, params = without_surrogate(node.model), NeuronParams(*arrays)
@@ -247,21 +227,27 @@ def _largest_theta(reading: Reading, half: int) -> np.ndarray:
     sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
     peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
     most = 2.0**26 * reading.thresholds / np.maximum(peaks, 1e-20)
-    is_population = isinstance(reading.node, Population)
+    is_population = isinstance(reading.node, values.Population)
     return np.minimum(most, half / 2) if is_population else most
 
 
-def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
-    """Raise if all weights of a map became 0."""
-    for own, whole in zip(reading.incoming, maps, strict=True):
-        if not own.weights.weight.any() or whole.weight.any():
-            continue
-        assert reading.layers.arithmetic is not None
-        raise ValueError(
-            f"all weights of {own.weights.name!r} would be rounded to 0, for "
-            f"potentials of {reading.layers.arithmetic.state_bits} bits; allowed: more "
-            "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
-        )
+def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
+    """The maps at thresholds Theta [O].
+
+    Raises:
+        ValueError: all weights of one became 0.
+    """
+    maps = []
+    for (node, _), part in zip(reading.maps, reading.parts, strict=True):
+        weight = rounding.rounded(part, theta).reshape(node.weight.shape)
+        if node.weight.any() and not weight.any():
+            raise ValueError(
+                f"all weights of {node.name!r} would be rounded to 0, for potentials "
+                f"of {arithmetic_of(reading.layers).state_bits} bits; allowed: more "
+                "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
+            )
+        maps.append(dataclasses.replace(node, weight=weight))
+    return maps
 
 
 def _clippings(reading: Reading) -> list[str]:
@@ -273,24 +259,23 @@ def _clippings(reading: Reading) -> list[str]:
         ValueError: it happens in all neurons of a population.
     """
     node, clippings = reading.node, []
-    for own in reading.incoming:
+    for (own, _), (rows, bits, _) in zip(reading.maps, reading.parts, strict=True):
         # A threshold of .5 becomes 1.
-        peaks = np.abs(own.part.rows).max(axis=1, initial=0) / 2
-        is_clipped = peaks > rounding.largest_weight(own.part.bits)
+        peaks = np.abs(rows).max(axis=1, initial=0) / 2
+        is_clipped = peaks > rounding.largest_weight(bits)
         if not is_clipped.any():
             continue
         peak = peaks.max()
         enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak)
         if is_clipped.all():
             raise ValueError(
-                f"with weights of {own.part.bits} bits all thresholds of {node.name!r} "
-                f"would be rounded to 0: a weight of {own.weights.name!r} is "
-                f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
-                "there"
+                f"with weights of {bits} bits all thresholds of {node.name!r} would be "
+                f"rounded to 0: a weight of {own.name!r} is {2 * peak:.3g} times the "
+                f"threshold; allowed: weight_bits >= {enough} there"
             )
         clippings.append(
-            f"{own.weights.name!r} of {own.part.bits} bits, in {is_clipped.sum()} of "
-            f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
+            f"{own.name!r} of {bits} bits, in {is_clipped.sum()} of {len(peaks)} "
+            f"channels of {node.name!r} ({enough} bits keep them)"
         )
     return clippings
 
@@ -304,7 +289,7 @@ def _structures(nodes: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(map(jax.tree.structure, nameless))
 
 
-def _params(node: Affine) -> dict[str, np.ndarray]:
+def _params(node: values.Affine) -> dict[str, np.ndarray]:
     return {name: np.asarray(a, np.float32) for name, a in map_params(node).items()}
 
 
@@ -346,14 +331,10 @@ def _levels(model, times, params, currents):
 
 
 @jax.jit
-def _mean_of_channels(currents: jax.Array) -> jax.Array:
+def _mean(currents: jax.Array) -> jax.Array:
+    """The mean of what arrives in all steps, of each channel or element."""
     totals = currents.sum(0).astype(jnp.float32)
     return totals.mean(range(totals.ndim - 1))
-
-
-def _mean(currents: jax.Array) -> np.ndarray:
-    """The mean of what arrives in all steps, of each channel or element."""
-    return np.asarray(_mean_of_channels(currents), np.float64)
 
 
 def _decoded(stream: streams.Stream, times: Timing) -> jax.Array:
@@ -370,7 +351,7 @@ def _decoded(stream: streams.Stream, times: Timing) -> jax.Array:
 def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
     """What each group of rows reads, at each place of x: [samples, G, n]."""
     match node:
-        case Convolution(groups=groups):
+        case values.Convolution(groups=groups):
             patches = jax.lax.conv_general_dilated_patches(
                 x,
                 kernel,
@@ -380,9 +361,9 @@ def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             samples = patches.reshape(-1, groups, patches.shape[-1] // groups)
-        case Dense():
+        case values.Dense():
             samples = x[:, None]
-        case Scale():  # each channel is a group that reads itself
+        case values.Scale():  # each channel is a group that reads itself
             samples = x.reshape(-1, x.shape[-1], 1)
     # A moment needs no more samples; those left out lie evenly between the others.
     every = -(-len(samples) // _MOST_SAMPLES)
@@ -400,7 +381,7 @@ def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """W* of rows [O, n], group by group, from H and C; weights of 0 stay 0."""
-    if not _is_matrix(rows, second):
+    if not rounding.is_matrix(rows, second):
         return rows
     results = []
     groups = np.split(rows, len(second))
@@ -411,60 +392,3 @@ def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.nd
         change = np.linalg.solve(damped, (c - h).T @ part.T).T
         results.append(np.where(part == 0, 0, part + change))
     return np.concatenate(results)
-
-
-def _per_row(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """One number per channel or element of a vector, [O]; the mean of a channel."""
-    values = np.broadcast_to(values, shape).reshape(shape[0], -1)
-    return values.mean(axis=1)
-
-
-def _rows(node: Affine) -> np.ndarray:
-    """The weights of each channel or element that the map computes, [O, n]."""
-    match node:
-        case Convolution() | Dense():
-            return node.weight.reshape(len(node.weight), -1)
-        case _:
-            per_channel = (node.shape[0], *[1] * len(node.shape[1:]))
-            weight = node.weight * np.ones(per_channel)
-            return weight.reshape(len(weight), -1)
-
-
-def _with_rows(node: Affine, rows: np.ndarray) -> Affine:
-    if isinstance(node, Convolution | Dense):
-        return dataclasses.replace(node, weight=rows.reshape(node.weight.shape))
-    shape = node.shape if rows.shape[1] > 1 else (len(rows), *[1] * len(node.shape[1:]))
-    return dataclasses.replace(node, weight=rows.reshape(shape))
-
-
-def _bits_of(node: Affine, bits: int) -> int:
-    """At least 8 where each neuron has one weight, as in a shortcut of spikes.
-
-    Such a weight is the size of the sender's spikes, often several times as large as
-    the weights of a convolution beside it, and there is one per channel.
-    """
-    is_matrix = isinstance(node, Convolution | Dense)
-    return bits if is_matrix else max(bits, 8)
-
-
-def _is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the weights of a row read different numbers, whose moments are known."""
-    return rows.shape[1] == second.shape[1] > 1
-
-
-def _variances(second: np.ndarray, count: int) -> np.ndarray:
-    """The variance of each number that a row reads, [O, n]."""
-    return np.repeat(
-        np.diagonal(second, axis1=1, axis2=2), count // len(second), axis=0
-    )
-
-
-def _to_whole(incoming: Incoming, theta: np.ndarray) -> Affine:
-    """The map at thresholds Theta [O], rounded with error feedback group by group."""
-    (rows, bits, _), second = incoming.part, incoming.second
-    rows = rows * theta[:, None]
-    if _is_matrix(rows, second):
-        pairs = zip(np.split(rows, len(second)), second, strict=True)
-        whole = [rounding.with_feedback(group, bits, s) for group, s in pairs]
-        return _with_rows(incoming.weights, np.concatenate(whole))
-    return _with_rows(incoming.weights, rounding.to_grid(rows, bits))

@@ -6,23 +6,21 @@ Populations are fitted in the order of execution (``fitting.py``), each on what 
 calibration images send in the network of whole numbers so far: s_j and W by
 ``rounding.py``, c_j such that the mean current is that of the float network. What a
 bias cannot hold goes into the initial potential. The readout divides by s_j.
+`memory` says what a chip needs to hold them.
+Source: the scale of a neuron: arXiv 2305.09850; rounding with the second moment of what
+the weights read: GPTQ, arXiv 2210.17323.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import (
-    check_choice,
-    check_examples,
-    check_finite,
-    check_numbers,
-    warn,
-)
+from snnjax._checks import check_choice, check_examples, check_finite, warn
 from snnjax._patterns import matching
 from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
@@ -30,27 +28,14 @@ from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair
-from snnjax.deploy.integers.timing import check_state
-from snnjax.deploy.lowering.folding import is_channelwise
+from snnjax.deploy.integers.timing import arithmetic_of, check_state
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Arithmetic,
-    Convolution,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
+from snnjax.deploy.lowering.sums import is_channelwise
 
 
 def quantize(
-    layers: Layers,
+    layers: values.Layers,
     images: Any,
     *,
     weight_bits: int | Mapping[str, int] | None = None,
@@ -59,49 +44,40 @@ def quantize(
     scale: rounding.Scale | None = None,
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
-) -> Layers:
+) -> values.Layers:
     """Layers of whole numbers, which a digital chip computes bit for bit.
 
     A neuron's weights, threshold, bias and initial potential are multiplied by one
     number s_j and rounded; s_j is such that the threshold becomes a whole number. No
-    scale is left between two populations. Rounding errors of weights are fed back with
-    the second moment of what the weights read (GPTQ), and biases are fitted again.
+    scale is left between two populations.
 
     Args:
         layers: from `snnjax.deploy.layers`, of IF neurons.
         images: float [N, ...], channels last: calibration images, from which the
             range of x, second moments and ranges of potentials are taken.
-        weight_bits: 1 .. 16, or pattern of receivers -> bits. With 2 bits a weight is
-            -1, 0 or 1, with 1 bit -1 or 1. Shortcuts that scale spikes one by one
-            have at least 8 bits.
+        weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1, 2 bits
+            are -1, 0 or 1. Shortcuts that scale spikes one by one have 8 or more.
         state_bits: 4 .. 30, of a membrane potential.
-        input_bits: 2 .. 16, of an element of x; x of whole numbers in that range stays
-            as it is.
-        scale: "channel": each channel has its own s_j and threshold; "layer": all
-            neurons of a population have one threshold; "power_of_two": and that is a
-            power of two.
-        overflow: whether a potential beyond its bits stays at the limit ("saturate") or
-            "wrap"s around.
+        input_bits: 2 .. 16, of an element of x; whole numbers of so many bits stay.
+        scale: what has a threshold and s_j of its own: each "channel", or each "layer";
+            "power_of_two": as "layer", with such thresholds.
+        overflow: a potential beyond its bits "saturate"s at the limit or "wrap"s.
         chip: whose numbers are taken for all that is not given; None, or where its
             profile states nothing: 8 and 16 bits, "channel" and "saturate".
 
     Returns:
-        `Layers` with whole numbers and an `Arithmetic`. `run` computes them exactly;
-        `as_function` makes a function and an SNN of them. With a code, biases are
-        multiples of its last weight w_T, and initial potentials of T w_T, since
-        constants arrive once.
+        Whole numbers with an `Arithmetic`, for `run` and `as_function`. With a code,
+        biases are multiples of w_T and initial potentials of T w_T.
 
     Raises:
         snnjax.ConversionError: two linear maps follow each other without neurons; the
             chip does not run the network, with every reason of `snnjax.deploy.report`.
-        ValueError: an argument outside its range; neurons with a leak; a code whose
-            weights are no whole multiples of the last one; thresholds of a population
-            that would all be rounded to 0.
+        ValueError: an argument outside its range; neurons with a leak; weights of a
+            code that are no whole multiples of the last one; thresholds that would all
+            be rounded to 0.
 
     Warns:
         UserWarning: a neuron whose threshold is so small that weights are clipped.
-
-    Source: the scale of a neuron: arXiv 2305.09850; GPTQ: arXiv 2210.17323.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
@@ -112,50 +88,35 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    arguments = {
-        "weight_bits": weight_bits,
-        "state_bits": state_bits,
-        "scale": scale,
-        "overflow": overflow,
-    }
-    given = {name: value for name, value in arguments.items() if value is not None}
-    options = _stated_by(chip) | given
-    bits = options["weight_bits"]
-    bits = bits if isinstance(bits, Mapping) else {"*": bits}
+    arguments: dict[str, Any] = {"weight_bits": weight_bits, "state_bits": state_bits}
+    arguments |= {"scale": scale, "overflow": overflow}
+    options = _stated_by(chip)
+    options |= {name: v for name, v in arguments.items() if v is not None}
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, input_bits, options)
-    receivers = [node.name for node in (*layers.populations, *layers.outputs)]
-    bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(
+    bits = _checked(layers, images, input_bits, options)
+    arithmetic = values.Arithmetic(
         max(bits.values()), input_bits, options["state_bits"], options["overflow"]
     )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
-    x = jnp.asarray(images, jnp.float32)
-    nodes, clippings = _whole_nodes(layers, x, bits, options["scale"])
-    if clippings:
-        warn(
-            "weights are clipped, since the thresholds of their neurons are small: "
-            + "; ".join(clippings),
-        )
-    integers = dataclasses.replace(layers, nodes=nodes)
+    integers = _whole(layers, jnp.float32(images), bits, options["scale"])
     if chip is not None:
         _check_runs(integers, chip)
     return integers
 
 
-def _whole_nodes(
-    layers: Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
-) -> tuple[tuple[Node, ...], list[str]]:
-    """The nodes with whole numbers, fitted in order; and which weights are clipped."""
-    nodes: list[Node] = []
+def _whole(
+    layers: values.Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
+) -> values.Layers:
+    """The layers with whole numbers, fitted in the order of execution."""
+    nodes: list[values.Node] = []
     clippings: list[str] = []
     pairs: dict[str, Pair] = {}
-    maps: dict[str, Affine] = {}
+    maps: dict[str, values.Affine] = {}
     unit = np.ones(())
 
-    def arriving(node: Node) -> Pair:
+    def arriving(node: values.Node) -> Pair:
         sources = [pairs[name] for name in node.sources]
         return Pair(
             streams.total([pair.floats for pair in sources]),
@@ -164,10 +125,10 @@ def _whole_nodes(
 
     for node in layers.nodes:
         match node:
-            case Input():
+            case values.Input():
                 node, pairs[node.name] = _entrance(node, x, layers)
                 unit = node.unit
-            case Convolution() | Dense() | Scale():
+            case values.Convolution() | values.Dense() | values.Scale():
                 pair = arriving(node)
                 if pair.whole.constant is not None:
                     _check_is_x(node, pair)
@@ -175,7 +136,7 @@ def _whole_nodes(
                     node = dataclasses.replace(node, weight=node.weight * unit)
                 maps[node.name], pairs[node.name] = node, pair
                 continue
-            case Population() | Output():
+            case values.Population() | values.Output():
                 # Nothing else reads these maps, so what they read is given free.
                 own = [(maps[s], pairs.pop(s)) for s in node.sources]
                 fit = fitting.fit_receiver(layers, node, own, bits[node.name], scale)
@@ -183,26 +144,33 @@ def _whole_nodes(
                 clippings += fit.clippings
                 nodes += fit.maps
                 node = fit.node
-            case SumPool() | Flatten():
+            case values.SumPool() | values.Flatten():
                 pairs[node.name] = Pair(
                     *(fitting.pooled(node, s) for s in arriving(node))
                 )
         nodes.append(node)
-    return tuple(nodes), clippings
+    if clippings:
+        warn(
+            "weights are clipped, since the thresholds of their neurons are small: "
+            + "; ".join(clippings),
+        )
+    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
+def _entrance(
+    node: values.Input, x: jax.Array, layers: values.Layers
+) -> tuple[values.Input, Pair]:
     """The input with its unit: 1 for whole numbers, or that of the largest element."""
-    assert layers.arithmetic is not None
-    largest = layers.arithmetic.largest_input
+    arithmetic = arithmetic_of(layers)
+    largest = arithmetic.largest_input
     peak = float(jnp.abs(x).max())
     is_whole = peak <= largest and bool((x == jnp.round(x)).all())
     unit = 1.0 if is_whole or peak == 0 else peak / largest
     # With so few bits in the unit, multiples of it are exact in float32.
     mantissa, exponent = np.frexp(unit)
-    places = 2.0 ** (23 - layers.arithmetic.input_bits)
+    places = 2.0 ** (23 - arithmetic.input_bits)
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
-    whole, _ = streams.whole_input(x, jnp.float32(unit), layers.arithmetic)
+    whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
     return node, Pair(streams.Stream(x / unit, None), streams.Stream(whole, None))
 
@@ -212,8 +180,7 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 
 def _stated_by(chip: Chip | None) -> dict[str, Any]:
     """Arguments that are not given: what a chip states, or else the defaults."""
-    if chip is None:
-        chip = Chip("none")  # which states nothing
+    chip = Chip("none") if chip is None else chip  # which states nothing
     check_chip(chip)
     # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
@@ -225,7 +192,7 @@ def _stated_by(chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def _check_is_x(node: Node, pair: Pair) -> None:
+def _check_is_x(node: values.Node, pair: Pair) -> None:
     """Raise if a map reads sums of x and of spikes, whose units differ."""
     if pair.whole.spikes is not None:
         problem = "it reads sums of x and of spikes, which have other units"
@@ -236,7 +203,7 @@ def _check_is_x(node: Node, pair: Pair) -> None:
         )
 
 
-def _check_runs(layers: Layers, chip: Chip) -> None:
+def _check_runs(layers: values.Layers, chip: Chip) -> None:
     """Raise if the report of a chip says that it does not run the layers."""
     problems = [
         Problem(row.name, (), finding.problem, finding.remedy)
@@ -248,32 +215,24 @@ def _check_runs(layers: Layers, chip: Chip) -> None:
         raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
-def _check(
-    layers: Any,
-    images: Any,
-    weight_bits: Mapping[str, Any],
-    input_bits: Any,
-    options: Mapping[str, Any],
-) -> None:
-    is_layers = isinstance(layers, Layers)
-    if not is_layers or layers.arithmetic is not None:
-        kind = "of whole numbers" if is_layers else type(layers).__name__
-        raise ValueError(
-            f"layers is {kind}; allowed: float layers from "
-            "snnjax.deploy.layers(fn, snn, x)"
-        )
+def _checked(
+    layers: Any, images: Any, input_bits: Any, options: Mapping[str, Any]
+) -> Mapping[str, int]:
+    """Name of each receiver -> bits of its weights, once all arguments are right."""
+    values.check_layers(layers, "float")
     if layers.steps is None:
         raise ValueError(
             "the layers have no T; allowed: layers of an SNN with steps, e.g. of "
             "snnjax.convert(..., steps=4)"
         )
     check_examples(images)
-    check_numbers(images)
-    exact.check_shape(layers, images)
+    exact.check_x(layers, images)
     check_finite("images", [images])
     check_choice("scale", options["scale"], ("channel", "layer", "power_of_two"))
     check_choice("overflow", options["overflow"], ("saturate", "wrap"))
-    for pattern, number in weight_bits.items():
+    bits = options["weight_bits"]
+    bits = bits if isinstance(bits, Mapping) else {"*": bits}
+    for pattern, number in bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
         Range(1, 16, whole=True).check(name, number)
     Range(4, 30, whole=True).check("state_bits", options["state_bits"])
@@ -292,3 +251,53 @@ def _check(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
                 "its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
             )
+    return matching(bits, [node.name for node in layers.receivers], "weight_bits")
+
+
+# --------------------------------------------------------------------------- memory
+
+
+class Memory(NamedTuple):
+    """Bytes of a network.
+
+    Attributes:
+        weights: of all maps; a convolution's kernel counts once.
+        potentials: one of each neuron.
+    """
+
+    weights: float
+    potentials: float
+
+
+def memory(layers: values.Layers) -> Memory:
+    """Bytes of the weights and potentials of layers: numbers times their bits / 8.
+
+    A weight takes the bits of the largest one of its map, a potential
+    `Arithmetic.state_bits`, and a float 32. Thresholds, biases and initial potentials
+    are not counted: there are few of them, at most one per neuron.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.ones((8, 16)), "readout": jnp.ones((16, 4))}
+    >>> x = jnp.ones((1, 8))
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> layers = snnjax.deploy.layers(fn, snn, x)
+    >>> integers = snnjax.deploy.quantize(layers, x, weight_bits=4)
+    >>> memory(layers).weights, memory(integers).weights
+    (768.0, 96.0)
+    """
+    values.check_layers(layers)
+    maps = [node.weight for node in layers.nodes if isinstance(node, values.Affine)]
+    if layers.arithmetic is None:
+        state_bits, weight_bits = 32, 32 * sum(weight.size for weight in maps)
+    else:
+        state_bits = layers.arithmetic.state_bits
+        weight_bits = sum(weight.size * _bits(weight) for weight in maps)
+    neurons = sum(math.prod(population.shape) for population in layers.populations)
+    return Memory(weight_bits / 8, neurons * state_bits / 8)
+
+
+def _bits(weight: np.ndarray) -> int:
+    """Of whole numbers up to the largest, with a sign; -1 and 1 take one bit."""
+    sizes = np.abs(weight)
+    return 1 if (sizes == 1).all() else 1 + int(sizes.max(initial=0)).bit_length()

@@ -46,12 +46,18 @@ class Part(NamedTuple):
     Attributes:
         rows: over the threshold of the neuron that reads them, [O, n].
         bits: of a weight.
-        power: E[x_i^2] of what they read, [n] or [O, n].
+        second: E[x x^T] of what each of the G groups of rows reads, [G, n, n].
     """
 
     rows: np.ndarray
     bits: int
-    power: np.ndarray
+    second: np.ndarray
+
+    @property
+    def power(self) -> np.ndarray:
+        """E[x_i^2] of each number that a row reads, [O, n]."""
+        power = np.diagonal(self.second, axis1=1, axis2=2)
+        return power.repeat(len(self.rows) // len(self.second), axis=0)
 
 
 def scales(
@@ -68,7 +74,7 @@ def scales(
             for all, a power of two.
         is_whole: whether Theta has to be a whole number, since it is a threshold.
 
-    >>> part = Part(np.array([[0.5, -0.25], [0.1, 0.05]]), 8, np.ones(2))
+    >>> part = Part(np.array([[0.5, -0.25], [0.1, 0.05]]), 8, np.eye(2)[None])
     >>> print(scales([part], np.array([1000.0, 1000.0]), "channel"))
     [ 254. 1000.]
     >>> print(scales([part], np.array([1000.0, 1000.0]), "power_of_two"))
@@ -107,6 +113,20 @@ def _errors(part: Part, theta: np.ndarray) -> np.ndarray:
     rows = np.asarray(part.rows, np.float64)
     restored = to_grid(rows * theta[:, None], part.bits) / theta[:, None]
     return (part.power * (rows - restored) ** 2).sum(axis=1)
+
+
+def is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the weights of a row read different numbers, whose moments are known."""
+    return rows.shape[1] == second.shape[1] > 1
+
+
+def rounded(part: Part, theta: np.ndarray) -> np.ndarray:
+    """The whole numbers of a part at thresholds Theta [O], group by group."""
+    rows, bits, second = part.rows * theta[:, None], part.bits, part.second
+    if not is_matrix(rows, second):
+        return to_grid(rows, bits)
+    pairs = zip(np.split(rows, len(second)), second, strict=True)
+    return np.concatenate([with_feedback(group, bits, s) for group, s in pairs])
 
 
 def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray:

@@ -25,57 +25,44 @@ import numpy as np
 
 from snnjax._arrays import lead
 from snnjax.deploy.integers.timing import Timing, timing
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
-from snnjax.deploy.lowering.values import (
-    Arithmetic,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-)
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.schedule import dead_zones
 
 
-def arrays_of(node: Node, layers: Layers) -> dict[str, Any]:
+def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     """The arrays of a node as int32: biases and potentials in units.
 
     The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     match node:
-        case Input(unit=unit_of_x):
+        case values.Input(unit=unit_of_x):
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
-        case Population():
+        case values.Population():
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / layers.potential_unit
             times = timing(layers)
             zones = dead_zones(without_surrogate(node.model), times.steps)
-            # The least whole number not below 2 z_t m_t V, in fractions: a float
-            # beside a whole number would be rounded to the next one.
+            # 2/3, and not the float beside it, by which the least whole number not
+            # below 2 z_t m_t V could be the next one.
+            zones = [Fraction(float(z)).limit_denominator(10**6) for z in zones]
             bars = [
                 -(-2 * z.numerator * m * threshold // z.denominator)
-                for z, m in zip(map(_ratio, zones), times.multiples, strict=True)
+                for z, m in zip(zones, times.multiples, strict=True)
             ]
             arrays |= {
                 "threshold": _int32(threshold),
                 "start": _int32(start),
                 "bars": _int32(np.stack(bars)),
             }
-    if isinstance(node, Population | Output):
-        bias = node.bias / layers.bias_unit
-        arrays["bias"] = _int32(channels_last(bias))
-    if isinstance(node, Output):
-        assert node.unit is not None
-        arrays["unit"] = np.asarray(channels_last(node.unit), np.float32)
+        case values.Output(unit=unit) if unit is not None:
+            arrays["unit"] = np.asarray(channels_last(unit), np.float32)
+    if isinstance(node, values.Receiver):
+        arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit))
     return arrays
-
-
-def _ratio(number: float) -> Fraction:
-    """2/3 and not the float beside it."""
-    return Fraction(float(number)).limit_denominator(10**6)
 
 
 def _int32(numbers: np.ndarray) -> np.ndarray:
@@ -118,7 +105,9 @@ def add(parts: Iterable[jax.Array | None]) -> Any:
     return functools.reduce(jnp.add, present) if present else None
 
 
-def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Stream:
+def mapped(
+    node: values.Node, p: Any, stream: Stream, in_float32: bool = True
+) -> Stream:
     """A linear map of a stream; of int32 in float32, if that is exact."""
     dtype = jnp.float32 if in_float32 else jnp.int32
     p = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), p)
@@ -160,7 +149,7 @@ def _at_each_step(numbers: np.ndarray, array: jax.Array) -> jax.Array:
 
 
 def whole_input(
-    x: jax.Array, unit_of_x: jax.Array, arithmetic: Arithmetic
+    x: jax.Array, unit_of_x: jax.Array, arithmetic: values.Arithmetic
 ) -> tuple[jax.Array, jax.Array]:
     """x in its units, clipped to its bits, and how many elements were clipped."""
     nearest = jnp.round(x / unit_of_x)
@@ -182,7 +171,7 @@ class Fired(NamedTuple):
     below: jax.Array
 
 
-def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
+def fire(node: values.Population, layers: values.Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents, int32 [T, B, ...]."""
     neuron, p = without_surrogate(node.model), arrays_of(node, layers)
     return all_steps(neuron, timing(layers), layers.arithmetic, p, currents)
@@ -193,7 +182,7 @@ def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
 def all_steps(
     neuron: IntegrateAndFire,
     times: Timing,
-    arithmetic: Arithmetic,
+    arithmetic: values.Arithmetic,
     p: dict[str, jax.Array],
     currents: jax.Array,
 ) -> Fired:

@@ -88,7 +88,7 @@ def timing(layers: Layers) -> Timing:
 
 def check_state(layers: Layers) -> None:
     """Raise if int32 does not hold the potentials at these bits."""
-    bits, most = _arithmetic(layers).state_bits, _most_state_bits(layers)
+    bits, most = arithmetic_of(layers).state_bits, _most_state_bits(layers)
     if bits > most:
         raise ValueError(
             f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
@@ -100,7 +100,7 @@ def check_state(layers: Layers) -> None:
 def widest(layers: Layers) -> Layers:
     """The layers with the most bits of a potential that int32 can simulate."""
     bits = _most_state_bits(layers)
-    arithmetic = dataclasses.replace(_arithmetic(layers), state_bits=bits)
+    arithmetic = dataclasses.replace(arithmetic_of(layers), state_bits=bits)
     return dataclasses.replace(layers, arithmetic=arithmetic)
 
 
@@ -110,6 +110,7 @@ def _most_state_bits(layers: Layers) -> int:
     return 30 - (first - 1).bit_length()
 
 
-def _arithmetic(layers: Layers) -> Arithmetic:
+def arithmetic_of(layers: Layers) -> Arithmetic:
+    """That of layers of whole numbers."""
     assert layers.arithmetic is not None
     return layers.arithmetic

@@ -17,21 +17,14 @@ import numpy as np
 
 from snnjax._checks import check_finite
 from snnjax.deploy.integers.exact import check_whole
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import as_function, params_of, with_params
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Convolution,
-    Dense,
-    Layers,
-    Output,
-    Population,
-)
 from snnjax.snn import SNN
 
 Params = dict[str, dict[str, jax.Array]]
 
 
-def trainable(layers: Layers) -> tuple[Callable, SNN]:
+def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
     """A function that rounds its float weights and biases, and its SNN.
 
     Both are as those of `snnjax.deploy.as_function`, and the SNN sends the same spikes.
@@ -61,18 +54,15 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
     """
     check_whole(layers)
     fn, snn = as_function(layers)
-    rounded, (float_params, fixed) = _rounding(layers), _divided(layers)
+    rounded, own = _rounding(layers), snn.params
 
     def rounds(params: Params, x: jax.Array) -> Any:
-        whole = {
-            name: fixed[name] | rounded(name, arrays) for name, arrays in params.items()
-        }
-        return fn(whole, x)
+        return fn({n: own[n] | rounded(n, arrays) for n, arrays in params.items()}, x)
 
-    return rounds, dataclasses.replace(snn, params=float_params)
+    return rounds, dataclasses.replace(snn, params=_divided(layers))
 
 
-def with_weights(layers: Layers, params: Params) -> Layers:
+def with_weights(layers: values.Layers, params: Params) -> values.Layers:
     """The layers with the trained weights and biases of `trainable`, rounded.
 
     Args:
@@ -83,7 +73,7 @@ def with_weights(layers: Layers, params: Params) -> Layers:
         ValueError: other parameters, or numbers that are NaN or infinite.
     """
     check_whole(layers)
-    own, _ = _divided(layers)
+    own = _divided(layers)
     shapes, own_shapes = (jax.tree.map(np.shape, tree) for tree in (params, own))
     if shapes != own_shapes:
         shapes = shapes if isinstance(shapes, dict) else {}
@@ -95,47 +85,41 @@ def with_weights(layers: Layers, params: Params) -> Layers:
         )
     check_finite("params", jax.tree.leaves(params))
     rounded = _rounding(layers)
-    whole = {
-        name: jax.tree.map(np.asarray, rounded(name, arrays))
-        for name, arrays in params.items()
-    }
-    return with_params(layers, whole)
+    return with_params(layers, {n: rounded(n, arrays) for n, arrays in params.items()})
 
 
-def _divided(layers: Layers) -> tuple[Params, Params]:
-    """Weights and biases over their L, and the arrays that are not trained."""
-    float_params: Params = {}
-    fixed: Params = {}
+def _divided(layers: values.Layers) -> Params:
+    """Weights and biases over their L."""
     sizes = _sizes(layers)
-    for name, arrays in params_of(layers).items():
-        names = {"weight", "bias"}.intersection(arrays)
-        float_params[name] = {kind: arrays[kind] / sizes[name] for kind in names}
-        fixed[name] = {kind: arrays[kind] for kind in arrays if kind not in names}
-    return float_params, fixed
+    return {
+        name: {n: arrays[n] / sizes[name] for n in ("bias", "weight") if n in arrays}
+        for name, arrays in params_of(layers).items()
+    }
 
 
-def _sizes(layers: Layers) -> dict[str, float]:
+def _sizes(layers: values.Layers) -> dict[str, float]:
     """L of each map, and for the bias of a receiver the largest of those it reads."""
     sizes: dict[str, float] = {}
     for node in layers.nodes:
-        if isinstance(node, Affine):
+        if isinstance(node, values.Affine):
             # At least 1, since weights are divided by it, and a map may be all zeros.
             sizes[node.name] = float(max(np.abs(node.weight).max(), 1))
-        elif isinstance(node, Population | Output):
+        elif isinstance(node, values.Receiver):
             sizes[node.name] = max(sizes[source] for source in node.sources)
         else:
             sizes[node.name] = 1.0
     return sizes
 
 
-def _rounding(layers: Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
+def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
     """(node, its arrays) -> whole weights, and biases that are whole multiples."""
     sizes = _sizes(layers)
     # With one bit a weight is 1 or -1, never 0.
     binary = {
         node.name
         for node in layers.nodes
-        if isinstance(node, Convolution | Dense) and (np.abs(node.weight) == 1).all()
+        if isinstance(node, values.Convolution | values.Dense)
+        and (np.abs(node.weight) == 1).all()
     }
     step = layers.bias_unit
 

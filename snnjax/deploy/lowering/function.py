@@ -18,19 +18,8 @@ import numpy as np
 
 from snnjax._arrays import lead
 from snnjax.capture.capture import capture
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact
-from snnjax.deploy.lowering.values import (
-    Convolution,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
@@ -40,13 +29,13 @@ from snnjax.snn import SNN
 Params = dict[str, jax.Array]
 
 
-def shape_of_x(layers: Layers) -> tuple[int, ...]:
+def shape_of_x(layers: values.Layers) -> tuple[int, ...]:
     """The shape of an example, [N] or [H, W, C]."""
     shape = layers.input.shape
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def as_function(layers: Layers) -> tuple[Callable, SNN]:
+def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     """Layers as an ordinary JAX function, and the spiking network of it.
 
     Simulation, measures, calibration and training apply to both. The spikes are those
@@ -73,19 +62,19 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
     outputs = [node.name for node in layers.outputs]
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:
-        values = {}
+        sent = {}
         for node in layers.nodes:
-            inputs = [values[source] for source in node.sources] or [x]
+            inputs = [sent[source] for source in node.sources] or [x]
             try:
                 total = functools.reduce(jnp.add, inputs)
                 own = params.get(node.name, {})
-                values[node.name] = _node_output(node, own, total)
+                sent[node.name] = _node_output(node, own, total)
             except (TypeError, ValueError) as error:
                 error.add_note(f"at node {node.name!r}, channels last")
                 raise
         if len(outputs) == 1:
-            return values[outputs[0]]
-        return {name: values[name] for name in outputs}
+            return sent[outputs[0]]
+        return {name: sent[name] for name in outputs}
 
     x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
     network = capture(fn, params, x)
@@ -103,17 +92,17 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
     )
 
 
-def _node_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
+def _node_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
     """The output of a node, channels last."""
 
     def own(name: str) -> jax.Array:
         return lead(p[name], x.ndim)
 
-    if isinstance(node, Input):
+    if isinstance(node, values.Input):
         return x / own("unit") if p else x
     x = map_output(node, p, x)
     x = x + own("bias") if "bias" in p else x
-    if isinstance(node, Population):
+    if isinstance(node, values.Population):
         # A site is named after its scope: that of "block/relu_1" is "block".
         matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
         with jax.named_scope(matched[1] if matched else node.name):
@@ -122,7 +111,7 @@ def _node_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
     return x * own("unit") if "unit" in p else x
 
 
-def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
+def map_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
     """The linear part of a node, channels last; that of a population is the identity.
 
     Args:
@@ -131,7 +120,7 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
         x: [B, ...], floats or whole numbers.
     """
     match node:
-        case Convolution():
+        case values.Convolution():
             dtype = jnp.result_type(x, p["weight"])
             x = jax.lax.conv_general_dilated(
                 x.astype(dtype),
@@ -142,100 +131,97 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=node.groups,
             )
-        case Dense():
+        case values.Dense():
             if x.ndim > 3:
                 raise ValueError(
                     f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
                     "Flatten before it"
                 )
             x = x @ p["weight"]
-        case Scale():
+        case values.Scale():
             x = x * lead(p["weight"], x.ndim)
-        case SumPool(window=window, stride=stride):
+        case values.SumPool(window=window, stride=stride):
             padding = [(0, 0), *((n, n) for n in node.padding), (0, 0)]
             window, stride = (1, *window, 1), (1, *stride, 1)
             # JAX differentiates only sums that start from a literal.
             zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
             x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
-        case Flatten(shape=shape):
+        case values.Flatten(shape=shape):
             # Layers are channels first, and so is the order of a flattened image.
             x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
             x = x.reshape(x.shape[0], -1)
     return x
 
 
-def map_params(node: Node) -> dict[str, np.ndarray]:
+def map_params(node: values.Node) -> dict[str, np.ndarray]:
     """The weight of a linear map in the order of `map_output`."""
     match node:
-        case Convolution(weight=weight):
+        case values.Convolution(weight=weight):
             return {"weight": np.transpose(weight, (2, 3, 1, 0))}
-        case Dense(weight=weight):
+        case values.Dense(weight=weight):
             return {"weight": np.transpose(weight)}
-        case Scale(weight=weight):
+        case values.Scale(weight=weight):
             return {"weight": channels_last(weight)}
     return {}
 
 
-def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Layers:
+def with_params(
+    layers: values.Layers, params: Mapping[str, Mapping[str, Any]]
+) -> values.Layers:
     """The layers with other weights and biases, in the form of `params_of`."""
     nodes = []
     for node in layers.nodes:
-        changes = {}
-        arrays = {k: np.asarray(a, float) for k, a in params.get(node.name, {}).items()}
-        if "weight" in arrays:
+        arrays, changes = params.get(node.name, {}), {}
+        for kind in {"weight", "bias"}.intersection(arrays):
+            array = np.asarray(arrays[kind], float)
             match node:
-                case Convolution():
-                    changes["weight"] = np.transpose(arrays["weight"], (3, 2, 0, 1))
-                case Dense():
-                    changes["weight"] = np.transpose(arrays["weight"])
-                case Scale():
-                    changes["weight"] = channels_first(arrays["weight"], node.shape)
-        if "bias" in arrays:
-            is_receiver = isinstance(node, Population | Output)
-            bias = arrays["bias"]
-            changes["bias"] = channels_first(bias, node.shape) if is_receiver else bias
+                case values.Convolution() if kind == "weight":
+                    array = np.transpose(array, (3, 2, 0, 1))
+                case values.Dense() if kind == "weight":
+                    array = np.transpose(array)
+                case values.Scale() if kind == "weight":
+                    array = channels_first(array, node.shape)
+                case values.Population() | values.Output():
+                    array = channels_first(array, node.shape)
+            changes[kind] = array
         nodes.append(dataclasses.replace(node, **changes))
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def channels_first(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def channels_first(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `channels_last` for a node of this shape."""
-    if len(shape) == 3 and values.ndim:
-        image = np.reshape(values, (1,) * (3 - values.ndim) + values.shape)
-        values = np.moveaxis(image, -1, 0)
-    return compact(values)
+    if len(shape) == 3 and array.ndim:
+        image = np.reshape(array, (1,) * (3 - array.ndim) + array.shape)
+        array = np.moveaxis(image, -1, 0)
+    return compact(array)
 
 
-def params_of(layers: Layers) -> dict[str, Params]:
+def params_of(layers: values.Layers) -> dict[str, Params]:
     """The params of `as_function`: node -> the arrays that it needs."""
     return {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
 
 
-def _params(node: Node) -> Params:
-    arrays = {name: _array(weight) for name, weight in map_params(node).items()}
-    match node:
-        case Convolution(bias=bias) | Dense(bias=bias) | Scale(bias=bias):
-            arrays |= {} if bias is None else {"bias": _array(bias)}
-        case Population(bias=bias) | Output(bias=bias) if bias.any():
-            arrays["bias"] = _array(channels_last(bias))
-    match node:
-        case Population(threshold=threshold) if (threshold != 1).any():
-            arrays["threshold"] = _array(channels_last(threshold))
-        case Input(unit=unit) | Output(unit=unit) if unit is not None:
-            arrays["unit"] = _array(channels_last(unit))
-    return arrays
+def _params(node: values.Node) -> Params:
+    arrays = map_params(node)
+    if isinstance(node, values.Affine) and node.bias is not None:
+        arrays["bias"] = node.bias
+    if isinstance(node, values.Receiver) and node.bias.any():
+        arrays["bias"] = channels_last(node.bias)
+    if isinstance(node, values.Population) and (node.threshold != 1).any():
+        arrays["threshold"] = channels_last(node.threshold)
+    if isinstance(node, values.Input | values.Output) and node.unit is not None:
+        arrays["unit"] = channels_last(node.unit)
+    return {name: _array(array) for name, array in arrays.items()}
 
 
-def _model(population: Population, layers: Layers) -> Any:
+def _model(population: values.Population, layers: values.Layers) -> Any:
     """The model of a population; that of whole numbers is exact in floats."""
     if layers.arithmetic is None:
         return population.model
-    assert layers.steps is not None
-    unit = float(layers.code.sizes(layers.steps)[-1])
-    return WholeNumbers(without_surrogate(population.model), unit)
+    return WholeNumbers(without_surrogate(population.model), layers.potential_unit)
 
 
-def _neurons(population: Population) -> NeuronParams:
+def _neurons(population: values.Population) -> NeuronParams:
     leak = population.leak
     return NeuronParams(
         threshold=_array(channels_last(population.threshold)),
@@ -245,13 +231,13 @@ def _neurons(population: Population) -> NeuronParams:
     )
 
 
-def channels_last(values: np.ndarray) -> np.ndarray:
+def channels_last(array: np.ndarray) -> np.ndarray:
     """A scalar, [C] or, channels last, one number per neuron."""
-    values = compact(values)
-    if values.ndim == 3 and values.shape[1:] == (1, 1):
-        return values.ravel()
-    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+    array = compact(array)
+    if array.ndim == 3 and array.shape[1:] == (1, 1):
+        return array.ravel()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
-def _array(values: Any) -> jax.Array:
-    return jnp.asarray(np.asarray(values, np.float32))
+def _array(array: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(array, np.float32))

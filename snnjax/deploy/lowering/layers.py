@@ -8,7 +8,7 @@ one: ``rules.py`` has those between two sites, this file the sites and the outpu
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -20,7 +20,8 @@ from snnjax._checks import check_examples
 from snnjax._examples import is_all_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.deploy.lowering.folding import folded
+from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.rules import add_equation, check_operation, pads
 from snnjax.deploy.lowering.sums import (
     Builder,
@@ -30,14 +31,6 @@ from snnjax.deploy.lowering.sums import (
     compact,
     image_axes,
     numbers,
-)
-from snnjax.deploy.lowering.values import (
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
 )
 from snnjax.deploy.lowering.windows import vectorize
 from snnjax.network.equations import Equation, Network, Values
@@ -49,7 +42,9 @@ from snnjax.neurons.models import is_plain
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 
-def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
+def layers(
+    fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct
+) -> values.Layers:
     """A spiking network as populations of neurons and the linear maps between them.
 
         current_j = sum_i w_ji s_i + b_j
@@ -102,7 +97,7 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
                 f"populations of {model!r} are not known; allowed: models of "
                 "snnjax.integrate_and_fire and snnjax.lif"
             )
-    return Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
+    return values.Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
 
 
 def _check_input(x: Any) -> None:
@@ -120,31 +115,28 @@ def _check_input(x: Any) -> None:
         )
 
 
-def _lowered(network: Network, snn: SNN) -> tuple[Node, ...]:
+def _lowered(network: Network, snn: SNN) -> tuple[values.Node, ...]:
     """The nodes of a network, in order of execution.
 
     Whether an image x has its channels last or first, only the convolutions know. So
     channels last is tried, then channels first. If both fail, the problems are those
     of the attempt that understood more variables.
     """
-    values, attempts = _at_rest(network, snn.params), []
-    for order in _orders_of_x(network):
-        builder = Builder(network, values)
-        problems = _build(builder, snn, order)
-        if not problems:
-            return folded(_needed(builder))
-        attempts.append((len(builder.sums), problems))
-    _, problems = max(attempts, key=lambda attempt: attempt[0])
-    raise ConversionError(problems, "this network is no network of layers")
-
-
-def _orders_of_x(network: Network) -> list[np.ndarray]:
-    """Flat indices of x in the order of the input node: [C, H, W] or a vector."""
+    constants, attempts = _at_rest(network, snn.params), []
     (x,) = network.x
     shape = network.avals[x].shape
     index = np.arange(math.prod(shape)).reshape(shape)
     is_image = len(shape) == 3
-    return [np.moveaxis(index, -1, 0), index] if is_image else [index.ravel()]
+    # The elements of x in the order of the input node: [C, H, W] or a vector.
+    orders = [np.moveaxis(index, -1, 0), index] if is_image else [index.ravel()]
+    for order in orders:
+        builder = Builder(network, constants)
+        problems = _build(builder, snn, order)
+        if not problems:
+            return with_products(values.needed([*builder.nodes.values()]))
+        attempts.append((len(builder.sums), problems))
+    _, problems = max(attempts, key=lambda attempt: attempt[0])
+    raise ConversionError(problems, "this network is no network of layers")
 
 
 def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
@@ -156,10 +148,10 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
     network = builder.network
     (x,) = network.x
     shape = network.avals[x].shape
-    entrance = Input("input", (), order.shape if order.ndim == 3 else shape)
+    entrance = values.Input("input", (), order.shape if order.ndim == 3 else shape)
     name = builder.add(entrance)
     if len(shape) > 1 and order.ndim == 1:
-        name = builder.add(Flatten("input/flatten", (name,), shape))
+        name = builder.add(values.Flatten("input/flatten", (name,), shape))
     builder.sums[x] = Sum((Term(name),), order)
     problems = []
     for equation in network.equations:
@@ -199,7 +191,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
     names, constant = builder.received(current, site.name)
-    population = Population(
+    population = values.Population(
         site.name,
         names,
         order.shape,
@@ -217,30 +209,26 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
 
 
 def _add_outputs(builder: Builder) -> list[Problem]:
-    network = builder.network
-    problems = []
+    """Add images [C, H, W], or else vectors, in the order of fn's elements."""
+    network, problems = builder.network, []
     for v, where in zip(network.outputs, network.output_names(), strict=True):
         name = f"output/{where}" if where else "output"
+        path = f"readout/{name}" if where else "readout"
         try:
-            _add_output(builder, v, name)
+            if not isinstance(v, int) or v not in builder.sums:
+                remedy = "return only what the input reaches"
+                raise NoLayer("it does not depend on x", remedy)
+            total, shape = builder.sums[v], network.avals[v].shape
+            if total.order.ndim == 3 and len(shape) == 3:
+                image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])  # channels last, first
+            else:
+                builder.sums[v] = vectorize(builder, total, path)
+            names, constant = builder.received(v, path)
         except NoLayer as reason:
             problems.append(Problem(name, (), *reason.args))
+            continue
+        builder.add(values.Output(name, names, constant.shape, compact(constant)))
     return problems
-
-
-def _add_output(builder: Builder, v: Any, name: str) -> None:
-    """An image [C, H, W], or else a vector, in the order of fn's elements."""
-    if v not in builder.sums:
-        raise NoLayer("it does not depend on x", "return only what the input reaches")
-    path = "readout" if name == "output" else f"readout/{name}"
-    total, shape = builder.sums[v], builder.network.avals[v].shape
-    if total.order.ndim == 3 and len(shape) == 3:
-        image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])  # channels last, or first
-    else:
-        total = vectorize(builder, total, path)
-    builder.sums[v] = total
-    names, constant = builder.received(v, path)
-    builder.add(Output(name, names, total.order.shape, bias=compact(constant)))
 
 
 def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
@@ -254,25 +242,16 @@ def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
         return jnp.zeros_like(x) if site.fires else identity(site, x, *operands)
 
     @jax.jit
-    def run(values: Values) -> Values:
-        values, at_production = dict(values), {}
+    def run(arguments: Values) -> Values:
+        read, at_production = dict(arguments), {}
         for equation in network.equations:
             if pads(equation):
                 for v in network.dependent.intersection(equation.variables):
-                    values[v] = jnp.zeros_like(values[v])
-            evaluate([equation._replace(mapped=())], values, silent)
-            at_production |= {v: values[v] for v in equation.outputs}
-        return values | at_production
+                    read[v] = jnp.zeros_like(read[v])
+            evaluate([equation._replace(mapped=())], read, silent)
+            at_production |= {v: read[v] for v in equation.outputs}
+        return read | at_production
 
     (x,) = network.x
     example = jnp.zeros(network.avals[x].shape, network.avals[x].dtype)
     return run(network.arguments(params, example))
-
-
-def _needed(builder: Builder) -> Iterator[Node]:
-    """The input and the nodes that an output depends on, in order of execution."""
-    needs = {n for n, node in builder.nodes.items() if isinstance(node, Input | Output)}
-    for name, node in reversed(builder.nodes.items()):
-        if name in needs:
-            needs.update(node.sources)
-    return (node for name, node in builder.nodes.items() if name in needs)

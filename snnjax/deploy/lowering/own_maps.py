@@ -14,22 +14,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.deploy.lowering.folding import composed
+from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering.products import product
 from snnjax.deploy.lowering.sums import compact
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
 
 
-def with_own_maps(layers: Layers) -> Layers:
+def with_own_maps(layers: values.Layers) -> values.Layers:
     """The same network, every receiver of which reads maps that only it reads.
 
     Raises:
@@ -37,35 +27,32 @@ def with_own_maps(layers: Layers) -> Layers:
             multiplied, or a map with neurons of its own is pooled.
     """
     nodes = {node.name: node for node in layers.nodes}
-    results: dict[str, Node] = {}
+    results: dict[str, values.Node] = {}
     problems: list[Problem] = []
     for node in layers.nodes:
-        if isinstance(node, Population | Output):
+        if isinstance(node, values.Receiver):
             maps = []
             for source in node.sources:
                 try:
                     maps += [*_maps(nodes[source], nodes, node)]
                 except _TwoMaps as error:
                     problems.append(error.problem)
-            node = _with_biases(node, maps)
-            maps = [_renamed(m, f"{node.name}/{i}") for i, m in enumerate(maps)]
-            results |= {m.name: m for m in maps}
-            node = dataclasses.replace(node, sources=tuple(m.name for m in maps))
-        elif isinstance(node, Affine):
+            bias, names = node.bias, [f"{node.name}/{i}" for i in range(len(maps))]
+            for name, own in zip(names, maps, strict=True):
+                if own.bias is not None:
+                    bias = bias + own.bias.reshape(-1, *[1] * (len(node.shape) - 1))
+                results[name] = dataclasses.replace(own, name=name, bias=None)
+            node = dataclasses.replace(node, sources=tuple(names), bias=compact(bias))
+        elif isinstance(node, values.Affine):
             continue
         results[node.name] = node
     if problems:
         raise ConversionError(problems, "a chip cannot hold this network's weights")
-    needed = {source for node in results.values() for source in node.sources}
-    ends = (Input, Output, Population)
-    needed_nodes = (
-        n for n in results.values() if n.name in needed or isinstance(n, ends)
-    )
-    return dataclasses.replace(layers, nodes=tuple(needed_nodes))
+    return dataclasses.replace(layers, nodes=values.needed([*results.values()]))
 
 
 class _TwoMaps(Exception):
-    def __init__(self, first: Node, second: Node):
+    def __init__(self, first: values.Node, second: values.Node):
         self.problem = Problem(
             second.name,
             (),
@@ -76,14 +63,15 @@ class _TwoMaps(Exception):
         )
 
 
-def _maps(node: Node, nodes: dict[str, Node], receiver: Node) -> Iterator[Affine]:
+def _maps(
+    node: values.Node, nodes: dict[str, values.Node], receiver: values.Receiver
+) -> Iterator[values.Affine]:
     """Maps with weights whose sum is the node's output; their sources have none."""
-    if not isinstance(node, Affine):
+    if not isinstance(node, values.Affine):
         _check_sums(node, nodes)
-        shape = receiver.shape  # type: ignore[attr-defined]
-        yield Scale(node.name, (node.name,), np.ones(()), None, shape)
+        yield values.Scale(node.name, (node.name,), np.ones(()), None, receiver.shape)
         return
-    direct = [s for s in node.sources if not isinstance(nodes[s], Affine)]
+    direct = [s for s in node.sources if not isinstance(nodes[s], values.Affine)]
     for source in direct:
         _check_sums(nodes[source], nodes)
     # x has a unit of its own, so that its weights cannot be those of spikes.
@@ -97,42 +85,26 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Node) -> Iterator[Affine
         if source not in direct:
             for before in _maps(nodes[source], nodes, receiver):
                 # Here a product may grow: there is no other way to hold both maps.
-                product = composed(before, node)
-                if product is None:
+                combined = product(before, node)
+                if combined is None:
                     raise _TwoMaps(before, node)
-                assert isinstance(product, Affine)
-                yield product
+                assert isinstance(combined, values.Affine)
+                yield combined
                 node = dataclasses.replace(node, bias=None)
 
 
-def _reads_x(node: Node, nodes: dict[str, Node]) -> bool:
+def _reads_x(node: values.Node, nodes: dict[str, values.Node]) -> bool:
     """Whether x reaches a node without passing neurons or weights."""
-    is_sum = isinstance(node, SumPool | Flatten)
-    return isinstance(node, Input) or (
+    is_sum = isinstance(node, values.SumPool | values.Flatten)
+    return isinstance(node, values.Input) or (
         is_sum and any(_reads_x(nodes[source], nodes) for source in node.sources)
     )
 
 
-def _check_sums(node: Node, nodes: dict[str, Node]) -> None:
+def _check_sums(node: values.Node, nodes: dict[str, values.Node]) -> None:
     """Raise if a pool or a flatten reads a map with weights."""
-    if isinstance(node, SumPool | Flatten):
+    if isinstance(node, values.SumPool | values.Flatten):
         for source in node.sources:
-            if isinstance(nodes[source], Affine):
+            if isinstance(nodes[source], values.Affine):
                 raise _TwoMaps(nodes[source], node)
             _check_sums(nodes[source], nodes)
-
-
-def _with_biases(node: Population | Output, maps: list[Affine]) -> Population | Output:
-    """The receiver, with the biases of its maps in its own."""
-    bias = node.bias
-    for m in maps:
-        if m.bias is not None:
-            per_channel = m.bias
-            if len(node.shape) == 3:
-                per_channel = np.reshape(m.bias, (-1, 1, 1))
-            bias = bias + per_channel
-    return dataclasses.replace(node, bias=compact(bias))
-
-
-def _renamed(node: Affine, name: str) -> Affine:
-    return dataclasses.replace(node, name=name, bias=None)

@@ -12,7 +12,7 @@ But for padding, constants are no concern of the rules: `Builder.values` has the
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,7 @@ from snnjax.network.evaluate import evaluate, identity
 def check_operation(equation: Equation) -> None:
     """Raise `NoLayer` if no operands would give this equation a node."""
     site = equation.site
-    if site is None and equation.name not in {*_RULES, *_UNCHANGED, *_MOVES}:
+    if site is None and equation.name not in _RULES:
         raise NoLayer(
             "it is no layer",
             "use convolutions, matrix products, sums, scales, sum and average "
@@ -57,15 +57,11 @@ def add_equation(builder: Builder, equation: Equation) -> None:
     Raises:
         NoLayer: no layer computes the operation.
     """
-    name = equation.name
-    if name in _UNCHANGED:
-        results = [builder.sums[_operand(builder, equation)]]
-    elif name in _MOVES:
-        results = _move(builder, equation)
-    else:
-        if pads(equation):
-            builder.absorb_constant(_operand(builder, equation), equation.path)
-        results = [_RULES[name](builder, equation)]
+    if pads(equation):
+        v, *_ = _operand(builder, equation)
+        builder.absorb_constant(v, equation.path)
+    results = _RULES[equation.name](builder, equation)
+    results = results if isinstance(results, list) else [results]
     builder.sums.update(zip(equation.outputs, results, strict=True))
 
 
@@ -82,10 +78,10 @@ def pads(equation: Equation) -> bool:
     )
 
 
-def _operand(builder: Builder, equation: Equation) -> int:
-    """The only operand of an equation that depends on x."""
+def _operand(builder: Builder, equation: Equation) -> tuple[int, Sum, tuple[int, ...]]:
+    """The only operand of an equation that depends on x, its sum and its shape."""
     (v,) = {u for u in equation.variables if u in builder.sums}
-    return v
+    return v, builder.sums[v], builder.network.avals[v].shape
 
 
 # -------------------------------------------------------------------------- layers
@@ -93,7 +89,7 @@ def _operand(builder: Builder, equation: Equation) -> int:
 
 def _dot(builder: Builder, equation: Equation) -> Sum:
     """Dense if all of x is contracted, a 1x1 convolution if its channels are."""
-    v = _operand(builder, equation)
+    v, total, shape = _operand(builder, equation)
     side = equation.inputs.index(v)
     contract, batch = equation.options["dimension_numbers"]
     if any(batch):
@@ -101,7 +97,6 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
             "a batched matrix product (one for each element of an axis) is no layer",
             "write one matrix product, or a convolution with feature_group_count",
         )
-    total, shape = builder.sums[v], builder.network.avals[v].shape
     weight = numbers(read(builder.values, equation.inputs[1 - side]))
     free = [a for a in range(weight.ndim) if a not in contract[1 - side]]
     inputs = math.prod(shape[a] for a in contract[side])
@@ -134,9 +129,8 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
 
 
 def _convolve(builder: Builder, equation: Equation) -> Sum:
-    v, options = _operand(builder, equation), equation.options
+    (v, total, shape), options = _operand(builder, equation), equation.options
     spec = options["dimension_numbers"]
-    shape = builder.network.avals[v].shape
     out_shape = builder.network.avals[equation.outputs[0]].shape
     plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
@@ -144,7 +138,6 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
             "the only convolutions are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
-    total = builder.sums[v]
     image_axes(total, shape, [tuple(spec.lhs_spec[1:])])
     weight = numbers(read(builder.values, equation.inputs[1])).transpose(spec.rhs_spec)
     windows = [
@@ -177,26 +170,22 @@ def _pool(builder: Builder, equation: Equation) -> Sum:
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
         raise NoLayer("no layer pools with dilation", "pool without dilation")
     sizes, strides = options["window_dimensions"], options["window_strides"]
-    pads = options["padding"]
-    v = _operand(builder, equation)
-    total, shape = builder.sums[v], builder.network.avals[v].shape
+    zeros = options["padding"]
+    _, total, shape = _operand(builder, equation)
     _check_is_image(total, shape)
     out_shape = builder.network.avals[equation.outputs[0]].shape
-    every = range(len(shape))
-    pooled = {a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE}
+    axes_and_windows = enumerate(zip(sizes, strides, zeros, strict=True))
+    # A window of size and stride 1 without zeros leaves its axis alone.
+    pooled = {a for a, window in axes_and_windows if window != (1, 1, (0, 0))}
     # Axis 0, that of the one example, comes last as in `image_axes`.
     choices = itertools.permutations([*range(1, len(shape)), 0], 3)
     axes = image_axes(total, shape, [c for c in choices if pooled <= {*c[1:]}])
     windows = [
-        Window(shape[a], out_shape[a], pads[a][0], sizes[a], strides[a])
+        Window(shape[a], out_shape[a], zeros[a][0], sizes[a], strides[a])
         for a in axes[1:]
     ]
     terms = pool(builder, total, windows, equation.path)
     return Sum(terms, flat_indices(out_shape, axes))
-
-
-# The size, stride and padding of a window that leaves an axis alone.
-_ALONE = (1, 1, 0, 0)
 
 
 def _reduce(builder: Builder, equation: Equation) -> Sum:
@@ -206,8 +195,7 @@ def _reduce(builder: Builder, equation: Equation) -> Sum:
     size 2 is a pool 2x2 of an image [8, 8, C]. So the elements of the image are asked
     to which element of the result each is added, and not the axes what they are.
     """
-    v = _operand(builder, equation)
-    total, shape = builder.sums[v], builder.network.avals[v].shape
+    _, total, shape = _operand(builder, equation)
     _check_is_image(total, shape)
     sizes = [1 if a in equation.options["axes"] else n for a, n in enumerate(shape)]
     target = np.arange(math.prod(sizes)).reshape(sizes)
@@ -253,13 +241,17 @@ def _add(builder: Builder, equation: Equation) -> Sum:
 
 
 def _negate(builder: Builder, equation: Equation) -> Sum:
-    return times(builder.sums[_operand(builder, equation)], -1.0)
+    return times(_unchanged(builder, equation), -1.0)
+
+
+def _unchanged(builder: Builder, equation: Equation) -> Sum:
+    """The operand: only the type of its numbers changes, or their place in memory."""
+    return _operand(builder, equation)[1]
 
 
 def _multiply(builder: Builder, equation: Equation) -> Sum:
-    v = _operand(builder, equation)
+    v, total, shape = _operand(builder, equation)
     (constant,) = (numbers(read(builder.values, u)) for u in equation.inputs if u != v)
-    total, shape = builder.sums[v], builder.network.avals[v].shape
     factor = np.broadcast_to(constant, shape).ravel()[total.order]
     return times(total, 1 / factor if equation.name == "div" else factor)
 
@@ -367,28 +359,24 @@ def _choice_of_channels(
     )
 
 
-# Only the type of the numbers changes.
-_UNCHANGED = frozenset(
-    "convert_element_type copy copy_p mesh_cast name optimization_barrier "
-    "reduce_precision reshard sharding_constraint stop_gradient".split()
-)
-
-
-_MOVES = frozenset(
-    "broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev "
-    "slice split squeeze stack tile transpose unstack".split()
-)
-
-
-_RULES = {
-    "add": _add,
-    "add_any": _add,
-    "sub": _add,
-    "neg": _negate,
-    "mul": _multiply,
-    "div": _multiply,
-    "dot_general": _dot,
-    "conv_general_dilated": _convolve,
-    "reduce_window_sum": _pool,
-    "reduce_sum": _reduce,
+_RULES: dict[str, Callable[[Builder, Equation], Sum | list[Sum]]] = {
+    name: rule
+    for rule, names in {
+        _add: "add add_any sub",
+        _negate: "neg",
+        _multiply: "mul div",
+        _dot: "dot_general",
+        _convolve: "conv_general_dilated",
+        _pool: "reduce_window_sum",
+        _reduce: "reduce_sum",
+        _unchanged: (
+            "convert_element_type copy copy_p mesh_cast name optimization_barrier "
+            "reduce_precision reshard sharding_constraint stop_gradient"
+        ),
+        _move: (
+            "broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape "
+            "rev slice split squeeze stack tile transpose unstack"
+        ),
+    }.items()
+    for name in names.split()
 }

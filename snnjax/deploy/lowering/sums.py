@@ -3,8 +3,8 @@
     variable = sum_i scale_i node_i + constant
 
 A scale is multiplied into the weights that follow, or becomes a `Scale`, which
-``folding.py`` multiplies into the weights before it. A constant becomes the bias of the
-next population. For example, the current of the neurons in
+``products.py`` multiplies into the weights before it. A constant becomes the bias of
+the next population. For example, the current of the neurons in
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias
 
@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from snnjax._trees import distinct
-from snnjax.deploy.lowering.folding import is_channelwise
 from snnjax.deploy.lowering.values import Flatten, Node, Scale
 from snnjax.network.equations import Network, Values
 
@@ -141,6 +140,11 @@ def compact(factor: Any) -> np.ndarray:
     if factor.ndim == 3 and (factor == factor[:, :1, :1]).all():
         return factor[:, :1, :1]
     return factor
+
+
+def is_channelwise(factor: np.ndarray) -> bool:
+    """Whether a factor is one number per channel, or one of a vector's elements."""
+    return factor.ndim < 3 or factor.shape[1:] == (1, 1)
 
 
 def per_channel(constant: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ precision, and broadcast to that shape.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -166,6 +166,7 @@ class Flatten(Node):
 
 Affine = Convolution | Dense | Scale
 Map = Affine | SumPool | Flatten
+Receiver = Population | Output
 
 
 class Connection(NamedTuple):
@@ -184,7 +185,14 @@ class Connection(NamedTuple):
     @property
     def fan_in(self) -> int:
         """How many numbers of the sender reach one of the receiver, at most."""
-        return math.prod(map(_fan_in, self.maps))
+        total = 1
+        for node in self.maps:
+            match node:
+                case Convolution(weight=weight) | Dense(weight=weight):
+                    total *= math.prod(weight.shape[1:])
+                case SumPool(window=window):
+                    total *= math.prod(window)
+        return total
 
     def __str__(self) -> str:
         return " > ".join([self.sender, *map(_described, self.maps)])
@@ -239,6 +247,11 @@ class Layers:
         return tuple(n for n in self.nodes if isinstance(n, Output))
 
     @property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """The populations, then the outputs."""
+        return (*self.populations, *self.outputs)
+
+    @property
     def connections(self) -> tuple[Connection, ...]:
         """All connections, in the order of their receivers."""
         nodes = {node.name: node for node in self.nodes}
@@ -256,25 +269,24 @@ class Layers:
 
         return tuple(
             Connection(sender, receiver.name, maps)
-            for receiver in (*self.populations, *self.outputs)
+            for receiver in self.receivers
             for source in receiver.sources
             for sender, maps in ways(source)
         )
 
     def __repr__(self) -> str:
         weights = sum(n.weight.size for n in self.nodes if isinstance(n, Affine))
-        names = ", ".join(population.name for population in self.populations)
-        bits = ""
-        if self.arithmetic is not None:
-            bits = f" of {self.arithmetic.weight_bits} bits"
-        count = len(self.populations)
-        return f"Layers({weights} weights{bits}, {count} populations: {names})"
+        names = [population.name for population in self.populations]
+        whole = self.arithmetic
+        bits = f" of {whole.weight_bits} bits" if whole is not None else ""
+        sites = f"{len(names)} populations: {', '.join(names)}"
+        return f"Layers({weights} weights{bits}, {sites})"
 
     def _table(self) -> Table:
         head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
         rows: list[tuple[str, ...]] = [head]
         incoming = self.connections
-        for node in (*self.populations, *self.outputs):
+        for node in self.receivers:
             ways = [way for way in incoming if way.receiver == node.name]
             # A map that lies on several ways has its weights once.
             maps = {m.name: m for way in ways for m in way.maps}.values()
@@ -294,29 +306,34 @@ class Layers:
         return Table(rows)
 
 
-def check_layers(layers: Any) -> None:
-    """Raise unless these are layers, of floats or of whole numbers."""
-    if not isinstance(layers, Layers):
-        raise ValueError(
-            f"layers is a {type(layers).__name__}; allowed: "
-            "snnjax.deploy.layers(fn, snn, x), or snnjax.deploy.quantize of it"
-        )
+def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> None:
+    """Raise unless these are layers, of floats or of whole numbers as ``kind`` says."""
+    sources = {
+        "float": "float layers from snnjax.deploy.layers(fn, snn, x)",
+        "whole": "whole numbers from snnjax.deploy.quantize(layers, images)",
+    }
+    given_kind = f"a {type(layers).__name__}"
+    if isinstance(layers, Layers):
+        own_kind = "float" if layers.arithmetic is None else "whole"
+        if kind in (None, own_kind):
+            return
+        given_kind = f"of {own_kind} numbers"
+    allowed = sources[kind] if kind else ", or ".join(sources.values())
+    raise ValueError(f"layers is {given_kind}; allowed: {allowed}")
+
+
+def needed(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The input and what an output depends on, of nodes in order of execution."""
+    names = {node.name for node in nodes if isinstance(node, Input | Output)}
+    for node in reversed(nodes):
+        if node.name in names:
+            names.update(node.sources)
+    return tuple(node for node in nodes if node.name in names)
 
 
 def readers(nodes: tuple[Node, ...]) -> Counter[str]:
     """Name -> how many nodes read its output."""
     return Counter(source for node in nodes for source in node.sources)
-
-
-def _fan_in(node: Map) -> int:
-    match node:
-        case Convolution(weight=weight):
-            return math.prod(weight.shape[1:])
-        case Dense(weight=weight):
-            return weight.shape[1]
-        case SumPool(window=window):
-            return math.prod(window)
-    return 1
 
 
 def _described(node: Map) -> str:

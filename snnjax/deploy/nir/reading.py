@@ -17,21 +17,9 @@ import numpy as np
 
 from snnjax._checks import check_choice, check_wait
 from snnjax._ranges import COUNT, POSITIVE
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact
-from snnjax.deploy.lowering.values import (
-    Arithmetic,
-    Convolution,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
 from snnjax.deploy.nir.writing import import_nir
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.spike_trains import BINARY
@@ -40,7 +28,7 @@ if TYPE_CHECKING:
     import nir
 
 
-def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
+def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> values.Layers:
     """Read a NIR graph as layers, written by `to_nir` or by another tool.
 
     `as_function` makes a function and its SNN of them: images are channels last there.
@@ -85,14 +73,14 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     for source, target in graph.edges:
         sources[target].append(source)
     order = _execution_order(nir, graph, sources)
-    nodes: list[Node] = []
+    nodes: list[values.Node] = []
     for name in order:
         names = tuple(sources[name])
         # The first of them has the sources, each other one reads the one before it.
         for node in _read(nir, name, graph.nodes[name], float(duration)):
             nodes.append(dataclasses.replace(node, sources=names))
             names = (node.name,)
-    layers = Layers(tuple(nodes), steps=steps, wait=wait)
+    layers = values.Layers(tuple(nodes), steps=steps, wait=wait)
     return _of_whole_numbers(layers, graph) if "weight_bits" in metadata else layers
 
 
@@ -111,7 +99,7 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
     return steps, wait
 
 
-def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
+def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.Layers:
     """The layers with the arithmetic and the units of the graph's metadata."""
     metadata, nodes = graph.metadata, {node.name: node for node in layers.nodes}
     bits = ("weight_bits", "input_bits", "state_bits")
@@ -121,7 +109,7 @@ def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
         check_choice("overflow", _text(metadata["overflow"]), ("saturate", "wrap"))
         check_choice("code", _text(metadata["code"]), ("rate",))
         for name, node in nodes.items():
-            if isinstance(node, Input | Output):
+            if isinstance(node, values.Input | values.Output):
                 unit = compact(graph.nodes[name].metadata["unit"])
                 nodes[name] = dataclasses.replace(node, unit=unit)
     except (KeyError, TypeError, ValueError) as error:
@@ -130,10 +118,8 @@ def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    arithmetic = Arithmetic(
-        **{name: int(metadata[name]) for name in bits},
-        overflow=_text(metadata["overflow"]),
-    )
+    numbers = {name: int(metadata[name]) for name in bits}
+    arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
     layers = dataclasses.replace(
         layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
     )
@@ -143,36 +129,40 @@ def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
 # ------------------------------------------------------------------------ layers
 
 
-def _read(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
+def _read(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
     """The nodes, one after the other, that do what a node of NIR does."""
-    if isinstance(node, nir.IF | nir.LIF):
-        return _spiking(nir, name, node, dt)
-    if isinstance(node, nir.SumPool2d | nir.AvgPool2d):
-        return _pooling(nir, name, node)
-    if isinstance(node, nir.Conv2d):
-        return [_convolution(name, node)]
-    if isinstance(node, nir.Affine | nir.Linear):
-        return [_matrix(nir, name, node)]
-    if isinstance(node, nir.Scale):
-        return [Scale(name, (), _numbers(node.scale), None, np.shape(node.scale))]
-    if isinstance(node, nir.Flatten):
-        return [_flatten(name, node)]
-    if isinstance(node, nir.Input):
-        return [Input(name, (), _shape(node.input_type["input"]))]
-    return [Output(name, (), _shape(node.output_type["output"]), np.zeros(()))]
+    match node:
+        case nir.IF() | nir.LIF():
+            return _spiking(nir, name, node, dt)
+        case nir.Conv2d():
+            return [_convolution(name, node)]
+        case nir.SumPool2d() | nir.AvgPool2d():
+            window, stride = _pair(node.kernel_size), _pair(node.stride)
+            pool = values.SumPool(name, (), window, stride, _pair(node.padding))
+            if isinstance(node, nir.SumPool2d):
+                return [pool]
+            mean = values.Scale(name, (), np.array(1 / math.prod(window)), None, ())
+            return [dataclasses.replace(pool, name=f"{name}/sum"), mean]
+        case nir.Affine() | nir.Linear():
+            if np.ndim(node.weight) != 2:
+                raise ValueError(
+                    f"node {name!r} has a weight of shape {np.shape(node.weight)}; "
+                    "allowed: [outputs, inputs]"
+                )
+            bias = None if isinstance(node, nir.Linear) else _numbers(node.bias)
+            return [values.Dense(name, (), _numbers(node.weight), bias)]
+        case nir.Scale():
+            weight = _numbers(node.scale)
+            return [values.Scale(name, (), weight, None, weight.shape)]
+        case nir.Flatten():
+            return [_flatten(name, node)]
+        case nir.Input():
+            return [values.Input(name, (), _shape(node.input_type["input"]))]
+    shape = _shape(node.output_type["output"])
+    return [values.Output(name, (), shape, np.zeros(()))]
 
 
-def _matrix(nir: Any, name: str, node: Any) -> Dense:
-    if np.ndim(node.weight) != 2:
-        raise ValueError(
-            f"node {name!r} has a weight of shape {np.shape(node.weight)}; allowed: "
-            "[outputs, inputs]"
-        )
-    bias = None if isinstance(node, nir.Linear) else _numbers(node.bias)
-    return Dense(name, (), _numbers(node.weight), bias)
-
-
-def _convolution(name: str, node: Any) -> Convolution:
+def _convolution(name: str, node: Any) -> values.Convolution:
     weight, dilation = _numbers(node.weight), _pair(node.dilation)
     stride, padding = _pair(node.stride), node.padding
     if not isinstance(padding, str):
@@ -192,7 +182,7 @@ def _convolution(name: str, node: Any) -> Convolution:
             )
         weight = np.pad(weight, [(0, 0), (0, 0), *((n, 0) for n in is_even)])
         padding = _pair((reach + is_even) // 2)
-    return Convolution(
+    return values.Convolution(
         name,
         (),
         weight,
@@ -205,19 +195,7 @@ def _convolution(name: str, node: Any) -> Convolution:
     )
 
 
-def _pooling(nir: Any, name: str, node: Any) -> list[Node]:
-    window = _pair(node.kernel_size)
-    pool = SumPool(name, (), window, _pair(node.stride), _pair(node.padding))
-    if not isinstance(node, nir.AvgPool2d):
-        return [pool]
-    mean = np.array(1 / math.prod(window))
-    return [
-        dataclasses.replace(pool, name=f"{name}/sum"),
-        Scale(name, (), mean, None, ()),
-    ]
-
-
-def _flatten(name: str, node: Any) -> Flatten:
+def _flatten(name: str, node: Any) -> values.Flatten:
     if node.input_type["input"] is None:
         raise ValueError(
             f"node {name!r} has no input shape; pass it as Flatten's input_type"
@@ -228,12 +206,11 @@ def _flatten(name: str, node: Any) -> Flatten:
             f"node {name!r} flattens axes {node.start_dim} to {node.end_dim} of "
             f"{axes}; allowed: all of them, 0 to -1 (the batch is not counted)"
         )
-    return Flatten(name, (), _shape(node.input_type["input"]))
+    return values.Flatten(name, (), _shape(node.input_type["input"]))
 
 
-def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
-    threshold, gain = _above(node.v_threshold), _numbers(node.r)
-    leak, bias = None, np.zeros(())
+def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
+    gain, leak, bias = _numbers(node.r), None, np.zeros(())
     if isinstance(node, nir.LIF):
         rate = dt / _numbers(node.tau)
         leak, gain, bias = 1 - rate, gain * rate, _numbers(node.v_leak) * rate
@@ -248,12 +225,12 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
             f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
             "> 0"
         )
-    population = Population(
+    population = values.Population(
         name,
         (),
         np.shape(node.v_threshold),
         _model(name, node),
-        threshold,
+        _above(node.v_threshold),
         _numbers((node.metadata or {}).get("v_init", 0.0)),
         bias,
         leak,
@@ -261,7 +238,7 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
     # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]
-    return [Scale(f"{name}/gain", (), gain, None, gain.shape), population]
+    return [values.Scale(f"{name}/gain", (), gain, None, gain.shape), population]
 
 
 # -------------------------------------------------------------------- the graph
@@ -286,11 +263,9 @@ def _check_nodes(nir: Any, graph: Any) -> None:
         )
     for name, node in graph.nodes.items():
         for field, value in vars(node).items():
-            numeric = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-            if numeric and np.isnan(value).any():
-                raise ValueError(
-                    f"node {name!r} has NaN in its {field}; allowed: numbers"
-                )
+            is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            if is_float and np.isnan(value).any():
+                raise ValueError(f"node {name!r} has NaN in its {field}; allowed: none")
     open_edges = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
     if open_edges:
         raise ValueError(
@@ -309,8 +284,9 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
     needs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
     for name in needs:  # grows in the loop, to the sources of all of them
         needs += [s for s in dict.fromkeys(sources[name]) if s not in needs]
-    orphans = [n for n in needs if not sources[n]]
-    orphans = [n for n in orphans if not isinstance(graph.nodes[n], nir.Input)]
+    orphans = [
+        n for n in needs if not (sources[n] or isinstance(graph.nodes[n], nir.Input))
+    ]
     if orphans or not needs:
         raise ValueError(f"no edge leads to {', '.join(orphans) or 'an output'}")
     needed_sources = {n: sources[n] for n in graph.nodes if n in needs}
@@ -360,7 +336,7 @@ def _text(value: Any) -> Any:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in shape)
+    return tuple(map(int, shape))
 
 
 def _pair(numbers: Any) -> tuple[int, int]:

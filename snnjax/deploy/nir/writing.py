@@ -27,76 +27,55 @@ import numpy as np
 from snnjax._ranges import POSITIVE
 from snnjax._trees import distinct
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.deploy.lowering.folding import folded, is_channelwise
-from snnjax.deploy.lowering.sums import NoLayer, compact, per_channel
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Node,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-    check_layers,
-    readers,
-)
+from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering.products import with_products
+from snnjax.deploy.lowering.sums import NoLayer, compact, is_channelwise, per_channel
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.spike_trains import BINARY
 
 if TYPE_CHECKING:
     import nir
 
-_HEADLINE = "this network cannot be written in NIR"
-
 
 def to_nir(
-    layers: Layers, *, extended: bool = False, dt: float = 1e-4
+    layers: values.Layers, *, extended: bool = False, dt: float = 1e-4
 ) -> "nir.NIRGraph":
     """Write layers as a NIR graph, channels first, for other tools.
 
     Maps become `Conv2d`, `Affine`, `Scale`, `SumPool2d`, `AvgPool2d` and `Flatten`,
-    neurons `IF` and `LIF`. Thresholds of floats are folded into the weights, calibrated
-    biases into the biases of layers; whole numbers stay whole. Several edges into one
-    node are a sum.
+    neurons `IF` and `LIF`. Thresholds of floats are multiplied into the weights,
+    calibrated biases added to those of layers; whole numbers stay whole. Several edges
+    into one node are a sum.
 
     NIR cannot express five properties of a converted network: reset by subtraction,
     levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
     to. With ``extended`` they are written to ``metadata``: "reset", "levels",
     "dead_zone", "last_zone" and "v_init" of a neuron, "wait" and "steps" of the graph.
-    `from_nir` reads them. Other tools ignore them and compute something else; that is
-    why this is an argument and not a warning, which would not be in the file. T is
+    `from_nir` reads them; other tools ignore them and compute something else. T is
     always written, because it changes no simulation.
 
     A graph of whole numbers takes x / unit, rounded and clipped to its bits, and
-    returns whole sums. Multiply these by the unit of the output: it may differ between
-    classes. Both units are "unit" in the metadata of the input and of each output. The
-    graph's metadata has "weight_bits", "input_bits", "state_bits", "overflow" and
-    "code". A reader that ignores all metadata has the spikes of `run` if plain NIR
-    expresses the neurons and no potential leaves its bits.
+    returns whole sums, to be multiplied by the unit of the output. Both units are
+    "unit" in the metadata of the input and each output; that of the graph has "code"
+    and the fields of `Arithmetic`. A reader that ignores all metadata has the spikes of
+    `run` if plain NIR expresses the neurons and no potential leaves its bits.
 
     Args:
         layers: from `layers`, `quantize` or `from_nir`.
         extended: allow properties that only metadata can express.
         dt: time step in seconds on which the LIF's tau is based; it is also written to
-            the graph's metadata. IF integrates its whole input at every step, as all
-            readers do.
+            the graph's metadata. IF integrates its whole input at every step.
 
     Returns:
         A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
         "output" (several: "output_" and the path). An output is [C, H, W] if it is an
-        image, or else a vector of fn's elements in fn's order ([1] for one number). All
-        numbers are float32.
+        image, or else a vector of fn's elements in fn's order. All numbers are float32.
 
     Raises:
         snnjax.ConversionError: a bias that differs between pixels.
-        ValueError: a code other than rate coding; a property that only metadata can
-            express, without ``extended``; a threshold that is not finite and > 0; a
-            site where some neurons leak and others do not; potentials of more than 25
-            bits, which float32 does not hold; dt not above 0.
+        ValueError: a code other than rate coding; properties that need ``extended``; a
+            site where only some neurons leak; potentials of more than 25 bits, which
+            float32 does not hold; dt <= 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -124,11 +103,7 @@ def to_nir(
         metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
     return nir.NIRGraph(
         nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
-        edges=[
-            (names[source], names[name])
-            for name, node in nodes.items()
-            for source in node.sources
-        ],
+        edges=[(names[s], names[n]) for n, node in nodes.items() for s in node.sources],
         metadata=metadata,
     )
 
@@ -149,7 +124,7 @@ def import_nir() -> ModuleType:
     return nir
 
 
-def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
+def _alphabetical(nodes: dict[str, values.Node]) -> dict[str, str]:
     """Names without punctuation that sort in order of execution.
 
     A file lists its nodes in the order of their names, and some readers execute them
@@ -158,15 +133,17 @@ def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
     width = len(str(len(nodes)))
     words = [re.sub(r"\W+", "_", name).strip("_") for name in nodes]
     names = [
-        word if isinstance(node, Input | Output) else f"n{i:0{width}}_{word}"
+        word
+        if isinstance(node, values.Input | values.Output)
+        else f"n{i:0{width}}_{word}"
         for i, (word, node) in enumerate(zip(words, nodes.values(), strict=True))
     ]
     return dict(zip(nodes, distinct(names), strict=True))
 
 
-def _check(layers: Layers) -> None:
+def _check(layers: values.Layers) -> None:
     """Raise if NIR has no form for these layers, not even with metadata."""
-    check_layers(layers)
+    values.check_layers(layers)
     if not layers.code.clock_runs:
         raise ValueError(
             f"NIR cannot express the code {layers.code!r}: its neurons have another "
@@ -181,7 +158,7 @@ def _check(layers: Layers) -> None:
         )
 
 
-def _check_needs_no_metadata(layers: Layers) -> None:
+def _check_needs_no_metadata(layers: values.Layers) -> None:
     """Raise if plain NIR would describe another network."""
     extensions: dict[str, Any] = {"wait": layers.wait} if layers.wait else {}
     for population in layers.populations:
@@ -205,7 +182,7 @@ def _check_needs_no_metadata(layers: Layers) -> None:
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _fed_by_weights(layers: Layers) -> dict[str, Node]:
+def _fed_by_weights(layers: values.Layers) -> dict[str, values.Node]:
     """The nodes, with biases and thresholds in the maps that feed each population.
 
     Thresholds that are whole numbers stay where they are.
@@ -214,44 +191,43 @@ def _fed_by_weights(layers: Layers) -> dict[str, Node]:
         ConversionError: a bias that differs between pixels.
     """
     is_whole = layers.arithmetic is not None
-    nodes: dict[str, Node] = {}
-    count, problems = readers(layers.nodes), []
+    nodes: dict[str, values.Node] = {}
+    count, problems = values.readers(layers.nodes), []
     for node in layers.nodes:
         parts = [node]
         try:
-            if isinstance(node, Population | Output):
+            if isinstance(node, values.Receiver):
                 parts = [*_fed(node, nodes, count, is_whole)]
         except NoLayer as reason:
             problems.append(Problem(node.name, (), *reason.args))
         nodes |= {part.name: part for part in parts}
     if problems:
-        raise ConversionError(problems, _HEADLINE)
-    return {node.name: node for node in folded(nodes.values())}
+        raise ConversionError(problems, "this network cannot be written in NIR")
+    return {node.name: node for node in with_products(nodes.values())}
 
 
 def _fed(
-    node: Population | Output,
-    nodes: dict[str, Node],
+    node: values.Receiver,
+    nodes: dict[str, values.Node],
     count: Counter[str],
     is_whole: bool,
-) -> Iterator[Node]:
+) -> Iterator[values.Node]:
     """A population or an output, behind scales and a bias.
 
     The threshold of the population becomes 1, unless it is a whole number.
     """
     gain, bias, shape = np.ones(()), node.bias, node.shape
-    if isinstance(node, Population) and not is_whole:
-        leak = np.zeros(()) if node.leak is None else node.leak
-        leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
+    if isinstance(node, values.Population) and not is_whole:
+        leak = _leak(node)
         # The Euler step multiplies its input by dt / tau = 1 - leak.
-        gain = compact(1 / ((1 - leak) * node.threshold))
+        gain = compact(1 / ((1 - (0 if leak is None else leak)) * node.threshold))
         start = node.initial_potential / node.threshold
         node = dataclasses.replace(
-            node, threshold=np.ones(()), initial_potential=start, leak=_leak(node)
+            node, threshold=np.ones(()), initial_potential=start, leak=leak
         )
     sources = []
     for i, source in enumerate(node.sources):
-        scale = Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
+        scale = values.Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
         sources.append(scale.name)
         yield scale
     bias = np.broadcast_to(gain * bias, shape)
@@ -259,16 +235,18 @@ def _fed(
         # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
         owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
         ranks = [
-            isinstance(n, Affine) + isinstance(n, Convolution | Dense) for n in owned
+            isinstance(n, values.Affine)
+            + isinstance(n, values.Convolution | values.Dense)
+            for n in owned
         ]
         first = ranks.index(max(ranks))
         name, one = f"{node.name}/bias", np.ones(())
-        yield Scale(name, (sources[first],), one, per_channel(bias), shape)
+        yield values.Scale(name, (sources[first],), one, per_channel(bias), shape)
         sources[first] = name
     yield dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
 
 
-def _leak(node: Population) -> np.ndarray | None:
+def _leak(node: values.Population) -> np.ndarray | None:
     """The leak of a population, None for an IF."""
     leak = node.leak
     if leak is None or (leak == 1).all():
@@ -282,17 +260,17 @@ def _leak(node: Population) -> np.ndarray | None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _AveragePool(SumPool):
+class _AveragePool(values.SumPool):
     """The means of windows."""
 
 
-def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
+def _with_averages(nodes: dict[str, values.Node]) -> dict[str, values.Node]:
     """The nodes, with a mean in place of a sum over windows and its scale."""
     # NIR has a node for the mean, so a reader need not see it in a sum and a scale.
-    count, nodes = readers(tuple(nodes.values())), dict(nodes)
+    count, nodes = values.readers(tuple(nodes.values())), dict(nodes)
     for node in [*nodes.values()]:
         pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
-        if not isinstance(node, Scale) or not isinstance(pool, SumPool):
+        if not isinstance(node, values.Scale) or not isinstance(pool, values.SumPool):
             continue
         is_mean = np.allclose(node.weight * math.prod(pool.window), 1, 1e-6, 0)
         if is_mean and node.bias is None and count[pool.name] == 1:
@@ -302,22 +280,22 @@ def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     return nodes
 
 
-def _node(nir: Any, node: Node, dt: float) -> Any:
+def _node(nir: Any, node: values.Node, dt: float) -> Any:
     match node:
-        case Input(shape=shape, unit=unit):
+        case values.Input(shape=shape, unit=unit):
             return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
-        case Output(shape=shape, unit=unit):
+        case values.Output(shape=shape, unit=unit):
             return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
-        case Flatten(shape=shape):
+        case values.Flatten(shape=shape):
             return nir.Flatten({"input": np.array(shape)}, 0, -1)
-        case Dense(weight=weight, bias=bias):
+        case values.Dense(weight=weight, bias=bias):
             return nir.Affine(_float(weight), _bias(bias, len(weight)))
-        case Scale():
+        case values.Scale():
             return _scale(nir, node)
-        case SumPool(window=window, stride=stride, padding=padding):
+        case values.SumPool(window=window, stride=stride, padding=padding):
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
-        case Convolution(weight=weight):
+        case values.Convolution(weight=weight):
             return nir.Conv2d(
                 node.size,
                 _float(_ungrouped(node)),
@@ -327,7 +305,7 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
                 1,
                 _bias(node.bias, len(weight)),
             )
-        case Population():
+        case values.Population():
             return _neurons(nir, node, dt)
 
 
@@ -336,7 +314,7 @@ def _unit(unit: np.ndarray | None) -> dict[str, Any]:
     return {} if unit is None else {"unit": np.atleast_1d(unit)}
 
 
-def _scale(nir: Any, node: Scale) -> Any:
+def _scale(nir: Any, node: values.Scale) -> Any:
     """A 1x1 convolution, which more tools read, or a Scale; that one has no bias."""
     channels, *size = node.shape
     bias = _bias(node.bias, channels)
@@ -350,7 +328,7 @@ def _scale(nir: Any, node: Scale) -> Any:
     return nir.Affine(_float(np.diag(weight)), bias)
 
 
-def _ungrouped(node: Convolution) -> np.ndarray:
+def _ungrouped(node: values.Convolution) -> np.ndarray:
     """The weights [O, I, K, K] for all inputs, with zeros between the groups.
 
     NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
@@ -365,7 +343,7 @@ def _ungrouped(node: Convolution) -> np.ndarray:
     return wide
 
 
-def _neurons(nir: Any, node: Population, dt: float) -> Any:
+def _neurons(nir: Any, node: values.Population, dt: float) -> Any:
     shape = node.shape
     one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
     # v > below is v >= threshold
@@ -377,7 +355,7 @@ def _neurons(nir: Any, node: Population, dt: float) -> Any:
     return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
 
 
-def _extensions(node: Population) -> dict[str, Any]:
+def _extensions(node: values.Population) -> dict[str, Any]:
     """What plain NIR does not express of neurons, as metadata that `from_nir` reads."""
     model = without_surrogate(node.model)
     metadata: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""`folded`: one linear map in place of two that follow each other.
+"""`with_products`: one linear map in place of two that follow each other.
 
     a (W x + b) + c  =  (a W) x + (a b + c)
 
-A map is folded into the one before it, if nothing else reads that one. BatchNorm,
+A map is multiplied into the one before it, if nothing else reads that one. BatchNorm,
 thresholds and shortcuts that choose channels disappear in this way.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from snnjax.deploy.lowering.sums import is_channelwise
 from snnjax.deploy.lowering.values import (
     Affine,
     Convolution,
@@ -21,7 +22,7 @@ from snnjax.deploy.lowering.values import (
 )
 
 
-def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
+def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes, in order of execution, with as few maps as possible."""
     nodes = tuple(nodes)
     count = readers(nodes)
@@ -36,11 +37,11 @@ def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
         node = dataclasses.replace(node, sources=sources)
         if len(sources) == 1 and count[sources[0]] == 1:
             # A chip stores every weight, so two small maps may be better than one.
-            product = composed(results[sources[0]], node, may_grow=False)
-            if product is not None:
-                names[node.name] = product.name
-                count[product.name] = count[node.name]
-                node = product
+            combined = product(results[sources[0]], node, may_grow=False)
+            if combined is not None:
+                names[node.name] = combined.name
+                count[combined.name] = count[node.name]
+                node = combined
         if _is_identity(node):
             (names[node.name],) = node.sources
             # Whoever read the identity reads its source now.
@@ -51,18 +52,13 @@ def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(results.values())
 
 
-def is_channelwise(factor: np.ndarray) -> bool:
-    """Whether a factor is one number per channel, or one of a vector's elements."""
-    return factor.ndim < 3 or factor.shape[1:] == (1, 1)
-
-
 def _is_identity(node: Node) -> bool:
     if not isinstance(node, Scale) or node.bias is not None or len(node.sources) != 1:
         return False
     return bool((node.weight == 1).all())
 
 
-def composed(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
+def product(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
     """The first of two maps with the second one in its weights, if it can be.
 
     Args:
