@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax._examples import batch_of
-from snnjax.capture.affine import FLOATING
-from snnjax.capture.facts import Facts
+from snnjax.capture.facts import FLOATING, Facts
 from snnjax.capture.primitives import OPERATOR
 from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out

@@ -11,7 +11,7 @@ from typing import Any
 
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import MOVES
+from snnjax.capture.primitives import REARRANGEMENTS
 from snnjax.network.equations import PRODUCTS, Equation
 from snnjax.network.sites import new_site
 
@@ -44,7 +44,7 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
     """Whether it is a product with weights, or a move that leads to products only."""
     if facts.is_product(eq):
         return True
-    if eq.name not in MOVES or eq.site is not None:
+    if eq.name not in REARRANGEMENTS or eq.site is not None:
         return False
     readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
     read_outside = bool(set(facts.program.outputs).intersection(eq.outputs))
@@ -76,7 +76,7 @@ def _to_be_encoded(facts: Facts) -> set[int]:
         operates = facts.is_operator(eq)
         if operates or (inputs & operator_values and not takes_spikes):
             operator_values.update(eq.outputs)
-        if eq.name in MOVES and len(inputs) == 1 and not operates:
+        if eq.name in REARRANGEMENTS and len(inputs) == 1 and not operates:
             move_to[eq.outputs[0]] = eq
     return encoded_values
 
