@@ -27,7 +27,7 @@ import snnjax
 from snnjax.capture.capture import capture
 from snnjax.network import identity, with_activation
 from snnjax.network.increments import Operator
-from snnjax.network.products import lone_products
+from snnjax.network.stages import lone_products
 from snnjax.network.stages import stages as cut_at_sites
 from snnjax.simulation import ByLayer
 
@@ -177,9 +177,9 @@ def test_increments_are_those_of_the_formula(name):
 
     @jax.jit
     def run(streams):
-        (increments,), _ = operator.over_time(streams)
-        first, running = operator.over_time([stream[:3] for stream in streams])
-        second, _ = operator.over_time([stream[3:] for stream in streams], running)
+        (increments,), _ = operator.increments(streams)
+        first, running = operator.increments([stream[:3] for stream in streams])
+        second, _ = operator.increments([stream[3:] for stream in streams], running)
         mean = function(*(stream.mean(0) for stream in streams))
         return increments, jnp.concatenate([first[0], second[0]]), mean
 

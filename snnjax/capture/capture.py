@@ -25,7 +25,7 @@ from snnjax._trees import is_floating
 from snnjax.capture.annotate import annotated
 from snnjax.capture.check import ConversionError, check, check_has_batch, hard_coded
 from snnjax.capture.encoders import with_encoders
-from snnjax.capture.examples import Growth, of_one_example, with_mapped_inputs
+from snnjax.capture.examples import Growth, of_one_example
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
 from snnjax.capture.operators import with_operators
@@ -183,7 +183,10 @@ def capture(
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
         equations = folded(equations, program.calls, names)
     if not has_aux:
-        equations = [with_mapped_inputs(eq, facts.dependent) for eq in equations]
+        equations = [  # each example has its own of what depends on x
+            eq._replace(mapped=tuple(v in facts.dependent for v in eq.inputs))
+            for eq in equations
+        ]
     return network._replace(equations=tuple(equations))
 
 

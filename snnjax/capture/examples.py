@@ -65,11 +65,6 @@ def of_one_example(program: Program, few: Program) -> Program:
     )
 
 
-def with_mapped_inputs(eq: Equation, dependent: frozenset[int]) -> Equation:
-    """The equation, which says which of its inputs each example has its own of."""
-    return eq._replace(mapped=tuple(v in dependent for v in eq.inputs))
-
-
 def _site_of_one(eq: Equation, avals: Avals) -> list[Equation]:
     """A site of one example's neurons, between two reshapes."""
     (v, *operands), (output,) = eq.inputs, eq.outputs
