@@ -25,9 +25,6 @@ from snnjax.capture.jaxprs import Program
 from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Avals, Equation, Shape, Static, shape_of
 
-# Kinds of problems, see `check`.
-BATCH, SIZE = "batch", "size"
-
 
 def of_one_example(program: Program, few: Program) -> Program:
     """The program without the axis of its one example, of x, sites and outputs.
@@ -130,10 +127,11 @@ class Growth:
     def problems(self) -> Iterator[tuple[Equation | None, str]]:
         """Equations by which fn would mean something else for one example, and why.
 
-        None in the place of an equation stands for the function as a whole.
+        None in the place of an equation stands for the function as a whole. `check`
+        explains the kinds.
         """
         if _form(self.few) != _form(self.more):  # as by a loop over the examples
-            yield None, SIZE
+            yield None, "size"
             return
         dependent = Facts(self.few).dependent
         # Variable -> s: example b has the indices i along its axis with i // s mod B =
@@ -155,11 +153,11 @@ class Growth:
                 stride = self._stride(eq, strides)
                 if stride is None or is_sized:
                     mixed.update(eq.outputs)
-                    yield eq, SIZE if stride else BATCH
+                    yield eq, "size" if stride else "batch"
                 else:
                     strides.update(dict.fromkeys(eq.outputs, stride))
         if sized.intersection(self.few.outputs):
-            yield None, SIZE
+            yield None, "size"
 
     def is_clean(self) -> bool:
         """Whether examples stay apart, in the equations and in every output."""
