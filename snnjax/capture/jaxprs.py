@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from snnjax.capture.primitives import moved
-from snnjax.network.equations import Equation, Static
+from snnjax.network.equations import Avals, Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
@@ -64,7 +64,7 @@ class Program(NamedTuple):
     """
 
     equations: tuple[Equation, ...]
-    avals: dict[int, Any]
+    avals: Avals
     parameters: list[int]
     x: tuple[int, ...]
     constants: dict[int, Any]
@@ -132,7 +132,7 @@ class _Flattener:
     def __init__(self):
         self.calls: dict[Call, Equation] = {}
         self.numbers: dict[Any, int] = {}
-        self.avals: dict[int, Any] = {}
+        self.avals: Avals = {}
         self.dependent: set[int] = set()  # variables that depend on x
         self.forwarded: dict[Any, int | Static] = {}
 

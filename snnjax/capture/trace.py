@@ -35,8 +35,8 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
         arrays = [f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves]
         called = (
             f"snnjax called fn(params, x) with x of {', '.join(arrays)}, and params of "
-            f"{_shapes(params)}. Pass x with the batch axis first and the features that "
-            "params have weights for, and the network as fn(params, x) -> outputs."
+            f"{_shapes(params)}. Pass x with the batch axis first and the features "
+            "that params have weights for, and the network as fn(params, x) -> outputs."
         )
         note = " ".join([called, *_remedies(error, params, x)])
         if type(error) in (TypeError, ValueError):
