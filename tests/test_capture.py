@@ -161,36 +161,32 @@ def test_every_activation_is_a_site_that_the_rule_sees_once_in_order(net):
     assert seen == [site.name for site in sites]
 
 
-@pytest.mark.parametrize(
-    "name, depths, parameters",
-    [
-        ("dense", [1, 2], [("w1", "b1"), ("w2",)]),
-        ("projection", [1, 2, 3], [("w1",), ("w2", "b2"), ("w3", "shortcut")]),
-        ("concatenation", [1, 2, 3], [("w1",), ("w2",), ("wide",)]),
-        ("branches", [1, 1], [("w1",), ("w1",)]),
+# Network -> name, depth and parameters of each site.
+PLACES = {
+    "dense": [("w1/relu", 1, "w1 b1"), ("w2/relu", 2, "w2")],
+    "branches": [("w1/relu", 1, "w1"), ("w1/relu_1", 1, "w1")],
+    "input skip": [("w1/relu", 1, "w1"), ("w2/relu", 2, "w2 w1")],
+    "projection": [
+        ("w1/relu", 1, "w1"),
+        ("w2/relu", 2, "w2 b2"),
+        ("shortcut/relu", 3, "w3 shortcut"),
     ],
-)
-def test_depths_count_the_longest_way_and_parameters_reach_a_site_first(
-    name, depths, parameters
-):
-    """The largest of the parameters comes first."""
-    sites = snnjax.sites(*NETWORKS[name][:3])
-    assert [site.depth for site in sites] == depths
-    assert [site.parameters for site in sites] == parameters
+}
 
 
-def test_names_follow_the_modules_or_else_the_parameters():
+@pytest.mark.parametrize("network, places", PLACES.items())
+def test_a_site_is_named_after_the_parameters_that_reach_it_first(network, places):
+    """After the last kernel; the largest comes first. Depths count the longest way."""
+    sites = snnjax.sites(*NETWORKS[network][:3])
+    shown = [(site.name, site.depth, " ".join(site.parameters)) for site in sites]
+    assert shown == places
+
+
+def test_names_follow_the_modules():
     names = [site.name for site in snnjax.sites(*linen_net()[:3])]
     assert names[0] == "Linen/relu"
     assert all("Block_0" in name and name.startswith("Linen/") for name in names[1:])
     assert names[2] == names[1] + "_1"
-    for name, expected in (
-        ("input skip", ["w1/relu", "w2/relu"]),  # the second: of w1 and, last, of w2
-        ("dense", ["w1/relu", "w2/relu"]),  # the first: of w1 and b1
-        ("branches", ["w1/relu", "w1/relu_1"]),
-    ):
-        names = [site.name for site in snnjax.sites(*NETWORKS[name][:3])]
-        assert names == expected
 
 
 def test_clipped_relu_has_the_papers_derivative():

@@ -411,41 +411,31 @@ def test_an_activation_of_ones_own_is_not_taken_for_a_known_one(name):
     assert firing == ["w1/relu", "w2/encoder", "w2/relu"]
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        recurrent,
-        counted,
-        branched,
-        lambda x: jnp.sort(x, -1),
-        lambda x: x.astype(jnp.int8).astype(x.dtype),
-        lambda x: x - x.mean(0),
-    ],
+BETWEEN_OPERATORS = (
+    branched,
+    lambda x: jnp.sort(x, -1),
+    lambda x: x.astype(jnp.int8).astype(x.dtype),
+    lambda x: x - x.mean(0),
 )
-def test_what_stands_between_two_operators_is_refused_too(function):
-    fn = between(lambda x: jnp.tanh(function(jnp.tanh(x))))
-    with pytest.raises(snnjax.ConversionError):
-        snnjax.sites(*fn)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: jnp.fft.fft(x, axis=0).real,
-        lambda x: jnp.linalg.qr(x)[0],
-        lambda x: jnp.zeros(9).at[x[:, 0].astype(int)].add(1)[:, None] * jnp.ones(6),
-        lambda x: jnp.sort(x, 0),
-        lambda x: x[jnp.argsort(x[:, 0])],
-        recurrent,
-        counted,
-    ],
+OF_THE_INPUT_ALONE = (  # which might mix examples
+    lambda x: jnp.fft.fft(x, axis=0).real,
+    lambda x: jnp.linalg.qr(x)[0],
+    lambda x: jnp.zeros(9).at[x[:, 0].astype(int)].add(1)[:, None] * jnp.ones(6),
+    lambda x: jnp.sort(x, 0),
+    lambda x: x[jnp.argsort(x[:, 0])],
 )
-def test_of_the_input_alone_what_might_mix_examples_is_refused(function):
-    def fn(p, x):
-        return relu(function(x)[:, :4] @ p["w1"]) @ p["w2"]
 
-    with pytest.raises(snnjax.ConversionError):
-        snnjax.sites(fn, FLAT, jnp.tile(VECTORS, (1, 2)))
+
+def test_what_stands_between_two_operators_or_before_all_sites_is_refused_too():
+    x = jnp.tile(VECTORS, (1, 2))
+    for function in (recurrent, counted, *BETWEEN_OPERATORS):
+        fn, *_ = between(lambda x, f=function: jnp.tanh(f(jnp.tanh(x))))
+        with pytest.raises(snnjax.ConversionError):
+            snnjax.sites(fn, FLAT, VECTORS)
+    for function in (recurrent, counted, *OF_THE_INPUT_ALONE):
+        fn = lambda p, x, f=function: relu(f(x)[:, :4] @ p["w1"]) @ p["w2"]  # noqa: E731
+        with pytest.raises(snnjax.ConversionError):
+            snnjax.sites(fn, FLAT, x)
 
 
 def test_of_the_input_alone_anything_else_is_computed_once():
