@@ -410,7 +410,7 @@ def test_a_number_of_examples_that_fn_holds_is_named(size):
     def fn(w, x):
         return relu(x @ w).reshape(size, 6)
 
-    match = rf"fn takes {size} examples? and not [12], .*any number\n.*len\(x\)"
+    match = rf"fn takes {size} examples? and not [13], .*any number\n.*len\(x\)"
     with pytest.raises(snnjax.ConversionError, match=match):
         snnjax.sites(fn, np.ones((3, 6)), np.ones((size, 3)))
 
