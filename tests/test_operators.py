@@ -519,7 +519,7 @@ def test_tokens_and_masks_may_come_as_several_arrays():
         return y.mean(1) @ p["out"]
 
     x = {"tokens": TOKENS, "mask": TOKENS > 0}
-    snn = converted(fn, PARAMS, x, steps=STEPS, recipe=RECIPE)
+    snn = converted(fn, PARAMS, x, steps=STEPS, recipe=ROUNDING)
     runs = [snnjax.spiking(fn, micro_batch=size) for size in (None, 5)]
     measure = functools.partial(snnjax.measure, fn, params=PARAMS)
     whole, parts, measures = outputs_of([*runs, measure], snn, x)
