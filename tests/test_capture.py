@@ -383,6 +383,8 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
 }
 SIZES = {  # what is different in a batch of another size, or at another place in it
     "a quotient": lambda h: h / len(h),
+    "a quotient from two on": lambda h: h / max(len(h), 2),
+    "the first two": lambda h: h[:2],
     "places": lambda h: h * jnp.arange(len(h))[:, None],
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),

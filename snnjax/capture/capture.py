@@ -149,19 +149,19 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    programs_of = functools.partial(_program, fn, params, x)
+    program_of = functools.partial(_program, fn, params, x)
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
         size, mixing = batch_of(x), []
-        program, result = programs_of(size)
+        program, result = program_of(size)
         answers = _without_aux(result)
-        growth = Growth(program, programs_of(2 * size)[0])
+        growth = Growth(program, program_of(2 * size)[0])
         program = with_sites(program, growth.statistics())
     else:
-        program, answers = programs_of(1)
-        result = answers
-        growth = _growth(program, programs_of)
+        program, result = program_of(1)
+        answers = result
+        growth = _growth(program, program_of)
         mixing = [*growth.problems()]
         program = with_operators(with_encoders(with_sites(program)))
         program = of_one_example(program, growth.few)
@@ -206,14 +206,14 @@ def _program(
 
 
 def _growth(one: Program, program_of: Callable) -> Growth:
-    """What several examples are to fn, and not only one."""
+    """How the arrays of fn grow with the number of examples.
+
+    As a rule fn has the same equations for one example as for three. Where it has not,
+    as by a squeeze of all axes of size 1, two examples are compared with three.
+    """
     three = program_of(3)[0]
     growth = Growth(three, one)
-    if growth.is_clean():
-        return growth
-    # As a rule one example is what each of three is. But it may have other equations,
-    # as by a squeeze of all axes of size 1, and then two examples are asked.
-    return Growth(program_of(2)[0], three)
+    return growth if growth.is_clean() else Growth(program_of(2)[0], three)
 
 
 def _without_aux(result: Any) -> Any:

@@ -7,9 +7,9 @@ each equation learns which of its inputs every example has its own of. Then no e
 can reach another.
 
 fn must do with many examples what it does with one. Two traces of fn show whether it
-does, of few examples and of more: the axis whose length grows is that of the examples,
-alone or merged with another axis. An equation mixes examples if it combines or reorders
-what lies along it.
+does, of different numbers of examples: the axis whose length grows with the number is
+that of the examples, alone or merged with another axis. An equation mixes examples if
+it combines or reorders what lies along it.
 """
 
 import itertools
@@ -109,7 +109,8 @@ class Growth:
     """How a program's arrays grow with the number of examples.
 
     Attributes:
-        few, more: the same function, traced with some examples and with more.
+        few, more: the same function, traced with different numbers of examples. The
+            equations that are judged are those of ``few``, so it has two or more.
         sizes: of examples in these two.
     """
 
