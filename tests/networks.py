@@ -107,8 +107,8 @@ def halves(net, seed=0, **changes):
 
 def weights(**shapes):
     """One array of `eighths` per name, with its own seed."""
-    named = enumerate(shapes.items())
-    return {name: eighths(i, shape) for i, (name, shape) in named}
+    names_and_shapes = enumerate(shapes.items())
+    return {name: eighths(i, shape) for i, (name, shape) in names_and_shapes}
 
 
 # The refined part of `best()` with all errors alike: for what a test says of one sweep.

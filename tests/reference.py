@@ -199,12 +199,12 @@ def light(kernels, biases, x, steps):
 
 def potentials(currents, spikes, threshold, leak, reset):
     """v [T, ...] as it stands when the neuron decides, from what it then did."""
-    v, found = np.zeros_like(currents[0]), []
+    v, history = np.zeros_like(currents[0]), []
     for current, fired in zip(currents, spikes, strict=True):
         v = leak * v + current
-        found.append(v)
+        history.append(v)
         v = v - fired if reset == "subtract" else np.where(fired > 0, 0, v)
-    return np.stack(found)
+    return np.stack(history)
 
 
 def backward(v, spikes, upstream, threshold, leak, reset, slope, detach):
@@ -212,17 +212,17 @@ def backward(v, spikes, upstream, threshold, leak, reset, slope, detach):
 
     ``slope`` is the surrogate's derivative in (v - V_th) / (2 V_th).
     """
-    later, found = 0.0, np.zeros_like(upstream)
+    later, of_currents = 0.0, np.zeros_like(upstream)
     for t in reversed(range(len(upstream))):
         height = slope((v[t] - threshold) / (2 * threshold)) / (2 * threshold)
         through = 0.0 if detach else height
         if reset == "subtract":
-            kept = 1 - threshold * through
+            passed_on = 1 - threshold * through
         else:
-            kept = (spikes[t] == 0) - v[t] * through
-        found[t] = upstream[t] * threshold * height + later * kept
-        later = leak * found[t]
-    return found
+            passed_on = (spikes[t] == 0) - v[t] * through
+        of_currents[t] = upstream[t] * threshold * height + later * passed_on
+        later = leak * of_currents[t]
+    return of_currents
 
 
 def dense_gradients(kernels, x, threshold, leak, reset, slope, detach):
@@ -235,13 +235,13 @@ def dense_gradients(kernels, x, threshold, leak, reset, slope, detach):
         layers.append((potentials(currents, spikes, threshold, leak, reset), spikes))
         inputs.append(spikes)
     gradient = spikes @ kernels[-1]
-    found = [np.einsum("tbi,tbo->io", spikes, gradient)]
+    of_kernels = [np.einsum("tbi,tbo->io", spikes, gradient)]
     for i in reversed(range(len(layers))):
         upstream = gradient @ kernels[i + 1].T
         v, fired = layers[i]
         gradient = backward(v, fired, upstream, threshold, leak, reset, slope, detach)
-        found.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
-    return found
+        of_kernels.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
+    return of_kernels
 
 
 def least_squares_weights(activation, spikes, kernel, damping, images):
@@ -255,7 +255,7 @@ def least_squares_weights(activation, spikes, kernel, damping, images):
     silent = (activation <= 0) & (current <= 0)
     counts = ~silent & ~((activation >= top) & (current >= top))
     counts &= images[:, None, None]
-    found, grams, powers = [], [], 0.0
+    columns, grams, powers = [], [], 0.0
     for c in range(kernel.shape[1]):
         rows = spikes[counts[..., c]]
         rows = rows - rows.mean(0)
@@ -265,8 +265,8 @@ def least_squares_weights(activation, spikes, kernel, damping, images):
     k = powers / (kernel**2).sum()
     for c, (gram, right) in enumerate(grams):
         step = np.linalg.solve(gram + damping * k * np.eye(len(gram)), right)
-        found.append(kernel[:, c] + step)
-    return np.stack(found, 1)
+        columns.append(kernel[:, c] + step)
+    return np.stack(columns, 1)
 
 
 def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):

@@ -11,7 +11,8 @@ import snnjax
 
 STEPS = 16
 # Their parts are those of others here, or of the published networks (test_models.py).
-LONG = "BERT", "Conformer", "EfficientNet", "MLP Mixer", "RegNetY", "T5"
+LONG = ("BERT", "Conformer", "EfficientNet", "Inception", "MLP Mixer", "RegNetY")
+LONG += ("T5", "ViT")
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.bias_shift()  # which rounds
 

@@ -1,9 +1,9 @@
 """From a function to a network: ``fn(params, x)`` becomes equations with sites.
 
-``capture.py`` traces a function (``jaxprs.py``), recognizes its ReLUs, puts encoders
-and operators in their places, names the sites and checks the result. ``facts.py`` holds
-what these steps ask of a program, ``primitives.py`` what they know of primitives, and
-``axes.py`` follows channels. ``examples.py`` makes the network that of one example;
-``mixing.py`` finds where examples would meet.
-The result is the data of `snnjax.network`, which has the public names.
+To follow one ReLU from a jaxpr to its site, read in this order: ``capture.py`` lists
+the steps; ``trace.py`` calls fn, ``jaxprs.py`` makes equations, ``recognize.py``,
+``encoders.py`` and ``operators.py`` make sites, ``examples.py`` makes the network that
+of one example, ``annotate.py`` names the sites, ``check.py`` refuses what is left.
+``facts.py`` holds what the steps ask of a program, and ``primitives.py`` what they know
+of primitives. The result is the data of `snnjax.network`, which has the public names.
 """

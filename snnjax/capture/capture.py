@@ -1,18 +1,18 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
-trace       fn becomes numbered equations, with every call inlined (``jaxprs.py``)
-mix         traces of two and of three examples show where they meet (``mixing.py``)
+trace       fn is called for its jaxpr (``trace.py``)
+flatten     that becomes numbered equations, with every call inlined (``jaxprs.py``)
+grow        traces of one and of several examples show where they meet (``examples.py``)
 recognize   ReLUs and max-pools become sites (``recognize.py``)
 rewrite     encoders and operators take their places
-annotate    every site gets its name, parameters, depth and channels
 one         x, sites and outputs lose their axis of one example (``examples.py``)
+annotate    every site gets its name, parameters, depth and channels
 check       what is left between the sites is affine, or the network is refused
 fold        calls that hold no site become calls again, as fn wrote them
 """
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -21,24 +21,17 @@ import jax.numpy as jnp
 
 from snnjax._checks import called_as, check_examples, check_function, check_leaves
 from snnjax._examples import batch_of, shapes_of
-from snnjax._trees import is_floating, paths_of
-from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.capture.check import (
-    ConversionError,
-    check,
-    check_has_batch,
-    hard_coded,
-)
+from snnjax._trees import is_floating
+from snnjax.capture.annotate import annotated
+from snnjax.capture.check import ConversionError, check, check_has_batch, hard_coded
 from snnjax.capture.encoders import with_encoders
-from snnjax.capture.examples import of_one_example, with_mapped_inputs
+from snnjax.capture.examples import Growth, of_one_example
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
-from snnjax.capture.mixing import Growth
-from snnjax.capture.names import site_names
-from snnjax.capture.operators import with_operators, without_inner_pools
+from snnjax.capture.operators import with_operators
 from snnjax.capture.recognize import with_sites
 from snnjax.capture.trace import trace
-from snnjax.network.equations import Equation, Network, shape_of, spread_out
+from snnjax.network.equations import Network
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Sites
 
@@ -156,22 +149,23 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    # In training mode a norm takes its statistics over all examples, so the network is
-    # that of the whole batch; otherwise it is that of one example.
-    size = batch_of(x) if has_aux else 1
-    program, result = _program(fn, params, x, size)
-    few = program if has_aux else _program(fn, params, x, 2)[0]
-    growth = Growth(few, _program(fn, params, x, 2 * size if has_aux else 3)[0])
-    if has_aux:  # anything may stand between the sites
+    program_of = functools.partial(_program, fn, params, x)
+    if has_aux:
+        # A norm takes its statistics over all examples, so the network is that of the
+        # whole batch. Anything may stand between its sites.
+        size, mixing = batch_of(x), []
+        program, result = program_of(size)
+        answers = _without_aux(result)
+        growth = Growth(program, program_of(2 * size)[0])
         program = with_sites(program, growth.statistics())
-        program = without_inner_pools(program)
-        answers, mixing = _without_aux(result), []
     else:
-        program = with_encoders(with_sites(program))
-        program = with_operators(without_inner_pools(program))
-        program = of_one_example(program, few)
-        answers, mixing = result, [*growth.problems()]
-    network = _annotated(program, params, jax.tree_util.tree_structure(result))
+        program, result = program_of(1)
+        answers = result
+        growth = _growth(program, program_of)
+        mixing = [*growth.problems()]
+        program = with_operators(with_encoders(with_sites(program)))
+        program = of_one_example(program, growth.few)
+    network = annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
     wrong_outputs = growth.wrong_outputs(len(jax.tree_util.tree_leaves(answers)))
     try:
@@ -189,7 +183,10 @@ def capture(
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
         equations = folded(equations, program.calls, names)
     if not has_aux:
-        equations = [with_mapped_inputs(eq, facts.dependent) for eq in equations]
+        equations = [  # each example has its own of what depends on x
+            eq._replace(mapped=tuple(v in facts.dependent for v in eq.inputs))
+            for eq in equations
+        ]
     return network._replace(equations=tuple(equations))
 
 
@@ -208,6 +205,17 @@ def _program(
     raise hard_coded(x, size, failure)
 
 
+def _growth(one: Program, program_of: Callable) -> Growth:
+    """How the arrays of fn grow with the number of examples.
+
+    As a rule fn has the same equations for one example as for three. Where it has not,
+    as by a squeeze of all axes of size 1, two examples are compared with three.
+    """
+    three = program_of(3)[0]
+    growth = Growth(three, one)
+    return growth if growth.is_clean() else Growth(program_of(2)[0], three)
+
+
 def _without_aux(result: Any) -> Any:
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(
@@ -216,105 +224,3 @@ def _without_aux(result: Any) -> Any:
             "training mode does, or leave out has_aux"
         )
     return result[0]
-
-
-# ------------------------------------------------------ what the whole network shows
-
-
-def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
-    """The network of a program, whose sites know their place in it."""
-    avals, equations = program.avals, list(program.equations)
-    facts = Facts(program)
-    depths = _depths(equations, avals)
-    parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    direct, of_values = _parameters_behind(equations, parameters)
-    channels = _channels(equations, facts.dependent, avals)
-    names = site_names(equations, direct, parameters, avals)
-    sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
-    feeds = {}
-    for i, name in names.items():
-        eq = equations[i]
-        # A kernel before its bias, whatever their paths are.
-        largest_first = sorted(direct[i], key=lambda v: (-sizes[v], v))
-        site = eq.place._replace(
-            name=name,
-            parameters=tuple(parameters[v] for v in largest_first),
-            depth=depths[eq.outputs[0]],
-            channel=_site_channel(eq, channels, avals),
-            maximum_per_channel=bool(axes_of_maximum(eq, avals)),
-        )
-        equations[i] = eq._replace(site=site)
-        if site.fires:
-            feeds[name] = tuple(sorted(direct[i]))
-    ends = [v for v in program.outputs if isinstance(v, int)]
-    outputs = [of_values.get(v, frozenset()) for v in ends]
-    operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
-    return Network(
-        equations=tuple(equations),
-        avals=avals,
-        parameters=parameters,
-        x=program.x,
-        constants=program.constants,
-        outputs=program.outputs,
-        tree=tree,
-        sites=Sites(eq.site for eq in equations if eq.site is not None),
-        dependent=facts.dependent,
-        feeds=feeds,
-        readout=frozenset().union(*outputs),
-        operands=frozenset().union(*operands),
-    )
-
-
-def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
-    """Variable -> number of firing sites on the longest way to it."""
-    depths = dict.fromkeys(avals, 0)
-    for eq in equations:
-        depth = max((depths[v] for v in eq.variables), default=0) + eq.fires
-        depths.update(dict.fromkeys(eq.outputs, depth))
-    return depths
-
-
-def _parameters_behind(
-    equations: Sequence[Equation], parameters: Mapping[int, str]
-) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
-    """The parameters behind each equation, and behind each variable.
-
-    They reach it without passing a site that fires, or an operator.
-    """
-    of_values = {v: frozenset([v]) for v in parameters}
-    direct = []
-    for eq in equations:
-        parts = (of_values.get(v, frozenset()) for v in eq.variables)
-        direct.append(frozenset().union(*parts))
-        # Weights before a spike or an operator are not those of the next site: a fit of
-        # that site may not change them.
-        onward = frozenset() if eq.fires or eq.body else direct[-1]
-        of_values.update(dict.fromkeys(eq.outputs, onward))
-    return direct, of_values
-
-
-def _channels(
-    equations: Sequence[Equation], dependent: frozenset[int], avals: Avals
-) -> dict[int, int]:
-    """Variable -> axis that counts its channels, as far as that is known."""
-    channels: dict[int, int] = {}
-    for eq in spread_out(equations):
-        if dependent.intersection(eq.variables):
-            axis = channel_axis(eq, dependent, avals, channels)
-            if axis is not None:
-                channels.update(dict.fromkeys(eq.outputs, axis))
-    return channels
-
-
-def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
-    """The axis along which a site is fitted, from the end; -1 if it is unknown.
-
-    Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
-    """
-    if eq.place.is_encoder:
-        return -1
-    own = axes_of_maximum(eq, avals)
-    if len(own) == 1 and -own.copy().pop() <= len(eq.place.shape):
-        return own.pop()
-    axis = channels.get(eq.outputs[0])
-    return -1 if axis is None else axis - len(avals[eq.outputs[0]].shape)

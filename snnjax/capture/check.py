@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax._examples import batch_of
-from snnjax.capture.affine import FLOATING
-from snnjax.capture.facts import Facts
+from snnjax.capture.facts import FLOATING, Facts
 from snnjax.capture.primitives import OPERATOR
 from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
@@ -74,6 +73,10 @@ _USE_RELU = (
     "train or fine-tune the ANN with jax.nn.relu, snnjax.clipped_relu or "
     "snnjax.quantized_relu"
 )
+_FIXED_LENGTH = (
+    "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on a "
+    "static value"
+)
 _EXPLANATIONS = {
     "window": (
         "this reduction over windows is not affine. JAX knows a max-pool only if it "
@@ -111,14 +114,12 @@ _EXPLANATIONS = {
     "loop": (
         "snnjax cannot look into a branch, shard_map, a kernel, or a loop whose length "
         "may depend on values",
-        "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
-        "a static value",
+        _FIXED_LENGTH,
     ),
     "hidden": (
         "a ReLU inside a branch, or inside a loop that is not a scan over layers, "
         "would not spike, because snnjax cannot look into it",
-        "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
-        "a static value",
+        _FIXED_LENGTH,
     ),
     "random": (
         "random numbers enter the activations",
@@ -165,17 +166,12 @@ def check(
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
-
-    def kind_of(eq: Equation) -> str | None:
-        if affine:
-            return _obstacle(eq, network, facts)
-        return "hidden" if hides_relu(eq) else None
-
-    found: list[tuple[Equation | None, str | None]] = [
-        (eq, kind_of(eq)) for eq in spread_out(network.equations)
+    kinds = [
+        (eq, _obstacle(eq, network, facts) if affine else _hidden_site(eq))
+        for eq in spread_out(network.equations)
     ]
     names: dict[tuple[str, str], dict[str, None]] = {}
-    for eq, kind in [*found, *mixing]:
+    for eq, kind in [*kinds, *mixing]:
         if kind is not None:
             path, name = ("", "") if eq is None else (eq.path, eq.name)
             names.setdefault((path, kind), {})[name] = None
@@ -228,6 +224,11 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
         return None if all_floating else "decision"
     return kind
+
+
+def _hidden_site(equation: Equation) -> str | None:
+    """The same in training mode, where only what hides a site is in the way."""
+    return "hidden" if hides_relu(equation) else None
 
 
 def _shape_problems(

@@ -6,24 +6,20 @@ its encoder. All other equations read the unencoded value.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import MOVES
+from snnjax.capture.primitives import REARRANGEMENTS
 from snnjax.network.equations import PRODUCTS, Equation
 from snnjax.network.sites import new_site
 
 
 def with_encoders(program: Program) -> Program:
-    """The program with an encoder on every value that needs one.
-
-    Its avals get those of the encoders' outputs.
-    """
+    """The program with an encoder on every value that needs one."""
     facts, avals = Facts(program), program.avals
     encoded_values = _to_be_encoded(facts)
-    numbers = itertools.count(max(avals) + 1)
     spikes: dict[Any, Any] = {}  # value -> the output of its encoder
     equations = []
     for eq in program.equations:
@@ -31,7 +27,7 @@ def with_encoders(program: Program) -> Program:
             eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
         equations.append(eq)
         for v in encoded_values.intersection(eq.outputs):
-            fresh = next(numbers)
+            fresh = len(avals)
             avals[fresh] = avals[v]
             site = new_site("encoder", avals[v], is_encoder=True)
             path = _path_of_reader(program.equations, v)
@@ -44,7 +40,7 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
     """Whether it is a product with weights, or a move that leads to products only."""
     if facts.is_product(eq):
         return True
-    if eq.name not in MOVES or eq.site is not None:
+    if eq.name not in REARRANGEMENTS or eq.site is not None:
         return False
     readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
     read_outside = bool(set(facts.program.outputs).intersection(eq.outputs))
@@ -57,7 +53,6 @@ def _to_be_encoded(facts: Facts) -> set[int]:
     encoded_values: set[int] = set()
     operator_values: set[int] = set()  # by an operator, since the last neuron
     weighted_values: set[int] = set()  # by a product with weights, at some time
-    move_to: dict[int, Equation] = {}
     for eq in facts.equations:
         if eq.fires:
             weighted_values.update(eq.outputs)
@@ -66,33 +61,30 @@ def _to_be_encoded(facts: Facts) -> set[int]:
         inputs = facts.dependent.intersection(eq.variables)
         takes_spikes = False
         if operand is not None:
-            sources = _moved_from(operand, move_to, facts)
+            sources = _moved_from(operand, facts)
             takes_spikes = bool(encoded_values.intersection(sources))
             if operand in operator_values & weighted_values and not takes_spikes:
-                encoded_values.add(_common_source(sources, move_to, facts))
+                encoded_values.add(_common_source(sources, facts))
                 takes_spikes = True
         if inputs & weighted_values or operand is not None:
             weighted_values.update(eq.outputs)
-        operates = facts.is_operator(eq)
-        if operates or (inputs & operator_values and not takes_spikes):
+        if facts.is_operator(eq) or (inputs & operator_values and not takes_spikes):
             operator_values.update(eq.outputs)
-        if eq.name in MOVES and len(inputs) == 1 and not operates:
-            move_to[eq.outputs[0]] = eq
     return encoded_values
 
 
-def _moved_from(v: int, move_to: Mapping[int, Equation], facts: Facts) -> list[int]:
+def _moved_from(v: int, facts: Facts) -> list[int]:
     """The value and the values it is a pure rearrangement of."""
     chain = [v]
-    while v in move_to:
-        (v,) = facts.dependent.intersection(move_to[v].variables)
-        chain.append(v)
+    while (eq := facts.makers.get(chain[-1])) is not None:
+        inputs = facts.dependent.intersection(eq.variables)
+        if eq.name not in REARRANGEMENTS or facts.is_operator(eq) or len(inputs) != 1:
+            break
+        chain += inputs
     return chain
 
 
-def _common_source(
-    sources: Sequence[int], move_to: Mapping[int, Equation], facts: Facts
-) -> int:
+def _common_source(sources: Sequence[int], facts: Facts) -> int:
     """The value to encode for a product: its operand, or what that was moved from.
 
     An attention multiplies one value x of three shapes by weights:
@@ -103,8 +95,8 @@ def _common_source(
     go back from the operand, the first of ``sources``, move by move.
     """
     common = sources[0]
-    for moved, before in itertools.pairwise(sources):
-        if not _leads_to_products(move_to[moved], facts):
+    for moved_value, before in itertools.pairwise(sources):
+        if not _leads_to_products(facts.makers[moved_value], facts):
             break  # something else reads the moved value, and reads it unencoded
         readers = facts.readers.get(before, ())
         if sum(_leads_to_products(reader, facts) for reader in readers) > 1:

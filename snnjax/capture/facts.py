@@ -12,14 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.capture.affine import why_not_affine
-from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import MOVES, OPERATOR
-from snnjax.network.equations import PRODUCTS, Equation, Network, Static, spread_out
+from snnjax.capture.jaxprs import CUSTOM, Program
+from snnjax.capture.primitives import OPERATOR, REARRANGEMENTS, primitive
+from snnjax.network.equations import (
+    PRODUCTS,
+    Avals,
+    Equation,
+    Network,
+    Static,
+    shape_of,
+    spread_out,
+)
 from snnjax.network.stages import streaming
 
+FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 # They keep an array of equal numbers what it is.
-_REPEATS = MOVES | {"broadcast_in_dim", "stop_gradient"}
+_REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
+# Refusals that do not hold for what is computed once, from the input alone. Those of
+# loops and unknown functions do: in them an example might reach another.
+_NOT_ONCE = ("order", "integer")
 
 
 class Facts:
@@ -88,18 +99,9 @@ class Facts:
                 operands[eq.outputs[0]] = min(on_x)
         return operands
 
-    @functools.cached_property
-    def why_not_affine(self) -> Mapping[int, str | None]:
-        """First output of each equation -> why it is not affine, or None if it is.
-
-        `OPERATOR`, or the reason of a refusal.
-        """
-        return {
-            eq.outputs[0]: why_not_affine(
-                eq, self.dependent, self.live, self.program.avals
-            )
-            for eq in spread_out(self.equations)
-        }
+    def is_product(self, eq: Equation) -> bool:
+        """Whether an equation is a product of weights and what depends on x."""
+        return eq.outputs[0] in self.operands
 
     @functools.cached_property
     def leaving(self) -> frozenset[int]:
@@ -110,9 +112,62 @@ class Facts:
         """Whether an equation is not affine in what depends on x, and no site."""
         return eq.site is None and self.why_not_affine[eq.outputs[0]] == OPERATOR
 
-    def is_product(self, eq: Equation) -> bool:
-        """Whether an equation is a product of weights and what depends on x."""
-        return eq.outputs[0] in self.operands
+    @functools.cached_property
+    def why_not_affine(self) -> Mapping[int, str | None]:
+        """First output of each equation -> why it is not affine, or None if it is.
+
+        An affine function is applied to every step, and any other known one, an
+        `OPERATOR`, to running means (``increments.py``). Everything else is the reason
+        of a refusal.
+        """
+        return {
+            eq.outputs[0]: self._why_not_affine(eq) for eq in spread_out(self.equations)
+        }
+
+    def _why_not_affine(self, eq: Equation) -> str | None:
+        # What depends on the input alone is computed once, and may be of any kind.
+        reason = self._why_not_for_spikes(eq)
+        once = self.live.isdisjoint((*eq.variables, *eq.outputs))
+        if eq.name in ("gather", "dynamic_slice"):  # by numbers from the input
+            live_slots = {i for i, v in enumerate(eq.inputs) if v in self.live}
+            return OPERATOR if reason and live_slots <= {0} else reason
+        return OPERATOR if reason in _NOT_ONCE and once else reason
+
+    def _why_not_for_spikes(self, eq: Equation) -> str | None:
+        """The same, of an equation that spikes reach."""
+        name, row, avals = eq.name, primitive(eq.name), self.program.avals
+        if row.otherwise == "random":  # even if it does not depend on the input
+            return "random"
+        dependent_slots = {i for i, v in enumerate(eq.inputs) if v in self.dependent}
+        if not dependent_slots:
+            return None
+        if eq.site is not None:
+            if dependent_slots > {0}:
+                return "maximum"
+            return "maxima" if axes_of_maximum(eq, avals) - {eq.site.channel} else None
+        if name == "integer_pow" and eq.options["y"] == 1:
+            return None
+        if name == "convert_element_type":
+            if avals[eq.outputs[0]].dtype.kind not in FLOATING:
+                return "integer"
+            # A truth value as 0 or 1 is a step, the last part of a comparison.
+            return OPERATOR if avals[eq.variables[0]].dtype.kind == "b" else None
+        if name == "select_n" and 0 not in dependent_slots:  # chosen by a constant mask
+            return None
+        if row.affine_in_each and len(dependent_slots) == 1:
+            return None
+        if all(slot in row.affine_in for slot in dependent_slots):
+            return None
+        # A call with a derivative of its own is a ReLU that is part of an operator.
+        return OPERATOR if name in CUSTOM else row.otherwise
+
+
+def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:
+    """Axes, from the end, along which the maximum of a clipped ReLU differs."""
+    if not eq.fires or len(eq.inputs) < 2:
+        return set()
+    shape = shape_of(avals, eq.inputs[1])
+    return {i - len(shape) for i, size in enumerate(shape) if size > 1}
 
 
 def _number(value: Any) -> float | None:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax.capture.axes import moved
-from snnjax.network.equations import Equation, Static
+from snnjax.capture.primitives import moved
+from snnjax.network.equations import Avals, Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
@@ -64,7 +64,7 @@ class Program(NamedTuple):
     """
 
     equations: tuple[Equation, ...]
-    avals: dict[int, Any]
+    avals: Avals
     parameters: list[int]
     x: tuple[int, ...]
     constants: dict[int, Any]
@@ -89,15 +89,6 @@ def flatten(closed: Any, parameter_count: int) -> Program:
     outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
     needs = needed(equations, [v for v in outputs if isinstance(v, int)])
     return Program(needs, flat.avals, parameters, x, constants, outputs, flat.calls)
-
-
-def traced(
-    function: Any, inputs: Sequence[int | Static], avals: dict[int, Any], path: str
-) -> tuple[list[Equation], list[Any]]:
-    """Equations of a function of variables, and its results; avals get new ones."""
-    flat = _Flattener()
-    flat.avals = avals
-    return flat.apply(function, inputs, path, ())
 
 
 def folded(
@@ -141,7 +132,7 @@ class _Flattener:
     def __init__(self):
         self.calls: dict[Call, Equation] = {}
         self.numbers: dict[Any, int] = {}
-        self.avals: dict[int, Any] = {}
+        self.avals: Avals = {}
         self.dependent: set[int] = set()  # variables that depend on x
         self.forwarded: dict[Any, int | Static] = {}
 

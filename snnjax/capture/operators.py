@@ -17,37 +17,6 @@ from snnjax.network.equations import Body, Equation
 from snnjax.network.sites import new_site
 
 
-def without_inner_pools(program: Program) -> Program:
-    """The program without the max-pool sites that are part of an operator.
-
-    A maximum is part of an operator if one leads to it without a cut, or if whatever
-    reads it leads to operators, as in a softmax, whose maximum only prevents overflow.
-    """
-    facts, outputs = Facts(program), set(program.outputs)
-
-    def cuts(eq: Equation) -> bool:
-        return eq.fires or facts.is_product(eq)
-
-    inside: dict[int, bool] = {}  # whether a value's maker is, or leads to, operators
-    for eq in reversed(program.equations):
-        readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
-        follows = bool(readers) and not outputs.intersection(eq.outputs)
-        follows = follows and all(inside[r.outputs[0]] for r in readers)
-        is_inside = not cuts(eq) and (facts.is_operator(eq) or follows)
-        inside.update(dict.fromkeys(eq.outputs, is_inside))
-    operator_values: set[int] = set()
-    equations = []
-    for eq in program.equations:
-        operates = facts.is_operator(eq) or operator_values.intersection(eq.variables)
-        if operates and not cuts(eq):
-            operator_values.update(eq.outputs)
-        if eq.site is not None and not eq.site.fires:
-            inner = eq.outputs[0] in operator_values or inside[eq.outputs[0]]
-            eq = eq._replace(site=None) if inner else eq
-        equations.append(eq)
-    return program._replace(equations=tuple(equations))
-
-
 def with_operators(program: Program) -> Program:
     """The program with what is not affine gathered in operators."""
     facts = Facts(program)

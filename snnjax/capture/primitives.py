@@ -1,4 +1,4 @@
-"""What the capture knows of JAX's primitives: one table, which all of its steps read.
+"""What the capture knows of JAX's primitives: a table, and how they move axes.
 
     f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
 
@@ -6,8 +6,11 @@ A primitive that no row names may do anything, so that a network with it is refu
 allow one, add its name to the row of primitives that behave like it.
 """
 
+import math
 from collections.abc import Container
 from typing import Any, NamedTuple
+
+from snnjax.network.equations import Shape
 
 OPERATOR = "operator"  # not affine, and computed on running means
 
@@ -22,7 +25,7 @@ class Primitive(NamedTuple):
         affine_in_each: it is affine in each operand, if only one depends on the input.
         otherwise: what an equation is that is not affine: `OPERATOR`, or the kind of
             the refusal (`check`).
-        moves: it rearranges the numbers of one array, and computes none.
+        rearranges: it moves the numbers of one array, and computes none.
         pointwise: it computes number by number.
         piecewise: a polynomial describes it piece by piece.
         compares: it is where such pieces meet.
@@ -32,7 +35,7 @@ class Primitive(NamedTuple):
     affine_in: Container[int] = _NONE
     affine_in_each: bool = False
     otherwise: str = "unknown"
-    moves: bool = False
+    rearranges: bool = False
     pointwise: bool = False
     piecewise: bool = False
     compares: bool = False
@@ -45,9 +48,9 @@ _ROWS = (
     # Affine in all operands together.
     (
         "reshape transpose squeeze expand_dims name optimization_barrier",
-        Primitive(_ALL, moves=True),
+        Primitive(_ALL, rearranges=True),
     ),
-    ("convert_element_type copy", Primitive(_ALL, moves=True, **_PIECES)),
+    ("convert_element_type copy", Primitive(_ALL, rearranges=True, **_PIECES)),
     ("add sub neg broadcast_in_dim stop_gradient", Primitive(_ALL, **_PIECES)),
     (
         "add_any concatenate copy_p mesh_cast pad reduce_precision reduce_window_sum "
@@ -102,9 +105,46 @@ _ROWS = (
     ("reduce_window", Primitive(otherwise="window")),
 )
 _TABLE = {name: row for names, row in _ROWS for name in names.split()}
-MOVES = frozenset(name for name, row in _TABLE.items() if row.moves)
+REARRANGEMENTS = frozenset(name for name, row in _TABLE.items() if row.rearranges)
 
 
 def primitive(name: str) -> Primitive:
     """The row of a primitive; of an unknown one, that nothing holds."""
     return _TABLE.get(name, Primitive())
+
+
+def moved(
+    name: str,
+    params: dict[str, Any],
+    axis: int,
+    before: Shape,
+    after: Shape,
+    *,
+    last: bool = False,
+) -> int | None:
+    """Where an axis of the operand lies in the result; None if that is unknown.
+
+    Of several possible axes it is the first, or the ``last``.
+    """
+    if name == "transpose":
+        return list(params["permutation"]).index(axis)
+    if name == "broadcast_in_dim":
+        return params["broadcast_dimensions"][axis]
+    if primitive(name).along == "axes":  # a reduction
+        axes = params["axes"]
+        return None if axis in axes else axis - sum(a < axis for a in axes)
+    if name == "stack":
+        return axis + (axis >= params["axis"])
+    if name == "unstack":
+        removed_axis = params["axis"]
+        return None if axis == removed_axis else axis - (axis > removed_axis)
+    if len(before) == len(after) and name != "reshape":
+        return axis
+    # A reshape keeps the axis if as much stands behind it as before.
+    behind = math.prod(before[axis + 1 :])
+    fits = [
+        i
+        for i, size in enumerate(after)
+        if size == before[axis] and math.prod(after[i + 1 :]) == behind
+    ]
+    return fits[-1 if last else 0] if fits else None

@@ -17,16 +17,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from snnjax.capture.affine import FLOATING
-from snnjax.capture.facts import Facts
+from snnjax.capture.facts import FLOATING, Facts
 from snnjax.capture.jaxprs import CUSTOM, Program, inner_programs
-from snnjax.capture.primitives import MOVES, primitive
+from snnjax.capture.primitives import REARRANGEMENTS, primitive
 from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
 _MAX_POOLS = ("reduce_window_max", "reduce_max")
-_SCALINGS = MOVES | {"broadcast_in_dim", "mul", "div"}
+_SCALINGS = REARRANGEMENTS | {"broadcast_in_dim", "mul", "div"}
 
 
 class _Clip(NamedTuple):
@@ -49,14 +48,46 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         v, aval = eq.outputs[0], program.avals[eq.outputs[0]]
         if v in relus and v not in statistics:
             eq = _relu_site(eq, relus[v], aval)
-        elif eq.name in _MAX_POOLS:
-            site = new_site("max-pool", aval, fires=False, homogeneous=True)
-            eq = eq._replace(site=site)
         elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
             eq = eq._replace(site=None)
         equations.append(eq)
     outputs = [v for v in program.outputs if isinstance(v, int)]
-    return program._replace(equations=needed(equations, outputs))
+    return _with_pools(program._replace(equations=needed(equations, outputs)))
+
+
+def _with_pools(program: Program) -> Program:
+    """The program with a site for every max-pool that is no part of an operator.
+
+    It is a part if an operator leads to it without a cut, or if whatever reads it leads
+    to operators, as in a softmax, whose maximum only prevents overflow.
+    """
+    facts, outputs = Facts(program), set(program.outputs)
+
+    def cuts(eq: Equation) -> bool:
+        return eq.fires or facts.is_product(eq)
+
+    def operates(eq: Equation) -> bool:
+        return facts.is_operator(eq) and eq.name not in _MAX_POOLS
+
+    leads_on: dict[int, bool] = {}  # whether a value's maker is, or leads to, operators
+    for eq in reversed(program.equations):
+        readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
+        follows = bool(readers) and not outputs.intersection(eq.outputs)
+        follows = follows and all(leads_on[r.outputs[0]] for r in readers)
+        is_inside = not cuts(eq) and (operates(eq) or follows)
+        leads_on.update(dict.fromkeys(eq.outputs, is_inside))
+    operator_values: set[int] = set()
+    equations = []
+    for eq in program.equations:
+        behind = not operator_values.isdisjoint(eq.variables)
+        if (operates(eq) or behind) and not cuts(eq):
+            operator_values.update(eq.outputs)
+        if eq.name in _MAX_POOLS and not behind and not leads_on[eq.outputs[0]]:
+            aval = program.avals[eq.outputs[0]]
+            site = new_site("max-pool", aval, fires=False, homogeneous=True)
+            eq = eq._replace(site=site)
+        equations.append(eq)
+    return program._replace(equations=tuple(equations))
 
 
 def hides_relu(equation: Equation) -> bool:

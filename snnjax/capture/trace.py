@@ -31,15 +31,14 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     try:
         return jax.make_jaxpr(anew, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed: say with what
-        note = " ".join(
-            [
-                f"snnjax called fn(params, x) with x of {_described(x)}, and params of "
-                f"{_shapes(params)}. Pass x with the batch axis first and the features "
-                "that params have weights for, and the network as fn(params, x) -> "
-                "outputs.",
-                *_remedies(error, params, x),
-            ]
+        leaves = jax.tree.leaves(x)
+        arrays = [f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves]
+        called = (
+            f"snnjax called fn(params, x) with x of {', '.join(arrays)}, and params of "
+            f"{_shapes(params)}. Pass x with the batch axis first and the features "
+            "that params have weights for, and the network as fn(params, x) -> outputs."
         )
+        note = " ".join([called, *_remedies(error, params, x)])
         if type(error) in (TypeError, ValueError):
             explanation = type(error)(f"{error}\n{note}")
             for earlier_note in getattr(error, "__notes__", ()):
@@ -79,11 +78,6 @@ def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
         ),
     }
     return [remedy for remedy, applies in remedies.items() if applies]
-
-
-def _described(x: Any) -> str:
-    leaves = jax.tree_util.tree_leaves(x)
-    return ", ".join(f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves)
 
 
 def _shapes(params: chex.ArrayTree, most: int = 4) -> str:

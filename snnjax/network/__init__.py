@@ -3,7 +3,7 @@
 ``capture/`` makes a network of a function. Here is the network as data, and its
 interpreter: ``equations.py`` and ``sites.py`` are the data, ``evaluate.py`` runs it
 with a rule at every site, ``increments.py`` computes operators in time, and
-``stages.py`` cuts a network at its sites. ``products.py`` finds those with weights.
+``stages.py`` cuts a network at its sites.
 """
 
 from snnjax import _renamed

@@ -19,7 +19,8 @@ from snnjax._trees import name_of
 from snnjax.network.sites import Site, Sites
 
 Values = dict[int, Any]
-
+Avals = dict[int, Any]  # variable -> shape and dtype
+Shape = tuple[int, ...]
 
 # Affine in each of two operands; one of them may be weights.
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -134,7 +135,7 @@ class Network(NamedTuple):
     """
 
     equations: tuple[Equation, ...]
-    avals: dict[int, Any]
+    avals: Avals
     parameters: dict[int, str]
     x: tuple[int, ...]
     constants: Values
@@ -191,7 +192,7 @@ def read(values: Values, variable: int | Static) -> Any:
     return variable.value if isinstance(variable, Static) else values[variable]
 
 
-def shape_of(avals: dict[int, Any], variable: int | Static) -> tuple[int, ...]:
+def shape_of(avals: Avals, variable: int | Static) -> Shape:
     """Of a variable or constant."""
     if isinstance(variable, Static):
         return np.shape(variable.value)

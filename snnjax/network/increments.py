@@ -55,7 +55,7 @@ class Operator(NamedTuple):
         """Outputs of one step; increments [T, B, ...] where an argument changes."""
         if not any(self.live):
             return self.function(*arguments)
-        return self.over_time(arguments)[0]
+        return self.increments(arguments)[0]
 
     def of_values(self, *arguments: Any) -> tuple[Any, ...]:
         """The function of decoded values [T, B, ...], step by step (`snnjax.codes`).
@@ -85,7 +85,7 @@ class Operator(NamedTuple):
         totals = tuple(jnp.zeros(out.shape, wide_dtype(out)) for out in outputs)
         return Running(jnp.zeros((), jnp.float32), sums, totals)
 
-    def over_time(
+    def increments(
         self, arguments: Sequence[Any], running: Running | None = None
     ) -> tuple[tuple[jax.Array, ...], Running]:
         """Increments of steps that go on from ``running``, by default from the first.
@@ -107,12 +107,14 @@ class Operator(NamedTuple):
             running_sum(unit * wide(stream)) + before[None]
             for stream, before in zip(streams, running.sums, strict=True)
         )
-        means = tuple(self._means(total, counts) for total in sums)
+        means = sums if self.homogeneous else [_mean(total, counts) for total in sums]
         results = jax.vmap(lambda *means: self._of_means(means, arguments))(*means)
         increments, totals = [], []
         for result, before in zip(results, running.totals, strict=True):
             # t f(m(t)) minus the same of the step before, or of the last segment's end.
-            total = self._totals(wide(result), counts)
+            total = wide(result)
+            if not self.homogeneous:  # 0 where f is not finite, as 0 / 0 at first
+                total = _finite(total * (_UNIT * _lead(counts, total)))
             earlier = jnp.concatenate([before[None], total[:-1]])
             # The sums of a max-pool are wider than the spikes that it takes and gives.
             dtype = streams[0].dtype if self.homogeneous else result.dtype
@@ -120,21 +122,6 @@ class Operator(NamedTuple):
             totals.append(total[-1])
         after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
         return tuple(increments), after
-
-    def _means(self, sums: jax.Array, counts: jax.Array) -> jax.Array:
-        """m(t), [T, ...], of the sums up to each step."""
-        if self.homogeneous:
-            return sums
-        # The mean of a mask's lowest number may be rounded to -inf.
-        most = float(jnp.finfo(sums.dtype).max)
-        return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -most, most)
-
-    def _totals(self, results: jax.Array, counts: jax.Array) -> jax.Array:
-        """t f(m(t)), [T, ...]; 0 where f is not finite, as 0 / 0 before any spike."""
-        if self.homogeneous:
-            return results
-        totals = results * (_UNIT * _lead(counts, results))
-        return _finite(totals)
 
     def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
         """The outputs of one step, for running means in place of what changes."""
@@ -146,6 +133,13 @@ class Operator(NamedTuple):
             keep = self.homogeneous or not live
             step_arguments.append(mean if keep else mean.astype(argument.dtype))
         return self.function(*step_arguments)
+
+
+def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
+    """m(t), [T, ...], of the sums up to each step."""
+    # The mean of a mask's lowest number may be rounded to -inf.
+    most = float(jnp.finfo(sums.dtype).max)
+    return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -most, most)
 
 
 def _without_nan(result: jax.Array) -> jax.Array:

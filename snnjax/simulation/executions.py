@@ -169,7 +169,7 @@ def _advance(
     if not site.fires:
         *others, function = operands
         arguments = (current, *others)
-        outputs, after[name] = function.over_time(arguments, states[name])
+        outputs, after[name] = function.increments(arguments, states[name])
         return outputs
     currents = code.arriving(over_time(current, length, len(site.shape)))
     neurons = job.models[name], job.snn.neurons[name], states[name]

@@ -63,7 +63,7 @@ def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any,
         if not code.clock_runs:
             (values,) = function.of_values(current)
             return values
-        ((increments,), _) = function._replace(live=(True,)).over_time(
+        ((increments,), _) = function._replace(live=(True,)).increments(
             (split(current),)
         )
         return folded(increments, devices)

@@ -18,7 +18,7 @@ from snnjax.calibrators.view import Fit, Product, View, computed, latest
 from snnjax.conversion.engine.segments import Current, Work, joined
 from snnjax.conversion.engine.state import Parts, Sweep, Values
 from snnjax.network.equations import Network
-from snnjax.network.products import lone_products
+from snnjax.network.stages import lone_products
 
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
