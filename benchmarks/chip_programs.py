@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.deploy import (
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Population,
-    SumPool,
-)
+from snnjax.deploy import Convolution, Dense, Flatten, Layers, Population, SumPool
 
 Spikes = dict[str, np.ndarray]
 

@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from experiments.presets import PRESETS_SNN
 from experiments.report import deviation, markdown_table, training_figures
 from experiments.running import (
-    NOT_NEGATIVE,
     TrainSNN,
+    check,
     check_range,
-    check_several,
     one_of,
     parse,
     read_log,
@@ -68,11 +67,9 @@ class Comparison:
     out: str = "runs/surrogates"
 
     def __post_init__(self):
-        check_several(self, "rows seeds")
+        check(self)
         check_range(self, "training", one_of(*PRESETS_SNN))
         check_range(self, "rows", one_of(*ROWS))
-        check_range(self, "seeds", NOT_NEGATIVE)
-        check_range(self, "epochs train_images")
 
 
 _NEURONS = Comparison(rows=tuple(NEURON_ROWS), out="runs/neurons")

@@ -74,7 +74,7 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
         digits,
         source,
     )
-    weights = flatten_dict(begun.params)
+    weights = flatten_dict(begun.variables["params"])
     maxima = {path: weights.pop(path) for path in set(weights) if "log" in path[-1]}
     assert len(maxima) == 3 and len({float(m) for m in maxima.values()}) == 3
     _assert_equal(unflatten_dict(weights), source.variables["params"])

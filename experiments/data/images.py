@@ -28,7 +28,6 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read, or the images differ in size.
     """
     if name == "digits":
         train, test, num_classes = _digits()

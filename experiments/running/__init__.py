@@ -17,6 +17,7 @@ from experiments.running.options import (
     FROM_0_TO_1,
     MOST_LEVELS,
     NOT_NEGATIVE,
+    POSITIVE,
     RECIPES,
     Conversion,
     Convert,
@@ -25,16 +26,11 @@ from experiments.running.options import (
     TrainANN,
     TrainSNN,
     at_most,
+    check,
     check_range,
-    check_several,
     one_of,
 )
-from experiments.running.output_folder import (
-    check_writable,
-    digest,
-    writable,
-    write,
-)
+from experiments.running.output_folder import check_writable, digest, writable, write
 from experiments.running.training_loop import (
     batches_of,
     fit,

@@ -17,12 +17,7 @@ TITLES = ("network", "parameters", "MB", "test %", "epochs", "minutes", "trained
 
 
 def sources(folder: Path) -> str:
-    """A row for each file of weights with a card beside it.
-
-    Raises:
-        ValueError: there is no such folder, or it holds no network; or a card or
-            weights are damaged or do not belong together.
-    """
+    """A row for each file of weights with a card beside it."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that holds source networks")
     files = sorted(folder.glob("*.safetensors"))
