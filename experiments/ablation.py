@@ -23,14 +23,7 @@ import snnjax
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from experiments.report import markdown_table
-from experiments.running import (
-    CODES,
-    check,
-    command,
-    parse,
-    writable,
-    write,
-)
+from experiments.running import CODES, command, options, parse, writable, write
 from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
@@ -112,7 +105,7 @@ class Ablation:
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        check(self)
+        options.check(self)
         self.neuron()
         for row in self.rows:
             if not any(name.startswith(row) for name in ROWS):

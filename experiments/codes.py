@@ -80,7 +80,7 @@ class Draw:
 
 def run(config: Draw) -> Path:
     """Print the table, and draw codes.png; its path."""
-    print(table())
+    print(table_of())
     path = writable(config.out, "--out") / "codes.png"
     count = len(PANELS)
     with new_figure(path, count * 300, 270, ncols=count, sharey=True) as (_, axes):
@@ -90,14 +90,9 @@ def run(config: Draw) -> Path:
     return path
 
 
-def table_of(argv: Sequence[str]) -> str:
-    """The table that the command prints; it draws nothing."""
+def table_of(argv: Sequence[str] = ()) -> str:
+    """The table that the command prints; its last row is the ANN."""
     parse(Draw, {}, argv)  # refuses other options
-    return table()
-
-
-def table() -> str:
-    """The table of all `CHOICES`; the last row is the ANN's."""
     rows = []
     for file, steps, chip in CHOICES:
         network = read_results(PUBLISHED / f"convert_cifar10_resnet20_{file}.json")

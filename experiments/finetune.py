@@ -43,16 +43,11 @@ from experiments.running import (
     CODES,
     RECIPES,
     FineTune,
-    batches_of,
     check_writable,
     devices,
     options_of_results,
     parse,
-    print_line,
-    schedule,
-    state_folder,
-    steps_per_epoch,
-    write_log,
+    training_loop,
 )
 from experiments.running import run as run_command
 from snnjax import SNN, training
@@ -64,7 +59,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
-    steps_per_epoch(config, data)
+    training_loop.steps_per_epoch(config, data)
     check_writable(config.out, "--out")
     task = prepare(
         config.conversion(),
@@ -185,7 +180,7 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
     """The SNN of a conversion, or the same in whole numbers."""
     has_aux = not config.keep_averages
     adam = optax.adamw(
-        schedule(config, task.data),
+        training_loop.schedule(config, task.data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
@@ -215,7 +210,7 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
     def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
         hits = count_hits(task.count, snn, task.test, task.mesh)
         accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
-        print_line({**line, **accuracy})
+        training_loop.print_line({**line, **accuracy})
         return accuracy
 
     snn, log = training.finetune(
@@ -227,13 +222,13 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
         teacher=functools.partial(ann.fn, ann.params),
         share=config.distillation,
         measure=measure,
-        folder=state_folder(config),
+        folder=training_loop.state_folder(config),
         # The teacher is a function, which cannot be compared; its network can.
         depends_on=options_of_results(config) | {"source_network": ann.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():
-        write_log(out, log)
+        training_loop.write_log(out, log)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return training.Finetuned(snn if task.mesh is None else jax.device_get(snn), log)
 
@@ -248,7 +243,7 @@ def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
         return read(normalize(data, images))
 
     def examples(epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        for key, numbers in batches_of(config, data, epoch):
+        for key, numbers in training_loop.batches_of(config, data, epoch):
             images = devices.rows(data.train_images, numbers, mesh)
             yield prepare(key, images), devices.rows(data.train_labels, numbers, mesh)
 

@@ -20,16 +20,7 @@ import optax
 from experiments.data import Dataset, augment, load, normalize, normalized_as
 from experiments.models import NAMES, Source, build, load_source, save_source
 from experiments.presets import PRESETS_ANN
-from experiments.running import (
-    TrainANN,
-    command,
-    devices,
-    fit,
-    parse,
-    report,
-    run,
-    schedule,
-)
+from experiments.running import TrainANN, command, devices, parse, run, training_loop
 
 CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
 
@@ -44,12 +35,8 @@ class TrainState(NamedTuple):
 def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     """Trains a network, or resumes the training in `config.out`.
 
-    Args:
-        config: what to train; `out` must be new or hold a run of the same options.
-        data: the images; by default `config.dataset` is loaded.
-
-    Returns:
-        The trained network, which is also written for `load_source(config.out)`.
+    The network is also written there, for `load_source`. By default the data are
+    loaded.
     """
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images)
@@ -67,7 +54,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     evaluate = devices.accuracy(predict, data.test_images, data.test_labels, mesh)
     optimizer = make_optimizer(config, data)
     step = make_step(model, optimizer, config, data)
-    state, log = fit(
+    state, log = training_loop.fit(
         config,
         data,
         _initial_state(model, optimizer, config, data, origin),
@@ -100,7 +87,7 @@ def make_optimizer(config: TrainANN, data: Dataset) -> optax.GradientTransformat
 
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=kernels),
-        optax.sgd(schedule(config, data), momentum=0.9, nesterov=True),
+        optax.sgd(training_loop.schedule(config, data), momentum=0.9, nesterov=True),
     )
 
 
@@ -135,8 +122,8 @@ def make_step(
         )(params, variables, images, labels)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        variables = {**variables, **averages, "params": params}
-        return TrainState(variables, opt_state), report(loss, accuracy, params)
+        state = TrainState({**variables, **averages, "params": params}, opt_state)
+        return state, training_loop.report(loss, accuracy, params)
 
     return jax.jit(step, donate_argnums=0)
 

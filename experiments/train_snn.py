@@ -26,16 +26,12 @@ from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
     TrainSNN,
-    check_range,
     check_writable,
     devices,
-    fit,
-    one_of,
+    options,
     parse,
-    report,
     run,
-    schedule,
-    steps_per_epoch,
+    training_loop,
 )
 from snnjax import SNN, training
 
@@ -114,18 +110,13 @@ class Setting(NamedTuple):
 def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     """Trains a spiking network, or resumes the training in `config.out`.
 
-    Args:
-        config: what to train; `out` must be new or hold a run of the same options.
-        data: the images; by default `config.dataset` is loaded.
-
-    Returns:
-        The trained network, which is also written to `config.out`.
+    The network is also written there. By default the data are loaded.
     """
-    check_range(config, "surrogate", one_of(*SURROGATES))
-    check_range(config, "neuron", one_of(*NEURONS))
+    options.check_range(config, "surrogate", options.one_of(*SURROGATES))
+    options.check_range(config, "neuron", options.one_of(*NEURONS))
     check_writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
-    steps_per_epoch(config, data)  # fails early
+    training_loop.steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     simulate = setting.spiking(train=False)
@@ -145,7 +136,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
         return entries
 
-    state, log = fit(config, data, state, make_step(setting), measure)
+    state, log = training_loop.fit(config, data, state, make_step(setting), measure)
     if devices.first():
         _save(setting, state.snn, log[-1]["test_accuracy"], out / SNN_FILE)
     return state.snn
@@ -180,7 +171,8 @@ def _step(setting: Setting, state: State, key, images, labels):
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    return State(snn, opt_state), report(loss, accuracy, snn.params), alive
+    report = training_loop.report(loss, accuracy, snn.params)
+    return State(snn, opt_state), report, alive
 
 
 def _choose(setting: Setting, state: State, images, labels) -> State:
@@ -220,18 +212,13 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     example = jnp.zeros((1, *data.train_images.shape[-3:]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
     sites = snnjax.sites(model.apply, variables, example)
-    snn = snnjax.init(
-        model.apply,
-        variables,
-        example,
-        model=_neuron(config, sites),
-        key=jax.random.key(config.seed),
-    )
+    neuron, key = _neuron(config, sites), jax.random.key(config.seed)
+    snn = snnjax.init(model.apply, variables, example, model=neuron, key=key)
     # All weights are trained, and nothing else.
     names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
     kinds = training.param_labels(snn, names)
     adam = optax.adamw(
-        schedule(config, data),
+        training_loop.schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
@@ -260,21 +247,16 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
             f"{config.model} has sites of {sorted(sizes.values())}. Take another "
             "--model"
         )
-    return (
-        {**dict.fromkeys(names, model), "*": lif} if len(names) < len(sizes) else model
-    )
+    if len(names) == len(sizes):
+        return model
+    return {**dict.fromkeys(names, model), "*": lif}
 
 
 def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
     config, data = setting.config, setting.data
-    card = {
-        "model": config.model,
-        "norm": config.norm,
-        "clip": None,
-        **data.facts(),
-        "training": dataclasses.asdict(config),
-        "packages": {p: version(p) for p in ("flax", "optax")},
-    }
+    card = {"model": config.model, "norm": config.norm, "clip": None, **data.facts()}
+    card["training"] = dataclasses.asdict(config)
+    card["packages"] = {package: version(package) for package in ("flax", "optax")}
     recipe = f"direct training, {config.surrogate}, {config.learn}"
     snn = dataclasses.replace(snn, steps=config.steps, wait=0)
     snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)

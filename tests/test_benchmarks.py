@@ -34,6 +34,12 @@ def check_files(result, out, printed):
     assert out.with_suffix(".md").read_text() == printed
 
 
+def compile_least(monkeypatch):
+    """Convert by the recipe that compiles least."""
+    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
+    monkeypatch.setattr(snnjax, "convert", convert)
+
+
 def test_converter_cnn(monkeypatch, capsys, tmp_path):
     peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
 
@@ -51,10 +57,10 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(timing, "rounds", rounds)
     out = tmp_path / "results" / "cnn.json"
-    only = "auto,closed_form,SpikingJelly,sparxml"
+    only = "batch 32,closed_form,SpikingJelly,sparxml"
     result = converter_cnn.main(["--quick", "--only", only, "--out", str(out)])
     ours = [side for side in result["sides"] if side not in peers]
-    assert len(ours) == 4 and converter_cnn.ANN in ours
+    assert len(ours) == 3 and converter_cnn.ANN in ours
     for side in ours:
         speed = result["sides"][side]["samples_per_s"]
         assert speed["best"] >= speed["median"] > 0
@@ -113,8 +119,7 @@ def test_calibration(small, capsys, tmp_path):
 def test_equal_accuracy(small, monkeypatch, capsys, tmp_path):
     """With one mode of SpikingJelly, which takes a second."""
     monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
-    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
-    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+    compile_least(monkeypatch)
     there, *missing = equal_accuracy.SPIKINGJELLY
 
     def rounds(commands, count, repeats):
@@ -243,16 +248,16 @@ def small_squeezenet(folder, images=2, size=47):
         arrays[f"{name}/w"] = weights.astype(np.float32)
         arrays[f"{name}/b"] = np.full(outputs, 0.1, np.float32)
     np.savez(folder / "squeezenet.npz", **arrays)
-    splits, colors = {}, draw.integers(0, 256, (2, images, 3)).astype(np.uint8)
+    colors = draw.integers(0, 256, (2, images, 3)).astype(np.uint8)
+    splits = {}
     for split, of_split in zip(("calibration", "test"), colors, strict=True):
-        files = []
-        for color in of_split:
-            file = io.BytesIO()
-            picture = image.new("RGB", (size, size), tuple(map(int, color)))
+        files = [io.BytesIO() for _ in of_split]
+        for file, color in zip(files, of_split.tolist(), strict=True):
+            picture = image.new("RGB", (size, size), tuple(color))
             picture.save(file, "JPEG", quality=100)
-            files.append(file.getvalue())
-        splits[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
-        splits[f"{split}_offsets"] = np.cumsum([0, *map(len, files)])
+        contents = [file.getvalue() for file in files]
+        splits[f"{split}_jpeg"] = np.frombuffer(b"".join(contents), np.uint8)
+        splits[f"{split}_offsets"] = np.cumsum([0, *map(len, contents)])
         splits[f"{split}_labels"] = np.arange(images)
     np.savez(folder / "images.npz", **splits)
     return colors[1]
@@ -328,27 +333,33 @@ def test_the_pages_have_the_medians_that_were_measured():
         sides = json.loads(file.read_text())["sides"]
         return {side: of[measure].get("median") for side, of in sides.items()}
 
-    def shows(page, sentence):
-        return sentence in " ".join((root / page).read_text().split())
-
-    median = medians("converter_cnn", "samples_per_s")
-    jelly = max(value for name, value in median.items() if "SpikingJelly" in name)
-    ours, ann = median["snnjax auto, micro-batch 16"], median[converter_cnn.ANN]
-    sentence = f"snnjax {ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml"
-    sentence += f" {median['sparxml run_converted']:.3g}, T passes of the ANN {ann:.3g}"
-    assert shows("benchmarks/README.md", sentence)
-    median = medians("equal_accuracy", "images_per_s")
+    cnn = medians("converter_cnn", "samples_per_s")
+    jelly = max(value for name, value in cnn.items() if "SpikingJelly" in name)
+    ours, sparxml = cnn["snnjax auto, micro-batch 16"], cnn["sparxml run_converted"]
+    equal = medians("equal_accuracy", "images_per_s")
+    their_best = max(equal[name] for name in equal_accuracy.SPIKINGJELLY)
     speeds = medians("equal_accuracy", "speed_over")
-    jelly = max(median[name] for name in equal_accuracy.SPIKINGJELLY)
     closed, wait_1 = equal_accuracy.CLOSED_FORM, equal_accuracy.WAIT_1
-    sentence = f"{jelly:.3g} for its fastest mode, {median[closed]:.3g} for digits in"
-    sentence += f" closed form, {median[wait_1]:.3g} with a wait of 1,"
-    sentence += f" {median[equal_accuracy.RATE]:.3g} for rate coding"
-    assert shows("benchmarks/README.md", sentence)
-    sentence = f"in closed form processes {speeds[closed]:.0f} times as many images"
-    assert shows("README.md", f"{sentence} per second as SpikingJelly's")
-    sentence = f"a wait of 1 it processes {speeds[wait_1]:.0f} times as many"
-    assert shows("README.md", sentence)
+    for page, sentence in (
+        (
+            "benchmarks/README.md",
+            f"snnjax {ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml "
+            f"{sparxml:.3g}, T passes of the ANN {cnn[converter_cnn.ANN]:.3g}",
+        ),
+        (
+            "benchmarks/README.md",
+            f"{their_best:.3g} for its fastest mode, {equal[closed]:.3g} for digits in "
+            f"closed form, {equal[wait_1]:.3g} with a wait of 1, "
+            f"{equal[equal_accuracy.RATE]:.3g} for rate coding",
+        ),
+        (
+            "README.md",
+            f"in closed form processes {speeds[closed]:.0f} times as many images per "
+            "second as SpikingJelly's",
+        ),
+        ("README.md", f"a wait of 1 it processes {speeds[wait_1]:.0f} times as many"),
+    ):
+        assert sentence in " ".join((root / page).read_text().split())
 
 
 def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(tmp_path, capsys):
@@ -408,8 +419,7 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(mlperf_tiny, "weights", lambda file: networks[file.stem])
     monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 16)
     monkeypatch.setattr(mlperf_tiny, "ROWS", (("radix", 4, 8),))
-    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
-    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+    compile_least(monkeypatch)
 
     whole = rng.integers(60, 107, (24, 49, 10, 1)).astype(np.int8)
     mfccs = 0.5847029 * (whole.astype(np.float32) - 83)
@@ -445,8 +455,7 @@ def phrases(monkeypatch, tmp_path):
         monkeypatch.setattr(sst2, name, value)
     small = functools.partial(sst2.Transformer, features=8, blocks=1)
     monkeypatch.setattr(sst2, "Transformer", small)
-    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
-    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+    compile_least(monkeypatch)
     files = {
         "train": ['a "good" film', "good fun", "good work", "a dull film", "dull film"],
         "dev": ["good fun , a film", "is new"],

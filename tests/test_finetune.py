@@ -16,7 +16,7 @@ from experiments import convert, finetune
 from experiments.data import load
 from experiments.models import Source, build, load_snn, load_source, save_source
 from experiments.presets import PRESETS_FINETUNE
-from experiments.running import Convert, FineTune, TrainANN, read_log
+from experiments.running import Convert, FineTune, TrainANN, training_loop
 from experiments.train_ann import train
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def data():
     full = load("digits")
-    return full._replace(test_images=full.test_images[:100])._replace(
-        test_labels=full.test_labels[:100]
-    )
+    test = {
+        "test_images": full.test_images[:100],
+        "test_labels": full.test_labels[:100],
+    }
+    return full._replace(**test)
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +44,9 @@ def source(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, source, data):
     """A short fine-tuning: its configuration and its results."""
-    folder = tmp_path_factory.mktemp("finetune")
-    config = FineTune(
-        checkpoint=source,
-        recipe="light",
-        steps=1,
-        epochs=2,
-        calibration_images=64,
-        train_images=640,
-        out=str(folder / "out"),
-    )
+    out = str(tmp_path_factory.mktemp("finetune") / "out")
+    options = {"recipe": "light", "steps": 1, "epochs": 2, "train_images": 640}
+    config = FineTune(checkpoint=source, calibration_images=64, out=out, **options)
     return config, finetune.run(config, data=data)
 
 
@@ -72,7 +67,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
         old, new = (functools.reduce(dict.get, path, tree) for tree in (before, after))
         assert np.any(np.asarray(old) != np.asarray(new))
     out = Path(config.out)
-    log = read_log(out)
+    log = training_loop.read_log(out)
     assert [line["epoch"] for line in log] == [1, 2]
     assert log[-1]["test_accuracy"] == last.final
     facts = json.loads((out / "metrics.json").read_text())
@@ -109,36 +104,26 @@ def test_training_through_the_rounding_gains_on_the_rounded_conversion(
         convert.restore(again, data=data)
 
 
-@pytest.fixture(scope="module")
-def on_devices(finished, data, tmp_path_factory):
-    """An epoch with few images, which keeps averages, on one device and on four."""
-    runs = []
+def test_devices_share_a_run_that_keeps_averages_and_holds_images_back(
+    finished, source, data, tmp_path
+):
+    """An epoch with few images, on one device and on four."""
+    changes = {"train_images": 192, "held_back": 64, "epochs": 1}
+    config = dataclasses.replace(finished[0], keep_averages=True, **changes)
+    runs = {}
     for mesh in (1, 4):
-        changes = {"train_images": 192, "held_back": 64, "epochs": 1}
-        out = str(tmp_path_factory.mktemp("out"))
-        config = dataclasses.replace(
-            finished[0], keep_averages=True, mesh=mesh, out=out, **changes
-        )
-        runs.append((config, finetune.run(config, data=data)))
-    return runs
-
-
-def test_averages_may_be_kept_bit_for_bit_and_images_held_back(on_devices, source):
-    config, (start, last) = on_devices[0]
-    assert last.name == "light, 1 epoch, averages kept, images held back"
-    facts = json.loads((Path(config.out) / "metrics.json").read_text())
+        config = dataclasses.replace(config, mesh=mesh, out=str(tmp_path / f"{mesh}"))
+        runs[mesh] = finetune.run(config, data=data)
+        assert runs[mesh][1].name == "light, 1 epoch, averages kept, images held back"
+    facts = json.loads((tmp_path / "4" / "metrics.json").read_text())
     assert facts["evaluated_on"] == "training images held back"
     before, after = load_source(source).variables, load_snn(config.out).snn.params
     chex.assert_trees_all_equal(before["batch_stats"], after["batch_stats"])
     old, new = (np.asarray(v["params"]["Conv_0"]["kernel"]) for v in (before, after))
     assert (old != new).any()
-
-
-def test_devices_share_a_fine_tuning(on_devices):
-    (alone, rows), (shared, rows_of_all) = on_devices
-    pair = leaves(alone.out), leaves(shared.out)
-    chex.assert_trees_all_close(*pair, rtol=0.1, atol=2e-3)
-    for one, other in zip(rows, rows_of_all, strict=True):
+    alone, shared = (leaves(tmp_path / f"{mesh}") for mesh in runs)
+    chex.assert_trees_all_close(alone, shared, rtol=0.1, atol=2e-3)
+    for one, other in zip(*runs.values(), strict=True):
         assert one.final == pytest.approx(other.final, abs=0.03)
 
 
@@ -205,21 +190,19 @@ def test_operators_need_averages_that_are_kept(data, tmp_path):
         train_labels=np.zeros(8, int),
         test_labels=np.zeros(4, int),
     )
+    options = {"checkpoint": checkpoint, "batch_size": 4, "out": str(tmp_path)}
     for start, advice in (
         ({"from_scratch": True}, "Leave out .*add"),
         ({"calibration_images": 8}, "Add"),
     ):
-        config = FineTune(
-            checkpoint=checkpoint, batch_size=4, out=str(tmp_path), **start
-        )
         message = f"operators .*{advice} --keep_averages true"
         with pytest.raises(ValueError, match=message):
-            finetune.run(config, data=small)
+            finetune.run(FineTune(**options, **start), data=small)
     presets = [PRESETS_FINETUNE[f"cifar10_{name}"] for name in ("vit", "resnet20")]
     assert [preset.keep_averages for preset in presets] == [True, False]
 
 
-def test_random_weights_start_without_a_conversion_and_may_diverge(data, tmp_path):
+def test_random_weights_start_without_a_conversion(data, tmp_path):
     model = build("events", 10, norm=False)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     card = {"model": "events", "norm": False, "num_classes": 10}
@@ -238,9 +221,6 @@ def test_random_weights_start_without_a_conversion_and_may_diverge(data, tmp_pat
     assert card.get("calibration") is None and card["steps"] == 2
     facts = json.loads((out / "metrics.json").read_text())
     assert "from_scratch True" in facts["command"]
-    changes = {"learning_rate": 1e30, "warmup": 0.0, "out": str(tmp_path / "wild")}
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1 of .*, step "):
-        finetune.run(dataclasses.replace(config, **changes), data=data)
 
 
 def test_images_held_back_are_the_last_and_not_trained_on(data):

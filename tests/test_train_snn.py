@@ -11,28 +11,23 @@ import pytest
 from experiments import comparison, convert, data, train_snn
 from experiments.models import load_snn
 from experiments.presets import PRESETS_SNN
-from experiments.running import TrainSNN, read_log
+from experiments.running import TrainSNN, training_loop
 
-STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def config():
-    return dataclasses.replace(
-        PRESETS_SNN["digits"],
-        model="events",
-        steps=STEPS,
-        epochs=2,
-        batch_size=64,
-        learning_rate=1e-2,
-        difference_images=16,
-    )
+CONFIG = dataclasses.replace(
+    PRESETS_SNN["digits"],
+    model="events",
+    steps=2,
+    epochs=2,
+    batch_size=64,
+    learning_rate=1e-2,
+    difference_images=16,
+)
 
 
 @pytest.fixture(scope="module")
-def trained(digits, config, tmp_path_factory):
+def trained(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    snn = train_snn.train(dataclasses.replace(config, out=str(out)), data=digits)
+    snn = train_snn.train(dataclasses.replace(CONFIG, out=str(out)), data=digits)
     return out, snn
 
 
@@ -40,27 +35,27 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_learns_logs_and_draws(trained, config):
+def test_learns_logs_and_draws(trained):
     out, snn = trained
-    first, *_, last = read_log(out)
+    first, last = log = training_loop.read_log(out)
     assert last["loss"] < 0.95 * first["loss"]
     assert last["train_accuracy"] > first["train_accuracy"]
     assert (out / "curves.png").stat().st_size > 10_000
     # Algorithm 1 of the paper moves the temperatures of all three sites by its step.
-    temperatures = np.array([line["temperature"] for line in read_log(out)])
+    temperatures = np.array([line["temperature"] for line in log])
     assert temperatures.shape == (2, 3) and np.ptp(temperatures, axis=1).max() == 0
-    changes = temperatures - config.temperature
-    np.testing.assert_allclose(changes % config.temperature_rate, 0, atol=1e-6)
+    changes = temperatures - CONFIG.temperature
+    np.testing.assert_allclose(changes % CONFIG.temperature_rate, 0, atol=1e-6)
     # Statistics of BatchNorm are trained, and thresholds are not.
     assert np.any(snn.params["batch_stats"]["BatchNorm_0"]["mean"] != 0)
-    assert all(n.threshold == config.threshold for n in snn.neurons.values())
+    assert all(n.threshold == CONFIG.threshold for n in snn.neurons.values())
 
 
 def test_interrupted_training_ends_in_the_same_network(
-    trained, digits, config, tmp_path, monkeypatch
+    trained, digits, tmp_path, monkeypatch
 ):
     out, snn = trained
-    config = dataclasses.replace(config, out=str(tmp_path))
+    config = dataclasses.replace(CONFIG, out=str(tmp_path))
 
     def killed(log, *_):
         if len(log) == 2:
@@ -70,7 +65,8 @@ def test_interrupted_training_ends_in_the_same_network(
         patch.setattr(train_snn.training_figures, "training", killed)
         train_snn.train(config, data=digits)
     assert_equal(train_snn.train(config, data=digits), snn)
-    for ours, theirs in zip(read_log(tmp_path), read_log(out), strict=True):
+    logs = map(training_loop.read_log, (tmp_path, out))
+    for ours, theirs in zip(*logs, strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
@@ -84,26 +80,17 @@ def test_the_network_is_restored(trained, capsys):
     assert "direct training, dspike, choose" in capsys.readouterr().out
 
 
-def test_a_dead_network_is_told(digits, config, tmp_path):
-    changes = {"threshold": 1e4, "learn": "fixed", "out": str(tmp_path)}
-    config = dataclasses.replace(config, **changes)
-    with pytest.raises(ValueError, match="no gradient at all reaches .*kernel"):
-        train_snn.train(config, data=digits)
-
-
-def test_divergence_names_the_step_and_a_fixed_temperature_is_not_chosen(
-    digits, config, tmp_path, monkeypatch
+def test_a_dead_network_is_told_and_a_fixed_temperature_is_not_chosen(
+    digits, tmp_path, monkeypatch
 ):
     def choose(*_):
         raise AssertionError("the temperature is fixed")
 
     monkeypatch.setattr(train_snn, "_choose", choose)
     # Such a temperature may be below the lowest of those that are chosen.
-    changes = {"learn": "fixed", "temperature": 0.25, "learning_rate": 1e38}
-    config = dataclasses.replace(config, **changes, out=str(tmp_path))
-    with pytest.raises(
-        FloatingPointError, match="epoch 1 of .*, step .* of 4; .* learning rate"
-    ):
+    changes = {"learn": "fixed", "temperature": 0.25, "threshold": 1e4}
+    config = dataclasses.replace(CONFIG, **changes, out=str(tmp_path))
+    with pytest.raises(ValueError, match="no gradient at all reaches .*kernel"):
         train_snn.train(config, data=digits)
 
 
@@ -165,7 +152,7 @@ def test_events_are_learnt(file, tmp_path):
         padding=0,
     )
     train_snn.train(config)
-    assert read_log(tmp_path)[-1]["test_accuracy"] > 0.8
+    assert training_loop.read_log(tmp_path)[-1]["test_accuracy"] > 0.8
 
 
 def test_missing_or_foreign_files_are_told(tmp_path):

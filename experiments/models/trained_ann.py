@@ -21,16 +21,7 @@ from flax.traverse_util import flatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import (
-    FROM_0_TO_1,
-    MOST_LEVELS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Rule,
-    at_most,
-    check,
-    write,
-)
+from experiments.running import options, write
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -134,20 +125,22 @@ def _described(file: Path, option: Mapping[str, Any] | None):
     return model, card
 
 
-COUNT = Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
+COUNT = options.Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
 CARD_RULES = {
-    "model": Rule("a name", lambda v: isinstance(v, str)),
+    "model": options.Rule("a name", lambda v: isinstance(v, str)),
     "num_classes": COUNT,
-    "input_shape": Rule(
+    "input_shape": options.Rule(
         "[height, width, channels]", lambda v: len(v) == 3 and all(map(COUNT.holds, v))
     ),
-    "norm": Rule("true, false or null", lambda v: type(v) is bool),
-    "clip": POSITIVE,
-    "levels": at_most(MOST_LEVELS),
-    "mean": Rule("a number per channel", lambda v: all(map(math.isfinite, v))),
-    "std": Rule("a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v)),
-    "test_accuracy": FROM_0_TO_1,
-    "seconds": NOT_NEGATIVE,
+    "norm": options.Rule("true, false or null", lambda v: type(v) is bool),
+    "clip": options.POSITIVE,
+    "levels": options.at_most(options.MOST_LEVELS),
+    "mean": options.Rule("a number per channel", lambda v: all(map(math.isfinite, v))),
+    "std": options.Rule(
+        "a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v)
+    ),
+    "test_accuracy": options.FROM_0_TO_1,
+    "seconds": options.NOT_NEGATIVE,
 }
 
 
@@ -174,7 +167,7 @@ class Card:
     notes: Any = None
 
     def __post_init__(self):
-        check(self, CARD_RULES)
+        options.check(self, CARD_RULES)
 
 
 def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

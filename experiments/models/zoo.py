@@ -180,18 +180,15 @@ class Block(nn.Module):
         return self.layer.activation(y + shortcut)
 
 
+VGG16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+
+
 class VGG(nn.Module):
     """VGG, by default VGG-16 with average pooling, for images of 32x32 and more."""
 
     num_classes: int
     # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
-    stages: tuple[tuple[int, ...], ...] = (
-        (64, 64),
-        (128, 128),
-        (256, 256, 256),
-        (512, 512, 512),
-        (512, 512, 512),
-    )
+    stages: tuple[tuple[int, ...], ...] = VGG16
     dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
     pool: Pool = nn.avg_pool
     norm: bool = True
@@ -341,18 +338,14 @@ class Stage(nn.Module):
         return self.layer.activation(x + self.layer.linear(y, self.channels))
 
 
+SMALL = ((32, 1), (32, 2), (64, 1), (64, 2), (128, 1), (128, 2))
+
+
 class Plain(nn.Module):
     """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
 
     num_classes: int
-    convolutions: tuple[tuple[int, int], ...] = (
-        (32, 1),
-        (32, 2),
-        (64, 1),
-        (64, 2),
-        (128, 1),
-        (128, 2),
-    )
+    convolutions: tuple[tuple[int, int], ...] = SMALL
     norm: bool = True
     activation: Activation = nn.relu
 
