@@ -285,9 +285,10 @@ def test_squeezenet_compares_answers():
     assert same["accuracy"] == pytest.approx(200 / 3)
     shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    name = str(imagenet.Row((-3, 3), 4, 0))
-    (lost,) = imagenet.targets({name: {"accuracy": 70.0}}, 74.0)
+    [row, digits] = imagenet.read_rows("-3:3:4:0,-1:1:4:1:radix")
+    (lost,) = imagenet.targets({str(row): {"accuracy": 70.0}}, 74.0)
     assert lost["met"] and lost["measured"] == 4
+    assert digits in imagenet.ROWS and not imagenet.read_rows("")
 
 
 @pytest.mark.slow
@@ -340,32 +341,29 @@ def test_the_pages_have_the_medians_that_were_measured():
     their_best = max(equal[name] for name in equal_accuracy.SPIKINGJELLY)
     speeds = medians("equal_accuracy", "speed_over")
     closed, wait_1 = equal_accuracy.CLOSED_FORM, equal_accuracy.WAIT_1
+    speeds_of_cnn = f"{ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml "
+    speeds_of_cnn += f"{sparxml:.3g}, T passes of the ANN {cnn[converter_cnn.ANN]:.3g}"
+    speeds_of_resnet = f"{equal[closed]:.3g} for digits in closed form, "
+    speeds_of_resnet += f"{equal[wait_1]:.3g} with a wait of 1, "
+    speeds_of_resnet += f"{equal[equal_accuracy.RATE]:.3g} for rate coding"
+    ratio = f"in closed form processes {speeds[closed]:.0f} times as many images per "
     for page, sentence in (
-        (
-            "benchmarks/README.md",
-            f"snnjax {ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml "
-            f"{sparxml:.3g}, T passes of the ANN {cnn[converter_cnn.ANN]:.3g}",
-        ),
-        (
-            "benchmarks/README.md",
-            f"{their_best:.3g} for its fastest mode, {equal[closed]:.3g} for digits in "
-            f"closed form, {equal[wait_1]:.3g} with a wait of 1, "
-            f"{equal[equal_accuracy.RATE]:.3g} for rate coding",
-        ),
-        (
-            "README.md",
-            f"in closed form processes {speeds[closed]:.0f} times as many images per "
-            "second as SpikingJelly's",
-        ),
+        ("benchmarks/README.md", f"snnjax {speeds_of_cnn}"),
+        ("benchmarks/README.md", f"{their_best:.3g} for its fastest mode, "),
+        ("benchmarks/README.md", speeds_of_resnet),
+        ("README.md", f"{ratio}second as SpikingJelly's"),
         ("README.md", f"a wait of 1 it processes {speeds[wait_1]:.0f} times as many"),
     ):
         assert sentence in " ".join((root / page).read_text().split())
 
 
-def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(tmp_path, capsys):
+def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(
+    tmp_path, capsys, monkeypatch
+):
     nir = pytest.importorskip("nir")
     from benchmarks import nmnist
 
+    compile_least(monkeypatch)
     rng = np.random.default_rng(0)
     graph = nir.NIRGraph.from_list(
         nir.Input({"input": np.array([2, 4, 4])}),
@@ -481,12 +479,18 @@ def test_sst2(phrases, monkeypatch, capsys):
     out = phrases / "sst2.json"
     training = ["--training", str(phrases / "training")]
     options = ["--data", str(phrases), *training, "--out", str(out)]
-    tasks = []
+    tasks, snns = [], []
     with monkeypatch.context() as patch:
         patch.setattr(sst2, "converted", lambda task: tasks.append(task) or [])
         sst2.main(options)
     assert "epoch 1: " in capsys.readouterr().out
     monkeypatch.setattr(sst2, "batches", lambda *_: [])  # none is read again
+
+    def convert(*arguments, convert=snnjax.convert, **options):
+        snns.append(convert(*arguments, **options))
+        return snns[-1]
+
+    monkeypatch.setattr(snnjax, "convert", convert)
     result = sst2.main(options)
     assert json.loads(out.read_text())["sides"] == result["sides"]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
@@ -494,11 +498,7 @@ def test_sst2(phrases, monkeypatch, capsys):
     assert ann["inputs"] == 2 and spiking["wait"] == 1
     assert spiking["spikes"] > 0 < spiking["energy"]
 
-    (task,) = tasks
-    code, model = snnjax.codes.radix(), snnjax.integrate_and_fire(levels=(-1, 1))
-    snn = snnjax.convert(
-        task.fn, task.params, task.calibration, steps=2, code=code, model=model
-    )
+    (task,), (snn,) = tasks, snns
 
     @jax.jit
     def answers(token):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -43,11 +44,23 @@ def source(tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, source, data):
-    """A short fine-tuning: its configuration and its results."""
-    out = str(tmp_path_factory.mktemp("finetune") / "out")
+    """A short fine-tuning: its configuration and its results.
+
+    Beside its folder lies what a kill in the second epoch would leave.
+    """
+    out = tmp_path_factory.mktemp("finetune") / "out"
     options = {"recipe": "light", "steps": 1, "epochs": 2, "train_images": 640}
-    config = FineTune(checkpoint=source, calibration_images=64, out=out, **options)
-    return config, finetune.run(config, data=data)
+    options |= {"checkpoint": source, "calibration_images": 64, "out": str(out)}
+    print_line = training_loop.print_line
+
+    def print_and_copy(line):
+        if line["epoch"] == 2:  # before its checkpoint
+            shutil.copytree(out, out.with_name("killed"))
+        print_line(line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "print_line", print_and_copy)
+        return FineTune(**options), finetune.run(FineTune(**options), data=data)
 
 
 def leaves(folder):
@@ -138,29 +151,17 @@ def test_running_averages_are_not_rounded_to_bfloat16(source, data):
     assert not np.array_equal(mean, mean.astype(jnp.bfloat16))
 
 
-def test_a_run_that_was_killed_ends_in_the_same_bits(
-    finished, data, tmp_path, monkeypatch
-):
+def test_a_run_that_was_killed_ends_in_the_same_bits(finished, data, monkeypatch):
     config, (_, last) = finished
-    again = dataclasses.replace(config, out=str(tmp_path / "out"))
-    evaluations = []
-
-    def killed(*arguments):
-        evaluations.append(finetune_count(*arguments))
-        if len(evaluations) == 2:  # in the second epoch, before its checkpoint
-            raise KeyboardInterrupt
-        return evaluations[-1]
-
-    finetune_count = finetune.count_hits
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetune, "count_hits", killed)
-        finetune.run(again, data=data)
+    killed = Path(config.out).with_name("killed")
+    assert not (killed / "metrics.jsonl").exists()
+    again = dataclasses.replace(config, out=str(killed))
     finetune.run(again, data=data)
     chex.assert_trees_all_equal(leaves(config.out), leaves(again.out))
     # A finished run is written again without training, but not with other options.
-    log = (Path(again.out) / "metrics.jsonl").read_text()
+    log = (killed / "metrics.jsonl").read_text()
     assert finetune.run(again, data=data)[1].final == last.final
-    assert (Path(again.out) / "metrics.jsonl").read_text() == log
+    assert (killed / "metrics.jsonl").read_text() == log
     with pytest.raises(ValueError, match="another training, with other epochs. Give"):
         finetune.run(dataclasses.replace(again, epochs=3), data=data)
     monkeypatch.setattr(finetune, "prepare", None)  # refused before it converts
@@ -210,15 +211,16 @@ def test_random_weights_start_without_a_conversion(data, tmp_path):
     plain, out = tmp_path / "plain", tmp_path / "out"
     plain.mkdir()
     save_source(plain, Source(model, variables, card))
-    options = {"from_scratch": True, "steps": 2, "levels": (-1, 1), "epochs": 3}
+    options = {"from_scratch": True, "steps": 1, "levels": (-1, 1), "epochs": 3}
     options |= {"learning_rate": 0.02, "batch_size": 32, "distillation": 0.0}
+    options |= {"train_images": 640}
     config = FineTune(checkpoint=str(plain), out=str(out), **options)
     start, last = finetune.run(config, data=data)
     assert start.recipe == "from scratch" and start.final < 0.3  # of ten classes
     assert last.name == "from scratch, 3 epochs -1:1"
     assert last.final > start.final + 0.2
     card = load_snn(out).card
-    assert card.get("calibration") is None and card["steps"] == 2
+    assert card.get("calibration") is None and card["steps"] == 1
     facts = json.loads((out / "metrics.json").read_text())
     assert "from_scratch True" in facts["command"]
 
