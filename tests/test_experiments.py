@@ -314,8 +314,7 @@ def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
     assert [by_spikes[spikes] for spikes, _ in points] == [lost for _, lost in points]
     for spikes, lost in by_spikes.items():
         assert any(s <= spikes and least <= max(lost, 0.1) for s, least in points)
-    measures = rows[0].measures._replace(firing_rate=0.0)
-    silent = rows[0]._replace(measures=measures)
+    silent = rows[0]._replace(firing_rate=0.0)
     assert report.figures.frontier([*rows, silent], ann) == points
 
 

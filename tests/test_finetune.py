@@ -223,12 +223,3 @@ def test_random_weights_start_without_a_conversion(data, tmp_path):
     assert card.get("calibration") is None and card["steps"] == 1
     facts = json.loads((out / "metrics.json").read_text())
     assert "from_scratch True" in facts["command"]
-
-
-def test_images_held_back_are_the_last_and_not_trained_on(data):
-    less = data.first(100).held_back(30)
-    assert len(less.train_images) == 70
-    np.testing.assert_array_equal(less.test_images, data.train_images[70:100])
-    np.testing.assert_array_equal(less.test_labels, data.train_labels[70:100])
-    with pytest.raises(ValueError, match="held_back is 100; allowed: fewer than"):
-        data.first(100).held_back(100)
