@@ -143,7 +143,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """The step for `experiments.running.fit`; checks once that gradients arrive."""
+    """The step for `training_loop.fit`; checks once that gradients arrive."""
     descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
     is_checked = False

@@ -40,22 +40,27 @@ def compile_least(monkeypatch):
     monkeypatch.setattr(snnjax, "convert", convert)
 
 
-def test_converter_cnn(monkeypatch, capsys, tmp_path):
-    peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
+def time_here(monkeypatch, prepare, missing):
+    """Time all sides in this process, so that JAX starts only once."""
 
     def rounds(commands, count, repeats):
-        """In this process, so JAX starts only once."""
         sides = {}
         for side in commands:
-            if side in peers:
+            if side in missing:
                 sides[side] = {"missing": f"No module named {side!r}"}
                 continue
-            run, facts = converter_cnn.prepare(side, steps=16, batch=2, size=8)
+            run, facts = prepare(side)
             seconds = [timing.once(run) for _ in range(count * repeats)]
             sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
         return sides
 
     monkeypatch.setattr(timing, "rounds", rounds)
+
+
+def test_converter_cnn(monkeypatch, capsys, tmp_path):
+    peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
+    prepare = functools.partial(converter_cnn.prepare, steps=16, batch=2, size=8)
+    time_here(monkeypatch, prepare, missing=peers)
     out = tmp_path / "results" / "cnn.json"
     only = "batch 32,closed_form,SpikingJelly,sparxml"
     result = converter_cnn.main(["--quick", "--only", only, "--out", str(out)])
@@ -117,31 +122,27 @@ def test_calibration(small, capsys, tmp_path):
 
 
 def test_equal_accuracy(small, monkeypatch, capsys, tmp_path):
-    """With one mode of SpikingJelly, which takes a second."""
+    """With the ANN in the place of one mode of SpikingJelly."""
     monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
     compile_least(monkeypatch)
     there, *missing = equal_accuracy.SPIKINGJELLY
 
-    def rounds(commands, count, repeats):
-        sides = {side: {"missing": "not here"} for side in missing}
-        for side in (equal_accuracy.ANN, *equal_accuracy.SNNJAX):
-            run, facts = equal_accuracy.snnjax_or_ann(side, tmp_path)
-            assert run().shape == (64, 10)
-            seconds = [timing.once(run) for _ in range(count * repeats)]
-            sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
-        assert commands.keys() == {there, *sides}
-        return sides | {there: sides[equal_accuracy.ANN] | {"seconds": [1.0]}}
+    def prepare(side):
+        ours = equal_accuracy.ANN if side == there else side
+        run, facts = equal_accuracy.snnjax_or_ann(ours, tmp_path)
+        assert run().shape == (64, 10)
+        return run, facts
 
-    monkeypatch.setattr(timing, "rounds", rounds)
+    time_here(monkeypatch, prepare, missing)
     out = tmp_path / "equal.json"
     files = ["--folder", str(tmp_path), "--out", str(out)]
     result = equal_accuracy.main(["--quick", *files])
-    assert result["sides"][there]["speed_over"] == {"best": 1, "median": 1}
-    for side in equal_accuracy.SNNJAX:
-        side = result["sides"][side]
-        speed = 1 / min(side["seconds"])  # that of the other side is 64 images a second
-        assert side["speed_over"]["best"] == pytest.approx(speed)
-        assert side["facts"]["steps"] == 2
+    sides = result["sides"]
+    assert sides[there]["speed_over"] == {"best": 1, "median": 1}
+    for name in equal_accuracy.SNNJAX:
+        speed = min(sides[there]["seconds"]) / min(sides[name]["seconds"])
+        assert sides[name]["speed_over"]["best"] == pytest.approx(speed)
+        assert sides[name]["facts"]["steps"] == 2
     goals = [goal["target"] for goal in result["targets"]]
     assert len(goals) == 3 * (1 + len(timing.MEASURES))
     assert goals[0] == f"points lost by {equal_accuracy.CLOSED_FORM} <= 1"

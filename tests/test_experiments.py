@@ -46,9 +46,13 @@ def converted(tmp_path_factory):
     return config, convert.run(config, data=data), data
 
 
+def facts_of(config):
+    return json.loads((Path(config.out) / "metrics.json").read_text())
+
+
 def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     config, results, _ = converted
-    ann = json.loads((Path(config.out) / "metrics.json").read_text())["ann_accuracy"]
+    ann = facts_of(config)["ann_accuracy"]
     finals = {(row.recipe, row.wait): row.final for row in results}
     print(finals, ann)
     assert min(finals["light", wait] for wait in (0, 4)) > ann - 0.1
@@ -62,8 +66,7 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
 
 def test_all_files_are_written(converted):
     config, results, _ = converted
-    out = Path(config.out)
-    facts = json.loads((out / "metrics.json").read_text())
+    out, facts = Path(config.out), facts_of(config)
     assert facts["config"]["steps"] == [4]
     assert len(facts["results"]) == len(results)
     assert len(facts["results"][0]["measures"]["sites"]) == 3
@@ -82,10 +85,8 @@ def test_all_files_are_written(converted):
 def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     config, results, _ = converted
     out = Path(config.out)
-    data = json.loads((out / "integers.json").read_text())
-    facts = json.loads((out / "metrics.json").read_text())
-    ann, floats, eight, two = data["rows"]
-    assert abs(ann["accuracy"] - facts["ann_accuracy"]) <= 0.02
+    ann, floats, eight, two = json.loads((out / "integers.json").read_text())["rows"]
+    assert abs(ann["accuracy"] - facts_of(config)["ann_accuracy"]) <= 0.02
     # An activation takes a byte, a potential two.
     assert eight["memory"]["potentials"] == 2 * ann["memory"]["potentials"]
     assert floats["accuracy"] == choice(results).accuracies[0][-1]
