@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def converted(small_network, tmp_path_factory):
     """A small conversion: its configuration, its results, its data."""
     folder = tmp_path_factory.mktemp("runs")
     data, out = load("digits"), str(folder / "source")
@@ -54,14 +54,13 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     config, results, _ = converted
     ann = facts_of(config)["ann_accuracy"]
     finals = {(row.recipe, row.wait): row.final for row in results}
-    print(finals, ann)
     assert min(finals["light", wait] for wait in (0, 4)) > ann - 0.1
-    assert finals["light", 0] > finals["max_activation", 0] + 0.1
-    assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 16)}
+    assert finals["light", 0] > finals["max_activation", 0] + 0.3
+    assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 12)}
     # Rows are chosen by images that no table reports, of both seeds.
     assert {row.held_out[1] for row in results} == {2 * 100}
     names = list(results[0].measures.sites)  # in order of execution
-    assert names == ["Plain/relu", "Plain/relu_1", "Plain/relu_2"]
+    assert names == ["Plain/relu", "Plain/relu_1"]
 
 
 def test_all_files_are_written(converted):
@@ -69,11 +68,11 @@ def test_all_files_are_written(converted):
     out, facts = Path(config.out), facts_of(config)
     assert facts["config"]["steps"] == [4]
     assert len(facts["results"]) == len(results)
-    assert len(facts["results"][0]["measures"]["sites"]) == 3
+    assert len(facts["results"][0]["measures"]["sites"]) == 2
     assert {"jax", "flax", "snnjax"} <= set(facts["versions"])
     text = (out / "results.md").read_text()
     assert "| `light` | T |" in text
-    assert "| `light` | T | 4 | 16 |" in text.split("energy, % of ANN")[1]
+    assert "| `light` | T | 4 | 12 |" in text.split("energy, % of ANN")[1]
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text

@@ -34,7 +34,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory, data):
+def source(small_network, tmp_path_factory, data):
     out = str(tmp_path_factory.mktemp("source"))
     options = {"epochs": 2, "batch_size": 32, "warmup": 0.1, "flip": False}
     config = TrainANN(model="events", dataset="digits", out=out, padding=1, **options)
@@ -203,7 +203,7 @@ def test_operators_need_averages_that_are_kept(data, tmp_path):
     assert [preset.keep_averages for preset in presets] == [True, False]
 
 
-def test_random_weights_start_without_a_conversion(data, tmp_path):
+def test_random_weights_start_without_a_conversion(small_network, data, tmp_path):
     model = build("events", 10, norm=False)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     card = {"model": "events", "norm": False, "num_classes": 10}

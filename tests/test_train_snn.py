@@ -26,7 +26,7 @@ CONFIG = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def trained(digits, tmp_path_factory):
+def trained(small_network, digits, tmp_path_factory):
     """A training; beside it lies what a kill in the second epoch would leave."""
     out = tmp_path_factory.mktemp("runs") / "out"
     draw = train_snn.training_figures.training
@@ -52,9 +52,9 @@ def test_learns_logs_and_draws(trained):
     assert last["loss"] < 0.95 * first["loss"]
     assert last["train_accuracy"] > first["train_accuracy"]
     assert (out / "curves.png").stat().st_size > 10_000
-    # Algorithm 1 of the paper moves the temperatures of all three sites by its step.
+    # Algorithm 1 of the paper moves the temperatures of both sites by its step.
     temperatures = np.array([line["temperature"] for line in log])
-    assert temperatures.shape == (2, 3) and np.ptp(temperatures, axis=1).max() == 0
+    assert temperatures.shape == (2, 2) and np.ptp(temperatures, axis=1).max() == 0
     changes = temperatures - CONFIG.temperature
     np.testing.assert_allclose(changes % CONFIG.temperature_rate, 0, atol=1e-6)
     # Statistics of BatchNorm are trained, and thresholds are not.
