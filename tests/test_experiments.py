@@ -55,7 +55,7 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     ann = facts_of(config)["ann_accuracy"]
     finals = {(row.recipe, row.wait): row.final for row in results}
     assert min(finals["light", wait] for wait in (0, 4)) > ann - 0.1
-    assert finals["light", 0] > finals["max_activation", 0] + 0.3
+    assert finals["light", 0] > finals["max_activation", 0] + 0.1
     assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 12)}
     # Rows are chosen by images that no table reports, of both seeds.
     assert {row.held_out[1] for row in results} == {2 * 100}
