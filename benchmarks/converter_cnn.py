@@ -97,14 +97,13 @@ def prepare(side: str, steps: int, batch: int, size: int):
 
     module = VGG(CLASSES, stages=((CHANNELS,),) * 3, dense=(HIDDEN,))
     x = jnp.asarray(images(batch, size))
-    params = module.init(jax.random.key(0), x[:1])
+    params = jax.jit(module.init)(jax.random.key(0), x[:1])
     names = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     for name, kernel in zip(names, weights(size), strict=True):
         params["params"][name]["kernel"] = jnp.asarray(kernel)
-    network = module.apply
-    facts = {"ann": float(jnp.abs(network(params, x)).mean())}
+    network, ann = module.apply, jax.jit(module.apply)
+    facts = {"ann": float(jnp.abs(ann(params, x)).mean())}
     if side == ANN:
-        ann = jax.jit(network)
         return lambda: [ann(params, x) for _ in range(steps)], facts
     wait = steps if side == WAITING else 0
     levels = (-1, 1) if side in SIGNED else (0, 1)

@@ -501,7 +501,8 @@ def test_sst2(phrases, monkeypatch, capsys):
 
     (task,), (snn,) = tasks, snns
 
-    @jax.jit
+    run_ann, run_snn = jax.jit(task.fn), jax.jit(snnjax.spiking(task.fn))
+
     def answers(token):
         """Of the ANN and the SNN, after the embedding of a token changed."""
 
@@ -512,12 +513,12 @@ def test_sst2(phrases, monkeypatch, capsys):
             return {"params": params | {"Embed_0": {"embedding": embeddings}}}
 
         other = dataclasses.replace(snn, params=changed(snn.params))
-        ann = task.fn(changed(task.params), task.x)
-        return jnp.concatenate([ann[None], snnjax.spiking(task.fn)(other, task.x)])
+        ann = run_ann(changed(task.params), task.x)
+        return np.concatenate([ann[None], run_snn(other, task.x)])
 
-    unchanged = np.asarray(answers(3))  # a word that no sentence has
+    unchanged = answers(3)  # a word that no sentence has
     np.testing.assert_array_equal(answers(sst2.PADDING), unchanged)
-    unknown = np.asarray(answers(sst2.UNKNOWN))
+    unknown = answers(sst2.UNKNOWN)
     assert (unknown[[0, -1]] != unchanged[[0, -1]]).any(-1).all()
-    cut = jax.jit(task.fn)(task.params, task.x[:, :5])
+    cut = run_ann(task.params, task.x[:, :5])
     np.testing.assert_allclose(cut, unchanged[0], atol=1e-6)
