@@ -195,13 +195,13 @@ def test_tables_of_published_results(table):
     tuned = str(published("finetune_cifar10_resnet20_2_averages_kept"))
     facts = json.loads(Path(tuned).read_text())
     accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
-    shown = table(tuned)
-    assert f"| `resnet20` | `best, 5 epochs, averages kept` | 0 | {accuracy} |" in shown
-    assert len(shown.splitlines()) == 4  # head, line, the row, the ANN
-    shown = table(str(published("resnet20_best")), tuned)
+    text = table(tuned)
+    assert f"| `resnet20` | `best, 5 epochs, averages kept` | 0 | {accuracy} |" in text
+    assert len(text.splitlines()) == 4  # head, line, the row, the ANN
+    text = table(str(published("resnet20_best")), tuned)
     by_steps = {r.steps: r for r in report.read_results(published("resnet20_best"))[1]}
     first = report.results.percent(by_steps[1])
-    assert f"`best` | 0 | {first} |" in shown  # not there twice
+    assert f"`best` | 0 | {first} |" in text  # not there twice
 
     names = ["convert_cifar10_resnet20_best", "finetune_cifar10_resnet20_1"]
     lines = table(names[0], "--steps", "2", "8", "--costs").splitlines()[2:]

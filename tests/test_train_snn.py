@@ -112,12 +112,12 @@ def recordings(count, seed):
     draw = np.random.default_rng(seed)
     fields = [("x", "i8"), ("y", "i8"), ("p", "i8"), ("t", "i8")]
     for i in range(count):
-        found = np.zeros(60, fields)
-        found["x"] = draw.integers(0, 4, 60) + 4 * (i % 2)
-        found["y"] = draw.integers(0, 8, 60)
-        found["p"] = draw.integers(0, 2, 60)
-        found["t"] = np.sort(draw.integers(0, 1000, 60))
-        yield found, i % 2
+        events = np.zeros(60, fields)
+        events["x"] = draw.integers(0, 4, 60) + 4 * (i % 2)
+        events["y"] = draw.integers(0, 8, 60)
+        events["p"] = draw.integers(0, 2, 60)
+        events["t"] = np.sort(draw.integers(0, 1000, 60))
+        yield events, i % 2
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +128,17 @@ def file(tmp_path_factory):
 
 
 def test_frames_count_the_events_of_their_time(file):
-    found = data.load_events(file, 4)
-    assert found.train_images.shape == (64, 4, 8, 8, 2)
-    assert (found.train_images.sum((1, 2, 3, 4)) == 60).all()
+    halves = data.load_events(file, 4)
+    assert halves.train_images.shape == (64, 4, 8, 8, 2)
+    assert (halves.train_images.sum((1, 2, 3, 4)) == 60).all()
     recording, label = next(recordings(1, 0))
     times = recording["t"] - recording["t"][0]
     quarter = times * 4 // (times.max() + 1)
     expected = np.zeros((4, 8, 8, 2), int)
     for e, t in zip(recording, quarter, strict=True):
         expected[t, e["y"], e["x"], e["p"]] += 1
-    np.testing.assert_array_equal(found.train_images[0], expected)
-    assert found.train_labels[0] == label
+    np.testing.assert_array_equal(halves.train_images[0], expected)
+    assert halves.train_labels[0] == label
 
 
 @pytest.mark.slow
