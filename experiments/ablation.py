@@ -144,7 +144,7 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
     held_out = order[-config.images :]
     images = normalize(data, data.train_images[held_out])
     compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
-    measure = jax.jit(lambda snn, x: snnjax.measure(fn, snn, x, params=params))
+    measure = jax.jit(lambda snn, x, params: snnjax.measure(fn, snn, x, params=params))
     options = {"model": config.neuron(), "code": CODES[config.code]}
     cells: dict[str, dict[int, Cell]] = {}
     for steps, name in itertools.product(config.columns, rows_named(config.rows)):
@@ -152,7 +152,7 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
         snn = snnjax.convert(fn, params, x, steps=steps, recipe=ROWS[name], **options)
         jax.block_until_ready(snn)
         seconds = time.perf_counter() - start
-        spikes = steps * float(measure(snn, images[:100]).firing_rate)
+        spikes = steps * float(measure(snn, images[:100], params).firing_rate)
         cells.setdefault(name, {})[steps] = cell = Cell(*compare(snn), spikes, seconds)
         print(
             f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  KL {cell.divergence:.4f}  "
