@@ -138,7 +138,7 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
         arriving = [values[name] for name in node.sources if name in values]
         match node:
             case Convolution() | Dense():
-                image = sum(arriving)
+                image: Any = sum(arriving)
                 image = image if image.ndim == 4 else image[:, :, None, None]
                 maps[node.name] = _convolution(node), image
             case SumPool(window=window, stride=stride):

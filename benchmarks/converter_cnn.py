@@ -107,7 +107,7 @@ def prepare(side: str, steps: int, batch: int, size: int):
         return lambda: [ann(params, x) for _ in range(steps)], facts
     wait = steps if side == WAITING else 0
     levels = (-1, 1) if side in SIGNED else (0, 1)
-    options = {"model": snnjax.integrate_and_fire(levels=levels)}
+    options: dict[str, Any] = {"model": snnjax.integrate_and_fire(levels=levels)}
     options |= {"recipe": snnjax.max_activation(), "steps": steps, "wait": wait}
     snn = snnjax.convert(network, params, x, **options)
     run = jax.jit(snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side]))

@@ -84,7 +84,7 @@ def events_through(network: Network, reset: str) -> np.ndarray:
     """Output spikes [T, B, 10] of snnjax."""
     model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
     snn = dataclasses.replace(network.snn, model=model)
-    options = {"inputs": "sequence", "execution": "by_step"}
+    options: Any = {"inputs": "sequence", "execution": "by_step"}
     spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
     x = np.moveaxis(network.frames, 0, 1).astype(np.float32)
     parts = range(0, x.shape[1], AT_A_TIME)

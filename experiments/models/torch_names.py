@@ -173,7 +173,7 @@ def _kind(layer: Arrays) -> str:
     """Kind of a flax module; "" of parameters that are the block's own."""
     if "running_mean" in layer:
         return "BatchNorm"
-    dimensions = layer["weight"].ndim if "weight" in layer else None
+    dimensions = layer["weight"].ndim if "weight" in layer else 0
     return {4: "Conv", 2: "Dense", 1: "LayerNorm"}.get(dimensions, "")
 
 
