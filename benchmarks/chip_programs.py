@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.deploy import (
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Population,
-    SumPool,
-)
+from snnjax.deploy import Convolution, Dense, Flatten, Layers, Population, SumPool
 
 Spikes = dict[str, np.ndarray]
 
@@ -61,7 +54,8 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
         layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
         layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
         levels = model.forward(images.astype(np.uint8))
-        spikes[node.name] = levels.reshape(1, len(x), *_channels_last(node.shape))
+        channels, *size = node.shape
+        spikes[node.name] = levels.reshape(1, len(x), *size, channels)
     return spikes
 
 
@@ -76,12 +70,11 @@ def _akida_layer(
     filters = len(weights.weight)
     if isinstance(weights, Dense):
         return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
-    size, options = weights.weight.shape[2:], {"act_bits": bits}
-    options["kernel_stride"] = weights.stride
+    shape = weights.weight.shape[2:], filters
+    options = {"act_bits": bits, "kernel_stride": weights.stride}
     if is_first:
-        layer = program.InputConvolutional
-        return layer(image, size, filters, weights_bits=8, **options)
-    return program.Convolutional(size, filters, weights_bits=4, **options)
+        return program.InputConvolutional(image, *shape, weights_bits=8, **options)
+    return program.Convolutional(*shape, weights_bits=4, **options)
 
 
 def _akida_kernel(
@@ -96,8 +89,7 @@ def _akida_kernel(
         kernel = weights.weight.transpose(2, 3, 1, 0)
         return kernel if is_first else kernel[::-1, ::-1]
     matrix = weights.weight
-    if before:
-        (flatten,) = before
+    for flatten in before:
         assert isinstance(flatten, Flatten)
         images = matrix.reshape(len(matrix), *flatten.shape)
         matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
@@ -146,7 +138,9 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
         arriving = [values[name] for name in node.sources if name in values]
         match node:
             case Convolution() | Dense():
-                maps[node.name] = _convolution(node), _as_image(sum(arriving))
+                image: Any = sum(arriving)
+                image = image if image.ndim == 4 else image[:, :, None, None]
+                maps[node.name] = _convolution(node), image
             case SumPool(window=window, stride=stride):
                 pool = program.SumPool2d(window, stride)
                 values[node.name] = pool(sum(arriving))
@@ -188,10 +182,6 @@ def _convolution(node: Convolution | Dense) -> Any:
     return module
 
 
-def _as_image(x: Any) -> Any:
-    return x if x.ndim == 4 else x[:, :, None, None]
-
-
 def _neurons(node: Population, count: int) -> Any:
     """`IAFSqueeze` with a threshold and v(0) of whole numbers, for ``count`` images."""
     import torch
@@ -201,9 +191,8 @@ def _neurons(node: Population, count: int) -> Any:
     threshold = np.asarray(node.threshold)
     if (threshold == threshold.flat[0]).all():
         threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
-    reset = activation.MembraneSubtract()
-    if node.model.reset == "zero":
-        reset = activation.MembraneReset()
+    is_zero = node.model.reset == "zero"
+    reset = activation.MembraneReset() if is_zero else activation.MembraneSubtract()
     neurons = program.IAFSqueeze(
         batch_size=count,
         spike_threshold=torch.tensor(threshold, dtype=torch.float64),
@@ -217,11 +206,7 @@ def _neurons(node: Population, count: int) -> Any:
 
 
 def _discretize(convolution: Any, neurons: Any) -> None:
-    """Let the quantizer of DYNAP-CNN change both in place.
-
-    Raises:
-        ValueError: a number is another one afterwards.
-    """
+    """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
 
     def numbers() -> list[np.ndarray]:
         parts = convolution.weight, convolution.bias, neurons.spike_threshold
@@ -398,10 +383,6 @@ def _whole(
 
 
 # --------------------------------------------------------------------------- shapes
-
-
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[1:], shape[0])
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:

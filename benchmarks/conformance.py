@@ -80,23 +80,14 @@ FUNCTIONS = {  # function -> shape of an image, shapes of weights
 
 
 class Network(NamedTuple):
-    """How a random network becomes whole numbers.
+    """How a random network becomes whole numbers."""
 
-    Attributes:
-        fn: of `FUNCTIONS`.
-        steps: T.
-        levels: of the neurons, for which thresholds are fitted.
-        largest_x: x are whole numbers 0 .. largest_x.
-        quantize: options of `snnjax.deploy.quantize`.
-        changes: of the neurons after the fit, options of `snnjax.integrate_and_fire`.
-        has_biases: whether its layers add some.
-    """
-
-    fn: Callable
+    fn: Callable  # of `FUNCTIONS`
     steps: int
-    levels: tuple[int, int]
-    largest_x: int
-    quantize: Mapping[str, Any]
+    levels: tuple[int, int]  # of the neurons, for which thresholds are fitted
+    largest_x: int  # x are whole numbers from 0 to this one
+    quantize: Mapping[str, Any]  # options of `snnjax.deploy.quantize`
+    # Of the neurons after the fit, options of `snnjax.integrate_and_fire`.
     changes: Mapping[str, Any] = {}  # noqa: RUF012
     has_biases: bool = True
 
@@ -112,12 +103,11 @@ class Network(NamedTuple):
             params[f"{name}_bias"] = jnp.float32(self.has_biases * bias)
         x = generator.integers(0, self.largest_x + 1, (IMAGES, *image))
         x = np.float32(x * (generator.random(x.shape) < 0.7))
-        options = {"levels": self.levels}
-        neuron = snnjax.integrate_and_fire(**options)
-        snn = snnjax.convert(
-            self.fn, params, x, steps=self.steps, recipe=snnjax.light(), model=neuron
-        )
-        neuron = snnjax.integrate_and_fire(**options | self.changes)
+        levels = {"levels": self.levels}
+        options = {"recipe": snnjax.light(), "steps": self.steps}
+        options |= {"model": snnjax.integrate_and_fire(**levels)}
+        snn = snnjax.convert(self.fn, params, x, **options)
+        neuron = snnjax.integrate_and_fire(**levels | self.changes)
         snn = dataclasses.replace(snn, model=neuron)
         layers = snnjax.deploy.layers(self.fn, snn, x)
         bits = self.largest_x.bit_length() + 1  # one of them is a sign
@@ -133,21 +123,13 @@ Program = Callable[[Layers, np.ndarray], dict[str, np.ndarray]]
 
 
 class Comparison(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        program: (layers, x) -> {population: levels}.
-        what: words for the table.
-        package: that has the program.
-        networks: each is drawn with every seed.
-        is_exact: whether the program should send the same spikes.
-    """
-
-    program: Program
-    what: str
-    package: str
-    networks: tuple[Network, ...]
-    is_exact: bool = True
+    program: Program  # (layers, x) -> {population: levels}
+    what: str  # words for the table
+    package: str  # that has the program
+    networks: tuple[Network, ...]  # each is drawn with every seed
+    is_exact: bool = True  # whether the program should send the same spikes
 
 
 def comparisons() -> tuple[Comparison, ...]:
@@ -180,28 +162,20 @@ def comparisons() -> tuple[Comparison, ...]:
         Network(fn, 6, (0, 1), 15, {"scale": "power_of_two"}, {"reset": "zero"})
         for fn in (mlp, cnn, resnet)
     )
+    loihi_rule = "rule of Loihi (Lava b6822fbc)"
+    first = "rule of Speck (sinabs 904eb893), inhibition first"
+    by_address, quantized = (
+        "rule of Speck, events by address",
+        "quantized for DYNAP-CNN",
+    )
+    programs = chip_programs
     return (
-        Comparison(chip_programs.akida, "simulator of Akida 1.0", "akida", akida),
-        Comparison(chip_programs.sinabs, "neurons of sinabs", "sinabs", sinabs),
-        Comparison(
-            chip_programs.dynapcnn, "sinabs, quantized for DYNAP-CNN", "sinabs", speck
-        ),
-        Comparison(
-            chip_programs.loihi, "rule of Loihi (Lava b6822fbc)", "numpy", loihi
-        ),
-        Comparison(
-            chip_programs.speck,
-            "rule of Speck (sinabs 904eb893), inhibition first",
-            "numpy",
-            speck,
-        ),
-        Comparison(
-            chip_programs.speck_by_address,
-            "rule of Speck, events by address",
-            "numpy",
-            speck,
-            is_exact=False,
-        ),
+        Comparison(programs.akida, "simulator of Akida 1.0", "akida", akida),
+        Comparison(programs.sinabs, "neurons of sinabs", "sinabs", sinabs),
+        Comparison(programs.dynapcnn, f"sinabs, {quantized}", "sinabs", speck),
+        Comparison(programs.loihi, loihi_rule, "numpy", loihi),
+        Comparison(programs.speck, first, "numpy", speck),
+        Comparison(programs.speck_by_address, by_address, "numpy", speck, False),
     )
 
 

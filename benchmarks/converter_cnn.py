@@ -10,7 +10,6 @@ interleaved rounds, its time over T x the ANN's, and its speed over each peer's 
 Before a side is timed it has to show that its last step still changes the answer.
 """
 
-import argparse
 import functools
 import sys
 from collections.abc import Sequence
@@ -98,26 +97,21 @@ def prepare(side: str, steps: int, batch: int, size: int):
 
     module = VGG(CLASSES, stages=((CHANNELS,),) * 3, dense=(HIDDEN,))
     x = jnp.asarray(images(batch, size))
-    params = module.init(jax.random.key(0), x[:1])
+    params = jax.jit(module.init)(jax.random.key(0), x[:1])
     names = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     for name, kernel in zip(names, weights(size), strict=True):
         params["params"][name]["kernel"] = jnp.asarray(kernel)
-    network = module.apply
-    facts = {"ann": float(jnp.abs(network(params, x)).mean())}
+    network, ann = module.apply, jax.jit(module.apply)
+    facts = {"ann": float(jnp.abs(ann(params, x)).mean())}
     if side == ANN:
-        ann = jax.jit(network)
         return lambda: [ann(params, x) for _ in range(steps)], facts
     wait = steps if side == WAITING else 0
-    recipe = snnjax.max_activation()
     levels = (-1, 1) if side in SIGNED else (0, 1)
-    neuron = snnjax.integrate_and_fire(levels=levels)
-    snn = snnjax.convert(
-        network, params, x, steps=steps, recipe=recipe, wait=wait, model=neuron
-    )
-    transform = snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side])
-    run = jax.jit(transform)
-    outputs = run(snn, x)
-    check_steps(np.asarray(outputs), steps, silent_end=side == WAITING)
+    options: dict[str, Any] = {"model": snnjax.integrate_and_fire(levels=levels)}
+    options |= {"recipe": snnjax.max_activation(), "steps": steps, "wait": wait}
+    snn = snnjax.convert(network, params, x, **options)
+    run = jax.jit(snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side]))
+    check_steps(np.asarray(run(snn, x)), steps, silent_end=side == WAITING)
     return lambda: run(snn, x), facts
 
 
@@ -133,12 +127,8 @@ def spikingjelly(mode: str, channels_last: bool, steps: int, batch: int, size: i
     torch.set_grad_enabled(False)
     layers, inputs, (*convolutions, hidden, readout) = [], 3, weights(size)
     for _ in convolutions:
-        layers += [
-            nn.Conv2d(inputs, CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(CHANNELS),
-            nn.ReLU(),
-            nn.AvgPool2d(2),
-        ]
+        layers += [nn.Conv2d(inputs, CHANNELS, 3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.AvgPool2d(2)]
         inputs = CHANNELS
     ends = [nn.Linear(*hidden.shape), nn.Linear(*readout.shape)]
     ann = nn.Sequential(*layers, nn.Flatten(), ends[0], nn.ReLU(), ends[1]).eval()
@@ -164,21 +154,15 @@ def spikingjelly_run(snn, x, steps: int, mode: str, channels_last: bool):
         x = x.to(memory_format=torch.channels_last)
     functional.set_step_mode(snn, mode)
 
-    def single():
+    def outputs():
         functional.reset_net(snn)
-        return sum(snn(x) for _ in range(steps))
+        if mode == "s":
+            return [snn(x) for _ in range(steps)]
+        return snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous())
 
-    def multi():
-        functional.reset_net(snn)
-        return snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous()).sum(0)
-
-    functional.reset_net(snn)
-    if mode == "s":
-        outputs = torch.stack([snn(x) for _ in range(steps)])
-    else:
-        outputs = snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous())
-    check_steps(outputs.numpy(), steps)
-    return torch.inference_mode()(single if mode == "s" else multi)
+    check_steps(np.stack([output.numpy() for output in outputs()]), steps)
+    total = sum if mode == "s" else (lambda outputs: outputs.sum(0))
+    return torch.inference_mode()(lambda: total(outputs()))
 
 
 def sparxml(steps: int, batch: int, size: int):
@@ -194,12 +178,8 @@ def sparxml(steps: int, batch: int, size: int):
     pool = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     layers = []
     for _ in range(3):
-        layers += [
-            nn.Conv(CHANNELS, (3, 3), padding=1, use_bias=False),
-            nn.BatchNorm(use_running_average=True),
-            nn.relu,
-            pool,
-        ]
+        layers += [nn.Conv(CHANNELS, (3, 3), padding=1, use_bias=False)]
+        layers += [nn.BatchNorm(use_running_average=True), nn.relu, pool]
     layers += [Flatten(), nn.Dense(HIDDEN), nn.relu, nn.Dense(CLASSES)]
     model = nn.Sequential(layers)
     x = jnp.asarray(images(batch, size))
@@ -292,16 +272,12 @@ def targets(results: dict[str, dict]) -> list[dict]:
 
     With wait T the answer comes later, so that side does not count.
     """
-    times = [results[side]["time_over_ann"] for side in SIGNED if side in results]
-    goals = [
-        timing.target(
-            f"{m} time of signed spikes, by_step / (T x the ANN's)",
-            min(ratio[m] for ratio in times),
-            at_most=1.35,
-        )
-        for m in timing.MEASURES
-        if times
-    ]
+    goals = []
+    signed = [results[side]["time_over_ann"] for side in SIGNED if side in results]
+    for m in timing.MEASURES if signed else ():
+        name = f"{m} time of signed spikes, by_step / (T x the ANN's)"
+        least = min(ratio[m] for ratio in signed)
+        goals.append(timing.target(name, least, at_most=1.35))
     others = (WAITING, *SIGNED)
     ours = [side for side in SNNJAX if side in results and side not in others]
     if not ours:
@@ -342,7 +318,17 @@ QUICK = {"batch": 2, "size": 8, "rounds": 1, "repeats": 1}
 
 def main(arguments: list[str] | None = None) -> dict | None:
     """The command: a result, which is printed too; None in the process of a side."""
-    options = _options(arguments)
+    parser = timing.parser(__doc__)
+    python = {"metavar": "PEER=PATH", "action": "append", "default": []}
+    python["help"] = "interpreter that has a peer installed; default: this one"
+    parser.add_argument("--python", **python)
+    timing.only_option(parser)
+    for name, default in {**SIZES, **REPETITIONS}.items():
+        number = {"metavar": "N", "type": timing.count, "default": default}
+        parser.add_argument(f"--{name}", **number)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(QUICK)
     sizes = {name: getattr(options, name) for name in SIZES}
     if options.side:
         work = functools.partial(prepare, options.side, **sizes)
@@ -353,26 +339,6 @@ def main(arguments: list[str] | None = None) -> dict | None:
     result |= compare(options)
     timing.report(result, text(result), options.out)
     return result
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = timing.parser(__doc__)
-    parser.add_argument(
-        "--python",
-        metavar="PEER=PATH",
-        action="append",
-        default=[],
-        help="interpreter that has a peer installed; default: this one",
-    )
-    timing.only_option(parser)
-    for name, default in {**SIZES, **REPETITIONS}.items():
-        parser.add_argument(
-            f"--{name}", metavar="N", type=timing.count, default=default
-        )
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(QUICK)
-    return options
 
 
 if __name__ == "__main__":

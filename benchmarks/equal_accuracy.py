@@ -149,12 +149,12 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         return {name: percent(answers, labels) for name, answers in sums.items()}
 
     digest = hashlib.sha256((folder / "inputs.npz").read_bytes()).hexdigest()
-    kept = folder / f"spikingjelly_{digest[:16]}.json"
-    if not kept.exists():
+    file = folder / f"spikingjelly_{digest[:16]}.json"
+    if not file.exists():
         logits = theirs.network(arrays)(x)
         facts = facts_of(logits, labels, STEPS["rate"], accuracies)
-        kept.write_text(json.dumps(facts))
-    facts = json.loads(kept.read_text())
+        file.write_text(json.dumps(facts))
+    facts = json.loads(file.read_text())
     options = x[:BATCH], facts["steps"], *SPIKINGJELLY[side]
     return converter_cnn.spikingjelly_run(converted(facts["recipe"]), *options), facts
 

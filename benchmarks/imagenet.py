@@ -208,33 +208,22 @@ def measured(
     from experiments.ablation import ROWS
     from experiments.running import CODES
 
-    x, labels = test
-    code = CODES[row.code]
-    zone = code.dead_zone(row.levels)
+    (x, labels), (fn, params, _) = test, network
+    levels, steps, wait, code = row.levels, row.steps, row.wait, CODES[row.code]
+    neuron = snnjax.integrate_and_fire(levels=levels, dead_zone=code.dead_zone(levels))
+    options = {"code": code, "model": neuron, "recipe": ROWS[name]}
     start, busy = time.perf_counter(), time.process_time()
-    fn, params, _ = network
-    snn = snnjax.convert(
-        fn,
-        params,
-        calibration,
-        steps=row.steps,
-        wait=row.wait,
-        code=code,
-        recipe=ROWS[name],
-        model=snnjax.integrate_and_fire(levels=row.levels, dead_zone=zone),
-    )
+    snn = snnjax.convert(fn, params, calibration, steps=steps, wait=wait, **options)
     jax.block_until_ready(snn)
-    seconds = {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - busy,
-    }
+    costs = {"seconds": time.perf_counter() - start}
+    costs["cpu_seconds"] = time.process_time() - busy
     simulate = snnjax.spiking(fn)
     run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    costs["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     measures = snnjax.measure(fn, snn, x[:AT_A_TIME], params=params)
-    costs = {"peak_gib": peak, "spikes": float(measures.spikes)}
-    return comparison(outputs, ann, labels) | seconds | costs
+    costs["spikes"] = float(measures.spikes)
+    return comparison(outputs, ann, labels) | costs
 
 
 def one_at_a_time(
@@ -253,12 +242,9 @@ def one_at_a_time(
     from snnjax import calibrators, neurons
     from snnjax.network import identity, with_activation
 
-    fit = (
-        calibrators.least_squares_threshold("channel", 0.5),
-        calibrators.half_charge(),
-    )
+    thresholds = calibrators.least_squares_threshold("channel", 0.5)
+    recipe = one_sweep(thresholds, calibrators.half_charge())
     fn, params, _ = network
-    recipe = one_sweep(*fit)
     options = {"steps": steps, "wait": steps, "recipe": recipe}
     snn = snnjax.convert(fn, params, calibration, **options)
 
@@ -287,58 +273,46 @@ def one_at_a_time(
 # --------------------------------------------------------------------- report
 
 
-def read_row(text: str) -> Row:
-    """LOW:HIGH:T:WAIT, or LOW:HIGH:T:WAIT:CODE.
+def read_rows(text: str) -> list[Row]:
+    """LOW:HIGH:T:WAIT or LOW:HIGH:T:WAIT:CODE, with commas between; none is "".
 
-    >>> print(read_row("-1:1:4:1:radix"))
-    radix, levels -1:1, T = 4, wait 1
+    >>> print(*read_rows("-1:1:8:0,-1:1:4:1:radix"), sep="; ")
+    levels -1:1, T = 8, wait 0; radix, levels -1:1, T = 4, wait 1
     """
-    numbers, code = text.split(":")[:4], text.split(":")[4:]
-    low, high, steps, wait = map(int, numbers)
-    return Row((low, high), steps, wait, *code)
-
-
-def read_rows(text: str) -> list:
-    """Rows with commas between them; none at all is "".
-
-    >>> [row.steps for row in read_rows("-1:1:8:0,0:1:16:1")]
-    [8, 16]
-    """
+    rows = []
     try:
-        return [read_row(part) for part in text.split(",") if part]
+        for part in filter(None, text.split(",")):
+            low, high, steps, wait, *code = part.split(":")
+            levels = int(low), int(high)
+            rows.append(Row(levels, int(steps), int(wait), *code))
     except (TypeError, ValueError):
         raise argparse.ArgumentTypeError(
             f"{text}; allowed: LOW:HIGH:T:WAIT, with :radix behind it for digits, and "
             "commas between rows, e.g. --rows=-1:1:8:0,-1:1:4:1:radix"
         ) from None
+    return rows
 
 
 def targets(rows: dict[str, dict], ann: float) -> list[dict]:
-    goals = []
-    for row, points in ROWS.items():
-        name = str(row)
-        if name in rows:
-            lost = ann - rows[name]["accuracy"]
-            goals.append(timing.target(f"points lost by {name}", lost, at_most=points))
-    return goals
+    lost = {row: ann - rows[str(row)]["accuracy"] for row in ROWS if str(row) in rows}
+    return [
+        timing.target(f"points lost by {row}", points, at_most=ROWS[row])
+        for row, points in lost.items()
+    ]
+
+
+COMPARED = {"agreement": "same answer %", "divergence": "KL"}
+COLUMNS = {"accuracy": "accuracy %", **COMPARED, "spikes": "spikes", "seconds": "s"}
+COLUMNS |= {"cpu_seconds": "CPU s", "peak_gib": "peak GiB"}
 
 
 def text(result: dict) -> str:
-    head = ["row", "accuracy %", "same answer %", "KL", "spikes"]
-    head += ["s", "CPU s", "peak GiB"]
-    cells = [["ANN", result["ann"], 100.0, 0.0, None, None, None, None]]
-    columns = ("accuracy", "agreement", "divergence", "spikes")
-    columns += ("seconds", "cpu_seconds", "peak_gib")
-    for name, row in result["rows"].items():
-        cells.append([name, *[row.get(column) for column in columns]])
-    tables = [timing.table(head, cells)]
+    ann = {"accuracy": result["ann"], "agreement": 100.0, "divergence": 0.0}
+    rows = {"ANN": ann} | result["rows"]
+    tables = [timing.table_of("row", COLUMNS, rows)]
     if result["sites"]:
-        head = ["site that is rounded", "same answer %", "KL"]
-        cells = [
-            [name, site["agreement"], site["divergence"]]
-            for name, site in result["sites"].items()
-        ]
-        tables.append(timing.table(head, cells))
+        title = "site that is rounded"
+        tables.append(timing.table_of(title, COMPARED, result["sites"]))
     sizes = ", ".join(f"{name}: {value}" for name, value in result["sizes"].items())
     seconds = result["ann_pass_cpu_seconds"]
     note = f"One pass of the ANN over the calibration images: {seconds:.3g} CPU s."
@@ -346,11 +320,19 @@ def text(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    parser = _parser()
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
+    parser.add_argument("--rows", type=read_rows, default=list(ROWS))
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
+    parser.add_argument("--calibration", type=timing.count, default=64, help="images")
+    parser.add_argument("--test", type=timing.count, help="test images; default: all")
+    parser.add_argument("--sites", type=int, metavar="T", help="round one at a time")
     options = parser.parse_args(arguments)
     folder = options.data
-    files = ("squeezenet.npz",) if options.network == "squeezenet" else ()
-    timing.check_files(parser, folder, FILE, *files)
+    is_squeezenet = options.network == "squeezenet"
+    files = (FILE, "squeezenet.npz") if is_squeezenet else (FILE,)
+    timing.check_files(parser, folder, *files)
     import jax
 
     network = NETWORKS[options.network](folder)
@@ -379,31 +361,18 @@ def main(arguments: list[str] | None = None) -> dict:
         "targets": [],
     }
     if options.sites:
-        result["sites"] = one_at_a_time(
-            network, calibration, whole[-HELD_OUT:], options.sites
-        )
+        held_out = whole[-HELD_OUT:]
+        result["sites"] = one_at_a_time(network, calibration, held_out, options.sites)
     for row in options.rows:
-        result["rows"][str(row)] = measured(
-            network, calibration, (x, labels), ann, row, options.recipe
-        )
-        if options.network == "squeezenet":
+        test = x, labels
+        measures = measured(network, calibration, test, ann, row, options.recipe)
+        result["rows"][str(row)] = measures
+        if is_squeezenet:
             result["targets"] = targets(result["rows"], result["ann"])
         timing.report(result, text(result), options.out)  # rows take minutes each
     if not options.rows:
         timing.report(result, text(result), options.out)
     return result
-
-
-def _parser():
-    parser = timing.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
-    parser.add_argument("--rows", type=read_rows, default=list(ROWS))
-    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
-    parser.add_argument("--calibration", type=timing.count, default=64, help="images")
-    parser.add_argument("--test", type=timing.count, help="test images; default: all")
-    parser.add_argument("--sites", type=int, metavar="T", help="round one at a time")
-    return parser
 
 
 if __name__ == "__main__":

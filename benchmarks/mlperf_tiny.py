@@ -52,21 +52,14 @@ Layer = tuple[np.ndarray, np.ndarray]  # kernel and bias
 
 
 class Task(NamedTuple):
-    """A network and its inputs.
+    """A network and its inputs."""
 
-    Attributes:
-        fn, params: logits of the network, and its parameters.
-        calibration, x: [B, ...].
-        labels: [B], of x.
-        target: the accuracy in percent that the benchmark's rules ask for, if any.
-    """
-
-    fn: Callable
+    fn: Callable  # (params, inputs) -> logits
     params: Any
-    calibration: np.ndarray
+    calibration: np.ndarray  # [B, ...], as x
     x: np.ndarray
-    labels: np.ndarray
-    target: float | None = None
+    labels: np.ndarray  # [B], of x
+    target: float | None = None  # accuracy in percent that the rules ask for, if any
 
 
 # ---------------------------------------------------------------------- the networks
@@ -180,10 +173,6 @@ def accuracy(run: Callable, task: Task) -> float:
     return 100 * float(snnjax.accuracy(answers, task.labels)[-1])
 
 
-def integer_outputs(layers: snnjax.deploy.Layers, x: np.ndarray):
-    return snnjax.deploy.outputs(layers, x).outputs
-
-
 def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
     """Spikes of a neuron, operations in millions, energy in percent of the ANN's."""
     x = task.x[:AT_A_TIME]
@@ -215,7 +204,8 @@ def converted(task: Task) -> list[dict[str, Any]]:
         if bits:
             layers = snnjax.deploy.layers(fn, snn, x)
             integers = snnjax.deploy.quantize(layers, x, weight_bits=bits)
-            right = accuracy(functools.partial(integer_outputs, integers), task)
+            outputs = functools.partial(snnjax.deploy.outputs, integers)
+            right = accuracy(lambda x, run=outputs: run(x).outputs, task)
             rows.append(row | {"numbers": f"{bits} bits", "accuracy": right})
     return rows
 

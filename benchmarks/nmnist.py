@@ -44,24 +44,15 @@ PUBLISHED = {
 
 
 class Network(NamedTuple):
-    """The graph, and what it reads.
+    """The graph, and what it reads."""
 
-    Attributes:
-        graph: as the package nir reads it.
-        fn, snn: of the graph, by `snnjax.deploy.as_function`.
-        frames: [B, T, H, W, 2], counts of test events.
-        thirds: [3 B, H, W, 2], the sums of a third of a test recording.
-        calibration: [B, H, W, 2], such sums of training recordings.
-        labels: [B].
-    """
-
-    graph: Any
-    fn: Any
+    graph: Any  # as the package nir reads it
+    fn: Any  # of the graph, by `snnjax.deploy.as_function`, as the SNN
     snn: snnjax.SNN
-    frames: np.ndarray
-    thirds: np.ndarray
-    calibration: np.ndarray
-    labels: np.ndarray
+    frames: np.ndarray  # [B, T, H, W, 2], counts of test events
+    thirds: np.ndarray  # [3 B, H, W, 2], the sums of a third of a test recording
+    calibration: np.ndarray  # [B, H, W, 2], such sums of training recordings
+    labels: np.ndarray  # [B]
 
 
 def network_of(folder: Path, recordings: str, count: int | None) -> Network:
@@ -93,9 +84,8 @@ def events_through(network: Network, reset: str) -> np.ndarray:
     """Output spikes [T, B, 10] of snnjax."""
     model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
     snn = dataclasses.replace(network.snn, model=model)
-    spiking = jax.jit(
-        snnjax.spiking(network.fn, steps=FRAMES, inputs="sequence", execution="by_step")
-    )
+    options: Any = {"inputs": "sequence", "execution": "by_step"}
+    spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
     x = np.moveaxis(network.frames, 0, 1).astype(np.float32)
     parts = range(0, x.shape[1], AT_A_TIME)
     return np.concatenate([spiking(snn, x[:, i : i + AT_A_TIME]) for i in parts], 1)
@@ -130,9 +120,8 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
     """Rows of snnjax and sinabs under one rule."""
     ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
     row = {"T": FRAMES, "recordings": len(network.labels)}
-    rows = {
-        f"snnjax, reset {reset}": row | {"accuracy": accuracy(ours, network.labels)}
-    }
+    right = accuracy(ours, network.labels)
+    rows = {f"snnjax, reset {reset}": row | {"accuracy": right}}
     if theirs is not None:
         rows[f"sinabs, reset {reset}"] = row | {
             "accuracy": accuracy(theirs, network.labels),
@@ -148,7 +137,8 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
 def converted(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
     fn, params, x = network.fn, network.snn.params, network.thirds
-    labels = np.repeat(network.labels, 3)
+    labels, calibration = np.repeat(network.labels, 3), network.calibration
+    neuron = snnjax.integrate_and_fire(levels=(-1, 1))
     row = {"recordings": len(network.labels)}
     ann = np.asarray(jax.jit(fn)(params, x))[None]
     rows = {"ANN, on thirds": row | {"accuracy": accuracy(ann, labels)}}
@@ -156,19 +146,11 @@ def converted(network: Network) -> dict[str, dict]:
         ("rate", snnjax.codes.rate(), 8, 0),
         ("radix", snnjax.codes.radix(), 4, 1),
     ):
-        neuron = snnjax.integrate_and_fire(levels=(-1, 1))
-        snn = snnjax.convert(
-            fn,
-            params,
-            network.calibration,
-            steps=steps,
-            wait=wait,
-            code=code,
-            model=neuron,
-        )
+        options = {"code": code, "steps": steps, "wait": wait, "model": neuron}
+        snn = snnjax.convert(fn, params, calibration, **options)
         outputs = jax.jit(snnjax.spiking(fn))(snn, x)
-        layers = snnjax.deploy.layers(fn, snn, network.calibration)
-        integers = snnjax.deploy.quantize(layers, network.calibration, weight_bits=8)
+        layers = snnjax.deploy.layers(fn, snn, calibration)
+        integers = snnjax.deploy.quantize(layers, calibration, weight_bits=8)
         trace = snnjax.deploy.outputs(integers, x)
         for numbers, answers in (("", outputs), (", 8 bits", trace.outputs)):
             rows[f"converted, {name}{numbers}"] = row | {

@@ -42,13 +42,9 @@ class ResNet20(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _conv3x3(3, 16, 1)
         self.relu = nn.ReLU()
-        self.layer1 = nn.Sequential(*[Block(16, 16, 1) for _ in range(3)])
-        self.layer2 = nn.Sequential(
-            Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1)
-        )
-        self.layer3 = nn.Sequential(
-            Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1)
-        )
+        self.layer1 = _stage(16, 16, 1)
+        self.layer2 = _stage(16, 32, 2)
+        self.layer3 = _stage(32, 64, 2)
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x):

@@ -44,13 +44,8 @@ CALIBRATION, HELD_OUT = 256, 500  # sentences
 EPOCHS, BATCH, LEARNING_RATE = 4, 64, 1e-3
 DROPPED = 0.25  # share of words, and of features, in training
 # Code, T, wait; the wait that a code needs is None.
-ROWS = (
-    ("radix", 2, None),
-    ("radix", 4, None),
-    ("radix", 4, 3),
-    ("radix", 8, None),
-    ("rate", 8, None),
-)
+ROWS = (("radix", 2, None), ("radix", 4, None), ("radix", 4, 3), ("radix", 8, None))
+ROWS += (("rate", 8, None),)
 
 Examples = tuple[np.ndarray, np.ndarray]  # tokens [N, LENGTH] and labels [N]
 
@@ -167,6 +162,7 @@ def trained(
         percent = accuracy(model, state[0], held_out)
         print(f"epoch {len(log)}: {percent:.1f} % of held-out sentences", flush=True)
 
+    options = EPOCHS, BATCH, LEARNING_RATE, DROPPED
     params = model.init(jax.random.key(0), training[0][:1])
     (params, _), _ = snnjax.training.train(
         step,
@@ -175,10 +171,7 @@ def trained(
         epochs=EPOCHS,
         measure=measure,
         folder=folder,
-        depends_on={
-            "training": training,
-            "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED),
-        },
+        depends_on={"training": training, "options": options},
     )
     return params
 
@@ -195,10 +188,8 @@ def converted(task: mlperf_tiny.Task) -> Iterator[dict[str, Any]]:
     yield common | {"numbers": "ANN, float", "accuracy": ann}
     model = snnjax.integrate_and_fire(levels=(-1, 1))
     for name, steps, wait in ROWS:
-        code = mlperf_tiny.CODES[name]
-        snn = snnjax.convert(
-            fn, params, x, steps=steps, wait=wait, code=code, model=model
-        )
+        options = {"code": mlperf_tiny.CODES[name], "model": model}
+        snn = snnjax.convert(fn, params, x, steps=steps, wait=wait, **options)
         latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
         run = functools.partial(jax.jit(snnjax.spiking(fn)), snn)
         row = {"numbers": "float", "code": name, "T": steps, "wait": snn.wait}

@@ -1,4 +1,7 @@
-"""Experiments with snnjax, run from the clone: ``python -m experiments.train_ann``."""
+"""Experiments with snnjax, run from the clone: ``python -m experiments.train_ann``.
+
+The ``__init__`` of a package here exports the names that other packages use.
+"""
 
 import importlib.util
 import os

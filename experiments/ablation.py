@@ -5,6 +5,7 @@ Compares the SNNs with the ANN on training images that calibration does not use,
 recipe is chosen on test images.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,15 +23,7 @@ import snnjax
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from experiments.report import markdown_table
-from experiments.running import (
-    CODES,
-    check_range,
-    command,
-    one_of,
-    parse,
-    writable,
-    write,
-)
+from experiments.running import CODES, command, options, parse, writable, write
 from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
@@ -112,8 +105,7 @@ class Ablation:
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        check_range(self, "calibration_images images columns")
-        check_range(self, "code", one_of(*CODES))
+        options.check(self)
         self.neuron()
         for row in self.rows:
             if not any(name.startswith(row) for name in ROWS):
@@ -127,19 +119,12 @@ class Ablation:
 
 
 class Cell(NamedTuple):
-    """An SNN against the ANN.
+    """An SNN against the ANN."""
 
-    Attributes:
-        loss: accuracy of the ANN minus that of the SNN, in points.
-        divergence: KL divergence of the outputs, see `divergence`, in nats.
-        spikes: per neuron and image.
-        seconds: duration of the conversion.
-    """
-
-    loss: float
-    divergence: float
-    spikes: float
-    seconds: float
+    loss: float  # accuracy of the ANN minus that of the SNN, in points
+    divergence: float  # of the outputs, see `divergence`
+    spikes: float  # per neuron and image
+    seconds: float  # of the conversion
 
 
 def run(config: Ablation) -> dict[str, dict[int, Cell]]:
@@ -148,54 +133,35 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
     source = load_source(config.checkpoint)
     fn, params = source_function(source), source.variables
     data = normalized_as(load(source.card["dataset"], config.data_dir), source.card)
-    calibration, held_out = _split(config, len(data.train_images))
-    x = normalize(data, data.train_images[calibration])
-    images = normalize(data, data.train_images[held_out])
-    compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
-
-    @jax.jit
-    def measure(snn, x, params):
-        return snnjax.measure(fn, snn, x, params=params)
-
-    cells: dict[str, dict[int, Cell]] = {}
-    for steps in config.columns:
-        for name in rows_named(config.rows):
-            start = time.perf_counter()
-            snn = snnjax.convert(
-                fn,
-                params,
-                x,
-                steps=steps,
-                model=config.neuron(),
-                code=CODES[config.code],
-                recipe=ROWS[name],
-            )
-            jax.block_until_ready(snn)
-            seconds = time.perf_counter() - start
-            measures = measure(snn, images[:100], params)
-            spikes = steps * float(measures.firing_rate)
-            cell = Cell(*compare(snn), spikes, seconds)
-            cells.setdefault(name, {})[steps] = cell
-            print(
-                f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  "
-                f"KL {cell.divergence:.4f}  spikes {cell.spikes:.2f}  "
-                f"{cell.seconds:4.0f} s",
-                flush=True,
-            )
-            _write(out, config, cells)
-    print(f"\n{table(cells)}")
-    return cells
-
-
-def _split(config: Ablation, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training images to calibrate with, and to compare on."""
+    count = len(data.train_images)
     if config.calibration_images + config.images > count:
         raise ValueError(
             f"calibration_images {config.calibration_images} and images "
             f"{config.images} together exceed the {count} training images; choose fewer"
         )
     order = np.random.default_rng(0).permutation(count)
-    return order[: config.calibration_images], order[-config.images :]
+    x = normalize(data, data.train_images[order[: config.calibration_images]])
+    held_out = order[-config.images :]
+    images = normalize(data, data.train_images[held_out])
+    compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
+    measure = jax.jit(lambda snn, x, params: snnjax.measure(fn, snn, x, params=params))
+    options = {"model": config.neuron(), "code": CODES[config.code]}
+    cells: dict[str, dict[int, Cell]] = {}
+    for steps, name in itertools.product(config.columns, rows_named(config.rows)):
+        start = time.perf_counter()
+        snn = snnjax.convert(fn, params, x, steps=steps, recipe=ROWS[name], **options)
+        jax.block_until_ready(snn)
+        seconds = time.perf_counter() - start
+        spikes = steps * float(measure(snn, images[:100], params).firing_rate)
+        cells.setdefault(name, {})[steps] = cell = Cell(*compare(snn), spikes, seconds)
+        print(
+            f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  KL {cell.divergence:.4f}  "
+            f"spikes {cell.spikes:.2f}  {cell.seconds:4.0f} s",
+            flush=True,
+        )
+        _write(out, config, cells)
+    print(f"\n{table(cells)}")
+    return cells
 
 
 def _write(out: Path, config: Ablation, cells: dict[str, dict[int, Cell]]) -> None:
@@ -244,11 +210,7 @@ def make_compare(fn: Callable, params, images: jax.Array, labels: jax.Array):
 
 
 def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
-    """KL divergence of softmax(outputs) from softmax(ann), in nats, mean over images.
-
-    Args:
-        ann, outputs: logits [B, classes].
-    """
+    """KL divergence of softmax(outputs) from softmax(ann), in nats, averaged."""
     log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
 
@@ -256,15 +218,13 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
 def table(cells: dict[str, dict[int, Cell]]) -> str:
     """A row per composition, a column per T: "loss (divergence; spikes)"."""
     columns = list(dict.fromkeys(steps for row in cells.values() for steps in row))
-    rows = []
-    for name, row in cells.items():
-        texts = [
-            f"{row[t].loss:.1f} ({row[t].divergence:.3f}; {row[t].spikes:.2f})"
-            if t in row
-            else ""
-            for t in columns
-        ]
-        rows.append((name, *texts))
+
+    def text(cell: Cell | None) -> str:
+        if cell is None:  # not measured yet
+            return ""
+        return f"{cell.loss:.1f} ({cell.divergence:.3f}; {cell.spikes:.2f})"
+
+    rows = [(name, *(text(row.get(t)) for t in columns)) for name, row in cells.items()]
     return markdown_table(("composition", *(f"T = {t}" for t in columns)), rows)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.report import markdown_table, read_results
-from experiments.report.drawing import BAR, INK, SERIES, drawn
+from experiments.report.drawing import BAR, INK, SERIES, new_figure
 from experiments.report.results import percent, waits
 from experiments.results import PUBLISHED
 from experiments.running import CODES, parse, writable
@@ -27,17 +27,11 @@ VALUE = 0.87  # that the neurons send, in thresholds
 
 
 class Choice(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        results: published results of ResNet-20, the end of their name.
-        steps: T; the results have one row for it.
-        chip: what a chip must do.
-    """
-
-    results: str
-    steps: int
-    chip: str
+    results: str  # published results of ResNet-20, the end of their name
+    steps: int  # T; the results have one row for it
+    chip: str  # what a chip must do
 
 
 CHOICES = (
@@ -86,26 +80,19 @@ class Draw:
 
 def run(config: Draw) -> Path:
     """Print the table, and draw codes.png; its path."""
-    print(table())
+    print(table_of())
     path = writable(config.out, "--out") / "codes.png"
-    with drawn(path, len(PANELS) * 300, 270, ncols=len(PANELS), sharey=True) as (
-        _,
-        axes,
-    ):
+    count = len(PANELS)
+    with new_figure(path, count * 300, 270, ncols=count, sharey=True) as (_, axes):
         for axis, panel, color in zip(axes, PANELS, SERIES, strict=False):
             _draw(axis, panel, color)
     print(path)
     return path
 
 
-def table_of(argv: Sequence[str]) -> str:
-    """The table that the command prints; it draws nothing."""
+def table_of(argv: Sequence[str] = ()) -> str:
+    """The table that the command prints; its last row is the ANN."""
     parse(Draw, {}, argv)  # refuses other options
-    return table()
-
-
-def table() -> str:
-    """The table of all `CHOICES`; the last row is the ANN's."""
     rows = []
     for file, steps, chip in CHOICES:
         network = read_results(PUBLISHED / f"convert_cifar10_resnet20_{file}.json")

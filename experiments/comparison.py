@@ -19,17 +19,7 @@ import jax.numpy as jnp
 
 from experiments.presets import PRESETS_SNN
 from experiments.report import deviation, markdown_table, training_figures
-from experiments.running import (
-    NOT_NEGATIVE,
-    TrainSNN,
-    check_range,
-    check_several,
-    one_of,
-    parse,
-    read_log,
-    writable,
-    write,
-)
+from experiments.running import TrainSNN, options, parse, training_loop, writable, write
 from experiments.running import run as run_command
 from experiments.train_snn import NEURONS, SURROGATES, train
 
@@ -68,11 +58,9 @@ class Comparison:
     out: str = "runs/surrogates"
 
     def __post_init__(self):
-        check_several(self, "rows seeds")
-        check_range(self, "training", one_of(*PRESETS_SNN))
-        check_range(self, "rows", one_of(*ROWS))
-        check_range(self, "seeds", NOT_NEGATIVE)
-        check_range(self, "epochs train_images")
+        options.check(self)
+        options.check_range(self, "training", options.one_of(*PRESETS_SNN))
+        options.check_range(self, "rows", options.one_of(*ROWS))
 
 
 _NEURONS = Comparison(rows=tuple(NEURON_ROWS), out="runs/neurons")
@@ -95,7 +83,7 @@ def run(config: Comparison) -> dict[str, list[float]]:
     for row, training in _trainings(config, out):
         print(f"\n{row}, seed {training.seed}", flush=True)
         train(training)
-        last = read_log(training.out)[-1]
+        last = training_loop.read_log(training.out)[-1]
         accuracies.setdefault(row, []).append(last["test_accuracy"])
         jax.clear_caches()  # each run compiles its own programs
         write(out / "comparison.md", table(accuracies))

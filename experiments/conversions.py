@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -26,14 +26,7 @@ import snnjax
 from experiments.data import Dataset, normalize
 from experiments.models import Source
 from experiments.report import Result, row
-from experiments.running import (
-    CODES,
-    RECIPES,
-    Conversion,
-    Convert,
-    devices,
-    digest,
-)
+from experiments.running import CODES, RECIPES, Conversion, Convert, devices, digest
 from snnjax.calibrators import broadcast
 
 HELD_OUT = 500  # training images at most, to choose the row that is saved
@@ -48,32 +41,21 @@ class LabeledImages(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """Network, images and options that all conversions share.
-
-    Attributes:
-        config, data: options and data set.
-        fn: the network; one object, so that JAX traces it once per shape.
-        params, sites: of the network.
-        test: images for the reported accuracies.
-        held_out: training images that no seed calibrates with, to choose the row that
-            is saved; None: too few are left.
-        count: jitted, (SNN, images, labels) -> right answers after 1..T steps.
-        mesh: of the devices that share a batch; None: a single device.
-        source: the network with its card.
-        ann: its accuracy on the test images.
-    """
+    """Network, images and options that all conversions share."""
 
     config: Convert
     data: Dataset
-    fn: Callable
+    fn: Callable  # one object, so that JAX traces it once per shape
     params: chex.ArrayTree
     sites: snnjax.network.Sites
-    test: LabeledImages
+    test: LabeledImages  # for the reported accuracies
+    # Training images that no seed calibrates with, to choose the row that is saved;
+    # None: too few are left.
     held_out: LabeledImages | None
-    count: Callable
-    mesh: Mesh | None
+    count: Callable  # jitted, (SNN, images, labels) -> right answers after 1..T steps
+    mesh: Mesh | None  # of the devices that share a batch
     source: Source
-    ann: float
+    ann: float  # its accuracy on the test images
 
 
 class Row(NamedTuple):
@@ -87,35 +69,20 @@ class Row(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A conversion with the calibration images of one seed.
-
-    Attributes:
-        snn: the spiking network.
-        hits: right answers on the test images after 1..T steps.
-        seconds: duration of the conversion.
-        held_out_hits: right answers after T steps on the held-out images, if any.
-    """
+    """A conversion with the calibration images of one seed."""
 
     snn: snnjax.SNN
-    hits: list[int]
+    hits: list[int]  # right answers on the test images after 1..T steps
     seconds: float
-    held_out_hits: int | None = None
+    held_out_hits: int | None = None  # after T steps, on the held-out images
 
 
 def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
-    """Convert and measure all rows.
-
-    Returns:
-        The result of each row, which is printed at once, and the SNN of its first seed.
-    """
+    """The result of each row, printed at once, and the SNN of its first seed."""
     rows, seeds = plan(task.config), task.config.seeds
     results, snns = [], []
-    with tqdm(
-        total=len(rows) * len(seeds),
-        desc="conversions",
-        leave=False,
-        disable=devices.hidden(),
-    ) as progress:
+    bar = {"desc": "conversions", "leave": False, "disable": devices.hidden()}
+    with tqdm(total=len(rows) * len(seeds), **bar) as progress:
         for line in rows:
             draws = []
             for seed in seeds:
@@ -135,18 +102,15 @@ def plan(config: Convert) -> list[Row]:
     rows = []
     for recipe, name in itertools.product(config.recipes, config.codes):
         code = CODES[name]
-        waits = config.waits or _waits(recipe, name)
+        # By default the least that the code needs; "best" also waits for all of T.
+        is_best = (recipe, name) == ("best", "rate")
+        waits = config.waits or (("least", "T") if is_best else ("least",))
         pairs = config.pairs() or [code.levels]
         for levels, wait, steps in itertools.product(pairs, waits, config.steps):
             numbers = {"T": steps, "least": code.least_wait(levels, steps)}
             number = numbers[wait] if wait in numbers else int(wait)
             rows.append(Row(recipe, steps, number, levels, name))
     return list(dict.fromkeys(rows))
-
-
-def _waits(recipe: str, code: str) -> tuple[str, ...]:
-    """The waits of a row, if the options name none: the least that the code needs."""
-    return ("least", "T") if (recipe, code) == ("best", "rate") else ("least",)
 
 
 def neuron_of(
@@ -221,10 +185,11 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
     seconds = time.perf_counter() - start
     # Programs without the mesh, such as `_measure`, need arrays of this process.
     snn = widen_all(snn if task.mesh is None else jax.device_get(snn), task.sites)
-    hits, held_out_hits = count_hits(task.count, snn, task.test, task.mesh), None
+    counts: dict[str, Any] = {"seconds": seconds}
+    counts["hits"] = count_hits(task.count, snn, task.test, task.mesh)
     if task.held_out is not None:
-        held_out_hits = count_hits(task.count, snn, task.held_out, task.mesh)[-1]
-    counts = {"hits": hits, "held_out_hits": held_out_hits, "seconds": seconds}
+        hits = count_hits(task.count, snn, task.held_out, task.mesh)
+        counts["held_out_hits"] = hits[-1]
     if devices.first():
         file.parent.mkdir(exist_ok=True)
         snnjax.save(file, snn, extras=counts)
@@ -271,8 +236,7 @@ def code_name(code: snnjax.codes.Code) -> str:
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """The levels of the first site that is not an encoder, or of an encoder."""
-    neurons = [site for site in sites if site.fires]
-    site = next((site for site in neurons if not site.is_encoder), neurons[0])
+    site = min((s for s in sites if s.fires), key=lambda site: site.is_encoder)
     return snn.model_of(site.name).levels
 
 

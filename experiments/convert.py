@@ -30,12 +30,7 @@ from experiments.conversions import (
     images_to_test,
 )
 from experiments.data import Dataset, load, normalized_as
-from experiments.integers import (
-    Integers,
-    in_whole_numbers,
-    text_of,
-    write_integers,
-)
+from experiments.integers import Integers, in_whole_numbers, text_of, write_integers
 from experiments.models import (
     NAMES,
     SNN_FILE,
@@ -45,14 +40,7 @@ from experiments.models import (
     source_function,
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
-from experiments.report import (
-    LEGEND,
-    Result,
-    choice,
-    figures,
-    header,
-    write_results,
-)
+from experiments.report import LEGEND, Result, choice, figures, header, write_results
 from experiments.running import (
     OF_A_MACHINE,
     RECIPES,
@@ -96,9 +84,6 @@ def prepare(
         whole: images to train a missing source network on; by default `data`.
         calibrates: whether a conversion follows, which needs calibration images.
         check: raises if the network does not suit the options.
-
-    Raises:
-        ValueError: options, files or network do not fit together.
     """
     check_writable(config.out, "--out")
     data = load(config.dataset, config.data_dir) if data is None else data
@@ -116,10 +101,8 @@ def prepare(
     check(sites)
     writable(config.out, "--out")
     ann = devices.accuracy(fn, test.images, test.labels)(params)
-    of_card = source.card.get("test_accuracy")
-    beside = "" if of_card is None else f" (its card: {100 * of_card:.2f} % of all)"
     images = f"{len(test.labels)} {data.evaluated_on}"
-    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{beside}\n")
+    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{_of_card(source.card)}\n")
     return Experiment(
         config=config,
         data=data,
@@ -157,14 +140,18 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     count = counter(in_dtype(fn, card.get("dtype", "float32")))
     hits = count_hits(count, snn, test, devices.make_mesh(config.mesh))
     accuracy = hits[-1] / len(test.labels)
-    ann = card.get("test_accuracy")  # An SNN of train_snn has none.
-    beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
         f"T = {card['steps']}, wait {card['wait']}\n"
-        f"{100 * accuracy:.2f} % of {len(test.labels)} test images{beside}"
+        f"{100 * accuracy:.2f} % of {len(test.labels)} test images{_of_card(card)}"
     )
     return accuracy
+
+
+def _of_card(card: dict) -> str:
+    """The accuracy of the ANN as its card has it; an SNN of train_snn has none."""
+    accuracy = card.get("test_accuracy")
+    return "" if accuracy is None else f" (card of the ANN: {100 * accuracy:.2f} %)"
 
 
 # ---------------------------------------------------------------------- results
@@ -216,17 +203,12 @@ def write_files(
         print(f"\nThe saved SNN in whole numbers:\n{text_of(integers)}")
         write_integers(out, integers, facts)
     ann = facts["ann_accuracy"]
-    epochs = facts.get("accuracy_after_epochs")
-    figures.write_figures(out, results, ann, epochs)
+    figures.write_figures(out, results, ann, facts.get("accuracy_after_epochs", ()))
     return file
 
 
 def facts_of(task: Experiment, module: str, config: Any) -> dict:
-    """Facts that all results of a run share.
-
-    Args:
-        module, config: module and options of the command.
-    """
+    """Facts that all results of a run share; module and options are of the command."""
     packages, images = ("jax", "flax", "optax"), len(task.test.labels)
     return {
         # Folders and files of this machine are nobody else's.
@@ -265,13 +247,12 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
         preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
         source = train(preset, data=whole)
     card = source.card
-    shape_and_classes = list(card["input_shape"]), card["num_classes"]
-    if shape_and_classes != (shape, data.num_classes):
+    its_shape, classes = list(card["input_shape"]), card["num_classes"]
+    if (its_shape, classes) != (shape, data.num_classes):
         raise ValueError(
-            f"the source network {config.checkpoint} takes images of "
-            f"{shape_and_classes[0]} in {shape_and_classes[1]} classes "
-            f"({card.get('dataset', 'its card names no set')}), "
-            f"but {data.name} has {shape} in {data.num_classes}; give the --checkpoint "
+            f"the source network {config.checkpoint} takes images of {its_shape} in "
+            f"{classes} classes ({card.get('dataset', 'its card names no set')}), but "
+            f"{data.name} has {shape} in {data.num_classes}; give the --checkpoint "
             "of a network trained on it"
         )
     # The SNN belongs to the data that it is calibrated and evaluated on.

@@ -34,12 +34,7 @@ from experiments.conversions import (
     result_of,
     widen_all,
 )
-from experiments.convert import (
-    facts_of,
-    in_dtype,
-    prepare,
-    write_files,
-)
+from experiments.convert import facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, Source
 from experiments.presets import PRESETS_FINETUNE
@@ -48,34 +43,23 @@ from experiments.running import (
     CODES,
     RECIPES,
     FineTune,
-    batches_of,
     check_writable,
     devices,
     options_of_results,
     parse,
-    print_line,
-    schedule,
-    state_folder,
-    steps_per_epoch,
-    write_log,
+    training_loop,
 )
 from experiments.running import run as run_command
 from snnjax import SNN, training
 
 
 def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
-    """Convert, train, and write the results of both.
-
-    Raises:
-        FloatingPointError: the loss or the weights are not finite; the checkpoint of
-          the last good epoch is kept.
-        ValueError: options that do not fit together, or `out` holds another run.
-    """
+    """Convert, train, and write the results of both."""
     start = time.perf_counter()
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
-    steps_per_epoch(config, data)
+    training_loop.steps_per_epoch(config, data)
     check_writable(config.out, "--out")
     task = prepare(
         config.conversion(),
@@ -131,12 +115,7 @@ def _write(
     snn: SNN,
     accuracies: list[float],
 ) -> None:
-    """Write all files of a run, and print where they are.
-
-    Args:
-        results: of the SNN at the start and of the trained one.
-        accuracies: at the start, and after each epoch.
-    """
+    """Write all files of a run, and print where they are; results as `run` has them."""
     facts = facts_of(task, "experiments.finetune", config)
     facts["source"] = {**facts["source"], "weight_bits": config.weight_bits}
     facts["accuracy_after_epochs"] = accuracies
@@ -187,29 +166,24 @@ def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
 
 
 class Learner(NamedTuple):
-    """What is trained.
+    """What is trained."""
 
-    Attributes:
-        task: with the function, test images and counter of the SNN that is trained.
-        snn: before training.
-        fn: the function that is trained, in training mode with has_aux.
-        has_aux: whether it returns new running averages too.
-        read: normalized images -> what the network reads.
-        rules: an optimizer of all leaves, or of the weights alone.
-    """
-
-    task: Experiment
-    snn: SNN
-    fn: Callable
-    has_aux: bool
-    read: Callable
-    rules: Any
+    task: Experiment  # with the function, test images and counter of the SNN
+    snn: SNN  # before training
+    fn: Callable  # in training mode with has_aux
+    has_aux: bool  # whether fn returns new running averages too
+    read: Callable  # normalized images -> what the network reads
+    rules: Any  # an optimizer of all leaves, or of the weights alone
 
 
 def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
     """The SNN of a conversion, or the same in whole numbers."""
     has_aux = not config.keep_averages
-    adam = _optimizer(config, task.data)
+    adam = optax.adamw(
+        training_loop.schedule(config, task.data),
+        weight_decay=config.weight_decay,
+        mask=training.kernels,
+    )
     if config.weight_bits is None:
         fn = _in_training(task.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
@@ -236,7 +210,7 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
     def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
         hits = count_hits(task.count, snn, task.test, task.mesh)
         accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
-        print_line({**line, **accuracy})
+        training_loop.print_line({**line, **accuracy})
         return accuracy
 
     snn, log = training.finetune(
@@ -248,13 +222,13 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
         teacher=functools.partial(ann.fn, ann.params),
         share=config.distillation,
         measure=measure,
-        folder=state_folder(config),
+        folder=training_loop.state_folder(config),
         # The teacher is a function, which cannot be compared; its network can.
         depends_on=options_of_results(config) | {"source_network": ann.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():
-        write_log(out, log)
+        training_loop.write_log(out, log)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return training.Finetuned(snn if task.mesh is None else jax.device_get(snn), log)
 
@@ -269,20 +243,11 @@ def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
         return read(normalize(data, images))
 
     def examples(epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        for key, numbers in batches_of(config, data, epoch):
+        for key, numbers in training_loop.batches_of(config, data, epoch):
             images = devices.rows(data.train_images, numbers, mesh)
             yield prepare(key, images), devices.rows(data.train_labels, numbers, mesh)
 
     return examples
-
-
-def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
-    """Adam for weights and neurons; kernels decay."""
-    return optax.adamw(
-        schedule(config, data),
-        weight_decay=config.weight_decay,
-        mask=training.kernels,
-    )
 
 
 def _in_training(source: Source, dtype: str) -> Callable:
@@ -293,12 +258,9 @@ def _in_training(source: Source, dtype: str) -> Callable:
         return source.model.apply(variables, x, train=True, mutable=["batch_stats"])
 
     apply = in_dtype(network, dtype)  # running averages stay float32
-
-    def fn(variables, x):
-        averages = variables.get("batch_stats", {})
-        return apply(variables["params"], x, batch_stats=averages)
-
-    return fn
+    return lambda variables, x: apply(
+        variables["params"], x, batch_stats=variables.get("batch_stats", {})
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,65 +18,37 @@ import numpy as np
 
 import snnjax
 from experiments.conversions import Experiment, count_hits, counter
-from experiments.report import Table, markdown_table, network_name
+from experiments.report import markdown_table, network_name
 from experiments.running import CHIPS, devices, write
 
-HEAD = (
-    "numbers",
-    "scale",
-    "accuracy %",
-    "weights KiB",
-    "potentials KiB",
-    "bits used",
-    "overflows",
-    "s",
-)
+HEAD = ("numbers", "scale", "accuracy %", "weights KiB", "potentials KiB")
+HEAD += ("bits used", "overflows", "s")
 
 
 class Row(NamedTuple):
-    """What a network of whole numbers does on the test images.
+    """What a network of whole numbers does on the test images."""
 
-    Attributes:
-        numbers: floats, the bits of a weight, or the ANN's whole numbers.
-        scale: of `snnjax.deploy.quantize`, "chip" for that of the chip; None: floats.
-        accuracy: 0..1.
-        memory: in bytes; an ANN has activations in place of potentials.
-        used_bits: of a potential, by the highest that 100 images gave.
-        overflows: potentials beyond their highest number, on all test images.
-        seconds: of the quantization.
-    """
-
-    numbers: str
+    numbers: str  # floats, the bits of a weight, or the ANN's whole numbers
+    # Of `snnjax.deploy.quantize`, "chip" for that of the chip; None: floats.
     scale: str | None
-    accuracy: float
-    memory: snnjax.deploy.Memory
-    used_bits: int | None = None
-    overflows: int | None = None
-    seconds: float | None = None
+    accuracy: float  # 0..1
+    memory: snnjax.deploy.Memory  # an ANN has activations in place of potentials
+    used_bits: int | None = None  # of a potential, by the highest that 100 images gave
+    overflows: int | None = None  # of potentials, on all test images
+    seconds: float | None = None  # of the quantization
 
 
 class Integers(NamedTuple):
-    """All rows, and the report of a chip on the last one.
+    """All rows, and the report of a chip, if there is one, on the last of them."""
 
-    Attributes:
-        rows: the ANN in whole numbers first, then floats.
-        report: None without a chip.
-    """
-
-    rows: Sequence[Row]
+    rows: Sequence[Row]  # the ANN in whole numbers first, then floats
     report: snnjax.deploy.Report | None
 
 
 def in_whole_numbers(
     task: Experiment, snn: snnjax.SNN, calibration: jax.Array, accuracy: float
 ) -> Integers:
-    """Quantize and run an SNN with all bits of the options.
-
-    Args:
-        task: network, test images and options.
-        snn: the spiking network.
-        calibration: images to fit scales, weights and biases with.
-        accuracy: of the SNN on the test images.
+    """Quantize and run an SNN, of this accuracy, with all bits of the options.
 
     Raises:
         snnjax.ConversionError: the SNN is no network of layers, or the chip does not
@@ -88,15 +60,13 @@ def in_whole_numbers(
     rows = [_int8_ann(task, calibration)]
     rows.append(Row("float32", None, accuracy, snnjax.deploy.memory(layers)))
     integers = layers
+    scale = "channel" if chip is None else "chip"
     for bits in config.weight_bits or (None,):
         start = time.perf_counter()
-        integers = snnjax.deploy.quantize(
-            layers, calibration, weight_bits=bits, chip=chip
-        )
+        options = {"weight_bits": bits, "chip": chip}
+        integers = snnjax.deploy.quantize(layers, calibration, **options)
         seconds = time.perf_counter() - start
-        scale = "channel" if chip is None else "chip"
-        tested = _tested(integers, scale, images, labels)
-        rows.append(tested._replace(seconds=seconds))
+        rows.append(_tested(integers, scale, images, labels)._replace(seconds=seconds))
     report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 
@@ -131,8 +101,10 @@ def _tested(
     layers: snnjax.deploy.Layers, scale: str, images: Any, labels: np.ndarray
 ) -> Row:
     counts = devices.total(functools.partial(_count, layers), images, labels, None)
-    hits, overflows, *_ = counts.tolist()
-    highest = _highest(layers, images[:100])
+    hits, overflows = counts.tolist()
+    # Negative potentials may saturate.
+    extremes = snnjax.deploy.outputs(layers, images[:100]).extremes.values()
+    highest = max(int(most) for _, most in extremes)
     arithmetic = layers.arithmetic
     assert arithmetic is not None
     return Row(
@@ -153,17 +125,6 @@ def _count(layers: snnjax.deploy.Layers, x: jax.Array, labels: jax.Array) -> np.
     return np.array([int((answers == labels).sum()), int(overflows)])
 
 
-def _highest(layers: snnjax.deploy.Layers, x: jax.Array) -> int:
-    """The highest potential; negative ones may saturate."""
-    extremes = snnjax.deploy.outputs(layers, x).extremes.values()
-    return max(int(highest) for _, highest in extremes)
-
-
-def table(integers: Integers) -> Table:
-    """The rows as text."""
-    return HEAD, [_cells(row) for row in integers.rows]
-
-
 def _cells(row: Row) -> tuple[str, ...]:
     def text(value: Any, form: str = "") -> str:
         return "" if value is None else format(value, form)
@@ -182,7 +143,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def text_of(integers: Integers) -> str:
     """The table in Markdown, and the report."""
-    text = markdown_table(*table(integers))
+    text = markdown_table(HEAD, [_cells(row) for row in integers.rows])
     if integers.report is not None:
         text += f"\n```text\n{integers.report}\n```\n"
     return text

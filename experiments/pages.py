@@ -42,11 +42,7 @@ def sources_of(page: str) -> list[str]:
 
 
 def with_new_tables(page: str) -> str:
-    """The page with each table as its command or file has it now.
-
-    Raises:
-        ValueError: a comment names no table, or it has no end.
-    """
+    """The page with each table as its command or file has it now."""
 
     def with_new_rows(match: re.Match[str]) -> str:
         gap = "" if match["rows"] or match.end() == len(page) else "\n"

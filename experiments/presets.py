@@ -23,7 +23,7 @@ PRESETS_ANN: dict[str, TrainANN] = {
     ),
     # He et al.'s ResNet-20 with 0.27 M parameters. 2 PFLOP. Not measured yet; He et al.
     # report 91.25 %.
-    "cifar10_resnet20": TrainANN(out="runs/cifar10_resnet20"),
+    "cifar10_resnet20": TrainANN(),
     # ResNet-18 with a stem of three convolutions. 9 PFLOP. Not measured yet; 95.46 % is
     # reported for it by Bu et al., 2022.
     "cifar10_resnet18": TrainANN(model="resnet18", out="runs/cifar10_resnet18"),
@@ -91,23 +91,18 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 }
 
 
-# Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
-# 2, and with ReLU quantized to four levels above 0; behind a layer that whitens, six
-# convolutions, and seven with two shortcuts; narrower ones with average pooling and
-# with max-pool; MobileNet of a quarter of the width with ReLU6; a vision transformer
-# with LayerNorm, attention and GELU; MobileNet v3 with hard swish and squeeze-and-
-# excite gates; ConvNeXt.
+# Networks in experiments/sources.
 SOURCES = (
-    "resnet20",
-    "resnet20_clipped",
-    "resnet20_quantized",
-    "whitened_vgg8",
-    "whitened_resnet9",
-    "vgg8",
-    "vgg8_max",
-    "mobilenet_quarter",
-    "vit",
-    "mobilenet_v3",
+    "resnet20",  # He et al.'s
+    "resnet20_clipped",  # with ReLU clipped at 2
+    "resnet20_quantized",  # with ReLU quantized to four levels above 0
+    "whitened_vgg8",  # six convolutions, behind a layer that whitens
+    "whitened_resnet9",  # seven with two shortcuts, behind a layer that whitens
+    "vgg8",  # narrower, with average pooling
+    "vgg8_max",  # the same with max-pool
+    "mobilenet_quarter",  # a quarter of the width, with ReLU6
+    "vit",  # a vision transformer with LayerNorm, attention and GELU
+    "mobilenet_v3",  # with hard swish and squeeze-and-excite gates
     "convnext",
 )
 WITH_OPERATORS = ("vit", "mobilenet_v3", "convnext")

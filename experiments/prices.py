@@ -53,14 +53,14 @@ FOLDERS = {"snnjax": 22_600, "experiments": 6950, "benchmarks": 3350, "tests": 1
 
 def files_of(part: Part) -> list[Path]:
     """The files of its modules; those of no other part, if it has none."""
-    known = " ".join(other.modules for other in PARTS).split()
+    modules_of_parts = " ".join(other.modules for other in PARTS).split()
 
     def is_own(file: Path) -> bool:
         names = file.relative_to(ROOT / "snnjax").with_suffix("").parts
         module = names[names[0] == "deploy" and len(names) > 1]
-        return (
-            module in part.modules.split() or not part.modules and module not in known
-        )
+        if not part.modules:
+            return module not in modules_of_parts
+        return module in part.modules.split()
 
     return [file for file in (ROOT / "snnjax").rglob("*.py") if is_own(file)]
 
@@ -81,10 +81,13 @@ def users_of(part: Part) -> str:
     """Folders whose other files name a module, or what the top level shows of it."""
     modules = part.modules.split() or ["sweep"]
     levels = (snnjax, snnjax.deploy)
-    shown = [(n, getattr(level, n)) for level in levels for n in level.__all__]
-    own = re.compile(rf"snnjax\.(deploy\.)?({'|'.join(modules)})\b")
-    theirs = [n for n, v in shown if own.match(getattr(v, "__module__", None) or "")]
-    names = "|".join([*modules, *theirs])
+    public = {name: getattr(level, name) for level in levels for name in level.__all__}
+    home = re.compile(rf"snnjax\.(deploy\.)?({'|'.join(modules)})\b")
+
+    def is_of_part(value: object) -> bool:
+        return bool(home.match(getattr(value, "__module__", None) or ""))
+
+    names = "|".join([*modules, *(n for n, v in public.items() if is_of_part(v))])
     pattern = rf"\bsnnjax(\.deploy)?(\.| import .*\b)({names})\b"
     folders = []
     for folder in USERS:

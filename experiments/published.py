@@ -22,39 +22,22 @@ PAPERS = PUBLISHED.parent / "published.json"
 STEPS = (1, 2, 4, 8, 16, 32)
 FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
 HEAD = ("method", "network", "ANN %", "for it", "epochs", "values")
-HEAD += (
-    *(f"T = {t}" for t in STEPS),
-    "lost, T = 2",
-    "lost, T = 4",
-    "latency",
-    "spikes",
-)
+HEAD += (*(f"T = {t}" for t in STEPS), "lost, T = 2", "lost, T = 4")
+HEAD += ("latency", "spikes")
 
 
 class Row(NamedTuple):
-    """A conversion of one network.
-
-    Attributes:
-        method: how it was converted.
-        network: which network; empty if the source does not say.
-        accuracies: T -> percent.
-        latency: steps until the answer, at the T that the row is compared at.
-        ann: accuracy of the ANN in percent; NaN if the source does not say.
-        ann_trained_for_it: whether the ANN was trained for this conversion.
-        epochs_after_conversion: epochs of training of the SNN.
-        values_per_step: how many values a neuron can send in a step, 2 if binary.
-        spikes: per neuron and inference, at the same T as the latency.
-    """
+    """A conversion of one network; NaN where the source does not say a number."""
 
     method: str
     network: str
-    accuracies: dict[int, float]
-    latency: int
-    ann: float
-    ann_trained_for_it: bool
-    epochs_after_conversion: int
-    values_per_step: int | None
-    spikes: float = math.nan
+    accuracies: dict[int, float]  # T -> percent
+    latency: int  # steps until the answer, at the T that the row is compared at
+    ann: float  # its accuracy in percent
+    ann_trained_for_it: bool  # whether the ANN was trained for this conversion
+    epochs_after_conversion: int  # of training of the SNN
+    values_per_step: int | None  # that a neuron can send in a step, 2 if binary
+    spikes: float = math.nan  # per neuron and inference, at the T of the latency
 
     def lost(self, steps: int) -> float:
         """Points that the SNN loses to the ANN; NaN if one of them is not reported."""
@@ -132,23 +115,14 @@ def _by_points_lost(row: Row) -> list[float]:
 
 
 def table_of(argv: Sequence[str] | None) -> str:
-    """The table that the command prints.
-
-    Raises:
-        ValueError: a file was not written by our commands, contradicts another, is of
-            another data set, or has no row at the T of the table.
-    """
+    """The table that the command prints."""
     parser = argparse.ArgumentParser(prog="published", description=__doc__)
     add = parser.add_argument
     entries = json.loads(PAPERS.read_text(encoding="utf-8"))
     datasets = sorted({entry["dataset"] for entry in entries})
     add("files", nargs="*", type=Path, metavar="FILE", help="results of ours")
-    add(
-        "--dataset",
-        default="cifar10",
-        choices=datasets,
-        help="write it after the files",
-    )
+    after = "write it after the files"
+    add("--dataset", default="cifar10", choices=datasets, help=after)
     add("--sources", action="store_true", help="print where each number was read")
     options = parser.parse_args(argv)
     if options.sources:

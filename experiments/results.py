@@ -21,65 +21,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
 
     def show() -> None:
-        table = _table(options)
+        of_networks = _networks(options)
+        table = options.table(of_networks)
         folder = options.figures and writable(options.figures, "--figures")
         print(table, end="")
         if folder:
             costs = options.against or [*figures.COSTS]
-            figures.draw_networks(_networks(options), folder, costs)
+            figures.draw_networks(of_networks, folder, costs)
         if options.points_lost:
             file = Path(options.points_lost)
             writable(file.parent, "--points_lost")
-            figures.draw_points_lost(_networks(options), file)
+            figures.draw_points_lost(of_networks, file)
 
     run(show, compiles=False)
 
 
 def table_of(argv: Sequence[str]) -> str:
-    """The table that the command prints; it draws nothing.
-
-    Raises:
-        ValueError: a file was not written by these commands, or contradicts another.
-    """
-    return _table(_options(argv))
+    """The table that the command prints; it draws nothing."""
+    options = _options(argv)
+    return options.table(_networks(options))
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results", description=__doc__)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE")
-    add(
-        "--steps",
-        nargs="+",
-        type=int,
-        metavar="T",
-        help="only the rows of these T; write it after the files",
-    )
+    steps = "only the rows of these T; write it after the files"
+    add("--steps", nargs="+", type=int, metavar="T", help=steps)
     add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
     add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
     add("--points_lost", metavar="PNG", help="draw points lost against spikes, of all")
+    parser.set_defaults(table=networks.table_of_networks)
     tables = parser.add_mutually_exclusive_group()
-    add = tables.add_argument
-    add("--costs", action="store_true", help="print the costs of every row")
-    add("--epochs", action="store_true", help="print the accuracy after each epoch")
-    add("--summary", action="store_true", help="print the best row of each network")
+    for name, table, text in (
+        ("costs", networks.costs_of_networks, "the costs of every row"),
+        ("epochs", networks.epochs_of_networks, "the accuracy after each epoch"),
+        ("summary", networks.summary_of_networks, "the best row of each network"),
+    ):
+        choice = {"action": "store_const", "dest": "table", "const": table}
+        tables.add_argument(f"--{name}", **choice, help=f"print {text}")
     return parser.parse_args(argv)
 
 
 def _networks(options: argparse.Namespace) -> list[networks.NetworkResults]:
     results = [networks.read_results(file_of(name)) for name in options.files]
-    return networks.with_steps(results, options.steps) if options.steps else results
-
-
-def _table(options: argparse.Namespace) -> str:
-    table = networks.table_of_networks
-    if options.costs:
-        table = networks.costs_of_networks
-    if options.epochs:
-        table = networks.epochs_of_networks
-    if options.summary:
-        table = networks.summary_of_networks
-    return table(_networks(options))
+    if options.steps:
+        results = [networks.with_steps(network, options.steps) for network in results]
+    return results
 
 
 def file_of(name: Path) -> Path:

@@ -12,32 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from experiments.data import Dataset, augment, load, normalize, normalized_as
-from experiments.models import (
-    NAMES,
-    Source,
-    build,
-    load_source,
-    save_source,
-)
+from experiments.models import NAMES, Source, build, load_source, save_source
 from experiments.presets import PRESETS_ANN
-from experiments.running import (
-    TrainANN,
-    command,
-    devices,
-    fit,
-    parse,
-    report,
-    run,
-    schedule,
-)
+from experiments.running import TrainANN, command, devices, parse, run, training_loop
 
 CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
 
@@ -45,53 +28,51 @@ CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
 class TrainState(NamedTuple):
     """The state that a training step changes."""
 
-    params: chex.ArrayTree
-    batch_stats: chex.ArrayTree
+    variables: dict[str, Any]  # "params" and "batch_stats"
     opt_state: optax.OptState
 
 
 def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     """Trains a network, or resumes the training in `config.out`.
 
-    Args:
-        config: what to train; `out` must be new or hold a run of the same options.
-        data: the images; by default `config.dataset` is loaded.
-
-    Returns:
-        The trained network, which is also written for `load_source(config.out)`.
-
-    Raises:
-        FloatingPointError: the loss or the weights are not finite; the checkpoint of
-          the last good epoch is kept.
-        ValueError: the checkpoint does not fit the options.
-        FileNotFoundError: there is no checkpoint.
+    The network is also written there, for `load_source`. By default the data are
+    loaded.
     """
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images)
-    model = build(
-        config.model,
-        data.num_classes,
-        norm=config.norm,
-        clip=config.clip,
-        levels=config.levels,
-    )
+    options = {"norm": config.norm, "clip": config.clip, "levels": config.levels}
+    model = build(config.model, data.num_classes, **options)
     origin = None
     if config.checkpoint is not None:
         origin = _origin(config, data)
         data = normalized_as(data, origin.card)
+
+    def predict(variables, images):
+        return model.apply(variables, normalize(data, images), train=False)
+
+    mesh = devices.make_mesh(config.mesh)
+    evaluate = devices.accuracy(predict, data.test_images, data.test_labels, mesh)
     optimizer = make_optimizer(config, data)
     step = make_step(model, optimizer, config, data)
-    evaluate = make_evaluate(model, data, devices.make_mesh(config.mesh))
-    state, log = fit(
+    state, log = training_loop.fit(
         config,
         data,
         _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
-        lambda state, log: {"test_accuracy": evaluate(_variables(state))},
+        lambda state, log: {"test_accuracy": evaluate(state.variables)},
     )
-    variables = jax.device_get(_variables(state))
-    seconds = sum(line["seconds"] for line in log)
-    card = _card(config, data, evaluate(variables), seconds)
+    variables = jax.device_get(state.variables)
+    card = {
+        "model": config.model,
+        **options,
+        **data.facts(),
+        "test_accuracy": evaluate(variables),
+        "epochs": config.epochs,
+        "seconds": round(sum(line["seconds"] for line in log), 2),
+        "seed": config.seed,
+        "command": command("experiments.train_ann", config),
+        "versions": {package: version(package) for package in ("jax", "flax", "optax")},
+    }
     source = Source(model, variables, card)
     if devices.first():
         save_source(Path(config.out).expanduser().resolve(), source)
@@ -106,7 +87,7 @@ def make_optimizer(config: TrainANN, data: Dataset) -> optax.GradientTransformat
 
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=kernels),
-        optax.sgd(schedule(config, data), momentum=0.9, nesterov=True),
+        optax.sgd(training_loop.schedule(config, data), momentum=0.9, nesterov=True),
     )
 
 
@@ -121,9 +102,9 @@ def make_step(
     A state must not be used again after it was passed in.
     """
 
-    def loss_of(params, batch_stats, images, labels):
+    def loss_of(params, variables, images, labels):
         logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {**variables, "params": params},
             normalize(data, images),
             train=True,
             mutable=["batch_stats"],
@@ -131,28 +112,20 @@ def make_step(
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels
         loss = entropy(logits, labels).mean()
         accuracy = (logits.argmax(axis=-1) == labels).mean()
-        return loss, (accuracy, updates.get("batch_stats", {}))
+        return loss, (accuracy, updates)
 
     def step(state, key, images, labels):
+        variables, params = state.variables, state.variables["params"]
         images = augment(key, images, flip=config.flip, padding=config.padding)
-        (loss, (accuracy, batch_stats)), gradient = jax.value_and_grad(
+        (loss, (accuracy, averages)), gradient = jax.value_and_grad(
             loss_of, has_aux=True
-        )(state.params, state.batch_stats, images, labels)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = TrainState(params, batch_stats, opt_state)
-        return state, report(loss, accuracy, params)
+        )(params, variables, images, labels)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state = TrainState({**variables, **averages, "params": params}, opt_state)
+        return state, training_loop.report(loss, accuracy, params)
 
     return jax.jit(step, donate_argnums=0)
-
-
-def make_evaluate(model: nn.Module, data: Dataset, mesh: Mesh | None = None):
-    """Function `variables -> accuracy` on the test images."""
-
-    def predict(variables, images):
-        return model.apply(variables, normalize(data, images), train=False)
-
-    return devices.accuracy(predict, data.test_images, data.test_labels, mesh)
 
 
 def _origin(config: TrainANN, data: Dataset) -> Source:
@@ -201,30 +174,8 @@ def _initial_state(model, optimizer, config, data, origin) -> TrainState:
             origin.variables, images, rngs={"params": key}
         )
         variables = origin.variables | maxima
-    params = variables["params"]
-    return TrainState(params, variables.get("batch_stats", {}), optimizer.init(params))
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _card(
-    config: TrainANN, data: Dataset, test_accuracy: float, seconds: float
-) -> dict[str, Any]:
-    return {
-        "model": config.model,
-        "norm": config.norm,
-        "clip": config.clip,
-        "levels": config.levels,
-        **data.facts(),
-        "test_accuracy": test_accuracy,
-        "epochs": config.epochs,
-        "seconds": round(seconds, 2),
-        "seed": config.seed,
-        "command": command("experiments.train_ann", config),
-        "versions": {package: version(package) for package in ("jax", "flax", "optax")},
-    }
+    variables = {"batch_stats": {}, **variables}  # also without BatchNorm
+    return TrainState(variables, optimizer.init(variables["params"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

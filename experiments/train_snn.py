@@ -18,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 import snnjax
 from experiments.data import Dataset, augment, load, load_events, normalize
@@ -27,16 +26,12 @@ from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
     TrainSNN,
-    check_range,
     check_writable,
     devices,
-    fit,
-    one_of,
+    options,
     parse,
-    report,
     run,
-    schedule,
-    steps_per_epoch,
+    training_loop,
 )
 from snnjax import SNN, training
 
@@ -76,7 +71,6 @@ class Setting(NamedTuple):
     kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
-    mesh: Mesh | None
 
     @property
     def sequence(self) -> bool:
@@ -116,46 +110,40 @@ class Setting(NamedTuple):
 def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     """Trains a spiking network, or resumes the training in `config.out`.
 
-    Args:
-        config: what to train; `out` must be new or hold a run of the same options.
-        data: the images; by default `config.dataset` is loaded.
-
-    Returns:
-        The trained network, which is also written to `config.out`.
-
-    Raises:
-        FloatingPointError: the loss or the weights are not finite; the checkpoint of
-          the last good epoch is kept.
-        ValueError: a leaf that is to be trained receives no gradient.
+    The network is also written there. By default the data are loaded.
     """
-    check_range(config, "surrogate", one_of(*SURROGATES))
-    check_range(config, "neuron", one_of(*NEURONS))
+    options.check_range(config, "surrogate", options.one_of(*SURROGATES))
+    options.check_range(config, "neuron", options.one_of(*NEURONS))
     check_writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
-    steps_per_epoch(config, data)  # fails early
+    training_loop.steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
-    evaluate = make_evaluate(setting)
+    simulate = setting.spiking(train=False)
+
+    def predict(snn, images):
+        return simulate(snn, setting.current(images)).mean(0)
+
+    test = data.test_images, data.test_labels
+    evaluate = devices.accuracy(predict, *test, devices.make_mesh(config.mesh))
 
     def measure(state: State, log: list[dict]) -> dict[str, Any]:
-        accuracy = evaluate(state.snn)
         temperatures = training.temperatures(state.snn).values()
         means = [float(b.mean()) for b in temperatures]
-        entries = {"test_accuracy": accuracy, "temperature": means}
+        entries = {"test_accuracy": evaluate(state.snn), "temperature": means}
         log = [*log[:-1], log[-1] | entries]
         if devices.first():
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
         return entries
 
-    state, log = fit(config, data, state, make_step(setting), measure)
-    accuracy = log[-1]["test_accuracy"]
+    state, log = training_loop.fit(config, data, state, make_step(setting), measure)
     if devices.first():
-        _save(setting, state.snn, accuracy, out / SNN_FILE)
+        _save(setting, state.snn, log[-1]["test_accuracy"], out / SNN_FILE)
     return state.snn
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """The step for `experiments.running.fit`; checks once that gradients arrive."""
+    """The step for `training_loop.fit`; checks once that gradients arrive."""
     descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
     is_checked = False
@@ -166,10 +154,7 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Arra
             state = choose(state, images, labels)
         state, numbers, alive = descend(state, key, images, labels)
         if not is_checked:
-            tree = jax.tree.structure(setting.kinds)
-            training.check_gradients(
-                jax.tree.unflatten(tree, list(alive)), setting.kinds
-            )
+            training.check_gradients(alive, setting.kinds)
             is_checked = True
         return state, numbers
 
@@ -182,11 +167,12 @@ def _step(setting: Setting, state: State, key, images, labels):
     loss_of = setting.loss(_augmented(config, key, images), labels)
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
-    alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
+    alive = jax.tree.map(lambda slope: jnp.any(slope != 0), gradient)
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    return State(snn, opt_state), report(loss, accuracy, snn.params), alive
+    report = training_loop.report(loss, accuracy, snn.params)
+    return State(snn, opt_state), report, alive
 
 
 def _choose(setting: Setting, state: State, images, labels) -> State:
@@ -194,12 +180,8 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     config = setting.config
     count = config.difference_images
     loss_and_aux = setting.loss(images[:count], labels[:count])
-
-    def loss(snn: SNN) -> jax.Array:
-        return loss_and_aux(snn)[0]
-
     snn, _ = training.choose_temperature(
-        loss,
+        lambda snn: loss_and_aux(snn)[0],
         state.snn,
         setting.first,
         step=config.difference_step,
@@ -211,25 +193,8 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
 
 def _augmented(config: TrainSNN, key, images):
     """Crops and mirrors; all frames of a recording alike."""
-    shape = images.shape
-    if images.ndim == 5:  # [B, T, H, W, C] -> [B, H, W, T C]
-        images = jnp.moveaxis(images, 1, 3).reshape(*shape[:1], *shape[2:4], -1)
-    images = augment(key, images, flip=config.flip, padding=config.padding)
-    if len(shape) == 5:
-        images = images.reshape(*shape[:1], *shape[2:4], shape[1], shape[4])
-        images = jnp.moveaxis(images, 3, 1)
-    return images
-
-
-def make_evaluate(setting: Setting) -> Callable[[SNN], float]:
-    """Function `snn -> accuracy` of the mean output on the test images."""
-    simulate = setting.spiking(train=False)
-    data = setting.data
-
-    def predict(snn, images):
-        return simulate(snn, setting.current(images)).mean(0)
-
-    return devices.accuracy(predict, data.test_images, data.test_labels, setting.mesh)
+    change = functools.partial(augment, key, flip=config.flip, padding=config.padding)
+    return jax.vmap(change, 1, 1)(images) if images.ndim == 5 else change(images)
 
 
 # ------------------------------------------------------------------------ set-up
@@ -247,25 +212,19 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     example = jnp.zeros((1, *data.train_images.shape[-3:]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
     sites = snnjax.sites(model.apply, variables, example)
-    snn = snnjax.init(
-        model.apply,
-        variables,
-        example,
-        model=_neuron(config, sites),
-        key=jax.random.key(config.seed),
-    )
+    neuron, key = _neuron(config, sites), jax.random.key(config.seed)
+    snn = snnjax.init(model.apply, variables, example, model=neuron, key=key)
     # All weights are trained, and nothing else.
     names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
     kinds = training.param_labels(snn, names)
     adam = optax.adamw(
-        schedule(config, data),
+        training_loop.schedule(config, data),
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
     optimizer = training.optimizer(dict.fromkeys(names, adam))
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
-    mesh = devices.make_mesh(config.mesh)
-    setting = Setting(config, data, model, kinds, optimizer, first, mesh)
+    setting = Setting(config, data, model, kinds, optimizer, first)
     return setting, State(snn, optimizer.init(snn))
 
 
@@ -288,21 +247,16 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
             f"{config.model} has sites of {sorted(sizes.values())}. Take another "
             "--model"
         )
-    return (
-        {**dict.fromkeys(names, model), "*": lif} if len(names) < len(sizes) else model
-    )
+    if len(names) == len(sizes):
+        return model
+    return {**dict.fromkeys(names, model), "*": lif}
 
 
 def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
     config, data = setting.config, setting.data
-    card = {
-        "model": config.model,
-        "norm": config.norm,
-        "clip": None,
-        **data.facts(),
-        "training": dataclasses.asdict(config),
-        "packages": {p: version(p) for p in ("flax", "optax")},
-    }
+    card = {"model": config.model, "norm": config.norm, "clip": None, **data.facts()}
+    card["training"] = dataclasses.asdict(config)
+    card["packages"] = {package: version(package) for package in ("flax", "optax")}
     recipe = f"direct training, {config.surrogate}, {config.learn}"
     snn = dataclasses.replace(snn, steps=config.steps, wait=0)
     snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)

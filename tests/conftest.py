@@ -1,5 +1,7 @@
 """Every test runs on eight virtual CPU devices; fixtures that several files share."""
 
+import functools
+
 import hypothesis
 import jax
 import pytest
@@ -63,6 +65,17 @@ def digits():
         test_images=full.test_images[:100],
         test_labels=full.test_labels[:100],
     )
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """The network `events` with one convolution less, which compiles faster."""
+    from experiments.models import zoo
+
+    small = functools.partial(zoo.Plain, convolutions=((16, 2), (32, 2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "events", small)
+        yield
 
 
 @pytest.fixture

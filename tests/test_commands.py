@@ -28,38 +28,35 @@ from snnjax import __main__
 ROOT = Path(__file__).parents[1]
 
 
-def failing(error):
-    def work():
-        raise error
-
-    return work
-
-
 def test_an_error_of_the_user_ends_with_its_message():
     for kind in command_line.OF_A_USER:
+
+        def work(kind=kind):
+            raise kind("wrong")
+
         with pytest.raises(SystemExit, match="^error: wrong$"):
-            run(failing(kind("wrong")))
+            run(work)
 
 
 def test_compiled_programs_are_kept_and_a_line_says_where(
     tmp_path, monkeypatch, capsys
 ):
-    folder = jax.config.jax_compilation_cache_dir
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    names = "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         run(lambda: None, compiles=False)
         assert not capsys.readouterr().out
         run(lambda: None)
-        said = capsys.readouterr().out
-        assert said == f"compiled programs are kept in {tmp_path / 'snnjax'}\n"
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "snnjax")
+        folder = str(tmp_path / "snnjax")
+        assert capsys.readouterr().out == f"compiled programs are kept in {folder}\n"
+        assert jax.config.jax_compilation_cache_dir == folder
+        run(lambda: None)  # a folder of the user's own stays
+        assert jax.config.jax_compilation_cache_dir == folder
     finally:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    run(lambda: None)  # a folder of the user's own stays
-    assert jax.config.jax_compilation_cache_dir == folder
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_what_a_kill_leaves_is_replaced_by_the_next_write(tmp_path):
@@ -118,20 +115,25 @@ def test_ctrl_c_during_imports_prints_no_traceback():
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 
 
-def test_the_library_as_a_module_says_what_a_report_needs():
+def test_the_library_as_a_module_says_what_a_report_needs(monkeypatch):
     text = __main__.report()
     assert text.startswith(f"snnjax {snnjax.__version__}, Python 3.")
     assert f"jax                  {jax.__version__}" in text
     assert "backend cpu: 8 x cpu" in text
     assert not re.search("flax +missing", text)
 
+    def absent(*_):
+        raise PackageNotFoundError
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    def version(package):
-        raise PackageNotFoundError(package)
+    def no_devices():
+        raise RuntimeError("no backend foo")
 
-    monkeypatch.setattr(__main__, "version", version)
-    assert 'missing: save and load; pip install "snnjax[share]"' in __main__.report()
+    # Without packages and devices it says so, and the rest all the same.
+    monkeypatch.setattr(__main__, "version", absent)
+    monkeypatch.setattr(jax, "devices", no_devices)
+    text = __main__.report()
+    assert 'missing: save and load; pip install "snnjax[share]"' in text
+    assert "JAX finds no devices: no backend foo" in text and "jaxlib" in text
 
 
 def test_help_says_what_the_command_does_and_what_names_there_are(monkeypatch, capsys):
@@ -157,12 +159,3 @@ def test_a_command_gives_its_configuration_again():
         assert (python, m, module) == ("python", "-m", "experiments.module")
         parsed = parse(type(config), {}, options)
         assert parsed == dataclasses.replace(config, out=parsed.out)
-
-
-def test_without_devices_the_versions_are_shown_all_the_same(monkeypatch):
-    def devices():
-        raise RuntimeError("no backend foo")
-
-    monkeypatch.setattr(jax, "devices", devices)
-    text = __main__.report()
-    assert "JAX finds no devices: no backend foo" in text and "jaxlib" in text

@@ -33,74 +33,69 @@ def test_digits():
     images = np.asarray(data.normalize(digits, digits.train_images))
     assert images.dtype == np.float32
     np.testing.assert_allclose([images.mean(), images.std()], [0, 1], atol=1e-5)
+    less = digits.first(100).held_back(30)  # the last ones
+    np.testing.assert_array_equal(less.train_images, digits.train_images[:70])
+    np.testing.assert_array_equal(less.test_images, digits.train_images[70:100])
+    np.testing.assert_array_equal(less.test_labels, digits.train_labels[70:100])
     with pytest.raises(ValueError, match="train_images 1298 exceeds the 1297 training"):
         digits.first(1298)
+    with pytest.raises(ValueError, match="held_back is 100; allowed: fewer than"):
+        digits.first(100).held_back(100)
 
 
 @pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
 def test_folder(tmp_path, mode, channels):
-    _write_folder(tmp_path / "pets", mode=mode)
+    _write_folder(tmp_path / "pets", mode=mode, times=10)
+    (tmp_path / "pets/train/.ipynb_checkpoints").mkdir()  # what is hidden is not read
+    (tmp_path / "pets/train/cat/._0.png").write_bytes(b"not an image")
     pets = data.load("pets", str(tmp_path))
-    assert pets.train_images.shape == (6, 4, 3, channels)
+    assert pets.train_images.shape == (60, 4, 3, channels)
     assert pets.num_classes == 2 and len(pets.mean) == len(pets.std) == channels
-    np.testing.assert_array_equal(np.sort(pets.test_labels), [0, 0, 1, 1])
+    np.testing.assert_array_equal(np.bincount(pets.test_labels), [20, 20])
+    # The first images are of all classes.
+    assert set(pets.train_labels[:10]) == set(pets.test_labels[:10]) == {0, 1}
     with PIL.Image.open(tmp_path / "pets/test/dog/1.png") as image:
         expected = np.asarray(image).reshape(4, 3, channels)
-    (found,) = [i for i, a in enumerate(pets.test_images) if (a == expected).all()]
-    assert pets.test_labels[found] == 1
-    np.testing.assert_allclose(
-        [pets.mean, pets.std],
-        [pets.train_images.mean((0, 1, 2)), pets.train_images.std((0, 1, 2))],
-    )
+    (place,) = [i for i, a in enumerate(pets.test_images) if (a == expected).all()]
+    assert pets.test_labels[place] == 1
+    images = pets.train_images
+    np.testing.assert_allclose(pets.mean, images.mean((0, 1, 2)))
+    np.testing.assert_allclose(pets.std, images.std((0, 1, 2)))
     same = data.load(str(tmp_path / "pets"))
-    np.testing.assert_array_equal(same.train_images, pets.train_images)
-
-
-def test_the_first_images_of_a_folder_are_of_all_classes_and_none_is_hidden(tmp_path):
-    _write_folder(tmp_path / "pets", times=10)
-    pets = data.load("pets", str(tmp_path))
-    assert set(pets.train_labels[:10]) == set(pets.test_labels[:10]) == {0, 1}
-    (tmp_path / "pets/train/.ipynb_checkpoints").mkdir()
-    (tmp_path / "pets/train/cat/._0.png").write_bytes(b"not an image")
-    again = data.load("pets", str(tmp_path))
-    assert again.num_classes == 2
-    np.testing.assert_array_equal(again.train_images, pets.train_images)
-    np.testing.assert_array_equal(again.train_labels, pets.train_labels)
+    np.testing.assert_array_equal(same.train_images, images)
+    np.testing.assert_array_equal(same.train_labels, pets.train_labels)
 
 
 def test_folder_errors(tmp_path):
-    _write_folder(tmp_path / "a", suffix="jpg")
-    broken = tmp_path / "a/train/dog/1.jpg"
+    for name, options in {
+        "broken": {"suffix": "jpg"},
+        "sizes": {"sizes": ((4, 3), (5, 3))},
+        "gray": {"mode": "L"},
+        **dict.fromkeys(("more in test", "deep", "empty class"), {}),
+    }.items():
+        _write_folder(tmp_path / name, **options)
+    broken = tmp_path / "broken/train/dog/1.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
-        data.load(str(tmp_path / "a"))
-    _write_folder(tmp_path / "b", sizes=((4, 3), (5, 3)))
-    _write_folder(tmp_path / "c")
-    (tmp_path / "c/test/bird").mkdir()
-    (tmp_path / "d/train").mkdir(parents=True)
-    (tmp_path / "e/train").mkdir(parents=True)
-    (tmp_path / "e/test").mkdir()
-    _write_folder(tmp_path / "h")
-    (tmp_path / "h/train/bird").mkdir()
+    deep = PIL.Image.fromarray(np.full((4, 3), 1000, np.uint16))
+    deep.save(tmp_path / "deep/train/cat/1.png")
+    color = PIL.Image.fromarray(np.full((4, 3, 3), 100, np.uint8))
+    color.save(tmp_path / "gray/train/cat/1.png")
+    for folder in ("more in test/test/bird", "empty class/train/bird"):
+        (tmp_path / folder).mkdir()
+    for folder in ("no test/train", "empty/train", "empty/test"):
+        (tmp_path / folder).mkdir(parents=True)
     for name, message in (
-        ("b", r"has 3x[45] pixels, .* has 3x[54]; bring"),
-        ("c", "bird has no counterpart .* cat, dog"),
-        ("d", "has train/ but no test/"),
-        ("e", "no images below"),
-        ("h", r"bird holds none of \*.png, \*.jpg"),
+        ("broken", r"dog/1.jpg cannot be read as an image"),
+        ("sizes", r"has 3x[45] pixels, .* has 3x[54]; bring"),
+        ("gray", "mode RGB, and others are gray; bring all"),
+        ("deep", "mode I;16; allowed: 8 bits per channel"),
+        ("more in test", "bird has no counterpart .* cat, dog"),
+        ("empty class", r"bird holds none of \*.png, \*.jpg"),
+        ("no test", "has train/ but no test/"),
+        ("empty", "no images below"),
     ):
         with pytest.raises(ValueError, match=message):
             data.load(str(tmp_path / name))
-    _write_folder(tmp_path / "f")
-    deep = PIL.Image.fromarray(np.full((4, 3), 1000, np.uint16))
-    deep.save(tmp_path / "f/train/cat/1.png")
-    with pytest.raises(ValueError, match="mode I;16; allowed: 8 bits per channel"):
-        data.load(str(tmp_path / "f"))
-    _write_folder(tmp_path / "g", mode="L")
-    color = PIL.Image.fromarray(np.full((4, 3, 3), 100, np.uint8))
-    color.save(tmp_path / "g/train/cat/1.png")
-    with pytest.raises(ValueError, match="mode RGB, and others are gray; bring all"):
-        data.load(str(tmp_path / "g"))
 
 
 def test_prepared_tfds(tmp_path):
@@ -169,14 +164,14 @@ def test_augment_makes_only_shifts_and_mirrors():
     crops = np.asarray(data.augment(jax.random.key(0), images, flip=True, padding=1))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     seen = set()
-    for index, crop in enumerate(crops):
+    for image, crop in zip(padded, crops, strict=True):
         candidates = {
-            (row, column, mirror): padded[index, row : row + 3, column : column + 3][
-                :, :: -1 if mirror else 1
+            (row, column, mirror): image[row : row + 3, column : column + 3][
+                :, ::mirror
             ]
             for row in range(3)
             for column in range(3)
-            for mirror in (False, True)
+            for mirror in (1, -1)
         }
         hits = {at for at, c in candidates.items() if np.array_equal(c, crop)}
         assert hits

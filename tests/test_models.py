@@ -19,8 +19,10 @@ def _shape(name):
 
 
 def test_logits_and_normalization():
-    without = [(n, False) for n in ("resnet20", "small", "events")]
-    for name, norm in [*((name, True) for name in models.NAMES), *without]:
+    """Of each family, in training and in inference; the next test has deeper ones."""
+    deeper = {"resnet18", "resnet56", "torchvision_resnet34", "torchvision_vgg16"}
+    networks = [(name, True) for name in models.NAMES if name not in deeper]
+    for name, norm in [*networks, ("resnet20", False), ("events", False)]:
         clip = 2.0 if name.endswith("_clipped") else None
         model = models.build(name, 7, norm=norm, clip=clip)
         images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
@@ -36,6 +38,7 @@ def test_numbers_of_parameters():
     for size, classes, millions in (
         (32, 10, {"resnet20": 0.27, "resnet56": 0.85}),
         (32, 10, {"mobilenet": 3.22}),
+        (32, 10, {"resnet18": 11.25}),
         (224, 1000, {"torchvision_resnet18": 11.69, "torchvision_resnet34": 21.80}),
         (224, 1000, {"torchvision_vgg16": 138.36}),
     ):
@@ -82,19 +85,9 @@ def test_what_there_is_not_is_refused():
         jax.eval_shape(models.build("vgg16", 10).init, jax.random.key(0), images)
 
 
-QUICK = ("events",)
-
-
-@pytest.mark.parametrize(
-    "recipe", [pytest.param("best", marks=pytest.mark.slow), "advanced"]
-)
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in models.NAMES
-    ],
-)
+@pytest.mark.slow  # tests/test_experiments.py converts a small one
+@pytest.mark.parametrize("recipe", [snnjax.best(), snnjax.advanced(iterations=1)])
+@pytest.mark.parametrize("name", models.NAMES)
 def test_every_model_is_converted(name, recipe):
     """With random weights, at a small size."""
     clip = 2.0 if name.endswith("_clipped") else None
@@ -105,9 +98,8 @@ def test_every_model_is_converted(name, recipe):
     def fn(variables, x):
         return model.apply(variables, x, train=False)
 
-    recipes = {"best": snnjax.best(), "advanced": snnjax.advanced(iterations=1)}
     with warnings.catch_warnings():  # of weights that several sites share
         warnings.simplefilter("ignore")
-        snn = snnjax.convert(fn, variables, x, steps=2, recipe=recipes[recipe])
+        snn = snnjax.convert(fn, variables, x, steps=2, recipe=recipe)
     outputs = jax.jit(snnjax.spiking(fn, steps=2))(snn, x)
     assert outputs.shape == (2, 4, 7) and jnp.isfinite(outputs).all()

@@ -1,7 +1,4 @@
-"""Data sets: values (``dataset.py``), read by ``images.py`` and ``events.py``.
-
-As in every package here, ``__init__`` exports the names that other packages use.
-"""
+"""Data sets: values (``dataset.py``), read by ``images.py`` and ``events.py``."""
 
 from experiments.data.dataset import (
     Dataset,

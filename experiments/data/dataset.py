@@ -41,11 +41,7 @@ class Dataset(NamedTuple):
         }
 
     def first(self, count: int | None) -> "Dataset":
-        """The same data set with the first `count` training images; None: all.
-
-        Raises:
-            ValueError: there are fewer.
-        """
+        """The same data set with the first `count` training images; None: all."""
         if count is not None and count > len(self.train_images):
             raise ValueError(
                 f"train_images {count} exceeds the {len(self.train_images)} training "
@@ -57,11 +53,7 @@ class Dataset(NamedTuple):
         )
 
     def held_back(self, count: int) -> "Dataset":
-        """Takes the last `count` training images as test images; 0: no change.
-
-        Raises:
-            ValueError: there are not more training images than that.
-        """
+        """Takes the last `count` training images as test images; 0: no change."""
         if count == 0:
             return self
         first_test = len(self.train_images) - count
@@ -87,13 +79,8 @@ def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
 def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
     """The same images, with the normalization of the network's training images.
 
-    Args:
-        dataset: images for the network.
-        card: card of the network, with `mean` and `std` per channel of pixels in
-            0..255. Without both, the data set stays unchanged.
-
-    Raises:
-        ValueError: only one is there, or they do not fit the images.
+    That is `mean` and `std` of its card, per channel of pixels in 0..255. Without both,
+    the data set stays unchanged.
     """
     mean, std = card.get("mean"), card.get("std")
     if mean is None and std is None:

@@ -15,22 +15,15 @@ import numpy as np
 
 from experiments.data.dataset import Dataset, MissingDataError
 
+PARTS = ("train", "test")
 FIELDS = ("x", "y", "p", "t_us", "offsets", "labels")
 
 
 def load_events(path: str | Path, frames: int) -> Dataset:
-    """Event frames: counts of events per pixel and polarity, in equal parts of time.
+    """Event frames of a prepared file, [N, T, H, W, 2]; T = `frames`.
 
-    Args:
-        path: a prepared .npz file.
-        frames: T, into which the duration of each recording is divided.
-
-    Returns:
-        Data set of images [N, T, H, W, 2] as uint8 (a count of 255 and more is 255).
-
-    Raises:
-        MissingDataError: there is no such file.
-        ValueError: it does not hold what a prepared file does.
+    They count the events of each pixel and polarity in equal parts of the duration of a
+    recording, as uint8 (a count of 255 and more is 255).
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -46,40 +39,27 @@ def load_events(path: str | Path, frames: int) -> Dataset:
     except ValueError as error:
         raise ValueError(f"{path} is no prepared file ({error})") from None
     with archive:
-        absent = [
-            f"{part}_{field}"
-            for part in ("train", "test")
-            for field in FIELDS
-            if f"{part}_{field}" not in archive
-        ]
-        if absent:
+        names = [f"{part}_{field}" for part in PARTS for field in FIELDS]
+        if absent := [name for name in names if name not in archive]:
             raise ValueError(f"{path} is no prepared file: it lacks {absent}")
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in names}
     size = tuple(
-        1 + max(int(arrays[f"{part}_{axis}"].max()) for part in ("train", "test"))
-        for axis in "yx"
+        1 + max(int(arrays[f"{part}_{axis}"].max()) for part in PARTS) for axis in "yx"
     )
-    parts = {
-        part: (_frames(arrays, part, frames, size), arrays[f"{part}_labels"])
-        for part in ("train", "test")
-    }
-    (train_x, train_y), (test_x, test_y) = parts["train"], parts["test"]
+    train_x, test_x = (_frames(arrays, part, frames, size) for part in PARTS)
+    train_y, test_y = (arrays[f"{part}_labels"].astype(np.int32) for part in PARTS)
+    squares = np.square(train_x, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
     return Dataset(
         name=file.name,
         train_images=train_x,
-        train_labels=train_y.astype(np.int32),
+        train_labels=train_y,
         test_images=test_x,
-        test_labels=test_y.astype(np.int32),
+        test_labels=test_y,
         # Silence stays 0: frames are scaled, not centered.
         mean=(0.0, 0.0),
-        std=_root_mean_square(train_x),
+        std=tuple(square**0.5 for square in squares),
         num_classes=1 + int(max(train_y.max(), test_y.max())),
     )
-
-
-def _root_mean_square(images: np.ndarray) -> tuple[float, ...]:
-    squares = np.square(images, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
-    return tuple(square**0.5 for square in squares)
 
 
 def _frames(arrays: dict[str, Any], part: str, frames: int, size) -> np.ndarray:
@@ -109,7 +89,7 @@ def prepare_nmnist(path: str | Path, folder: str) -> None:
 def prepare(path: str | Path, *, train: Iterable, test: Iterable) -> None:
     """Write recordings, pairs of events (fields x, y, p, t) and label, as a file."""
     columns = {}
-    for part, recordings in (("train", train), ("test", test)):
+    for part, recordings in zip(PARTS, (train, test), strict=True):
         events, labels = zip(*recordings, strict=True)
         for field, source in zip(FIELDS[:4], ("x", "y", "p", "t"), strict=True):
             columns[f"{part}_{field}"] = np.concatenate([e[source] for e in events])

@@ -28,7 +28,6 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read, or the images differ in size.
     """
     if name == "digits":
         train, test, num_classes = _digits()
@@ -82,31 +81,31 @@ def _image_folder(name: str, data_dir: str | None) -> Path | None:
 
 
 def _read_folder(root: Path, classes: list[str]):
-    files, labels = [], []
+    examples: list[tuple[Path, int]] = []
     for folder in _folders(root):
         if folder.name not in classes:
             raise ValueError(
                 f"class folder {folder} has no counterpart in train; "
                 f"the classes there are {', '.join(classes)}"
             )
-        images = sorted(p for p in folder.iterdir() if p.name[0] != ".")
-        images = [p for p in images if p.suffix.lower() in SUFFIXES]
+        files = sorted(p for p in folder.iterdir() if p.name[0] != ".")
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
         if not images:
             raise ValueError(
                 f"class folder {folder} holds none of *{', *'.join(SUFFIXES)}; put "
                 "images there, or remove it"
             )
-        files += images
-        labels += [classes.index(folder.name)] * len(images)
-    if not files:
+        examples += [(image, classes.index(folder.name)) for image in images]
+    if not examples:
         raise ValueError(
             f"no images below {root}; expected <class>/*.png or *.jpg there"
         )
     # Mixed, so that the first images are of all classes.
-    order = np.random.default_rng(0).permutation(len(files))
-    files, labels = [files[i] for i in order], [labels[i] for i in order]
-    mode = "L" if _read_image(files[0]).ndim == 2 else "RGB"
-    height, width = _read_image(files[0]).shape[:2]
+    order = np.random.default_rng(0).permutation(len(examples))
+    files, labels = zip(*(examples[i] for i in order), strict=True)
+    first = _read_image(files[0])
+    mode, (height, width) = "L" if first.ndim == 2 else "RGB", first.shape[:2]
+    shape = height, width, 1 if mode == "L" else 3
 
     def read_one(number: int) -> np.ndarray:
         image = _read_image(files[number], mode)
@@ -115,9 +114,8 @@ def _read_folder(root: Path, classes: list[str]):
                 f"{files[number]} has {image.shape[1]}x{image.shape[0]} pixels, "
                 f"{files[0]} has {width}x{height}; bring all images to one size"
             )
-        return image.reshape(height, width, -1)
+        return image.reshape(shape)
 
-    shape = height, width, 1 if mode == "L" else 3
     pixels = _filled((len(files), *shape), read_one, str(root))
     return pixels, np.asarray(labels, np.int32)
 
@@ -188,16 +186,12 @@ def _tfds(name: str, data_dir: str | None):
             "size is needed; make a folder of resized copies, train/<class>/*.png and "
             "test/<class>/*.png, and pass it in place of the name"
         )
-    return (
-        _read_tfds(train, image.shape, f"{name} train"),
-        _read_tfds(test, image.shape, f"{name} {held_out}"),
-        label.num_classes,
-    )
+    parts = (train, f"{name} train"), (test, f"{name} {held_out}")
+    return *(_read_tfds(*part, image.shape) for part in parts), label.num_classes
 
 
-def _read_tfds(source, shape: tuple[int, int, int], title: str):
+def _read_tfds(source, title: str, shape: tuple[int, int, int]):
     mode = "L" if shape[-1] == 1 else "RGB"
-
     labels = np.empty(len(source), np.int32)
 
     def read_one(number: int) -> np.ndarray:

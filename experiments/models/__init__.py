@@ -1,8 +1,7 @@
 """Networks (``zoo.py``), and trained ones on disk.
 
 ``trained_ann.py`` reads a source network, also from PyTorch (``torch_files.py``,
-``torch_names.py``); ``saved_snn.py`` reads and writes a spiking one. As in every
-package here, ``__init__`` exports the names that other packages use.
+``torch_names.py``); ``saved_snn.py`` reads and writes a spiking one.
 """
 
 from experiments.models.saved_snn import SNN_FILE, load_snn

@@ -25,18 +25,10 @@ class RestoredSNN(NamedTuple):
 
 
 def load_snn(path: str | Path) -> RestoredSNN:
-    """Read a spiking network.
+    """Read a spiking network from the folder `out` of a conversion, or the file in it.
 
-    Args:
-        path: the folder `out` of a conversion, or the file in it.
-
-    Returns:
-        The card of the result has the extras' own entries, and from the file's card
-        recipe, accuracy, calibration, steps, wait and extras.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no spiking network.
+    Its card has the entries of the extras, and from the file's card recipe, accuracy,
+    calibration, steps, wait and extras.
     """
     file = Path(path).expanduser().resolve()
     if not file.exists():

@@ -14,13 +14,7 @@ SUFFIX = ".safetensors"
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of a .safetensors file by their names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a pickle, or no safetensors.
-        ImportError: safetensors is not installed.
-    """
+    """Arrays of a .safetensors file by their names."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

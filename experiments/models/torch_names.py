@@ -10,7 +10,8 @@ module must be the one that was trained. BatchNorm's epsilon is 1e-5 on both sid
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,89 +28,58 @@ Arrays = dict[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """A rule: layers whose torch name matches `pattern` have the path `path` in flax.
+    """Layers whose torch name matches `pattern` are in the flax module `inside`.
 
-    In `path`, {kind} is Conv, BatchNorm or Dense; {n} counts the layers of that kind
-    under this rule; {block} counts the matches of the pattern's group. Both count in
-    the order of the numbers in the names. So a Dropout or ReLU in a Sequential, which
-    shifts these numbers, changes nothing.
+    The group of the pattern says in which one, in the order of the numbers in names; ""
+    is the network itself. There a layer is named Conv_n, Dense_n, BatchNorm_n or
+    LayerNorm_n. n counts the layers of its kind in the order of the rules, and then of
+    the numbers. So a Dropout or ReLU in a Sequential, which shifts these numbers,
+    changes nothing.
     """
 
     pattern: str
-    path: str | Callable[[int], str]  # or a function of n that gives it
+    inside: str = ""
 
 
-HEAD = Rule(r"(?:classifier|fc|linear|head)\d*(?:\.\d+)?", "Dense_{n}")
-BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)"
-
-
-def _inside(block: str, module: str, names: Mapping[str, str]) -> list[Rule]:
-    """Rules for the layers inside of a block, which is such a module in flax."""
-    return [
-        Rule(rf"{block}\.(?:{name})", f"{module}_{{block}}/{path}")
-        for name, path in names.items()
-    ]
-
-
-def rules(model: nn.Module) -> Sequence[Rule]:
-    """The table of torch names for the family of `model`; the first match counts."""
-    if isinstance(model, zoo.ResNet):
-        names = {r"(?:conv|bn)\d|residual_function\.\d+": "{kind}_{n}"}
-        names |= {r"(?:downsample|shortcut|identity|skip)\.\d+": "{kind}_2"}
-        return (
-            Rule(r"conv1(?:\.\d+)?", "{kind}_{n}"),
-            Rule(r"bn1", f"BatchNorm_{len(model.stem) - 1}"),
-            *_inside(BLOCK, "Block", names),
-            HEAD,
-        )
-    if isinstance(model, zoo.VGG | zoo.Plain):
-        return (Rule(r"(?:features|layer\d+)\.\d+", "{kind}_{n}"), HEAD)
-    if isinstance(model, zoo.Whitened):
-        return (
-            Rule(r"whiten", "Conv_{n}"),
-            Rule(r"(stages\.\d+)\.[\w.]+", "Stage_{block}/{kind}_{n}"),
-            HEAD,
-        )
-    if isinstance(model, zoo.MobileNet):
-        return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
-    if isinstance(model, zoo.MobileNetV3):
-        names = {"squeeze": "Dense_0", "excite": "Dense_1"}
-        names |= {r"(?:conv|bn)\d": "{kind}_{n}"}
-        return (
-            Rule(r"stem\.\d+", "{kind}_0"),
-            *_inside(r"(blocks\.\d+)", "Inverted", names),
-            Rule(r"last\.\d+", "{kind}_1"),
-            HEAD,
-        )
-    if isinstance(model, ViT):
-        names = {r"norm\d": "LayerNorm_{n}", "qkv": "Dense_0", "projection": "Dense_1"}
-        names |= {"fc1": "Dense_2", "fc2": "Dense_3"}
-        return (
-            Rule(r"stem\.\d+", "{kind}_{n}"),
-            *_inside(r"(blocks\.\d+)", "Transformer", names),
-            Rule(r"norm", "LayerNorm_0"),
-            HEAD,
-        )
-    if isinstance(model, ConvNeXt):
-        names = {"conv": "Conv_0", "norm": "LayerNorm_0", r"fc\d": "Dense_{n}"}
-        return (
-            Rule(r"halvings\.\d+", "Conv_{n}"),
-            Rule(r"norms\.\d+", "LayerNorm_{n}"),
-            Rule(r"(stages\.\d+\.\d+)", "ConvNeXtBlock_{block}"),
-            *_inside(r"(stages\.\d+\.\d+)", "ConvNeXtBlock", names),
-            HEAD,
-        )
-    raise ValueError(
-        f"no torch names are known for {type(model).__name__}; allowed: ResNet, VGG, "
-        "Plain, Whitened, MobileNet, MobileNetV3, ViT and ConvNeXt of "
-        "experiments/models"
-    )
+_BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)"
+_SEQUENTIAL = (Rule(r"(?:features|layer\d+)\.\d+"),)
+FAMILIES: dict[type[nn.Module], tuple[Rule, ...]] = {
+    zoo.ResNet: (
+        Rule(r"conv1(?:\.\d+)?"),
+        Rule(r"bn1"),
+        Rule(rf"{_BLOCK}\.(?:(?:conv|bn)\d|residual_function\.\d+)", "Block"),
+        Rule(rf"{_BLOCK}\.(?:downsample|shortcut|identity|skip)\.\d+", "Block"),
+    ),
+    zoo.VGG: _SEQUENTIAL,
+    zoo.Plain: _SEQUENTIAL,
+    zoo.Whitened: (Rule(r"whiten"), Rule(r"(stages\.\d+)\.[\w.]+", "Stage")),
+    # Without a group: one Sequential of the stem, and of two layers for each module.
+    zoo.MobileNet: (Rule(r"features\.\d+(?:\.\d+)*", "Separable"),),
+    zoo.MobileNetV3: (
+        Rule(r"stem\.\d+"),
+        Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "Inverted"),
+        Rule(r"(blocks\.\d+)\.squeeze", "Inverted"),
+        Rule(r"(blocks\.\d+)\.excite", "Inverted"),
+        Rule(r"last\.\d+"),
+    ),
+    ViT: (
+        Rule(r"stem\.\d+|norm"),
+        Rule(r"(blocks\.\d+)\.(?:norm\d|qkv)", "Transformer"),
+        Rule(r"(blocks\.\d+)\.projection", "Transformer"),
+        Rule(r"(blocks\.\d+)\.fc\d", "Transformer"),
+    ),
+    ConvNeXt: (
+        Rule(r"(?:halvings|norms)\.\d+"),
+        Rule(r"(stages\.\d+\.\d+)(?:\.(?:conv|norm|fc\d))?", "ConvNeXtBlock"),
+    ),
+}
+_HEAD = Rule(r"(?:classifier|fc|linear|head)\d*(?:\.\d+)?")
 
 
 def to_flax(
     model: nn.Module, weights: Mapping[str, np.ndarray], input_shape: Sequence[int]
 ) -> dict[str, Any]:
-    """Weights of a file as the variables of a module, in float32.
+    """Weights of a file as {"params", "batch_stats"} of a module, in float32.
 
     Args:
         model: from `zoo.build`.
@@ -117,9 +87,6 @@ def to_flax(
             the arrays num_batches_tracked are ignored. Or by our own names, as
             `save_source` writes them.
         input_shape: (height, width, channels) of an image.
-
-    Returns:
-        {"params": ..., "batch_stats": ...} for `model.apply`.
 
     Raises:
         ValueError: a weight has no place, one is missing, or a shape differs; the
@@ -133,11 +100,10 @@ def to_flax(
         }
         without_place = sorted(weights.keys() - shapes)
         return _checked(model, variables, shapes, {}, without_place)
-    layers, names, twice = _layers(weights)
-    paths = _paths(layers, rules(model))
+    layers, names, without_place = _layers(weights)
+    paths = _paths(layers, model)
     _check_order(paths)
     _move_biases(layers, paths, shapes)
-    without_place = list(twice)
     variables: dict[str, np.ndarray] = {}
     origin = {}  # path of a variable -> torch name
     for layer in _in_order(layers):
@@ -174,35 +140,46 @@ def _layers(weights: Mapping[str, np.ndarray]):
     return layers, names, twice
 
 
-def _paths(layers: dict[str, Arrays], table: Sequence[Rule]) -> dict[str, str]:
-    """Path of each layer that a rule matches."""
-    matches: dict[str, tuple[Rule, str]] = {}
-    for layer in _in_order(layers):
-        for rule in table:
-            if match := re.fullmatch(rule.pattern, layer):
-                matches[layer] = rule, match[1] if match.re.groups else ""
-                break
+def _paths(layers: dict[str, Arrays], model: nn.Module) -> dict[str, str]:
+    """Path of each layer that a rule of the model's family matches."""
+    rules = FAMILIES.get(type(model))
+    if rules is None:
+        raise ValueError(
+            f"no torch names are known for {type(model).__name__}; allowed: "
+            f"{', '.join(family.__name__ for family in FAMILIES)} of experiments/models"
+        )
+    matches: dict[str, tuple[str, str]] = {}
+    for pattern, inside in (*rules, _HEAD):
+        for layer in _in_order(layers):
+            if match := re.fullmatch(pattern, layer):
+                matches.setdefault(layer, (inside, match[1] if match.re.groups else ""))
     blocks = _in_order({block for _, block in matches.values() if block})
-    count: dict[Any, int] = {}
+    count: Counter[tuple[str, str, str]] = Counter()
     paths = {}
-    for layer, (rule, block) in matches.items():
+    for layer, (inside, block) in matches.items():
         kind = _kind(layers[layer])
-        n = count.get((rule, block, kind), 0)
-        count[rule, block, kind] = n + 1
-        path = rule.path if isinstance(rule.path, str) else rule.path(n)
-        number = blocks.index(block) if block else 0
-        paths[layer] = path.format(kind=kind, n=n, block=number)
+        number = count[inside, block, kind]
+        count[inside, block, kind] += 1
+        if block:
+            inside = f"{inside}_{blocks.index(block)}"
+        elif inside:
+            inside, number = _separable(inside, number)
+        name = f"{kind}_{number}" if kind else ""
+        paths[layer] = "/".join(part for part in (inside, name) if part)
     return paths
 
 
 def _kind(layer: Arrays) -> str:
-    dimensions = layer["weight"].ndim if "weight" in layer else 1
-    return {4: "Conv", 2: "Dense"}.get(dimensions, "BatchNorm")
+    """Kind of a flax module; "" of parameters that are the block's own."""
+    if "running_mean" in layer:
+        return "BatchNorm"
+    dimensions = layer["weight"].ndim if "weight" in layer else 0
+    return {4: "Conv", 2: "Dense", 1: "LayerNorm"}.get(dimensions, "")
 
 
-def _separable(n: int) -> str:
-    """One flat Sequential: the stem, then depthwise and pointwise by turns."""
-    return "{kind}_0" if n == 0 else f"Separable_{(n - 1) // 2}/{{kind}}_{(n - 1) % 2}"
+def _separable(module: str, n: int) -> tuple[str, int]:
+    """Module and number of the n-th layer: the stem, then two in each module."""
+    return ("", 0) if n == 0 else (f"{module}_{(n - 1) // 2}", (n - 1) % 2)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -21,15 +21,7 @@ from flax.traverse_util import flatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import (
-    FROM_0_TO_1,
-    MOST_LEVELS,
-    NOT_NEGATIVE,
-    Rule,
-    at_most,
-    check_range,
-    write,
-)
+from experiments.running import options, write
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -62,21 +54,26 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     file = Path(path).expanduser().resolve()
-    if file.is_file() or not file.is_dir() and file.suffix in (SUFFIX, *PICKLES):
-        return _load_file(file, card)
-    if not file.exists():
+    if not file.exists() and file.suffix not in (SUFFIX, *PICKLES):
         raise FileNotFoundError(
             f"no folder or file {path} of a source network; train one, for example by "
             "python -m experiments.train_ann --preset digits_resnet"
         )
-    file = file / FILE
-    if not file.is_file() or not file.with_suffix(".json").is_file():
-        raise ValueError(
-            f"{path} is not a trained source network: that is a file {FILE} beside a "
-            "card source.json, which train_ann writes at the end of the training; "
-            "finish it by running the same command again, or give another path"
-        )
-    return _load_file(file, card)
+    if file.is_dir():
+        file = file / FILE
+        if not file.is_file() or not file.with_suffix(".json").is_file():
+            raise ValueError(
+                f"{path} is not a trained source network: that is {FILE} beside a card "
+                "source.json, which train_ann writes at the end of a training; finish "
+                "it by running the same command again, or give another path"
+            )
+    weights = read_weights(file)
+    model, description = _described(file, card)
+    try:
+        variables = to_flax(model, weights, description["input_shape"])
+    except ValueError as error:
+        raise ValueError(f"{file} as {description['model']}: {error}") from None
+    return Source(model, variables, description)
 
 
 def save_source(out: Path, source: Source) -> None:
@@ -93,13 +90,12 @@ def save_source(out: Path, source: Source) -> None:
     write(out / "source.json", json.dumps(card, indent=2) + "\n")
 
 
-def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
-    weights = read_weights(file)
+def _described(file: Path, option: Mapping[str, Any] | None):
+    """The module of a file of weights, and its card, or the options without one."""
     card_file = file.with_suffix(".json")
-    if card_file.is_file():
-        model, description = _read_card(card_file, card)
-        _check_sum(file, card_file, description)
-    elif card is None:
+    if not card_file.is_file():
+        if option is not None:
+            return _build(option)
         raise ValueError(
             f"{file} has no card {card_file.name} beside it, so say which network it "
             f"is: --model NAME, one of {', '.join(NAMES)}. A card also says how images "
@@ -107,17 +103,6 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
             '[height, width, channels], "mean": [...], "std": [...]}, the last two per '
             "channel of pixels in 0..255"
         )
-    else:
-        model, description = _build(card)
-    try:
-        variables = to_flax(model, weights, description["input_shape"])
-    except ValueError as error:
-        raise ValueError(f"{file} as {description['model']}: {error}") from None
-    return Source(model, variables, description)
-
-
-def _read_card(card_file: Path, option: Mapping[str, Any] | None):
-    """The module and its card, whose model the options must not contradict."""
     try:
         model, card = _build(json.loads(card_file.read_text()))
     except ValueError as error:
@@ -130,17 +115,33 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
             f"{option['model']} (of --model, or of the preset); give --model "
             f"{card['model']}, or correct the card"
         )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if card.get("sha256", digest) != digest:
+        raise ValueError(
+            f"{file} is not the file that its card describes: its sha256 is {digest}, "
+            f"in {card_file.name} {card['sha256']}; fetch both again, or correct the "
+            "card if the weights were changed on purpose"
+        )
     return model, card
 
 
-TEXT = Rule("a name", lambda v: isinstance(v, str))
-FLAG = Rule("true, false or null", lambda v: type(v) is bool)
-COUNT = Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
-SHAPE = Rule(
-    "[height, width, channels]", lambda v: len(v) == 3 and all(map(COUNT.holds, v))
-)
-MEANS = Rule("a number per channel", lambda v: all(math.isfinite(x) for x in v))
-SCALES = Rule("a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v))
+COUNT = options.Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
+CARD_RULES = {
+    "model": options.Rule("a name", lambda v: isinstance(v, str)),
+    "num_classes": COUNT,
+    "input_shape": options.Rule(
+        "[height, width, channels]", lambda v: len(v) == 3 and all(map(COUNT.holds, v))
+    ),
+    "norm": options.Rule("true, false or null", lambda v: type(v) is bool),
+    "clip": options.POSITIVE,
+    "levels": options.at_most(options.MOST_LEVELS),
+    "mean": options.Rule("a number per channel", lambda v: all(map(math.isfinite, v))),
+    "std": options.Rule(
+        "a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v)
+    ),
+    "test_accuracy": options.FROM_0_TO_1,
+    "seconds": options.NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,7 @@ class Card:
     notes: Any = None
 
     def __post_init__(self):
-        check_range(self, "model", TEXT)
-        check_range(self, "num_classes", COUNT)
-        check_range(self, "input_shape", SHAPE)
-        check_range(self, "norm", FLAG)
-        check_range(self, "clip")
-        check_range(self, "levels", at_most(MOST_LEVELS))
-        check_range(self, "mean", MEANS)
-        check_range(self, "std", SCALES)
-        check_range(self, "test_accuracy", FROM_0_TO_1)
-        check_range(self, "seconds", NOT_NEGATIVE)
+        options.check(self, CARD_RULES)
 
 
 def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -188,13 +180,3 @@ def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     model = build_from(card)
     norm = getattr(model, "norm", True)
     return model, {"clip": None, "levels": None, **card, "norm": norm}
-
-
-def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if card.get("sha256", digest) != digest:
-        raise ValueError(
-            f"{file} is not the file that its card describes: its sha256 is {digest}, "
-            f"in {card_file.name} {card['sha256']}; fetch both again, or correct the "
-            "card if the weights were changed on purpose"
-        )

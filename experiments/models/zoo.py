@@ -31,7 +31,7 @@ def build(
     clip: float | None = None,
     levels: int | None = None,
 ) -> nn.Module:
-    """Network `name` for `num_classes` classes.
+    """A module with `apply(variables, images [B, H, W, C], train=False) -> logits`.
 
     Args:
         name: one of `NAMES`.
@@ -41,38 +41,33 @@ def build(
             other.
         clip: maximum of a clipped ReLU, > 0; None keeps the activation of the network.
         levels: L >= 1 of quantized ReLUs with trained maxima; None: no quantization.
-
-    Returns:
-        A module with `apply(variables, images, train=False) -> logits`, where `images`
-        has shape [batch, height, width, channels].
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
-    default = MODELS[name](num_classes)
+    network = MODELS[name](num_classes)
     options: dict[str, Any] = {}
-    if norm is not None and hasattr(default, "norm"):
+    if norm is not None and hasattr(network, "norm"):
         options["norm"] = norm
     elif norm is False:
         raise ValueError(f"{name} has LayerNorm, not BatchNorm; allowed: norm=True")
+    if clip is not None and levels is not None:
+        raise ValueError(
+            f"clip={clip} and levels={levels}: a quantized ReLU trains its maximum; "
+            "give one of them"
+        )
     if clip is None and levels is None:
         if name.endswith("_clipped"):
             raise ValueError(
                 f"{name} needs the maximum that its ReLUs are clipped at: `clip` in "
                 "the card beside its weights, --clip for train_ann"
             )
-        return MODELS[name](num_classes, **options)
-    if clip is not None and levels is not None:
-        raise ValueError(
-            f"clip={clip} and levels={levels}: a quantized ReLU trains its maximum; "
-            "give one of them"
-        )
-    if isinstance(default, ViT | ConvNeXt | MobileNetV3):
+    elif isinstance(network, ViT | ConvNeXt | MobileNetV3):
         raise ValueError(f"{name} has no ReLUs that clip or levels could replace")
     if clip is not None:
         options["activation"] = partial(clipped_relu, maximum=clip)
-    else:  # a module of its own wherever it is called
+    if levels is not None:  # a module of its own wherever it is called
         options["activation"] = lambda x: QuantizedReLU(levels)(x)
-    return MODELS[name](num_classes, **options)
+    return network.clone(**options)
 
 
 def build_from(card: Mapping[str, Any]) -> nn.Module:
@@ -97,16 +92,11 @@ class Layers(NamedTuple):
     """A layer of a network: convolution, BatchNorm and activation.
 
     Its parameters are submodules of the compact method that calls it.
-
-    Attributes:
-        norm: BatchNorm after each convolution; without it convolutions have a bias.
-        activation: the ReLU, or what stands in its place.
-        train: BatchNorm takes the statistics of the batch.
     """
 
-    norm: bool
-    activation: Activation
-    train: bool
+    norm: bool  # after each convolution; without it convolutions have a bias
+    activation: Activation  # the ReLU, or what stands in its place
+    train: bool  # BatchNorm takes the statistics of the batch
 
     def __call__(self, x: jax.Array, channels: int, **shape: int) -> jax.Array:
         """Convolution, norm and activation."""
@@ -190,18 +180,15 @@ class Block(nn.Module):
         return self.layer.activation(y + shortcut)
 
 
+VGG16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+
+
 class VGG(nn.Module):
     """VGG, by default VGG-16 with average pooling, for images of 32x32 and more."""
 
     num_classes: int
     # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
-    stages: tuple[tuple[int, ...], ...] = (
-        (64, 64),
-        (128, 128),
-        (256, 256, 256),
-        (512, 512, 512),
-        (512, 512, 512),
-    )
+    stages: tuple[tuple[int, ...], ...] = VGG16
     dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
     pool: Pool = nn.avg_pool
     norm: bool = True
@@ -239,19 +226,10 @@ class MobileNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         layer = Layers(self.norm, self.activation, train)
         x = layer(x, 32)
-        for channels, stride in [
-            (64, 1),
-            (128, 1),
-            (128, 1),
-            (256, 2),
-            (256, 1),
-            (512, 2),
-            *[(512, 1)] * 5,
-            (1024, 2),
-            (1024, 1),
-        ]:
-            channels = int(self.width * channels)
-            x = Separable(layer, channels, stride)(x)
+        blocks = [(64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2)]
+        blocks += [*[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        for channels, stride in blocks:
+            x = Separable(layer, int(self.width * channels), stride)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
@@ -360,18 +338,14 @@ class Stage(nn.Module):
         return self.layer.activation(x + self.layer.linear(y, self.channels))
 
 
+SMALL = ((32, 1), (32, 2), (64, 1), (64, 2), (128, 1), (128, 2))
+
+
 class Plain(nn.Module):
     """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
 
     num_classes: int
-    convolutions: tuple[tuple[int, int], ...] = (
-        (32, 1),
-        (32, 2),
-        (64, 1),
-        (64, 2),
-        (128, 1),
-        (128, 2),
-    )
+    convolutions: tuple[tuple[int, int], ...] = SMALL
     norm: bool = True
     activation: Activation = nn.relu
 

@@ -45,7 +45,7 @@ _STYLE = {
 
 
 @contextlib.contextmanager
-def drawn(
+def new_figure(
     path: Path, width: float, height: float, legend: int = 0, **subplots: Any
 ) -> Iterator[tuple[Any, Any]]:
     """Context with a new figure and its axes, which are written as a PNG at the end.

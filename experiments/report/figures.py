@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.drawing import BAR, INK, SERIES, WIDTH, drawn
+from experiments.report.drawing import BAR, INK, SERIES, WIDTH, new_figure
 from experiments.report.networks import NetworkResults, merged
 from experiments.report.results import (
     PARTS,
@@ -25,20 +25,15 @@ MOST = len(SERIES)  # lines of a panel, each with a color of its own
 
 
 class Panel(NamedTuple):
-    """Curves of accuracy.
-
-    Attributes:
-        title, x_label: above the axis, and below it.
-        series: name of a curve -> x, and y in percent.
-        ann: accuracy of the ANN, 0..1.
-        is_log: whether x has a logarithmic axis, and y is stretched near the accuracy
-            of the ANN, where curves meet.
-    """
+    """Curves of accuracy."""
 
     title: str
     x_label: str
+    # Name of a curve -> x, and y in percent.
     series: dict[str, tuple[Sequence[float], Sequence[float]]]
-    ann: float
+    ann: float  # its accuracy, 0..1
+    # Whether x has a logarithmic axis, and y is stretched near the accuracy of the ANN,
+    # where curves meet.
     is_log: bool = False
 
     def draw(self, axis: Any) -> None:
@@ -79,10 +74,8 @@ class Panel(NamedTuple):
 
 def _stretch(axis: Any) -> None:
     """Make y logarithmic in the distance to 2 points above the highest curve."""
-    low, high = (
-        max(0, axis.get_ylim()[0]),
-        max(y for line in axis.lines for y in line.get_ydata()),
-    )
+    low = max(0, axis.get_ylim()[0])
+    high = max(y for line in axis.lines for y in line.get_ydata())
     ceiling = high + 2
 
     def height(y):
@@ -159,7 +152,7 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
     if columns:
         height += 20 * math.ceil(len(panels[0].series) / columns)
     size = ncols * WIDTH, height
-    with drawn(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
+    with new_figure(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
         for cells, group in zip(np.split(axes, len(groups)), groups, strict=True):
             for axis, panel in zip(cells, group, strict=False):
                 panel.draw(axis)
@@ -178,17 +171,11 @@ def groups_of(results: Sequence[Result]) -> list[list[Result]]:
     for row in results:
         is_rate, is_binary = row.code == "rate", row.levels == (0, 1)
         kinds.setdefault((is_rate, is_rate and is_binary), []).append(row)
-    groups = []
-    for rows in kinds.values():
-        of_kind = lines(rows)
-        for start in range(0, len(of_kind), MOST):
-            groups.append(sum(of_kind[start : start + MOST], []))
-    return groups
-
-
-def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
-    """Accuracy of fine-tunings against epochs, see `after_epochs`."""
-    write_accuracy(path, [after_epochs(curves, ann)])
+    return [
+        sum(of_kind[start : start + MOST], [])
+        for of_kind in map(lines, kinds.values())
+        for start in range(0, len(of_kind), MOST)
+    ]
 
 
 def draw_networks(
@@ -204,7 +191,8 @@ def draw_networks(
         panels = [[against(rows, ann, cost) for cost in costs] for rows in groups]
         write_accuracy(folder / f"{name}.png", *panels)
         if network.epochs:
-            write_epochs(network.epochs, ann, folder / f"{name}_epochs.png")
+            file = folder / f"{name}_epochs.png"
+            write_accuracy(file, [after_epochs(network.epochs, ann)])
 
 
 def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]:
@@ -221,11 +209,7 @@ def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]
 
 
 def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
-    """Points lost against spikes: a color for each network, a line for each code.
-
-    Raises:
-        ValueError: there are more networks than colors.
-    """
+    """Points lost against spikes: a color for each network, a line for each code."""
     from matplotlib.ticker import LogLocator
 
     networks = merged(networks)
@@ -234,7 +218,7 @@ def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
             f"results are of {len(networks)} networks; allowed in one figure: up to "
             f"{len(SERIES)}, a color for each"
         )
-    with drawn(path, 1.6 * WIDTH, 430) as (_, (axis,)):
+    with new_figure(path, 1.6 * WIDTH, 430) as (_, (axis,)):
         for color, (name, results, ann, *_) in zip(SERIES, networks, strict=False):
             for is_rate, line, marker in ((True, ":", "o"), (False, "-", "s")):
                 rows = [row for row in results if (row.code == "rate") == is_rate]
@@ -265,7 +249,7 @@ def write_sites(path: Path, result: Result) -> None:
     rates = [100 * float(site.firing_rate) for site in sites.values()]
     size = 2 * WIDTH, 130 + 34 * len(sites)
     options = {"ncols": 2, "sharey": True}
-    with drawn(path, *size, legend=5, **options) as (figure, (left, right)):
+    with new_figure(path, *size, legend=5, **options) as (figure, (left, right)):
         left.barh(rows, np.nan_to_num(errors[:, 0]), 0.8, color=BAR, label="error")
         # One below the other, so that equal parts do not hide each other.
         shifts = np.linspace(-0.3, 0.3, len(PARTS))
@@ -287,21 +271,18 @@ def write_sites(path: Path, result: Result) -> None:
 
 
 def write_figures(
-    out: Path,
-    results: Sequence[Result],
-    ann: float,
-    epochs: Sequence[float] | None = None,
+    out: Path, results: Sequence[Result], ann: float, epochs: Sequence[float] = ()
 ) -> None:
     """Write accuracy.png of all rows, and layers.png of the saved one.
 
     Args:
-        epochs: accuracy at the start and after each epoch, of a fine-tuning.
+        epochs: accuracy at the start of a fine-tuning, and after each epoch.
     """
-    groups = []
-    for rows in groups_of(results):
-        second = against(rows, ann, "latency")
-        if epochs:
-            second = after_epochs({"training": epochs}, ann)
-        groups.append([read_early(rows, ann), second])
-    write_accuracy(out / "accuracy.png", *groups)
+
+    def panels_of(rows: Sequence[Result]) -> list[Panel]:
+        costs = against(rows, ann, "latency")
+        trained = after_epochs({"training": epochs}, ann)
+        return [read_early(rows, ann), trained if epochs else costs]
+
+    write_accuracy(out / "accuracy.png", *map(panels_of, groups_of(results)))
     write_sites(out / "layers.png", choice(results))

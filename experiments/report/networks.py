@@ -6,7 +6,7 @@ each other are refused. `experiments.results` is the command.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,23 +22,14 @@ from experiments.report.results import (
 
 
 class NetworkResults(NamedTuple):
-    """The results of one network.
-
-    Attributes:
-        name: of the network.
-        results: its rows.
-        ann: accuracy of the ANN.
-        images: the images of the evaluation, e.g. "1000 test images of cifar10".
-        epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
-        card: of the ANN.
-    """
+    """The results of one network."""
 
     name: str
     results: list[Result]
-    ann: float
-    images: str
-    epochs: dict[str, list[float]]
-    card: dict
+    ann: float  # its accuracy
+    images: str  # of the evaluation, e.g. "1000 test images of cifar10"
+    epochs: dict[str, list[float]]  # fine-tuning -> accuracies, see `after_epochs`
+    card: dict  # of the ANN
 
 
 def read_results(file: Path) -> NetworkResults:
@@ -125,30 +116,23 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
         network = by_name.setdefault(name, one._replace(results=[], epochs={}))
         _check_same(f"the set of images of {name}", network.images, one.images)
         # Some files have float32.
-        _check_same(
-            f"the accuracy of the ANN {name}",
-            *(f"{100 * accuracy:.3f} %" for accuracy in (network.ann, one.ann)),
-        )
+        percents = (f"{100 * accuracy:.3f} %" for accuracy in (network.ann, one.ann))
+        _check_same(f"the accuracy of the ANN {name}", *percents)
         for result in one.results:
-            _add(name, result, network.results)
+            row = f"{line_name(result)}, T = {result.steps} of {name}"
+            others = [r for r in network.results if _key(r) == _key(result)]
+            for other in others:
+                _check_same(row, *(r._replace(seconds=0.0) for r in (other, result)))
+            if not others:
+                network.results.append(result)
         for fine_tuning, curve in one.epochs.items():
             before = network.epochs.setdefault(fine_tuning, curve)
             _check_same(f"{fine_tuning} of {name}", before, curve)
     return list(by_name.values())
 
 
-def _add(name: str, result: Result, results: list[Result]) -> None:
-    """Append a row, unless the same row is there already."""
-    for other in results:
-        if (other.name, other.wait, other.steps) == (
-            result.name,
-            result.wait,
-            result.steps,
-        ):
-            what = f"{line_name(result)}, T = {result.steps} of {name}"
-            _check_same(what, *(r._replace(seconds=0.0) for r in (other, result)))
-            return
-    results.append(result)
+def _key(result: Result) -> tuple[str, int, int]:
+    return result.name, result.wait, result.steps
 
 
 def _check_same(what: str, one: object, other: object) -> None:
@@ -160,25 +144,16 @@ def _check_same(what: str, one: object, other: object) -> None:
         )
 
 
-def with_steps(
-    networks: Sequence[NetworkResults], steps: Sequence[int]
-) -> list[NetworkResults]:
-    """The networks with only the rows of these T.
-
-    Raises:
-        ValueError: a network has no such row.
-    """
-    networks_with_rows = []
-    for network in networks:
-        rows = [result for result in network.results if result.steps in steps]
-        if not rows:
-            available = sorted({result.steps for result in network.results})
-            raise ValueError(
-                f"results of {network.name} have rows of T = "
-                f"{', '.join(map(str, available))} only; ask for one of these"
-            )
-        networks_with_rows.append(network._replace(results=rows))
-    return networks_with_rows
+def with_steps(network: NetworkResults, steps: Sequence[int]) -> NetworkResults:
+    """The network with only the rows of these T; raises if there is none."""
+    rows = [result for result in network.results if result.steps in steps]
+    if not rows:
+        available = sorted({result.steps for result in network.results})
+        raise ValueError(
+            f"results of {network.name} have rows of T = "
+            f"{', '.join(map(str, available))} only; ask for one of these"
+        )
+    return network._replace(results=rows)
 
 
 # ----------------------------------------------------------------------- tables
@@ -216,11 +191,7 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
 
 
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
-    """Accuracy of all fine-tunings, at the start and after each epoch; the ANN's.
-
-    Raises:
-        ValueError: there is no fine-tuning.
-    """
+    """Accuracy of all fine-tunings, at the start and after each epoch; the ANN's."""
     networks = [network for network in merged(networks) if network.epochs]
     if not networks:
         raise ValueError(
@@ -230,14 +201,13 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
     longest = max(len(curve) for n in networks for curve in n.epochs.values())
     head = ("fine-tuning", "epoch 0", *map(str, range(1, longest)), "ANN")
 
-    def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
-        for name, curve in network.epochs.items():
-            *percents, ann = (
-                f"{100 * accuracy:.1f}" for accuracy in (*curve, network.ann)
-            )
-            yield f"`{name}`", *percents, *[""] * (longest - len(curve)), ann
+    def cells(name: str, curve: Sequence[float], ann: float) -> Sequence[str]:
+        percents = [f"{100 * accuracy:.1f}" for accuracy in curve]
+        blanks = [""] * (longest - len(curve))
+        return f"`{name}`", *percents, *blanks, f"{100 * ann:.1f}"
 
-    return _stacked(head, networks, map(rows, networks))
+    rows = [[cells(*curve, n.ann) for curve in n.epochs.items()] for n in networks]
+    return _stacked(head, networks, rows)
 
 
 def _stacked(

@@ -18,31 +18,21 @@ from experiments.running import write
 
 
 class Result(NamedTuple):
-    """One recipe at one T and wait, over all seeds.
-
-    Attributes:
-        recipe, wait, steps: what was converted.
-        accuracies: per seed, after 1..T steps, on the test images.
-        latency: steps until the answer is complete.
-        firing_rate, synaptic_operations, measures: of the first seed's SNN.
-        seconds: median duration of the conversions, or the duration of all epochs.
-        levels: of the spikes.
-        code: what a spike is worth at each step, a name of experiments.running.CODES.
-        held_out: (right answers, answers) of all seeds, on images that no calibration
-            used and no table reports; None: not evaluated on such images.
-    """
+    """One recipe at one T and wait, over all seeds; measures are of the first one."""
 
     recipe: str
     wait: int
     steps: int
-    accuracies: list[list[float]]
-    latency: int
+    accuracies: list[list[float]]  # per seed, after 1..T steps, on the test images
+    latency: int  # steps until the answer is complete
     firing_rate: float
     synaptic_operations: float
-    seconds: float
+    seconds: float  # median of the conversions, or sum of all epochs
     measures: snnjax.measures.Measures
     levels: tuple[int, int] = (0, 1)
-    code: str = "rate"
+    code: str = "rate"  # of experiments.running.CODES
+    # (Right answers, answers) of all seeds, on images that no calibration used and no
+    # table reports; None: not evaluated on such images.
     held_out: tuple[int, int] | None = None
 
     @property
@@ -176,7 +166,7 @@ def console_table(results: Sequence[Result], ann: float) -> str:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     head, *rows = (
         "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
@@ -228,12 +218,6 @@ def cost_cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def cost_table(results: Sequence[Result]) -> Table:
-    """Accuracy, costs and seconds of every row."""
-    rows = [(*cost_cells(result), f"{result.seconds:.1f}") for result in results]
-    return (*COSTS, "s"), rows
-
-
 # ------------------------------------------------------------------------ files
 
 ABOUT_COSTS = """\
@@ -247,12 +231,6 @@ quantized ANN` compares integer operations with an ANN whose neurons tell as man
 apart (`snnjax.energy`). `s`: median seconds of a conversion, or seconds of all epochs
 with an evaluation after each.
 """
-
-
-def about_costs(facts: dict) -> str:
-    """The meaning of the columns of `cost_table`, in Markdown."""
-    images, kind = facts["measured_images"], facts["evaluated_on"]
-    return ABOUT_COSTS.format(images=images, kind=kind)
 
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
@@ -311,7 +289,10 @@ def tables_of(facts: dict, results: Sequence[Result]) -> str:
     if curve := facts.get("accuracy_after_epochs"):
         cells = ("accuracy %", *(f"{100 * accuracy:.1f}" for accuracy in curve))
         parts.append(markdown_table(("epoch", *map(str, range(len(curve)))), [cells]))
-    parts += [about_costs(facts), markdown_table(*cost_table(results))]
+    images, kind = facts["measured_images"], facts["evaluated_on"]
+    rows = [(*cost_cells(result), f"{result.seconds:.1f}") for result in results]
+    parts += [ABOUT_COSTS.format(images=images, kind=kind)]
+    parts += [markdown_table((*COSTS, "s"), rows)]
     return "\n".join(parts)
 
 

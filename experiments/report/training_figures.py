@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report.drawing import SERIES, drawn, shades
+from experiments.report.drawing import SERIES, new_figure, shades
 
 
 def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
     """Loss, accuracy and the temperature of every site against epochs."""
     epochs = [line["epoch"] for line in log]
-    with drawn(path, 3 * 300, 280, ncols=3) as (_, (left, middle, right)):
+    with new_figure(path, 3 * 300, 280, ncols=3) as (_, (left, middle, right)):
         left.plot(epochs, [line["loss"] for line in log], markersize=3)
         left.set(title="training loss", xlabel="epoch", ylim=(0, None))
         for name in ("train_accuracy", "test_accuracy"):
@@ -32,7 +32,7 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
 
 def surrogates(x, shapes: dict, temperatures: dict, path: Path) -> None:
     """The surrogate derivatives, and Dspike's at several temperatures."""
-    with drawn(path, 2 * 380, 290, ncols=2) as (_, (left, right)):
+    with new_figure(path, 2 * 380, 290, ncols=2) as (_, (left, right)):
         for color, (name, height) in zip(SERIES, shapes.items(), strict=False):
             width = 2.8 if name == "dspike" else 1.4
             left.plot(x, height, color=color, marker="", label=name, linewidth=width)

@@ -1,9 +1,6 @@
-"""How a command runs: its options, its devices, its output folder, its training loop.
+"""How a command runs: options, devices, output folder, training loop."""
 
-As in every package here, ``__init__`` exports the names that other packages use.
-"""
-
-from experiments.running import devices
+from experiments.running import devices, options, training_loop
 from experiments.running.command_line import (
     OF_A_MACHINE,
     command,
@@ -14,35 +11,11 @@ from experiments.running.command_line import (
 from experiments.running.options import (
     CHIPS,
     CODES,
-    FROM_0_TO_1,
-    MOST_LEVELS,
-    NOT_NEGATIVE,
     RECIPES,
     Conversion,
     Convert,
     FineTune,
-    Rule,
     TrainANN,
     TrainSNN,
-    at_most,
-    check_range,
-    check_several,
-    one_of,
 )
-from experiments.running.output_folder import (
-    check_writable,
-    digest,
-    writable,
-    write,
-)
-from experiments.running.training_loop import (
-    batches_of,
-    fit,
-    print_line,
-    read_log,
-    report,
-    schedule,
-    state_folder,
-    steps_per_epoch,
-    write_log,
-)
+from experiments.running.output_folder import check_writable, digest, writable, write

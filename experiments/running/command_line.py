@@ -33,7 +33,7 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
     """Carry out the work of a command; an error ends it with one message.
 
     Args:
-        work: function to call after all other processes have joined.
+        work: called after all other processes have joined.
         compiles: keep compiled programs on disk, and say where.
     """
     try:
@@ -85,11 +85,8 @@ def parse(
         names: kind -> allowed names, to list at the end of the help.
     """
     argv = sys.argv[1:] if argv is None else argv
-    option = {
-        "choices": tuple(presets),
-        "metavar": "NAME",
-        "help": f"configuration to start from: {', '.join(presets)}",
-    }
+    option: dict[str, Any] = {"choices": tuple(presets), "metavar": "NAME"}
+    option["help"] = f"configuration to start from: {', '.join(presets)}"
     # Two passes, because the preset gives the defaults of the other options.
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", **option)

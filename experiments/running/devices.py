@@ -26,9 +26,6 @@ def together() -> Iterator[None]:
     """Join the other processes, if the environment variables name any.
 
     If one of them ends, this one ends too, with a message and exit code 1.
-
-    Raises:
-        ValueError: one of the variables is missing or no number.
     """
     _begin()
     try:
@@ -78,12 +75,7 @@ def hidden() -> bool | None:
 
 
 def make_mesh(devices: int) -> Mesh | None:
-    """A mesh of this many devices (0: all); None for a single device.
-
-    Raises:
-        ValueError: there are fewer devices, or the mesh of several processes does not
-            contain all of their devices.
-    """
+    """A mesh of this many devices (0: all); None for a single device."""
     count, processes = jax.device_count(), jax.process_count()
     if devices > count or devices not in (0, count) and processes > 1:
         choices = "0, which takes all" if processes > 1 else f"1 to {count}, or 0: all"

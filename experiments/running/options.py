@@ -4,8 +4,7 @@ A field is an option of the command line, and the comment above it is its help t
 ``command_line.py`` reads them; ``experiments/presets.py`` has configurations by name.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -24,10 +23,7 @@ class Rule(NamedTuple):
 
 POSITIVE = Rule("> 0", lambda value: value > 0)
 NOT_NEGATIVE = Rule(">= 0", lambda value: value >= 0)
-BELOW_1 = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 FROM_0_TO_1 = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
-FACTOR = Rule("in (0, 1]", lambda value: 0 < value <= 1)
-BITS = Rule("1 to 16", lambda value: 1 <= value <= 16)  # of a weight
 
 
 def at_most(largest: int) -> Rule:
@@ -40,42 +36,92 @@ def one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
-    """Raise unless these options obey the rule; None is always allowed.
+# The codes by their names for --codes.
+CODES = {
+    "rate": snnjax.codes.rate(),
+    "radix": snnjax.codes.radix(),
+    "radix4": snnjax.codes.radix(base=4),
+    "harmonic": snnjax.codes.harmonic(),
+}
 
-    Args:
-        names: of the options, separated by spaces. All entries of a tuple must obey.
+# The chips by their names for --chip.
+CHIPS = {
+    "speck": snnjax.deploy.speck,
+    "xylo": snnjax.deploy.xylo,
+    "loihi2": snnjax.deploy.loihi2,
+    "akida1": snnjax.deploy.akida1,
+    "spinnaker2": snnjax.deploy.spinnaker2,
+}
+
+# The recipes by their names for --recipes: (options, seed) -> recipe.
+RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
+    "quantized": lambda config, seed: snnjax.quantized(),
+    "max_activation": lambda config, seed: snnjax.max_activation(),
+    "percentile": lambda config, seed: snnjax.percentile(),
+    "bias_shift": lambda config, seed: snnjax.bias_shift(),
+    "light": lambda config, seed: snnjax.light(),
+    "advanced": lambda config, seed: snnjax.advanced(
+        iterations=config.iterations, seed=seed
+    ),
+    "best": lambda config, seed: snnjax.best(),
+}
+
+# The allowed values of an option, wherever it occurs.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        "epochs batch_size learning_rate train_images calibration_images test_images "
+        "images columns iterations clip threshold temperature lowest temperature_rate "
+        "difference_step difference_images".split(),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        "mesh weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
+    ),
+    "steps": at_most(MOST_STEPS),
+    "warmup": Rule("in [0, 1)", lambda value: 0 <= value < 1),
+    "leak": Rule("in (0, 1]", lambda value: 0 < value <= 1),
+    "distillation": FROM_0_TO_1,
+    "weight_bits": at_most(16),
+    "waits": Rule("a whole number >= 0 or T", lambda w: w == "T" or w.isdecimal()),
+    "reset": one_of("zero", "subtract"),
+    "learn": one_of("fixed", "choose"),
+    "dtype": one_of("float32", "bfloat16"),
+    **dict.fromkeys(("recipe", "recipes"), one_of(*RECIPES)),
+    **dict.fromkeys(("code", "codes"), one_of(*CODES)),
+    "chip": one_of(*CHIPS),
+}
+
+
+def check_range(config: object, name: str, rule: Rule) -> None:
+    """Raise unless an option, or each entry of a tuple, obeys the rule, or is None."""
+    option = getattr(config, name)
+    for value in option if isinstance(option, tuple) else (option,):
+        try:
+            is_allowed = value is None or rule.holds(value)
+        except TypeError:  # no comparison with a value of this type
+            is_allowed = False
+        if not is_allowed:
+            raise ValueError(f"{name} must be {rule.text}, not {value}")
+
+
+def check(config: Any, rules: Mapping[str, Rule] = RULES) -> None:
+    """Raise unless all fields of a dataclass obey their rules.
+
+    A tuple has one entry at least, and none twice; only `levels` are pairs, whose
+    numbers may be equal.
     """
-    for name in names.split():
-        option = getattr(config, name)
-        for value in option if isinstance(option, tuple) else (option,):
-            try:
-                is_allowed = value is None or rule.holds(value)
-            except TypeError:  # no comparison with a value of this type
-                is_allowed = False
-            if not is_allowed:
-                raise ValueError(f"{name} must be {rule.text}, not {value}")
-
-
-def check_several(config: object, names: str) -> None:
-    """Raise unless each of these options has entries, and none of them twice.
-
-    None, for a default, is allowed.
-
-    Args:
-        names: of the options, separated by spaces.
-    """
-    for name in names.split():
-        entries = getattr(config, name)
-        if entries is None:
-            continue
-        if not entries:
-            raise ValueError(f"{name} is empty; give at least one")
-        repeats = [entry for entry, count in Counter(entries).items() if count > 1]
-        if repeats:
-            raise ValueError(
-                f"{name} has {repeats[0]} more than once; give each one once"
-            )
+    for field in fields(config):
+        name, option = field.name, getattr(config, field.name)
+        if isinstance(option, tuple) and name != "levels":
+            if not option:
+                raise ValueError(f"{name} is empty; give at least one")
+            repeats = [entry for entry in option if option.count(entry) > 1]
+            if repeats:
+                raise ValueError(
+                    f"{name} has {repeats[0]} more than once; give each one once"
+                )
+        if name in rules:
+            check_range(config, name, rules[name])
 
 
 @dataclass(frozen=True)
@@ -93,7 +139,7 @@ class Work:
     out: str = "runs"
 
     def __post_init__(self):
-        check_range(self, "mesh", NOT_NEGATIVE)
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -121,9 +167,6 @@ class Training(Work):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "epochs batch_size learning_rate train_images")
-        check_range(self, "weight_decay padding seed", NOT_NEGATIVE)
-        check_range(self, "warmup", BELOW_1)
         if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
             raise ValueError(
                 f"flip is True, but mirrored images of {self.dataset} are no digits; "
@@ -158,7 +201,6 @@ class TrainANN(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "clip")
         check_range(self, "levels", at_most(MOST_LEVELS))
 
 
@@ -205,48 +247,11 @@ class TrainSNN(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "threshold temperature lowest temperature_rate")
-        check_range(self, "difference_step difference_images")
-        check_range(self, "steps", at_most(MOST_STEPS))
-        check_range(self, "leak", FACTOR)
-        check_range(self, "reset", one_of("zero", "subtract"))
-        check_range(self, "learn", one_of("fixed", "choose"))
         if self.learn == "choose" and self.temperature < self.lowest:
             raise ValueError(
                 f"temperature {self.temperature} is below lowest {self.lowest}, the "
                 "least that training may reach; change one of them, or learn fixed"
             )
-
-
-# The codes by their names for --codes.
-CODES = {
-    "rate": snnjax.codes.rate(),
-    "radix": snnjax.codes.radix(),
-    "radix4": snnjax.codes.radix(base=4),
-    "harmonic": snnjax.codes.harmonic(),
-}
-
-# The chips by their names for --chip.
-CHIPS = {
-    "speck": snnjax.deploy.speck,
-    "xylo": snnjax.deploy.xylo,
-    "loihi2": snnjax.deploy.loihi2,
-    "akida1": snnjax.deploy.akida1,
-    "spinnaker2": snnjax.deploy.spinnaker2,
-}
-
-# The recipes by their names for --recipes: (options, seed) -> recipe.
-RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
-    "quantized": lambda config, seed: snnjax.quantized(),
-    "max_activation": lambda config, seed: snnjax.max_activation(),
-    "percentile": lambda config, seed: snnjax.percentile(),
-    "bias_shift": lambda config, seed: snnjax.bias_shift(),
-    "light": lambda config, seed: snnjax.light(),
-    "advanced": lambda config, seed: snnjax.advanced(
-        iterations=config.iterations, seed=seed
-    ),
-    "best": lambda config, seed: snnjax.best(),
-}
 
 
 @dataclass(frozen=True)
@@ -270,9 +275,6 @@ class Conversion(Work):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "calibration_images test_images")
-        check_range(self, "steps", at_most(MOST_STEPS))
-        check_range(self, "dtype", one_of("float32", "bfloat16"))
         for pair in self.pairs() or [(-1, 1)]:
             snnjax.integrate_and_fire(levels=pair, last_zone=self.last_zone)
 
@@ -280,9 +282,6 @@ class Conversion(Work):
         """(lowest, highest) level of a spike, for each group of rows.
 
         None: each code has its own.
-
-        Raises:
-            ValueError: the levels are no pairs.
         """
         levels = getattr(self, "levels")  # noqa: B009 (of each kind)
         if levels is None:
@@ -328,18 +327,7 @@ class Convert(Conversion):
     restore: str | None = None
 
     def __post_init__(self):
-        check_several(self, "steps recipes seeds codes waits weight_bits")
-        check_range(self, "recipes", one_of(*RECIPES))
-        check_range(self, "codes", one_of(*CODES))
-        check_range(self, "chip", one_of(*CHIPS))
-        check_range(self, "weight_bits", BITS)
         super().__post_init__()
-        check_range(self, "iterations")
-        check_range(self, "seeds", NOT_NEGATIVE)
-        waits = Rule(
-            "a whole number >= 0 or T", lambda wait: wait == "T" or wait.isdecimal()
-        )
-        check_range(self, "waits", waits)
         numbers = [int(wait) for wait in self.waits or () if wait != "T"]
         if max(numbers, default=0) > min(self.steps):
             raise ValueError(
@@ -393,32 +381,17 @@ class FineTune(Conversion, Training):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "distillation", FROM_0_TO_1)
-        check_range(self, "held_back", NOT_NEGATIVE)
         within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
         check_range(self, "wait", within)
-        check_range(self, "code", one_of(*CODES))
-        check_range(self, "recipe", one_of(*RECIPES))
-        check_range(self, "weight_bits", BITS)
-        if self.weight_bits is not None and self.from_scratch:
-            raise ValueError(
-                "--weight_bits rounds a conversion, and --from_scratch makes none; "
-                "leave out one of them"
-            )
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
-        if self.from_scratch:
-            self._check_scratch()
-
-    def _check_scratch(self) -> None:
-        """Raise for options that do not suit a training without a conversion."""
-        for name in ("recipe", "calibration_images"):
-            if getattr(self, name) != getattr(FineTune, name):
+        for name in ("recipe", "calibration_images", "weight_bits"):
+            if self.from_scratch and getattr(self, name) != getattr(FineTune, name):
                 raise ValueError(
                     f"--from_scratch converts nothing, so it takes no --{name}; leave "
                     "out one of them"
                 )
-        if self.keep_averages:
+        if self.from_scratch and self.keep_averages:
             raise ValueError(
                 "random weights have no running averages, so --from_scratch takes no "
                 "--keep_averages; a network with operators, which needs it, starts "

@@ -23,14 +23,9 @@ def writable(folder: str | Path, option: str) -> Path:
 
 
 def check_writable(folder: str | Path, option: str) -> None:
-    """Raise where a folder cannot be written to; nothing is left there.
+    """Raise where a folder, which may be missing, cannot be written to.
 
-    Args:
-        folder: folder for the files of a command; it may be missing.
-        option: command-line option of the folder, such as "--out", for messages.
-
-    Raises:
-        ValueError: it cannot be created or written to.
+    Nothing is left there. The option of the command line is for the message.
     """
     out = Path(folder).expanduser()
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())

@@ -31,15 +31,14 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
         ValueError: the batch is larger than the training set, or the devices cannot
             share it.
     """
-    if len(data.train_images) < config.batch_size:
+    count, size = len(data.train_images), config.batch_size
+    if count < size:
         raise ValueError(
-            f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
-            f"training images of {data.name}; choose a smaller batch_size"
+            f"batch_size {size} exceeds the {count} training images of {data.name}; "
+            "choose a smaller batch_size"
         )
-    devices.check_shared(
-        "batch_size", config.batch_size, devices.make_mesh(config.mesh)
-    )
-    return len(data.train_images) // config.batch_size
+    devices.check_shared("batch_size", size, devices.make_mesh(config.mesh))
+    return count // size
 
 
 def schedule(config: Any, data: Dataset) -> optax.Schedule:
@@ -65,8 +64,14 @@ def write_log(out: Path, log: list[dict]) -> None:
 
 
 def print_line(line: dict) -> None:
-    """Print a line of the log."""
-    print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
+    """Print a line of the log, of a list its range."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return f"{min(value):.3g}..{max(value):.3g}"
+        return f"{value:.4g}"
+
+    print("  ".join(f"{n} {text(v)}" for n, v in line.items()), flush=True)
 
 
 def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> dict[str, jax.Array]:
@@ -100,12 +105,6 @@ def fit(
 
     Returns:
         The state after the last epoch, and the log.
-
-    Raises:
-        FloatingPointError: the loss or the weights are not finite; the state of the
-          last good epoch is kept.
-        ValueError: `out` cannot take the results, or holds another run; the batch
-          cannot be shared by the devices.
     """
     out = writable(config.out, "--out").resolve()
     steps_per_epoch(config, data)
@@ -136,21 +135,9 @@ def fit(
 
 
 def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.ndarray]]:
-    """A random key and the numbers of the images, for each step of an epoch.
-
-    They depend on seed, epoch and step only, so that a run can be resumed.
-    """
-    steps = steps_per_epoch(config, data)
-    order = np.random.default_rng((config.seed, epoch)).permutation(
-        len(data.train_images)
-    )
+    """A random key and the numbers of the images, for each step of an epoch."""
+    steps, count = steps_per_epoch(config, data), len(data.train_images)
+    order = np.random.default_rng((config.seed, epoch)).permutation(count)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     numbers = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     return [(jax.random.fold_in(key, i), row) for i, row in enumerate(numbers)]
-
-
-def _entry(name: str, value: Any) -> str:
-    """A number of the log, or the range of a list of them, as it is printed."""
-    if isinstance(value, list):
-        return f"{name} {min(value):.3g}..{max(value):.3g}"
-    return f"{name} {value:.4g}"

@@ -16,13 +16,12 @@ from experiments.running import run
 TITLES = ("network", "parameters", "MB", "test %", "epochs", "minutes", "trained in")
 
 
-def sources(folder: Path) -> str:
-    """A row for each file of weights with a card beside it.
-
-    Raises:
-        ValueError: there is no such folder, or it holds no network; or a card or
-            weights are damaged or do not belong together.
-    """
+def table_of(argv: Sequence[str] | None) -> str:
+    """The table that the command prints: each file of weights with a card beside it."""
+    parser = argparse.ArgumentParser(prog="sources", description=__doc__)
+    default = Path(__file__).parent
+    parser.add_argument("folder", nargs="?", type=Path, default=default)
+    folder = parser.parse_args(argv).folder.expanduser()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that holds source networks")
     files = sorted(folder.glob("*.safetensors"))
@@ -32,7 +31,7 @@ def sources(folder: Path) -> str:
             f"{folder} has no source networks (NAME.safetensors and its card NAME.json "
             "beside it); give the --out of a training"
         )
-    return markdown_table(TITLES, [_row(file) for file in files])
+    return markdown_table(TITLES, map(_row, files))
 
 
 def _row(file: Path) -> tuple[str, ...]:
@@ -48,14 +47,6 @@ def _row(file: Path) -> tuple[str, ...]:
         "" if seconds is None else f"{seconds / 60:.0f}",
         "PyTorch" if "torch" in versions else "JAX" if "jax" in versions else "",
     )
-
-
-def table_of(argv: Sequence[str] | None) -> str:
-    """The table that the command prints."""
-    parser = argparse.ArgumentParser(prog="sources", description=__doc__)
-    folder = Path(__file__).parent
-    parser.add_argument("folder", nargs="?", type=Path, default=folder)
-    return sources(parser.parse_args(argv).folder.expanduser())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

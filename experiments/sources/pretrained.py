@@ -41,11 +41,7 @@ CARD = {
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The arrays of the published file, by name.
-
-    Raises:
-        ValueError: there is no such file, or it is another one.
-    """
+    """The arrays of the published file, by name."""
     if not file.is_file():
         raise ValueError(
             f"no file {file}; download {FILE} from pretrained_models of "
