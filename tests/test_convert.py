@@ -141,9 +141,7 @@ def test_every_recipe_gives_a_network_that_runs(name, wait, in_groups_of):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((snn, outputs)))
 
 
-@pytest.mark.parametrize(
-    "recipe, wait", [("advanced", STEPS), ("best", 0), ("light", 1)]
-)
+@pytest.mark.parametrize("recipe, wait", [("advanced", STEPS), ("best", 0)])
 def test_groups_and_memory_do_not_change_the_result(
     recipe, wait, in_groups_of, monkeypatch
 ):
@@ -235,7 +233,7 @@ def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_o
 
     for size in (64, 32):
         in_groups_of(size)
-        snnjax.convert(fn, FLAT, images(), steps=STEPS, recipe=RECIPES["light"])
+        jax.eval_shape(conversion(fn), FLAT, images())
     assert sizes == [1, 2, 3] * 2
 
 
@@ -345,15 +343,16 @@ def test_images_that_do_not_vary_cause_a_warning():
         (jnp.ones((16, 4)), "calibration images are all equal"),
         (np.tile(np.arange(4.0), (16, 1)), "calibration images are all equal"),
     )
+    recipe = snnjax.max_activation()
     for x, message in cases:
         with pytest.warns(UserWarning, match=f"{message}.* Give images") as warned:
-            convert(x=x)
+            convert(x=x, recipe=recipe)
         assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         almost = np.zeros((16, 4), np.float32)
         almost[-1, -1] = 1
-        convert(x=almost, recipe=Recipe([max_threshold()]))
+        convert(x=almost, recipe=recipe)
 
 
 def test_weight_calibration_changes_only_the_kernels_before_sites():
@@ -368,7 +367,7 @@ def test_weight_calibration_changes_only_the_kernels_before_sites():
 def test_a_dead_layer_and_dead_channels_stay_silent():
     dead = FLAT | {"w1": FLAT["w1"].at[:, 2].set(0), "b1": -jnp.ones(6)}
     off = FLAT | {"b1": jnp.full(6, -100.0)}
-    for params, recipe in ((dead, "best"), (off, "light"), (off, "best")):
+    for params, recipe in ((dead, "best"), (off, "best")):
         net = NETWORKS["dense"]._replace(params=params)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -491,15 +490,17 @@ def test_calibration_asks_for_the_true_derivative():
 
     stopped.defvjp(lambda x: (stopped(x), None), lambda _, g: (jnp.zeros_like(g),))
 
-    def snn_with(between, recipe):
+    def run(between, recipe):
         def fn(p, x):
             return relu(between(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
-        return conversion(fn, RECIPES[recipe], steps=2)(FLAT, images(seed=2))
+        return conversion(fn, recipe, steps=2)
 
-    for recipe in ("advanced", "best"):
-        snn = snn_with(stopped, recipe)
-        assert_close(snn, snn_with(lambda x: 2 * x, recipe))
+    rounded_down = Recipe([max_threshold(), least_squares_weights()])
+    for recipe in (RECIPES["advanced"], rounded_down):
+        runs = [run(between, recipe) for between in (stopped, lambda x: 2 * x)]
+        snn, expected = outputs_of(runs, FLAT, images(seed=2))
+        assert_close(snn, expected)
         assert np.any(snn.params["w2"] != FLAT["w2"])
 
 
@@ -547,7 +548,7 @@ def test_numbers_that_are_not_finite_are_named():
     def two_outputs(p, x):
         return {"logits": dense(p, x), "mask": 0 * x - jnp.inf}
 
-    dense = NETWORKS["dense"].fn
+    dense, maximum = NETWORKS["dense"].fn, snnjax.max_activation()
     hidden = FLAT | {"w2": FLAT["w2"].at[0, 0].set(jnp.nan)}
     readout = FLAT | {"w3": FLAT["w3"].at[0, 0].set(jnp.nan)}
     for fn, params, message in (
@@ -556,7 +557,7 @@ def test_numbers_that_are_not_finite_are_named():
         (two_outputs, FLAT, "the outputs 'mask' of the network hold 256"),
     ):
         with pytest.raises(ValueError, match=message):
-            snnjax.convert(fn, params, images(), steps=2, recipe=RECIPES["light"])
+            snnjax.convert(fn, params, images(), steps=2, recipe=maximum)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=slow)])
@@ -716,13 +717,6 @@ def test_each_site_has_the_recipe_of_its_name():
     assert np.shape(by_site.neurons[names[1]].threshold) == np.shape(
         second.neurons[names[1]].threshold
     )
-
-
-def test_of_two_recipes_the_one_with_the_better_outputs_is_kept():
-    good, bad = snnjax.light(), snnjax.percentile(2.0)
-    for pair in [(good, bad), (bad, good)]:
-        snn = convert(recipe=snnjax.best_of(*pair))
-        assert all(float(np.max(p.bias)) != 0 for p in snn.neurons.values())
 
 
 @slow

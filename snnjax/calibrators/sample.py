@@ -69,13 +69,9 @@ def chosen_positions(
 
 
 class SampleRows(NamedTuple):
-    """The fields of a `Sample` of some images, for `View.over_images`.
+    """The fields of a `Sample` of some images, for `View.over_images`."""
 
-    Attributes:
-        ndim, channel: number of axes of the site, and its channel axis.
-    """
-
-    ndim: int
+    ndim: int  # of the site
     channel: int
 
     def __call__(self, current, activation, effects, positions) -> Any:
