@@ -185,8 +185,13 @@ def _on_devices(
     x: chex.ArrayTree, params: chex.ArrayTree
 ) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
     """Both as JAX arrays on the mesh of x, and the sharding of the batch."""
+
     # NumPy's arrays and Python's numbers become what they are to JAX.
-    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(_canonical, params)
+    def canonical(leaf: Any) -> Any:
+        is_number = isinstance(leaf, np.ndarray | numbers.Number)
+        return jnp.asarray(leaf) if is_number else leaf
+
+    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(canonical, params)
     batch_sharding = sharding.batch_sharding(x)
     if batch_sharding is None or not isinstance(batch_sharding.mesh, Mesh):
         return x, params, None  # XLA shares the work of traced arrays.
@@ -211,7 +216,3 @@ def _micro_batch_size(network: Network, steps_at_once: int) -> int:
     """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
     largest = max(math.prod(s.shape) for s in network.sites if s.fires)
     return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))
-
-
-def _canonical(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf

@@ -43,16 +43,16 @@ def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
     The sum over the network's outputs. y_snn is the mean over T steps, y_ann the exact
     one. Outputs that are no floats, or do not depend on x, do not count.
     """
-    network, streams, code = here.network, here.streams, here.snn.code
-    answers = [results.outputs for results in here.run_snn(-1, {})]
-    pairs = []
-    for number, v in enumerate(network.outputs):
-        if v in network.dependent:
-            of_snn, of_ann = ([y[number] for y in parts] for parts in (answers, exact))
-            if v in streams:
-                of_snn = [code.result(answer) for answer in of_snn]
-            pairs.append((of_snn, of_ann))
-    return _errors(pairs)
+    variables, streams, code = here.network.outputs, here.streams, here.snn.code
+    answers = [
+        [
+            code.result(output) if v in streams else output
+            for v, output in zip(variables, results.outputs, strict=True)
+        ]
+        for results in here.run_snn(-1, {})
+    ]
+    numbers = [n for n, v in enumerate(variables) if v in here.network.dependent]
+    return _errors([([y[n] for y in answers], [y[n] for y in exact]) for n in numbers])
 
 
 @jax.jit
