@@ -53,23 +53,14 @@ class Fit(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Weights that are fitted together, and what they should give.
+    """Weights that are fitted together, and what they should give."""
 
-    Attributes:
-        paths: of the weights in ``Fit.weights``.
-        current: (weights, sources, rows) -> what they give, as that of `View.feed`.
-        sources: what it takes, of the spiking network.
-        result: what they give in the ANN, [N, ...].
-        channel: axis of the channels, from the end.
-        effects: how much an error of the result counts, [N, ...]; None: all alike.
-    """
-
-    paths: tuple[str, ...]
-    current: Callable
-    sources: Any
-    result: jax.Array
-    channel: int
-    effects: jax.Array | None = None
+    paths: tuple[str, ...]  # of ``Fit.weights``
+    current: Callable  # (weights, sources, rows) -> what they give, as in `View.feed`
+    sources: Any  # of the spiking network
+    result: jax.Array  # what they give in the ANN, [N, ...]
+    channel: int  # its axis of the channels, from the end
+    effects: jax.Array | None = None  # how much errors count, [N, ...]; None: alike
 
 
 class View(abc.ABC):

@@ -122,9 +122,9 @@ def _refitted(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    fixed = jax.lax.stop_gradient((original, target.sources, target.result))
+    constants = jax.lax.stop_gradient((original, target.sources, target.result))
     problem, first, ridge = _begin(
-        *fixed,
+        *constants,
         target.effects,
         damping,
         current_of=target.current,
@@ -145,22 +145,14 @@ def _refitted(
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on their way.
+    """Conjugate gradients on their way."""
 
-    Attributes:
-        step: W - W_0.
-        current: I(W), if I is affine, in units of its scale.
-        residual: minus half of the gradient.
-        direction: of the next step.
-        error, best: the least on images left out so far, and the step that has it.
-    """
-
-    step: Weights
-    current: jax.Array
-    residual: Weights
-    direction: Weights
-    error: jax.Array
-    best: Weights
+    step: Weights  # W - W_0
+    current: jax.Array  # I(W) if I is affine, over the scale
+    residual: Weights  # minus half of the gradient
+    direction: Weights  # of the next step
+    error: jax.Array  # the least on images left out so far
+    best: Weights  # the step that has it
 
 
 @functools.partial(
@@ -172,30 +164,21 @@ class _Search(NamedTuple):
 class _Problem:
     """What stays the same during a search. Activations and currents are over `scale`.
 
-    Attributes:
-        current_of: (weights, sources, rows) -> I, see `View.feed`.
-        dtypes: of the weights in the network; here they are float32 or wider.
-        free: which of the weights may change.
-        weights: W_0.
-        sources: of the current.
-        scale: unit of the activations and currents, which keeps squares in range.
-        activation: a, [N, ...], to which the current is fitted.
-        bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
-        counts: m w, 0 for images that are left out.
-        judges: w of the images that are left out.
+    `current_of` is I as `View.feed` has it, of weights that have these dtypes; here
+    they are float32 or wider.
     """
 
     current_of: Callable
     dtypes: tuple[Any, ...]
-    free: tuple[bool, ...]
-    weights: Weights
+    free: tuple[bool, ...]  # which of the weights may change
+    weights: Weights  # W_0
     sources: Any
-    scale: jax.Array
-    activation: jax.Array
-    bottom: jax.Array
-    top: jax.Array
-    counts: jax.Array
-    judges: jax.Array
+    scale: jax.Array  # a unit that keeps squares in range
+    activation: jax.Array  # a, [N, ...]
+    bottom: jax.Array  # 0 where a is of a ReLU, otherwise minus infinity
+    top: jax.Array  # the largest a of each channel, otherwise infinity
+    counts: jax.Array  # m w, 0 for images that are left out
+    judges: jax.Array  # w of the images that are left out
 
     def current(self, weights: Weights) -> jax.Array:
         return _wide_current(self.current_of, self.dtypes, weights, self.sources)
@@ -207,8 +190,8 @@ class _Problem:
 
     def along(self, direction: Weights) -> jax.Array:
         """J d: how the current changes with the weights along d."""
-        bound = self.bound(direction)
-        return jax.jvp(self.current, (self.weights,), (bound,))[1] / self.scale
+        tangents = (self.bound(direction),)
+        return jax.jvp(self.current, (self.weights,), tangents)[1] / self.scale
 
     def back(self, values: jax.Array) -> Weights:
         """J^T m w (values - their mean), which float16 could not hold as they are.
@@ -296,9 +279,9 @@ def _begin(
     )
     residual = problem.back(activation - current)
     # k = |P J W_0|^2 / |W_0|^2
-    change, bound = problem.along(weights), problem.bound(weights)
+    change, free_weights = problem.along(weights), problem.bound(weights)
     curvature = (change * problem.centered(change)).sum()
-    ridge = damping * curvature / _positive(_dot(bound, bound))
+    ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
     none = tuple(map(jnp.zeros_like, residual))
     first = problem.error(current)
     return problem, _Search(none, current, residual, residual, first, none), ridge
@@ -339,8 +322,8 @@ def _wide_current(
     current_of: Callable, dtypes: Sequence[Any], weights: Weights, sources: Any
 ) -> jax.Array:
     """I(W) in float32 or wider."""
-    typed = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
-    return wide(current_of(typed, sources, None))
+    own_types = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
+    return wide(current_of(own_types, sources, None))
 
 
 def _where(condition: jax.Array, first: Weights, second: Weights) -> Weights:

@@ -29,34 +29,25 @@ Parts = dict[int, list[Any]]  # variable -> its value for each micro-batch
 class State(NamedTuple):
     """What is known in a sweep. Activations, spikes and params change while it goes on.
 
-    Attributes:
-        network, stages: of one image.
-        snn: whose neurons and weights are fitted, with the models and the code.
-        steps, wait: those of the SNN.
-        batch_sharding: how devices share the images; None: a single device.
-        sizes: images of each micro-batch.
-        fitted: all is fitted to so many of the micro-batches, the first ones. No
-            calibrator sees the others, which only judge.
-        effects: () -> site name -> how errors count, for each of these micro-batches.
-        original: parameters of the ANN, and constants.
-        params: the same of the SNN, as calibrated up to here.
-        activations: of the ANN.
-        spikes: means where no time is needed; otherwise each a `SpikeTrain`, or an
-            array [T, B, ...] where a sum of several sites has to wait.
+    All is fitted to the first micro-batches, `fitted` in number. No calibrator sees the
+    others, which only judge.
     """
 
-    network: Network
+    network: Network  # of one image
     stages: Sequence[Stage]
-    snn: SNN
+    snn: SNN  # whose neurons and weights are fitted
     steps: int
     wait: int
-    batch_sharding: NamedSharding | None
-    sizes: tuple[int, ...]
+    batch_sharding: NamedSharding | None  # how devices share the images
+    sizes: tuple[int, ...]  # images of each micro-batch
     fitted: int
+    # () -> site name -> how errors count, for each micro-batch that is fitted to.
     effects: Callable[[], dict[str, list[jax.Array]]]
-    original: Values
-    params: Values
-    activations: Parts
+    original: Values  # parameters of the ANN, and constants
+    params: Values  # the same of the SNN, as calibrated up to here
+    activations: Parts  # of the ANN
+    # Means where no time is needed; otherwise each a `SpikeTrain`, or an array
+    # [T, B, ...] where a sum of several sites has to wait.
     spikes: Parts
 
     @property
