@@ -289,10 +289,10 @@ def check_calibrator(calibrator: Any) -> None:
 
 
 @jax.custom_jvp
-def straight_through(original: Any, fitted: Any) -> Any:
-    """``fitted``, but to a gradient it is ``original`` plus a constant."""
+def straight_through(original: Any, fitted_weights: Any) -> Any:
+    """``fitted_weights``, but to a gradient it is ``original`` plus a constant."""
     del original
-    return fitted
+    return fitted_weights
 
 
 straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))

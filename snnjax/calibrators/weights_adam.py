@@ -70,13 +70,13 @@ def calibrate_weights(
         rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        shared = [path for path in fit.weights if path in view.shared]
-        if shared:  # calibrating them would undo the fit of others
+        shared_paths = [path for path in fit.weights if path in view.shared]
+        if shared_paths:  # calibrating them would undo the fit of others
             warn(
-                f"at site {view.site.name!r} the weights {', '.join(shared)} stay as "
+                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} stay as "
                 "they are, since they feed other sites, an operator or the readout, too"
             )
-        if len(shared) == len(fit.weights):
+        if len(shared_paths) == len(fit.weights):
             return fit
         current, sources = view.feed()
         original, zero = tuple(fit.weights.values()), jnp.zeros(())
@@ -87,7 +87,7 @@ def calibrate_weights(
         step = functools.partial(
             _weight_step,
             current_of=current,
-            free=tuple(path not in shared for path in fit.weights),
+            free=tuple(path not in shared_paths for path in fit.weights),
             channel=view.site.channel,
             dynamics=view.dynamics,
         )
@@ -97,7 +97,7 @@ def calibrate_weights(
             data = activation, sources, rows
             weights, state = step(weights, state, rates[i], neurons, data)
         pairs = zip(fit.weights, straight_through(original, weights), strict=True)
-        fitted_weights = {path: w for path, w in pairs if path not in shared}
+        fitted_weights = {path: w for path, w in pairs if path not in shared_paths}
         return fit._replace(weights=fit.weights | fitted_weights)
 
     return calibrate

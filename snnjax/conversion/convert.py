@@ -139,8 +139,8 @@ def convert(
         size = min(size, -(-share // HELD_OUT))
     batches = micro_batches(images, batch_of(images), min(size, share), batch_sharding)
     judges = judge_numbers(len(batches)) if len(alternatives) > 1 else []
-    fitted = [batch for k, batch in enumerate(batches) if k not in judges]
-    parts = [network.inputs(x) for x, _ in (*fitted, *(batches[k] for k in judges))]
+    to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
+    parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
@@ -153,8 +153,8 @@ def convert(
         wait=wait,
         batch_sharding=batch_sharding,
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
-        fitted=len(fitted),
-        effects=functools.cache(lambda: effects_of(network, params, fitted)),
+        fitted=len(to_fit),
+        effects=functools.cache(lambda: effects_of(network, params, to_fit)),
         original=network.arguments(params),
         params={},
         activations={v: [part[v] for part in parts] for v in network.x},

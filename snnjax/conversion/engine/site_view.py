@@ -90,8 +90,8 @@ class SiteView(View):
         return view
 
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:
-        fitted = itertools.islice(self.results(weights), self._state.fitted)
-        return (results.outputs[0] for results in fitted)
+        batches = itertools.islice(self.results(weights), self._state.fitted)
+        return (results.outputs[0] for results in batches)
 
     def feed(self, every: int = 1) -> tuple[Current, list[jax.Array]]:
         state, stage = self._state, self._stage
