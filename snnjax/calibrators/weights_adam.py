@@ -73,8 +73,9 @@ def calibrate_weights(
         shared_paths = [path for path in fit.weights if path in view.shared]
         if shared_paths:  # calibrating them would undo the fit of others
             warn(
-                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} stay as "
-                "they are, since they feed other sites, an operator or the readout, too"
+                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} "
+                "stay as they are, since they feed other sites, an operator or the "
+                "readout, too"
             )
         if len(shared_paths) == len(fit.weights):
             return fit
