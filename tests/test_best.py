@@ -204,7 +204,7 @@ def test_what_the_outputs_do_not_depend_on_changes_no_fit():
         [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
     )
     fn = functools.partial(transformer, blocks="1")
-    run = jax.jit(functools.partial(snnjax.convert, fn, steps=4, recipe=recipe))
+    run = jax.jit(functools.partial(snnjax.convert, fn, steps=2, recipe=recipe))
     neurons, others = run(params, x).neurons, run(params, other).neurons
     for name, neuron in neurons.items():
         np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)

@@ -495,22 +495,20 @@ ZONES += itertools.product([(-1, 1), (-3, 3)], [0, 0.6, 2 / 3, 0.9])
 
 @pytest.mark.parametrize("code", [*map(codes.radix, (2, 3, 4)), codes.harmonic()])
 def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(code):
-    finest, runs, all_values = code.finest(T), [], []
-    for levels, dead_zone in ZONES:
+    finest, shares = code.finest(T), np.linspace(-1.1, 1.1, 10_007, dtype=np.float32)
+
+    def run(levels, dead_zone):
         neuron = integrate_and_fire(levels=levels, dead_zone=dead_zone)
         neuron = dataclasses.replace(neuron, rectifies=False)
-        reach = code.reach(T) * levels[1]
-        values = np.linspace(-1.1 * reach, 1.1 * reach, 10_007, dtype=np.float32)
-        params = started(neuron, code, 1.0)
-        runs.append(functools.partial(digits_of, neuron, code, params, steps=T))
-        all_values.append(values)
-    results = jax.jit(lambda v: [run(x) for run, x in zip(runs, v, strict=True)])
-    columns = zip(ZONES, all_values, results(all_values), strict=True)
-    for (levels, dead_zone), values, (_, sent) in columns:
+        params, reach = started(neuron, code, 1.0), code.reach(T) * levels[1]
+        return lambda shares: digits_of(neuron, code, params, reach * shares, T)[1][-1]
+
+    all_sent = outputs_of(itertools.starmap(run, ZONES), shares)
+    for (levels, dead_zone), sent in zip(ZONES, all_sent, strict=True):
         reach = code.reach(T) * levels[1]
         lowest = 0 if levels[0] == 0 else -reach
-        nearest = np.clip(np.rint(values / finest) * finest, lowest, reach)
-        are_nearest = np.allclose(sent[-1], nearest, atol=1e-5)
+        nearest = np.clip(np.rint(reach * shares / finest) * finest, lowest, reach)
+        are_nearest = np.allclose(sent, nearest, atol=1e-5)
         assert code.is_nearest(levels, dead_zone, T) == are_nearest, (levels, dead_zone)
 
 

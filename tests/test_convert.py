@@ -148,8 +148,7 @@ def test_groups_and_memory_do_not_change_the_result(
 ):
     expected = converted(recipe, wait)
     monkeypatch.setattr(site_view, "CACHE_BYTES", 0)
-    assert_close(convert(recipe=RECIPES[recipe], wait=wait), expected)
-    in_groups_of(24)
+    in_groups_of(32)
     assert_close(convert(recipe=RECIPES[recipe], wait=wait), expected)
 
 

@@ -63,6 +63,42 @@ class Target(NamedTuple):
     effects: jax.Array | None = None  # how much errors count, [N, ...]; None: alike
 
 
+class Dynamics(NamedTuple):
+    """How the neurons of a site run, which has ``ndim`` axes; hashable."""
+
+    model: IntegrateAndFire
+    steps: int
+    wait: int
+    code: Code
+    ndim: int
+
+    def mean_and_pace(
+        self, neurons: NeuronParams, current: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean output and pace, [B, ...], of a current as `View.currents` has it.
+
+        Where layers wait for all of their input, the pace is the mean.
+        """
+        if not self.needs_time:
+            mean = self.closed_form(neurons, current)
+            return mean, mean
+        run = {"wait": self.wait, "code": self.code}
+        return mean_and_pace(self.model, neurons, self.arriving(current), **run)
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a site decides before it has all of its input."""
+        return not needs_no_time(self.code, self.steps, self.wait)
+
+    def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
+        """The mean output of neurons that have all of their input."""
+        return closed_form(self.model, neurons, current, self.steps, code=self.code)
+
+    def arriving(self, current: jax.Array) -> jax.Array:
+        """What arrives at each step, [T, B, ...]."""
+        return self.code.arriving(over_time(current, self.steps, self.ndim))
+
+
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
@@ -87,7 +123,7 @@ class View(abc.ABC):
     def __init__(
         self,
         site: Site,
-        dynamics: "Dynamics",
+        dynamics: Dynamics,
         activations: Sequence[jax.Array],
         *,
         effects: Sequence[jax.Array] | None = None,
@@ -311,42 +347,6 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
         return last[1]
 
     return cached
-
-
-class Dynamics(NamedTuple):
-    """How the neurons of a site run, which has ``ndim`` axes; hashable."""
-
-    model: IntegrateAndFire
-    steps: int
-    wait: int
-    code: Code
-    ndim: int
-
-    def mean_and_pace(
-        self, neurons: NeuronParams, current: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mean output and pace, [B, ...], of a current as `View.currents` has it.
-
-        Where layers wait for all of their input, the pace is the mean.
-        """
-        if not self.needs_time:
-            mean = self.closed_form(neurons, current)
-            return mean, mean
-        run = {"wait": self.wait, "code": self.code}
-        return mean_and_pace(self.model, neurons, self.arriving(current), **run)
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a site decides before it has all of its input."""
-        return not needs_no_time(self.code, self.steps, self.wait)
-
-    def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
-        """The mean output of neurons that have all of their input."""
-        return closed_form(self.model, neurons, current, self.steps, code=self.code)
-
-    def arriving(self, current: jax.Array) -> jax.Array:
-        """What arrives at each step, [T, B, ...]."""
-        return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 class _Output(Dynamics):

@@ -98,6 +98,7 @@ class State(NamedTuple):
                 on. Each is computed when what the one before has read is dropped.
         """
         stage = self.stages[i]
+        assert stage.output is not None  # it leads to a site
         later = {v for stage in self.stages[i + 1 :] for v in stage.sources}
         for k, (output, carried) in enumerate(results):
             columns = (stage.output, *stage.carried), (output, *carried)
