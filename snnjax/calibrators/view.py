@@ -206,7 +206,8 @@ class View(abc.ABC):
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
-        effects = self._effects and self.join(self._effects, every=every)
+        parts = self._effects
+        effects = None if parts is None else self.join(parts, every=every)
         return self.join(self._activations, every=every), effects
 
     def join(
@@ -225,7 +226,7 @@ class View(abc.ABC):
         """How much an error counts, [N, ...] with a single channel, see `with_effects`;
         None: all errors count alike.
         """
-        return self._effects and self.join(self._effects)
+        return None if self._effects is None else self.join(self._effects)
 
     @property
     def count(self) -> int:

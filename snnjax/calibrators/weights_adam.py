@@ -121,7 +121,7 @@ def _weight_step(
     free: tuple[bool, ...],
     channel: int,
     dynamics: Dynamics,
-) -> tuple[tuple[jax.Array, ...], Any]:
+) -> tuple[Any, Any]:
     """One Adam step.
 
     Args:

@@ -86,7 +86,7 @@ class SiteView(View):
     def with_effects(self) -> "SiteView":
         view = copy.copy(self)  # with the currents that have been computed
         view._effects = self._state.effects()[self.site.name]
-        view.__dict__.pop("sample", None)  # which has the effects
+        vars(view).pop("sample", None)  # which has the effects
         return view
 
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:

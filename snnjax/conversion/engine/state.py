@@ -97,11 +97,11 @@ class State(NamedTuple):
             results: of each micro-batch the site's output, and what the stage carries
                 on. Each is computed when what the one before has read is dropped.
         """
-        stage = self.stages[i]
-        assert stage.output is not None  # it leads to a site
+        stage, site_output = self.stages[i], self.stages[i].output
+        assert site_output is not None
         later = {v for stage in self.stages[i + 1 :] for v in stage.sources}
         for k, (output, carried) in enumerate(results):
-            columns = (stage.output, *stage.carried), (output, *carried)
+            columns = (site_output, *stage.carried), (output, *carried)
             for v, value in zip(*columns, strict=True):
                 parts.setdefault(v, [None] * len(self.sizes))[k] = value
             for v in parts.keys() - later:
