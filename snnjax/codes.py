@@ -180,9 +180,6 @@ class _Rate(Code):
     def weights(self, steps: int) -> tuple[float, ...]:
         return (1 / steps,) * steps
 
-    def sizes(self, steps: int) -> np.ndarray:
-        return np.ones(steps, np.float32)
-
     def reach(self, steps: int) -> float:
         return 1.0
 

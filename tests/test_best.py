@@ -164,20 +164,6 @@ def test_best_is_never_worse_than_light(fn, seed, steps):
     assert best < 1.05 * error(fn, seed, snnjax.light(), **options)
 
 
-def weighted_sites(fn, params, x):
-    """Site name -> the effects of its errors, of all images."""
-    effects = {}
-
-    def look(view, fit):
-        assert view.effects is None
-        effects[view.site.name] = np.asarray(view.with_effects().effects)
-        return fit
-
-    recipe = snnjax.Recipe([max_threshold(), look])
-    snnjax.convert(fn, params, x, steps=2, recipe=recipe)
-    return effects
-
-
 def test_an_effect_is_the_squared_gradient_of_the_output():
     """Here (1 - tanh^2)^2 of the product, against float64.
 
@@ -192,7 +178,15 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
     def head(hidden):  # one output, so the sign of its gradient does not count
         return jnp.tanh(hidden[:, :3] @ p[1]).sum(1)
 
-    effects = weighted_sites(lambda p, x: head(relu(x @ p[0])), p, x)["0/relu"]
+    def look(view, fit):
+        assert view.effects is None
+        seen.append(np.asarray(view.with_effects().effects))
+        return fit
+
+    fn, seen = (lambda p, x: head(relu(x @ p[0]))), []
+    recipe = snnjax.Recipe([max_threshold(), look])
+    snnjax.convert(fn, p, x, steps=2, recipe=recipe)
+    (effects,) = seen
     hidden = np.maximum(np.float64(x) @ np.float64(p[0]), 0)
     slopes = 1 - np.tanh(hidden @ np.float64(p[1])) ** 2
     slopes[:, 3] = 0
@@ -210,7 +204,7 @@ def test_what_the_outputs_do_not_depend_on_changes_no_fit():
         [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
     )
     fn = functools.partial(transformer, blocks="1")
-    run = jax.jit(functools.partial(snnjax.convert, fn, steps=4, recipe=recipe))
+    run = jax.jit(functools.partial(snnjax.convert, fn, steps=2, recipe=recipe))
     neurons, others = run(params, x).neurons, run(params, other).neurons
     for name, neuron in neurons.items():
         np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)

@@ -18,6 +18,7 @@ from snnjax.neurons import integrate_and_fire, mean_and_pace, unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode
 from snnjax.neurons.unroll import after_all_input, spike_train
+from snnjax.simulation import ByLayer
 
 T = 4
 CODES = [
@@ -53,18 +54,20 @@ def started(neuron, code, threshold, bias=0.0, steps=T):
 
 @pytest.mark.parametrize("index", range(len(CODES)))
 def test_spikes_are_those_of_the_oracle(index):
-    """All pairs of a code, a model and a wait, but not all triples."""
-    code, waits = CODES[index], (0, 1, T)
+    """All pairs of a code, a model and a wait, but not all triples; three steps."""
+    code, waits, steps = CODES[index], (0, 1, 3), 3
+    code = codes.weighted((1, 0.8, 0.3)) if code is CODES[-1] else code
     cases = [(model, waits[(i + index) % 3]) for i, model in enumerate(MODELS)]
-    currents = np.random.default_rng(0).normal(0.4, 1.5, (T, 60)).astype(np.float32)
-    neurons = [started(model, code, 0.7, bias=0.1) for model, _ in cases]
+    currents = np.random.default_rng(0).normal(0.4, 1.5, (steps, 60))
+    currents = currents.astype(np.float32)
+    neurons = [started(model, code, 0.7, 0.1, steps) for model, _ in cases]
 
     @jax.jit
     def run(neurons, currents):
         results = []
         for (model, wait), params in zip(cases, neurons, strict=True):
             arguments, options = (model, params, currents), {"wait": wait, "code": code}
-            stream = decode(spike_train(*arguments, **options), T)
+            stream = decode(spike_train(*arguments, **options), steps)
             spikes = unroll(*arguments, **options)
             results.append((spikes, mean_and_pace(*arguments, **options)[0], stream))
         return results
@@ -82,11 +85,11 @@ def test_spikes_are_those_of_the_oracle(index):
             dead_zone=model.dead_zone,
             last_zone=model.last_zone,
             rectifies=model.rectifies,
-            sizes=None if code == codes.rate() else code.sizes(T),
+            sizes=None if code == codes.rate() else code.sizes(steps),
         )
         np.testing.assert_allclose(spikes, expected, 1e-5, 1e-5, err_msg=str(model))
         np.testing.assert_allclose(mean, expected.mean(0), 1e-5, 1e-5)
-        decoded = expected if code.clock_runs else np.cumsum(expected, 0) / T
+        decoded = expected if code.clock_runs else np.cumsum(expected, 0) / steps
         np.testing.assert_allclose(stream, decoded, 1e-5, 1e-5)
 
 
@@ -113,12 +116,14 @@ def test_choices_counts_and_masks_are_answers_as_they_are():
         jax.tree.map(np.testing.assert_array_equal, code.answers(outputs), outputs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def digits_of(neuron, code, params, values, steps):
     """Levels [T, n] of neurons that have all of their input, and what they sent."""
     spikes = after_all_input(neuron, params, values, steps, code=code)
     sizes = code.sizes(steps)[:, None] * params.threshold
     return spikes / sizes, code.stream(spikes)
+
+
+compiled_digits = jax.jit(digits_of, static_argnums=(0, 1, 4))
 
 
 def test_neighboring_digits_of_the_non_adjacent_form_are_never_both_non_zero():
@@ -127,7 +132,7 @@ def test_neighboring_digits_of_the_non_adjacent_form_are_never_both_non_zero():
     code, steps = codes.radix(), 8
     values = np.linspace(-1.33, 1.33, 2001, dtype=np.float32)  # up to 4/3
     params = started(neuron, code, 1.0, steps=steps)
-    levels, sent = digits_of(neuron, code, params, values, steps)
+    levels, sent = compiled_digits(neuron, code, params, values, steps)
     levels, sent = np.asarray(levels), np.asarray(sent)
     assert not np.any((levels[1:-1] != 0) & (levels[:-2] != 0))
     np.testing.assert_array_less(np.abs(sent[-1] - values), code.finest(steps) * 0.501)
@@ -141,7 +146,7 @@ def test_what_is_missing_stays_below_what_the_other_digits_can_send(levels, base
     reach = levels[1] * code.reach(steps)
     values = np.linspace(-reach, reach, 4001, dtype=np.float32)
     params = started(neuron, code, 1.0, steps=steps)
-    sent = np.asarray(digits_of(neuron, code, params, values, steps)[1])
+    sent = np.asarray(compiled_digits(neuron, code, params, values, steps)[1])
     for t, stream in enumerate(sent, 1):
         later = levels[1] * sum(code.weights(steps)[t:]) + code.finest(steps) / 2
         assert np.abs(stream - values).max() <= later * 1.001
@@ -150,7 +155,7 @@ def test_what_is_missing_stays_below_what_the_other_digits_can_send(levels, base
 def test_binary_digits_round_to_the_grid_of_the_last_step():
     neuron, code = integrate_and_fire(), codes.radix()
     values = np.linspace(-1, 3, 1001, dtype=np.float32)
-    _, sent = digits_of(neuron, code, started(neuron, code, 1.0), values, T)
+    _, sent = compiled_digits(neuron, code, started(neuron, code, 1.0), values, T)
     expected = np.clip(np.floor(values * 8 + 0.5), 0, 15) / 8
     np.testing.assert_array_equal(sent[-1], expected)
 
@@ -186,20 +191,26 @@ def spiking_network(code, neuron):
 
 
 @pytest.mark.parametrize(
-    "code, neuron, wait, execution",
+    "code, neuron, wait, executions",
     [
-        (codes.radix(), MODELS[0], T - 1, "closed_form"),
-        (codes.radix(base=3), MODELS[1], T, "closed_form"),
-        (codes.harmonic(), MODELS[2], T - 1, "closed_form"),
-        (codes.rate(), MODELS[2], 0, "by_step"),
+        (codes.radix(), MODELS[0], T - 1, ["closed_form"]),
+        (codes.radix(base=3), MODELS[1], T, ["closed_form"]),
+        (codes.harmonic(), MODELS[2], T - 1, ["closed_form"]),
+        (codes.rate(), MODELS[2], 0, ["by_step", ByLayer(segment=3)]),
+        (codes.rate(), MODELS[2], T, ["auto"]),
     ],
 )
-def test_all_executions_give_the_same_answers(code, neuron, wait, execution):
+def test_all_executions_give_the_same_answers(code, neuron, wait, executions):
     """Under the other codes `by_step` is `by_layer`."""
     snn, options = spiking_network(code, neuron), {"steps": T, "wait": wait}
-    pair = by_executions(network, ("by_layer", execution), snn, X, **options)
-    assert np.isfinite(pair[0]).all()
-    np.testing.assert_allclose(pair[1].mean(0), pair[0].mean(0), 1e-4, 1e-5)
+    expected, *others = by_executions(
+        network, ["by_layer", *executions], snn, X, **options
+    )
+    assert np.isfinite(expected).all()
+    for execution, outputs in zip(executions, others, strict=True):
+        np.testing.assert_allclose(outputs.mean(0), expected.mean(0), 1e-4, 1e-5)
+        if execution not in ("by_step", "closed_form"):  # the same at each step, too
+            np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
 
 
 def test_a_value_that_is_infinite_before_any_spike_is_0_there():
@@ -219,7 +230,7 @@ def test_the_gradient_of_the_executions_is_one_and_finite():
     snn = spiking_network(codes.radix(), MODELS[2])
 
     def gradient(execution):
-        run = snnjax.spiking(network, steps=T, wait=T - 1, execution=execution)
+        run = snnjax.spiking(network, steps=2, wait=1, execution=execution)
         return jax.grad(lambda snn, x: (run(snn, x).mean(0) ** 2).sum())
 
     trees = outputs_of(map(gradient, ("by_layer", "auto")), snn, X)
@@ -417,15 +428,6 @@ def test_neurons_that_do_not_keep_what_is_missing_are_refused():
         snnjax.init(dense, kernels, x, model=within)
 
 
-def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
-    snn = spiking_network(codes.rate(), MODELS[2])
-    segments = snnjax.simulation.ByLayer(segment=3)
-    for wait, other in ((0, segments), (T, "auto")):
-        executions, options = ("by_layer", other), {"steps": T, "wait": wait}
-        pair = by_executions(network, executions, snn, X, **options)
-        np.testing.assert_allclose(*pair, 1e-4, 1e-5)
-
-
 def test_as_many_digits_as_float32_holds_are_converted():
     (first, _, last), x, *_ = converted()
     recipe = snnjax.light("channel")
@@ -441,7 +443,6 @@ def test_as_many_digits_as_float32_holds_are_converted():
 
 def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     kernels, x, _, radix, _ = converted()
-    ByLayer = snnjax.simulation.ByLayer
     radix = dataclasses.replace(radix, model=MODELS[0])  # whose wait of 1 is too short
     for options, message in (
         ({"inputs": "sequence"}, "inputs='sequence' works with rate coding only"),
@@ -473,20 +474,19 @@ def converted_relu(**options):
     return snnjax.convert(relu, np.eye(4, dtype=np.float32), x, **options)
 
 
-@pytest.mark.parametrize(
-    ("code", "model", "levels", "wait"),
-    [
+def test_a_code_brings_the_neuron_and_the_wait_that_it_needs():
+    signed = snnjax.integrate_and_fire(levels=(-3, 3))
+    cases = [
         (codes.rate(), None, (0, 1), 0),
         (codes.radix(), None, (-1, 1), 1),
         (codes.radix(base=4), None, (-3, 3), 1),
         (codes.radix(), snnjax.integrate_and_fire(), (0, 1), 2),
-        (codes.radix(), snnjax.integrate_and_fire(levels=(-3, 3)), (-3, 3), 0),
-    ],
-)
-def test_a_code_brings_the_neuron_and_the_wait_that_it_needs(code, model, levels, wait):
-    snn = converted_relu(code=code, model=model)
-    assert (snn.model.levels, snn.wait) == (levels, wait)
-    assert code.least_wait(levels, steps=1) == 0
+        (codes.radix(), signed, (-3, 3), 0),
+    ]
+    runs = [functools.partial(converted_relu, code=c, model=m) for c, m, *_ in cases]
+    for snn, (code, _, levels, wait) in zip(outputs_of(runs), cases, strict=True):
+        assert (snn.model.levels, snn.wait) == (levels, wait)
+        assert code.least_wait(levels, steps=1) == 0
 
 
 ZONES = [((0, 1), 0), ((0, 3), 0)]
@@ -495,16 +495,20 @@ ZONES += itertools.product([(-1, 1), (-3, 3)], [0, 0.6, 2 / 3, 0.9])
 
 @pytest.mark.parametrize("code", [*map(codes.radix, (2, 3, 4)), codes.harmonic()])
 def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(code):
-    finest = code.finest(T)
-    for levels, dead_zone in ZONES:
+    finest, shares = code.finest(T), np.linspace(-1.1, 1.1, 10_007, dtype=np.float32)
+
+    def run(levels, dead_zone):
         neuron = integrate_and_fire(levels=levels, dead_zone=dead_zone)
         neuron = dataclasses.replace(neuron, rectifies=False)
+        params, reach = started(neuron, code, 1.0), code.reach(T) * levels[1]
+        return lambda shares: digits_of(neuron, code, params, reach * shares, T)[1][-1]
+
+    all_sent = outputs_of(itertools.starmap(run, ZONES), shares)
+    for (levels, dead_zone), sent in zip(ZONES, all_sent, strict=True):
         reach = code.reach(T) * levels[1]
-        values = np.linspace(-1.1 * reach, 1.1 * reach, 10_007, dtype=np.float32)
-        sent = digits_of(neuron, code, started(neuron, code, 1.0), values, T)[1]
         lowest = 0 if levels[0] == 0 else -reach
-        nearest = np.clip(np.rint(values / finest) * finest, lowest, reach)
-        are_nearest = np.allclose(sent[-1], nearest, atol=1e-5)
+        nearest = np.clip(np.rint(reach * shares / finest) * finest, lowest, reach)
+        are_nearest = np.allclose(sent, nearest, atol=1e-5)
         assert code.is_nearest(levels, dead_zone, T) == are_nearest, (levels, dead_zone)
 
 

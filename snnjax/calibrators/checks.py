@@ -13,22 +13,29 @@ from jax.core import Tracer
 
 from snnjax._arrays import broadcasts
 from snnjax._checks import check_finite
-from snnjax._ranges import ranges_of
+from snnjax._ranges import Range, ranges_of
 from snnjax.calibrators.parameters import parameter_shapes
-from snnjax.calibrators.view import Fit
+from snnjax.calibrators.view import Fit, View
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
 
 
-def checked(site: Site, before: Fit, after: Any) -> Fit:
+def checked(view: View, before: Fit, after: Any) -> Fit:
     """The fit that a calibrator returned, as float32; raise if no site can have it."""
-    wrong = f"a calibrator returned for site {site.name!r}"
+    wrong = f"a calibrator returned for site {view.site.name!r}"
     if not isinstance(after, Fit) or not isinstance(after.neurons, NeuronParams):
         raise ValueError(f"{wrong} {after!r}; allowed: a Fit, e.g. fit._replace(...)")
     if not isinstance(after.weights, dict):
         raise ValueError(f"{wrong} weights {after.weights!r}; allowed: a dict")
     weights = _checked_weights(before.weights, after.weights, wrong)
-    return Fit(_checked_neuron(site, after.neurons, wrong), weights)
+    for path in view.shared.keys() & weights.keys():
+        if weights[path] is not before.weights[path]:
+            raise ValueError(
+                f"the weights {path!r} feed {', '.join(view.shared[path])}, so "
+                f"calibrating them at {view.site.name!r} would change the others too; "
+                "allowed: calibrators that leave the paths in View.shared as they are"
+            )
+    return Fit(_checked_neuron(view.site, after.neurons, wrong), weights)
 
 
 def _checked_weights(
@@ -36,14 +43,13 @@ def _checked_weights(
 ) -> dict[str, jax.Array]:
     if after.keys() != before.keys():
         raise ValueError(f"{wrong} weights {sorted(after)}; allowed: {sorted(before)}")
-    weights = {}
     for path, weight in after.items():
         if not isinstance(weight, np.ndarray | jax.Array):
-            raise ValueError(
-                f"{wrong} weights {path!r} as a {type(weight).__name__}; allowed: an "
-                "array"
-            )
-        weights[path] = weight = jnp.asarray(weight)
+            kind = type(weight).__name__
+            raise ValueError(f"{wrong} weights {path!r} as a {kind}; allowed: an array")
+    # In the order that `View.feed` expects; NumPy's float64 is float32 to JAX.
+    weights = {path: jnp.asarray(after[path]) for path in before}
+    for path, weight in weights.items():
         shape, dtype = before[path].shape, before[path].dtype
         if (weight.shape, weight.dtype) != (shape, dtype):
             raise ValueError(
@@ -96,11 +102,10 @@ def check_values(site: Site, before: Fit, after: Fit) -> None:
     for name in parameter_shapes(site):
         if getattr(neuron, name) is None:
             continue
-        value, limits = np.asarray(getattr(neuron, name)), ranges.get(name)
-        within = np.isfinite(value) if limits is None else limits.holds(value)
-        if not within.all():
+        value, limits = np.asarray(getattr(neuron, name)), ranges.get(name, Range())
+        if not limits.holds(value).all():
+            allowed = limits.describe(name) if name in ranges else "finite numbers"
             raise ValueError(
                 f"the recipe gave site {site.name!r} {name} from {value.min()} to "
-                f"{value.max()}; allowed: "
-                + ("finite numbers" if limits is None else limits.describe(name))
+                f"{value.max()}; allowed: {allowed}"
             )

@@ -1,7 +1,5 @@
 """Calibrators of calibrators: which errors they weigh, and where they apply."""
 
-from collections.abc import Callable
-
 from snnjax._text import named
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
 
@@ -63,13 +61,9 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     0.0
     """
     check_calibrator(calibrator)
-    return where(lambda view: view.code.clock_runs and view.wait == 0, calibrator)
-
-
-def where(condition: Callable[[View], bool], calibrator: Calibrator) -> Calibrator:
-    """The calibrator at sites that meet the condition; others keep their fit."""
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        return calibrator(view, fit) if condition(view) else fit
+        streams = view.code.clock_runs and view.wait == 0
+        return calibrator(view, fit) if streams else fit
 
     return calibrate

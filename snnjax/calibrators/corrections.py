@@ -59,9 +59,6 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     mean output, and w the effect of an error within `by_effect`, otherwise 1. Source:
     Li et al.
 
-    Args:
-        repeats: rounds, 1 or more.
-
     Raises:
         ValueError: repeats that is no whole number >= 1.
 

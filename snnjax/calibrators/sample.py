@@ -25,17 +25,11 @@ _SAMPLE_BYTES = 2**29
 
 
 class Sample(NamedTuple):
-    """Some positions of a site in all images: n of them, the channels last.
+    """Some positions of a site in all images: n of them, the channels last."""
 
-    Attributes:
-        activation: of the ANN, [n, C].
-        weight: how much an error there counts, [n, 1].
-        lowest, highest: activations that count at all, of all positions, [C].
-    """
-
-    activation: jax.Array
-    weight: jax.Array
-    lowest: jax.Array
+    activation: jax.Array  # of the ANN, [n, C]
+    weight: jax.Array  # how much an error there counts, [n, 1]
+    lowest: jax.Array  # activation that counts at all, of all positions, [C]
     highest: jax.Array
 
     def magnitudes(self, offset: jax.Array | None) -> jax.Array:
@@ -69,13 +63,9 @@ def chosen_positions(
 
 
 class SampleRows(NamedTuple):
-    """The fields of a `Sample` of some images, for `View.over_images`.
+    """The fields of a `Sample` of some images, for `View.over_images`."""
 
-    Attributes:
-        ndim, channel: number of axes of the site, and its channel axis.
-    """
-
-    ndim: int
+    ndim: int  # of the site
     channel: int
 
     def __call__(self, current, activation, effects, positions) -> Any:

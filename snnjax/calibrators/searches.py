@@ -1,10 +1,7 @@
 """The search for a neuron: candidates are tried on the spikes that arrive at a site.
 
-    argmin over (f, c) of   sum w (a - s)^2  +  pace sum w (a - p)^2
-
-A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
-thresholds (`formulas.postpone`). s is its mean output, p its pace. One program tries
-all candidates on a resident sample, block by block (``blocks.py``). Source: ours.
+One program tries all candidates on a resident sample, block by block (``blocks.py``).
+Source: ours.
 """
 
 import functools
@@ -20,12 +17,10 @@ from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
 from snnjax.calibrators import formulas
 from snnjax.calibrators.blocks import in_blocks, sum_over
-from snnjax.calibrators.conditions import where
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.sample import Sample, at_positions
-from snnjax.calibrators.view import Calibrator, Fit, View, mean_and_pace_of
-from snnjax.codes import Code
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.calibrators.view import Calibrator, Dynamics, Fit, View
+from snnjax.neurons.models import NeuronParams
 
 # Weight of the pace. On ResNet-20 without a wait it took 63 % off the KL divergence at
 # T = 16 and 78 % at T = 32.
@@ -38,13 +33,15 @@ def search(
 ) -> Calibrator:
     """Scale and postpone each channel by the (f, c) that lowers its error most.
 
-        sum w (a - s)^2  +  pace sum w (a - p)^2
+        argmin over (f, c) of   sum w (a - s)^2  +  pace sum w (a - p)^2
 
-    s is the mean output, p its pace (`snnjax.neurons.mean_and_pace`), w the effect of
-    an error (`by_effect`). The pace counts because the next layer reacts to spikes as
-    they arrive. The sums are over 2^15 positions of a channel, or all if there are
-    fewer. Errors are measured with a bias corrected as by `correct_bias`, but the
-    result has no correction: the calibrators that follow correct what remains.
+    A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
+    thresholds (`formulas.postpone`). s is its mean output, p its pace
+    (`snnjax.neurons.mean_and_pace`), w the effect of an error (`by_effect`). The pace
+    counts because the next layer reacts to spikes as they arrive. The sums are over
+    2^15 positions of a channel, or all if there are fewer. Errors are measured with a
+    bias corrected as by `correct_bias`, but the result has no correction: the
+    calibrators that follow correct what remains.
 
     Args:
         candidates: pairs of a factor f > 0 and a charge c in thresholds. Of equally
@@ -72,10 +69,7 @@ def search(
             view.sample_currents(fit.weights),
             view.positions,
             pace,
-            model=view.model,
-            steps=view.steps,
-            wait=view.wait,
-            code=view.code,
+            dynamics=view.dynamics,
             shape=view.site.shape,
             channel=view.site.channel,
         )
@@ -84,19 +78,19 @@ def search(
     return calibrate
 
 
-def _checked_pairs(candidates: Any) -> list[tuple[float, float]]:
+def _checked_pairs(candidates: Any) -> list[list[float]]:
     try:
         is_real = np.asarray(candidates).dtype.kind in "iuf"
         pairs = np.atleast_1d(np.asarray(candidates if is_real else (), float))
     except (TypeError, ValueError):  # complex, ragged or traced numbers
         pairs = np.zeros((0, 2))
-    shaped = pairs.shape == (len(pairs), 2) and len(pairs)
-    if not shaped or not np.isfinite(pairs).all() or pairs[:, 0].min() <= 0:
+    is_shaped = pairs.shape == (len(pairs), 2) and len(pairs)
+    if not is_shaped or not np.isfinite(pairs).all() or pairs[:, 0].min() <= 0:
         raise ValueError(
             f"candidates are {candidates}; allowed: one pair (factor, charge) or more "
             "of finite numbers, factors > 0, concrete when the recipe is made"
         )
-    return [(float(factor), float(charge)) for factor, charge in pairs]
+    return pairs.tolist()
 
 
 @named
@@ -133,9 +127,9 @@ def postpone_charge(
     """``search((1, c) for c in charges)``: neurons fire later, when they know more.
 
     A neuron that fires before it has all of its input may fire on input that is
-    inhibited later. If it starts c thresholds lower, and gets them back evenly over the
-    T steps, it fires later and has seen more of its input. Outputs at t < T get worse,
-    because a part of the charge is missing until T.
+    inhibited later. One that starts c thresholds lower, and gets them back evenly over
+    the T steps, fires later. Outputs at t < T get worse: a part of the charge is
+    missing until T.
 
     The fit is returned unchanged with a wait of T, where the order of the input does
     not matter, under codes other than rate coding, and where a neuron can take a spike
@@ -152,19 +146,17 @@ def postpone_charge(
     >>> print(snn.neurons["relu_1"].initial_potential, snn.neurons["relu_1"].bias)
     [-1.] [0.2]
     """
+    postpone = search([(1, charge) for charge in charges], pace=pace)
 
-    def order_matters_and_spikes_are_final(view: View) -> bool:
-        final = view.model.levels[0] >= 0
-        return view.code.clock_runs and view.needs_time and final
+    def calibrate(view: View, fit: Fit) -> Fit:
+        order_matters = view.code.clock_runs and view.needs_time
+        spikes_are_final = view.model.levels[0] >= 0
+        return postpone(view, fit) if order_matters and spikes_are_final else fit
 
-    postponed = search([(1, charge) for charge in charges], pace=pace)
-    return where(order_matters_and_spikes_are_final, postponed)
+    return calibrate
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "steps", "wait", "code", "shape", "channel"),
-)
+@functools.partial(jax.jit, static_argnames=("dynamics", "shape", "channel"))
 def _best_of(
     neuron: NeuronParams,
     candidates: jax.Array,
@@ -173,15 +165,13 @@ def _best_of(
     positions: jax.Array | None,
     pace: float,
     *,
-    model: IntegrateAndFire,
-    steps: int,
-    wait: int,
-    code: Code,
+    dynamics: Dynamics,
     shape: tuple[int, ...],
     channel: int,
 ) -> NeuronParams:
     """The neuron that `search` chooses."""
     count, channels = sample.activation.shape
+    of_numbers = dynamics._replace(ndim=0)  # each with parameters of its own
     # v(0), which may be one number of each neuron, is an array of its own.
     flat = neuron._replace(initial_potential=jnp.zeros(()))
     flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), flat)
@@ -206,9 +196,9 @@ def _best_of(
 
             def of_block(a, w, start, current):
                 neuron = params._replace(initial_potential=start)
-                neuron = _changed(neuron, candidate, steps)
+                neuron = _changed(neuron, candidate, dynamics.steps)
                 neuron = neuron._replace(bias=neuron.bias + added)
-                pair = mean_and_pace_of(neuron, current, model, steps, wait, code, 0)
+                pair = of_numbers.mean_and_pace(neuron, current)
                 missing, early = (a - s.astype(a.dtype) for s in pair)
                 squares = (missing / units) ** 2 + pace * (early / units) ** 2
                 return w * missing, w * squares
@@ -222,7 +212,7 @@ def _best_of(
     errors = jax.lax.map(trial, candidates)
     best = candidates[errors.argmin(0)].T
     best = best.reshape(2, -1, *[1] * (-channel - 1))
-    return _changed(neuron, best, steps)
+    return _changed(neuron, best, dynamics.steps)
 
 
 def _changed(neuron: NeuronParams, candidate: jax.Array, steps: int) -> NeuronParams:

@@ -3,7 +3,7 @@
     V_th = statistic of the activations / high
 
 high is `View.high`, the largest output of a neuron with threshold 1. Papers differ in
-the statistic: `threshold` takes it, and the papers' names are one line each.
+the statistic: `threshold` takes it, and the papers' thresholds are one line each.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import on_host, subtract_offset
+from snnjax._arrays import subtract_offset
 from snnjax._checks import check_choice
 from snnjax._ranges import Range
 from snnjax._text import named
@@ -168,16 +168,17 @@ def own_maximum_threshold() -> Calibrator:
     [6.]
     """
 
-    def calibrate(view: View, fit: Fit) -> Fit:
-        if view.own_maximum is None:
-            raise ValueError(
-                f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
-                "no maximum of its own; allowed: the kinds 'quantized relu' and "
-                "'clipped relu'. Take another recipe, e.g. snnjax.best()"
-            )
-        return fit.with_neurons(threshold=on_host(view.own_maximum) / view.high)
+    return threshold(_own_maximum, "channel")
 
-    return calibrate
+
+def _own_maximum(view: View, fit: Fit, per: Per) -> jax.Array:
+    if view.own_maximum is None:
+        raise ValueError(
+            f"site {view.site.name!r} has the kind {view.site.kind!r}, which has no "
+            "maximum of its own; allowed: the kinds 'quantized relu' and 'clipped "
+            "relu'. Take another recipe, e.g. snnjax.best()"
+        )
+    return view.own_maximum
 
 
 @named

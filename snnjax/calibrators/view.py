@@ -7,7 +7,8 @@ import abc
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
+from snnjax._arrays import sampled
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.sample import (
     CurrentRows,
@@ -25,7 +27,7 @@ from snnjax.calibrators.sample import (
     concatenated,
     merged,
 )
-from snnjax.codes import Code, rate
+from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -50,33 +52,59 @@ class Fit(NamedTuple):
         return self._replace(neurons=self.neurons._replace(**parameters))
 
 
-class Product(NamedTuple):
-    """A product with weights on the way to an encoder.
+class Target(NamedTuple):
+    """Weights that are fitted together, and what they should give."""
 
-    Attributes:
-        path: of its kernel in ``Fit.weights``.
-        current: (weights, sources, rows) -> its result, as that of `View.feed`, of
-            this one kernel.
-        sources: what it takes, of the spiking network.
-        result: what it is in the ANN, [N, ...].
-        channel: axis of the channels, from the end.
-        weight: how much an error of the result counts, [N, ...]; None: all alike.
-    """
+    paths: tuple[str, ...]  # of ``Fit.weights``
+    current: Callable  # (weights, sources, rows) -> what they give, as in `View.feed`
+    sources: Any  # of the spiking network
+    result: jax.Array  # what they give in the ANN, [N, ...]
+    channel: int  # its axis of the channels, from the end
+    effects: jax.Array | None = None  # how much errors count, [N, ...]; None: alike
 
-    path: str
-    current: Callable
-    sources: Any
-    result: jax.Array
-    channel: int
-    weight: jax.Array | None = None
+
+class Dynamics(NamedTuple):
+    """How the neurons of a site run, which has ``ndim`` axes; hashable."""
+
+    model: IntegrateAndFire
+    steps: int
+    wait: int
+    code: Code
+    ndim: int
+
+    def mean_and_pace(
+        self, neurons: NeuronParams, current: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean output and pace, [B, ...], of a current as `View.currents` has it.
+
+        Where layers wait for all of their input, the pace is the mean.
+        """
+        if not self.needs_time:
+            mean = self.closed_form(neurons, current)
+            return mean, mean
+        run = {"wait": self.wait, "code": self.code}
+        return mean_and_pace(self.model, neurons, self.arriving(current), **run)
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a site decides before it has all of its input."""
+        return not needs_no_time(self.code, self.steps, self.wait)
+
+    def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
+        """The mean output of neurons that have all of their input."""
+        return closed_form(self.model, neurons, current, self.steps, code=self.code)
+
+    def arriving(self, current: jax.Array) -> jax.Array:
+        """What arrives at each step, [T, B, ...]."""
+        return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
-    `over_images` computes a function of some images at a time, so that the currents of
-    a large network need not be in memory. `missing` sums errors in this way, and a
-    `sample` holds some positions of all images.
+    They come in micro-batches: `over_images` computes a function of one at a time, so
+    that the currents of a large network need not be in memory. `missing` sums errors in
+    this way, and a `sample` holds some positions of all images.
 
     Attributes:
         site: its name, shape and parameters.
@@ -84,49 +112,35 @@ class View(abc.ABC):
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
         code: what a spike is worth at each step.
-        activation: of the ANN, [N, ...]; needs memory for all images.
-        shared: paths of the weights that feed other sites, an operator or the
-            readout, too.
+        dynamics: these four, as a static argument of ``jit``.
+        shared: path of each weight that feeds other sites, an operator or the readout,
+            too -> all that it feeds.
         own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
             like V_th; None of others.
-        effects: how much an error counts, [N, ...] with a single channel, see
-            `with_effects`; None: all errors count alike.
         batch_sharding: how devices share the images; None: a single device.
     """
 
     def __init__(
         self,
         site: Site,
+        dynamics: Dynamics,
+        activations: Sequence[jax.Array],
         *,
-        steps: int,
-        wait: int,
-        activation: Any,
-        model: IntegrateAndFire | None = None,
-        code: Code | None = None,
-        shared: frozenset[str] = frozenset(),
+        effects: Sequence[jax.Array] | None = None,
+        shared: Mapping[str, Sequence[str]] = MappingProxyType({}),
         own_maximum: jax.Array | None = None,
-        effects: Any = None,
         batch_sharding: NamedSharding | None = None,
     ):
-        self.own_maximum, self._effects = own_maximum, effects
-        self.site, self.steps, self.wait = site, steps, wait
-        self.model = IntegrateAndFire() if model is None else model
-        self.code = rate() if code is None else code
-        self._activation, self.shared = activation, shared
+        self.site, self.dynamics = site, dynamics
+        self.model, self.steps, self.wait, self.code, _ = dynamics
+        self.shared, self.own_maximum = shared, own_maximum
         self.batch_sharding = batch_sharding
+        self._activations, self._effects = activations, effects
         self.sample_currents = latest(self._sample_currents)
 
     @abc.abstractmethod
-    def currents(self, weights: dict[str, jax.Array]) -> jax.Array:
-        """The current into the site, [T, N, ...]; needs memory for all images.
-
-        It follows from the spikes that the calibrated layers below emit: decoded
-        values, unless the code is rate coding. [N, ...] where it is constant, as from
-        images, and where layers wait for all of their input.
-
-        Args:
-            weights: those of a `Fit`.
-        """
+    def currents_by_batch(self, weights: dict[str, jax.Array]) -> Iterator[jax.Array]:
+        """The `currents` of each micro-batch."""
 
     @abc.abstractmethod
     def feed(self, every: int = 1) -> tuple[Callable, Any]:
@@ -146,12 +160,11 @@ class View(abc.ABC):
             w = mean over the channels of (d (r y) / d a)^2,   scaled to a mean of 1
 
         y are the outputs of the ANN and r random signs, so w estimates how much an
-        error at a position changes the outputs. It is 0 at positions that do not affect
-        them, such as padded tokens. Without `effects` all errors have weight 1.
+        error at a position changes the outputs: not at all at padded tokens.
         """
         return self
 
-    def products(self, every: int = 1) -> Sequence[Product]:
+    def products(self, every: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.
 
         Args:
@@ -160,46 +173,65 @@ class View(abc.ABC):
         del every
         return ()
 
+    def currents(self, weights: dict[str, jax.Array]) -> jax.Array:
+        """The current into the site, [T, N, ...]; needs memory for all images.
+
+        It follows from the spikes that the calibrated layers below emit: decoded
+        values, unless the code is rate coding. [N, ...] where it is constant, as from
+        images, and where layers wait for all of their input.
+
+        Args:
+            weights: those of a `Fit`.
+        """
+        parts = list(self.currents_by_batch(weights))
+        return self.join(parts, parts[0].ndim - len(self.site.shape) - 1)
+
     def over_images(
         self,
-        function: Callable[..., tuple],
+        function: Callable[..., Any],
         weights: dict[str, jax.Array] | None,
         *others: Any,
     ) -> list[Any]:
-        """``function(current, activation, effects, *others)``, some images at a time.
+        """``function(current, activation, effects, *others)`` of each micro-batch.
 
         Args:
             function: hashable.
             weights: for the current; None: it is None.
             others: arrays that have no images.
-
-        Returns:
-            A result for each micro-batch.
         """
-        current = None if weights is None else self.currents(weights)
-        return [computed(function, current, self.activation, self.effects, *others)]
+        none = [None] * len(self._activations)
+        currents = none if weights is None else self.currents_by_batch(weights)
+        batches = zip(currents, self._activations, self._effects or none, strict=True)
+        return [_computed(function, *batch, *others) for batch in batches]
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
-        effects = None if self.effects is None else self.effects[::every]
-        return self.activation[::every], effects
+        parts = self._effects
+        effects = None if parts is None else self.join(parts, every=every)
+        return self.join(self._activations, every=every), effects
 
-    def join(self, parts: Sequence[jax.Array], axis: int = 0) -> jax.Array:
-        """All micro-batches in one array, which the devices share."""
-        return _joined(list(parts), axis, self.batch_sharding)
+    def join(
+        self, parts: Sequence[jax.Array], axis: int = 0, every: int = 1
+    ) -> jax.Array:
+        """Every n-th image of all micro-batches in one array, which devices share."""
+        return _joined(list(parts), axis, every, self.batch_sharding)
 
     @property
     def activation(self) -> jax.Array:
-        return self._activation
+        """Of the ANN, [N, ...]; needs memory for all images."""
+        return self.join(self._activations)
 
     @property
     def effects(self) -> jax.Array | None:
-        return self._effects
+        """How much an error counts, [N, ...] with a single channel, see `with_effects`;
+        None: all errors count alike.
+        """
+        return None if self._effects is None else self.join(self._effects)
 
     @property
     def count(self) -> int:
         """N, the number of images."""
-        return len(self.activation)
+        return sum(map(len, self._activations))
 
     @property
     def samples_per_channel(self) -> int:
@@ -215,7 +247,7 @@ class View(abc.ABC):
     @property
     def needs_time(self) -> bool:
         """Whether a site decides before it has all of its input."""
-        return not needs_no_time(self.code, self.steps, self.wait)
+        return self.dynamics.needs_time
 
     @property
     def finest(self) -> float:
@@ -231,8 +263,14 @@ class View(abc.ABC):
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs of the spiking site over T steps, [N, ...]."""
-        output = _Output(*self._run)
+        output = _Output(*self.dynamics)
         return self.join(self.over_images(output, fit.weights, fit.neurons))
+
+    def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
+        """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
+        missing = _Missing(*self.dynamics)
+        neurons = broadcast(fit.neurons, self.site)
+        return _total(self.over_images(missing, fit.weights, neurons))
 
     @functools.cached_property
     def sample(self) -> Sample:
@@ -252,16 +290,6 @@ class View(abc.ABC):
         """Which positions of an image the `sample` has; None: all of them."""
         shape, channel = self.site.shape, self.site.channel
         return chosen_positions(self.count, shape, channel, self.steps)
-
-    def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
-        """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
-        neurons = broadcast(fit.neurons, self.site)
-        sums = self.over_images(_Missing(*self._run), fit.weights, neurons)
-        return _total(sums)
-
-    @property
-    def _run(self) -> tuple[IntegrateAndFire, int, int, Code, int]:
-        return self.model, self.steps, self.wait, self.code, len(self.site.shape)
 
 
 class Calibrator(Protocol):
@@ -298,10 +326,10 @@ def check_calibrator(calibrator: Any) -> None:
 
 
 @jax.custom_jvp
-def straight_through(original: Any, fitted: Any) -> Any:
-    """``fitted``, but to a gradient it is ``original`` plus a constant."""
+def straight_through(original: Any, fitted_weights: Any) -> Any:
+    """``fitted_weights``, but to a gradient it is ``original`` plus a constant."""
     del original
-    return fitted
+    return fitted_weights
 
 
 straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
@@ -322,46 +350,19 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     return cached
 
 
-def mean_and_pace_of(
-    neuron: NeuronParams,
-    current: jax.Array,
-    model: IntegrateAndFire,
-    steps: int,
-    wait: int,
-    code: Code,
-    ndim: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean output and pace, [B, ...], of a current as `View.currents` has it.
-
-    Where layers wait for all of their input, the pace is the mean, and nothing needs a
-    loop.
-    """
-    if needs_no_time(code, steps, wait):
-        mean = closed_form(model, neuron, current, steps, code=code)
-        return mean, mean
-    currents = code.arriving(over_time(current, steps, ndim))
-    return mean_and_pace(model, neuron, currents, wait=wait, code=code)
-
-
-class _Output(NamedTuple):
+class _Output(Dynamics):
     """The mean output of a site, for `View.over_images`."""
-
-    model: IntegrateAndFire
-    steps: int
-    wait: int
-    code: Code
-    ndim: int
 
     def __call__(self, current, activation, effects, neurons) -> Any:
         del activation, effects
-        return mean_and_pace_of(neurons, current, *self)[0]
+        return self.mean_and_pace(neurons, current)[0]
 
 
-class _Missing(_Output):
+class _Missing(Dynamics):
     """The sums of `View.missing`."""
 
-    def __call__(self, current, activation, effects, neurons):
-        mean, _ = mean_and_pace_of(neurons, current, *self)
+    def __call__(self, current, activation, effects, neurons) -> Any:
+        mean, _ = self.mean_and_pace(neurons, current)
         missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
         ones = jnp.ones_like(missing)
         weights = ones if effects is None else effects * ones
@@ -374,9 +375,12 @@ def _total(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
     return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "batch_sharding"))
-def _joined(parts: list, axis: int, batch_sharding: NamedSharding | None) -> jax.Array:
-    return sharding.shared(jnp.concatenate(parts, axis), axis, batch_sharding)
+@functools.partial(jax.jit, static_argnames=("axis", "every", "batch_sharding"))
+def _joined(
+    parts: list[jax.Array], axis: int, every: int, batch_sharding: NamedSharding | None
+) -> jax.Array:
+    images = jnp.concatenate(sampled(parts, axis, every), axis)
+    return sharding.shared(images, axis, batch_sharding)
 
 
-computed = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)
+_computed = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)

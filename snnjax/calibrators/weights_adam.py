@@ -1,14 +1,11 @@
 """Weight calibration: the kernels that feed a site, fitted by gradient descent.
 
-    min_W  mean over images and positions of sum_C (a - ClipFloor(I(W)))^2
-
-I(W) is the mean current of the spikes that arrive, biases of the network included. The
-gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, ICML 2021.
+The gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +16,8 @@ from snnjax._arrays import promoted, wide
 from snnjax._checks import warn
 from snnjax._ranges import COUNT, POSITIVE, WHOLE
 from snnjax._text import named
-from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
-from snnjax.codes import Code
-from snnjax.neurons.models import IntegrateAndFire
-from snnjax.neurons.unroll import closed_form
+from snnjax.calibrators.view import Calibrator, Dynamics, Fit, View, straight_through
+from snnjax.neurons.models import NeuronParams
 
 
 @named
@@ -37,9 +32,9 @@ def calibrate_weights(
 
         min_W  mean over images and positions of sum_C (a - s(W))^2
 
-    s(W) is the paper's ClipFloor of the mean current: the output of a neuron that has
-    the site's threshold, but neither the bias of the shift nor v(0). With
-    `least_squares_weights` no descent is needed.
+    s(W) is the paper's ClipFloor of the mean current, biases of the network included:
+    the output of a neuron that has the site's threshold, but neither the bias of the
+    shift nor v(0). With `least_squares_weights` no descent is needed.
 
     Args:
         iterations: Adam steps per site, cosine schedule to zero.
@@ -75,84 +70,82 @@ def calibrate_weights(
         rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        free = tuple(path not in view.shared for path in fit.weights)
-        _note_shared(view, fit)
-        if not any(free):
+        shared_paths = [path for path in fit.weights if path in view.shared]
+        if shared_paths:  # calibrating them would undo the fit of others
+            warn(
+                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} "
+                "stay as they are, since they feed other sites, an operator or the "
+                "readout, too"
+            )
+        if len(shared_paths) == len(fit.weights):
             return fit
         current, sources = view.feed()
-        original = tuple(fit.weights.values())
-        zero = jnp.zeros(())
+        original, zero = tuple(fit.weights.values()), jnp.zeros(())
         plain = fit.neurons._replace(bias=zero, initial_potential=zero)
         activation, sources, neurons, start = jax.lax.stop_gradient(
             (view.activation, sources, plain, original)
         )
-        site = view.site.channel, view.model, view.steps, view.code
-        layer = _Layer(current, free, *site)
+        step = functools.partial(
+            _weight_step,
+            current_of=current,
+            free=tuple(path not in shared_paths for path in fit.weights),
+            channel=view.site.channel,
+            dynamics=view.dynamics,
+        )
         weights, state = start, _ADAM.init(start)
         size = min(batch, view.count)
         for i, rows in enumerate(_shuffled(seed, view.count, size, iterations)):
             data = activation, sources, rows
-            weights, state = _weight_step(
-                weights, state, rates[i], neurons, data, layer=layer
-            )
+            weights, state = step(weights, state, rates[i], neurons, data)
         pairs = zip(fit.weights, straight_through(original, weights), strict=True)
-        weights = {path: w for path, w in pairs if path not in view.shared}
-        return fit._replace(weights=fit.weights | weights)
+        fitted_weights = {path: w for path, w in pairs if path not in shared_paths}
+        return fit._replace(weights=fit.weights | fitted_weights)
 
     return calibrate
-
-
-def _note_shared(view: View, fit: Fit) -> None:
-    """Warn of kernels that stay: calibrating them would undo the fit of others."""
-    shared = [path for path in fit.weights if path in view.shared]
-    if shared:
-        warn(
-            f"at site {view.site.name!r} the weights {', '.join(shared)} stay as they "
-            "are, since they feed other sites, an operator or the readout, too",
-        )
 
 
 _ADAM = optax.scale_by_adam()
 
 
-class _Layer(NamedTuple):
-    """What is fitted: hashable, for ``jit``.
+@functools.partial(
+    jax.jit, static_argnames=("current_of", "free", "channel", "dynamics")
+)
+def _weight_step(
+    weights: tuple[jax.Array, ...],
+    state: Any,
+    rate: jax.Array,
+    neurons: NeuronParams,
+    data: tuple[Any, ...],
+    *,
+    current_of: Callable,
+    free: tuple[bool, ...],
+    channel: int,
+    dynamics: Dynamics,
+) -> tuple[Any, Any]:
+    """One Adam step.
 
-    Attributes:
-        current: (weights, sources, rows) -> mean current, see `View.feed`.
+    Args:
+        data: activations and sources of all images, and the rows of this step.
+        current_of: (weights, sources, rows) -> mean current, see `View.feed`.
         free: which of the weights may change.
         channel: axis of the channels, from the end.
-        model, steps, code: of the neurons.
     """
-
-    current: Callable
-    free: tuple[bool, ...]
-    channel: int
-    model: IntegrateAndFire
-    steps: int
-    code: Code
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _weight_step(weights, state, rate, neurons, data, *, layer: _Layer):
-    """One Adam step. ``data``: activations and sources of all images, and its rows."""
     activation, sources, rows = data
     target = activation[rows]
 
     def loss(weights):
-        current = layer.current(weights, sources, rows)
-        run = layer.model, neurons, current, layer.steps
-        output = closed_form(*run, code=layer.code)
+        current = current_of(weights, sources, rows)
+        output = dynamics.closed_form(neurons, current)
         dtype = promoted(target, output)
         error = target.astype(dtype) - output.astype(dtype)
-        return (error**2).sum(layer.channel).mean()
+        return (error**2).sum(channel).mean()
 
     update: Any
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         update, state = _ADAM.update(jax.grad(loss)(weights), state)
     step = [
-        (-rate * wide(u)).astype(w.dtype) if free else jnp.zeros_like(w)
-        for u, w, free in zip(update, weights, layer.free, strict=True)
+        (-rate * wide(u)).astype(w.dtype) if may_change else jnp.zeros_like(w)
+        for u, w, may_change in zip(update, weights, free, strict=True)
     ]
     return optax.apply_updates(weights, tuple(step)), state
 

@@ -1,18 +1,14 @@
 """Weights by least squares: the kernels that feed a site, without gradient descent.
 
-    min over W and b of   sum m w (a - I(W) - b)^2  +  damping k |W - W_0|^2
-
-I is the mean current of the spikes that arrive, W the kernels that may change, b a
-number per channel. m is 0 where neither a nor I(W_0) is above 0, where a is the largest
-of its channel and I(W_0) at least that, and at every fourth image; 1 elsewhere. k =
-sum m (J W_0 - its mean)^2 / |W_0|^2 is the scale of the curvature, J the derivative of
-I. I is affine in W, so this is solved by conjugate gradients (Hestenes and Stiefel,
-1952), and only as far as it helps the images that are left out. Source of refitting a
-layer to its actual input: He, Zhang and Sun, ICCV 2017 (pruning); for spikes: ours.
+The mean current I of a site is affine in its kernels, so they are fitted by conjugate
+gradients (Hestenes and Stiefel, 1952), and only as far as it helps the images that are
+left out. Source of refitting a layer to its actual input: He, Zhang and Sun, ICCV 2017
+(pruning); for spikes: ours.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +19,7 @@ from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
-from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
+from snnjax.calibrators.view import Calibrator, Fit, Target, View, straight_through
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
 _FEWEST = 32  # images, however many positions each has
@@ -37,13 +33,18 @@ def least_squares_weights(
 ) -> Calibrator:
     """Refit kernels so that the spiking current matches the ANN's activation.
 
-        min over W and b of   sum m (a - I(W) - b)^2  +  damping k |W - W_0|^2
+        min over W and b of   sum m w (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-    m is 0 at inactive and clipped positions. Errors of earlier layers are similar for
-    many images, and the refitted weights compensate for them. b is dropped afterwards:
-    the biases or potentials that are fitted next replace it. The sum leaves out every
-    fourth image. The iterate with the least error on these images is kept, or W_0, so
-    similar images should not lie in groups of four.
+    I is the mean current of the spikes that arrive, W the kernels, b a number per
+    channel, w the effect of an error (`by_effect`). m is 0 where neither a nor I(W_0)
+    is above 0, where a is the largest of its channel and I(W_0) at least that, and at
+    every fourth image; 1 elsewhere. k = sum m (J W_0 - its mean)^2 / |W_0|^2 is the
+    scale of the curvature, J the derivative of I.
+
+    Errors of earlier layers are similar for many images, and the refitted weights
+    compensate for them. b is dropped afterwards: the biases or potentials that are
+    fitted next replace it. The iterate with the least error on the images that are left
+    out is kept, or W_0, so similar images should not lie in groups of four.
 
     Before an encoder, every product with weights is refitted by itself: a is its result
     in the ANN, I its result for the spikes, and m is 1.
@@ -78,62 +79,24 @@ def least_squares_weights(
     POSITIVE.check("damping", damping)
     COUNT.check("samples", samples)
 
-    def refit(weights, free, current, sources, activation, **target):
-        """The refitted weights; unchanged if no spikes reach them, or if there are
-        fewer than four images.
-        """
-        dtypes = tuple(weight.dtype for weight in weights.values())
-        original = tuple(
-            jnp.asarray(weight, wide_dtype(weight, activation))
-            for weight in weights.values()
-        )
-        fixed = jax.lax.stop_gradient((original, sources, activation))
-        best = _best_weights(_Layer(current, dtypes, free), *fixed, damping, **target)
-        columns = weights, straight_through(original, best), dtypes, free
-        return weights | {
-            path: weight.astype(dtype)
-            for path, weight, dtype, may_change in zip(*columns, strict=True)
-            if may_change
-        }
-
-    def of_products(view: View, fit: Fit) -> Fit:
-        weights = dict(fit.weights)
-        for product in view.products(_spacing(view, samples)):
-            kernel = {product.path: weights[product.path]}
-            weights |= refit(
-                kernel,
-                (True,),
-                product.current,
-                product.sources,
-                product.result,
-                weight=product.weight,
-                channel=product.channel,
-                rectified=False,
-                # Each has few weights, and half of the iterations are enough for them.
-                iterations=(iterations + 1) // 2,
-            )
-        return fit._replace(weights=weights)
-
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.site.is_encoder:
-            return of_products(view, fit)
-        free = tuple(path not in view.shared for path in fit.weights)
-        if not any(free):
+        if all(path in view.shared for path in fit.weights):
             return fit
         every = _spacing(view, samples)
-        activation, weight = view.thinned(every)
-        current, sources = view.feed(every)
-        weights = refit(
-            fit.weights,
-            free,
-            current,
-            sources,
-            activation,
-            weight=weight,
-            channel=view.site.channel,
-            rectified=True,
-            iterations=iterations,
-        )
+        if view.site.is_encoder:
+            # Each product has few weights: half of the iterations are enough for them.
+            targets, count = view.products(every), (iterations + 1) // 2
+        else:
+            feed, (activation, effects) = view.feed(every), view.thinned(every)
+            channel = view.site.channel
+            targets = [Target(tuple(fit.weights), *feed, activation, channel, effects)]
+            count = iterations
+        weights = dict(fit.weights)
+        for target in targets:
+            own = {path: weights[path] for path in target.paths}
+            free = tuple(path not in view.shared for path in own)
+            rectified = not view.site.is_encoder
+            weights |= _refitted(own, free, target, damping, count, rectified)
         return fit._replace(weights=weights)
 
     return calibrate
@@ -145,84 +108,92 @@ def _spacing(view: View, samples: int) -> int:
     return max(1, min(every))
 
 
-class _Layer(NamedTuple):
-    """The weights to be fitted, and the current that they make; static for ``jit``.
-
-    Attributes:
-        current: (weights, sources, rows) -> I, see `View.feed`.
-        dtypes: of the weights in the network; here they are float32 or wider.
-        free: which of the weights may change.
-    """
-
-    current: Callable
-    dtypes: tuple[Any, ...]
-    free: tuple[bool, ...]
-
-    def into(self, sources):
-        """Weights -> mean current, in float32 or wider."""
-
-        def current(weights: Weights) -> jax.Array:
-            typed = [w.astype(t) for w, t in zip(weights, self.dtypes, strict=True)]
-            return wide(self.current(typed, sources, None))
-
-        return current
-
-    def bound(self, change: Weights, weights: Weights) -> Weights:
-        """A change, with 0 where the weights may not change: those of 0 stay so."""
-        triples = zip(self.free, change, weights, strict=True)
-        return tuple(jnp.where(free & (w != 0), d, 0) for free, d, w in triples)
+def _refitted(
+    weights: dict[str, jax.Array],
+    free: tuple[bool, ...],
+    target: Target,
+    damping: float,
+    iterations: int,
+    rectified: bool,
+) -> dict[str, jax.Array]:
+    """The weights of the target, those that are free refitted, if that helps."""
+    dtypes = tuple(weight.dtype for weight in weights.values())
+    original = tuple(
+        jnp.asarray(weight, wide_dtype(weight, target.result))
+        for weight in weights.values()
+    )
+    constants = jax.lax.stop_gradient((original, target.sources, target.result))
+    problem, first, ridge = _begin(
+        *constants,
+        target.effects,
+        damping,
+        current_of=target.current,
+        dtypes=dtypes,
+        free=free,
+        channel=target.channel,
+        rectified=rectified,
+    )
+    search = first
+    for _ in range(iterations):  # in a loop of XLA, convolutions on CPUs are 30x slower
+        search = _iterate(problem, search, ridge)
+    best = straight_through(original, _chosen(problem, search, first.error))
+    columns = zip(weights.items(), best, free, strict=True)
+    return {
+        path: new.astype(weight.dtype) if may_change else weight
+        for (path, weight), new, may_change in columns
+    }
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on their way.
+    """Conjugate gradients on their way."""
 
-    Attributes:
-        step: W - W_0.
-        current: I(W), if I is affine, in units of its scale.
-        residual: minus half of the gradient.
-        direction: of the next step.
-        error, best: the least on images left out so far, and the step that has it.
-    """
-
-    step: Weights
-    current: jax.Array
-    residual: Weights
-    direction: Weights
-    error: jax.Array
-    best: Weights
+    step: Weights  # W - W_0
+    current: jax.Array  # I(W) if I is affine, over the scale
+    residual: Weights  # minus half of the gradient
+    direction: Weights  # of the next step
+    error: jax.Array  # the least on images left out so far
+    best: Weights  # the step that has it
 
 
-class _Problem(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields="weights sources scale activation bottom top counts judges".split(),
+    meta_fields="current_of dtypes free".split(),
+)
+@dataclasses.dataclass(frozen=True)
+class _Problem:
     """What stays the same during a search. Activations and currents are over `scale`.
 
-    Attributes:
-        weights: W_0.
-        sources: of the current.
-        scale: unit of the activations and currents, which keeps squares in range.
-        activation: a, [N, ...], to which the current is fitted.
-        bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
-        counts: m w, 0 for images that are left out.
-        judges: w of the images that are left out.
+    `current_of` is I as `View.feed` has it, of weights that have these dtypes; here
+    they are float32 or wider.
     """
 
-    weights: Weights
+    current_of: Callable
+    dtypes: tuple[Any, ...]
+    free: tuple[bool, ...]  # which of the weights may change
+    weights: Weights  # W_0
     sources: Any
-    scale: jax.Array
-    activation: jax.Array
-    bottom: jax.Array
-    top: jax.Array
-    counts: jax.Array
-    judges: jax.Array
+    scale: jax.Array  # a unit that keeps squares in range
+    activation: jax.Array  # a, [N, ...]
+    bottom: jax.Array  # 0 where a is of a ReLU, otherwise minus infinity
+    top: jax.Array  # the largest a of each channel, otherwise infinity
+    counts: jax.Array  # m w, 0 for images that are left out
+    judges: jax.Array  # w of the images that are left out
 
-    def current(self, layer: _Layer, weights: Weights) -> jax.Array:
-        return layer.into(self.sources)(weights) / self.scale
+    def current(self, weights: Weights) -> jax.Array:
+        return _wide_current(self.current_of, self.dtypes, weights, self.sources)
 
-    def along(self, layer: _Layer, direction: Weights) -> jax.Array:
+    def bound(self, change: Weights) -> Weights:
+        """A change, with 0 where the weights may not change: those of 0 stay so."""
+        triples = zip(self.free, change, self.weights, strict=True)
+        return tuple(jnp.where(free & (w != 0), d, 0) for free, d, w in triples)
+
+    def along(self, direction: Weights) -> jax.Array:
         """J d: how the current changes with the weights along d."""
-        into, bound = layer.into(self.sources), layer.bound(direction, self.weights)
-        return jax.jvp(into, (self.weights,), (bound,))[1] / self.scale
+        tangents = (self.bound(direction),)
+        return jax.jvp(self.current, (self.weights,), tangents)[1] / self.scale
 
-    def back(self, layer: _Layer, values: jax.Array) -> Weights:
+    def back(self, values: jax.Array) -> Weights:
         """J^T m w (values - their mean), which float16 could not hold as they are.
 
         Centered values add up like noise, so their sum grows with the root of their
@@ -231,10 +202,9 @@ class _Problem(NamedTuple):
         values = self.centered(values)
         root = 2.0 ** (values.size.bit_length() // 2)
         unit = binary_unit(jnp.abs(values).max()) * root
-        _, transpose = jax.vjp(layer.into(self.sources), self.weights)
+        _, transpose = jax.vjp(self.current, self.weights)
         (change,) = transpose(values / unit)
-        in_unit = tuple(unit / self.scale * d for d in change)
-        return layer.bound(in_unit, self.weights)
+        return self.bound(tuple(unit / self.scale * d for d in change))
 
     def centered(self, values: jax.Array) -> jax.Array:
         """m w (values - their mean per channel, which b takes)."""
@@ -257,45 +227,32 @@ class _Problem(NamedTuple):
         return total / jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
-def _best_weights(
-    layer: _Layer,
+@functools.partial(
+    jax.jit, static_argnames=("current_of", "dtypes", "free", "channel", "rectified")
+)
+def _begin(
     weights: Weights,
     sources: Any,
     activation: jax.Array,
+    effects: jax.Array | None,
     damping: float,
     *,
-    iterations: int,
-    **options: Any,
-) -> Weights:
-    """The weights that are best for the images left out; as they are if none helps.
-
-    The change is judged once more by the true current of the new weights, since I is
-    not affine where a network normalizes its weights.
-    """
-    problem, first, ridge = _begin(
-        layer, weights, sources, activation, damping, **options
-    )
-    search = first
-    for _ in range(iterations):  # in a loop of XLA, convolutions on CPUs are 30x slower
-        search = _iterate(layer, problem, search, ridge)
-    return _chosen(layer, problem, search, first.error)
-
-
-@functools.partial(jax.jit, static_argnames=("layer", "channel", "rectified"))
-def _begin(
-    layer: _Layer,
-    weights: Weights,
-    sources: Any,
-    activation: jax.Array,
-    damping: float,
-    weight: jax.Array | None,
+    current_of: Callable,
+    dtypes: tuple[Any, ...],
+    free: tuple[bool, ...],
     channel: int,
     rectified: bool,
 ) -> tuple[_Problem, _Search, jax.Array]:
-    """The problem, the search before its first step, and damping k."""
+    """The problem, the search before its first step, and damping k.
+
+    Args:
+        channel: axis of the channels, from the end.
+        rectified: whether the activation is that of a ReLU, which clips the current.
+    """
     activation = wide(activation)
     scale = binary_unit(jnp.abs(activation).max())
-    activation, current = activation / scale, layer.into(sources)(weights) / scale
+    current = _wide_current(current_of, dtypes, weights, sources)
+    activation, current = activation / scale, current / scale
     axes = other_axes(activation.ndim, channel)
     top = activation.max(axes, keepdims=True)
     bottom = jnp.zeros_like(top)
@@ -306,69 +263,71 @@ def _begin(
     images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
     judges = images.reshape(-1, *[1] * (activation.ndim - 1))
     ones = jnp.ones_like(activation)
-    effects = ones if weight is None else weight.astype(ones.dtype) * ones
+    weight = ones if effects is None else effects.astype(ones.dtype) * ones
     problem = _Problem(
+        current_of=current_of,
+        dtypes=dtypes,
+        free=free,
         weights=weights,
         sources=sources,
         scale=scale,
         activation=activation,
         bottom=bottom,
         top=top,
-        counts=jnp.where(is_clipped | judges, 0, effects),
-        judges=jnp.where(judges, effects, 0),
+        counts=jnp.where(is_clipped | judges, 0, weight),
+        judges=jnp.where(judges, weight, 0),
     )
-    residual = problem.back(layer, activation - current)
+    residual = problem.back(activation - current)
     # k = |P J W_0|^2 / |W_0|^2
-    change, free = problem.along(layer, weights), layer.bound(weights, weights)
+    change, free_weights = problem.along(weights), problem.bound(weights)
     curvature = (change * problem.centered(change)).sum()
-    ridge = damping * curvature / _positive(_dot(free, free))
+    ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
     none = tuple(map(jnp.zeros_like, residual))
     first = problem.error(current)
     return problem, _Search(none, current, residual, residual, first, none), ridge
 
 
-@functools.partial(jax.jit, static_argnames="layer")
-def _iterate(
-    layer: _Layer, problem: _Problem, search: _Search, ridge: jax.Array
-) -> _Search:
-    """One step; the first of equally good ones stays the best."""
-    change = problem.along(layer, search.direction)
-    search = _advance(search, change, problem.back(layer, change), ridge)
-    error = problem.error(search.current)
-    pairs = zip(search.step, search.best, strict=True)
-    best = tuple(jnp.where(error < search.error, *pair) for pair in pairs)
-    return search._replace(error=jnp.minimum(error, search.error), best=best)
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _chosen(
-    layer: _Layer, problem: _Problem, search: _Search, first: jax.Array
-) -> Weights:
-    """The best of the search, if its true error is less than the first one."""
-    weights = problem.weights
-    changed = tuple(w + d for w, d in zip(weights, search.best, strict=True))
-    error = problem.error(problem.current(layer, changed))
-    pairs = zip(changed, weights, strict=True)
-    return tuple(jnp.where(error < first, *pair) for pair in pairs)
-
-
-def _advance(
-    search: _Search, change: jax.Array, curvature: Weights, ridge: jax.Array
-) -> _Search:
-    """The textbook's step; ``change`` and ``curvature`` are those of the direction."""
+@jax.jit
+def _iterate(problem: _Problem, search: _Search, ridge: jax.Array) -> _Search:
+    """The textbook's step; the first of equally good ones stays the best."""
+    change = problem.along(search.direction)
+    curvature = add_scaled(problem.back(change), search.direction, ridge)
     old = _dot(search.residual, search.residual)
-    curvature = add_scaled(curvature, search.direction, ridge)
     bend = _dot(search.direction, curvature)
     # Few images may say nothing about a direction: there rounding is all that is left.
     length = jnp.where(bend > 0, old / _positive(bend), jnp.zeros_like(bend))
+    step = add_scaled(search.step, search.direction, length)
+    current = search.current + length * change
     residual = add_scaled(search.residual, curvature, -length)
     turn = _dot(residual, residual) / _positive(old)
-    return search._replace(
-        step=add_scaled(search.step, search.direction, length),
-        current=search.current + length * change,
-        residual=residual,
-        direction=add_scaled(residual, search.direction, turn),
-    )
+    direction = add_scaled(residual, search.direction, turn)
+    error = problem.error(current)
+    best = _where(error < search.error, step, search.best)
+    least = jnp.minimum(error, search.error)
+    return _Search(step, current, residual, direction, least, best)
+
+
+@jax.jit
+def _chosen(problem: _Problem, search: _Search, first: jax.Array) -> Weights:
+    """The best of the search, if its true error is less than the first one.
+
+    I is not affine where a network normalizes its weights.
+    """
+    weights = tuple(map(jnp.add, problem.weights, search.best))
+    error = problem.error(problem.current(weights) / problem.scale)
+    return _where(error < first, weights, problem.weights)
+
+
+def _wide_current(
+    current_of: Callable, dtypes: Sequence[Any], weights: Weights, sources: Any
+) -> jax.Array:
+    """I(W) in float32 or wider."""
+    own_types = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
+    return wide(current_of(own_types, sources, None))
+
+
+def _where(condition: jax.Array, first: Weights, second: Weights) -> Weights:
+    return jax.tree.map(functools.partial(jnp.where, condition), first, second)
 
 
 def _dot(a: Weights, b: Weights) -> jax.Array:

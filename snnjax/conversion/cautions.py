@@ -32,7 +32,7 @@ def of_gaps(code: Code, models: Any, steps: int) -> None:
                 f"with the levels {model.levels} and a dead zone of "
                 f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
                 f"a neuron can send; recommended: the levels {code.levels} and a dead "
-                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base",
+                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base"
             )
 
 
@@ -51,7 +51,7 @@ def of_equal_images(x: Any) -> None:
     warn(
         f"the calibration images are {problem}, so the recipe is fitted to a single "
         "input. Give images that the network was trained on, normalized in the same "
-        "way",
+        "way"
     )
 
 
@@ -67,7 +67,7 @@ def of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
         warn(
             f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
             "they stay as they are. Begin a recipe with one that does, e.g. "
-            "snnjax.calibrators.least_squares_threshold()",
+            "snnjax.calibrators.least_squares_threshold()"
         )
 
 
@@ -90,5 +90,5 @@ def of_few_samples(snn: SNN, sites: Sequence[Site], images: int) -> None:
         f"{fields} of site {names[0]!r}{others} are fitted "
         f"to {min(few.values())} samples each, and may not suit new images; "
         f"recommended: {FEW} calibration images or more, or one threshold per layer, "
-        "e.g. snnjax.best('layer')",
+        "e.g. snnjax.best('layer')"
     )

@@ -24,24 +24,20 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
-from snnjax.conversion.engine.effects import effects_of, scaled
+from snnjax.conversion.engine.effects import effects_of
 from snnjax.conversion.engine.judging import (
     HELD_OUT,
     judge_numbers,
     nearest,
     output_errors,
 )
-from snnjax.conversion.engine.state import Sweep, micro_batches
-from snnjax.conversion.engine.sweep import ann_outputs, chained, sweep
+from snnjax.conversion.engine.state import State, micro_batches
+from snnjax.conversion.engine.sweep import ann_outputs, sweep
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
-from snnjax.neurons.models import (
-    IntegrateAndFire,
-    counts_only,
-    is_plain,
-)
+from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN, check_models, models_of_sites
 
@@ -124,7 +120,8 @@ def convert(
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
     network = capture(fn, params, shapes_of(images), inline_all=True)
-    models = models_of_sites(model, network.sites, _neuron_of(code))
+    usual = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
+    models = models_of_sites(model, network.sites, usual)
     _check_models(models, code)
     if wait is None:
         waits = (code.least_wait(each.levels, steps) for each in models_in(models))
@@ -142,13 +139,13 @@ def convert(
         size = min(size, -(-share // HELD_OUT))
     batches = micro_batches(images, batch_of(images), min(size, share), batch_sharding)
     judges = judge_numbers(len(batches)) if len(alternatives) > 1 else []
-    fitted = [batch for k, batch in enumerate(batches) if k not in judges]
-    parts = [network.inputs(x) for x, _ in (*fitted, *(batches[k] for k in judges))]
+    to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
+    parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
     fresh = SNN(params, neurons, steps, wait, models, code)
-    begin = Sweep(
+    begin = State(
         network=network,
         stages=stages(network),
         snn=fresh,
@@ -156,8 +153,8 @@ def convert(
         wait=wait,
         batch_sharding=batch_sharding,
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
-        fitted=len(fitted),
-        effects=functools.cache(functools.partial(_effects, fitted, network, params)),
+        fitted=len(to_fit),
+        effects=functools.cache(lambda: effects_of(network, params, to_fit)),
         original=network.arguments(params),
         params={},
         activations={v: [part[v] for part in parts] for v in network.x},
@@ -169,34 +166,18 @@ def convert(
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _effects(
-    images: Sequence[tuple[chex.ArrayTree, range]],
-    network: Network,
-    params: chex.ArrayTree,
-) -> dict[str, list[jax.Array]]:
-    """Site name -> the effects of each micro-batch, scaled together."""
-    effects = scaled(
-        [
-            effects_of(network, params, x, np.asarray(numbers, np.int32))
-            for x, numbers in images
-        ]
-    )
-    return {name: [part[name] for part in effects] for name in effects[0]}
-
-
-def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
+def _fitted(begin: State, alternatives: Sequence[Any]) -> SNN:
     """Fit every alternative; the SNN whose outputs are nearest to the ANN's."""
     candidates, number = [], itertools.count(1)
     for sweeps in alternatives:
-        snn = begin.snn
+        end = begin
         for chains in sweeps:
-            of_sites = chains.values()
-            calibrators = [chained(c, begin.batch_sharding) for c in of_sites]
-            snn, end = sweep(begin, snn, calibrators, f"sweep {next(number)} ")
+            start = begin._replace(snn=end.snn)
+            end = sweep(start, chains.values(), f"sweep {next(number)} ")
         outputs = ann_outputs(end)
         if len(alternatives) == 1:
-            return snn
-        candidates.append((snn, output_errors(end, outputs)))
+            return end.snn
+        candidates.append((end.snn, output_errors(end, outputs)))
     return nearest(candidates, sum(begin.sizes), sum(begin.sizes[: begin.fitted]))
 
 
@@ -204,8 +185,13 @@ def _on_devices(
     x: chex.ArrayTree, params: chex.ArrayTree
 ) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
     """Both as JAX arrays on the mesh of x, and the sharding of the batch."""
+
     # NumPy's arrays and Python's numbers become what they are to JAX.
-    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(_canonical, params)
+    def canonical(leaf: Any) -> Any:
+        is_number = isinstance(leaf, np.ndarray | numbers.Number)
+        return jnp.asarray(leaf) if is_number else leaf
+
+    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(canonical, params)
     batch_sharding = sharding.batch_sharding(x)
     if batch_sharding is None or not isinstance(batch_sharding.mesh, Mesh):
         return x, params, None  # XLA shares the work of traced arrays.
@@ -213,13 +199,8 @@ def _on_devices(
     return x, params, sharding.batch_sharding(x)
 
 
-def _neuron_of(code: Code) -> IntegrateAndFire:
-    """The neuron that sends a code unless the user chooses one."""
-    return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
-
-
 def _check_models(models: Any, code: Code) -> None:
-    """Raise unless every model is one that conversion fits, and the code serves it."""
+    """Raise unless conversion fits every model, and the code serves it."""
     for model in models_in(models):
         is_if = is_plain(model) and counts_only(model, model.init())
         if not is_if or model.temperature is not None:
@@ -235,7 +216,3 @@ def _micro_batch_size(network: Network, steps_at_once: int) -> int:
     """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
     largest = max(math.prod(s.shape) for s in network.sites if s.fires)
     return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))
-
-
-def _canonical(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf

@@ -6,6 +6,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class Recipe:
 
     def __init__(self, *sweeps: Sequence[Calibrator]):
         for sweep in sweeps:
-            if not isinstance(sweep, tuple | list) or not all(map(callable, sweep)):
+            if not isinstance(sweep, tuple | list):
                 raise ValueError(
                     f"a sweep of the recipe is {sweep!r}; allowed: a list of "
                     "calibrators, e.g. Recipe([max_threshold(), shift_bias()])"
@@ -114,7 +115,7 @@ def best_of(*recipes: Recipe) -> BestOf:
         error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
 
     No calibrator sees every eighth micro-batch of the calibration images. These judge;
-    if their errors leave the sign of the difference open (3 standard errors), other
+    while their errors leave the sign of the difference open (3 standard errors), fitted
     images join them. Which images these are depends on the number of devices. The log
     says at level INFO which recipe is kept, and by how much.
 
@@ -139,22 +140,12 @@ def best_of(*recipes: Recipe) -> BestOf:
 
 
 def max_activation(per: Per = "layer") -> Recipe:
-    """Threshold = maximum activation, nothing else (threshold balancing).
-
-    >>> print(max_activation())
-    sweep 1 of 1, at every site:
-      max_threshold('layer')
-    """
+    """Threshold = maximum activation, nothing else (threshold balancing)."""
     return Recipe([max_threshold(per)])
 
 
 def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
-    """Threshold = p-th percentile of the activations.
-
-    >>> print(percentile())
-    sweep 1 of 1, at every site:
-      percentile_threshold(99.9, 'layer')
-    """
+    """Threshold = p-th percentile of the activations."""
     return Recipe([percentile_threshold(p, per)])
 
 
@@ -203,9 +194,8 @@ def advanced(
     weights = calibrate_weights(
         iterations=iterations, learning_rate=learning_rate, seed=seed
     )
-    return Recipe(
-        [least_squares_threshold(per), shift_bias(), weights], [correct_potential()]
-    )
+    thresholds = least_squares_threshold(per), shift_bias()
+    return Recipe([*thresholds, weights], [correct_potential()])
 
 
 def quantized() -> Recipe:
@@ -250,7 +240,6 @@ def best(per: Per = "channel") -> BestOf:
       by_effect(least_squares_threshold('channel', 0.5), half_charge())
     """
     thresholds = least_squares_threshold(per, 0.5), half_charge()
-    plain = by_effect(*thresholds)
     refined = by_effect(
         least_squares_weights(),
         least_squares_offset(),
@@ -260,7 +249,7 @@ def best(per: Per = "channel") -> BestOf:
         streaming_only(postpone_charge()),
         correct_potential(3),
     )
-    return best_of(Recipe([plain]), Recipe([refined]))
+    return best_of(Recipe([by_effect(*thresholds)]), Recipe([refined]))
 
 
 # What `snnjax.convert` takes: one recipe for all sites, or some by the sites' names.
@@ -294,11 +283,6 @@ def sweeps_by_site(
     alternatives = []
     for number in range(count):
         own = {n: r.alternatives[: number + 1][-1].sweeps for n, r in by_site.items()}
-        rounds = max(map(len, own.values()), default=1)
-        alternatives.append(
-            [
-                {n: sweeps[i] if i < len(sweeps) else () for n, sweeps in own.items()}
-                for i in range(rounds)
-            ]
-        )
+        sweeps = itertools.zip_longest(*own.values(), fillvalue=())
+        alternatives.append([dict(zip(own, chains, strict=True)) for chains in sweeps])
     return alternatives

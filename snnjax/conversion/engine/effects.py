@@ -11,8 +11,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
@@ -22,16 +24,24 @@ from snnjax.network.stages import Segment
 Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
 
 
-def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
-    """w of each site that fires, not scaled, for images with these numbers.
+def effects_of(
+    network: Network, params: Any, batches: Sequence[tuple[chex.ArrayTree, range]]
+) -> dict[str, list[jax.Array]]:
+    """Site name -> w of each micro-batch, scaled together to a mean of 1.
 
-    An image has the same signs in every micro-batch.
+    Args:
+        network, params: of the ANN.
+        batches: images, and their numbers; an image has the same signs in every batch.
     """
     equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
-    values = network.arguments(params, x)
+    values = network.arguments(params)
     outputs = tuple(v for v in network.outputs if v in network.dependent)
-    work = Segment(equations, tuple(values), outputs, ())
-    return _effects(work, list(values.values()), numbers)
+    work = Segment(equations, (*values, *network.x), outputs, ())
+    effects = []
+    for x, numbers in batches:
+        inputs = [*values.values(), *jax.tree.leaves(x)]
+        effects.append(_effects(work, inputs, np.asarray(numbers, np.int32)))
+    return _scaled(effects)
 
 
 @functools.partial(jax.jit, static_argnames="work")
@@ -73,11 +83,8 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def scaled(effects: Sequence[Effects]) -> list[Effects]:
-    """The effects of all micro-batches, at each site with a mean of 1.
-
-    They are all 1 at a site without any.
-    """
+def _scaled(effects: Sequence[Effects]) -> dict[str, list[jax.Array]]:
+    """The effects of all micro-batches by site; all are 1 at a site without any."""
 
     def scale(*parts: jax.Array) -> list[jax.Array]:
         total = functools.reduce(jnp.add, [part.sum() for part in parts])
@@ -85,8 +92,4 @@ def scaled(effects: Sequence[Effects]) -> list[Effects]:
         usable = jnp.isfinite(mean) & (mean > 0)
         return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in parts]
 
-    names = list(effects[0])
-    by_site = [scale(*(of_batch[name] for of_batch in effects)) for name in names]
-    return [
-        dict(zip(names, parts, strict=True)) for parts in zip(*by_site, strict=True)
-    ]
+    return {name: scale(*(batch[name] for batch in effects)) for name in effects[0]}

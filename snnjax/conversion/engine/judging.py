@@ -20,8 +20,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import aligned, wide
-from snnjax.conversion.engine.state import Sweep
-from snnjax.network.stages import streaming
+from snnjax.conversion.engine.state import State
 from snnjax.snn import SNN
 
 _CLEAR = 3.0  # z of a decision that more images would hardly change
@@ -38,26 +37,22 @@ def judge_numbers(batches: int) -> list[int]:
     return [] if batches == 1 else list(range(every - 1, batches, every))
 
 
-def output_errors(here: Sweep, outputs: list[tuple[jax.Array, ...]]) -> jax.Array:
+def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
     """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
 
-    The sum over the network's outputs. y_snn is the mean over T steps. Outputs that are
-    no floats, or do not depend on x, do not count.
-
-    Args:
-        here: all images behind the last site of the SNN.
-        outputs: of the ANN, for each micro-batch.
+    The sum over the network's outputs. y_snn is the mean over T steps, y_ann the exact
+    one. Outputs that are no floats, or do not depend on x, do not count.
     """
-    network, code = here.network, here.snn.code
-    streams = streaming(network.equations) if here.needs_time else frozenset()
-    pairs = [([], []) for _ in network.outputs]
-    for answers, exact in zip(here.run_snn(-1, {}), outputs, strict=True):
-        columns = zip(network.outputs, answers, exact, pairs, strict=True)
-        for v, answer, output, (of_snn, of_ann) in columns:
-            of_snn.append(code.result(answer) if v in streams else answer)
-            of_ann.append(output)
-    of_outputs = zip(network.outputs, pairs, strict=True)
-    return _errors([pair for v, pair in of_outputs if v in network.dependent])
+    variables, streams, code = here.network.outputs, here.streams, here.snn.code
+    answers = [
+        [
+            code.result(output) if v in streams else output
+            for v, output in zip(variables, results.outputs, strict=True)
+        ]
+        for results in here.run_snn(-1, {})
+    ]
+    numbers = [n for n, v in enumerate(variables) if v in here.network.dependent]
+    return _errors([([y[n] for y in answers], [y[n] for y in exact]) for n in numbers])
 
 
 @jax.jit
@@ -78,17 +73,15 @@ def nearest(
 ) -> SNN:
     """The SNN of the smallest error, of equal ones the first; the log says by how much.
 
-    Args:
-        candidates: each with its errors [N].
-        count: N.
-        fitted: so many images, the first ones, are fitted to; the others judge first.
+    The candidates have errors of N = count images. The first ones are fitted to, and
+    the others judge first.
     """
     order = np.roll(np.arange(count), count - fitted)
     first = count - fitted or count
     doublings = range(math.ceil(math.log2(count / first)))
     counts = (*(first * 2**i for i in doublings), count)
     (snn, errors), *others = candidates
-    kept = 1
+    winner = 1
     for number, (other_snn, other_errors) in enumerate(others, 2):
         difference, spread, count = _difference(errors, other_errors, order, counts)
         is_less = difference < 0
@@ -96,13 +89,13 @@ def nearest(
             snn = _where(is_less, other_snn, snn)
             errors = jnp.where(is_less, other_errors, errors)
             continue
-        lost = number
+        loser = number
         if is_less:
-            kept, lost, snn, errors = number, kept, other_snn, other_errors
+            winner, loser, snn, errors = number, winner, other_snn, other_errors
         logging.getLogger("snnjax").info(
             "best_of keeps alternative %d: alternative %d has a larger error of the "
             "outputs, by %.2g +- %.1g of their size, on %d images",
-            *(kept, lost, abs(float(difference)), float(spread), int(count)),
+            *(winner, loser, abs(float(difference)), float(spread), int(count)),
         )
     return snn
 
@@ -113,10 +106,7 @@ def _difference(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The mean of d, its standard error, and how many images it took.
 
-    Args:
-        errors, others: [N], compared image by image.
-        order: of the images; the first ones judge first.
-        counts: how many may judge, in increasing order.
+    The images judge in this order, the first of these numbers of them that is enough.
     """
     largest = jnp.finfo(errors.dtype).max / len(order)  # what is not finite loses
     pair = (jnp.nan_to_num(e, nan=largest, posinf=largest) for e in (others, errors))

@@ -16,27 +16,34 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
+from snnjax.calibrators.view import Dynamics
 from snnjax.codes import Code
-from snnjax.firing import over_time
 from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, run_segment
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
+from snnjax.neurons.unroll import spike_train
 
 Axes = tuple[int | None, ...]
 
 
-class Work(NamedTuple):
-    """A segment as a function of its sources: its outputs, then what it carries on.
+class Results(NamedTuple):
+    """What a stage gives for a micro-batch.
 
-    Attributes:
-        segment: what is computed.
-        streams: for each source whether it has a time axis.
-        steps: T.
-        code: of the spikes.
-        site: whose activation takes the place of the first output; None: none does.
+    The outputs are a site's current or activation and its maximum, or the network's;
+    the ends are the least and the largest activation.
+    """
+
+    outputs: tuple[jax.Array, ...]
+    carried: tuple[jax.Array, ...]
+    ends: jax.Array | None = None
+
+
+class Work(NamedTuple):
+    """A segment as a function of its sources, some of which have a time axis.
+
+    With a site its activation takes the place of the first output.
     """
 
     segment: Segment
@@ -45,20 +52,16 @@ class Work(NamedTuple):
     code: Code
     site: Site | None = None
 
-    def __call__(self, *sources: Any) -> tuple[jax.Array, ...]:
+    def __call__(self, *sources: Any) -> Results:
         rule = operator_rule(self.code)
         values = [_decoded(source, self.steps) for source in sources]
         outputs, carried = run_segment(self.segment, values, rule, self.streams)
         if self.site is not None:
             outputs[0] = identity(self.site, *outputs)
-        return (*outputs, *carried)
+        return Results(tuple(outputs), tuple(carried))
 
-    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Axes]:
-        """The axis of the images of every source and result; None: it has none.
-
-        Args:
-            have_images: which of the sources have images.
-        """
+    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Results]:
+        """The axis of the images of every source and result; None: it has none."""
         segment = self.segment
         in_time, of_images = (
             segment.depending_on(itertools.compress(segment.inputs, which))
@@ -68,17 +71,15 @@ class Work(NamedTuple):
         def axis(variable: Any) -> int | None:
             return int(variable in in_time) if variable in of_images else None
 
-        results = (*segment.outputs, *segment.carried)
-        return tuple(map(axis, segment.inputs)), tuple(map(axis, results))
+        results = segment.outputs, segment.carried
+        of_results: Any = (tuple(map(axis, variables)) for variables in results)
+        return tuple(map(axis, segment.inputs)), Results(*of_results)
 
 
 class Current(NamedTuple):
     """The mean current into a site as a function of its weights.
 
-    Attributes:
-        work: whose first result it is, of means.
-        slots: positions among the sources that the weights take.
-        axes: for each source the axis of the images, None if it has none.
+    They take the slots among the sources of the work, whose images lie on these axes.
     """
 
     work: Work
@@ -93,7 +94,7 @@ class Current(NamedTuple):
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
             values[slot] = weight
-        return self.work(*values)[0]
+        return self.work(*values).outputs[0]
 
 
 @functools.partial(jax.jit, static_argnames=("work", "have_images", "batch_sharding"))
@@ -102,72 +103,46 @@ def run(
     sources: Sequence[Any],
     have_images: tuple[bool, ...],
     batch_sharding: NamedSharding | None,
-) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-    """Results of some work for a micro-batch; least and largest of an activation.
-
-    Args:
-        work: of a stage.
-        sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
-        have_images: which of them have images; each device has its own.
-        batch_sharding: how devices share the images.
-    """
+) -> Results:
+    """Results of some work for a micro-batch; each device has its own images."""
     in_axes, out_axes = work.axes(have_images)
     axes = tuple(map(_axes_of, sources, in_axes))
     results = sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
     if work.site is None:
-        return results, None
-    activation = results[0].astype(jnp.float32)
-    return results, jnp.stack([activation.min(), activation.max()])
+        return results
+    activation = results.outputs[0].astype(jnp.float32)
+    return results._replace(ends=jnp.stack([activation.min(), activation.max()]))
 
 
-@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim", "code"))
-def fire(
-    neuron: IntegrateAndFire,
-    params: NeuronParams,
-    current: jax.Array,
-    steps: int,
-    wait: int,
-    ndim: int,
-    code: Code,
-) -> Any:
+@functools.partial(jax.jit, static_argnames="dynamics")
+def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Any:
     """Output of a site for later stages: spikes, or the result of all of them."""
-    if needs_no_time(code, steps, wait):
-        return closed_form(neuron, params, current, steps, code=code)
-    currents = code.arriving(over_time(current, steps, ndim))
-    return spike_train(neuron, params, currents, wait=wait, code=code)
+    if not dynamics.needs_time:
+        return dynamics.closed_form(neurons, current)
+    run = {"wait": dynamics.wait, "code": dynamics.code}
+    return spike_train(dynamics.model, neurons, dynamics.arriving(current), **run)
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("batch_sharding", "axes", "streams", "steps", "code", "every"),
+    jax.jit, static_argnames=("in_time", "steps", "code", "every", "batch_sharding")
 )
 def joined(
-    batch_sharding: NamedSharding | None,
     values: Sequence[Sequence[Any]],
-    axes: tuple[int, ...],
-    streams: tuple[bool, ...],
+    in_time: tuple[bool, ...],
     steps: int,
     code: Code,
-    every: int = 1,
+    every: int,
+    batch_sharding: NamedSharding | None,
 ) -> list[jax.Array]:
-    """Each value in one piece, from its micro-batches.
+    """Each value in one piece, of every n-th image; after T steps if it is in time."""
 
-    Args:
-        batch_sharding: how devices share the images.
-        values: of each its micro-batches.
-        axes: of each the axis of the images.
-        streams: of each whether the value after T steps is wanted in place of it.
-        steps, code: T, and the code of the spikes.
-        every: one image in so many is wanted.
-    """
+    def join(parts: Sequence[Any], is_in_time: bool) -> jax.Array:
+        if is_in_time:
+            parts = [code.result(_decoded(part, steps)) for part in parts]
+        images = jnp.concatenate(sampled(parts, 0, every))
+        return sharding.shared(images, 0, batch_sharding)
 
-    def join(parts: Sequence[Any], axis: int, stream: bool) -> jax.Array:
-        if stream:
-            parts, axis = [code.result(_decoded(p, steps)) for p in parts], 0
-        images = jnp.concatenate(sampled(parts, axis, every), axis)
-        return sharding.shared(images, axis, batch_sharding)
-
-    return list(map(join, values, axes, streams))
+    return list(map(join, values, in_time))
 
 
 def _axes_of(source: Any, axis: int | None) -> Any:

@@ -1,13 +1,13 @@
 """All calibration images on their way through a network, in the ANN and in the SNN.
 
-A `Sweep` holds every value that a later stage reads as a list of micro-batches: the
+A `State` holds every value that a later stage reads as a list of micro-batches: the
 ANN's activations, and the spikes that stand for them in a few bits each. They are not
 one array of all images: a CPU that reads slices of it, in a loop of XLA, takes 4 to 9
 times as long to compute neurons.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -15,48 +15,39 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax.conversion.engine.segments import Work, run
-from snnjax.network.equations import Network
+from snnjax.calibrators.view import Dynamics
+from snnjax.conversion.engine.segments import Results, Work, run
+from snnjax.network.equations import Network, Values
+from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, nameless, streaming
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN
 
-Values = dict[int, Any]  # variable -> value
 Parts = dict[int, list[Any]]  # variable -> its value for each micro-batch
 
 
-class Sweep(NamedTuple):
-    """What a sweep knows. Activations, spikes and params change while it goes on.
+class State(NamedTuple):
+    """What is known in a sweep. Activations, spikes and params change while it goes on.
 
-    Attributes:
-        network, stages: of one image.
-        snn: whose neurons and weights are fitted, with the models and the code.
-        steps: T.
-        wait: steps that every layer waits.
-        batch_sharding: how devices share the images; None: a single device.
-        sizes: images of each micro-batch.
-        fitted: all is fitted to so many of the micro-batches, the first ones. No
-            calibrator sees the others, which only judge.
-        effects: () -> site name -> how errors count, for each of these micro-batches.
-        original: parameters of the ANN, and constants.
-        params: the same of the SNN, as calibrated up to here.
-        activations: of the ANN.
-        spikes: means where no time is needed; otherwise each a `SpikeTrain`, or an
-            array [T, B, ...] where a sum of several sites has to wait.
+    All is fitted to the first micro-batches, `fitted` in number. No calibrator sees the
+    others, which only judge.
     """
 
-    network: Network
+    network: Network  # of one image
     stages: Sequence[Stage]
-    snn: SNN
+    snn: SNN  # whose neurons and weights are fitted
     steps: int
     wait: int
-    batch_sharding: NamedSharding | None
-    sizes: tuple[int, ...]
+    batch_sharding: NamedSharding | None  # how devices share the images
+    sizes: tuple[int, ...]  # images of each micro-batch
     fitted: int
+    # () -> site name -> how errors count, for each micro-batch that is fitted to.
     effects: Callable[[], dict[str, list[jax.Array]]]
-    original: Values
-    params: Values
-    activations: Parts
+    original: Values  # parameters of the ANN, and constants
+    params: Values  # the same of the SNN, as calibrated up to here
+    activations: Parts  # of the ANN
+    # Means where no time is needed; otherwise each a `SpikeTrain`, or an array
+    # [T, B, ...] where a sum of several sites has to wait.
     spikes: Parts
 
     @property
@@ -64,44 +55,57 @@ class Sweep(NamedTuple):
         """Whether a layer decides before it has all of its input."""
         return not needs_no_time(self.snn.code, self.steps, self.wait)
 
-    def streams(self, i: int) -> tuple[bool, ...]:
-        """Which sources of stage i have a time axis in the SNN."""
-        streams = streaming(self.network.equations) if self.needs_time else frozenset()
-        return tuple(v in streams for v in self.stages[i].sources)
+    def dynamics(self, site: Site) -> Dynamics:
+        """How the neurons of a site run."""
+        run = self.steps, self.wait, self.snn.code, len(site.shape)
+        return Dynamics(self.snn.model_of(site.name), *run)
 
-    def run_ann(self, i: int) -> Iterator[tuple[tuple[jax.Array, ...], Any]]:
-        """Of each micro-batch the results of stage i in the ANN, see `segments.run`."""
+    @property
+    def streams(self) -> frozenset[int]:
+        """Which variables have a time axis in the SNN."""
+        return streaming(self.network.equations) if self.needs_time else frozenset()
+
+    def run_ann(self, i: int) -> Iterator[Results]:
+        """Of each micro-batch the results of stage i in the ANN."""
         stage = self.stages[i]
         site = None if stage.site is None else nameless(stage.site)
         streams = (False,) * len(stage.sources)
         work = Work(stage.segment, streams, 1, self.snn.code, site)
-        return self._run(work, i, self.activations, self.original)
+        return self._run(work, stage, self.activations, self.original)
 
-    def run_snn(self, i: int, weights: Values) -> Iterator[tuple[jax.Array, ...]]:
-        """Likewise in the SNN with these weights: the current is the first result."""
-        work = Work(self.stages[i].segment, self.streams(i), self.steps, self.snn.code)
-        results = self._run(work, i, self.spikes, self.params | weights)
-        return (result for result, _ in results)
+    def run_snn(self, i: int, weights: Values) -> Iterator[Results]:
+        """Likewise in the SNN with these weights: the current is the first output."""
+        stage, streams = self.stages[i], self.streams
+        in_time = tuple(v in streams for v in stage.sources)
+        work = Work(stage.segment, in_time, self.steps, self.snn.code)
+        return self._run(work, stage, self.spikes, self.params | weights)
 
-    def _run(self, work: Work, i: int, parts: Parts, values: Values) -> Iterator[Any]:
-        variables = self.stages[i].sources
-        have_images = tuple(v in parts for v in variables)
+    def _run(
+        self, work: Work, stage: Stage, parts: Parts, values: Values
+    ) -> Iterator[Results]:
+        have_images = tuple(v in parts for v in stage.sources)
         for k in range(len(self.sizes)):
-            sources = [parts[v][k] if v in parts else values[v] for v in variables]
+            sources = [parts[v][k] if v in parts else values[v] for v in stage.sources]
             yield run(work, sources, have_images, self.batch_sharding)
 
-    def advance(
-        self, parts: Parts, i: int, k: int, output: Any, carried: Sequence[Any]
-    ) -> None:
-        """Store the results of stage i for a micro-batch, and drop what it has read."""
-        stage = self.stages[i]
-        assert stage.output is not None
-        new = dict(zip(stage.carried, carried, strict=True)) | {stage.output: output}
-        for v, value in new.items():
-            parts.setdefault(v, [None] * len(self.sizes))[k] = value
-        later = {v for s in self.stages[i + 1 :] for v in s.sources}
-        for v in set(parts) - later:
-            parts[v][k] = None
+    def advance(self, parts: Parts, i: int, results: Iterable[tuple[Any, Any]]) -> None:
+        """Store the results of stage i, and drop what no later stage reads.
+
+        Args:
+            parts: the `activations` or the `spikes`.
+            i: number of the stage.
+            results: of each micro-batch the site's output, and what the stage carries
+                on. Each is computed when what the one before has read is dropped.
+        """
+        stage, site_output = self.stages[i], self.stages[i].output
+        assert site_output is not None
+        later = {v for stage in self.stages[i + 1 :] for v in stage.sources}
+        for k, (output, carried) in enumerate(results):
+            columns = (site_output, *stage.carried), (output, *carried)
+            for v, value in zip(*columns, strict=True):
+                parts.setdefault(v, [None] * len(self.sizes))[k] = value
+            for v in parts.keys() - later:
+                parts[v][k] = None
 
 
 def micro_batches(
