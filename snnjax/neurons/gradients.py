@@ -59,18 +59,21 @@ class WithoutGradient(Wrapper):
 
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
         """As the model does."""
-        params = jax.tree.map(self._constant, params)
-        return self.neuron.integrate(params, state, self._constant(current))
+        params, current = self._constants((params, current))
+        return self.neuron.integrate(params, state, current)
 
     def fire(
         self, params: Any, state: Any, spike: Surrogate | None = None
     ) -> tuple[Any, jax.Array]:
         """As the model does."""
-        return fire(self.neuron, jax.tree.map(self._constant, params), state, spike)
+        return fire(self.neuron, self._constants(params), state, spike)
 
-    # Whole numbers have no derivative that anybody could ask for.
-    def _constant(self, leaf: jax.Array) -> jax.Array:
-        return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
+    def _constants(self, tree: Any) -> Any:
+        # Whole numbers have no derivative that anybody could ask for.
+        return jax.tree.map(
+            lambda leaf: _constant(self.neuron, leaf) if is_floating(leaf) else leaf,
+            tree,
+        )
 
 
 # Applied to the input, since JAX never evaluates a derivative of spikes that is 0.

@@ -63,8 +63,7 @@ def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | 
     """How many times a constant, a bias or an offset, arrives at each step.
 
     Once at every step with rate coding, for which this is None. Otherwise T times at
-    the first step and then never, so that the first digit, the largest, is decided on
-    all of it.
+    the first step, so that the first digit, the largest, is decided on all of it.
 
     Args:
         part: of the T steps; all of them by default.
@@ -103,10 +102,20 @@ def fire_at(
     finds the level of this schedule; what was added is taken back after the reset. The
     surrogate's derivative is that of the level, and within the dead zone that of the
     level 0 at d = 0.
+
+    >>> import snnjax
+    >>> neuron, code = snnjax.integrate_and_fire(), snnjax.codes.radix()
+    >>> second = jax.tree.map(lambda leaf: leaf[1], schedule(code, neuron, 4))
+    >>> state = NeuronState(jnp.array([1.5, 2.5]))
+    >>> state, spikes = fire_at(neuron, neuron.init(), state, second)  # V_2 = 2 V_th
+    >>> print(spikes, state.potential)
+    [0. 2.] [1.5 0.5]
     """
     if tick is None:
         return fire(neuron, params, state, spike)
     v, total = state
+    threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
+    now = params._replace(threshold=threshold, offset=None)
     fraction = jnp.zeros(())
     if total is not None:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
@@ -115,10 +124,6 @@ def fire_at(
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
     ahead = _ahead(neuron, params, v, tick)
-    now = params._replace(
-        threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
-        offset=None,
-    )
     after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
@@ -130,15 +135,13 @@ def fire_at(
 def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
-    It is the sum of these, of which binary neurons without zones have none, and of a
-    margin, which whole numbers have:
+    The sum of a margin against rounding, which whole numbers have, and of
 
-        (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
+        (V_t - V_T) / 2    if low < 0: rounds d, since v + ahead = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
     threshold = lead(params.threshold, v.ndim).astype(v.dtype)
-    # A neuron of whole numbers has a margin against rounding.
     margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
     ahead = jnp.full_like(v, max(margins))
     if model.levels[0] < 0:
@@ -155,8 +158,7 @@ def _like(number: Any, v: jax.Array) -> jax.Array:
     return jnp.asarray(number, v.dtype)
 
 
-# What was sent may be a whole number of spikes but for rounding.
-_ROUNDING = 1e-3
+_ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.
 _TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
 
 
@@ -167,7 +169,7 @@ def dead_zones(neuron: Any, steps: int) -> np.ndarray:
     >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))
     [0.   0.   0.75]
     """
-    *_, model = (None, *chain(neuron))  # the innermost
+    model = chain(neuron)[-1]
     zones = np.full(steps, getattr(model, "dead_zone", 0.0))
     zones[-1] = getattr(model, "last_zone", 0.0)
     return np.where(zones > 1 / 2, zones, 0.0)

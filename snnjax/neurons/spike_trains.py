@@ -99,13 +99,18 @@ def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
 
 def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
     """Indices [T, ...] in the bytes of `SpikeTrain.bits`."""
-    group = per_byte(levels)
-    filling = jnp.zeros((-len(indices) % group, *indices.shape[1:]), jnp.uint8)
-    groups = jnp.concatenate([indices, filling]).reshape(-1, group, *indices.shape[1:])
+    groups = in_groups(indices, levels)
     byte = jnp.zeros_like(groups[:, 0])
-    for place in range(group):
+    for place in range(per_byte(levels)):
         byte = append(byte, groups[:, place], place, levels)
     return byte
+
+
+def in_groups(stream: Any, levels: tuple[int, int]) -> jax.Array:
+    """A stream [T, ...] as [bytes, steps of a byte, ...], filled up with zeros."""
+    stream, group = jnp.asarray(stream), per_byte(levels)
+    filling = jnp.zeros((-len(stream) % group, *stream.shape[1:]), stream.dtype)
+    return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
 
 
 def append(

@@ -6,7 +6,7 @@ recomputes the currents and potentials in between, stage by stage, the last one 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +26,7 @@ from snnjax.neurons.spike_trains import (
     unpack,
 )
 
-# (site, params, current) -> spikes
-Fire = Callable[..., jax.Array]
-# sources, params -> (results of a stage, values for later stages)
-Run = Callable[[list[Any], Any], tuple[Any, list[Any]]]
+Fire = Callable[..., jax.Array]  # (site, params, current) -> spikes
 
 
 class _Encoded(NamedTuple):
@@ -62,11 +59,19 @@ def outputs_from_bits(
         streams: variables with a time axis.
     """
     store: dict[int | None, Any] = {**values}
+    rule = firing(fire, {}, at_operator)
+
+    def run(stage: Stage, sources: list[Any], params: Any) -> tuple[Any, list[Any]]:
+        """The spikes of a site, or the outputs; and the values for later stages."""
+        is_stream = [v in streams for v in stage.sources]
+        results, later = run_segment(stage.segment, sources, rule, is_stream)
+        if stage.site is None:
+            return results, later
+        return fire(stage.site, params, results[0]), later
 
     def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
-        is_stream = tuple(v in streams for v in stage.sources)
-        run = functools.partial(_run_stage, stage, is_stream, fire, at_operator)
-        return _with_recomputation(run, [store[v] for v in stage.sources], params)
+        sources = [store[v] for v in stage.sources]
+        return _with_recomputation(functools.partial(run, stage), sources, params)
 
     *others, last = stages(network)
     for stage in others:
@@ -93,24 +98,8 @@ def _levels(model: Neuron, site: Site) -> tuple[int, int]:
     return levels
 
 
-def _run_stage(
-    stage: Stage,
-    is_stream: Sequence[bool],
-    fire: Fire,
-    at_operator: Rule,
-    sources: Sequence[Any],
-    params: Any,
-) -> tuple[Any, list[Any]]:
-    """The spikes of a site, or the outputs; and the values for later stages."""
-    rule = firing(fire, {}, at_operator)
-    results, later_values = run_segment(stage.segment, sources, rule, is_stream)
-    if stage.site is not None:
-        return fire(stage.site, params, results[0]), later_values
-    return results, later_values
-
-
 def _with_recomputation(
-    run: Run, sources: list[Any], params: Any
+    run: Callable, sources: list[Any], params: Any
 ) -> tuple[Any, list[Any]]:
     """``run(sources, params)``, whose gradient keeps only the arguments.
 

@@ -16,8 +16,8 @@ from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.unroll import closed_form, unroll
-from snnjax.simulation.executions import Job, arriving
+from snnjax.neurons.unroll import closed_form
+from snnjax.simulation.executions import Job, all_steps, arriving
 from snnjax.simulation.remat import outputs_from_bits
 
 
@@ -38,42 +38,36 @@ def run_closed_training(job: Job) -> tuple[Any, Any]:
     return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
 
 
-def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
+def run_training(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
     """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
-        job: with an x that `folded` has folded, for so many ``devices``.
+        job: with an x from `time_in_batch`, for so many ``devices``.
         remat: the gradient keeps only the spikes, as bits.
     """
-    # Not the job itself, as in `executions._run_from_bits`.
-    models, steps, wait = job.models, job.steps, job.wait
-    code = job.snn.code
+    steps, code, fire_all = job.steps, job.snn.code, all_steps(job)
 
     def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
         a = a.reshape(devices, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        currents = code.arriving(split(current))
-        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return folded(code.stream(spikes), devices)
+        return time_in_batch(fire_all(site, params, split(current)), devices)
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
         if not code.clock_runs:
             (values,) = function.of_values(current)
             return values
-        ((increments,), _) = function._replace(live=(True,)).over_time(
-            (split(current),)
-        )
-        return folded(increments, devices)
+        (increments,) = function._replace(live=(True,))(split(current))
+        return time_in_batch(increments, devices)
 
     network, neurons = job.network, job.snn.neurons
     values = network.arguments(job.snn.params, job.x)
     if remat:
         none = frozenset()  # has a time axis: time is a part of the batch
         results = outputs_from_bits(
-            network, values, fire, none, neurons, models, at_operator
+            network, values, fire, none, neurons, job.models, at_operator
         )
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
     else:
@@ -82,7 +76,7 @@ def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any,
     return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
 
-def folded(stream: jax.Array, devices: int = 1) -> jax.Array:
+def time_in_batch(stream: jax.Array, devices: int = 1) -> jax.Array:
     """[T, B, ...] -> [T B, ...], time first within each device's part of the batch.
 
     No example moves to another device. Two devices, T = 2 and the examples a b c d:
