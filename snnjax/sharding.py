@@ -95,11 +95,9 @@ def platform(x: Any) -> str:
     first = next(iter(jax.tree.leaves(x)), None)
     if isinstance(first, Tracer):
         device = getattr(jax.typeof(first).sharding.mesh, "abstract_device", None)
-        if device is not None:  # by its kind, e.g. "TPU v5 lite" or "NVIDIA H100"
-            kind = device.device_kind.lower()
-            return next(
-                (name for name in ("cpu", "tpu") if kind.startswith(name)), "gpu"
-            )
+        if device is not None:  # of a kind such as "cpu", "TPU v5 lite", "NVIDIA H100"
+            name = device.device_kind.lower()[:3]
+            return name if name in ("cpu", "tpu") else "gpu"
     elif isinstance(first, jax.Array):
         return next(iter(first.devices())).platform
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -112,12 +110,11 @@ def put(tree: _Tree, sharding: Sharding | None) -> _Tree:
     """Arrays with this sharding; traced ones stay as they are, all of them for None."""
     if sharding is None:
         return tree
-    return jax.tree.map(
-        lambda leaf: (
-            leaf if isinstance(leaf, Tracer) else jax.device_put(leaf, sharding)
-        ),
-        tree,
-    )
+
+    def put_array(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Tracer) else jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put_array, tree)
 
 
 def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
@@ -178,7 +175,7 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
 
 
 def along(axis: int | None, sharding: NamedSharding) -> NamedSharding:
-    """The same for arrays whose batch is on another axis than 0; None: they have none."""
+    """The same for arrays whose batch is on this axis; None: they have none."""
     before = () if axis is None else (*[None] * axis, *sharding.spec)
     return NamedSharding(sharding.mesh, PartitionSpec(*before))
 
