@@ -27,15 +27,15 @@ with devices.together():
     params = {"hidden": draw(size=(5, 8)), "readout": draw(size=(8, 3))}
     params = jax.tree.map(np.float32, params)
     x = np.float32(draw(size=(16, 5)))
-    mesh = devices.make_mesh(0)
-    (snn, outputs), (expected, expected_outputs) = (
-        results(images) for images in (devices.rows(x, np.arange(16), mesh), x)
-    )
+    shared = devices.rows(x, np.arange(16), devices.make_mesh(0))
+    (snn, outputs), (expected, expected_outputs) = map(results, (shared, x))
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, jax.device_get(snn), jax.device_get(expected))
     (part,) = outputs.addressable_shards
     close(part.data, np.asarray(expected_outputs)[part.index])
-    print(part.data.shape, np.any(part.data))
+    rates, key = abs(shared) / 9, jax.random.key(0)  # which are checked
+    spikes = snnjax.inputs.encode(rates, "poisson", 2, key)
+    print(part.data.shape, np.any(part.data), spikes.shape)
 """
 
 
@@ -64,7 +64,7 @@ def test_two_processes_convert_and_simulate_as_one_does():
         assert worker.returncode == 0, errors[-3000:]
     # Only the first one prints; what Gloo says is not theirs.
     printed = [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in ends]
-    assert printed == ["(2, 8, 3) True\n", ""]
+    assert printed == ["(2, 8, 3) True (2, 16, 5)\n", ""]
 
 
 def test_devices_that_are_not_there_are_refused():

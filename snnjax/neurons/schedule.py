@@ -114,8 +114,6 @@ def fire_at(
     if tick is None:
         return fire(neuron, params, state, spike)
     v, total = state
-    threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
-    now = params._replace(threshold=threshold, offset=None)
     fraction = jnp.zeros(())
     if total is not None:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
@@ -124,6 +122,8 @@ def fire_at(
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
     ahead = _ahead(neuron, params, v, tick)
+    threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
+    now = params._replace(threshold=threshold, offset=None)
     after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:

@@ -45,8 +45,8 @@ def unroll(
 
     Args:
         neuron: the model.
-        params: its parameters; a ``bias`` among them is added to every current, or T
-            times to the first one if the code's clock does not run.
+        params: its parameters; a ``bias`` is added to every current, or T times to the
+            first one if the code's clock does not run.
         currents: float [T, B, ...].
         wait: 0 <= wait <= T.
         code: what a spike is worth at each step, see `snnjax.codes`.
@@ -87,14 +87,9 @@ def fold(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[Any, jax.Array]:
-    """`unroll` from a state, for as many steps as there are currents [t, B, ...].
+    """`unroll` from a state, for these currents and ticks; returns the state after too.
 
-    Args:
-        ticks: of these steps, see `schedule`.
-        wait, code: as for `unroll`; what is not 0 or not rate coding needs all T steps.
-
-    Returns:
-        The state after them, and the spikes [t, B, ...].
+    A wait, and another code than rate coding, need the currents of all T steps.
     """
     state = _integrated(neuron, params, state, currents, wait, code)
     # The loop gives as many spikes as it takes currents: T, the last of them 0.
@@ -268,9 +263,6 @@ def closed_form(
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
         code: what a spike is worth.
-
-    Returns:
-        Mean output [B, ...], multiples of w_T V_th, in the dtype of ``current``.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire

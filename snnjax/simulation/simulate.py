@@ -38,17 +38,20 @@ from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.choice import choose
-from snnjax.simulation.executions import ByLayer, Job, run_closed_form, run_in_time
+from snnjax.simulation.executions import (
+    ByLayer,
+    Job,
+    run_closed_form,
+    run_closed_training,
+    run_in_time,
+    run_training,
+    time_in_batch,
+)
 from snnjax.simulation.options import (
     Simulation,
     check_execution,
     check_options,
     layer_options,
-)
-from snnjax.simulation.training_mode import (
-    run_closed_training,
-    run_training,
-    time_in_batch,
 )
 from snnjax.snn import (
     SNN,
