@@ -199,26 +199,6 @@ def test_the_derivative_is_whole_where_all_spikes_are_taken_back():
         np.testing.assert_allclose(slope(potential, total), expected, rtol=1e-6)
 
 
-def test_levels_and_dead_zones_outside_the_range_are_refused():
-    for levels in [(1, 2), (0, 0), (-1, 0), (0.5, 1), (-200, 200), 3, (0, 1, 2), "ab"]:
-        with pytest.raises(ValueError, match="levels are .*allowed: two whole numbers"):
-            integrate_and_fire(levels=levels)
-    for dead_zone in (1.0, "a"):
-        with pytest.raises(
-            ValueError, match="dead_zone is .*allowed: 0 <= dead_zone < 1"
-        ):
-            integrate_and_fire(levels=(-1, 1), dead_zone=dead_zone)
-    for last_zone in (0.4, 1.1, "a"):
-        with pytest.raises(
-            ValueError, match="last_zone is .*allowed: 0.5 <= last_zone <= 1"
-        ):
-            integrate_and_fire(last_zone=last_zone)
-    with pytest.raises(ValueError, match="no spike is negative"):
-        integrate_and_fire(dead_zone=0.5)
-    with pytest.raises(ValueError, match="reset 'zero'.*keeps what is missing"):
-        integrate_and_fire(levels=(-1, 1), dead_zone=0.75, reset="zero")
-
-
 # ----------------------------------------------------------------- networks
 
 

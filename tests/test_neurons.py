@@ -51,6 +51,10 @@ def test_small_bfloat16_currents_are_not_lost():
     assert np.asarray(run(neuron, params, currents), np.float32).sum() == 1
 
 
+NO_LEVELS = [(1, 2), (0, 0), (-1, 0), (0.5, 1), (-200, 200), 3, (0, 1, 2), "ab"]
+SIGNED = {"levels": (-1, 1)}
+
+
 def test_a_neuron_outside_its_range_is_refused():
     for build, options, message in (
         (neurons.lif, {"leak": 0.0}, "leak is 0.0; allowed: 0 < leak"),
@@ -58,8 +62,13 @@ def test_a_neuron_outside_its_range_is_refused():
         (neurons.lif, {"leak": None}, "leak is None; allowed"),
         (neurons.lif, {"threshold": 0.0}, "threshold is 0.0; allowed"),
         (neurons.lif, {"threshold": np.ones(2)}, "threshold is array"),
-        (IF, {"threshold": -1}, "threshold is"),
         (neurons.lif, {"reset": "soft"}, "allowed: 'subtract', 'zero'"),
+        *((IF, {"levels": each}, "levels are .*two whole num") for each in NO_LEVELS),
+        (IF, SIGNED | {"dead_zone": 1.0}, "allowed: 0 <= dead_zone < 1"),
+        (IF, {"last_zone": 0.4}, "last_zone is .*allowed: 0.5 <= last_zone <= 1"),
+        (IF, {"last_zone": "a"}, "last_zone is 'a'; allowed"),
+        (IF, {"dead_zone": 0.5}, "no spike is negative"),
+        (IF, SIGNED | {"dead_zone": 0.75, "reset": "zero"}, "keeps what is missing"),
     ):
         with pytest.raises(ValueError, match=message):
             build(**options)

@@ -56,12 +56,10 @@ def models_in(neuron: Any) -> tuple[Any, ...]:
 
 
 def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> Any:
-    """A model for all sites, or a `BySite` where they differ.
+    """A model for all sites that fire, or a `BySite` where they differ.
 
     Args:
-        models: a model; or pattern -> model, where the exact name of a site counts, or
-            else the first pattern that matches it; or None, the default.
-        site_names: of all sites that fire.
+        models: a model; or pattern -> model; or None, the default.
         default: for sites that no pattern matches.
 
     Raises:

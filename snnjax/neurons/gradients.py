@@ -1,12 +1,11 @@
 """The gradient of a model in a simulation: its surrogate, and a detached reset.
 
-The spikes stay those of the model; only derivatives differ. A detached reset treats the
-level k of a spike as a constant, but the threshold keeps its gradient:
+The spikes stay those of the model. A detached reset treats the level k of a spike as a
+constant, but the threshold keeps its gradient:
 
     v <- v - V_th stop_gradient(k)    or    v (1 - stop_gradient(1[k != 0]))
 
-Source: Zenke and Vogels, Neural Computation 2021, who leave the reset out of the
-backward pass.
+Source: Zenke and Vogels, Neural Computation 2021.
 """
 
 import dataclasses
@@ -69,11 +68,11 @@ class WithoutGradient(Wrapper):
         return fire(self.neuron, self._constants(params), state, spike)
 
     def _constants(self, tree: Any) -> Any:
-        # Whole numbers have no derivative that anybody could ask for.
-        return jax.tree.map(
-            lambda leaf: _constant(self.neuron, leaf) if is_floating(leaf) else leaf,
-            tree,
-        )
+        def constant(leaf: jax.Array) -> jax.Array:
+            # Whole numbers have no derivative that anybody could ask for.
+            return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
+
+        return jax.tree.map(constant, tree)
 
 
 # Applied to the input, since JAX never evaluates a derivative of spikes that is 0.

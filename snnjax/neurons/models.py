@@ -39,8 +39,7 @@ class NeuronParams(NamedTuple):
         temperature: second argument of the surrogate (b of Dspike), scalar or [C];
             None: the surrogate's own default, which is not trained.
         offset: the output of level 0, scalar or [C]; subtracted from every current and
-            added to every output; None: 0. A bias can absorb this constant. See
-            `snnjax.calibrators.least_squares_offset`.
+            added to every output; None: 0.
 
     ``snn.neurons[site_name]`` are those of a site; ``_replace`` changes some of them:
 
@@ -155,7 +154,7 @@ class IntegrateAndFire:
         """v <- leak v + I."""
         v = state.potential
         if params.leak is not None:
-            v = _like(params.leak, v) * v
+            v = like(params.leak, v) * v
         return state._replace(potential=v + current.astype(v.dtype))
 
     def fire(
@@ -170,9 +169,9 @@ class IntegrateAndFire:
         its tails.
         """
         v, total = state
-        v_th = _like(params.threshold, v)
+        v_th = like(params.threshold, v)
         temperature = params.temperature
-        sharpness = () if temperature is None else (_like(temperature, v),)
+        sharpness = () if temperature is None else (like(temperature, v),)
 
         def reached(level: Any) -> jax.Array:
             # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
@@ -204,7 +203,7 @@ class IntegrateAndFire:
         return NeuronState(v, total), add_offset(v_th * level, params.offset)
 
 
-def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
+def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
     """A parameter in the type of the potential, with as many axes."""
     return lead(parameter, potential.ndim).astype(potential.dtype)
 
@@ -261,8 +260,7 @@ def integrate_and_fire(
             leaf that can be trained; None: the surrogate's own default.
         dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
             step T; up to 1/2 this changes nothing. With a radix code of base 2, 2/3
-            gives the non-adjacent form of a number, whose digits are 0 two times out of
-            three.
+            gives the non-adjacent form of a number: two of three digits are 0.
         last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
             nearest value. With 2/3 a third fewer neurons send a last spike, and the
             squared error of rounding grows by a third.

@@ -4,9 +4,8 @@
     state          = integrate(params, state, current + bias)    at every step, and then
     state, spikes  = fire(params, state, spike)
 
-Nothing else is required; docs/neurons.md shows an example. Optional attributes are
-``levels`` (low, high), if its spikes are whole multiples of the parameter
-``threshold``, and ``neuron``, the model that it wraps.
+Optional attributes are ``levels`` (low, high), if its spikes are whole multiples of the
+parameter ``threshold``, and ``neuron``, the model that it wraps.
 """
 
 import dataclasses
@@ -60,9 +59,9 @@ class Neuron(Protocol):
     ) -> tuple[Any, jax.Array]:
         """The state after firing, and the spikes [B, ...].
 
-        ``spike`` is a function of (v - V_th) / (2 V_th), and of a sharpness where the
-        parameters have a ``temperature``; see `snnjax.surrogate`. The library
-        finds it by its name. A model with its own surrogate leaves it out.
+        ``spike``, found by its name, is a function of (v - V_th) / (2 V_th), and of a
+        sharpness where the parameters have a ``temperature``; see `snnjax.surrogate`.
+        A model with its own surrogate leaves it out.
         """
         ...
 
@@ -173,21 +172,12 @@ def takes_surrogate(neuron: Any) -> bool:
 
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
-    """Connections within a site that a spike reaches, as the parts of a model state it.
-
-    Args:
-        shape: of the site's neurons.
-    """
-    fan_outs = [getattr(part, "fan_out", None) for part in chain(neuron)]
-    return sum(fan_out(shape) for fan_out in fan_outs if fan_out is not None)
+    """Connections within a site of this shape that a spike reaches."""
+    return sum(p.fan_out(shape) for p in chain(neuron) if hasattr(p, "fan_out"))
 
 
 def levels_of(neuron: Any) -> tuple[int, int] | None:
-    """The levels that a model states; None: its spikes may be any numbers.
-
-    Raises:
-        ValueError: levels that no spikes can have.
-    """
+    """The levels that a model states; None: its spikes may be any numbers."""
     levels = getattr(neuron, "levels", None)
     return None if levels is None else checked_levels(levels)
 

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead
 from snnjax.codes import Code
-from snnjax.neurons.models import NeuronState
+from snnjax.neurons.models import NeuronState, like
 from snnjax.neurons.protocol import chain, drive, fire
 from snnjax.surrogate import Surrogate
 
@@ -118,7 +117,7 @@ def fire_at(
     if total is not None:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
         # sizes grow, the fraction of a spike waits until it is a whole one.
-        sent = total * _like(tick.before, v) / _like(tick.size, v)
+        sent = total * like(tick.before, v) / like(tick.size, v)
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
     ahead = _ahead(neuron, params, v, tick)
@@ -127,8 +126,8 @@ def fire_at(
     after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
-        offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += offset if tick.arrivals is None else _like(tick.arrivals, v) * offset
+        offset = like(params.offset, spikes)
+        spikes += offset if tick.arrivals is None else like(tick.arrivals, v) * offset
     return NeuronState(after.potential - ahead, total), spikes
 
 
@@ -141,21 +140,17 @@ def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
-    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
+    threshold = like(params.threshold, v)
     margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
     ahead = jnp.full_like(v, max(margins))
     if model.levels[0] < 0:
-        ahead += _like(tick.size - tick.finest, v) / 2 * threshold
+        ahead += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
-        missing = v - _like(tick.finest, v) / 2 * threshold
-        bar = _like(tick.zone * (1 - _TIES), v) * _like(tick.size, v) * threshold
+        missing = v - like(tick.finest, v) / 2 * threshold
+        bar = like(tick.zone * (1 - _TIES), v) * like(tick.size, v) * threshold
         silent = jnp.abs(missing) < bar
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     return ahead
-
-
-def _like(number: Any, v: jax.Array) -> jax.Array:
-    return jnp.asarray(number, v.dtype)
 
 
 _ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.

@@ -2,9 +2,8 @@
 
     spikes = V_th (low + index) + offset     indices are packed along the first axis
 
-An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Only this
-module defines the indices. Conversion stores spikes in this form between two sites, and
-a gradient with ``remat`` stores nothing else.
+An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Conversion
+keeps spikes in this form between two sites, and a gradient with ``remat`` nothing else.
 """
 
 import dataclasses

@@ -231,10 +231,8 @@ def after_all_input(
 
 
 def needs_no_time(code: Code, steps: int, wait: int) -> bool:
-    """Whether every site has all of its input before its first decision.
-
-    With a wait of T - 1 it has; a bias of rate coding arrives one step later.
-    """
+    """Whether every site has all of its input before its first decision."""
+    # With a wait of T - 1 it has; a bias of rate coding arrives one step later.
     return wait >= steps - (not code.clock_runs)
 
 
@@ -296,7 +294,7 @@ def closed_form(
 
 
 def arriving_while_firing(
-    params: Any, currents: jax.Array, wait: int, code: Code = RATE
+    params: Any, currents: jax.Array, wait: int, code: Code
 ) -> jax.Array:
     """The input after the wait with its bias, and then zeros: [T, B, ...]."""
     times = arrivals(code, len(currents), slice(wait, None))

@@ -5,13 +5,10 @@
     Recurrent    I <- I + s(t - 1) W,    W [N, N] among the N neurons of a site
 
 Each is a value with the fields of fresh parameters; its params and its state hold those
-of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, "Surrogate
-gradient learning in spiking neural networks", IEEE Signal Processing Magazine 2019,
-where v integrates i of the step before; Bellec, Scherr, Subramoney, Hajek, Salaj,
-Legenstein and Maass, "A solution to the learning dilemma for recurrent networks of
-spiking neurons", Nature Communications 2020; Bellec et al., NeurIPS 2018, where
-a <- rho a + (1 - rho) s, the reset subtracts the raised threshold, and W has no
-connection of a neuron to itself.
+of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, IEEE Signal
+Processing Magazine 2019, where v integrates i of the step before; Bellec et al., Nature
+Communications 2020; Bellec et al., NeurIPS 2018, where a <- rho a + (1 - rho) s, the
+reset subtracts the raised threshold, and W connects no neuron to itself.
 """
 
 import dataclasses
@@ -97,9 +94,6 @@ class Synaptic(_WithVariable):
             constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
             and so does a bias.
 
-    Raises:
-        ValueError: no model, or a leak outside its range.
-
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> neuron = Synaptic(lif(leak=1.0), synaptic_leak=0.5)
@@ -151,9 +145,6 @@ class Adaptive(_WithVariable):
         adaptation_leak: 0 < adaptation_leak <= 1; exp(-dt / tau) of a threshold that
             returns with the time constant tau.
 
-    Raises:
-        ValueError: another model, or a number outside its range.
-
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> neuron = Adaptive(lif(leak=1.0), adaptation=2.0, adaptation_leak=0.5)
@@ -184,18 +175,18 @@ class Adaptive(_WithVariable):
         """Spikes of the model, whose surrogate is evaluated at the raised threshold.
 
         In place of x = (v - V_th) / (2 V_th), at (v - V_th - adaptation a) / (2 V_th).
-        This comparison is rounded, unlike v >= V_th: a potential equal to the raised
-        threshold may fire or not.
+        This comparison is rounded: a potential equal to the raised threshold may fire
+        or not.
         """
         inside, a = state
-        if field(params.neuron, "threshold") is None:
+        own_threshold = field(params.neuron, "threshold")
+        if own_threshold is None:
             raise ValueError(
                 f"an adaptive threshold needs a parameter threshold, and those of "
                 f"{self.neuron!r} have none"
             )
         threshold, adaptation, leak = (
-            lead(leaf, a.ndim).astype(a.dtype)
-            for leaf in (field(params.neuron, "threshold"), *params[1:])
+            lead(leaf, a.ndim).astype(a.dtype) for leaf in (own_threshold, *params[1:])
         )
         # The model compares v with its own V_th, so its surrogate's argument moves.
         shift = adaptation * a / (2 * threshold)
@@ -226,12 +217,6 @@ class Recurrent(_WithVariable):
     The kernel has N x N weights for the N neurons of a site. It is meant for dense
     layers: in a convolution N counts all positions. The ``key`` of `snnjax.init` draws
     it, and an optimizer trains it as "kernel".
-
-    Args:
-        neuron: the model, e.g. `snnjax.lif`.
-
-    Raises:
-        ValueError: no model.
 
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
