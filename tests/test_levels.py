@@ -24,6 +24,7 @@ from networks import (
 import snnjax
 from snnjax import deploy
 from snnjax.neurons import (
+    IntegrateAndFire,
     NeuronState,
     closed_form,
     integrate_and_fire,
@@ -327,6 +328,8 @@ def test_conversion_takes_if_neurons_only():
         integrate_and_fire(reset="zero"),
         integrate_and_fire(temperature=2.0),
         snnjax.integrate_and_fire,
+        {"*": lif()},
+        type("Own", (IntegrateAndFire,), {})(),
     ):
         with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
             snnjax.convert(*NET[:3], steps=STEPS, model=neuron)

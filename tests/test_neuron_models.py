@@ -599,18 +599,6 @@ def test_a_conversion_takes_levels_by_site():
     assert_close(layers.mean(0), closed_form.mean(0))
 
 
-def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
-    convert = functools.partial(snnjax.convert, *NET[:3], steps=STEPS)
-    plain = snnjax.integrate_and_fire()
-    refused(
-        [
-            (lambda: convert(model={"*": lif()}), "allowed: an IF neuron"),
-            (lambda: convert(model=Silent()), "allowed: an IF neuron"),
-            (lambda: convert(model={"x": plain}), "match no site"),
-        ]
-    )
-
-
 # ---------------------------------------------------------------------------- files
 
 

@@ -67,8 +67,7 @@ class NeuronState(NamedTuple):
 
     Attributes:
         potential: the membrane potential v, [B, ...].
-        total: N, the sum of all levels so far, [B, ...]; None if no level is negative,
-            since N limits only negative ones.
+        total: N, the sum of all levels so far, [B, ...]; None if none is negative.
 
     >>> neuron = integrate_and_fire(levels=(-1, 1))
     >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))

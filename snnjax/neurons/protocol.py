@@ -68,11 +68,7 @@ class Neuron(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A model that behaves as the one inside; subclasses change a part of it.
-
-    Attributes:
-        neuron: the model.
-    """
+    """A model that behaves as ``neuron``, the one inside; subclasses change a part."""
 
     neuron: Neuron
 

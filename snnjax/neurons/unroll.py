@@ -16,11 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
-from snnjax.codes import Code, rate
+from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
 from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
+    RATE,
     SpikeTrain,
     append,
     in_groups,
@@ -29,7 +30,6 @@ from snnjax.neurons.spike_trains import (
 )
 from snnjax.neurons.whole import WholeNumbers, off_grid
 
-RATE = rate()
 FEW_STEPS = 4  # A CPU computes so many several times faster outside of a loop.
 
 
