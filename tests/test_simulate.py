@@ -440,7 +440,7 @@ def test_arrays_of_a_sequence_have_equally_many_examples():
     x["b"] = np.ones((STEPS, 5, 2), np.float32)
     with pytest.raises(ValueError, match="of 3, 5 examples; allowed: .* on axis 1"):
         simulate(snn, x)
-    with pytest.raises(ValueError, match="a.* has shape .4,.; allowed: .T, batch"):
+    with pytest.raises(ValueError, match="a.* has shape .5,.; allowed: .T, batch"):
         simulate(snn, {"a": np.ones(STEPS), "b": np.ones(STEPS)})
 
 

@@ -119,7 +119,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
         for eq in live
         if eq.fires or (eq.site is not None and code.clock_runs)
     }
-    widened, narrowed = _in_float32(constants)
+    constants_of_loop = _held_wide(constants)
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
         x, ticks = now  # of the steps of this segment
@@ -139,7 +139,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
             outputs, after[name] = function.over_time((current, *others), states[name])
             return outputs
 
-        values: dict[Any, Any] = narrowed(widened)
+        values: dict[Any, Any] = constants_of_loop()
         if job.sequence:
             values |= network.inputs(x)
         evaluate(live, values, rule, streams=streams)
@@ -161,19 +161,16 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     return over_steps(job, constants | outputs, streams)
 
 
-def _in_float32(constants: Values) -> tuple[Values, Callable[[Values], Values]]:
-    """Values in float32 or wider, and the function that takes them back.
+def _held_wide(constants: Values) -> Callable[[], Values]:
+    """A function that gives these values; it holds them in float32 or wider.
 
     The gradient of a constant of a loop is summed over its turns in the type in which
     it enters. A number of Python has neither gradient nor type.
     """
     arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
     types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
-
-    def narrowed(widened: Values) -> Values:
-        return widened | {v: widened[v].astype(types[v]) for v in types}
-
-    return constants | {v: wide(constants[v]) for v in types}, narrowed
+    widened = {v: wide(constants[v]) for v in types}
+    return lambda: constants | {v: a.astype(types[v]) for v, a in widened.items()}
 
 
 def _scan(
@@ -217,7 +214,7 @@ def _run_from_bits(job: Job) -> Any:
 
 def all_steps(job: Job) -> Callable[..., jax.Array]:
     """What a site sends in T steps: ``fire(site, params, currents [T, B, ...])``."""
-    # Not the job itself: a gradient keeps the function, which must hold no arrays.
+    # Not of the job itself: a gradient keeps the function, which must hold no arrays.
     models, wait, code = job.models, job.wait, job.snn.code
 
     def fire(site: Site, params: Any, currents: jax.Array) -> jax.Array:

@@ -88,14 +88,13 @@ def outputs_from_bits(
 
 def _levels(model: Neuron, site: Site) -> tuple[int, int]:
     levels = levels_of(model)
-    if levels is None:
-        raise ValueError(
-            f"remat keeps spikes as levels in bits; the model of site {site.name!r}, "
-            f"{model!r}, states no levels. Give it an attribute levels = (low, high), "
-            "with spikes that are whole multiples of its parameter threshold, or leave "
-            "remat out"
-        )
-    return levels
+    if levels is not None:
+        return levels
+    raise ValueError(
+        f"remat keeps spikes as levels in bits; the model of site {site.name!r}, "
+        f"{model!r}, states no levels. Give it an attribute levels = (low, high), with "
+        "spikes that are whole multiples of its parameter threshold, or leave remat out"
+    )
 
 
 def _with_recomputation(
@@ -106,7 +105,6 @@ def _with_recomputation(
     Not ``jax.checkpoint``: on CPU, XLA detects that the second computation equals the
     first one and keeps everything. Here the second one starts from the bits.
     """
-    encoded = [isinstance(source, _Encoded) for source in sources]
     types = [jax.typeof(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
 
     def decoded(sources: list[Any]) -> list[Any]:
@@ -132,8 +130,8 @@ def _with_recomputation(
         _, pull = jax.vjp(run, decoded(bits), params)
         slopes, of_params = pull(upstream)
         of_sources = [
-            _Encoded(slope, None) if is_bits else slope
-            for slope, is_bits in zip(slopes, encoded, strict=True)
+            slope if spikes is None else _Encoded(slope, None)
+            for slope, spikes in zip(slopes, types, strict=True)
         ]
         return of_sources, of_params
 
@@ -149,8 +147,8 @@ def _available_after(
         bits = where(isnan(slope), 0, bits)    for one number of the upstream gradient
 
     Otherwise XLA may recompute all stages at once, and hold them. On CPU it ignores
-    ``optimization_barrier``, but it cannot know that no gradient is NaN. If one is, the
-    zeros do no harm, since the parameters become NaN as well.
+    ``optimization_barrier``, but cannot know that no gradient is NaN. If one is, the
+    parameters become NaN as well.
     """
     slopes = [s for s in jax.tree.leaves(upstream) if s.dtype != jax.dtypes.float0]
     if not slopes:
