@@ -11,7 +11,7 @@ Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ __all__ = [
 
 # (x) -> spikes, or (x, temperature) -> spikes if the neuron has a temperature
 Surrogate = Callable[..., jax.Array]
+P = ParamSpec("P")
 
 
 def step(spike: Surrogate) -> Surrogate:
@@ -87,7 +88,7 @@ def step_with_derivative(
     return spike
 
 
-def _with_derivative(derivative: Callable[..., jax.Array]) -> Surrogate:
+def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Array]:
     """The step in x, whose tangent is ``derivative(x, sharpness)`` times that of x.
 
     A ``custom_jvp`` rather than a ``custom_vjp``, so that forward mode works too.

@@ -222,7 +222,7 @@ def fitted(levels, wait=0):
     "name, levels, reset, wait",
     [
         ("dense", (0, 20), "subtract", 0),
-        ("projection", (-3, 3), "zero", 0),
+        ("input skip", (-3, 3), "zero", 0),
         ("max-pool before", (-1, 1), "subtract", STEPS),
     ],
 )

@@ -32,7 +32,7 @@ from snnjax.neurons import integrate_and_fire, lif
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import arctan, dspike, step_with_derivative
 
-STEPS = 5  # few steps would be computed outside of a loop, in larger programs
+STEPS = 8  # few steps would be computed outside of a loop, in larger programs
 DENSE = NETWORKS["dense"]
 FITTED = halves(DENSE, steps=STEPS, wait=0)
 IF = snnjax.init(*DENSE[:3], model=integrate_and_fire())
@@ -226,7 +226,7 @@ def test_latency_grows_with_depth():
 
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
     shorter = outputs("dense", wait=0, execution="by_step")
-    np.testing.assert_array_equal(outputs("dense", steps=6)[:STEPS], shorter)
+    np.testing.assert_array_equal(outputs("dense", steps=11)[:STEPS], shorter)
 
 
 def test_vmap_over_thresholds_tries_several_networks():
@@ -263,14 +263,14 @@ def test_an_snn_brings_its_steps_and_wait():
     ):
         with pytest.raises(ValueError, match=message):
             snnjax.spiking(DENSE.fn, **options)(snn, VECTORS)
-    with pytest.raises(ValueError, match="segment is 9; allowed: 1 to steps=5"):
+    with pytest.raises(ValueError, match="segment is 9; allowed: 1 to steps=8"):
         snnjax.spiking(DENSE.fn, execution=ByLayer(segment=9))(FITTED, VECTORS)
     with pytest.raises(ValueError, match="fitted to no number of steps: give steps=T"):
         snnjax.spiking(DENSE.fn)(IF, VECTORS)
 
 
 def test_an_snn_without_arrays_is_shown_in_a_line_too():
-    assert repr(jax.tree.map(lambda leaf: None, FITTED)).startswith("SNN(steps=5")
+    assert repr(jax.tree.map(lambda leaf: None, FITTED)).startswith("SNN(steps=8")
 
 
 # --------------------------------------------------------------------- gradients
@@ -440,7 +440,7 @@ def test_arrays_of_a_sequence_have_equally_many_examples():
     x["b"] = np.ones((STEPS, 5, 2), np.float32)
     with pytest.raises(ValueError, match="of 3, 5 examples; allowed: .* on axis 1"):
         simulate(snn, x)
-    with pytest.raises(ValueError, match="a.* has shape .5,.; allowed: .T, batch"):
+    with pytest.raises(ValueError, match="a.* has shape .8,.; allowed: .T, batch"):
         simulate(snn, {"a": np.ones(STEPS), "b": np.ones(STEPS)})
 
 
@@ -474,14 +474,14 @@ OTHER_SITE = dataclasses.replace(
     [
         ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
         ({"steps": 4.0}, "steps is 4.0"),
-        ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=5"),
-        ({"wait": STEPS + 1}, "wait is 6"),
+        ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=8"),
+        ({"wait": STEPS + 1}, "wait is 9"),
         ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'by_step"),
         ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
         ({"execution": ByLayer}, "ByLayer\\(segment=..., remat=...\\) \\(called"),
-        ({"execution": ByLayer(segment=9)}, "segment is 9; allowed: 1 to steps=5"),
+        ({"execution": ByLayer(segment=9)}, "segment is 9; allowed: 1 to steps=8"),
         ({"execution": ByLayer(segment=2), "wait": 1}, "segment needs wait 0, .*found"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
         ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
@@ -538,7 +538,7 @@ WRONG_CALLS = [
     ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
     (
         {"inputs": "sequence", "x": SHORT_X},
-        "needs x \\[steps=5, batch, ...\\]; found shape \\(3, 4, 4\\)",
+        "needs x \\[steps=8, batch, ...\\]; found shape \\(3, 4, 4\\)",
     ),
     (
         {"surrogate": lambda x, b: x},
@@ -579,7 +579,7 @@ def test_groups_need_a_number_of_examples():
 @pytest.mark.parametrize("inputs", ["constant", "sequence"])
 def test_a_missing_batch_axis_is_named(inputs):
     simulate = snnjax.spiking(DENSE.fn, steps=STEPS, inputs=inputs)
-    x = VECTORS[0] if inputs == "constant" else VECTORS[:, :4]
+    x = VECTORS[0] if inputs == "constant" else np.ones((STEPS, 4), "f4")
     with pytest.raises(snnjax.ConversionError) as raised:
         simulate(FITTED, x)
     assert "its first axis must be the batch" in str(raised.value)
