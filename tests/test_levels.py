@@ -33,10 +33,7 @@ from snnjax.neurons import (
     unroll,
 )
 from snnjax.neurons.spike_trains import (
-    SpikeTrain,
     decode,
-    level_indices,
-    pack,
     per_byte,
 )
 from snnjax.neurons.unroll import spike_train
@@ -102,12 +99,13 @@ def test_spikes_are_those_of_the_oracle():
             if wait == STEPS and neuron.reset == "subtract":
                 mean = closed_form(neuron, p, into.mean(0), STEPS)
             spikes = unroll(neuron, p, into, wait=wait)
-            results.append((spikes, mean, pace, decode(train, STEPS)))
+            results.append((spikes, mean, pace, train.bits, decode(train, STEPS)))
         return results
 
     results = jax.device_get(run(parameters, into))
     for (neuron, wait), p, result in zip(AT_A_SITE, parameters, results, strict=True):
-        spikes, mean, pace, decoded = result
+        spikes, mean, pace, bits, decoded = result
+        assert len(bits) == -(-STEPS // per_byte(neuron.levels))
         expected = oracle(neuron, p, into, wait=wait)
         np.testing.assert_array_equal(spikes, expected, f"{neuron}, wait {wait}")
         np.testing.assert_array_equal(decoded, expected)
@@ -119,37 +117,6 @@ def test_spikes_are_those_of_the_oracle():
             assert np.any(expected != oracle(neuron, p, into, wait=wait, **none))
         elif p.leak is None:
             assert (expected.sum(0) >= 0).all()  # as a ReLU's output
-
-
-def test_spikes_are_encoded_in_as_few_bits_as_their_levels_need():
-    threshold = np.array([0.3, 1.7], np.float32)
-    cases = [
-        (levels, group, steps)
-        for levels, group in (((0, 1), 8), ((-1, 1), 4), ((0, 3), 4), ((0, 99), 1))
-        for steps in (7, 8)
-    ]
-
-    @jax.jit
-    def to_bits_and_back(all_spikes):
-        results = []
-        for spikes, (levels, *_) in zip(all_spikes, cases, strict=True):
-            bits = pack(level_indices(spikes, threshold, levels), levels)
-            train = SpikeTrain(bits, jnp.asarray(threshold), levels)
-            results.append((bits, decode(train, len(spikes))))
-        return results
-
-    all_spikes = []
-    for (low, high), _, steps in cases:
-        generator = np.random.default_rng(steps)
-        level = generator.integers(low, high + 1, (steps, 3, 2))
-        all_spikes.append(np.float32(level) * threshold)
-    results = to_bits_and_back(all_spikes)
-    for (levels, group, steps), spikes, (bits, decoded) in zip(
-        cases, all_spikes, results, strict=True
-    ):
-        assert (bits.dtype, per_byte(levels)) == (np.uint8, group)
-        assert len(bits) == -(-steps // group)
-        np.testing.assert_array_equal(decoded, spikes)
 
 
 @pytest.mark.parametrize("levels, reset", [((-2, 2), "zero"), ((0, 20), "subtract")])
@@ -253,31 +220,6 @@ def test_the_gradient_of_spikes_from_their_bits_is_that_of_the_layers():
     assert any(np.any(leaf) for leaf in jax.tree.leaves(layers))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, layers, with_remat)
-
-
-def test_a_signed_neuron_takes_back_what_later_input_does_not_support():
-    """An input whose mean is 0, all of it above 0 at first.
-
-    A binary neuron answers the first half and keeps its error whatever T is; that of a
-    signed one is V_th / T at most, as if it had waited.
-    """
-
-    def fn(weights, x):
-        return relu(relu(x @ weights)) @ weights
-
-    steps = 64
-    weights, half = np.eye(1, dtype=np.float32), np.ones((steps // 2, 1, 1))
-    x = np.concatenate([half, -half]).astype(np.float32)
-    simulate = snnjax.spiking(fn, steps=steps, inputs="sequence")
-
-    def mean_output(low):
-        model = integrate_and_fire(levels=(low, 1))
-        snn = snnjax.init(fn, weights, x[0], model=model)
-        return lambda x: simulate(snn, x).mean()
-
-    binary, signed = outputs_of(map(mean_output, (0, -1)), x)
-    assert binary == 0.5
-    assert abs(signed) <= 1 / steps
 
 
 def test_the_highest_level_reaches_what_a_binary_threshold_would():
