@@ -6,6 +6,7 @@ The oracle is `reference.population`; numbers are multiples of 1/8, so sums are 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -359,22 +360,21 @@ def test_a_surrogate_that_a_model_ignores_is_refused():
                 run(fresh(model), **options)
 
 
-class Wide(MyNeuron):
+@dataclasses.dataclass(frozen=True)
+class Changed(MyNeuron):
+    """MyNeuron with another state and other spikes after it has fired."""
+
+    change: Callable = lambda state, spikes: (state, spikes)
+
     def fire(self, params, state, spike=dspike):
-        state, spikes = super().fire(params, state, spike)
-        return state, spikes[..., :1]
+        return self.change(*super().fire(params, state, spike))
 
 
-class Shrinking(MyNeuron):
-    def fire(self, params, state, spike=dspike):
-        (v, step), spikes = super().fire(params, state, spike)
-        return (v.astype(jnp.bfloat16), step), spikes
-
-
-class Forgetful(MyNeuron):
-    def fire(self, params, state, spike=dspike):
-        state, spikes = super().fire(params, state, spike)
-        return state[0], spikes
+WIDE = Changed(change=lambda state, spikes: (state, spikes[..., :1]))
+FORGETFUL = Changed(change=lambda state, spikes: (state[0], spikes))
+SHRINKING = Changed(
+    change=lambda state, spikes: ((state[0].astype(jnp.bfloat16), state[1]), spikes)
+)
 
 
 class Unhashable(MyNeuron):
@@ -385,10 +385,10 @@ def test_what_breaks_the_protocol_is_refused():
     refused(
         (lambda m=model: run(snnjax.init(*NET[:3], model=m, key=KEY)), message)
         for model, message in (
-            (Wide(), "fires .* for currents of shape .* the same shape"),
-            (Recurrent(Wide()), "the same shape"),
-            (Shrinking(), "turns its state 0 from float32.* into bfloat16"),
-            (Forgetful(), "has the state .* from start and .* after a step"),
+            (WIDE, "fires .* for currents of shape .* the same shape"),
+            (Recurrent(WIDE), "the same shape"),
+            (SHRINKING, "turns its state 0 from float32.* into bfloat16"),
+            (FORGETFUL, "has the state .* from start and .* after a step"),
             (Unhashable(), "not hashable"),
             (MyNeuron, "the class MyNeuron; allowed: a model"),
             ("lif", "without init, start, integrate, fire; allowed: a model"),
@@ -400,29 +400,32 @@ def test_what_breaks_the_protocol_is_refused():
     )
 
 
-class DictParams(MyNeuron):
-    def init(self, shape=(), key=None):
-        return {"threshold": jnp.ones(()), "bias": jnp.ones(())}
+class Threshold(NamedTuple):
+    threshold: jax.Array
 
 
-class TreeParams(MyNeuron):
+class WithWeights(NamedTuple):
+    threshold: jax.Array
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherParams(MyNeuron):
+    """MyNeuron with other parameters: those that a function of the shape makes."""
+
+    make: Callable = lambda shape: Threshold(jnp.full((), 0.5))
+
     def init(self, shape=(), key=None):
-        return MyParams(jnp.ones(shape), {"soma": jnp.ones(())})
+        return self.make(shape)
+
+
+A_DICT = OtherParams(make=lambda shape: {"threshold": jnp.ones(()), "bias": 0.0})
+A_TREE = OtherParams(make=lambda shape: MyParams(jnp.ones(shape), {"soma": 1.0}))
+WEIGHTS = OtherParams(make=lambda shape: WithWeights(jnp.ones(shape), jnp.ones(())))
 
 
 class Steps(MyNeuron):
     levels = (0, 0.5)
-
-
-class NamedWeights(MyNeuron):
-    def init(self, shape=(), key=None):
-        return WeightsParams(*super().init(shape, key), jnp.ones(()))
-
-
-class WeightsParams(NamedTuple):
-    threshold: jax.Array
-    bias: jax.Array
-    weights: jax.Array
 
 
 def test_parameters_and_levels_that_no_part_could_use_are_refused():
@@ -433,10 +436,10 @@ def test_parameters_and_levels_that_no_part_could_use_are_refused():
     refused(
         (functools.partial(use, model, part), message)
         for model, message in (
-            (DictParams(), "are a dict; allowed: a NamedTuple"),
-            (TreeParams(), "parameter bias of .* is a dict; allowed: an array"),
+            (A_DICT, "are a dict; allowed: a NamedTuple"),
+            (A_TREE, "parameter bias of .* is a dict; allowed: an array"),
             (Steps(), "levels are \\(0, 0.5\\); allowed"),
-            (NamedWeights(), "a parameter called weights; allowed: another name"),
+            (WEIGHTS, "a parameter called weights; allowed: another name"),
         )
         for part in (
             lambda fn, snn, x: snnjax.spiking(fn)(snn, x),
@@ -451,13 +454,8 @@ def test_sites_have_keys_of_their_own():
     assert not np.any(one == two)
 
 
-class HardWithoutBias(Hard):
-    def init(self, shape=(), key=None):
-        return Threshold(jnp.full((), 0.5))
-
-
-class Threshold(NamedTuple):
-    threshold: jax.Array
+class HardWithoutBias(OtherParams, Hard):
+    pass
 
 
 def test_a_gradient_of_the_parameters_alone_is_an_error_too():
