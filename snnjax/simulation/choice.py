@@ -1,8 +1,7 @@
 """What ``execution="auto"`` takes, from the device, the SNN and the wait.
 
-docs/accelerators.md has the table and the reasons: the measurements of
-benchmarks/throughput.py on a CPU, and for a TPU counts of compiled programs of version
-0.2. A GPU was neither measured nor counted.
+docs/accelerators.md has the table and the reasons: measurements on a CPU, and for a TPU
+counts of compiled programs of version 0.2. A GPU was neither measured nor counted.
 """
 
 from typing import NamedTuple

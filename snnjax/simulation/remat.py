@@ -51,12 +51,11 @@ def outputs_from_bits(
     """The outputs, stage by stage; a gradient keeps only the spikes, as bits.
 
     Args:
-        network: captured for the input.
         values: variable -> value, of all that no step changes and of the input.
         fire, neurons, at_operator: as for `firing`; the functions must hold no arrays,
             since a gradient keeps them.
-        models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
+        models: site name -> model, whose levels become bits.
     """
     store: dict[int | None, Any] = {**values}
     rule = firing(fire, {}, at_operator)

@@ -183,8 +183,7 @@ def spiking(
 
     Raises:
         ValueError: an argument is out of range, or two exclude each other. From
-            spiking_fn: the SNN has other steps, wait or site names, numbers are out of
-            range, a key is missing, the time axis is not T, or there is no closed form.
+            spiking_fn: the SNN or x does not fit them, or there is no closed form.
             Inside ``jit`` numbers are unknown: NaN in x then causes no spikes.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
