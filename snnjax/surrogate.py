@@ -82,7 +82,7 @@ def step_with_derivative(
     """
 
     @_with_derivative
-    def spike(x, sharpness=sharpness):
+    def spike(x: Any, sharpness: Any = sharpness) -> jax.Array:
         return derivative(x, sharpness)
 
     return spike
@@ -103,7 +103,8 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
     @function.defjvp
     def jvp(primals, tangents):
         (x, sharpness), (dx, _) = primals, tangents
-        slope = jnp.asarray(derivative(*_common(x, sharpness)), x.dtype)
+        slope = derivative(*_common(x, sharpness))  # type: ignore[call-arg]
+        slope = jnp.asarray(slope, x.dtype)
         return _step(x), slope * dx
 
     @step

@@ -24,7 +24,6 @@ class WithSurrogate(Wrapper):
     """A neuron model whose gradient is that of a surrogate; its spikes are the same.
 
     Attributes:
-        neuron: the model.
         surrogate: spike function in place of the default.
         detach_reset: no gradient through the reset.
 

@@ -134,9 +134,12 @@ class IntegrateAndFire:
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
         """Scalar parameters, whatever the shape; nothing is drawn."""
         del shape, key
-        numbers = self.threshold, 0.0, 0.0, self.leak, self.temperature
-        scalars = [None if n is None else jnp.asarray(n, jnp.float32) for n in numbers]
-        return NeuronParams(*scalars)
+        threshold, zero = jnp.float32(self.threshold), jnp.zeros((), jnp.float32)
+        leak, temperature = (
+            None if number is None else jnp.float32(number)
+            for number in (self.leak, self.temperature)
+        )
+        return NeuronParams(threshold, zero, zero, leak, temperature)
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
         """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
