@@ -92,13 +92,6 @@ def ranges_of(declared: Any) -> Mapping[str, Range]:
     }
 
 
-def check_fields(value: Any) -> None:
-    """Raise unless each field of a dataclass is within its range, or None."""
-    for name, limits in ranges_of(type(value)).items():
-        if getattr(value, name) is not None:
-            limits.check(name, getattr(value, name))
-
-
 def is_number(value: Any) -> bool:
     """Whether this is one real number, of Python, NumPy or JAX, and not traced."""
     if isinstance(value, Tracer):

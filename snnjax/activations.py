@@ -29,8 +29,8 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     Args:
         x: float array of any shape.
         maximum: > 0, the threshold to convert to: one number, or one per channel.
-            `snnjax.convert` refuses any other shape. It also refuses a maximum whose
-            channel axis ``vmap`` has separated from that of x.
+            `snnjax.convert` refuses other shapes, and a maximum whose channel axis
+            ``vmap`` has separated from that of x.
 
     Raises:
         ValueError: a maximum that is not positive, or an x that is not floating point.
@@ -69,9 +69,8 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     An IF neuron with V_th = maximum and v(0) = V_th / 2 sends exactly this value in T =
     L steps, if it waits for all of its input. `snnjax.quantized` uses this.
 
-    The gradient passes straight through the floor. In x it is 1 where the value y is
-    not clipped. In ``maximum`` it is (y - x) / maximum there, and 1 where the value is
-    clipped above, so a maximum can be trained.
+    The gradient passes straight through the floor: 1 in x where the value y is not
+    clipped, and (y - x) / maximum in ``maximum``; 1 where y is clipped above.
 
     Args:
         x: float array of any shape.
@@ -130,8 +129,7 @@ def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
 def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | float:
     """The maximum as floating point; raise if its value is known and out of range.
 
-    An array gets as many axes as x, so ``vmap`` adds its axis to both at the same
-    place.
+    An array gets as many axes as x, so ``vmap`` adds its axis at the same place.
     """
     as_array = getattr(maximum, "__jax_array__", None)  # of a variable of nnx
     maximum = maximum if as_array is None else as_array()

@@ -5,7 +5,8 @@ whose spikes have no derivative would silently train with a gradient of zero.
 Differentiating it is therefore an error.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import jax
 
@@ -17,31 +18,18 @@ from snnjax.neurons.protocol import drive, fire
 _BATCH = 3  # examples in the shapes of this check
 
 
-class _Step(NamedTuple):
-    """Shapes of one step of a model at a site."""
-
-    current: jax.ShapeDtypeStruct
-    before: Any
-    after: Any
-    spikes: Any
-
-
 def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     """Raise unless a step keeps the state's shapes and gives a spike per neuron.
 
-    Args:
-        neuron: the model.
-        params: its parameters, or their shapes.
-        site: the site of the neurons.
+    The parameters may be their shapes.
     """
-    shapes = _shapes_of_step(neuron, params, site)
+    current, before, after, spikes = _shapes_of_step(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"
-    _check_same_state(shapes.before, shapes.after, where)
-    spikes, shape = shapes.spikes, shapes.current.shape
-    if getattr(spikes, "shape", None) != shape or not is_floating(spikes):
+    _check_same_state(before, after, where)
+    if getattr(spikes, "shape", None) != current.shape or not is_floating(spikes):
         raise ValueError(
-            f"{where} fires {spikes} for currents of shape {shape}; allowed: spikes "
-            "of the same shape, floating point"
+            f"{where} fires {spikes} for currents of shape {current.shape}; allowed: "
+            "spikes of the same shape, floating point"
         )
 
 
@@ -60,20 +48,18 @@ def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
         leaves = jax.tree.leaves(of_arguments)
         return [slope for slope in leaves if slope.dtype != jax.dtypes.float0]
 
-    shapes = _shapes_of_step(neuron, params, site)
-    arguments = params, shapes.before, shapes.current, shapes.spikes
-    return depends_on_last(jax.make_jaxpr(slopes)(*arguments).jaxpr)
+    current, before, _, spikes = _shapes_of_step(neuron, params, site)
+    program = jax.make_jaxpr(slopes)(params, before, current, spikes)
+    return depends_on_last(program.jaxpr)
 
 
-def _shapes_of_step(neuron: Any, params: Any, site: Site) -> _Step:
+def _shapes_of_step(neuron: Any, params: Any, site: Site) -> tuple[Any, Any, Any, Any]:
+    """Shapes of the current, the state before and after a step, and the spikes."""
     shape = (_BATCH, *site.shape)
     current = jax.ShapeDtypeStruct(shape, site.dtype)
     before = jax.eval_shape(lambda params: neuron.start(params, shape), params)
-
-    def step(params, state, current):
-        return _step(neuron, params, state, current)
-
-    return _Step(current, before, *jax.eval_shape(step, params, before, current))
+    step = functools.partial(_step, neuron)
+    return current, before, *jax.eval_shape(step, params, before, current)
 
 
 def _step(

@@ -58,16 +58,14 @@ def evaluate_in_time(
         network: captured for x, or for a step of it.
         x: [B, ...], or [T, B, ...] if it is a sequence.
         observe: ``observe(site, currents, spikes)``, what arrives and what is sent at
-            each step, both [T, B, ...]; without the offset of the neurons, which is no
-            event.
+            each step, both [T, B, ...]; without the offset, which is no event.
 
     Returns:
-        The values of all variables, as the equations read them
-        (`snnjax.codes.Code.stream`), and which of them have a time axis.
+        The values of all variables, and which of them have a time axis.
     """
     code = snn.code
 
-    def fire(site: Site, params, current):
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(over_time(current, steps, len(site.shape)))
         model = snn.model_of(site.name)
         spikes = unroll(model, params, currents, wait=wait, code=code)
@@ -84,7 +82,7 @@ def evaluate_in_time(
 def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Values:
     """The values [B, ...] of all variables if all neurons emit this level.
 
-    At level 0 these are the constants: biases, offsets and x on their way.
+    At level 0: of biases, offsets and x on their way.
     """
     values = network.arguments(snn.params, x)
 
@@ -102,12 +100,10 @@ def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Value
 def events(code: Code, values: Values, constants: Values, v: int) -> jax.Array:
     """What arrives of a variable at each step because of spikes.
 
-    A value that has not changed may differ in its last bits, which is no event.
-
-    Args:
-        constants: values at level 0, of `at_level`.
+    ``constants`` are the values `at_level` 0.
     """
     arriving = _without(code, code.arriving(values[v]), constants[v])
+    # A value that has not changed may differ in its last bits, which is no event.
     noise = _ROUNDING * jnp.abs(values[v]).max(0, keepdims=True)
     return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
 
@@ -128,11 +124,7 @@ def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
 
 
 def threshold_of(params: Any, site: Site) -> jax.Array:
-    """The size of a spike of level 1: the threshold.
-
-    Raises:
-        ValueError: the neurons of the site have no threshold.
-    """
+    """The size of a spike of level 1; raise where the neurons have no threshold."""
     threshold = field(params, "threshold")
     if threshold is None:
         raise ValueError(

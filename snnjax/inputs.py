@@ -23,11 +23,7 @@ def encode(
 ) -> chex.ArrayTree:
     """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...].
 
-    Args:
-        x: [B, ...], for a sequence [T, B, ...].
-        inputs: one of `INPUTS`.
-        steps: T.
-        key: for Poisson inputs only.
+    ``key`` is for Poisson inputs only.
 
     Raises:
         ValueError: the time axis is not T, whole numbers change over time, a key is
@@ -55,19 +51,17 @@ def encode(
         raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
     leaves, tree = jax.tree.flatten(x)
     keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    trains = [_drawn(key, leaf, steps) for key, leaf in zip(keys, leaves, strict=True)]
+    trains = []
+    for key, leaf in zip(keys, leaves, strict=True):
+        _check_probability(leaf)
+        # bfloat16 has too few numbers between 0 and 1 for small rates.
+        spikes = jax.random.bernoulli(key, wide(leaf)[None], (steps, *leaf.shape))
+        trains.append(spikes.astype(leaf.dtype))
     return jax.tree.unflatten(tree, trains)
 
 
-def _drawn(key: jax.Array, x: jax.Array, steps: int) -> jax.Array:
-    _check_probability(x)
-    # bfloat16 has too few numbers between 0 and 1 for small rates.
-    shape = (steps, *x.shape)
-    return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
-
-
 def _check_probability(x: jax.Array) -> None:
-    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+    if isinstance(x, Tracer):
         return
     with jax.ensure_compile_time_eval():  # x may be closed over in a jit
         least, most = float(x.min()), float(x.max())

@@ -2,11 +2,12 @@
 
 No example of a batch affects another one, so each device runs its own examples in a
 ``shard_map``, without communication. Where a fit or a gradient sums over all examples,
-XLA adds the collectives. One process and many make the same calls.
+XLA adds the collectives.
 
 A ``batch_sharding`` says which axes of a mesh share the batch; None: no mesh.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,13 +27,7 @@ from jax.sharding import (
 from snnjax import _renamed
 from snnjax._examples import batch_of
 
-__all__ = [
-    "batch_sharding",
-    "on_each_device",
-    "on_mesh",
-    "put",
-    "size",
-]
+__all__ = ["batch_sharding", "on_each_device", "on_mesh", "put", "size"]
 
 __getattr__ = _renamed.renamed(
     __name__, {"in_groups": "jax.lax.map(..., batch_size=n)"}
@@ -92,32 +87,23 @@ def size(sharding: NamedSharding | None) -> int:
 
 
 def platform(x: Any) -> str:
-    """Where x is computed, as JAX names it: "cpu", "gpu" or "tpu".
+    """Where x is computed: "cpu", "gpu" or "tpu".
 
     The devices of x decide, inside ``jit`` those of its mesh; without one, and for
     NumPy arrays, JAX's default device decides.
-
-    >>> import jax.numpy as jnp
-    >>> platform(jnp.ones((8, 3)))
-    'cpu'
     """
     first = next(iter(jax.tree.leaves(x)), None)
     if isinstance(first, Tracer):
         device = getattr(jax.typeof(first).sharding.mesh, "abstract_device", None)
-        if device is not None:
-            return _platform_of(device.device_kind)
+        if device is not None:  # of a kind such as "cpu", "TPU v5 lite", "NVIDIA H100"
+            name = device.device_kind.lower()[:3]
+            return name if name in ("cpu", "tpu") else "gpu"
     elif isinstance(first, jax.Array):
         return next(iter(first.devices())).platform
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None:
         return jax.default_backend()
     return default if isinstance(default, str) else default.platform
-
-
-def _platform_of(device_kind: str) -> str:
-    """The platform of a device kind, e.g. "TPU v5 lite" or "NVIDIA H100"."""
-    kind = device_kind.lower()
-    return next((name for name in ("cpu", "tpu") if kind.startswith(name)), "gpu")
 
 
 def put(tree: _Tree, sharding: Sharding | None) -> _Tree:
@@ -158,11 +144,6 @@ def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
     return jax.tree.map(move, tree)
 
 
-def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
-    """The sharding of arrays of which each device of the mesh has a copy."""
-    return sharding and NamedSharding(sharding.mesh, PartitionSpec())
-
-
 def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
     """x and the trees on one mesh with Auto axes: that of x, or of the first tree.
 
@@ -172,12 +153,6 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
     Raises:
         ValueError: inside ``jax.set_mesh`` of a mesh with Explicit axes, which would
             not mix with Auto axes.
-
-    >>> import jax, jax.numpy as jnp
-    >>> sharding = jax.NamedSharding(jax.make_mesh((1,), ("data",)), jax.P("data"))
-    >>> x, w = automatic(jax.device_put(jnp.ones((8, 3)), sharding), jnp.ones((3, 2)))
-    >>> (x @ w).shape, w.sharding.mesh == x.sharding.mesh
-    ((8, 2), True)
     """
     shardings = map(batch_sharding, (x, *trees))
     sharding = next((s for s in shardings if s is not None), None)
@@ -192,12 +167,22 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
             "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes); "
             "snnjax.spiking also runs inside jit"
         )
-    axes = (AxisType.Auto,) * len(sharding.mesh.axis_names)
-    mesh = Mesh(
-        np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=axes
-    )
+    names = sharding.mesh.axis_names
+    axes = (AxisType.Auto,) * len(names)
+    mesh = Mesh(np.asarray(sharding.mesh.devices), names, axis_types=axes)
     auto = NamedSharding(mesh, sharding.spec)
     return tuple(on_mesh(tree, auto) for tree in (x, *trees))
+
+
+def along(axis: int | None, sharding: NamedSharding) -> NamedSharding:
+    """The same for arrays whose batch is on this axis; None: they have none."""
+    before = () if axis is None else (*[None] * axis, *sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*before))
+
+
+def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of arrays of which each device of the mesh has a copy."""
+    return sharding and along(None, sharding)
 
 
 def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array:
@@ -207,16 +192,9 @@ def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array
     """
     if sharding is None or isinstance(sharding.mesh, AbstractMesh):
         return x
-    even = x.shape[axis] % size(sharding) == 0
-    return jax.lax.with_sharding_constraint(
-        x, along(axis, sharding) if even else replicated(sharding)
-    )
-
-
-def along(axis: int, sharding: NamedSharding) -> NamedSharding:
-    """The same sharding for arrays whose batch axis is ``axis`` in place of 0."""
-    spec = PartitionSpec(*[None] * axis, *sharding.spec)
-    return NamedSharding(sharding.mesh, spec)
+    is_even = x.shape[axis] % size(sharding) == 0
+    spread = along(axis if is_even else None, sharding)
+    return jax.lax.with_sharding_constraint(x, spread)
 
 
 def on_each_device(
@@ -257,11 +235,6 @@ def on_all_devices(
     """``function`` of all examples together, such as a norm over the batch.
 
     XLA shares its work; along Explicit axes the function could not reshape arrays.
-
-    Args:
-        function: of arrays.
-        sharding: from `batch_sharding`.
-        out_axes: batch axis per result; None: it has no batch.
     """
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return function
@@ -270,8 +243,5 @@ def on_all_devices(
 
 def _shardings(axes: Any, sharding: NamedSharding) -> Any:
     """The sharding for each batch axis in a pytree; None: no batch."""
-
-    def of_axis(axis: int | None) -> NamedSharding | None:
-        return replicated(sharding) if axis is None else along(axis, sharding)
-
+    of_axis = functools.partial(along, sharding=sharding)
     return jax.tree.map(of_axis, axes, is_leaf=lambda axis: axis is None)

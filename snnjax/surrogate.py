@@ -11,7 +11,7 @@ Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ __all__ = [
 
 # (x) -> spikes, or (x, temperature) -> spikes if the neuron has a temperature
 Surrogate = Callable[..., jax.Array]
+P = ParamSpec("P")
 
 
 def step(spike: Surrogate) -> Surrogate:
@@ -79,37 +80,43 @@ def step_with_derivative(
     >>> float(box(0.2)), float(jax.grad(box)(0.2, 0.5))
     (1.0, 1.0)
     """
-    function = _spike_function(derivative)
+
+    @_with_derivative
+    def spike(x: Any, sharpness: Any = sharpness) -> jax.Array:
+        return derivative(x, sharpness)
+
+    return spike
+
+
+def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Array]:
+    """The step in x, whose tangent is ``derivative(x, sharpness)`` times that of x.
+
+    A ``custom_jvp`` rather than a ``custom_vjp``, so that forward mode works too.
+    """
+
+    @jax.custom_jvp
+    @functools.wraps(derivative)  # with its names and defaults of the arguments
+    def function(x, sharpness):
+        del sharpness
+        return _step(x)
+
+    @function.defjvp
+    def jvp(primals, tangents):
+        (x, sharpness), (dx, _) = primals, tangents
+        slope = derivative(*_common(x, sharpness))  # type: ignore[call-arg]
+        slope = jnp.asarray(slope, x.dtype)
+        return _step(x), slope * dx
 
     @step
-    def spike(x, sharpness=sharpness):
-        return function(jnp.asarray(x), sharpness)
+    @functools.wraps(derivative)
+    def spike(x, *sharpness, **by_name):
+        return function(jnp.asarray(x), *sharpness, **by_name)
 
     return spike
 
 
 def _step(x: jax.Array) -> jax.Array:
     return (x >= 0).astype(x.dtype)
-
-
-def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
-    """The step in x whose tangent is ``derivative(x, sharpness)`` times x's tangent.
-
-    A ``custom_jvp`` rather than a ``custom_vjp``, so that forward mode works too.
-    """
-
-    @jax.custom_jvp
-    def spike(x, sharpness):
-        del sharpness
-        return _step(x)
-
-    @spike.defjvp
-    def spike_jvp(primals, tangents):
-        (x, sharpness), (dx, _) = primals, tangents
-        slope = jnp.asarray(derivative(*_common(x, sharpness)), x.dtype)
-        return _step(x), slope * dx
-
-    return spike
 
 
 def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,30 +128,10 @@ def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
 
 
-def _dspike_derivative(x, b):
-    inside = jnp.abs(x) <= 0.5
-    # sech^2 by an exponential that does not overflow, even outside the window.
-    e = jnp.exp(-2 * b * jnp.abs(jnp.where(inside, x, 0)))
-    return jnp.where(inside, 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2), 0)
+# ------------------------------------------ surrogates: each returns its derivative
 
 
-_dspike = _spike_function(_dspike_derivative)
-_rectangle = _spike_function(
-    lambda x, width: jnp.where(jnp.abs(x) < width / 2, 1 / width, 0)
-)
-_triangle = _spike_function(
-    lambda x, width: jnp.maximum(0, width - jnp.abs(x)) / width**2
-)
-_exponential = _spike_function(
-    lambda x, slope: slope / 2 * jnp.exp(-slope * jnp.abs(x))
-)
-_sigmoid = _spike_function(
-    lambda x, slope: slope * jax.nn.sigmoid(slope * x) * jax.nn.sigmoid(-slope * x)
-)
-_arctan = _spike_function(lambda x, slope: slope / (1 + (jnp.pi * slope * x) ** 2))
-
-
-@step
+@_with_derivative
 def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     """Step with the derivative of Dspike at temperature b.
 
@@ -163,10 +150,13 @@ def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     >>> print(jax.grad(dspike)(0.0, 3.0))
     1.6571...
     """
-    return _dspike(jnp.asarray(x), temperature)
+    inside, b = jnp.abs(x) <= 0.5, temperature
+    # sech^2 by an exponential that does not overflow, even outside the window.
+    e = jnp.exp(-2 * b * jnp.abs(jnp.where(inside, x, 0)))
+    return jnp.where(inside, 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2), 0)
 
 
-@step
+@_with_derivative
 def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative 1[|x| < width / 2] / width (Wu et al., STBP, 2018).
 
@@ -174,10 +164,10 @@ def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     >>> print(jax.grad(rectangle)(0.2, 0.5))
     2.0
     """
-    return _rectangle(jnp.asarray(x), width)
+    return jnp.where(jnp.abs(x) < width / 2, 1 / width, 0)
 
 
-@step
+@_with_derivative
 def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative max(0, width - |x|) / width^2 (Esser et al., 2016).
 
@@ -185,10 +175,10 @@ def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     >>> print(jax.grad(triangle)(0.5, 1.0))
     0.5
     """
-    return _triangle(jnp.asarray(x), width)
+    return jnp.maximum(0, width - jnp.abs(x)) / width**2
 
 
-@step
+@_with_derivative
 def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     """Step with derivative slope / 2 exp(-slope |x|) (Shrestha, Orchard, 2018).
 
@@ -196,10 +186,10 @@ def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     >>> print(jax.grad(exponential)(0.0, 4.0))
     2.0
     """
-    return _exponential(jnp.asarray(x), slope)
+    return slope / 2 * jnp.exp(-slope * jnp.abs(x))
 
 
-@step
+@_with_derivative
 def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     """Step with the derivative of the logistic function of slope x.
 
@@ -207,10 +197,10 @@ def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     >>> print(jax.grad(sigmoid)(0.0, 4.0))
     1.0
     """
-    return _sigmoid(jnp.asarray(x), slope)
+    return slope * jax.nn.sigmoid(slope * x) * jax.nn.sigmoid(-slope * x)
 
 
-@step
+@_with_derivative
 def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     """Step with derivative slope / (1 + (pi slope x)^2) (Fang et al., 2021).
 
@@ -218,7 +208,7 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     >>> print(jax.grad(arctan)(0.0, 2.0))
     2.0
     """
-    return _arctan(jnp.asarray(x), slope)
+    return slope / (1 + (jnp.pi * slope * x) ** 2)
 
 
 def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
@@ -273,5 +263,5 @@ def _takes(function: Callable, arguments: tuple) -> bool:
     except TypeError:
         return False
     except ValueError:  # Python cannot read its signature
-        return True
+        pass
     return True

@@ -4,6 +4,7 @@ No test needs one: they lower programs, or let a CPU take the way of a TPU.
 """
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -12,14 +13,22 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, compiled, eighths, halves
+from networks import (
+    NETWORKS,
+    compiled,
+    eighths,
+    halves,
+    outputs_of,
+    relaxed_dspike,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax
 from snnjax import sharding
-from snnjax.neurons import integrate_and_fire, lif
+from snnjax.neurons import Recurrent, integrate_and_fire, lif
 from snnjax.simulation import ByLayer
 from snnjax.simulation.choice import Choice, choose
+from snnjax.simulation.options import Simulation
 from snnjax.surrogate import dspike
 
 STEPS = 4
@@ -48,7 +57,7 @@ def test_groups_on_a_tpu_have_the_outputs_and_the_gradient_of_the_layers(as_on_a
         simulate = snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
         return jax.value_and_grad(lambda snn: (simulate(snn, x) ** 2).sum())
 
-    auto, layers = (jax.jit(slope(e))(SNN) for e in ("auto", "by_layer"))
+    auto, layers = outputs_of(map(slope, ("auto", "by_layer")), SNN)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-3), auto, layers)
 
 
@@ -102,15 +111,13 @@ def test_a_narrow_network_has_its_gradient_summed_in_float32():
 
     def gradient(fn):
         simulate = snnjax.spiking(fn, steps=512, execution="by_step")
-        return jax.jit(jax.grad(lambda snn: (simulate(snn, x) ** 2).mean()))(snn)
+        return jax.grad(lambda snn: (simulate(snn, x) ** 2).mean())
 
     # Every number of this network is one of bfloat16 too.
-    narrow = gradient(snnjax.in_dtype(fn, jnp.bfloat16)).params
-    jax.tree.map(
-        lambda a, b: assert_allclose(a, b, atol=0.02 * abs(b).max()),
-        narrow,
-        gradient(fn).params,
-    )
+    fns = snnjax.in_dtype(fn, jnp.bfloat16), fn
+    narrow, exact = outputs_of(map(gradient, fns), snn)
+    for name, slope in exact.params.items():
+        assert_allclose(narrow.params[name], slope, atol=0.02 * abs(slope).max())
 
 
 @pytest.mark.parametrize("neuron, count", [(integrate_and_fire(), 1), (lif(), 2)])
@@ -129,30 +136,54 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(neuron, coun
     assert 0.8 * count * states < sum(residuals.values()) < 1.2 * count * states
 
 
-def test_what_is_asked_for_is_taken_as_it_is():
-    options = {"steps": 4, "wait": 0, "surrogate": dspike, "platform": "tpu"}
-    for execution in ("by_step", "by_layer", ByLayer(segment=2)):
-        assert choose(execution, SNN, **options) == Choice(execution)
+RADIX = dataclasses.replace(SNN, code=snnjax.codes.radix())
+OTHER = snnjax.init(*NET[:3], model=Recurrent(lif()), key=jax.random.key(0))
+ZONE = dataclasses.replace(SNN, model=integrate_and_fire(last_zone=0.75))
+LAYERS = Choice("by_layer")
+CLOSED = Choice("closed_form", has_gradient_of_layers=True)
+SOFT = [
+    lambda x: jnp.where(x >= 0, 1.0, jnp.where(x <= -1, -1.0, 0.0)),
+    functools.partial(relaxed_dspike, temperature=80.0),  # nearly hard
+    lambda x, b=1e9: relaxed_dspike(x, b),  # soft by its leaf
+]
 
 
-def test_few_steps_are_computed_layer_by_layer_on_a_tpu_in_groups():
-    radix = dataclasses.replace(SNN, code=snnjax.codes.radix())
-    for snn, steps, wait, choice in (
-        (radix, 4, 1, Choice("by_layer", group=128)),
-        (SNN, 4, 1, Choice("by_layer", group=128)),
-        (radix, 8, 1, Choice("by_layer")),
-        (radix, 4, 3, Choice("closed_form", has_gradient_of_layers=True)),
-    ):
-        options = {"steps": steps, "wait": wait, "platform": "tpu"}
-        assert choose("auto", snn, **options, surrogate=dspike) == choice
+@pytest.mark.parametrize(
+    "platform, steps, wait, options, choice",
+    [
+        ("cpu", 8, 0, {}, Choice("by_step", has_gradient_of_layers=True)),
+        ("cpu", 4, 0, {}, LAYERS),
+        ("cpu", 8, 1, {}, LAYERS),
+        ("cpu", 8, 8, {}, CLOSED),
+        ("cpu", 8, 8, {"snn": ZONE}, LAYERS),
+        ("cpu", 8, 0, {"snn": OTHER}, LAYERS),
+        *[("cpu", 8, 8, {"surrogate": soft}, LAYERS) for soft in SOFT],
+        ("gpu", 8, 0, {}, LAYERS),
+        ("tpu", 8, 0, {}, Choice("by_step", group=128)),
+        ("tpu", 8, 1, {}, LAYERS),
+        ("tpu", 4, 1, {}, Choice("by_layer", group=128)),
+        ("tpu", 4, 1, {"snn": RADIX}, Choice("by_layer", group=128)),
+        ("tpu", 8, 1, {"snn": RADIX}, LAYERS),
+        ("tpu", 4, 3, {"snn": RADIX}, CLOSED),
+        # What is asked for is taken as it is.
+        *[
+            ("tpu", 4, 0, {"execution": execution}, Choice(execution))
+            for execution in ("by_step", "by_layer", ByLayer(segment=2))
+        ],
+    ],
+)
+def test_what_is_chosen(platform, steps, wait, options, choice):
+    options = {"surrogate": dspike, "execution": "auto", "snn": SNN} | options
+    surrogate, execution = options["surrogate"], options["execution"]
+    gradient, rest = (surrogate, False), ("constant", None, False)
+    simulation = Simulation(NET.fn, steps, wait, *gradient, execution, *rest)
+    assert choose(simulation, options["snn"], platform) == choice
 
 
 def test_the_devices_of_the_images_decide_inside_jit_too():
     x = jnp.ones((8, 3))
     data = jax.NamedSharding(jax.make_mesh((2,), ("data",)), jax.P("data"))
     assert sharding.platform(np.ones(3)) == sharding.platform(x) == "cpu"
-    kinds = {"cpu": "cpu", "TPU v5 lite": "tpu", "NVIDIA H100": "gpu"}
-    assert {kind: sharding._platform_of(kind) for kind in kinds} == kinds
     platforms = []
     jax.jit(lambda x: platforms.append(sharding.platform(x)))(jax.device_put(x, data))
     jax.jit(lambda x: platforms.append(sharding.platform(x)))(x)

@@ -14,7 +14,6 @@ from networks import converted, outputs_of
 import snnjax
 from snnjax import calibrators, neurons
 from snnjax.network import identity, with_activation
-from snnjax.surrogate import arctan
 
 STEPS = 4
 X = np.float32(np.random.default_rng(0).normal(size=(6, 6, 6, 2)))
@@ -222,18 +221,6 @@ def test_the_leaky_neuron_of_snntorch_that_resets_to_zero_is_lif():
 
     np.testing.assert_array_equal(theirs("zero"), ours("zero"))
     assert (theirs("subtract") != ours("subtract")).any()
-
-
-def test_arctan_is_that_of_spikingjelly_for_a_threshold_of_one():
-    """alpha / 2 / (1 + (pi / 2 alpha u)^2) of u = v - V_th."""
-    alpha, u = 3.0, np.linspace(-2, 2, 9)
-
-    def spike(v):
-        return arctan((v - 1) / 2, alpha)
-
-    slopes = jax.jit(jax.vmap(jax.grad(spike)))(np.float32(u + 1))
-    expected = alpha / 2 / (1 + (np.pi / 2 * alpha * u) ** 2)
-    np.testing.assert_allclose(slopes, expected, rtol=1e-5)
 
 
 def test_sites_of_equinox_are_named_after_attributes_and_not_after_classes():

@@ -6,6 +6,7 @@ The oracle is `reference.population`; numbers are multiples of 1/8, so sums are 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from snnjax.neurons import Adaptive, Recurrent, RecurrentParams, Synaptic, unrol
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
 
-STEPS = 4
+STEPS = 5  # few steps would be computed outside of a loop, in larger programs
 KEY = jax.random.key(0)
 MODELS = {
     "synaptic": Synaptic(lif(leak=0.5)),
@@ -114,19 +115,24 @@ def run(snn, net=NET, **options):
     return jax.tree.map(np.asarray, outputs)
 
 
-def gradient(snn, **options):
-    """Value and gradient of the mean square of the outputs."""
+def slope(**options):
+    """snn -> gradient of the mean square of the outputs, and the outputs."""
     simulate = snnjax.spiking(NET.fn, **{"steps": STEPS} | options)
-    loss = lambda snn: (simulate(snn, NET.x) ** 2).mean()  # noqa: E731
-    return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(snn))
+
+    def loss(snn):
+        outputs = simulate(snn, NET.x)
+        return (outputs**2).mean(), outputs
+
+    return jax.grad(loss, has_aux=True)
 
 
-def gradients_agree(snn, executions):
-    """All executions have one value and gradient, and return it."""
-    first, *others = (gradient(snn, execution=execution) for execution in executions)
-    for other in others:
-        assert_close(first, other)
-    return first
+def gradients_agree(snn, *executions):
+    """Both executions have the same outputs and gradients; the first one's."""
+    first, other = outputs_of([slope(execution=e) for e in executions], snn)
+    assert_close(first[0], other[0])
+    np.testing.assert_array_equal(first[1], other[1])
+    assert np.any(first[1])
+    return first[0]
 
 
 def assert_close(a, b):
@@ -182,12 +188,10 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
     assert 0 < (spikes > 0).mean() < 1
 
 
-@pytest.mark.parametrize(
-    "model, name", [("all of them", "dense"), ("synaptic", "max-pool before")]
-)
-def test_executions_give_the_same_spikes(model, name):
-    net, snn = NETWORKS[name], fresh(MODELS[model], name)
+def test_executions_give_the_same_spikes():
+    net, model = NETWORKS["max-pool before"], MODELS["synaptic"]
     executions = "by_step", "by_layer", ByLayer(remat=True)
+    snn = fresh(model, "max-pool before")
     first, *others = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
     assert np.any(first)
     for other in others:
@@ -195,7 +199,7 @@ def test_executions_give_the_same_spikes(model, name):
 
 
 def test_gradients_of_the_executions_agree():
-    gradients_agree(ALL, ["by_layer", ByLayer(remat=True, segment=2)])
+    gradients_agree(ALL, "by_step", ByLayer(remat=True, segment=2))
 
 
 def test_gradients_of_soft_spikes_are_their_differences(x64):
@@ -243,11 +247,10 @@ def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
         spikes = unroll(neuron, RecurrentParams(inside, kernel), currents)
         return (spikes * weights).sum()
 
+    runs = [jax.value_and_grad(function, (0, 1)) for function in (by_hand, simulated)]
     arguments = params.kernel, jnp.array(0.5)
-    expected, slopes = (
-        jax.jit(jax.grad(function, (0, 1)))(*arguments)
-        for function in (by_hand, simulated)
-    )
+    (total, expected), (same, slopes) = outputs_of(runs, *arguments)
+    assert same == total != 0
     for slope, one in zip(slopes, expected, strict=True):
         np.testing.assert_allclose(slope, one, rtol=1e-4, atol=1e-4)
         assert np.any(one)
@@ -259,7 +262,7 @@ def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
 
     assert np.any(run(LIF, surrogate=hard))
     with pytest.raises(ValueError, match="has no surrogate gradient"):
-        gradient(LIF, surrogate=hard)
+        slope(surrogate=hard)(LIF)
 
 
 def test_a_surrogate_inside_a_model_is_refused():
@@ -285,17 +288,7 @@ def test_a_model_derived_from_if_is_a_model_of_its_own():
         assert not np.any(run(snn, NET._replace(x=0 * np.asarray(NET.x)), wait=wait))
 
 
-class WithGain(MyNeuron):
-    def fire(self, params, state, gain=2.0):
-        state, spikes = super().fire(params, state)
-        return state, gain * spikes
-
-
-def test_a_third_argument_of_fire_is_no_surrogate_unless_it_is_called_spike():
-    assert np.any(run(fresh(WithGain())))
-
-
-def test_a_recurrent_kernel_is_trained_by_its_name():
+def test_parameters_inside_are_found_by_their_names():
     kinds = training.param_labels(ALL, ["kernel", "synaptic_leak"])
     (first, *_) = kinds.neurons.values()
     assert (first.kernel, first.neuron.synaptic_leak) == ("kernel", "synaptic_leak")
@@ -303,9 +296,6 @@ def test_a_recurrent_kernel_is_trained_by_its_name():
     assert set(jax.tree.leaves(kinds.params)) == {"frozen"}
     with pytest.raises(ValueError, match="allowed: weights, .*synaptic_leak"):
         training.param_labels(ALL, ["kernels"])
-
-
-def test_a_temperature_inside_is_found():
     snn = fresh(Recurrent(lif(temperature=2.0)))
     assert {float(b) for b in training.temperatures(snn).values()} == {2.0}
 
@@ -346,8 +336,8 @@ def test_parameters_that_do_not_fit_are_refused():
 
 def test_models_of_ones_own_run_and_train_in_every_execution():
     snn = fresh({FIRST: Recurrent(MyNeuron()), SECOND: Straight()})
-    _, slope = gradients_agree(snn, ["auto", "by_step", ByLayer(segment=3)])
-    assert all(np.any(slope.params[name]) for name in ("w1", "w2", "w3"))
+    gradient = gradients_agree(snn, "by_step", ByLayer(segment=3))
+    assert all(np.any(gradient.params[name]) for name in ("w1", "w2", "w3"))
 
 
 def test_a_model_as_if_gives_the_spikes_of_if():
@@ -356,12 +346,11 @@ def test_a_model_as_if_gives_the_spikes_of_if():
 
 
 def test_a_model_without_a_surrogate_runs_and_its_gradient_is_an_error():
-    for model in (Hard(), Recurrent(Synaptic(Hard()))):
-        snn = fresh(model)
-        assert np.any(run(snn))
-        for execution in ("auto", "by_step", ByLayer(segment=2)):
-            with pytest.raises(ValueError, match="Hard.* has no surrogate gradient"):
-                gradient(snn, execution=execution)
+    snn = fresh({FIRST: Hard(), SECOND: Recurrent(Synaptic(Hard()))})
+    assert np.any(run(snn))
+    for execution in ("auto", "by_step", ByLayer(segment=2)):
+        with pytest.raises(ValueError, match="Hard.* has no surrogate gradient"):
+            slope(execution=execution)(snn)
 
 
 def test_a_surrogate_that_a_model_ignores_is_refused():
@@ -371,22 +360,21 @@ def test_a_surrogate_that_a_model_ignores_is_refused():
                 run(fresh(model), **options)
 
 
-class Wide(MyNeuron):
+@dataclasses.dataclass(frozen=True)
+class Changed(MyNeuron):
+    """MyNeuron with another state and other spikes after it has fired."""
+
+    change: Callable = lambda state, spikes: (state, spikes)
+
     def fire(self, params, state, spike=dspike):
-        state, spikes = super().fire(params, state, spike)
-        return state, spikes[..., :1]
+        return self.change(*super().fire(params, state, spike))
 
 
-class Shrinking(MyNeuron):
-    def fire(self, params, state, spike=dspike):
-        (v, step), spikes = super().fire(params, state, spike)
-        return (v.astype(jnp.bfloat16), step), spikes
-
-
-class Forgetful(MyNeuron):
-    def fire(self, params, state, spike=dspike):
-        state, spikes = super().fire(params, state, spike)
-        return state[0], spikes
+WIDE = Changed(change=lambda state, spikes: (state, spikes[..., :1]))
+FORGETFUL = Changed(change=lambda state, spikes: (state[0], spikes))
+SHRINKING = Changed(
+    change=lambda state, spikes: ((state[0].astype(jnp.bfloat16), state[1]), spikes)
+)
 
 
 class Unhashable(MyNeuron):
@@ -397,10 +385,10 @@ def test_what_breaks_the_protocol_is_refused():
     refused(
         (lambda m=model: run(snnjax.init(*NET[:3], model=m, key=KEY)), message)
         for model, message in (
-            (Wide(), "fires .* for currents of shape .* the same shape"),
-            (Recurrent(Wide()), "the same shape"),
-            (Shrinking(), "turns its state 0 from float32.* into bfloat16"),
-            (Forgetful(), "has the state .* from start and .* after a step"),
+            (WIDE, "fires .* for currents of shape .* the same shape"),
+            (Recurrent(WIDE), "the same shape"),
+            (SHRINKING, "turns its state 0 from float32.* into bfloat16"),
+            (FORGETFUL, "has the state .* from start and .* after a step"),
             (Unhashable(), "not hashable"),
             (MyNeuron, "the class MyNeuron; allowed: a model"),
             ("lif", "without init, start, integrate, fire; allowed: a model"),
@@ -412,29 +400,32 @@ def test_what_breaks_the_protocol_is_refused():
     )
 
 
-class DictParams(MyNeuron):
-    def init(self, shape=(), key=None):
-        return {"threshold": jnp.ones(()), "bias": jnp.ones(())}
+class Threshold(NamedTuple):
+    threshold: jax.Array
 
 
-class TreeParams(MyNeuron):
+class WithWeights(NamedTuple):
+    threshold: jax.Array
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherParams(MyNeuron):
+    """MyNeuron with other parameters: those that a function of the shape makes."""
+
+    make: Callable = lambda shape: Threshold(jnp.full((), 0.5))
+
     def init(self, shape=(), key=None):
-        return MyParams(jnp.ones(shape), {"soma": jnp.ones(())})
+        return self.make(shape)
+
+
+A_DICT = OtherParams(make=lambda shape: {"threshold": jnp.ones(()), "bias": 0.0})
+A_TREE = OtherParams(make=lambda shape: MyParams(jnp.ones(shape), {"soma": 1.0}))
+WEIGHTS = OtherParams(make=lambda shape: WithWeights(jnp.ones(shape), jnp.ones(())))
 
 
 class Steps(MyNeuron):
     levels = (0, 0.5)
-
-
-class NamedWeights(MyNeuron):
-    def init(self, shape=(), key=None):
-        return WeightsParams(*super().init(shape, key), jnp.ones(()))
-
-
-class WeightsParams(NamedTuple):
-    threshold: jax.Array
-    bias: jax.Array
-    weights: jax.Array
 
 
 def test_parameters_and_levels_that_no_part_could_use_are_refused():
@@ -445,10 +436,10 @@ def test_parameters_and_levels_that_no_part_could_use_are_refused():
     refused(
         (functools.partial(use, model, part), message)
         for model, message in (
-            (DictParams(), "are a dict; allowed: a NamedTuple"),
-            (TreeParams(), "parameter bias of .* is a dict; allowed: an array"),
+            (A_DICT, "are a dict; allowed: a NamedTuple"),
+            (A_TREE, "parameter bias of .* is a dict; allowed: an array"),
             (Steps(), "levels are \\(0, 0.5\\); allowed"),
-            (NamedWeights(), "a parameter called weights; allowed: another name"),
+            (WEIGHTS, "a parameter called weights; allowed: another name"),
         )
         for part in (
             lambda fn, snn, x: snnjax.spiking(fn)(snn, x),
@@ -457,22 +448,14 @@ def test_parameters_and_levels_that_no_part_could_use_are_refused():
     )
 
 
-def test_sites_have_keys_of_their_own_and_the_same_key_gives_the_same_bits():
-    first, again = (
-        snnjax.init(*NET[:3], model=Recurrent(lif()), key=KEY) for _ in range(2)
-    )
-    jax.tree.map(np.testing.assert_array_equal, first.neurons, again.neurons)
-    one, two = (np.asarray(params.kernel) for params in first.neurons.values())
+def test_sites_have_keys_of_their_own():
+    snn = snnjax.init(*NET[:3], model=Recurrent(lif()), key=KEY)
+    one, two = (np.asarray(params.kernel) for params in snn.neurons.values())
     assert not np.any(one == two)
 
 
-class HardWithoutBias(Hard):
-    def init(self, shape=(), key=None):
-        return Threshold(jnp.full((), 0.5))
-
-
-class Threshold(NamedTuple):
-    threshold: jax.Array
+class HardWithoutBias(OtherParams, Hard):
+    pass
 
 
 def test_a_gradient_of_the_parameters_alone_is_an_error_too():
@@ -485,6 +468,12 @@ def test_a_gradient_of_the_parameters_alone_is_an_error_too():
         jax.jit(jax.grad(loss))(snn.neurons)
 
 
+class WithGain(MyNeuron):
+    def fire(self, params, state, gain=2.0):
+        state, spikes = super().fire(params, state)
+        return state, gain * spikes
+
+
 class WithoutDefault(MyNeuron):
     def fire(self, params, state, spike):
         return super().fire(params, state, spike)
@@ -495,12 +484,11 @@ class ByKeyword(MyNeuron):
         return super().fire(params, state, spike)
 
 
-def test_spike_may_have_no_default_and_be_a_keyword():
+def test_an_argument_of_fire_is_a_surrogate_by_its_name_alone():
     options = {"surrogate": snnjax.surrogate.triangle, "detach_reset": True}
     snn = fresh({FIRST: Recurrent(WithoutDefault()), SECOND: Recurrent(ByKeyword())})
     assert np.any(run(snn, **options))
-    measures = snnjax.measure(NET.fn, snn, NET.x, params=NET.params, steps=STEPS)
-    assert measures.firing_rate > 0
+    assert np.any(run(fresh(WithGain())))
 
 
 def test_operations_of_recurrent_connections_are_counted():
@@ -513,7 +501,7 @@ def test_operations_of_recurrent_connections_are_counted():
     params = model.init((6,), KEY)
     # Connections of weight 0: the spikes are those of LIF.
     params = params._replace(kernel=np.zeros((6, 6), "f4"))
-    name = next(iter(plain.neurons))
+    (name,) = plain.neurons
     snn = dataclasses.replace(plain, model=model, neurons={name: params})
 
     def measured(snn):
@@ -538,7 +526,8 @@ def test_remat_needs_levels():
         levels = (0, 1)
 
     snn = dataclasses.replace(OWN_SNN, model=WithLevels())
-    outputs = (run(snn, execution=ByLayer(remat=remat)) for remat in (True, False))
+    executions = "by_layer", ByLayer(remat=True)
+    outputs = by_executions(NET.fn, executions, snn, NET.x, steps=STEPS)
     np.testing.assert_array_equal(*outputs)
 
 
@@ -585,15 +574,14 @@ def test_the_name_of_a_site_counts_before_patterns():
 def test_sites_with_models_of_their_own_run():
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
     snn = fresh({FIRST: Recurrent(lif()), SECOND: signed})
-    measures = functools.partial(snnjax.measure, NET.fn, params=NET.params, steps=STEPS)
-    trains = functools.partial(snnjax.measures.spike_trains, NET.fn, steps=STEPS)
-    by_step, with_remat = (
-        snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
-        for execution in ("by_step", ByLayer(remat=True))
-    )
-    outputs, same, spikes, measures = outputs_of(
-        [by_step, with_remat, trains, measures], snn, NET.x
-    )
+    options = {"steps": STEPS}
+    runs = [
+        snnjax.spiking(NET.fn, execution="by_step", **options),
+        snnjax.spiking(NET.fn, execution=ByLayer(remat=True), **options),
+        functools.partial(snnjax.measures.spike_trains, NET.fn, **options),
+        functools.partial(snnjax.measure, NET.fn, params=NET.params, **options),
+    ]
+    outputs, same, spikes, measures = outputs_of(runs, snn, NET.x)
     np.testing.assert_array_equal(same, outputs)
     assert [spikes[name].dtype for name in (FIRST, SECOND)] == [bool, jnp.int16]
     assert STEPS < measures.bits < STEPS * math.log2(3)
@@ -607,23 +595,6 @@ def test_a_conversion_takes_levels_by_site():
     executions = "by_layer", "closed_form"
     layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)
     assert_close(layers.mean(0), closed_form.mean(0))
-    whole, plain = (
-        converted(*NET[:3], **options, model=neuron)
-        for neuron in ({"*": signed}, signed)
-    )
-    jax.tree.map(np.testing.assert_array_equal, whole, plain)
-
-
-def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
-    convert = functools.partial(snnjax.convert, *NET[:3], steps=STEPS)
-    plain = snnjax.integrate_and_fire()
-    refused(
-        [
-            (lambda: convert(model={"*": lif()}), "allowed: an IF neuron"),
-            (lambda: convert(model=Silent()), "allowed: an IF neuron"),
-            (lambda: convert(model={"x": plain}), "match no site"),
-        ]
-    )
 
 
 # ---------------------------------------------------------------------------- files

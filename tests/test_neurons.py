@@ -1,50 +1,30 @@
 """Single neurons: what conversion relies on. test_levels.py has their oracle."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import outputs_of
 
-from snnjax import neurons, surrogate
+from snnjax import neurons
+from snnjax.neurons import integrate_and_fire as IF
 from snnjax.neurons.unroll import fold
 from snnjax.neurons.unroll import spike_train as unrolled_train
 
-# Neurons are built once, and compiled once for every number of steps and wait.
-build_if = functools.cache(neurons.integrate_and_fire)
-build_lif = functools.cache(neurons.lif)
-
-
-def test_a_train_fills_its_last_byte_with_zeros():
-    neuron, currents = build_if(), np.full((3, 1), 5.0, np.float32)
-    run = jax.jit(unrolled_train, static_argnums=0)
-    np.testing.assert_array_equal(run(neuron, neuron.init(), currents).bits, [[0xE0]])
-
 
 def test_closed_form_passes_the_gradient_between_its_clips():
-    params = neurons.integrate_and_fire(threshold=2.0).init()
-    current = np.float32([-1.0, 0.1, 1.9, 2.1])
-    mean = lambda z: neurons.closed_form(build_if(), params, z, 4).sum()  # noqa: E731
-    slope = jax.jit(jax.grad(mean))(current)
-    np.testing.assert_array_equal(slope, [0, 1, 1, 0])
+    neuron, current = IF(threshold=2.0), np.float32([-1.0, 0.1, 1.9, 2.1])
 
+    @jax.jit
+    @jax.grad
+    def slope(current):
+        return neurons.closed_form(neuron, neuron.init(), current, 4).sum()
 
-def test_a_current_within_the_threshold_is_met_to_one_spike():
-    """An IF neuron whose potential ends in [0, V_th) is within V_th / T."""
-    neuron, steps = neurons.integrate_and_fire(threshold=2.0), 16
-    current = np.linspace(0, 2, 41, dtype=np.float32)
-    constant = np.broadcast_to(current, (steps, 41))
-    error = current - np.asarray(
-        neurons.mean_and_pace(neuron, neuron.init(), jnp.asarray(constant))[0]
-    )
-    assert (error > -1e-5).all() and (error < 2 / steps + 1e-5).all()
+    np.testing.assert_array_equal(slope(current), [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
-    neuron, plain = neurons.lif(), neurons.integrate_and_fire()
+    neuron, plain = neurons.lif(), IF()
     params, currents = neuron.init(), jax.ShapeDtypeStruct((4, 2), dtype)
 
     def shapes(currents):
@@ -64,11 +44,15 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
 
 def test_small_bfloat16_currents_are_not_lost():
     """In bfloat16 alone, 1 + 1/512 is 1: the potential would never move."""
-    neuron = neurons.integrate_and_fire()
+    neuron = IF()
     params = neuron.init()._replace(initial_potential=jnp.float32(0.5))
     currents = np.full((300, 1), 1 / 512, jnp.bfloat16)
     run = jax.jit(neurons.unroll, static_argnums=0)
     assert np.asarray(run(neuron, params, currents), np.float32).sum() == 1
+
+
+NO_LEVELS = [(1, 2), (0, 0), (-1, 0), (0.5, 1), (-200, 200), 3, (0, 1, 2), "ab"]
+SIGNED = {"levels": (-1, 1)}
 
 
 def test_a_neuron_outside_its_range_is_refused():
@@ -78,8 +62,13 @@ def test_a_neuron_outside_its_range_is_refused():
         (neurons.lif, {"leak": None}, "leak is None; allowed"),
         (neurons.lif, {"threshold": 0.0}, "threshold is 0.0; allowed"),
         (neurons.lif, {"threshold": np.ones(2)}, "threshold is array"),
-        (neurons.integrate_and_fire, {"threshold": -1}, "threshold is"),
         (neurons.lif, {"reset": "soft"}, "allowed: 'subtract', 'zero'"),
+        *((IF, {"levels": each}, "levels are .*two whole num") for each in NO_LEVELS),
+        (IF, SIGNED | {"dead_zone": 1.0}, "allowed: 0 <= dead_zone < 1"),
+        (IF, {"last_zone": 0.4}, "last_zone is .*allowed: 0.5 <= last_zone <= 1"),
+        (IF, {"last_zone": "a"}, "last_zone is 'a'; allowed"),
+        (IF, {"dead_zone": 0.5}, "no spike is negative"),
+        (IF, SIGNED | {"dead_zone": 0.75, "reset": "zero"}, "keeps what is missing"),
     ):
         with pytest.raises(ValueError, match=message):
             build(**options)
@@ -87,7 +76,10 @@ def test_a_neuron_outside_its_range_is_refused():
 
 def test_currents_of_whole_numbers_are_refused():
     """Spikes of a threshold of 1/2 would all be 0 in their type."""
-    neuron, currents = build_if(threshold=0.5), np.ones((4, 1), np.int32)
+    neuron, currents = (
+        IF(threshold=0.5),
+        np.ones((4, 1), np.int32),
+    )
     params, state = neuron.init(), neurons.NeuronState(np.zeros(1, np.float32))
     for run in (
         lambda: neurons.unroll(neuron, params, currents),
@@ -101,7 +93,7 @@ def test_currents_of_whole_numbers_are_refused():
 
 
 def test_a_wait_outside_the_steps_is_refused():
-    neuron, currents = neurons.integrate_and_fire(), np.ones((4, 1), np.float32)
+    neuron, currents = IF(), np.ones((4, 1), np.float32)
     for run in (neurons.unroll, neurons.mean_and_pace, unrolled_train):
         for wait in (-1, 5, 1.0):
             with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
@@ -112,23 +104,11 @@ def test_a_model_is_a_value():
     build = neurons.lif
     assert build(leak=0.5) == build(leak=jnp.float32(0.5))
     assert hash(build()) == hash(build(leak=np.float64(0.5)))
-    assert build() != build(reset="zero") != neurons.integrate_and_fire(reset="zero")
-
-
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
-def test_a_surrogate_changes_no_spike(reset):
-    neuron = build_lif(reset=reset)
-    trained = neurons.WithSurrogate(neuron, surrogate.arctan, detach_reset=True)
-    currents = np.random.default_rng(0).uniform(-1, 2, (9, 2, 3)).astype(np.float32)
-    runs = [
-        functools.partial(neurons.unroll, model, neuron.init())
-        for model in (neuron, trained)
-    ]
-    np.testing.assert_array_equal(*outputs_of(runs, currents))
+    assert build() != build(reset="zero") != IF(reset="zero")
 
 
 def test_the_pace_of_many_steps_does_not_overflow():
-    neuron, currents = build_if(), np.ones((50_000, 1), np.float32)
+    neuron, currents = IF(), np.ones((50_000, 1), np.float32)
     run = jax.jit(neurons.mean_and_pace, static_argnums=0)
     mean, pace = run(neuron, neuron.init(), currents)
     np.testing.assert_allclose([mean[0], pace[0]], 1, rtol=1e-3)

@@ -2,8 +2,7 @@
 
     {"readout/*": lif(leak=0.9), "*": lif()}      the first pattern that matches counts
 
-The exact name of a site counts before all patterns. Patterns are those of a shell
-(`fnmatch`): * matches any text, / included, and ? one letter.
+The exact name of a site counts before all patterns, which are those of ``fnmatch``.
 """
 
 import dataclasses
@@ -57,25 +56,22 @@ def models_in(neuron: Any) -> tuple[Any, ...]:
 
 
 def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> Any:
-    """A model for all sites, or a `BySite` where they differ.
+    """A model for all sites that fire, or a `BySite` where they differ.
 
     Args:
-        models: a model; or pattern -> model, where the exact name of a site counts, or
-            else the first pattern that matches it; or None, the default.
-        site_names: of all sites that fire.
+        models: a model; or pattern -> model; or None, the default.
         default: for sites that no pattern matches.
 
     Raises:
         ValueError: this is no model, or a pattern matches no site.
     """
     if isinstance(models, BySite):
-        if {name for name, _ in models.models} != set(site_names):
-            raise ValueError(
-                f"model has models for the sites "
-                f"{', '.join(name for name, _ in models.models)}, and this network has "
-                f"{', '.join(site_names)}; allowed: one for each, or patterns"
-            )
         models = dict(models.models)
+        if models.keys() != set(site_names):
+            raise ValueError(
+                f"model has models for the sites {', '.join(models)}, and this network "
+                f"has {', '.join(site_names)}; allowed: one for each, or patterns"
+            )
     if not isinstance(models, Mapping):
         model = default if models is None else models
         check_model(model)

@@ -1,12 +1,11 @@
 """The gradient of a model in a simulation: its surrogate, and a detached reset.
 
-The spikes stay those of the model; only derivatives differ. A detached reset treats the
-level k of a spike as a constant, but the threshold keeps its gradient:
+The spikes stay those of the model. A detached reset treats the level k of a spike as a
+constant, but the threshold keeps its gradient:
 
     v <- v - V_th stop_gradient(k)    or    v (1 - stop_gradient(1[k != 0]))
 
-Source: Zenke and Vogels, Neural Computation 2021, who leave the reset out of the
-backward pass.
+Source: Zenke and Vogels, Neural Computation 2021.
 """
 
 import dataclasses
@@ -25,7 +24,6 @@ class WithSurrogate(Wrapper):
     """A neuron model whose gradient is that of a surrogate; its spikes are the same.
 
     Attributes:
-        neuron: the model.
         surrogate: spike function in place of the default.
         detach_reset: no gradient through the reset.
 
@@ -59,18 +57,21 @@ class WithoutGradient(Wrapper):
 
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
         """As the model does."""
-        params = jax.tree.map(self._constant, params)
-        return self.neuron.integrate(params, state, self._constant(current))
+        params, current = self._constants((params, current))
+        return self.neuron.integrate(params, state, current)
 
     def fire(
         self, params: Any, state: Any, spike: Surrogate | None = None
     ) -> tuple[Any, jax.Array]:
         """As the model does."""
-        return fire(self.neuron, jax.tree.map(self._constant, params), state, spike)
+        return fire(self.neuron, self._constants(params), state, spike)
 
-    # Whole numbers have no derivative that anybody could ask for.
-    def _constant(self, leaf: jax.Array) -> jax.Array:
-        return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
+    def _constants(self, tree: Any) -> Any:
+        def constant(leaf: jax.Array) -> jax.Array:
+            # Whole numbers have no derivative that anybody could ask for.
+            return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
+
+        return jax.tree.map(constant, tree)
 
 
 # Applied to the input, since JAX never evaluates a derivative of spikes that is 0.

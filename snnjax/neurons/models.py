@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
-from snnjax._ranges import LEAK, POSITIVE, Range, check_fields
+from snnjax._ranges import LEAK, POSITIVE, Range
 from snnjax._types import Reset
-from snnjax.neurons.protocol import checked_levels
+from snnjax.neurons.protocol import check_numbers, checked_levels
 from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
@@ -39,8 +39,7 @@ class NeuronParams(NamedTuple):
         temperature: second argument of the surrogate (b of Dspike), scalar or [C];
             None: the surrogate's own default, which is not trained.
         offset: the output of level 0, scalar or [C]; subtracted from every current and
-            added to every output; None: 0. A bias can absorb this constant. See
-            `snnjax.calibrators.least_squares_offset`.
+            added to every output; None: 0.
 
     ``snn.neurons[site_name]`` are those of a site; ``_replace`` changes some of them:
 
@@ -68,17 +67,11 @@ class NeuronState(NamedTuple):
 
     Attributes:
         potential: the membrane potential v, [B, ...].
-        total: N, the sum of all levels so far, [B, ...]; None if no level is negative,
-            since N limits only negative ones.
+        total: N, the sum of all levels so far, [B, ...]; None if none is negative.
 
-    >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire(levels=(-1, 1))
-    >>> params = neuron.init()
-    >>> state = neuron.start(params, (1,))
-    >>> state = neuron.integrate(params, state, jnp.array([1.5]))
-    >>> print(state.potential, state.total)
-    [1.5] [0.]
-    >>> state, spikes = neuron.fire(params, state)
+    >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))
+    >>> state, spikes = neuron.fire(neuron.init(), state)
     >>> print(state.potential, state.total)
     [0.5] [1.]
     """
@@ -95,20 +88,17 @@ class IntegrateAndFire:
         levels, reset, dead_zone, last_zone: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
-        threshold, leak, temperature: of fresh parameters; None: they have none. A
-            network uses the numbers in its `NeuronParams`.
+        threshold, leak, temperature: of fresh parameters; None: they have none.
 
     `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
 
-    >>> import dataclasses, jax.numpy as jnp
     >>> from snnjax.neurons import unroll
     >>> neuron = integrate_and_fire(levels=(-1, 1))
     >>> encoder = dataclasses.replace(neuron, rectifies=False)
-    >>> currents = jnp.array([[-1.0], [0.0], [-1.0]])
     >>> for model in (neuron, encoder):
-    ...     print(unroll(model, model.init(), currents)[:, 0])
+    ...     print(unroll(model, model.init(), -jnp.ones((3, 1)))[:, 0])
     [0. 0. 0.]
-    [-1.  0. -1.]
+    [-1. -1. -1.]
     """
 
     levels: tuple[int, int] = (0, 1)
@@ -123,7 +113,7 @@ class IntegrateAndFire:
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        check_fields(self)
+        check_numbers(self)
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
@@ -135,10 +125,6 @@ class IntegrateAndFire:
                 "with the reset 'zero'; allowed: up to 1/2, or the reset 'subtract', "
                 "which keeps what is missing"
             )
-        # Python's own numbers, so that equal models have equal hashes and can be saved.
-        for name in ("threshold", "leak", "temperature", "dead_zone", "last_zone"):
-            number = getattr(self, name)
-            object.__setattr__(self, name, None if number is None else float(number))
 
     @property
     def has_zones(self) -> bool:
@@ -148,24 +134,15 @@ class IntegrateAndFire:
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
         """Scalar parameters, whatever the shape; nothing is drawn."""
         del shape, key
-
-        def scalar(number: float | None):
-            return None if number is None else jnp.asarray(number, jnp.float32)
-
-        return NeuronParams(
-            threshold=jnp.asarray(self.threshold, jnp.float32),
-            bias=jnp.zeros((), jnp.float32),
-            initial_potential=jnp.zeros((), jnp.float32),
-            leak=scalar(self.leak),
-            temperature=scalar(self.temperature),
+        threshold, zero = jnp.float32(self.threshold), jnp.zeros((), jnp.float32)
+        leak, temperature = (
+            None if number is None else jnp.float32(number)
+            for number in (self.leak, self.temperature)
         )
+        return NeuronParams(threshold, zero, zero, leak, temperature)
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
-        """v(0) for neurons of ``shape`` [B, ...].
-
-        Membranes are float32 even in bfloat16 networks, and wider only if their
-        parameters are.
-        """
+        """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
         # Only what can be taken back has to be counted.
@@ -179,7 +156,7 @@ class IntegrateAndFire:
         """v <- leak v + I."""
         v = state.potential
         if params.leak is not None:
-            v = _like(params.leak, v) * v
+            v = like(params.leak, v) * v
         return state._replace(potential=v + current.astype(v.dtype))
 
     def fire(
@@ -187,17 +164,16 @@ class IntegrateAndFire:
     ) -> tuple[NeuronState, jax.Array]:
         """Spikes s = k V_th, and the reset.
 
-        k is a sum of steps, and the surrogate replaces each of them. So the derivative
-        is the sum of the surrogate's derivatives at all levels j. With more than eight
-        levels only the eight around v count. Dspike is 0 elsewhere, so nothing is lost;
-        a wider surrogate loses its tails:
-
             k = max(low + sum_j spike((v - j V_th) / (2 V_th)), -N),  low < j <= high
+
+        The derivative is the sum of the surrogate's at all levels j, or at the eight
+        around v where there are more: Dspike is 0 elsewhere, a wider surrogate loses
+        its tails.
         """
         v, total = state
-        v_th = _like(params.threshold, v)
+        v_th = like(params.threshold, v)
         temperature = params.temperature
-        sharpness = () if temperature is None else (_like(temperature, v),)
+        sharpness = () if temperature is None else (like(temperature, v),)
 
         def reached(level: Any) -> jax.Array:
             # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
@@ -229,15 +205,13 @@ class IntegrateAndFire:
         return NeuronState(v, total), add_offset(v_th * level, params.offset)
 
 
-def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
+def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
     """A parameter in the type of the potential, with as many axes."""
     return lead(parameter, potential.ndim).astype(potential.dtype)
 
 
 def as_encoder(neuron: Any) -> Any:
-    """The model for a value that may be negative: levels of both signs, no rectifying.
-
-    Models other than IF and LIF stay as they are.
+    """The model of a value that may be negative; others than IF and LIF stay.
 
     >>> as_encoder(integrate_and_fire(levels=(0, 3))).levels
     (-3, 3)
@@ -257,8 +231,7 @@ def is_plain(neuron: Any) -> bool:
 def counts_only(neuron: Any, params: Any) -> bool:
     """Whether a neuron's total output depends only on the sum of its input.
 
-    That holds for IF with reset by subtraction. Only such neurons have a closed form,
-    and conversion fits only them.
+    Only such neurons, IF with reset by subtraction, have a closed form and are fitted.
     """
     model = off_grid(neuron)
     return is_plain(model) and model.reset == "subtract" and params.leak is None
@@ -281,8 +254,7 @@ def integrate_and_fire(
     Args:
         levels: (low, high), the whole numbers that a spike may be, low <= 0 < high:
             (0, 1) is binary, (-1, 1) signed, (0, n) and (-n, n) are graded. A negative
-            spike takes back an earlier one that later input does not support. The
-            total of all spikes of a neuron stays >= 0.
+            spike takes back an earlier one; the total of a neuron stays >= 0.
         threshold: V_th of fresh parameters, > 0, in units of the current. A spike of
             level k carries k V_th.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
@@ -290,8 +262,7 @@ def integrate_and_fire(
             leaf that can be trained; None: the surrogate's own default.
         dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
             step T; up to 1/2 this changes nothing. With a radix code of base 2, 2/3
-            gives the non-adjacent form of a number, whose digits are 0 two times out of
-            three.
+            gives the non-adjacent form of a number: two of three digits are 0.
         last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
             nearest value. With 2/3 a third fewer neurons send a last spike, and the
             squared error of rounding grows by a third.
@@ -309,13 +280,9 @@ def integrate_and_fire(
     >>> print(unroll(signed, signed.init(), taken_back)[:, 0])
     [ 1.  0. -1.  0.]
     """
+    no_leak = None
     return IntegrateAndFire(
-        levels=levels,
-        reset=reset,
-        threshold=threshold,
-        temperature=temperature,
-        dead_zone=dead_zone,
-        last_zone=last_zone,
+        levels, reset, threshold, no_leak, temperature, dead_zone, last_zone
     )
 
 

@@ -4,9 +4,8 @@
     state          = integrate(params, state, current + bias)    at every step, and then
     state, spikes  = fire(params, state, spike)
 
-Nothing else is required; docs/neurons.md shows an example. Optional attributes are
-``levels`` (low, high), if its spikes are whole multiples of the parameter
-``threshold``, and ``neuron``, the model that it wraps.
+Optional attributes are ``levels`` (low, high), if its spikes are whole multiples of the
+parameter ``threshold``, and ``neuron``, the model that it wraps.
 """
 
 import dataclasses
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted
+from snnjax._ranges import ranges_of
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -59,20 +59,16 @@ class Neuron(Protocol):
     ) -> tuple[Any, jax.Array]:
         """The state after firing, and the spikes [B, ...].
 
-        ``spike`` is a function of (v - V_th) / (2 V_th), and of a sharpness where the
-        parameters have a ``temperature``; see `snnjax.surrogate`. The library
-        finds it by its name. A model with its own surrogate leaves it out.
+        ``spike``, found by its name, is a function of (v - V_th) / (2 V_th), and of a
+        sharpness where the parameters have a ``temperature``; see `snnjax.surrogate`.
+        A model with its own surrogate leaves it out.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A model that behaves as the one inside; subclasses change a part of it.
-
-    Attributes:
-        neuron: the model.
-    """
+    """A model that behaves as ``neuron``, the one inside; subclasses change a part."""
 
     neuron: Neuron
 
@@ -126,20 +122,18 @@ def field(tree: Any, name: str) -> Any:
 
 
 def with_field(params: Any, name: str, value: Any) -> Any:
-    """The params with another value of a field that they or those inside have."""
-    outer_first = chain(params)
-    # The outermost with a value, as `field` finds it, or else the outermost with the
-    # field at all.
-    depth = next(
-        (i for i, p in enumerate(outer_first) if getattr(p, name, None) is not None),
-        next((i for i, p in enumerate(outer_first) if name in _fields(p)), None),
-    )
-    if depth is None:
+    """The params with another value of a field: the one that `field` finds.
+
+    Where all are None, the outermost part that has the field gets the value.
+    """
+    inside = inner(params)
+    if name in _fields(params):
+        is_set = getattr(params, name) is not None
+        if is_set or field(inside, name) is None:
+            return params._replace(**{name: value})
+    if inside is None:
         raise ValueError(f"{params!r} has no field {name!r}")
-    params = outer_first[depth]._replace(**{name: value})
-    for outer in reversed(outer_first[:depth]):
-        params = outer._replace(neuron=params)
-    return params
+    return params._replace(neuron=with_field(inside, name, value))
 
 
 def _fields(tree: Any) -> tuple[str, ...]:
@@ -162,34 +156,24 @@ def fire(
     neuron: Any, params: Any, state: Any, spike: Surrogate | None = None
 ) -> tuple[Any, jax.Array]:
     """Fire a model, by this surrogate unless it has one of its own."""
-    if not _takes_spike(neuron):
-        return neuron.fire(params, state)
-    if spike is None and _binds(neuron.fire):  # its own default
+    has_default = spike is None and _binds(neuron.fire)
+    if has_default or not _binds(neuron.fire, spike=None):
         return neuron.fire(params, state)
     return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
 
 def takes_surrogate(neuron: Any) -> bool:
     """Whether a model, and each that it wraps, fires by the surrogate given to it."""
-    return all(map(_takes_spike, chain(neuron)))
+    return all(_binds(part.fire, spike=None) for part in chain(neuron))
 
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
-    """Connections within a site that a spike reaches, as the parts of a model state it.
-
-    Args:
-        shape: of the site's neurons.
-    """
-    fan_outs = [getattr(part, "fan_out", None) for part in chain(neuron)]
-    return sum(fan_out(shape) for fan_out in fan_outs if fan_out is not None)
+    """Connections within a site of this shape that a spike reaches."""
+    return sum(p.fan_out(shape) for p in chain(neuron) if hasattr(p, "fan_out"))
 
 
 def levels_of(neuron: Any) -> tuple[int, int] | None:
-    """The levels that a model states; None: its spikes may be any numbers.
-
-    Raises:
-        ValueError: levels that no spikes can have.
-    """
+    """The levels that a model states; None: its spikes may be any numbers."""
     levels = getattr(neuron, "levels", None)
     return None if levels is None else checked_levels(levels)
 
@@ -201,9 +185,7 @@ def checked_levels(levels: Any) -> tuple[int, int]:
     """The levels as Python's numbers; raise unless spikes can have them."""
     try:
         low, high = map(operator.index, levels)  # NumPy's numbers too, but no floats
-    except TypeError:  # one number, or fractions
-        low, high = 1, 0
-    except ValueError:  # not two of them
+    except (TypeError, ValueError):  # one number, fractions, more than two
         low, high = 1, 0
     if not (low <= 0 < high and high - low <= MOST_LEVELS - 1):
         raise ValueError(
@@ -222,7 +204,8 @@ def check_model(neuron: Any, what: str = "model") -> None:
     )
     if isinstance(neuron, type):
         raise ValueError(f"{what} is the class {neuron.__name__}; {allowed}")
-    missing = [name for name in _FUNCTIONS if not callable(getattr(neuron, name, None))]
+    names = "init", "start", "integrate", "fire"
+    missing = [name for name in names if not callable(getattr(neuron, name, None))]
     if missing:
         raise ValueError(
             f"{what} is {neuron!r}, without {', '.join(missing)}; {allowed}"
@@ -237,12 +220,16 @@ def check_model(neuron: Any, what: str = "model") -> None:
         ) from None
 
 
-_FUNCTIONS = ("init", "start", "integrate", "fire")
+def check_numbers(neuron: Any) -> None:
+    """Raise unless the numbers of a model are within the ranges that it declares.
 
-
-def _takes_spike(neuron: Any) -> bool:
-    """Whether ``fire`` has an argument ``spike``."""
-    return _binds(neuron.fire, spike=None)
+    They become Python's own, so that equal models have equal hashes and can be saved.
+    """
+    for name, limits in ranges_of(type(neuron)).items():
+        number = getattr(neuron, name)
+        if number is not None:
+            limits.check(name, number)
+            object.__setattr__(neuron, name, float(number))
 
 
 def _binds(function: Any, **options: Any) -> bool:

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead
 from snnjax.codes import Code
-from snnjax.neurons.models import NeuronState
+from snnjax.neurons.models import NeuronState, like
 from snnjax.neurons.protocol import chain, drive, fire
 from snnjax.surrogate import Surrogate
 
@@ -63,8 +62,7 @@ def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | 
     """How many times a constant, a bias or an offset, arrives at each step.
 
     Once at every step with rate coding, for which this is None. Otherwise T times at
-    the first step and then never, so that the first digit, the largest, is decided on
-    all of it.
+    the first step, so that the first digit, the largest, is decided on all of it.
 
     Args:
         part: of the T steps; all of them by default.
@@ -103,6 +101,14 @@ def fire_at(
     finds the level of this schedule; what was added is taken back after the reset. The
     surrogate's derivative is that of the level, and within the dead zone that of the
     level 0 at d = 0.
+
+    >>> import snnjax
+    >>> neuron, code = snnjax.integrate_and_fire(), snnjax.codes.radix()
+    >>> second = jax.tree.map(lambda leaf: leaf[1], schedule(code, neuron, 4))
+    >>> state = NeuronState(jnp.array([1.5, 2.5]))
+    >>> state, spikes = fire_at(neuron, neuron.init(), state, second)  # V_2 = 2 V_th
+    >>> print(spikes, state.potential)
+    [0. 2.] [1.5 0.5]
     """
     if tick is None:
         return fire(neuron, params, state, spike)
@@ -111,52 +117,43 @@ def fire_at(
     if total is not None:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
         # sizes grow, the fraction of a spike waits until it is a whole one.
-        sent = total * _like(tick.before, v) / _like(tick.size, v)
+        sent = total * like(tick.before, v) / like(tick.size, v)
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
     ahead = _ahead(neuron, params, v, tick)
-    now = params._replace(
-        threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
-        offset=None,
-    )
+    threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
+    now = params._replace(threshold=threshold, offset=None)
     after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
-        offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += offset if tick.arrivals is None else _like(tick.arrivals, v) * offset
+        offset = like(params.offset, spikes)
+        spikes += offset if tick.arrivals is None else like(tick.arrivals, v) * offset
     return NeuronState(after.potential - ahead, total), spikes
 
 
 def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
-    It is the sum of these, of which binary neurons without zones have none, and of a
-    margin, which whole numbers have:
+    The sum of a margin against rounding, which whole numbers have, and of
 
-        (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
+        (V_t - V_T) / 2    if low < 0: rounds d, since v + ahead = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
-    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
-    # A neuron of whole numbers has a margin against rounding.
+    threshold = like(params.threshold, v)
     margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
     ahead = jnp.full_like(v, max(margins))
     if model.levels[0] < 0:
-        ahead += _like(tick.size - tick.finest, v) / 2 * threshold
+        ahead += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
-        missing = v - _like(tick.finest, v) / 2 * threshold
-        bar = _like(tick.zone * (1 - _TIES), v) * _like(tick.size, v) * threshold
+        missing = v - like(tick.finest, v) / 2 * threshold
+        bar = like(tick.zone * (1 - _TIES), v) * like(tick.size, v) * threshold
         silent = jnp.abs(missing) < bar
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     return ahead
 
 
-def _like(number: Any, v: jax.Array) -> jax.Array:
-    return jnp.asarray(number, v.dtype)
-
-
-# What was sent may be a whole number of spikes but for rounding.
-_ROUNDING = 1e-3
+_ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.
 _TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
 
 
@@ -167,7 +164,7 @@ def dead_zones(neuron: Any, steps: int) -> np.ndarray:
     >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))
     [0.   0.   0.75]
     """
-    *_, model = (None, *chain(neuron))  # the innermost
+    model = chain(neuron)[-1]
     zones = np.full(steps, getattr(model, "dead_zone", 0.0))
     zones[-1] = getattr(model, "last_zone", 0.0)
     return np.where(zones > 1 / 2, zones, 0.0)

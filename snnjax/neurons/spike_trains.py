@@ -2,9 +2,8 @@
 
     spikes = V_th (low + index) + offset     indices are packed along the first axis
 
-An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Only this
-module defines the indices. Conversion stores spikes in this form between two sites, and
-a gradient with ``remat`` stores nothing else.
+An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Conversion
+keeps spikes in this form between two sites, and a gradient with ``remat`` nothing else.
 """
 
 import dataclasses
@@ -99,13 +98,18 @@ def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
 
 def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
     """Indices [T, ...] in the bytes of `SpikeTrain.bits`."""
-    group = per_byte(levels)
-    filling = jnp.zeros((-len(indices) % group, *indices.shape[1:]), jnp.uint8)
-    groups = jnp.concatenate([indices, filling]).reshape(-1, group, *indices.shape[1:])
+    groups = in_groups(indices, levels)
     byte = jnp.zeros_like(groups[:, 0])
-    for place in range(group):
+    for place in range(per_byte(levels)):
         byte = append(byte, groups[:, place], place, levels)
     return byte
+
+
+def in_groups(stream: Any, levels: tuple[int, int]) -> jax.Array:
+    """A stream [T, ...] as [bytes, steps of a byte, ...], filled up with zeros."""
+    stream, group = jnp.asarray(stream), per_byte(levels)
+    filling = jnp.zeros((-len(stream) % group, *stream.shape[1:]), stream.dtype)
+    return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
 
 
 def append(

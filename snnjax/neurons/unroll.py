@@ -1,11 +1,11 @@
 """Neurons through time: one site over T steps, by ``lax.scan`` or in closed form.
 
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
-input arrives. `unroll` returns the spikes. Calibration needs `mean_and_pace` and
-`spike_train`, each in one pass over the currents. A code (`snnjax.codes`) is a schedule
-of thresholds, V_t = T w_t V_th (``schedule.py``).
+input arrives. Calibration needs `mean_and_pace` and `spike_train`, in one pass over the
+currents each. A code is a schedule of thresholds (``schedule.py``).
 """
 
+import functools
 import operator
 from typing import Any
 
@@ -16,19 +16,20 @@ from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
-from snnjax.codes import Code, rate
+from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
 from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
+    RATE,
     SpikeTrain,
     append,
+    in_groups,
     level_indices,
     per_byte,
 )
 from snnjax.neurons.whole import WholeNumbers, off_grid
 
-RATE = rate()
 FEW_STEPS = 4  # A CPU computes so many several times faster outside of a loop.
 
 
@@ -40,15 +41,12 @@ def unroll(
     wait: int = 0,
     code: Code = RATE,
 ) -> jax.Array:
-    """Spikes of one site over T steps, by ``lax.scan``.
-
-    Step j decides on the first j + 1 + wait currents: the site first integrates for
-    ``wait`` steps, then fires for T steps while the rest of its input arrives.
+    """Spikes of one site over T steps: step j decides on j + 1 + wait currents.
 
     Args:
         neuron: the model.
-        params: its parameters; a ``bias`` among them is added to every current, or T
-            times to the first one if the code's clock does not run.
+        params: its parameters; a ``bias`` is added to every current, or T times to the
+            first one if the code's clock does not run.
         currents: float [T, B, ...].
         wait: 0 <= wait <= T.
         code: what a spike is worth at each step, see `snnjax.codes`.
@@ -89,14 +87,9 @@ def fold(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[Any, jax.Array]:
-    """`unroll` from a state, for as many steps as there are currents [t, B, ...].
+    """`unroll` from a state, for these currents and ticks; returns the state after too.
 
-    Args:
-        ticks: of these steps, see `schedule`.
-        wait, code: as for `unroll`; what is not 0 or not rate coding needs all T steps.
-
-    Returns:
-        The state after them, and the spikes [t, B, ...].
+    A wait, and another code than rate coding, need the currents of all T steps.
     """
     state = _integrated(neuron, params, state, currents, wait, code)
     # The loop gives as many spikes as it takes currents: T, the last of them 0.
@@ -114,14 +107,12 @@ def mean_and_pace(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean output of `unroll`, and its pace, without a spike in memory.
+    """The mean output of `unroll`, and its pace, in one pass. Forward only.
 
         mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
 
-    The pace is the average over t of the running mean output, weighted by t. Even
-    spikes have a pace near their mean, early ones a greater and late ones a smaller
-    pace. Forward only: the unrolled loop is one fused pass over the currents, on CPU
-    many times faster than the scan of `unroll`.
+    Even spikes have a pace near their mean, early ones a greater and late ones a
+    smaller one. On CPU this is many times faster than `unroll`, which stores spikes.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -143,8 +134,8 @@ def mean_and_pace(
         total += spikes
         return (state, total, totals + total), None
 
+    # The bias is added in the loop, or XLA would write currents + bias to memory.
     def receive(carry, arriving):
-        # The bias is added here, or XLA would write currents + bias to memory.
         current, times, tick = arriving
         return count(carry, driven(params, current, times), tick)
 
@@ -152,11 +143,11 @@ def mean_and_pace(
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
 
-    nothing = jnp.zeros_like(state.potential)
-    carry = (state, nothing, nothing)
+    no_spikes = jnp.zeros_like(state.potential)
+    carry = (state, no_spikes, no_spikes)
     loops = min(steps, _steps_per_loop(neuron, ticks))
-    early = jax.tree.map(lambda a: a[: steps - wait], ticks)
-    late = jax.tree.map(lambda a: a[steps - wait :], ticks)
+    early = jax.tree.map(lambda leaf: leaf[: steps - wait], ticks)
+    late = jax.tree.map(lambda leaf: leaf[steps - wait :], ticks)
     arriving = (currents[wait:], arrivals(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
@@ -183,37 +174,33 @@ def spike_train(
     state = neuron.start(params, currents.shape[1:])
     state = _integrated(neuron, params, state, currents, wait, code)
     arriving = arriving_while_firing(params, currents, wait, code)
-    group, levels = per_byte(neuron.levels), neuron.levels
-
-    def in_groups(stream: Any) -> jax.Array:
-        stream = jnp.asarray(stream)
-        filling = jnp.zeros((-steps % group, *stream.shape[1:]), stream.dtype)
-        return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
-
     ticks = schedule(code, neuron, steps)
-    groups = jax.tree.map(in_groups, (arriving, np.ones(steps, bool), ticks))
+
+    # Places of the last byte beyond step T stay 0.
+    runs = np.ones(steps, bool)
+    group_of = functools.partial(in_groups, levels=neuron.levels)
+    groups = jax.tree.map(group_of, (arriving, runs, ticks))
+    group = per_byte(neuron.levels)
 
     def encode_group(state, now):
-        currents, running, ticks = now
+        currents, runs, ticks = now
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
         for place in range(group):
             tick = jax.tree.map(operator.itemgetter(place), ticks)
             state, spikes = step(state, (currents[place], tick))
             size = 1.0 if tick is None else tick.size
-            indices = level_indices(spikes, size * params.threshold, levels)
-            # The last byte may have places beyond step T: they stay 0.
-            indices = jnp.where(running[place], indices, jnp.zeros_like(indices))
-            byte = append(byte, indices, place, levels)
+            indices = level_indices(spikes, size * params.threshold, neuron.levels)
+            indices = jnp.where(runs[place], indices, jnp.zeros_like(indices))
+            byte = append(byte, indices, place, neuron.levels)
         return state, byte
 
-    count = len(groups[0])
-    loops = min(count, max(1, _steps_per_loop(neuron, ticks) // group))
+    loops = min(-(-steps // group), max(1, _steps_per_loop(neuron, ticks) // group))
     _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
     # In the type of the potential: a narrower one would round a level beyond 1 twice.
     dtype, offset = state.potential.dtype, params.offset
     threshold = jnp.asarray(params.threshold, dtype)
     offset = None if offset is None else jnp.asarray(offset, dtype)
-    return SpikeTrain(bits, threshold, levels, offset, currents.dtype, code)
+    return SpikeTrain(bits, threshold, neuron.levels, offset, currents.dtype, code)
 
 
 def after_all_input(
@@ -237,22 +224,15 @@ def after_all_input(
     state = neuron.start(params, current.shape)
     state = neuron.integrate(params, state, steps * drive(params, current))
     step, nothing = _step(neuron, params), jnp.zeros((), current.dtype)
-    ticks = schedule(code, neuron, steps)
-    _, spikes = jax.lax.scan(
-        lambda state, tick: step(state, (nothing, tick)),
-        state,
-        ticks,
-        steps,
-        unroll=steps < 9,
-    )
+    fire_again = lambda state, tick: step(state, (nothing, tick))  # noqa: E731
+    ticks, few = schedule(code, neuron, steps), steps < 9
+    _, spikes = jax.lax.scan(fire_again, state, ticks, steps, unroll=few)
     return spikes.astype(current.dtype)
 
 
 def needs_no_time(code: Code, steps: int, wait: int) -> bool:
-    """Whether every site has all of its input before its first decision.
-
-    With a wait of T - 1 it has; a bias of rate coding arrives one step later.
-    """
+    """Whether every site has all of its input before its first decision."""
+    # With a wait of T - 1 it has; a bias of rate coding arrives one step later.
     return wait >= steps - (not code.clock_runs)
 
 
@@ -270,11 +250,10 @@ def closed_form(
 
     V_T = T w_T V_th is the size of its last spike, and N = (w_1 + .. + w_T) / w_T; with
     rate coding they are V_th and T. A neuron that does not rectify clips from N low on.
-    This is the mean of `unroll` with a wait of T. With the levels (0, 1) it is the
-    "ClipFloor" of the papers. Its floor has a straight-through gradient: 1 where it is
-    not clipped. Where digits do not always add up to the nearest value
-    (`snnjax.codes.Code.is_nearest`, or a last zone above 1/2), the neuron finds them
-    one after the other, with the derivative of `snnjax.surrogate.dspike`.
+    This is the mean of `unroll` with a wait of T, the "ClipFloor" of the papers if the
+    levels are (0, 1). Its floor has a straight-through gradient. Where digits may miss
+    the nearest value (`snnjax.codes.Code.is_nearest`, or a last zone above 1/2), the
+    neuron finds them one by one, with the gradient of `snnjax.surrogate.dspike`.
 
     Args:
         neuron: an IF neuron with reset by subtraction, also of whole numbers.
@@ -282,9 +261,6 @@ def closed_form(
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
         code: what a spike is worth.
-
-    Returns:
-        Mean output [B, ...], multiples of w_T V_th, in the dtype of ``current``.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -318,12 +294,9 @@ def closed_form(
 
 
 def arriving_while_firing(
-    params: Any, currents: jax.Array, wait: int, code: Code = RATE
+    params: Any, currents: jax.Array, wait: int, code: Code
 ) -> jax.Array:
-    """Currents, with their bias, of the T steps in which a site fires: [T, B, ...].
-
-    First the input after the wait, then zeros.
-    """
+    """The input after the wait with its bias, and then zeros: [T, B, ...]."""
     times = arrivals(code, len(currents), slice(wait, None))
     rest = driven(params, currents[wait:], times)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
@@ -331,12 +304,8 @@ def arriving_while_firing(
 
 
 def _steps_per_loop(neuron: Neuron, ticks: Tick | None) -> int:
-    """Steps that a forward loop unrolls.
-
-    More steps compile slowly, and so do many levels. A dozen steps of a schedule took
-    XLA minutes.
-    """
-    if ticks is not None:
+    """Steps that a forward loop unrolls: more, or many levels, compile slowly."""
+    if ticks is not None:  # a dozen steps of a schedule took XLA minutes
         return FEW_STEPS
     low, high = levels_of(neuron) or (0, 1)
     return max(FEW_STEPS, 32 // (high - low))
@@ -355,12 +324,7 @@ def _step(neuron: Neuron, params: Any):
 
 
 def _integrated(
-    neuron: Neuron,
-    params: Any,
-    state: Any,
-    currents: jax.Array,
-    wait: int,
-    code: Code,
+    neuron: Neuron, params: Any, state: Any, currents: jax.Array, wait: int, code: Code
 ) -> Any:
     """The state after the first ``wait`` currents, in which nothing fires."""
     check_floating("currents", currents)

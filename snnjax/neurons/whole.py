@@ -2,9 +2,8 @@
 
     v  <- unit round((v + I) / unit)
 
-In a network of whole numbers every current is a multiple of the unit. Products and
-sums of floats miss it by rounding errors; this model takes them back at every step, so
-each execution decides on the same whole numbers.
+In a network of whole numbers every current is a multiple of the unit. Sums of floats
+miss it by rounding errors, which this model takes back at every step.
 """
 
 import dataclasses

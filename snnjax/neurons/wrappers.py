@@ -5,13 +5,10 @@
     Recurrent    I <- I + s(t - 1) W,    W [N, N] among the N neurons of a site
 
 Each is a value with the fields of fresh parameters; its params and its state hold those
-of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, "Surrogate
-gradient learning in spiking neural networks", IEEE Signal Processing Magazine 2019,
-where v integrates i of the step before; Bellec, Scherr, Subramoney, Hajek, Salaj,
-Legenstein and Maass, "A solution to the learning dilemma for recurrent networks of
-spiking neurons", Nature Communications 2020; Bellec et al., NeurIPS 2018, where
-a <- rho a + (1 - rho) s, the reset subtracts the raised threshold, and W has no
-connection of a neuron to itself.
+of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, IEEE Signal
+Processing Magazine 2019, where v integrates i of the step before; Bellec et al., Nature
+Communications 2020; Bellec et al., NeurIPS 2018, where a <- rho a + (1 - rho) s, the
+reset subtracts the raised threshold, and W connects no neuron to itself.
 """
 
 import dataclasses
@@ -22,16 +19,57 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
-from snnjax._ranges import LEAK, NOT_NEGATIVE, check_fields
+from snnjax._ranges import LEAK, NOT_NEGATIVE
 from snnjax.neurons.protocol import (
     Wrapper,
     check_model,
+    check_numbers,
     field,
     fire,
     levels_of,
     takes_surrogate,
 )
 from snnjax.surrogate import Surrogate, dspike
+
+
+class WrapperState(NamedTuple):
+    """State of these neurons.
+
+    Attributes:
+        neuron: that of the model inside.
+        variable: i, a, or s(t - 1), [B, ...].
+    """
+
+    neuron: Any
+    variable: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _WithVariable(Wrapper):
+    """A wrapper whose state has a variable of its own, 0 at the start."""
+
+    def __post_init__(self):
+        check_model(self.neuron)
+        check_numbers(self)
+
+    def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
+        """That of the model, and zeros in float32 or wider."""
+        zeros = jnp.zeros(shape, wide_dtype(*jax.tree.leaves(params)))
+        return WrapperState(self.neuron.start(params.neuron, shape), zeros)
+
+    def integrate(
+        self, params: Any, state: WrapperState, current: jax.Array
+    ) -> WrapperState:
+        """As the model does."""
+        inside = self.neuron.integrate(params.neuron, state.neuron, current)
+        return state._replace(neuron=inside)
+
+    def fire(
+        self, params: Any, state: WrapperState, spike: Surrogate | None = None
+    ) -> tuple[WrapperState, jax.Array]:
+        """As the model does."""
+        inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
+        return state._replace(neuron=inside), spikes
 
 
 class SynapticParams(NamedTuple):
@@ -46,15 +84,8 @@ class SynapticParams(NamedTuple):
     synaptic_leak: Annotated[jax.Array, LEAK]
 
 
-class SynapticState(NamedTuple):
-    """State of neurons with a synaptic current: theirs, and i [B, ...]."""
-
-    neuron: Any
-    current: jax.Array
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synaptic(Wrapper):
+class Synaptic(_WithVariable):
     """A neuron whose input passes a synapse: i <- synaptic_leak i + I.
 
     Args:
@@ -62,9 +93,6 @@ class Synaptic(Wrapper):
         synaptic_leak: 0 < synaptic_leak <= 1; exp(-dt / tau) of a synapse with the time
             constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
             and so does a bias.
-
-    Raises:
-        ValueError: no model, or a leak outside its range.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -76,37 +104,19 @@ class Synaptic(Wrapper):
 
     synaptic_leak: Annotated[float, LEAK] = 0.5
 
-    def __post_init__(self):
-        check_model(self.neuron)
-        check_fields(self)
-        object.__setattr__(self, "synaptic_leak", float(self.synaptic_leak))
-
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
         """The model's parameters, and a scalar leak."""
         leak = jnp.asarray(self.synaptic_leak, jnp.float32)
         return SynapticParams(self.neuron.init(shape, key), leak)
 
-    def start(self, params: SynapticParams, shape: tuple[int, ...]) -> SynapticState:
-        """No current, in float32 or wider."""
-        state = self.neuron.start(params.neuron, shape)
-        return SynapticState(state, _zeros(params, shape))
-
     def integrate(
-        self, params: SynapticParams, state: SynapticState, current: jax.Array
-    ) -> SynapticState:
+        self, params: SynapticParams, state: WrapperState, current: jax.Array
+    ) -> WrapperState:
         """i <- synaptic_leak i + I; the model integrates i."""
-        before = state.current
-        leak = lead(params.synaptic_leak, before.ndim).astype(before.dtype)
-        synaptic = leak * before + current.astype(before.dtype)
-        inside = self.neuron.integrate(params.neuron, state.neuron, synaptic)
-        return SynapticState(inside, synaptic)
-
-    def fire(
-        self, params: SynapticParams, state: SynapticState, spike: Surrogate = dspike
-    ) -> tuple[SynapticState, jax.Array]:
-        """As the model does; a spike does not change the current."""
-        inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
-        return state._replace(neuron=inside), spikes
+        i = state.variable
+        leak = lead(params.synaptic_leak, i.ndim).astype(i.dtype)
+        i = leak * i + current.astype(i.dtype)
+        return super().integrate(params, state._replace(variable=i), i)
 
 
 class AdaptiveParams(NamedTuple):
@@ -124,15 +134,8 @@ class AdaptiveParams(NamedTuple):
     adaptation_leak: Annotated[jax.Array, LEAK]
 
 
-class AdaptiveState(NamedTuple):
-    """State of adaptive neurons: the model's, and the trace a [B, ...]."""
-
-    neuron: Any
-    trace: jax.Array
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adaptive(Wrapper):
+class Adaptive(_WithVariable):
     """A neuron whose threshold is V_th + adaptation a, with a <- adaptation_leak a + s.
 
     Args:
@@ -141,9 +144,6 @@ class Adaptive(Wrapper):
             carry V_th whatever the adaptation.
         adaptation_leak: 0 < adaptation_leak <= 1; exp(-dt / tau) of a threshold that
             returns with the time constant tau.
-
-    Raises:
-        ValueError: another model, or a number outside its range.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -156,55 +156,37 @@ class Adaptive(Wrapper):
     adaptation_leak: Annotated[float, LEAK] = 0.9
 
     def __post_init__(self):
-        check_model(self.neuron)
+        super().__post_init__()
         if levels_of(self.neuron) != (0, 1) or not takes_surrogate(self.neuron):
             raise ValueError(
                 f"model is {self.neuron!r}; allowed: a model with the levels (0, 1) "
                 "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
                 "adaptive threshold moves the surrogate's argument"
             )
-        check_fields(self)
-        for name in ("adaptation", "adaptation_leak"):
-            object.__setattr__(self, name, float(getattr(self, name)))
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> AdaptiveParams:
         """The model's parameters and two scalars."""
-        numbers = (self.adaptation, self.adaptation_leak)
-        return AdaptiveParams(
-            self.neuron.init(shape, key),
-            *[jnp.asarray(number, jnp.float32) for number in numbers],
-        )
-
-    def start(self, params: AdaptiveParams, shape: tuple[int, ...]) -> AdaptiveState:
-        """No adaptation yet, in float32 or wider."""
-        state = self.neuron.start(params.neuron, shape)
-        return AdaptiveState(state, _zeros(params, shape))
-
-    def integrate(
-        self, params: AdaptiveParams, state: AdaptiveState, current: jax.Array
-    ) -> AdaptiveState:
-        """As the model does."""
-        inside = self.neuron.integrate(params.neuron, state.neuron, current)
-        return state._replace(neuron=inside)
+        numbers = jnp.float32(self.adaptation), jnp.float32(self.adaptation_leak)
+        return AdaptiveParams(self.neuron.init(shape, key), *numbers)
 
     def fire(
-        self, params: AdaptiveParams, state: AdaptiveState, spike: Surrogate = dspike
-    ) -> tuple[AdaptiveState, jax.Array]:
+        self, params: AdaptiveParams, state: WrapperState, spike: Surrogate = dspike
+    ) -> tuple[WrapperState, jax.Array]:
         """Spikes of the model, whose surrogate is evaluated at the raised threshold.
 
         In place of x = (v - V_th) / (2 V_th), at (v - V_th - adaptation a) / (2 V_th).
-        This comparison is rounded, unlike v >= V_th: a potential equal to the raised
-        threshold may fire or not.
+        This comparison is rounded: a potential equal to the raised threshold may fire
+        or not.
         """
         inside, a = state
-        if field(params.neuron, "threshold") is None:
+        own_threshold = field(params.neuron, "threshold")
+        if own_threshold is None:
             raise ValueError(
                 f"an adaptive threshold needs a parameter threshold, and those of "
                 f"{self.neuron!r} have none"
             )
         threshold, adaptation, leak = (
-            lead(leaf, a.ndim).astype(a.dtype)
-            for leaf in (field(params.neuron, "threshold"), *params[1:])
+            lead(leaf, a.ndim).astype(a.dtype) for leaf in (own_threshold, *params[1:])
         )
         # The model compares v with its own V_th, so its surrogate's argument moves.
         shift = adaptation * a / (2 * threshold)
@@ -213,7 +195,7 @@ class Adaptive(Wrapper):
             return spike(x - shift.astype(x.dtype), *args, **options)
 
         inside, spikes = fire(self.neuron, params.neuron, inside, raised)
-        return AdaptiveState(inside, leak * a + spikes.astype(a.dtype)), spikes
+        return WrapperState(inside, leak * a + spikes.astype(a.dtype)), spikes
 
 
 class RecurrentParams(NamedTuple):
@@ -228,26 +210,13 @@ class RecurrentParams(NamedTuple):
     kernel: jax.Array
 
 
-class RecurrentState(NamedTuple):
-    """State of recurrent neurons: the model's, and the previous spikes [B, ...]."""
-
-    neuron: Any
-    spikes: jax.Array
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recurrent(Wrapper):
+class Recurrent(_WithVariable):
     """Neurons with a dense recurrent kernel among those of their site.
 
     The kernel has N x N weights for the N neurons of a site. It is meant for dense
     layers: in a convolution N counts all positions. The ``key`` of `snnjax.init` draws
     it, and an optimizer trains it as "kernel".
-
-    Args:
-        neuron: the model, e.g. `snnjax.lif`.
-
-    Raises:
-        ValueError: no model.
 
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -260,9 +229,6 @@ class Recurrent(Wrapper):
      [0. 1.]
      [0. 0.]]
     """
-
-    def __post_init__(self):
-        check_model(self.neuron)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> RecurrentParams:
         """The model's parameters, and weights drawn from N(0, 1/N)."""
@@ -281,31 +247,21 @@ class Recurrent(Wrapper):
         """Connections that each spike reaches: N."""
         return math.prod(shape)
 
-    def start(self, params: RecurrentParams, shape: tuple[int, ...]) -> RecurrentState:
-        """No spike yet."""
-        state = self.neuron.start(params.neuron, shape)
-        return RecurrentState(state, _zeros(params, shape))
-
     def integrate(
-        self, params: RecurrentParams, state: RecurrentState, current: jax.Array
-    ) -> RecurrentState:
+        self, params: RecurrentParams, state: WrapperState, current: jax.Array
+    ) -> WrapperState:
         """The model integrates I + s W."""
-        dtype = promoted(current, state.spikes)
+        last = state.variable
+        dtype = promoted(current, last)
         # One kernel for the whole site: its neurons are one axis, whatever its shape.
-        rows = state.spikes.reshape(state.spikes.shape[0], -1).astype(dtype)
-        recurrent_current = rows @ params.kernel.astype(dtype)
-        total = current.astype(dtype) + recurrent_current.reshape(state.spikes.shape)
-        inside = self.neuron.integrate(params.neuron, state.neuron, total)
-        return state._replace(neuron=inside)
+        rows = last.reshape(last.shape[0], -1).astype(dtype)
+        from_spikes = rows @ params.kernel.astype(dtype)
+        total = current.astype(dtype) + from_spikes.reshape(last.shape)
+        return super().integrate(params, state, total)
 
     def fire(
-        self, params: RecurrentParams, state: RecurrentState, spike: Surrogate = dspike
-    ) -> tuple[RecurrentState, jax.Array]:
+        self, params: RecurrentParams, state: WrapperState, spike: Surrogate = dspike
+    ) -> tuple[WrapperState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
-        inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
-        return RecurrentState(inside, spikes.astype(state.spikes.dtype)), spikes
-
-
-def _zeros(params: Any, shape: tuple[int, ...]) -> jax.Array:
-    """In the widest type of the parameters, float32 or wider."""
-    return jnp.zeros(shape, wide_dtype(*jax.tree.leaves(params)))
+        state, spikes = super().fire(params, state, spike)
+        return state._replace(variable=spikes.astype(state.variable.dtype)), spikes

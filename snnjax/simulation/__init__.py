@@ -1,8 +1,8 @@
 """From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
 ``simulate.py`` is the transform and ``options.py`` its arguments. ``executions.py``
-computes it, ``training_mode.py`` for a function in training mode, and ``remat.py`` with
-little memory for the gradient. ``choice.py`` is what "auto" takes.
+computes it, and ``remat.py`` with little memory for the gradient. ``choice.py`` is what
+"auto" takes.
 """
 
 from snnjax import _renamed

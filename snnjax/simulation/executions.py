@@ -1,8 +1,7 @@
 """Executions: several ways to compute the same spikes.
 
 `run_in_time` computes n steps at a time, from one (by step) to all of them (by layer).
-`run_closed_form` needs no loop over time, since each layer waits for all its input. A
-function in training mode has its own, in ``training_mode.py``.
+`run_closed_form` needs no loop over time, since each layer waits for all its input.
 """
 
 import dataclasses
@@ -30,6 +29,7 @@ from snnjax.network.evaluate import (
     operator,
     operator_rule,
 )
+from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.gradients import WithSurrogate
@@ -45,11 +45,9 @@ class Job(NamedTuple):
 
     Attributes:
         network: captured for x (one step of a sequence).
-        snn: the spiking network.
         models: site name -> its model, with the surrogate of the simulation.
         x: [B, ...], or [T, B, ...] if it is a sequence.
-        steps: T.
-        wait: steps that every layer integrates before it fires.
+        steps, wait: T, and how many steps every layer integrates before it fires.
         sequence: x has a time axis.
 
     Between the sites, streams hold spikes if the SNN's code is rate coding, and decoded
@@ -75,10 +73,9 @@ class ByLayer:
         remat: the gradient keeps only the spikes, as bits (reverse mode only), and
             recomputes the rest. With ``segment`` it keeps only the states between
             segments, which is least for a segment near sqrt(T). A single layer gains
-            nothing. On CPU set
-            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
-            trades the memory for speed again. There the gradient of a convolution is
-            ten times slower in segments.
+            nothing. On CPU it needs the environment variable
+            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, and the
+            gradient of a convolution is ten times slower in segments.
 
     Raises:
         ValueError: segment is no whole number >= 1, or remat no flag.
@@ -101,10 +98,10 @@ class ByLayer:
 def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     """T steps in segments of ``size`` steps, from one state to the next.
 
-    Within a segment it goes layer by layer: time is folded into the batch between the
-    sites, and each site scans over it. All T steps at once are "by_layer". One at a
-    time is "by_step", a loop over the whole network as a chip runs it. A wait, and a
-    code whose clock does not run, need all of them.
+    Within a segment it goes layer by layer: equations map over time, and each site
+    scans over it. All T steps at once are "by_layer". One at a time is "by_step", a
+    loop over the whole network as a chip runs it. A wait, and a code whose clock does
+    not run, need all of them.
 
     A gradient of one step at a time keeps the state of each neuron before it fires.
     With ``remat`` it keeps the states between the segments, and one segment of steps
@@ -113,84 +110,67 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     """
     if remat and size == job.steps:
         return _run_from_bits(job)
+    network, code = job.network, job.snn.code
     constants, streams, live = prepare(job)
     # Under a code whose clock does not run an operator is a function of what is decoded
     # at a step, and needs no state.
     states = {
         eq.place.name: start_state(job, eq, constants, streams)
         for eq in live
-        if eq.fires or (eq.site is not None and job.snn.code.clock_runs)
+        if eq.fires or (eq.site is not None and code.clock_runs)
     }
-    widened, narrowed = _in_float32(constants)
+    constants_of_loop = _held_wide(constants)
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
         x, ticks = now  # of the steps of this segment
-        values: dict[Any, Any] = narrowed(widened)
-        if job.sequence:
-            values |= job.network.inputs(x)
         after: dict[str, Any] = {}
-        rule = functools.partial(_advance, job, length, states, ticks, after)
+
+        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
+            name = site.name
+            if site.fires:
+                currents = code.arriving(over_time(current, length, len(site.shape)))
+                neurons = job.models[name], job.snn.neurons[name], states[name]
+                options = {"wait": job.wait, "code": code}
+                after[name], spikes = fold(*neurons, currents, ticks[name], **options)
+                return code.stream(spikes)
+            if not code.clock_runs:
+                return of_values(site, current, *operands)
+            *others, function = operands
+            outputs, after[name] = function.increments((current, *others), states[name])
+            return outputs
+
+        values: dict[Any, Any] = constants_of_loop()
+        if job.sequence:
+            values |= network.inputs(x)
         evaluate(live, values, rule, streams=streams)
-        return after, {v: values[v] for v in job.network.outputs if v in streams}
+        return after, {v: values[v] for v in network.outputs if v in streams}
 
     def body(length: int) -> Callable:
         function = functools.partial(segment, length)
-        if size == job.steps or (size > 1 and not remat):
-            return function
         if remat:
             return jax.checkpoint(function)
+        if size > 1 or job.steps == 1:
+            return function
         # Nothing between the sites is kept: from a state it is one step to recompute.
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
-    ticks = {n: schedule(job.snn.code, m, job.steps) for n, m in job.models.items()}
+    ticks = {name: schedule(code, m, job.steps) for name, m in job.models.items()}
     in_time = (job.x if job.sequence else None, ticks)  # None has no leaves
     outputs = _scan(body, states, in_time, job.steps, size)
     return over_steps(job, constants | outputs, streams)
 
 
-def _advance(
-    job: Job,
-    length: int,
-    states: Mapping[str, Any],
-    ticks: Mapping[str, Any],
-    after: dict[str, Any],
-    site: Site,
-    current: jax.Array,
-    *operands: Any,
-) -> Any:
-    """The rule of a segment: what a site puts out in so many steps from its state.
-
-    The state that it leaves is written to ``after``.
-    """
-    name, code = site.name, job.snn.code
-    if not site.fires and not code.clock_runs:
-        return of_values(site, current, *operands)
-    if not site.fires:
-        *others, function = operands
-        arguments = (current, *others)
-        outputs, after[name] = function.increments(arguments, states[name])
-        return outputs
-    currents = code.arriving(over_time(current, length, len(site.shape)))
-    neurons = job.models[name], job.snn.neurons[name], states[name]
-    options = {"wait": job.wait, "code": code}
-    after[name], spikes = fold(*neurons, currents, ticks[name], **options)
-    return code.stream(spikes)
-
-
-def _in_float32(constants: Values) -> tuple[Values, Callable[[Values], Values]]:
-    """Values in float32 or wider, and the function that takes them back.
+def _held_wide(constants: Values) -> Callable[[], Values]:
+    """A function that gives these values; it holds them in float32 or wider.
 
     The gradient of a constant of a loop is summed over its turns in the type in which
     it enters. A number of Python has neither gradient nor type.
     """
     arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
     types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
-
-    def narrowed(widened: Values) -> Values:
-        return widened | {v: widened[v].astype(types[v]) for v in types}
-
-    return constants | {v: wide(constants[v]) for v in types}, narrowed
+    widened = {v: wide(constants[v]) for v in types}
+    return lambda: constants | {v: a.astype(types[v]) for v, a in widened.items()}
 
 
 def _scan(
@@ -219,20 +199,30 @@ def _run_from_bits(job: Job) -> Any:
     values, streams, _ = prepare(job)
     if job.sequence:
         values |= job.network.inputs(job.x)
-    # A gradient keeps `fire`, which must not close over the job and its arrays.
-    models, steps, wait, code = job.models, job.steps, job.wait, job.snn.code
+    steps, fire_all = job.steps, all_steps(job)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        currents = code.arriving(over_time(current, steps, len(site.shape)))
-        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return code.stream(spikes)
+        return fire_all(site, params, over_time(current, steps, len(site.shape)))
 
     results = outputs_from_bits(
-        job.network, values, fire, streams, job.snn.neurons, models
+        job.network, values, fire, streams, job.snn.neurons, job.models
     )
     pairs = zip(job.network.outputs, results, strict=True)
     values |= {v: output for v, output in pairs if isinstance(v, int)}
     return over_steps(job, values, streams)
+
+
+def all_steps(job: Job) -> Callable[..., jax.Array]:
+    """What a site sends in T steps: ``fire(site, params, currents [T, B, ...])``."""
+    # Not of the job itself: a gradient keeps the function, which must hold no arrays.
+    models, wait, code = job.models, job.wait, job.snn.code
+
+    def fire(site: Site, params: Any, currents: jax.Array) -> jax.Array:
+        currents = code.arriving(currents)
+        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
+        return code.stream(spikes)
+
+    return fire
 
 
 def run_closed_form(job: Job) -> Any:
@@ -279,6 +269,81 @@ def run_closed_form(job: Job) -> Any:
     return over_steps(job, values, streams)
 
 
+# ------------------------------------------------ a function in training mode
+#
+#     fn(params, x) -> (outputs, aux)    with x of T B examples, time first
+#
+# It takes its statistics over all of its input, so time is a part of the batch, and the
+# neurons separate the steps again. In closed form fn gets the B examples once.
+
+
+def run_closed_training(job: Job) -> tuple[Any, Any]:
+    """A function in training mode, once, on the values that neurons end with.
+
+    Its outputs [T, B, ...] are the answer at each step; aux is as fn gave it.
+    """
+    network, neurons, steps = job.network, job.snn.neurons, job.steps
+
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        model = job.snn.model_of(site.name)
+        return closed_form(model, params, current, steps, code=job.snn.code)
+
+    values = network.arguments(job.snn.params, job.x)
+    evaluate(network.equations, values, firing(fire, neurons))
+    outputs, aux = network.results(values)
+    return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
+
+
+def run_training(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
+    """The function itself on T B examples; its neurons separate the steps again.
+
+    Args:
+        job: with an x from `time_in_batch`, for so many ``devices``.
+        remat: the gradient keeps only the spikes, as bits.
+    """
+    steps, code, fire_all = job.steps, job.snn.code, all_steps(job)
+
+    def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
+        a = a.reshape(devices, steps, -1, *a.shape[1:])
+        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
+
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
+        return time_in_batch(fire_all(site, params, split(current)), devices)
+
+    def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
+        del site
+        if not code.clock_runs:
+            (values,) = function.of_values(current)
+            return values
+        (increments,) = function._replace(live=(True,))(split(current))
+        return time_in_batch(increments, devices)
+
+    network, neurons = job.network, job.snn.neurons
+    values = network.arguments(job.snn.params, job.x)
+    if remat:
+        none = frozenset()  # has a time axis: time is a part of the batch
+        results = outputs_from_bits(
+            network, values, fire, none, neurons, job.models, at_operator
+        )
+        outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
+    else:
+        evaluate(network.equations, values, firing(fire, neurons, at_operator))
+        outputs, aux = network.results(values)
+    return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
+
+
+def time_in_batch(stream: jax.Array, devices: int = 1) -> jax.Array:
+    """[T, B, ...] -> [T B, ...], time first within each device's part of the batch.
+
+    No example moves to another device. Two devices, T = 2 and the examples a b c d:
+
+        a1 b1 c1 d1 | a2 b2 c2 d2    ->    a1 b1 a2 b2 | c1 d1 c2 d2
+    """
+    steps, batch, *rest = stream.shape
+    parts = stream.reshape(steps, devices, batch // devices, *rest)
+    return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
+
+
 # -------------------------------------------------------------- parts of executions
 
 
@@ -286,9 +351,8 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     """Compute once what no step changes.
 
     Returns:
-        The values of all variables that no step changes; the variables that have a time
-        axis, since they depend on spikes or on a sequence; the equations that compute
-        these.
+        Variable -> value, of all that no step changes; the variables that have a time
+        axis; the equations that compute these.
     """
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
@@ -300,14 +364,13 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     return values, streams, live
 
 
-def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
-    """The outputs with a time axis, even those that no spike reaches."""
+def over_steps(job: Job, values: Values, streams: frozenset[int]) -> Any:
+    """What arrives of the outputs at each step, even of those no spike reaches."""
     outputs: dict[Any, Any] = dict(values)
-    for v in job.network.dependent.intersection(job.network.outputs):
-        if v not in streams:
-            outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
-    code = job.snn.code
-    return jax.tree.map(functools.partial(arriving, code), job.network.results(outputs))
+    for v in job.network.dependent.intersection(job.network.outputs) - streams:
+        outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
+    results = job.network.results(outputs)
+    return jax.tree.map(functools.partial(arriving, job.snn.code), results)
 
 
 def arriving(code: Code, output: jax.Array) -> jax.Array:
@@ -319,25 +382,20 @@ def arriving(code: Code, output: jax.Array) -> jax.Array:
 def start_state(
     job: Job, equation: Equation, values: Values, streams: frozenset[int]
 ) -> Any:
-    """State of a site or an operator before its first step.
-
-    Args:
-        values: of the variables that no step changes.
-        streams: variables that have a time axis.
-    """
-    site, avals = equation.place, job.network.avals
-    batch = batch_of(job.x, job.sequence)
+    """State of a site or an operator before its first step; values as of `prepare`."""
+    site, batch = equation.place, batch_of(job.x, job.sequence)
     if site.fires:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
+
+    def argument(v: Any) -> Any:
+        if v not in streams:
+            return read(values, v)
+        aval = job.network.avals[v]
+        return jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype)
+
     live = tuple(v in streams for v in equation.inputs)
-    arguments = [
-        jax.ShapeDtypeStruct((batch, *avals[v].shape), avals[v].dtype)
-        if isinstance(v, int) and is_live
-        else read(values, v)
-        for v, is_live in zip(equation.inputs, live, strict=True)
-    ]
-    return operator(equation, live).start(arguments)
+    return operator(equation, live).start([argument(v) for v in equation.inputs])
 
 
 def _first_spikes(

@@ -55,11 +55,9 @@ def check_execution(execution: Any) -> None:
 
 
 def check_options(sim: Simulation, code: Code | None = None) -> None:
-    """Raise for options that exclude each other, or that the code does not have.
+    """Raise for options that exclude each other, or that the SNN's code does not have.
 
-    Args:
-        sim: whose steps and wait may be unknown yet.
-        code: that of the SNN, once it is known.
+    Steps and wait of ``sim``, and the code, may be unknown yet.
     """
     options = layer_options(sim.execution)
     segment, remat = options.segment, options.remat
@@ -69,10 +67,10 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
             "ByLayer(segment=...)": segment is not None,
             "ByLayer(remat=True)": remat,
         }
-        taken = [option for option, is_taken in options_of_rate.items() if is_taken]
-        if taken:
+        if any(options_of_rate.values()):
+            names = [option for option, is_set in options_of_rate.items() if is_set]
             raise ValueError(
-                f"{', '.join(taken)} works with rate coding only, where every step is "
+                f"{', '.join(names)} works with rate coding only, where every step is "
                 f"like the others; the SNN has the code {code!r}, whose constant input "
                 "arrives at the first step. Leave it out, or convert with "
                 "code=snnjax.codes.rate()"

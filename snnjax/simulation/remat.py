@@ -6,7 +6,7 @@ recomputes the currents and potentials in between, stage by stage, the last one 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +26,7 @@ from snnjax.neurons.spike_trains import (
     unpack,
 )
 
-# (site, params, current) -> spikes
-Fire = Callable[..., jax.Array]
-# sources, params -> (results of a stage, values for later stages)
-Run = Callable[[list[Any], Any], tuple[Any, list[Any]]]
+Fire = Callable[..., jax.Array]  # (site, params, current) -> spikes
 
 
 class _Encoded(NamedTuple):
@@ -54,19 +51,26 @@ def outputs_from_bits(
     """The outputs, stage by stage; a gradient keeps only the spikes, as bits.
 
     Args:
-        network: captured for the input.
         values: variable -> value, of all that no step changes and of the input.
         fire, neurons, at_operator: as for `firing`; the functions must hold no arrays,
             since a gradient keeps them.
-        models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
+        models: site name -> model, whose levels become bits.
     """
     store: dict[int | None, Any] = {**values}
+    rule = firing(fire, {}, at_operator)
+
+    def run(stage: Stage, sources: list[Any], params: Any) -> tuple[Any, list[Any]]:
+        """The spikes of a site, or the outputs; and the values for later stages."""
+        is_stream = [v in streams for v in stage.sources]
+        results, later = run_segment(stage.segment, sources, rule, is_stream)
+        if stage.site is None:
+            return results, later
+        return fire(stage.site, params, results[0]), later
 
     def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
-        is_stream = tuple(v in streams for v in stage.sources)
-        run = functools.partial(_run_stage, stage, is_stream, fire, at_operator)
-        return _with_recomputation(run, [store[v] for v in stage.sources], params)
+        sources = [store[v] for v in stage.sources]
+        return _with_recomputation(functools.partial(run, stage), sources, params)
 
     *others, last = stages(network)
     for stage in others:
@@ -83,41 +87,23 @@ def outputs_from_bits(
 
 def _levels(model: Neuron, site: Site) -> tuple[int, int]:
     levels = levels_of(model)
-    if levels is None:
-        raise ValueError(
-            f"remat keeps spikes as levels in bits; the model of site {site.name!r}, "
-            f"{model!r}, states no levels. Give it an attribute levels = (low, high), "
-            "with spikes that are whole multiples of its parameter threshold, or leave "
-            "remat out"
-        )
-    return levels
-
-
-def _run_stage(
-    stage: Stage,
-    is_stream: Sequence[bool],
-    fire: Fire,
-    at_operator: Rule,
-    sources: Sequence[Any],
-    params: Any,
-) -> tuple[Any, list[Any]]:
-    """The spikes of a site, or the outputs; and the values for later stages."""
-    rule = firing(fire, {}, at_operator)
-    results, later_values = run_segment(stage.segment, sources, rule, is_stream)
-    if stage.site is not None:
-        return fire(stage.site, params, results[0]), later_values
-    return results, later_values
+    if levels is not None:
+        return levels
+    raise ValueError(
+        f"remat keeps spikes as levels in bits; the model of site {site.name!r}, "
+        f"{model!r}, states no levels. Give it an attribute levels = (low, high), with "
+        "spikes that are whole multiples of its parameter threshold, or leave remat out"
+    )
 
 
 def _with_recomputation(
-    run: Run, sources: list[Any], params: Any
+    run: Callable, sources: list[Any], params: Any
 ) -> tuple[Any, list[Any]]:
     """``run(sources, params)``, whose gradient keeps only the arguments.
 
     Not ``jax.checkpoint``: on CPU, XLA detects that the second computation equals the
     first one and keeps everything. Here the second one starts from the bits.
     """
-    encoded = [isinstance(source, _Encoded) for source in sources]
     types = [jax.typeof(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
 
     def decoded(sources: list[Any]) -> list[Any]:
@@ -143,8 +129,8 @@ def _with_recomputation(
         _, pull = jax.vjp(run, decoded(bits), params)
         slopes, of_params = pull(upstream)
         of_sources = [
-            _Encoded(slope, None) if is_bits else slope
-            for slope, is_bits in zip(slopes, encoded, strict=True)
+            slope if spikes is None else _Encoded(slope, None)
+            for slope, spikes in zip(slopes, types, strict=True)
         ]
         return of_sources, of_params
 
@@ -160,8 +146,8 @@ def _available_after(
         bits = where(isnan(slope), 0, bits)    for one number of the upstream gradient
 
     Otherwise XLA may recompute all stages at once, and hold them. On CPU it ignores
-    ``optimization_barrier``, but it cannot know that no gradient is NaN. If one is, the
-    zeros do no harm, since the parameters become NaN as well.
+    ``optimization_barrier``, but cannot know that no gradient is NaN. If one is, the
+    parameters become NaN as well.
     """
     slopes = [s for s in jax.tree.leaves(upstream) if s.dtype != jax.dtypes.float0]
     if not slopes:

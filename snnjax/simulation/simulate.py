@@ -2,14 +2,12 @@
 
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
-`spiking` is a transform like ``jax.grad``; ``executions.py`` computes it. A layer may
-integrate for some steps before it fires. This wait is ours; docs/accuracy.md shows its
-gain and its cost.
+`spiking` is a transform like ``jax.grad``; ``executions.py`` computes it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import chex
@@ -40,14 +38,21 @@ from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.choice import choose
-from snnjax.simulation.executions import ByLayer, Job, run_closed_form, run_in_time
+from snnjax.simulation.executions import (
+    ByLayer,
+    Job,
+    run_closed_form,
+    run_closed_training,
+    run_in_time,
+    run_training,
+    time_in_batch,
+)
 from snnjax.simulation.options import (
     Simulation,
     check_execution,
     check_options,
     layer_options,
 )
-from snnjax.simulation.training_mode import folded, run_closed_training, run_folded
 from snnjax.snn import (
     SNN,
     check_models,
@@ -78,7 +83,7 @@ def init(
         model: of all sites: `snnjax.lif` with leak 1/2 by default, or another of
             `snnjax.neurons` or of your own (docs/neurons.md). Or a dict, site name or
             shell pattern -> model: a site takes the model of its own name, else of the
-            first pattern that matches it, else the default. The SNN carries it.
+            first pattern that matches it, else the default.
         code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
             default. Others need integrate-and-fire neurons, and usually a wait
             (`snnjax.codes.Code.least_wait`), an argument of `spiking`.
@@ -102,23 +107,17 @@ def init(
     check_models(code, models_in(model))
     for each in models_in(model):
         _check_no_surrogate(each)
-    neurons = {
-        site.name: model_of(model, site.name).init(site.shape, own_key)
-        for site, own_key in zip(sites, _keys(key, len(sites)), strict=True)
-    }
-    return SNN(params, neurons, model=model, code=code)
-
-
-def _keys(key: Any, count: int) -> Sequence[Any]:
-    """A key for each site, or None for all."""
-    if key is None:
-        return [None] * count
     try:
-        return list(jax.random.split(key, count))
+        keys = [None] * len(sites) if key is None else jax.random.split(key, len(sites))
     except (TypeError, ValueError):
         raise ValueError(
             f"key is {key!r}; allowed: a random key, jax.random.key(0)"
         ) from None
+    neurons = {
+        site.name: model_of(model, site.name).init(site.shape, own_key)
+        for site, own_key in zip(sites, keys, strict=True)
+    }
+    return SNN(params, neurons, model=model, code=code)
 
 
 class SpikingFunction(Protocol):
@@ -152,48 +151,39 @@ def spiking(
             T steps, and in the last ``wait`` of them gets neither input nor bias. The
             answer comes after T + depth x wait steps (`latency`). None: that of the
             SNN, or 0 for one of `init`.
-        surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`. A site with a temperature passes it as the second
-            argument.
+        surrogate: spike function for the gradient, see `snnjax.surrogate`.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: how to compute the spikes; docs/accelerators.md has the reasons.
-            "by_step" computes all layers at each step, and "by_layer" all steps of each
-            layer; `snnjax.simulation.ByLayer` has options for less memory.
-            "closed_form" needs no loop over time, but IF neurons with reset by
+            "by_layer" computes all steps of each layer; `snnjax.simulation.ByLayer` has
+            options for less memory. "by_step" computes all layers at each step; with a
+            wait, and under another code than rate coding, it is computed layer by
+            layer. "closed_form" needs no loop over time, but IF neurons with reset by
             subtraction and a wait of T, or T - 1 without rate coding. Its floor has a
             straight-through gradient, so surrogate and detach_reset must be left out.
-            "auto" takes closed_form where its spikes are the same. With rate coding and
-            no wait it takes by_step on TPU and, for more than four steps, on CPU. It
-            takes by_layer otherwise, for models other than IF and LIF, and for a
-            surrogate that is not declared a step (`snnjax.surrogate.step`) or holds a
-            traced value.
+            "auto" takes the one that is fastest on the device of x.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, or 128 where "auto" runs on a TPU without a wait or for
-            at most four steps, since their states then stay on the chip. On CPU 16 to
-            32 are faster, since their states stay in the cache.
+            None: all at once, or what "auto" takes on a TPU. On CPU 16 to 32 are
+            faster, since their states stay in the cache.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``. It gets
             T B examples, time first (on each device): a BatchNorm takes its statistics
-            over time and batch, and its running averages come back as aux. Any
-            operation may stand between the sites. With execution="closed_form" fn gets
-            the B examples once, with the values that neurons end with: an epoch costs
-            one of the ANN, and each step has the same output.
+            over time and batch, and its running averages come back as aux. With
+            execution="closed_form" fn gets the B examples once, with the values that
+            neurons end with: an epoch costs one of the ANN.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
         readout at each step. The answer is ``outputs.mean(0)`` for every code;
         ``snn.code.answers(outputs)`` has the answers after each step. With
         has_aux ``(outputs, aux)``. If x is sharded over a mesh, each device computes
-        the outputs of its own examples, without communication
-        (`snnjax.sharding.batch_sharding`). A gradient is summed over all devices, and
-        with has_aux a BatchNorm takes its statistics over all of them.
+        the outputs of its own examples, without communication. A gradient, and with
+        has_aux the statistics of a BatchNorm, are sums over all devices.
 
     Raises:
         ValueError: an argument is out of range, or two exclude each other. From
-            spiking_fn: the SNN has other steps, wait or site names, numbers are out of
-            range, a key is missing, the time axis is not T, or there is no closed form.
+            spiking_fn: the SNN or x does not fit them, or there is no closed form.
             Inside ``jit`` numbers are unknown: NaN in x then causes no spikes.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
@@ -283,14 +273,7 @@ def simulate(
     batch_sharding = sharding.batch_sharding(x, batch_axis)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = int(sim.sequence)  # Poisson spikes have a time axis, too.
-    choice = choose(
-        sim.execution,
-        snn,
-        steps=sim.steps,
-        wait=sim.wait,
-        surrogate=sim.surrogate,
-        platform=sharding.platform(x),
-    )
+    choice = choose(sim, snn, sharding.platform(x))
     if sim.has_aux:
         train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
@@ -325,7 +308,7 @@ def simulate(
 def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
     """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
 
-    # lax.map maps a function of one example, and vmap gives that its batch back.
+    # lax.map maps a function of one example; vmap gives the batch back.
     def of_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
         return jax.tree.map(lambda y: y[:, 0], run(batch))
@@ -338,21 +321,18 @@ def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
 def simulate_training(
     sim: Simulation, devices: int, snn: SNN, x: chex.ArrayTree
 ) -> tuple[Any, Any]:
-    """(outputs [T, B, ...], aux) of a function in training mode.
-
-    ``devices`` is how many of them share the batch.
-    """
+    """Outputs [T, B, ...] and aux in training mode, on devices that share the batch."""
     if sim.execution == "closed_form":
         x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
         return run_closed_training(_job(sim, snn, x))
-    if not sim.sequence:
-        x = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
-        )
-    x = jax.tree.map(lambda leaf: folded(leaf, devices), x)
-    return run_folded(
-        _job(sim, snn, x), devices, remat=layer_options(sim.execution).remat
-    )
+
+    def all_examples(leaf: jax.Array) -> jax.Array:
+        if not sim.sequence:
+            leaf = jnp.broadcast_to(leaf, (sim.steps, *leaf.shape))
+        return time_in_batch(leaf, devices)
+
+    job = _job(sim, snn, jax.tree.map(all_examples, x))
+    return run_training(job, devices, remat=layer_options(sim.execution).remat)
 
 
 def execute(job: Job, execution: Execution | ByLayer) -> Any:
@@ -367,7 +347,7 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
 
 
 def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
-    """The simulation of the network that x goes through, with a model at each site."""
+    """The simulation of the network that x goes through."""
     if sim.has_aux:
         network = capture(sim.fn, snn.params, x, has_aux=True)
     else:
@@ -382,7 +362,7 @@ def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
 
 
 def _check_no_surrogate(model: Neuron) -> None:
-    """Raise if a model, or one inside it, brings a surrogate that would be ignored."""
+    """Raise if a model brings a surrogate, which would be ignored."""
     if any(isinstance(part, WithSurrogate) for part in chain(model)):
         raise ValueError(
             f"model is {model!r}; allowed: the model without a surrogate, which is an "
