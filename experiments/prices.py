@@ -28,27 +28,27 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden", 1700),
-    Part("fit a site", "calibrators", "calibrate offsets", 2300),
+    Part("convert by recipes", "conversion", "convert best golden", 1550),
+    Part("fit a site", "calibrators", "calibrate offsets", 2250),
     Part("train", "training", "train descent finetuning temperature", 1100),
-    Part("layers, as a chip sees them", "lowering", "layers", 1900),
-    Part("whole numbers", "integers", "integers", 1800),
-    Part("reports for chips", "chips", "chips", 1200),
-    Part("NIR, both ways", "nir", "nir", 800),
-    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1000),
-    Part("files", "storage", "storage", 900),
-    Part("run in time", "simulation", "simulate levels accelerators", 1350),
+    Part("layers, as a chip sees them", "lowering", "layers", 1850),
+    Part("whole numbers", "integers", "integers", 1650),
+    Part("reports for chips", "chips", "chips", 1150),
+    Part("NIR, both ways", "nir", "nir", 750),
+    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 950),
+    Part("files", "storage", "storage", 850),
+    Part("run in time", "simulation", "simulate levels accelerators", 1200),
     Part("codes", "codes", "codes", 350),
     Part("activations", "activations surrogate", "surrogate quantized", 500),
-    Part("many devices", "sharding", "sharding processes", 300),
+    Part("many devices", "sharding", "sharding processes", 250),
     Part("PyTorch modules", "torch", "torch_modules", 250),
-    Part("the SNN as a value", "snn", "strict types", 450),
-    Part("trace fn", "capture", "capture operators refusals architectures", 2450),
-    Part("equations", "network", "soak", 1000),
-    Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
-    Part("checks, texts, small files", "", "layout sweep text conformance", 1800),
+    Part("the SNN as a value", "snn", "strict types", 400),
+    Part("trace fn", "capture", "capture operators refusals architectures", 2400),
+    Part("equations", "network", "soak", 950),
+    Part("neurons", "neurons", "neurons neuron_models libraries", 1800),
+    Part("checks, texts, small files", "", "layout sweep text conformance", 1650),
 )
-FOLDERS = {"snnjax": 22_600, "experiments": 6950, "benchmarks": 3350, "tests": 18_500}
+FOLDERS = {"snnjax": 21_500, "experiments": 6350, "benchmarks": 3200, "tests": 17_650}
 
 
 def files_of(part: Part) -> list[Path]:
