@@ -79,9 +79,3 @@ def is_floating(leaf: Any) -> bool:
 def is_kernel(leaf: Any) -> bool:
     """Whether a parameter weighs something: floating, with two axes or more."""
     return getattr(leaf, "ndim", 0) >= 2 and is_floating(leaf)
-
-
-@jax.jit
-def add_scaled(a: Any, b: Any, factor: Any) -> Any:
-    """a + factor b, leaf by leaf."""
-    return jax.tree.map(lambda x, y: x + factor * y, a, b)

@@ -12,7 +12,6 @@ import pytest
 from networks import (
     FLAT,
     IMAGES,
-    NETWORKS,
     PIXELS,
     VECTORS,
     conv,
@@ -22,7 +21,7 @@ from networks import (
     together,
 )
 from reference import windows
-from test_layers import RATE, changed, fitted
+from test_layers import AFFINE, RATE, changed, fitted
 
 import snnjax
 from snnjax import deploy
@@ -122,29 +121,37 @@ def channels_first(array):
 
 # -------------------------------------------------------------------------- executions
 
-TOGETHER = {
+FEW = {  # what differs to a chip
     "images": ("convolutions", "zero padding", "batch norm"),
     "vectors": ("dense", "bare pre-activation", "input skip", "several outputs"),
 }
-TOGETHER = {
-    k: together({n: NETWORKS[n] for n in names}) for k, names in TOGETHER.items()
-}
-
-
+# Others have two linear maps in a row, which no product replaces.
+HOLDS = {n: net for n, net in AFFINE.items() if n not in ("pre-activation", "stacked")}
 RADIX = snnjax.codes.radix()
-CASES = {  # network, code and neurons as in `fitted`, another execution
+CASES = {  # networks, code and neurons as in `fitted`, another execution
     "radix": ("images", (RADIX, (-1, 1), "subtract", 1, (2 / 3, 0.75)), None),
     "rate": ("vectors", (RATE, (0, 1), "subtract", 0), "by_step"),
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
     "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), "by_step"),
 }
+EVERY = [  # slow: every network under every code
+    pytest.param(case, inputs, marks=pytest.mark.slow)
+    for case in CASES
+    for inputs in FEW
+]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_chip_and_every_execution_send_the_same_spikes(case):
+def networks_of(inputs, names=tuple(HOLDS)):
+    """Networks of the same input as one program."""
+    x = {"images": PIXELS, "vectors": VECTORS}[inputs]
+    return together({n: HOLDS[n] for n in names if HOLDS[n].x is x})
+
+
+@pytest.mark.parametrize(("case", "every"), [*((case, None) for case in CASES), *EVERY])
+def test_a_chip_and_every_execution_send_the_same_spikes(case, every):
     """With a wait, by_step is by_layer; the closed form needs one, and has the mean."""
-    name, neurons, execution = CASES[case]
-    net = TOGETHER[name]
+    inputs, neurons, execution = CASES[case]
+    net = networks_of(every) if every else networks_of(inputs, FEW[inputs])
     layers = deploy.layers(net.fn, fitted(net, *neurons), net.x)
     integers = deploy.quantize(layers, net.x, weight_bits=5)
     spikes, sums = chip(integers, np.asarray(net.x))

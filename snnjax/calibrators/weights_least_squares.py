@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from snnjax._arrays import other_axes, wide, wide_dtype
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
-from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
 from snnjax.calibrators.view import Calibrator, Fit, Target, View, straight_through
 
@@ -291,16 +290,16 @@ def _begin(
 def _iterate(problem: _Problem, search: _Search, ridge: jax.Array) -> _Search:
     """The textbook's step; the first of equally good ones stays the best."""
     change = problem.along(search.direction)
-    curvature = add_scaled(problem.back(change), search.direction, ridge)
+    curvature = _add_scaled(problem.back(change), search.direction, ridge)
     old = _dot(search.residual, search.residual)
     bend = _dot(search.direction, curvature)
     # Few images may say nothing about a direction: there rounding is all that is left.
     length = jnp.where(bend > 0, old / _positive(bend), jnp.zeros_like(bend))
-    step = add_scaled(search.step, search.direction, length)
+    step = _add_scaled(search.step, search.direction, length)
     current = search.current + length * change
-    residual = add_scaled(search.residual, curvature, -length)
+    residual = _add_scaled(search.residual, curvature, -length)
     turn = _dot(residual, residual) / _positive(old)
-    direction = add_scaled(residual, search.direction, turn)
+    direction = _add_scaled(residual, search.direction, turn)
     error = problem.error(current)
     best = _where(error < search.error, step, search.best)
     least = jnp.minimum(error, search.error)
@@ -336,3 +335,9 @@ def _dot(a: Weights, b: Weights) -> jax.Array:
 
 def _positive(number: jax.Array) -> jax.Array:
     return jnp.maximum(number, jnp.finfo(number.dtype).tiny)
+
+
+@jax.jit
+def _add_scaled(a: Any, b: Any, factor: Any) -> Any:
+    """a + factor b, leaf by leaf."""
+    return jax.tree.map(lambda x, y: x + factor * y, a, b)

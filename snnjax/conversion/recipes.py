@@ -140,12 +140,22 @@ def best_of(*recipes: Recipe) -> BestOf:
 
 
 def max_activation(per: Per = "layer") -> Recipe:
-    """Threshold = maximum activation, nothing else (threshold balancing)."""
+    """Threshold = maximum activation, nothing else (threshold balancing).
+
+    >>> print(max_activation())
+    sweep 1 of 1, at every site:
+      max_threshold('layer')
+    """
     return Recipe([max_threshold(per)])
 
 
 def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
-    """Threshold = p-th percentile of the activations."""
+    """Threshold = p-th percentile of the activations.
+
+    >>> print(percentile())
+    sweep 1 of 1, at every site:
+      percentile_threshold(99.9, 'layer')
+    """
     return Recipe([percentile_threshold(p, per)])
 
 

@@ -224,7 +224,10 @@ def after_all_input(
     state = neuron.start(params, current.shape)
     state = neuron.integrate(params, state, steps * drive(params, current))
     step, nothing = _step(neuron, params), jnp.zeros((), current.dtype)
-    fire_again = lambda state, tick: step(state, (nothing, tick))  # noqa: E731
+
+    def fire_again(state, tick):
+        return step(state, (nothing, tick))
+
     ticks, few = schedule(code, neuron, steps), steps < 9
     _, spikes = jax.lax.scan(fire_again, state, ticks, steps, unroll=few)
     return spikes.astype(current.dtype)
