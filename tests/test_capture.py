@@ -384,6 +384,8 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
 SIZES = {  # what is different in a batch of another size, or at another place in it
     "a quotient": lambda h: h / len(h),
     "a quotient from two on": lambda h: h / max(len(h), 2),
+    "an even batch reversed": lambda h: h if len(h) % 2 else h[::-1],
+    "an odd batch reversed": lambda h: h[::-1] if len(h) % 2 else h,
     "the first two": lambda h: h[:2],
     "places": lambda h: h * jnp.arange(len(h))[:, None],
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
@@ -412,7 +414,7 @@ def test_a_number_of_examples_that_fn_holds_is_named(size):
     def fn(w, x):
         return relu(x @ w).reshape(size, 6)
 
-    match = rf"fn takes {size} examples? and not [13], .*any number\n.*len\(x\)"
+    match = rf"fn takes {size} examples? and not [14], .*any number\n.*len\(x\)"
     with pytest.raises(snnjax.ConversionError, match=match):
         snnjax.sites(fn, np.ones((3, 6)), np.ones((size, 3)))
 
