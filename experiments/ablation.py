@@ -145,11 +145,11 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
     images = normalize(data, data.train_images[held_out])
     compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
     measure = jax.jit(lambda snn, x, params: snnjax.measure(fn, snn, x, params=params))
-    options = {"model": config.neuron(), "code": CODES[config.code]}
+    neurons = {"model": config.neuron(), "code": CODES[config.code]}
     cells: dict[str, dict[int, Cell]] = {}
     for steps, name in itertools.product(config.columns, rows_named(config.rows)):
         start = time.perf_counter()
-        snn = snnjax.convert(fn, params, x, steps=steps, recipe=ROWS[name], **options)
+        snn = snnjax.convert(fn, params, x, steps=steps, recipe=ROWS[name], **neurons)
         jax.block_until_ready(snn)
         seconds = time.perf_counter() - start
         spikes = steps * float(measure(snn, images[:100], params).firing_rate)

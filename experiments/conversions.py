@@ -236,7 +236,8 @@ def code_name(code: snnjax.codes.Code) -> str:
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """The levels of the first site that is not an encoder, or of an encoder."""
-    site = min((s for s in sites if s.fires), key=lambda site: site.is_encoder)
+    neurons = [site for site in sites if site.fires]
+    site = next((site for site in neurons if not site.is_encoder), neurons[0])
     return snn.model_of(site.name).levels
 
 

@@ -151,7 +151,9 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 def _of_card(card: dict) -> str:
     """The accuracy of the ANN as its card has it; an SNN of train_snn has none."""
     accuracy = card.get("test_accuracy")
-    return "" if accuracy is None else f" (card of the ANN: {100 * accuracy:.2f} %)"
+    if accuracy is None:
+        return ""
+    return f" (card of the ANN: {100 * accuracy:.2f} % of all)"
 
 
 # ---------------------------------------------------------------------- results

@@ -21,8 +21,16 @@ from experiments.conversions import Experiment, count_hits, counter
 from experiments.report import markdown_table, network_name
 from experiments.running import CHIPS, devices, write
 
-HEAD = ("numbers", "scale", "accuracy %", "weights KiB", "potentials KiB")
-HEAD += ("bits used", "overflows", "s")
+HEAD = (
+    "numbers",
+    "scale",
+    "accuracy %",
+    "weights KiB",
+    "potentials KiB",
+    "bits used",
+    "overflows",
+    "s",
+)
 
 
 class Row(NamedTuple):

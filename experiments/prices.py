@@ -37,7 +37,7 @@ PARTS = (
     Part("NIR, both ways", "nir", "nir", 750),
     Part("spikes, errors, energy", "measures", "metrics costs neurobench", 950),
     Part("files", "storage", "storage", 850),
-    Part("run in time", "simulation", "simulate levels accelerators", 1200),
+    Part("run in time", "simulation", "simulate levels accelerators", 1250),
     Part("codes", "codes", "codes", 350),
     Part("activations", "activations surrogate", "surrogate quantized", 500),
     Part("many devices", "sharding", "sharding processes", 250),
@@ -45,10 +45,10 @@ PARTS = (
     Part("the SNN as a value", "snn", "strict types", 400),
     Part("trace fn", "capture", "capture operators refusals architectures", 2400),
     Part("equations", "network", "soak", 950),
-    Part("neurons", "neurons", "neurons neuron_models libraries", 1800),
+    Part("neurons", "neurons", "neurons neuron_models libraries", 1850),
     Part("checks, texts, small files", "", "layout sweep text conformance", 1650),
 )
-FOLDERS = {"snnjax": 21_500, "experiments": 6350, "benchmarks": 3200, "tests": 17_650}
+FOLDERS = {"snnjax": 21_550, "experiments": 6350, "benchmarks": 3200, "tests": 17_650}
 
 
 def files_of(part: Part) -> list[Path]:

@@ -21,9 +21,11 @@ from experiments.running import run
 PAPERS = PUBLISHED.parent / "published.json"
 STEPS = (1, 2, 4, 8, 16, 32)
 FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
-HEAD = ("method", "network", "ANN %", "for it", "epochs", "values")
-HEAD += (*(f"T = {t}" for t in STEPS), "lost, T = 2", "lost, T = 4")
-HEAD += ("latency", "spikes")
+HEAD = (
+    *("method", "network", "ANN %", "for it", "epochs", "values"),
+    *(f"T = {t}" for t in STEPS),
+    *("lost, T = 2", "lost, T = 4", "latency", "spikes"),
+)
 
 
 class Row(NamedTuple):
@@ -121,8 +123,8 @@ def table_of(argv: Sequence[str] | None) -> str:
     entries = json.loads(PAPERS.read_text(encoding="utf-8"))
     datasets = sorted({entry["dataset"] for entry in entries})
     add("files", nargs="*", type=Path, metavar="FILE", help="results of ours")
-    after = "write it after the files"
-    add("--dataset", default="cifar10", choices=datasets, help=after)
+    where = "write it after the files"
+    add("--dataset", default="cifar10", choices=datasets, help=where)
     add("--sources", action="store_true", help="print where each number was read")
     options = parser.parse_args(argv)
     if options.sources:

@@ -46,8 +46,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results", description=__doc__)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE")
-    steps = "only the rows of these T; write it after the files"
-    add("--steps", nargs="+", type=int, metavar="T", help=steps)
+    of_steps = "only the rows of these T; write it after the files"
+    add("--steps", nargs="+", type=int, metavar="T", help=of_steps)
     add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
     add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
     add("--points_lost", metavar="PNG", help="draw points lost against spikes, of all")

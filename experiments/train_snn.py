@@ -254,9 +254,14 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
 
 def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
     config, data = setting.config, setting.data
-    card = {"model": config.model, "norm": config.norm, "clip": None, **data.facts()}
-    card["training"] = dataclasses.asdict(config)
-    card["packages"] = {package: version(package) for package in ("flax", "optax")}
+    card = {
+        "model": config.model,
+        "norm": config.norm,
+        "clip": None,
+        **data.facts(),
+        "training": dataclasses.asdict(config),
+        "packages": {package: version(package) for package in ("flax", "optax")},
+    }
     recipe = f"direct training, {config.surrogate}, {config.learn}"
     snn = dataclasses.replace(snn, steps=config.steps, wait=0)
     snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)

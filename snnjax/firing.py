@@ -1,4 +1,4 @@
-"""Evaluation of a network with spikes, with time folded into the batch.
+"""Evaluation of a network with spikes, mapped over time.
 
 Between the sites the equations map over the time axis; at a site the neurons run
 through time. Measures, simulation and conversion share these functions.

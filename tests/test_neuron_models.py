@@ -28,6 +28,7 @@ from networks import (
 import snnjax
 from snnjax import lif, training
 from snnjax.neurons import Adaptive, Recurrent, RecurrentParams, Synaptic, unroll
+from snnjax.neurons.protocol import with_field
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
 
@@ -301,6 +302,7 @@ def test_parameters_inside_are_found_by_their_names():
 
 
 def test_arguments_outside_their_range_are_refused():
+    inside = Recurrent(lif()).init((3,), KEY)
     table = [
         (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
         (lambda: Synaptic(lif), "without init"),
@@ -310,6 +312,7 @@ def test_arguments_outside_their_range_are_refused():
         (lambda: Adaptive(lif(), adaptation=-1), "adaptation is -1; allowed: >= 0"),
         (lambda: Adaptive(lif(), adaptation_leak=2), "adaptation_leak is 2"),
         (lambda: Recurrent(lif()).init((3,)), "needs a key"),
+        (lambda: with_field(inside, "tau", 1), "(?s)^RecurrentParams.* no field 'tau'"),
     ]
     for key in (0, "a"):
         init = functools.partial(snnjax.init, *NET[:3], model=Recurrent(lif()), key=key)

@@ -85,8 +85,11 @@ def parse(
         names: kind -> allowed names, to list at the end of the help.
     """
     argv = sys.argv[1:] if argv is None else argv
-    option: dict[str, Any] = {"choices": tuple(presets), "metavar": "NAME"}
-    option["help"] = f"configuration to start from: {', '.join(presets)}"
+    option: dict[str, Any] = {
+        "choices": tuple(presets),
+        "metavar": "NAME",
+        "help": f"configuration to start from: {', '.join(presets)}",
+    }
     # Two passes, because the preset gives the defaults of the other options.
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", **option)

@@ -135,7 +135,10 @@ def fit(
 
 
 def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.ndarray]]:
-    """A random key and the numbers of the images, for each step of an epoch."""
+    """A random key and the numbers of the images, for each step of an epoch.
+
+    They depend on seed, epoch and step only, so that a run can be resumed.
+    """
     steps, count = steps_per_epoch(config, data), len(data.train_images)
     order = np.random.default_rng((config.seed, epoch)).permutation(count)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)

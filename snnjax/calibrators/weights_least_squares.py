@@ -154,32 +154,32 @@ class _Search(NamedTuple):
     best: Weights  # the step that has it
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields="weights sources scale activation bottom top counts judges".split(),
-    meta_fields="current_of dtypes free".split(),
-)
+_STATIC = {"static": True}  # no data of a pytree
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """What stays the same during a search. Activations and currents are over `scale`.
+    """What stays the same during a search.
 
     `current_of` is I as `View.feed` has it, of weights that have these dtypes; here
-    they are float32 or wider.
+    they are float32 or wider. All of I but that of `current` is over `scale`.
     """
 
-    current_of: Callable
-    dtypes: tuple[Any, ...]
-    free: tuple[bool, ...]  # which of the weights may change
+    current_of: Callable = dataclasses.field(metadata=_STATIC)
+    dtypes: tuple[Any, ...] = dataclasses.field(metadata=_STATIC)
+    free: tuple[bool, ...] = dataclasses.field(metadata=_STATIC)  # may change
     weights: Weights  # W_0
     sources: Any
     scale: jax.Array  # a unit that keeps squares in range
-    activation: jax.Array  # a, [N, ...]
+    activation: jax.Array  # a over the scale, [N, ...]
     bottom: jax.Array  # 0 where a is of a ReLU, otherwise minus infinity
     top: jax.Array  # the largest a of each channel, otherwise infinity
     counts: jax.Array  # m w, 0 for images that are left out
     judges: jax.Array  # w of the images that are left out
 
     def current(self, weights: Weights) -> jax.Array:
+        """I, not over the scale."""
         return _wide_current(self.current_of, self.dtypes, weights, self.sources)
 
     def bound(self, change: Weights) -> Weights:

@@ -130,7 +130,8 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     check_labels(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
-    answers = jnp.cumsum(outputs, axis=0, dtype=wide_dtype(outputs))
+    dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
+    answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
     classes = answers.argmax(-1)
     # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
     right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)

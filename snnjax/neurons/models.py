@@ -23,7 +23,7 @@ from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
 from snnjax._ranges import LEAK, POSITIVE, Range
 from snnjax._types import Reset
-from snnjax.neurons.protocol import check_numbers, checked_levels
+from snnjax.neurons.protocol import checked_levels, make_plain_numbers
 from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
@@ -69,6 +69,7 @@ class NeuronState(NamedTuple):
         potential: the membrane potential v, [B, ...].
         total: N, the sum of all levels so far, [B, ...]; None if none is negative.
 
+    >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire(levels=(-1, 1))
     >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))
     >>> state, spikes = neuron.fire(neuron.init(), state)
@@ -92,6 +93,7 @@ class IntegrateAndFire:
 
     `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
 
+    >>> import dataclasses, jax.numpy as jnp
     >>> from snnjax.neurons import unroll
     >>> neuron = integrate_and_fire(levels=(-1, 1))
     >>> encoder = dataclasses.replace(neuron, rectifies=False)
@@ -113,7 +115,7 @@ class IntegrateAndFire:
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        check_numbers(self)
+        make_plain_numbers(self)
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
@@ -280,9 +282,13 @@ def integrate_and_fire(
     >>> print(unroll(signed, signed.init(), taken_back)[:, 0])
     [ 1.  0. -1.  0.]
     """
-    no_leak = None
     return IntegrateAndFire(
-        levels, reset, threshold, no_leak, temperature, dead_zone, last_zone
+        levels=levels,
+        reset=reset,
+        threshold=threshold,
+        temperature=temperature,
+        dead_zone=dead_zone,
+        last_zone=last_zone,
     )
 
 

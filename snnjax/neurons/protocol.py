@@ -126,13 +126,13 @@ def with_field(params: Any, name: str, value: Any) -> Any:
 
     Where all are None, the outermost part that has the field gets the value.
     """
+    if not any(name in _fields(part) for part in chain(params)):
+        raise ValueError(f"{params!r} has no field {name!r}")
     inside = inner(params)
     if name in _fields(params):
         is_set = getattr(params, name) is not None
         if is_set or field(inside, name) is None:
             return params._replace(**{name: value})
-    if inside is None:
-        raise ValueError(f"{params!r} has no field {name!r}")
     return params._replace(neuron=with_field(inside, name, value))
 
 
@@ -220,10 +220,10 @@ def check_model(neuron: Any, what: str = "model") -> None:
         ) from None
 
 
-def check_numbers(neuron: Any) -> None:
-    """Raise unless the numbers of a model are within the ranges that it declares.
+def make_plain_numbers(neuron: Any) -> None:
+    """Make the numbers of a model Python's own; raise where one is out of its range.
 
-    They become Python's own, so that equal models have equal hashes and can be saved.
+    Equal models then have equal hashes and can be saved.
     """
     for name, limits in ranges_of(type(neuron)).items():
         number = getattr(neuron, name)

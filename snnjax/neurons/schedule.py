@@ -102,7 +102,8 @@ def fire_at(
     surrogate's derivative is that of the level, and within the dead zone that of the
     level 0 at d = 0.
 
-    >>> import snnjax
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.neurons import NeuronState
     >>> neuron, code = snnjax.integrate_and_fire(), snnjax.codes.radix()
     >>> second = jax.tree.map(lambda leaf: leaf[1], schedule(code, neuron, 4))
     >>> state = NeuronState(jnp.array([1.5, 2.5]))

@@ -23,10 +23,10 @@ from snnjax._ranges import LEAK, NOT_NEGATIVE
 from snnjax.neurons.protocol import (
     Wrapper,
     check_model,
-    check_numbers,
     field,
     fire,
     levels_of,
+    make_plain_numbers,
     takes_surrogate,
 )
 from snnjax.surrogate import Surrogate, dspike
@@ -37,7 +37,7 @@ class WrapperState(NamedTuple):
 
     Attributes:
         neuron: that of the model inside.
-        variable: i, a, or s(t - 1), [B, ...].
+        variable: [B, ...]; i of `Synaptic`, a of `Adaptive`, s(t - 1) of `Recurrent`.
     """
 
     neuron: Any
@@ -50,7 +50,7 @@ class _WithVariable(Wrapper):
 
     def __post_init__(self):
         check_model(self.neuron)
-        check_numbers(self)
+        make_plain_numbers(self)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
@@ -88,11 +88,16 @@ class SynapticParams(NamedTuple):
 class Synaptic(_WithVariable):
     """A neuron whose input passes a synapse: i <- synaptic_leak i + I.
 
+    The variable of its state is i.
+
     Args:
         neuron: the model that integrates i, e.g. `snnjax.lif`.
         synaptic_leak: 0 < synaptic_leak <= 1; exp(-dt / tau) of a synapse with the time
             constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
             and so does a bias.
+
+    Raises:
+        ValueError: no model, or a leak outside its range.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -138,12 +143,18 @@ class AdaptiveParams(NamedTuple):
 class Adaptive(_WithVariable):
     """A neuron whose threshold is V_th + adaptation a, with a <- adaptation_leak a + s.
 
+    The variable of its state is a.
+
     Args:
         neuron: the model, with the levels (0, 1), e.g. `snnjax.lif`.
         adaptation: >= 0; by how much a spike of size 1 raises the threshold. Spikes
             carry V_th whatever the adaptation.
         adaptation_leak: 0 < adaptation_leak <= 1; exp(-dt / tau) of a threshold that
             returns with the time constant tau.
+
+    Raises:
+        ValueError: a model with other levels or a surrogate of its own, or a number
+            outside its range.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -178,7 +189,7 @@ class Adaptive(_WithVariable):
         This comparison is rounded: a potential equal to the raised threshold may fire
         or not.
         """
-        inside, a = state
+        a = state.variable
         own_threshold = field(params.neuron, "threshold")
         if own_threshold is None:
             raise ValueError(
@@ -194,8 +205,9 @@ class Adaptive(_WithVariable):
         def raised(x: jax.Array, *args: Any, **options: Any) -> jax.Array:
             return spike(x - shift.astype(x.dtype), *args, **options)
 
-        inside, spikes = fire(self.neuron, params.neuron, inside, raised)
-        return WrapperState(inside, leak * a + spikes.astype(a.dtype)), spikes
+        inside, spikes = fire(self.neuron, params.neuron, state.neuron, raised)
+        a = leak * a + spikes.astype(a.dtype)
+        return state._replace(neuron=inside, variable=a), spikes
 
 
 class RecurrentParams(NamedTuple):
@@ -216,7 +228,13 @@ class Recurrent(_WithVariable):
 
     The kernel has N x N weights for the N neurons of a site. It is meant for dense
     layers: in a convolution N counts all positions. The ``key`` of `snnjax.init` draws
-    it, and an optimizer trains it as "kernel".
+    it, and an optimizer trains it as "kernel". The variable of its state is s(t - 1).
+
+    Args:
+        neuron: the model, e.g. `snnjax.lif`.
+
+    Raises:
+        ValueError: no model.
 
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -264,4 +282,5 @@ class Recurrent(_WithVariable):
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
         state, spikes = super().fire(params, state, spike)
-        return state._replace(variable=spikes.astype(state.variable.dtype)), spikes
+        last = spikes.astype(state.variable.dtype)
+        return state._replace(variable=last), spikes

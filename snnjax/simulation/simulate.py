@@ -151,22 +151,27 @@ def spiking(
             T steps, and in the last ``wait`` of them gets neither input nor bias. The
             answer comes after T + depth x wait steps (`latency`). None: that of the
             SNN, or 0 for one of `init`.
-        surrogate: spike function for the gradient, see `snnjax.surrogate`.
+        surrogate: spike function for the gradient, of (v - V_th) / (2 V_th) and of the
+            temperature of a site that has one; see `snnjax.surrogate`.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: how to compute the spikes; docs/accelerators.md has the reasons.
             "by_layer" computes all steps of each layer; `snnjax.simulation.ByLayer` has
-            options for less memory. "by_step" computes all layers at each step; with a
-            wait, and under another code than rate coding, it is computed layer by
-            layer. "closed_form" needs no loop over time, but IF neurons with reset by
-            subtraction and a wait of T, or T - 1 without rate coding. Its floor has a
-            straight-through gradient, so surrogate and detach_reset must be left out.
-            "auto" takes the one that is fastest on the device of x.
+            options for less memory. "by_step" computes all layers at each step, but
+            layer by layer with a wait or under another code than rate coding.
+            "closed_form" needs no loop over time, but IF neurons with reset by
+            subtraction and a wait of T, or T - 1 without rate coding. Its gradient is
+            straight-through, so surrogate and detach_reset must be left out. "auto"
+            takes closed_form where its spikes are the same; otherwise, with rate coding
+            and no wait, by_step on TPU and, for more than four steps, on CPU; and else
+            by_layer, as for models other than IF and LIF and for a surrogate that is no
+            declared step (`snnjax.surrogate.step`) or holds a traced value.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, or what "auto" takes on a TPU. On CPU 16 to 32 are
-            faster, since their states stay in the cache.
+            None: all at once, or 128 where "auto" on a TPU takes by_step, or by_layer
+            for IF and LIF and at most four steps. On CPU 16 to 32 are faster, since
+            their states stay in the cache.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``. It gets
             T B examples, time first (on each device): a BatchNorm takes its statistics
             over time and batch, and its running averages come back as aux. With

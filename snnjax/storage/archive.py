@@ -98,7 +98,12 @@ def _replace(path: Path, data: bytes) -> None:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Card, arrays and program (empty: none) of a file, if its sha256 is right."""
-    library, raw = safetensors(), path.read_bytes()
+    library = safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path}; give the path that snnjax.save returned"
+        )
+    raw = path.read_bytes()
     try:
         entries = library.deserialize(raw)
         length = int.from_bytes(raw[:8], "little")
@@ -119,16 +124,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         )
     with restoring(path):
         arrays = {name: _from_bytes(entry) for name, entry in entries}
-        digest = _digest(texts["card"], arrays)
-        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
-        leaves = {name: _as_jax(array) for name, array in arrays.items()}
-        for name, kind in card.pop("keys").items():
-            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
+    digest = _digest(texts["card"], arrays)
     if digest != texts.get("sha256"):
         raise ValueError(
             f"{path} is damaged: the sha256 of its contents is {digest}, and the file "
             f"says {texts.get('sha256')}. Fetch the file again"
         )
+    with restoring(path):
+        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
+        leaves = {name: _as_jax(array) for name, array in arrays.items()}
+        for name, kind in card.pop("keys").items():
+            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
     return card, leaves, code
 
 

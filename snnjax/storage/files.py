@@ -159,7 +159,7 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
         `Stored`: snn, card, run.
 
     Raises:
-        OSError: there is no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is damaged, has another format or holds no SNN; or ``like``
             has another structure.
         ImportError: safetensors is missing.

@@ -32,6 +32,12 @@ def export(
 ) -> tuple[Any, bytes]:
     """The spiking function of ``fn``: a description of its outputs, and its bytes."""
     axis = 1 if inputs == "sequence" else 0
+    if x is None:
+        raise ValueError(
+            "a program needs an example of its input; found x=None. Pass an array "
+            "[batch, ...] or jax.ShapeDtypeStruct, or leave fn out: the file then has "
+            "no program"
+        )
     check_examples(x, axis)
     if inputs == "poisson":
         raise ValueError(
@@ -110,6 +116,8 @@ def runner(
             )
         with _running(origin):
             call, example, dtypes = read()
+            if isinstance(x, list | tuple) and jax.tree_util.all_leaves([example]):
+                x = jnp.asarray(x)  # its lists are one array, not a tree of numbers
             x = jax.tree.map(jnp.asarray, x)
         _check_input(x, example, dtypes, origin)
         with _running(origin):

@@ -109,7 +109,7 @@ def finetune(
             f"share is {share} without a teacher; give one, e.g. "
             "teacher=lambda x: fn(params, x), or leave share out"
         )
-    share = (0.5 if teacher else 0.0) if share is None else share
+    share = (0.5 if teacher is not None else 0.0) if share is None else share
     SHARE.check("share", share)
     fit = checked_fit(snn, options.get("steps"), options.get("wait"))
     own_gradient = options.keys() & {"surrogate", "detach_reset"}

@@ -99,7 +99,7 @@ class State(NamedTuple):
         """
         stage, site_output = self.stages[i], self.stages[i].output
         assert site_output is not None
-        later = {v for stage in self.stages[i + 1 :] for v in stage.sources}
+        later = {v for other in self.stages[i + 1 :] for v in other.sources}
         for k, (output, carried) in enumerate(results):
             columns = (site_output, *stage.carried), (output, *carried)
             for v, value in zip(*columns, strict=True):

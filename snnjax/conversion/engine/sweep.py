@@ -113,7 +113,8 @@ def _pass_ann(here: State, i: int) -> tuple[list[jax.Array], jax.Array | None]:
             yield activation, carried
 
     here.advance(here.activations, i, results())
-    site, own_maximum = here.stages[i].place, next(iter(maxima[-1]), None)
+    site = here.stages[i].place
+    own_maximum = maxima[-1][0] if maxima[-1] else None
     _check_maximum(site, own_maximum)  # first: it may be why activations are infinite
     _check_range(site, activations, ranges)
     if own_maximum is None:

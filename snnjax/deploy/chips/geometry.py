@@ -99,15 +99,18 @@ def _modes(
     """Names of the padding of a kernel with this reach and zeros before the image."""
     axes = [*zip(node.size, reach, node.stride, strict=True)]
     modes = {
-        # Half of the zeros that "SAME" adds come before the image.
-        "SAME": [
-            (-(-n // s), max((-(-n // s) - 1) * s + k - n, 0) // 2) for n, k, s in axes
-        ],
+        "SAME": [_same(n, k, s) for n, k, s in axes],
         "VALID": [((n - k) // s + 1, 0) for n, k, s in axes],
     }
     # A mode is the number of results along each axis, and the zeros before it.
     own = [*zip(_results(node), before, strict=True)]
     return tuple(name for name, windows in modes.items() if windows == own)
+
+
+def _same(size: int, reach: int, stride: int) -> tuple[int, int]:
+    """Results of padding "SAME", and its zeros before the image: half of all."""
+    results = -(-size // stride)
+    return results, max((results - 1) * stride + reach - size, 0) // 2
 
 
 def _reach(node: values.Convolution) -> tuple[int, ...]:

@@ -186,7 +186,8 @@ def _with_charge(
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
     arrivals = timing(layers).biases.sum()
-    missing = factor * np.float64(_mean(reading.currents)) - np.float64(_mean(weighted))
+    found = np.asarray(_mean(weighted), np.float64)
+    missing = factor * np.asarray(_mean(reading.currents), np.float64) - found
     own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.

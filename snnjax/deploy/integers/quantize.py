@@ -88,10 +88,14 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    arguments: dict[str, Any] = {"weight_bits": weight_bits, "state_bits": state_bits}
-    arguments |= {"scale": scale, "overflow": overflow}
-    options = _stated_by(chip)
-    options |= {name: v for name, v in arguments.items() if v is not None}
+    arguments: dict[str, Any] = {
+        "weight_bits": weight_bits,
+        "state_bits": state_bits,
+        "scale": scale,
+        "overflow": overflow,
+    }
+    given = {name: v for name, v in arguments.items() if v is not None}
+    options = _stated_by(chip) | given
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     bits = _checked(layers, images, input_bits, options)
@@ -100,7 +104,8 @@ def quantize(
     )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
-    integers = _whole(layers, jnp.float32(images), bits, options["scale"])
+    x = jnp.asarray(images, jnp.float32)
+    integers = _whole(layers, x, bits, options["scale"])
     if chip is not None:
         _check_runs(integers, chip)
     return integers

@@ -58,7 +58,8 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 "start": _int32(start),
                 "bars": _int32(np.stack(bars)),
             }
-        case values.Output(unit=unit) if unit is not None:
+        case values.Output(unit=unit):
+            assert unit is not None
             arrays["unit"] = np.asarray(channels_last(unit), np.float32)
     if isinstance(node, values.Receiver):
         arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit))

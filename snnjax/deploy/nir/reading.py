@@ -265,7 +265,9 @@ def _check_nodes(nir: Any, graph: Any) -> None:
         for field, value in vars(node).items():
             is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
             if is_float and np.isnan(value).any():
-                raise ValueError(f"node {name!r} has NaN in its {field}; allowed: none")
+                raise ValueError(
+                    f"node {name!r} has NaN in its {field}; allowed: numbers"
+                )
     open_edges = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
     if open_edges:
         raise ValueError(

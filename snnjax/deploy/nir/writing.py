@@ -51,7 +51,8 @@ def to_nir(
     levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
     to. With ``extended`` they are written to ``metadata``: "reset", "levels",
     "dead_zone", "last_zone" and "v_init" of a neuron, "wait" and "steps" of the graph.
-    `from_nir` reads them; other tools ignore them and compute something else. T is
+    `from_nir` reads them; other tools ignore them and compute something else. That is
+    why this is an argument and not a warning, which would not be in the file. T is
     always written, because it changes no simulation.
 
     A graph of whole numbers takes x / unit, rounded and clipped to its bits, and
