@@ -135,7 +135,7 @@ def _check_range(
         warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
             "images, so its threshold is fitted to no data. Check the scale of the "
-            "images and the parameters",
+            "images and the parameters"
         )
 
 
