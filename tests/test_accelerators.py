@@ -192,6 +192,18 @@ def test_the_devices_of_the_images_decide_inside_jit_too():
     assert platforms == ["cpu"] * 3
 
 
+def test_the_kind_of_a_device_says_its_platform():
+    kinds, platforms = {"cpu": "cpu", "TPU v5 lite": "tpu", "NVIDIA H100": "gpu"}, []
+    here = jax.make_mesh((2,), ("data",)).abstract_mesh.abstract_device
+    for kind in kinds:
+        device = dataclasses.replace(here, device_kind=kind)
+        mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+        data = jax.NamedSharding(mesh, jax.P("data"))
+        x = jax.ShapeDtypeStruct((8,), "float32", sharding=data)
+        jax.eval_shape(lambda x: platforms.append(sharding.platform(x)), x)
+    assert platforms == [*kinds.values()]
+
+
 # ---------------------------------------------------------- lowered elsewhere
 
 

@@ -365,6 +365,7 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
         h[..., None], jnp.ones((1, 1, len(h))), batch_group_count=len(h)
     ),
     "a mean": lambda h: h - h.mean(0),
+    "a maximum": lambda h: h - h.max(0),
     "a running sum": lambda h: jnp.cumsum(h, 0),
     "examples shifted": lambda h: jnp.roll(h, 1, 0),
     "examples moved down": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],

@@ -52,8 +52,11 @@ def test_compiled_programs_are_kept_and_a_line_says_where(
         folder = str(tmp_path / "snnjax")
         assert capsys.readouterr().out == f"compiled programs are kept in {folder}\n"
         assert jax.config.jax_compilation_cache_dir == folder
-        run(lambda: None)  # a folder of the user's own stays
-        assert jax.config.jax_compilation_cache_dir == folder
+        own = str(tmp_path / "own")  # a folder of the user's stays
+        jax.config.update("jax_compilation_cache_dir", own)
+        run(lambda: None)
+        assert capsys.readouterr().out == f"compiled programs are kept in {own}\n"
+        assert jax.config.jax_compilation_cache_dir == own
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

@@ -141,13 +141,21 @@ def test_every_recipe_gives_a_network_that_runs(name, wait, in_groups_of):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((snn, outputs)))
 
 
-@pytest.mark.parametrize("recipe, wait", [("advanced", STEPS), ("best", 0)])
+@pytest.mark.parametrize(
+    "recipe, wait, group",
+    [
+        ("advanced", STEPS, 24),  # of 64: the last one is not full
+        ("best", 0, 32),
+        pytest.param("best", 0, 24, marks=slow),
+        pytest.param("light", 1, 24, marks=slow),
+    ],
+)
 def test_groups_and_memory_do_not_change_the_result(
-    recipe, wait, in_groups_of, monkeypatch
+    recipe, wait, group, in_groups_of, monkeypatch
 ):
     expected = converted(recipe, wait)
     monkeypatch.setattr(site_view, "CACHE_BYTES", 0)
-    in_groups_of(32)
+    in_groups_of(group)
     assert_close(convert(recipe=RECIPES[recipe], wait=wait), expected)
 
 

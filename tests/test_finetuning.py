@@ -84,7 +84,15 @@ def by_hand(snn, fn, *, has_aux, share, **options):
     return snn
 
 
-@pytest.mark.parametrize("has_aux, wait", [(False, 0), (True, 2)])
+@pytest.mark.parametrize(
+    "has_aux, wait",
+    [
+        (False, 2),
+        (True, 0),
+        pytest.param(False, 0, marks=pytest.mark.slow),
+        pytest.param(True, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_the_loop_that_one_would_write(snn, has_aux, wait):
     snn = dataclasses.replace(snn, wait=wait)
     fn = in_training if has_aux else NET.apply

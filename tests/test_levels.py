@@ -76,6 +76,7 @@ AT_A_SITE = [
         for levels, wait in zip(LEVELS, waits, strict=True)
     ),
     (integrate_and_fire(), STEPS),
+    (integrate_and_fire(levels=(-1, 1)), STEPS),
     (integrate_and_fire(levels=(-1, 1), dead_zone=0.75), 0),
     (integrate_and_fire(levels=(-100, 100), dead_zone=0.75), 0),
     (integrate_and_fire(levels=(-1, 1), last_zone=0.75), STEPS),
@@ -117,6 +118,11 @@ def test_spikes_are_those_of_the_oracle():
             assert np.any(expected != oracle(neuron, p, into, wait=wait, **none))
         elif p.leak is None:
             assert (expected.sum(0) >= 0).all()  # as a ReLU's output
+    spikes = {case: result[0] for case, result in zip(AT_A_SITE, results, strict=True)}
+    binary, signed = integrate_and_fire(), integrate_and_fire(levels=(-1, 1))
+    np.testing.assert_array_equal(  # with a wait of T no spike is taken back
+        spikes[signed, STEPS], spikes[binary, STEPS]
+    )
 
 
 @pytest.mark.parametrize("levels, reset", [((-2, 2), "zero"), ((0, 20), "subtract")])
@@ -275,3 +281,5 @@ def test_conversion_takes_if_neurons_only():
     ):
         with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
             snnjax.convert(*NET[:3], steps=STEPS, model=neuron)
+    with pytest.raises(ValueError, match="'x' of model match no site"):
+        snnjax.convert(*NET[:3], steps=STEPS, model={"x": integrate_and_fire()})

@@ -223,7 +223,8 @@ def test_measuring_may_be_jitted():
 
 def test_neurons_without_a_clip_floor_have_no_split():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], model=snnjax.integrate_and_fire(reset="zero"))
+    models = {"w1/relu": snnjax.lif(), "*": snnjax.integrate_and_fire(reset="zero")}
+    snn = snnjax.init(*net[:3], model=models)
     seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
     for site in seen.sites.values():
         assert np.isnan([site.clipping, site.flooring, site.unevenness]).all()

@@ -490,7 +490,10 @@ class ByKeyword(MyNeuron):
 def test_an_argument_of_fire_is_a_surrogate_by_its_name_alone():
     options = {"surrogate": snnjax.surrogate.triangle, "detach_reset": True}
     snn = fresh({FIRST: Recurrent(WithoutDefault()), SECOND: Recurrent(ByKeyword())})
-    assert np.any(run(snn, **options))
+    simulate = snnjax.spiking(NET.fn, steps=STEPS, **options)
+    measure = functools.partial(snnjax.measure, NET.fn, params=NET.params, steps=STEPS)
+    outputs, measures = outputs_of([simulate, measure], snn, NET.x)
+    assert np.any(outputs) and measures.firing_rate > 0
     assert np.any(run(fresh(WithGain())))
 
 
@@ -598,6 +601,12 @@ def test_a_conversion_takes_levels_by_site():
     executions = "by_layer", "closed_form"
     layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)
     assert_close(layers.mean(0), closed_form.mean(0))
+    convert = functools.partial(snnjax.convert, NET.fn, **options)
+    one, for_all = (
+        jax.make_jaxpr(functools.partial(convert, model=model), return_shape=True)
+        for model in (signed, {"*": signed})
+    )  # one program, and one SNN
+    assert str(one(*NET[1:3])) == str(for_all(*NET[1:3]))
 
 
 # ---------------------------------------------------------------------------- files

@@ -66,6 +66,7 @@ def test_a_neuron_outside_its_range_is_refused():
         *((IF, {"levels": each}, "levels are .*two whole num") for each in NO_LEVELS),
         (IF, SIGNED | {"dead_zone": 1.0}, "allowed: 0 <= dead_zone < 1"),
         (IF, {"last_zone": 0.4}, "last_zone is .*allowed: 0.5 <= last_zone <= 1"),
+        (IF, {"last_zone": 1.1}, "last_zone is 1.1; allowed"),
         (IF, {"last_zone": "a"}, "last_zone is 'a'; allowed"),
         (IF, {"dead_zone": 0.5}, "no spike is negative"),
         (IF, SIGNED | {"dead_zone": 0.75, "reset": "zero"}, "keeps what is missing"),

@@ -94,6 +94,7 @@ NETWORKS = {
     function.__name__: function
     for function in (transformer, gated, regated, squeezed, hard, mixed)
 }
+TRANSFORMER = pytest.param("transformer", marks=pytest.mark.slow)
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.max_activation()
 ROUNDING = snnjax.bias_shift()
@@ -303,8 +304,9 @@ def test_sites_that_fell_away_do_not_lend_their_numbers():
 # -------------------------------------------------------------------- conversion
 
 
-def test_executions_agree():
-    fn, snn = fitted("mixed")
+@pytest.mark.parametrize("name", ["mixed", TRANSFORMER])
+def test_executions_agree(name):
+    fn, snn = fitted(name)
     executions = ["by_layer", "by_step", ByLayer(segment=3), ByLayer(remat=True)]
     expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
@@ -403,12 +405,14 @@ def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
 
 
-def test_gradients_flow_through_operators():
-    snn = snnjax.init(gated, PARAMS, X, model=snnjax.lif(temperature=2.0))
-    assert not snn.model_of("v/encoder").rectifies
+@pytest.mark.parametrize("name", ["gated", TRANSFORMER])
+def test_gradients_flow_through_operators(name):
+    fn = NETWORKS[name]
+    snn = snnjax.init(fn, PARAMS, X, model=snnjax.lif(temperature=2.0))
+    assert not any(snn.model_of(encoder).rectifies for encoder in encoders(fn))
 
     def gradient(execution):
-        simulate = snnjax.spiking(gated, steps=STEPS, execution=execution)
+        simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
         return jax.grad(lambda snn: (simulate(snn, X).mean(0) ** 2).mean())
 
     gradients = outputs_of(map(gradient, ["by_layer", "by_step"]), snn)

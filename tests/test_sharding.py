@@ -67,6 +67,7 @@ def communication(program):
         ("projection", "constant", AUTO, {"micro_batch": 3}),
         ("max-pool before", "constant", AUTO, {"execution": "by_layer", "wait": 1}),
         ("dense", "constant", EXPLICIT, {"execution": "by_layer", "micro_batch": 1}),
+        ("dense", "constant", AUTO, {"wait": STEPS}),
         ("several outputs", "poisson", AUTO, {"micro_batch": 1}),
         ("input skip", "sequence", AUTO, {}),
         ("dense", "sequence", EXPLICIT, {"execution": ByLayer(segment=3)}),

@@ -116,7 +116,7 @@ def test_every_kind_of_leaf_and_container_comes_back(path):
 
 
 def plain_trees(leaf):
-    keys = st.text("a./'\"[]\\")
+    keys = st.text("a./'\"[]\\é\n\0")
     return st.lists(leaf) | st.lists(leaf).map(tuple) | st.dictionaries(keys, leaf)
 
 

@@ -83,6 +83,12 @@ def test_dspike_is_the_derivative_of_its_formula(b):
     np.testing.assert_array_equal(outside, 0)
 
 
+def test_arctan_is_the_derivative_of_its_formula():
+    x = np.linspace(-1, 1, 11)
+    expected = 2 / (1 + (np.pi * 2 * x) ** 2)
+    np.testing.assert_allclose(derivative(surrogate.arctan, 2.0, x), expected, 1e-5)
+
+
 def test_a_surrogate_gradient_has_a_derivative_in_the_temperature():
     """By both modes; potentials far below zero are common."""
     x = np.float32([-0.4, -0.1, 0.2, 0.45, 30.0, -30.0])

@@ -49,6 +49,9 @@ def test_a_killed_run_ends_in_the_same_bits_and_another_is_not_resumed(
     np.testing.assert_array_equal(resumed["w"], whole["w"])
     assert [line["loss"] for line in log] == [line["loss"] for line in whole_log]
     assert training_loop.read_log(tmp_path) == log
+    shared, shared_log = run(tmp_path / "shared", digits, mesh=2)
+    np.testing.assert_array_equal(shared["w"], whole["w"])
+    assert [line["loss"] for line in shared_log] == [line["loss"] for line in log]
     for changes, names in (
         ({"seed": 1}, "seed"),
         ({"epochs": 3, "learning_rate": 0.5}, "epochs, learning_rate"),
