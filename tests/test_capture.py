@@ -379,6 +379,7 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
     "sums of rows": lambda h: jax.ops.segment_sum(h, jnp.arange(len(h)) // 2, len(h)),
     "chosen rows": lambda h: h[np.array([0, 0, 1])],
     "one row": lambda h: h.at[0].set(1.0),
+    "the first two": lambda h: h[:2],
     "axes exchanged": lambda h: h.T.reshape(h.shape),
     "tokens in another order": lambda h: h.reshape(-1, 2).reshape(3, -1, 2)[0],
 }
@@ -387,7 +388,6 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "a quotient from two on": lambda h: h / max(len(h), 2),
     "an even batch reversed": lambda h: h if len(h) % 2 else h[::-1],
     "an odd batch reversed": lambda h: h[::-1] if len(h) % 2 else h,
-    "the first two": lambda h: h[:2],
     "places": lambda h: h * jnp.arange(len(h))[:, None],
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
@@ -408,6 +408,24 @@ def test_what_depends_on_other_examples_is_refused(mix, reason):
 
     with pytest.raises(snnjax.ConversionError, match=reason):
         snnjax.sites(fn, np.ones((3, 6)), np.ones((4, 3)))
+
+
+OTHERS = {  # what is different for many examples than for one
+    "the first": lambda x: x[:32],
+    "a hundred": lambda x: x if len(x) > 100 else -x,
+    "two": lambda x: x if len(x) > 1 else -x,
+    "two, squeezed": lambda x: (x if len(x) > 1 else -x)[:, :1].squeeze(),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_fn_means_the_same_for_one_example_as_for_those_given(other):
+    def fn(w, x):
+        return other(relu(x @ w))
+
+    match = "number of examples|an output has shape"
+    with pytest.raises(snnjax.ConversionError, match=match):
+        snnjax.sites(fn, np.ones((3, 6)), np.ones((128, 3)))
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -231,7 +231,7 @@ def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):
-    """And for four, which show that it means the same for many."""
+    """And for all of them, which shows that it means the same for many."""
     sizes = []
 
     def fn(p, x):
@@ -241,7 +241,7 @@ def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_o
     for size in (64, 32):
         in_groups_of(size)
         jax.eval_shape(conversion(fn), FLAT, images())
-    assert sizes == [1, 4] * 2
+    assert sizes == [1, 64] * 2
 
 
 def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of):

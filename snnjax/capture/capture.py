@@ -161,7 +161,7 @@ def capture(
     else:
         program, result = program_of(1)
         answers = result
-        growth = _growth(program, program_of)
+        growth = _growth(program, program_of, batch_of(x))
         mixing = [*growth.problems()]
         program = with_operators(with_encoders(with_sites(program)))
         program = of_one_example(program, growth.few)
@@ -205,15 +205,19 @@ def _program(
     raise hard_coded(x, size, failure)
 
 
-def _growth(one: Program, program_of: Callable) -> Growth:
+def _growth(one: Program, program_of: Callable, size: int) -> Growth:
     """How the arrays of fn grow with the number of examples.
 
-    As a rule fn has the same equations for one example as for four. Where it has not,
-    as by a squeeze of all axes of size 1, two examples are compared with three.
+    As a rule fn has the same equations for one example as for ``size``. Where it has
+    not, as by a squeeze of all axes of size 1, ``size`` is compared with one more.
     """
-    # One is odd and four is even, so fn that treats odd batches otherwise is seen.
-    growth = Growth(program_of(4)[0], one)
-    return growth if growth.is_clean() else Growth(program_of(2)[0], program_of(3)[0])
+    # What holds for two or three may be an exception; a size may be symbolic.
+    size = size if isinstance(size, int) and size > 4 else 4
+    some = program_of(size)[0]
+    growth = Growth(some, one)
+    if growth.is_clean():
+        return growth
+    return Growth(some, program_of(size + 1)[0], one)
 
 
 def _without_aux(result: Any) -> Any:

@@ -104,6 +104,8 @@ def _reshape(v: int, result: int, avals: Avals) -> Equation:
 
 # ------------------------------------------------------------- where examples meet
 
+_SHAPING = {"reshape", "squeeze", "broadcast_in_dim", "transpose"}
+
 
 class Growth:
     """How a program's arrays grow with the number of examples.
@@ -112,10 +114,11 @@ class Growth:
         few, more: the same function, traced with different numbers of examples. The
             equations that are judged are those of ``few``, so it has two or more.
         sizes: of examples in these two.
+        one: the same for one example, if it is neither of them.
     """
 
-    def __init__(self, few: Program, more: Program):
-        self.few, self.more = few, more
+    def __init__(self, few: Program, more: Program, one: Program | None = None):
+        self.few, self.more, self.one = few, more, one
         self.sizes = tuple(p.avals[p.x[0]].shape[0] for p in (few, more))
 
     def statistics(self) -> frozenset[int]:
@@ -157,7 +160,8 @@ class Growth:
                     yield eq, "size" if stride else "batch"
                 else:
                     strides.update(dict.fromkeys(eq.outputs, stride))
-        if sized.intersection(self.few.outputs):
+        is_other_for_one = self.one and _work(self.one) != _work(self.few)
+        if sized.intersection(self.few.outputs) or (is_other_for_one and not mixed):
             yield None, "size"
 
     def is_clean(self) -> bool:
@@ -235,6 +239,12 @@ def _form(program: Program) -> list[Any]:
         for eq in program.equations
     ]
     return [*program.constants, *forms]
+
+
+def _work(program: Program) -> list[str]:
+    """The operations of a program, without those that only give arrays a shape."""
+    names = (eq.name for eq in program.equations)
+    return [name for name in names if name not in _SHAPING]
 
 
 def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
