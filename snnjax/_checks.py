@@ -132,8 +132,8 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
     if not allowed or leaf.dtype in (jnp.uint8, jnp.int8):
         raise ValueError(
             f"{name} has dtype {leaf.dtype}; allowed: floating point, and whole "
-            "numbers of more than 8 bits or bool, as tokens and masks are. Scale "
-            "images first, e.g. x.astype('float32') / 255"
+            "numbers of more than 8 bits or bool, as tokens and masks are. Give "
+            "images as x.astype('float32') / 255, without / 255 if fn scales them"
         )
     if len(leaf.shape) <= axis or 0 in leaf.shape:
         raise ValueError(

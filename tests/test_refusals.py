@@ -384,7 +384,7 @@ class _Module:
 
 def test_what_is_no_function_and_no_input_is_refused():
     hidden = lambda p, x: relu(x @ p["w1"])  # noqa: E731
-    scale = "uint8; allowed: floating point, and .* Scale images"
+    scale = "uint8; allowed: floating point, and .* Give images"
     for x, message in (
         (jnp.ones((4, 4), jnp.uint8), scale),
         (jnp.ones((0, 4)), "at least one example"),

@@ -200,7 +200,7 @@ def check_model(neuron: Any, what: str = "model") -> None:
     """Raise unless this is a neuron model: a hashable value with the four functions."""
     allowed = (
         "allowed: a model, a hashable value with the functions init, start, integrate "
-        "and fire, e.g. snnjax.lif() (called)"
+        "and fire, e.g. snnjax.integrate_and_fire() or snnjax.lif() (called)"
     )
     if isinstance(neuron, type):
         raise ValueError(f"{what} is the class {neuron.__name__}; {allowed}")
