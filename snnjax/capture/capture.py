@@ -164,7 +164,7 @@ def capture(
         growth = _growth(program, program_of, batch_of(x))
         mixing = [*growth.problems()]
         program = with_operators(with_encoders(with_sites(program)))
-        program = of_one_example(program, growth.few)
+        program = of_one_example(program, growth.several)
     network = annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
     wrong_outputs = growth.wrong_outputs(len(jax.tree_util.tree_leaves(answers)))

@@ -26,15 +26,15 @@ from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Avals, Equation, Shape, Static, shape_of
 
 
-def of_one_example(program: Program, few: Program) -> Program:
+def of_one_example(program: Program, several: Program) -> Program:
     """The program without the axis of its one example, of x, sites and outputs.
 
     Everything between them keeps its shapes, and so fn its meaning, wherever the axis
     lies there: reshapes remove it before a site and bring it back behind it.
 
     Args:
-        few: the same function of several examples, whose outputs show what an output
-            of one example is, even if fn squeezes axes of size 1.
+        several: the same function of several examples, whose outputs show what an
+            output of one example is, even if fn squeezes axes of size 1.
     """
     avals, equations, x, outputs = program.avals, [], [], []
     for v in program.x:
@@ -48,8 +48,8 @@ def of_one_example(program: Program, few: Program) -> Program:
             equations.append(eq._replace(site=eq.site._replace(shape=shape)))
         else:
             equations.append(eq)
-    for v, of_few in zip(program.outputs, few.outputs, strict=False):
-        shape = shape_of(few.avals, of_few)[1:]
+    for v, of_several in zip(program.outputs, several.outputs, strict=False):
+        shape = shape_of(several.avals, of_several)[1:]
         # Other outputs are refused later, together with all that is wrong besides.
         fits = math.prod(shape_of(avals, v)) == math.prod(shape)
         if isinstance(v, int) and fits and avals[v].shape != shape:
@@ -111,22 +111,22 @@ class Growth:
     """How a program's arrays grow with the number of examples.
 
     Attributes:
-        few, more: the same function, traced with different numbers of examples. The
-            equations that are judged are those of ``few``, so it has two or more.
+        several, other: the same function, traced with different numbers of examples.
+            The equations that are judged are those of ``several``: two or more.
         sizes: of examples in these two.
         one: the same for one example, if it is neither of them.
     """
 
-    def __init__(self, few: Program, more: Program, one: Program | None = None):
-        self.few, self.more, self.one = few, more, one
-        self.sizes = tuple(p.avals[p.x[0]].shape[0] for p in (few, more))
+    def __init__(self, several: Program, other: Program, one: Program | None = None):
+        self.several, self.other, self.one = several, other, one
+        self.sizes = tuple(p.avals[p.x[0]].shape[0] for p in (several, other))
 
     def statistics(self) -> frozenset[int]:
         """Variables that do not grow, as the mean of a batch."""
-        few, more = self.few.avals, self.more.avals
-        if len(few) != len(more):
+        avals, others = self.several.avals, self.other.avals
+        if len(avals) != len(others):
             return frozenset()
-        return frozenset(v for v in few if few[v].shape == more[v].shape)
+        return frozenset(v for v in avals if avals[v].shape == others[v].shape)
 
     def problems(self) -> Iterator[tuple[Equation | None, str]]:
         """Equations by which fn would mean something else for one example, and why.
@@ -134,17 +134,17 @@ class Growth:
         None in the place of an equation stands for the function as a whole. `check`
         explains the kinds.
         """
-        if _form(self.few) != _form(self.more):  # as by a loop over the examples
+        if _form(self.several) != _form(self.other):  # as by a loop over the examples
             yield None, "size"
             return
-        dependent = Facts(self.few).dependent
+        dependent = Facts(self.several).dependent
         # Variable -> s: example b has the indices i along its axis with i // s mod B =
         # b. s is 1 unless a reshape has merged the axis with others behind it.
-        strides = dict.fromkeys(self.few.x, 1)
+        strides = dict.fromkeys(self.several.x, 1)
         mixed: set[int] = set()
         # What depends on how many examples there are, or on the place of one.
-        sized = {v for v in self.few.constants if self._is_sized_constant(v)}
-        for eq, other in zip(self.few.equations, self.more.equations, strict=True):
+        sized = {v for v in self.several.constants if self._is_sized_constant(v)}
+        for eq, other in zip(self.several.equations, self.other.equations, strict=True):
             is_sized = not sized.isdisjoint(eq.variables)
             pairs = zip(eq.inputs, other.inputs, strict=True)
             is_sized = is_sized or any(self._are_sized(*pair) for pair in pairs)
@@ -160,8 +160,8 @@ class Growth:
                     yield eq, "size" if stride else "batch"
                 else:
                     strides.update(dict.fromkeys(eq.outputs, stride))
-        is_other_for_one = self.one and _work(self.one) != _work(self.few)
-        if sized.intersection(self.few.outputs) or (is_other_for_one and not mixed):
+        is_other_for_one = self.one and _work(self.one) != _work(self.several)
+        if sized.intersection(self.several.outputs) or (is_other_for_one and not mixed):
             yield None, "size"
 
     def is_clean(self) -> bool:
@@ -171,9 +171,9 @@ class Growth:
 
     def wrong_outputs(self, count: int | None = None) -> Iterator[str]:
         """Shapes of the first outputs whose first axis is not that of the examples."""
-        pairs = zip(self.few.outputs[:count], self.more.outputs, strict=False)
+        pairs = zip(self.several.outputs[:count], self.other.outputs, strict=False)
         for a, b in pairs:
-            shape, axes = shape_of(self.few.avals, a), self._axes(a, b)
+            shape, axes = shape_of(self.several.avals, a), self._axes(a, b)
             if axes != [0] or shape[0] != self.sizes[0]:
                 each = [n // self.sizes[0] for n in shape]  # of one example
                 grown = {i: "B" if each[i] == 1 else f"{each[i]}B" for i in axes}
@@ -182,16 +182,16 @@ class Growth:
 
     def _axes(self, v: int | Static, other: int | Static) -> list[int]:
         """The axes of a variable that grow as the number of examples does."""
-        a, b = shape_of(self.few.avals, v), shape_of(self.more.avals, other)
+        a, b = shape_of(self.several.avals, v), shape_of(self.other.avals, other)
         if len(a) != len(b):
             return []
-        few, more = self.sizes
+        size, other_size = self.sizes
         axes = [i for i in range(len(a)) if a[i] != b[i]]
-        return axes if all(more * a[i] == few * b[i] for i in axes) else []
+        return axes if all(other_size * a[i] == size * b[i] for i in axes) else []
 
     def _stride(self, eq: Equation, strides: Mapping[int, int]) -> int | None:
         """That of the outputs; None if examples meet."""
-        shapes = [shape_of(self.few.avals, v) for v in eq.inputs]
+        shapes = [shape_of(self.several.avals, v) for v in eq.inputs]
         axes_in = [self._axes(v, v) if isinstance(v, int) else [] for v in eq.inputs]
         axes_out = [self._axes(v, v) for v in eq.outputs]
         meet = any(
@@ -206,15 +206,15 @@ class Growth:
             return stride
         # In row-major order a reshape leaves two examples as far apart as they were.
         ((before,),), (shape,) = axes_in, shapes
-        result = shape_of(self.few.avals, eq.outputs[0])
+        result = shape_of(self.several.avals, eq.outputs[0])
         apart = stride * math.prod(shape[before + 1 :])
         stride, rest = divmod(apart, math.prod(result[after + 1 :]))
         fits = not rest and stride and result[after] % (stride * self.sizes[0]) == 0
         return stride if fits else None
 
     def _is_sized_constant(self, v: int) -> bool:
-        few, more = self.few.constants[v], self.more.constants[v]
-        return few is not more and self._are_sized(Static(few), Static(more))
+        value, other = self.several.constants[v], self.other.constants[v]
+        return value is not other and self._are_sized(Static(value), Static(other))
 
     def _are_sized(self, a: int | Static, b: int | Static) -> bool:
         """Whether a constant has other numbers for more examples, or by their place."""

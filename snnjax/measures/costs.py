@@ -97,11 +97,11 @@ class Energy(NamedTuple):
             spiking, ann = (numbers(value, factor=1e9) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
             rows.append((name, spiking, ann, ratio, rest))
-        operations, memory, quantized = (row[3] for row in rows[1:])
+        by_operations, with_memory, of_quantized = (row[3] for row in rows[1:])
         below = (
-            f"An image takes {operations} % of the ANN's energy by operations, "
-            f"{memory} % with memory,\nand {quantized} % of that of a quantized ANN. "
-            "A model of 45 nm, without idling,\nleakage and control."
+            f"An image takes {by_operations} % of the ANN's energy by operations, "
+            f"{with_memory} % with memory,\nand {of_quantized} % of that of a "
+            "quantized ANN. A model of 45 nm, without idling,\nleakage and control."
         )
         return Table(rows, below=below)
 
@@ -123,32 +123,9 @@ def energy(measures: Measures) -> Energy:
             f"measures is {type(measures).__name__}; allowed: the Measures that "
             "snnjax.measure(fn, snn, x, params=params) returns"
         )
-    synaptic, additions = measures.synaptic_operations, measures.synaptic_additions
-    images, macs = measures.input_macs, measures.macs
-    dense = images + measures.operator_macs
-    operations = Joules(
-        additions * ENERGY_PER_AC + dense * ENERGY_PER_MAC, macs * ENERGY_PER_MAC
-    )
-
-    of_weight = access_energy(_WORD * measures.weights)
-    of_neuron = access_energy(_WORD * measures.neurons)
-    spikes = measures.spikes * measures.neurons
-    updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
-    spiking = of_weight * (synaptic + dense)
-    spiking += of_neuron * (2 * synaptic + dense + updates + 2 * spikes)
-    ann = of_weight * macs
-    ann += of_neuron * (macs + measures.neurons)
-    memory = Joules(operations.spiking + spiking, operations.ann + ann)
-
-    # The 1e-4 keeps rounding from adding a bit where the argument is a power of two.
-    bits = jnp.ceil(jnp.log2(measures.values) - 1e-4)
-    per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
-    per_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
-    of_images = images * per_image_mac
-    spiking = additions * ENERGY_PER_INT32_ADDITION + of_images
-    spiking += measures.operator_macs * per_mac
-    quantized = Joules(spiking, of_images + (macs - images) * per_mac)
-    return Energy(operations, memory, quantized)
+    operations = _operations(measures)
+    memory = _with_memory(operations, measures)
+    return Energy(operations, memory, _quantized(measures))
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:
@@ -161,3 +138,37 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     sizes, costs = (jnp.log(jnp.array(list(part))) for part in (SRAM, SRAM.values()))
     sram = jnp.exp(jnp.interp(jnp.log(jnp.maximum(size, 1)), sizes, costs))
     return jnp.where(size <= max(SRAM), sram, DRAM) / 2
+
+
+def _operations(measures: Measures) -> Joules:
+    additions = measures.synaptic_additions * ENERGY_PER_AC
+    dense = measures.input_macs + measures.operator_macs
+    products = dense * ENERGY_PER_MAC
+    return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
+
+
+def _with_memory(operations: Joules, measures: Measures) -> Joules:
+    """The operations and the memory accesses that the module's docstring lists."""
+    weight_access = access_energy(_WORD * measures.weights)
+    neuron_access = access_energy(_WORD * measures.neurons)
+    synaptic = measures.synaptic_operations
+    dense = measures.input_macs + measures.operator_macs
+    spikes = measures.spikes * measures.neurons
+    updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
+    spiking = weight_access * (synaptic + dense)
+    spiking += neuron_access * (2 * synaptic + dense + updates + 2 * spikes)
+    ann = weight_access * measures.macs
+    ann += neuron_access * (measures.macs + measures.neurons)
+    return Joules(operations.spiking + spiking, operations.ann + ann)
+
+
+def _quantized(measures: Measures) -> Joules:
+    # The 1e-4 keeps rounding from adding a bit where the argument is a power of two.
+    bits = jnp.ceil(jnp.log2(measures.values) - 1e-4)
+    per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
+    per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
+    image = measures.input_macs * per_image_mac
+    dense = measures.operator_macs * per_activation_mac
+    ann = image + (measures.macs - measures.input_macs) * per_activation_mac
+    spiking = measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image + dense
+    return Joules(spiking, ann)
