@@ -587,7 +587,7 @@ def test_a_missing_batch_axis_is_named(inputs):
 
 def test_init_refuses_what_is_no_model():
     for neuron, message in (
-        (lif, "without init, .* e.g. snnjax.lif\\(\\) \\(called\\)"),
+        (lif, "without init, .* or snnjax.lif\\(\\) \\(called\\)"),
         (snnjax.neurons.WithSurrogate(lif()), "surrogate, which is an argument of"),
     ):
         with pytest.raises(ValueError, match=message):
