@@ -42,6 +42,7 @@ WEIGHTS, FROZEN = "weights", "frozen"
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons"),
     meta_fields=("steps", "wait", "model", "code"),
+    drop_fields=("fit",),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
@@ -59,6 +60,7 @@ class SNN:
         model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
             `snnjax.neurons.BySite`. `model_of` returns the model of one site.
         code: what a spike is worth at each step, see `snnjax.codes`.
+        fit: what `snnjax.convert` measured and kept; what transforms pytrees drops it.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -76,6 +78,7 @@ class SNN:
     wait: int | None = None
     model: Any = IntegrateAndFire()
     code: Code = rate()
+    fit: str = ""
 
     def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
@@ -110,7 +113,7 @@ class SNN:
             levels = getattr(model, "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
-        return Table(rows, above=title)
+        return Table(rows, above=title, below=self.fit)
 
 
 def _cells(params: Any) -> dict[str, str]:

@@ -29,6 +29,7 @@ from snnjax.calibrators.thresholds import (
     own_maximum_threshold,
     percentile,
     percentile_threshold,
+    priced_threshold,
     threshold,
 )
 from snnjax.calibrators.view import Calibrator, Fit, View
@@ -55,6 +56,7 @@ __all__ = [
     "own_maximum_threshold",
     "percentile",
     "percentile_threshold",
+    "priced_threshold",
     "postpone_charge",
     "scale_threshold",
     "search",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import subtract_offset
 from snnjax._checks import check_choice
-from snnjax._ranges import Range
+from snnjax._ranges import NOT_NEGATIVE, Range
 from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
@@ -148,6 +148,36 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
     that of coarser steps up to 15.
     """
     return threshold(least_squares(shift), per)
+
+
+@named
+def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
+    """V_th = argmin of the error of the outputs + price times the spikes per neuron.
+
+    `snnjax.calibrators.spending` has the equation. A price of 0.03 saves one spike per
+    neuron of the whole network for 3 % of the squared outputs. A higher price gives
+    larger thresholds, so that fewer and larger digits are sent. Errors count by their
+    effect, as within `by_effect`.
+
+    Raises:
+        ValueError: a price that is no number >= 0; from the calibrator, as `threshold`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> for price in (0, 0.03):
+    ...     recipe = snnjax.Recipe([priced_threshold(price)])
+    ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    ...     print(snn.neurons["relu"].threshold)
+    """
+    NOT_NEGATIVE.check("price", price)
+    price = float(price)
+
+    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+        (curve,) = view.curves((view.model.last_zone,), per, fit.neurons.offset)
+        thresholds = curve.cheapest(price).thresholds * view.high
+        return thresholds[0] if per == "layer" else thresholds
+
+    return threshold(of, per)
 
 
 @named

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
+from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.sample import (
     CurrentRows,
@@ -27,6 +28,7 @@ from snnjax.calibrators.sample import (
     concatenated,
     merged,
 )
+from snnjax.calibrators.spending import Curve, curve, transfers
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.sites import Site
@@ -115,6 +117,7 @@ class View(abc.ABC):
         dynamics: these four, as a static argument of ``jit``.
         shared: path of each weight that feeds other sites, an operator or the readout,
             too -> all that it feeds.
+        neurons: how many the network has at all of its sites.
         own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
             like V_th; None of others.
         batch_sharding: how devices share the images; None: a single device.
@@ -129,9 +132,11 @@ class View(abc.ABC):
         effects: Sequence[jax.Array] | None = None,
         shared: Mapping[str, Sequence[str]] = MappingProxyType({}),
         own_maximum: jax.Array | None = None,
+        neurons: int | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
         self.site, self.dynamics = site, dynamics
+        self.neurons = math.prod(site.shape) if neurons is None else neurons
         self.model, self.steps, self.wait, self.code, _ = dynamics
         self.shared, self.own_maximum = shared, own_maximum
         self.batch_sharding = batch_sharding
@@ -157,12 +162,35 @@ class View(abc.ABC):
     def with_effects(self) -> "View":
         """The same with errors weighed by their effect on the network's outputs.
 
-            w = mean over the channels of (d (r y) / d a)^2,   scaled to a mean of 1
+            w = mean over the channels of (d (r y) / d a)^2 / mean of |y|^2
 
         y are the outputs of the ANN and r random signs, so w estimates how much an
-        error at a position changes the outputs: not at all at padded tokens.
+        error at a position changes the outputs, over their size: not at all at padded
+        tokens.
         """
         return self
+
+    def curves(
+        self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
+    ) -> tuple[Curve, ...]:
+        """`curve` of the site with its errors by effect, for each of these last zones.
+
+        Args:
+            zones: they take the place of the model's own.
+            per: "channel", or "layer" for one threshold.
+            offset: of the neurons.
+        """
+        of_site = functools.partial(
+            curve,
+            self.with_effects().sample,
+            reach=self.high,
+            positions=self.samples_per_channel // self.count,
+            neurons=self.neurons,
+            offset=offset,
+            per=per,
+        )
+        tables = transfers(self.model, self.code, self.steps, zones)
+        return tuple(map(of_site, tables))
 
     def products(self, every: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.

@@ -71,6 +71,19 @@ def of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
         )
 
 
+def of_lost_outputs(error: float, wait: int, steps: int) -> None:
+    """Warn if the outputs of the SNN have little to do with those of the ANN."""
+    if not error <= _LOST:  # NaN is not
+        longer = f"a longer wait than {wait}, " if wait < steps - 1 else ""
+        warn(
+            f"the squared error of the outputs is {error:.2g} of their size on the "
+            f"calibration images; recommended: {longer}more steps, or another recipe"
+        )
+
+
+_LOST = 0.5
+
+
 def of_few_samples(snn: SNN, sites: Sequence[Site], images: int) -> None:
     """Warn where numbers of neurons are fitted to few samples: images x positions."""
     samples = {}

@@ -5,6 +5,7 @@ calibrators (``snnjax.calibrators``). Of several recipes it keeps the SNN whose 
 are nearest to the ANN's (``engine/judging.py``).
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,24 +17,41 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import called_as, check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
+from snnjax.calibrators.spending import Curve, total
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
+from snnjax.conversion.choices import (
+    ZONES,
+    cheapest_zone,
+    check_spikes,
+    least_wait,
+    within_budget,
+)
 from snnjax.conversion.engine.effects import effects_of
 from snnjax.conversion.engine.judging import (
     HELD_OUT,
+    Outcome,
     judge_numbers,
     nearest,
     output_errors,
+    spikes_sent,
 )
 from snnjax.conversion.engine.state import State, micro_batches
-from snnjax.conversion.engine.sweep import ann_outputs, sweep
-from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
+from snnjax.conversion.engine.sweep import ann_outputs, survey, sweep
+from snnjax.conversion.recipes import (
+    AnyRecipe,
+    Priced,
+    best,
+    recipes_by_site,
+    sweeps_by_site,
+)
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
@@ -78,9 +96,11 @@ def convert(
             and a dead zone of 2/3. With ``snnjax.integrate_and_fire(levels=(-1, 1))`` a
             neuron can cancel earlier spikes: higher accuracy at few steps, for more
             spikes. Or site name -> model, as for `snnjax.init`.
-        wait: steps that each layer integrates before it fires, 0..T. By default the
-            least that code and levels need (`snnjax.codes.Code.least_wait`), which is 0
-            for rate coding.
+        wait: steps that each layer integrates before it fires, 0..T. By default 0 with
+            rate coding, and otherwise the least that is enough: from
+            `snnjax.codes.Code.least_wait` on the first at which the squared error of
+            the outputs is at most twice that of a wait of T - 1. Under ``jit`` it is
+            `least_wait` itself.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
@@ -123,34 +143,37 @@ def convert(
     usual = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
     models = models_of_sites(model, network.sites, usual)
     _check_models(models, code)
-    if wait is None:
-        waits = (code.least_wait(each.levels, steps) for each in models_in(models))
-        wait = max(waits, default=0)
-    steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
+    # NumPy's integers are no static arguments.
+    steps, wait = int(steps), None if wait is None else int(wait)
+    waits = (code.least_wait(each.levels, steps) for each in models_in(models))
+    least = max(waits, default=0)
     cautions.of_gaps(code, models, steps)
     check_finite("the calibration images", jax.tree.leaves(images))
     cautions.of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
-    alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
-    steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
+    names = [site.name for site in firing_sites]
+    by_site = recipes_by_site(recipe, names)
+    competes = any(len(r.alternatives) > 1 for r in _at(by_site, code).values())
+    steps_at_once = (
+        1 if needs_no_time(code, steps, least if wait is None else wait) else steps
+    )
     size = _micro_batch_size(network, steps_at_once)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
-    if len(alternatives) > 1:  # so many micro-batches that one in eight can judge
+    if competes:  # so many micro-batches that one in eight can judge
         size = min(size, -(-share // HELD_OUT))
     batches = micro_batches(images, batch_of(images), min(size, share), batch_sharding)
-    judges = judge_numbers(len(batches)) if len(alternatives) > 1 else []
+    judges = judge_numbers(len(batches)) if competes else []
     to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
     parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
-    fresh = SNN(params, neurons, steps, wait, models, code)
     begin = State(
         network=network,
         stages=stages(network),
-        snn=fresh,
+        snn=SNN(params, neurons, steps, wait, models, code),
         steps=steps,
-        wait=wait,
+        wait=least if wait is None else wait,
         batch_sharding=batch_sharding,
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
         fitted=len(to_fit),
@@ -159,26 +182,98 @@ def convert(
         params={},
         activations={v: [part[v] for part in parts] for v in network.x},
         spikes={},
+        sent=[],
     )
-    snn = _fitted(begin, alternatives)
+    is_traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((images, params)))
+    waits = (begin.wait, steps - 1 if wait is None and not is_traced else begin.wait)
+    usual = usual if model is None and not is_traced else None
+    snn = _fitted(begin, by_site, waits, usual, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _fitted(begin: State, alternatives: Sequence[Any]) -> SNN:
-    """Fit every alternative; the SNN whose outputs are nearest to the ANN's."""
+def _at(by_site: Any, code: Code, price: float | None = None) -> dict[str, Any]:
+    """Site name -> recipe, with this price or with its own."""
+
+    def at(recipe: Any) -> Any:
+        if not isinstance(recipe, Priced):
+            return recipe
+        return recipe.at(code, recipe.price_under(code) if price is None else price)
+
+    return {name: at(recipe) for name, recipe in by_site.items()}
+
+
+def _fitted(
+    begin: State,
+    by_site: Mapping[str, Any],
+    waits: tuple[int, int],
+    usual: IntegrateAndFire | None,
+    is_traced: bool,
+) -> SNN:
+    """Fit with the last zone, the price and the wait that are cheapest.
+
+    Args:
+        waits: the least, and the one that it is compared with.
+        usual: the model of all sites if its last zone may change.
+    """
+    code, steps = begin.snn.code, begin.steps
+    priced = {n: r for n, r in by_site.items() if isinstance(r, Priced)}
+    first = next(iter(priced.values()), None)
+    spikes = None if first is None else first.spikes
+    check_spikes(spikes, steps, is_traced)
+    has_zones = usual is not None and usual.has_zones and len(priced) > 0
+    curves: Sequence[Curve] = ()
+    price = predicted = None
+    if has_zones or spikes is not None:
+        per_site = {n: r.per for n, r in priced.items()}
+        of_zones = survey(begin, ZONES if has_zones else None, per_site)
+        number, found = cheapest_zone(of_zones, first.price_under(code), spikes)
+        curves, price = of_zones[number], None if spikes is None else found
+        if len(priced) == len(by_site):
+            predicted, _ = total(curves, found)
+        if has_zones:
+            model = dataclasses.replace(usual, last_zone=ZONES[number])
+            sites = begin.network.sites
+            models = models_of_sites(model, sites, model)
+            begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
+
+    def fit(wait: int, price: float | None) -> Outcome:
+        snn = dataclasses.replace(begin.snn, wait=wait)
+        here = begin._replace(snn=snn, wait=wait)
+        own = 0.0 if first is None else first.price_under(code)
+        sweeps = sweeps_by_site(_at(by_site, code, price))
+        return _outcome(here, sweeps, own if price is None else price)
+
+    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
+    if spikes is not None:
+        outcome, price = within_budget(lambda p: fit(wait, p), curves, spikes)
+    if is_traced:
+        return outcome.snn
+    cautions.of_lost_outputs(outcome.means()[0], wait, steps)
+    return dataclasses.replace(outcome.snn, fit=_text_of(outcome, others))
+
+
+def _text_of(outcome: Outcome, others: str) -> str:
+    """What was measured and kept, for `SNN.fit`."""
+    error, spikes = outcome.means()
+    text = f"{spikes:.3g} spikes per neuron, squared error of the outputs {error:.2g}"
+    text += f" ({others})" if others else ""
+    return f"{text}; kept {outcome.kept}" if outcome.kept else text
+
+
+def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome:
+    """Fit every alternative; the one whose outputs and spikes cost least."""
     candidates, number = [], itertools.count(1)
     for sweeps in alternatives:
         end = begin
         for chains in sweeps:
             start = begin._replace(snn=end.snn)
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
-        outputs = ann_outputs(end)
-        if len(alternatives) == 1:
-            return end.snn
-        candidates.append((end.snn, output_errors(end, outputs)))
-    return nearest(candidates, sum(begin.sizes), sum(begin.sizes[: begin.fitted]))
+        errors = output_errors(end, ann_outputs(end))
+        fitted = sum(begin.sizes[: begin.fitted])
+        candidates.append(Outcome(end.snn, errors, spikes_sent(end), fitted))
+    return nearest(candidates, price)
 
 
 def _on_devices(

@@ -7,10 +7,11 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from snnjax._patterns import matching
+from snnjax._ranges import NOT_NEGATIVE, POSITIVE
 from snnjax._text import name_of_value, repr_pretty
 from snnjax._types import Per
 from snnjax.calibrators.conditions import by_effect, streaming_only
@@ -27,10 +28,12 @@ from snnjax.calibrators.thresholds import (
     max_threshold,
     own_maximum_threshold,
     percentile_threshold,
+    priced_threshold,
 )
 from snnjax.calibrators.view import Calibrator, check_calibrator
 from snnjax.calibrators.weights_adam import calibrate_weights
 from snnjax.calibrators.weights_least_squares import least_squares_weights
+from snnjax.codes import Code, radix, rate
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -107,6 +110,44 @@ class BestOf:
         return "\n".join(parts)
 
     _repr_pretty_ = repr_pretty
+
+
+@dataclasses.dataclass(frozen=True)
+class Priced:
+    """A recipe that depends on the code and on a price per spike, as `best` does.
+
+    Attributes:
+        at: (code, price) -> `Recipe` or `BestOf`.
+        price: of `snnjax.calibrators.priced_threshold`; None: 0.02, and 0 with rate
+            coding.
+        spikes: at most so many per neuron and image; `snnjax.convert` finds the price.
+            None: as many as the price says.
+        per: "channel" or "layer", what has a threshold of its own.
+    """
+
+    at: Callable[[Code, float], Recipe | BestOf]
+    price: float | None = None
+    spikes: float | None = None
+    per: Per = "channel"
+
+    def price_under(self, code: Code) -> float:
+        """The price, unless a number of spikes is given."""
+        if self.price is None:
+            return 0.0 if code.clock_runs else _PRICE
+        return self.price
+
+    def __str__(self) -> str:
+        parts = []
+        for title, code in ("rate coding", rate()), ("other codes", radix()):
+            text = str(self.at(code, self.price_under(code)))
+            parts += [f"with {title}:", *(f"  {line}" for line in text.splitlines())]
+        return "\n".join(parts)
+
+    _repr_pretty_ = repr_pretty
+
+
+# The knee of accuracy against spikes on training images of the source networks.
+_PRICE = 0.02
 
 
 def best_of(*recipes: Recipe) -> BestOf:
@@ -226,69 +267,118 @@ def quantized() -> Recipe:
     return Recipe([own_maximum_threshold(), half_charge()])
 
 
-def best(per: Per = "channel") -> BestOf:
-    """The most accurate training-free recipe that we know of.
+def best(
+    per: Per = "channel", *, price: float | None = None, spikes: float | None = None
+) -> Priced:
+    """The most accurate training-free recipe that we know of, for its spikes.
 
-    Two recipes, of which the one with the better outputs is kept (`best_of`). The first
-    one fits thresholds for a neuron that rounds, and sets v(0) = V_th / 2, so that the
-    neuron rounds from the first step on. The second one refines it:
+    1. Weights are refitted to compensate for errors of earlier layers, where that helps
+       images that they were not fitted to.
+    2. Thresholds minimize the error of the outputs plus a price for each spike
+       (`snnjax.calibrators.priced_threshold`).
+    3. v(0) = V_th / 2 makes neurons round from the first step on.
+    4. A bias removes the mean error of each channel.
 
-    1. Weights are refitted to compensate for errors of earlier layers.
-    2. The levels of an encoder lie around the middle of each channel.
-    3. Without a wait, thresholds are scaled for the spikes that arrive, and a part of
-       the charge comes later, where spikes cannot be taken back.
-    4. The initial potential removes the mean error of each neuron, in three rounds.
+    With rate coding steps 2 and 3 alone compete with a recipe that goes further, and
+    the one with the better outputs is kept (`best_of`): the levels of an encoder lie
+    around the middle of each channel. Without a wait, thresholds are scaled for the
+    spikes that arrive, and a part of the charge comes later, where spikes cannot be
+    taken back. And in place of the bias, the initial potential removes the mean error
+    of each neuron, in three rounds.
 
-    Both weigh errors by their effect on the outputs (`by_effect`). With fewer than 64
+    All errors count by their effect on the outputs (`by_effect`). With fewer than 64
     images for a dense layer, one threshold per layer suits new images better.
 
     Args:
         per: "channel", or "layer", one threshold for each site.
+        price: >= 0, of one spike per neuron: the squared error of the outputs, over
+            their size, that the network may have to save it. By default 0.02, and 0
+            with rate coding.
+        spikes: in place of the price: at most so many spikes per neuron and image, on
+            average over the calibration images. The price is found by bisection.
 
-    >>> print(best().alternatives[0])
+    Raises:
+        ValueError: a price below 0, spikes that are no number > 0, or both.
+
+    >>> import snnjax
+    >>> print(best().at(snnjax.codes.radix(), 0.02))
     sweep 1 of 1, at every site:
-      by_effect(least_squares_threshold('channel', 0.5), half_charge())
+      by_effect(least_squares_weights(), priced_threshold(0.02, 'channel'), half_charge(), correct_bias())
     """
-    thresholds = least_squares_threshold(per, 0.5), half_charge()
-    refined = by_effect(
-        least_squares_weights(),
-        least_squares_offset(),
-        *thresholds,
-        postpone_charge(),
-        streaming_only(scale_threshold()),
-        streaming_only(postpone_charge()),
-        correct_potential(3),
-    )
-    return best_of(Recipe([by_effect(*thresholds)]), Recipe([refined]))
+    if price is not None and spikes is not None:
+        raise ValueError(
+            f"best got the price {price!r} and spikes={spikes!r}; allowed: one of them, "
+            "since a number of spikes sets the price"
+        )
+    if price is not None:
+        NOT_NEGATIVE.check("price", price)
+    if spikes is not None:
+        POSITIVE.check("spikes", spikes)
+
+    def at(code: Code, price: float) -> Recipe | BestOf:
+        thresholds = priced_threshold(price, per), half_charge()
+        if not code.clock_runs:
+            # On ResNet-20 and a ViT more iterations gained nothing on new images.
+            weights = least_squares_weights(iterations=2)
+            return Recipe([by_effect(weights, *thresholds, correct_bias())])
+        refined = by_effect(
+            least_squares_weights(),
+            least_squares_offset(),
+            *thresholds,
+            postpone_charge(),
+            streaming_only(scale_threshold()),
+            streaming_only(postpone_charge()),
+            correct_potential(3),
+        )
+        return best_of(Recipe([by_effect(*thresholds)]), Recipe([refined]))
+
+    return Priced(at, price, spikes, per)
 
 
 # What `snnjax.convert` takes: one recipe for all sites, or some by the sites' names.
-AnyRecipe = Recipe | BestOf | Mapping[str, Recipe | BestOf]
+AnyRecipe = Recipe | BestOf | Priced | Mapping[str, Recipe | BestOf | Priced]
 
 
-def sweeps_by_site(
+def recipes_by_site(
     recipe: Any, site_names: Sequence[str]
-) -> list[list[dict[str, tuple[Calibrator, ...]]]]:
-    """For each alternative, for each sweep: site name -> its calibrators.
+) -> dict[str, Recipe | BestOf | Priced]:
+    """Site name -> its recipe.
 
     Args:
-        recipe: a recipe of all sites, or site name or pattern -> recipe; the first
-            pattern that matches counts. A site whose recipe has fewer alternatives
-            than others keeps its last one, and with fewer sweeps it is left as it is.
+        recipe: of all sites, or site name or pattern -> recipe; the first pattern that
+            matches counts.
         site_names: of all sites that fire.
 
     Raises:
         ValueError: something that is no recipe; a site without a recipe, or a pattern
-            that matches no site.
+            that matches no site; two numbers of spikes, or two prices.
     """
     recipes = recipe if isinstance(recipe, Mapping) else {"*": recipe}
     for value in recipes.values():
-        if not isinstance(value, Recipe | BestOf):
+        if not isinstance(value, Recipe | BestOf | Priced):
             raise ValueError(
                 f"recipe is {value!r}; allowed: a Recipe, e.g. snnjax.light() or "
                 "snnjax.best() (called), or site names and patterns with a recipe each"
             )
     by_site = matching(recipes, site_names, "recipe")
+    budgets = {(r.price, r.spikes) for r in by_site.values() if isinstance(r, Priced)}
+    if len(budgets) > 1 and any(spikes is not None for _, spikes in budgets):
+        raise ValueError(
+            "a number of spikes is one of the whole network, and the recipes by site "
+            f"have the (price, spikes) {sorted(map(str, budgets))}; allowed: the same "
+            "in all of them, or a price each"
+        )
+    return by_site
+
+
+def sweeps_by_site(
+    by_site: Mapping[str, Recipe | BestOf],
+) -> list[list[dict[str, tuple[Calibrator, ...]]]]:
+    """For each alternative, for each sweep: site name -> its calibrators.
+
+    A site whose recipe has fewer alternatives than others keeps its last one, and with
+    fewer sweeps it is left as it is.
+    """
     count = max((len(r.alternatives) for r in by_site.values()), default=1)
     alternatives = []
     for number in range(count):

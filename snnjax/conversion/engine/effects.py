@@ -1,10 +1,12 @@
 """Effects: how much an error at each position of a site changes the network's outputs.
 
-    w[n, p] = mean over channels of (d (r[n] y[n]) / d a[n, p])^2
+    w[n, p] = mean over channels of (d (r[n] y[n]) / d a[n, p])^2 / mean of |y|^2
 
 a is what the ANN's site puts out for image n at position p, y the ANN's outputs, r
 random signs. The expected w is the mean over channels of sum_k (d y_k / d a)^2, the
-diagonal of the Gauss-Newton matrix. One backward pass gives w for all sites.
+diagonal of the Gauss-Newton matrix, over the size of y. So the errors of all sites are
+on one scale, that of `snnjax.conversion.engine.judging`. One backward pass gives w for
+all sites.
 """
 
 import functools
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._arrays import wide
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
@@ -27,7 +30,7 @@ Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
 def effects_of(
     network: Network, params: Any, batches: Sequence[tuple[chex.ArrayTree, range]]
 ) -> dict[str, list[jax.Array]]:
-    """Site name -> w of each micro-batch, scaled together to a mean of 1.
+    """Site name -> w of each micro-batch.
 
     Args:
         network, params: of the ANN.
@@ -41,7 +44,7 @@ def effects_of(
     for x, numbers in batches:
         inputs = [*values.values(), *jax.tree.leaves(x)]
         effects.append(_effects(work, inputs, np.asarray(numbers, np.int32)))
-    return _scaled(effects)
+    return _or_alike(effects)
 
 
 @functools.partial(jax.jit, static_argnames="work")
@@ -63,7 +66,7 @@ def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
         for name, site in sites.items()
     }
     results, transpose = jax.vjp(outputs, no_errors)
-    (gradients,) = transpose([_signs(y, numbers) for y in results])
+    (gradients,) = transpose([_over_size(_signs(y, numbers), y) for y in results])
     return {
         name: jnp.square(gradient.astype(jnp.float32)).mean(
             sites[name].channel, keepdims=True
@@ -82,14 +85,22 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(of_image)(numbers)
 
 
+def _over_size(signs: jax.Array, outputs: jax.Array) -> jax.Array:
+    """The signs over the root of the mean |y|^2 of these images."""
+    size = jnp.square(wide(outputs)).sum() / len(outputs)
+    return (signs / jnp.sqrt(jnp.where(size > 0, size, 1))).astype(outputs.dtype)
+
+
 @jax.jit
-def _scaled(effects: Sequence[Effects]) -> dict[str, list[jax.Array]]:
-    """The effects of all micro-batches by site; all are 1 at a site without any."""
+def _or_alike(effects: Sequence[Effects]) -> dict[str, list[jax.Array]]:
+    """The effects by site; at a site without any, all are alike and count little."""
 
-    def scale(*parts: jax.Array) -> list[jax.Array]:
+    def usable(*parts: jax.Array) -> list[jax.Array]:
         total = functools.reduce(jnp.add, [part.sum() for part in parts])
-        mean = total / sum(part.size for part in parts)
-        usable = jnp.isfinite(mean) & (mean > 0)
-        return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in parts]
+        is_usable = jnp.isfinite(total) & (total > 0)
+        return [jnp.where(is_usable, part, _LITTLE) for part in parts]
 
-    return {name: scale(*(batch[name] for batch in effects)) for name in effects[0]}
+    return jax.tree.map(usable, *effects)
+
+
+_LITTLE = 1e-12

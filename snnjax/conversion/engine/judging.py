@@ -1,8 +1,8 @@
 """Judges: of several fitted SNNs, the one whose outputs are nearest to the ANN's.
 
-    d[n] = e_other[n] - e_first[n],    z = |mean of d| / standard error of that mean
+    d[n] = J_other[n] - J_first[n],    z = |mean of d| / standard error of that mean
 
-e[n] is the error of the outputs for image n. Some images are held out from calibrators
+J[n] is the error of the outputs for image n, plus the price of the spikes. Some images are held out from calibrators
 and judge alone if their z is large enough. Otherwise those that the SNNs were fitted to
 join them, twice as many each time, until z is, or all images have judged.
 """
@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,17 @@ def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
 
 
 @jax.jit
+def _sent(counts: list[list[jax.Array]], neurons: int) -> jax.Array:
+    totals = [functools.reduce(jnp.add, of_sites) for of_sites in counts]
+    return jnp.concatenate(totals).astype(jnp.float32) / neurons
+
+
+def spikes_sent(here: State) -> jax.Array:
+    """Spikes per neuron of each image, [N]."""
+    return _sent(here.sent, here.neurons)
+
+
+@jax.jit
 def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
     errors = jnp.zeros(())
     for pair in pairs:
@@ -68,36 +79,53 @@ def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
     return errors
 
 
-def nearest(
-    candidates: Sequence[tuple[SNN, jax.Array]], count: int, fitted: int
-) -> SNN:
-    """The SNN of the smallest error, of equal ones the first; the log says by how much.
+class Outcome(NamedTuple):
+    """What a recipe gave; errors and spikes of each image, [N].
 
-    The candidates have errors of N = count images. The first ones are fitted to, and
-    the others judge first.
+    The first `fitted` images are fitted to, the others only judge.
     """
-    order = np.roll(np.arange(count), count - fitted)
-    first = count - fitted or count
-    doublings = range(math.ceil(math.log2(count / first)))
-    counts = (*(first * 2**i for i in doublings), count)
-    (snn, errors), *others = candidates
-    winner = 1
-    for number, (other_snn, other_errors) in enumerate(others, 2):
-        difference, spread, count = _difference(errors, other_errors, order, counts)
+
+    snn: SNN
+    errors: jax.Array  # of the outputs, over their size
+    spikes: jax.Array  # per neuron
+    fitted: int
+    kept: str = ""  # which alternative, and by how much
+
+    def means(self) -> tuple[float, float]:
+        """Mean error of the images that judge, or of all, and mean number of spikes."""
+        judges = self.errors[self.fitted % len(self.errors) :]
+        return float(judges.mean()), float(self.spikes.mean())
+
+
+def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
+    """The outcome of the least J, of equal ones the first; it says by how much."""
+    first, *others = candidates
+    count, winner = len(first.errors), 1
+    order = np.roll(np.arange(count), count - first.fitted)
+    judges = count - first.fitted or count
+    doublings = range(math.ceil(math.log2(count / judges)))
+    counts = (*(judges * 2**i for i in doublings), count)
+    for number, other in enumerate(others, 2):
+        pair = (each.errors + price * each.spikes for each in (first, other))
+        difference, spread, used = _difference(*pair, order, counts)
         is_less = difference < 0
         if isinstance(is_less, Tracer):
-            snn = _where(is_less, other_snn, snn)
-            errors = jnp.where(is_less, other_errors, errors)
+            parts = zip(other[1:3], first[1:3], strict=True)
+            errors, spikes = (jnp.where(is_less, *part) for part in parts)
+            snn = _where(is_less, other.snn, first.snn)
+            first = Outcome(snn, errors, spikes, first.fitted)
             continue
         loser = number
         if is_less:
-            winner, loser, snn, errors = number, winner, other_snn, other_errors
-        logging.getLogger("snnjax").info(
-            "best_of keeps alternative %d: alternative %d has a larger error of the "
-            "outputs, by %.2g +- %.1g of their size, on %d images",
-            *(winner, loser, abs(float(difference)), float(spread), int(count)),
+            winner, loser, first = number, winner, other
+        kept = (
+            f"alternative {winner}, by {abs(float(difference)):.2g} +- "
+            f"{float(spread):.1g} of the outputs' size against {loser} on {int(used)} "
+            "images"
         )
-    return snn
+        logging.getLogger("snnjax").info("best_of keeps %s", kept)
+        first = first._replace(kept=kept)
+    return first
 
 
 @functools.partial(jax.jit, static_argnames="counts")

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import sampled
+from snnjax._arrays import lead, sampled, subtract_offset
 from snnjax.calibrators.view import Dynamics
 from snnjax.codes import Code
 from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, run_segment
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import spike_train
+from snnjax.neurons.spike_trains import SpikeTrain, decode, unpack
+from snnjax.neurons.unroll import after_all_input, spike_train
 
 Axes = tuple[int | None, ...]
 
@@ -115,12 +115,30 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnames="dynamics")
-def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Any:
-    """Output of a site for later stages: spikes, or the result of all of them."""
-    if not dynamics.needs_time:
-        return dynamics.closed_form(neurons, current)
-    run = {"wait": dynamics.wait, "code": dynamics.code}
-    return spike_train(dynamics.model, neurons, dynamics.arriving(current), **run)
+def fire(
+    dynamics: Dynamics, neurons: NeuronParams, current: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Output of a site for later stages, spikes or the result of all of them, and the
+    number of spikes of each image.
+    """
+    model, steps, code = dynamics.model, dynamics.steps, dynamics.code
+    if dynamics.needs_time:
+        run = {"wait": dynamics.wait, "code": code}
+        train = spike_train(model, neurons, dynamics.arriving(current), **run)
+        counts = unpack(train.bits, steps, model.levels) != -model.levels[0]
+        return train, counts.sum((0, *range(2, counts.ndim)))
+    output = dynamics.closed_form(neurons, current)
+    if code.clock_runs:  # in as many of the largest spikes as it takes
+        own = subtract_offset(output, neurons.offset).astype(jnp.float32)
+        size = lead(neurons.threshold, own.ndim) * (model.levels[1] / steps)
+        counts = jnp.ceil(jnp.abs(own) / size - 1e-3)
+    else:
+        if neurons.offset is not None:  # which is no spike
+            bias = neurons.bias - neurons.offset
+            neurons = neurons._replace(bias=bias, offset=None)
+        spikes = after_all_input(model, neurons, current, steps, code=code)
+        counts = (spikes != 0).sum(0)
+    return output, counts.sum(tuple(range(1, counts.ndim)))
 
 
 @functools.partial(

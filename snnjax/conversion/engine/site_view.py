@@ -51,6 +51,7 @@ class SiteView(View):
             activations[: state.fitted],
             shared=_shared_kernels(state.network, site),
             own_maximum=own_maximum,
+            neurons=state.neurons,
             batch_sharding=state.batch_sharding,
         )
 
@@ -84,6 +85,8 @@ class SiteView(View):
         return lone_products(self._state.network, self._state.stages, self._i)
 
     def with_effects(self) -> "SiteView":
+        if self._effects is not None:
+            return self
         view = copy.copy(self)  # with the currents that have been computed
         view._effects = self._state.effects()[self.site.name]
         vars(view).pop("sample", None)  # which has the effects

@@ -7,6 +7,7 @@ times as long to compute neurons.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ class State(NamedTuple):
     # Means where no time is needed; otherwise each a `SpikeTrain`, or an array
     # [T, B, ...] where a sum of several sites has to wait.
     spikes: Parts
+    # Of each micro-batch, how many spikes each site has sent for each image, [B] each.
+    sent: list[list[jax.Array]]
 
     @property
     def needs_time(self) -> bool:
@@ -59,6 +62,11 @@ class State(NamedTuple):
         """How the neurons of a site run."""
         run = self.steps, self.wait, self.snn.code, len(site.shape)
         return Dynamics(self.snn.model_of(site.name), *run)
+
+    @property
+    def neurons(self) -> int:
+        """How many the network has at all of its sites."""
+        return sum(math.prod(stage.place.shape) for stage in self.stages[:-1])
 
     @property
     def streams(self) -> frozenset[int]:

@@ -8,7 +8,8 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +19,10 @@ from jax.sharding import NamedSharding
 from snnjax._arrays import on_host
 from snnjax._checks import check_finite, warn
 from snnjax._progress import shown
+from snnjax._types import Per
 from snnjax.calibrators.checks import check_values, checked
 from snnjax.calibrators.parameters import broadcast, parameter_shapes
+from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Calibrator, Fit
 from snnjax.conversion.engine.segments import fire
 from snnjax.conversion.engine.site_view import SiteView, by_variable
@@ -44,6 +47,7 @@ def sweep(
         params=network.arguments(begin.snn.params),
         activations=_copied(begin.activations),
         spikes=_copied(begin.activations),
+        sent=[[] for _ in begin.sizes],
     )
     sites = [stage.place for stage in here.stages[:-1]]
     bar = shown(sites, title, "site", lambda site: site.name)
@@ -56,6 +60,24 @@ def sweep(
     params = jax.tree_util.tree_unflatten(tree, leaves)
     snn = dataclasses.replace(begin.snn, params=params, neurons=neurons)
     return here._replace(snn=snn)
+
+
+def survey(
+    begin: State, zones: tuple[float, ...] | None, per_site: Mapping[str, Per]
+) -> list[list[Curve]]:
+    """For each last zone, or the models' own, the curves of these sites.
+
+    It takes one pass of the ANN.
+    """
+    here = begin._replace(activations=_copied(begin.activations))
+    of_sites = []
+    for i, stage in enumerate(here.stages[:-1]):
+        activations, own_maximum = _pass_ann(here, i)
+        if stage.place.name in per_site:
+            view = SiteView(here, i, activations, own_maximum)
+            tried = zones or (view.model.last_zone,)
+            of_sites.append(view.curves(tried, per_site[stage.place.name]))
+    return list(map(list, zip(*of_sites, strict=True)))
 
 
 def _copied(parts: Parts) -> Parts:
@@ -82,11 +104,14 @@ def _fit_site(
         fit = _placed_like(fit, checked(view, fit, after), here.batch_sharding)
     check_values(site, start, fit)
     full = broadcast(fit.neurons, site)
-    spikes = (
-        (fire(view.dynamics, full, results.outputs[0]), results.carried)
-        for results in view.results(fit.weights)
-    )
-    here.advance(here.spikes, i, spikes)
+
+    def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
+        for k, results in enumerate(view.results(fit.weights)):
+            output, counts = fire(view.dynamics, full, results.outputs[0])
+            here.sent[k].append(counts)
+            yield output, results.carried
+
+    here.advance(here.spikes, i, results())
     return fit
 
 

@@ -1,0 +1,190 @@
+"""Error and spikes of a site for many thresholds, and the cheapest of them at a price.
+
+    J(V) = sum_p w (s(a; V) - a)^2  +  price k(a; V) / M,    of an image on average
+
+s is the output of a neuron that knows its input a, k how many spikes it sends, w the
+effect of an error on the outputs, and M the number of neurons of the network. So errors
+of all sites are on one scale: a price is the error of the outputs, over their size, for
+which the network may save one spike per neuron. Costs of this kind: rate-distortion
+optimization of video coders (Sullivan and Wiegand, 1998); of spikes: ours.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from snnjax._arrays import on_host
+from snnjax._types import Per
+from snnjax.calibrators.sample import Sample
+from snnjax.codes import Code
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.schedule import fire_at, schedule
+
+# Activations are counted in bins of their logarithm, so that every candidate reads the
+# same table. A bin is 1.1 % wide; 14 octaves below the largest activation counts as 0.
+_PER_OCTAVE, _OCTAVES = 64, 14
+_BINS = _PER_OCTAVE * _OCTAVES
+_PER_BIN = 8  # inputs of a bin that a table averages over
+# Candidates reach from twice the largest activation down to 1/64 of it.
+_BETWEEN, _CANDIDATES = 8, 57  # bins between two of them, a twelfth of a threshold
+
+
+class Transfer(NamedTuple):
+    """What neurons that know their input send, by the bins of it, in thresholds."""
+
+    squares: np.ndarray  # mean of (s - x)^2
+    spikes: np.ndarray  # mean of k
+
+
+@functools.lru_cache(64)
+def transfers(
+    model: IntegrateAndFire, code: Code, steps: int, zones: tuple[float, ...]
+) -> tuple[Transfer, ...]:
+    """One for each last zone, which takes the place of the model's own."""
+    reach = model.levels[1] * code.reach(steps)
+    last = _BETWEEN * (_CANDIDATES - 1)
+    depths = (np.arange((_BINS + last) * _PER_BIN) + 0.5) / _PER_BIN - last
+    inputs = reach / 2 * 2.0 ** (-depths / _PER_OCTAVE)
+    with jax.ensure_compile_time_eval():
+        outputs, counts = map(
+            np.asarray,
+            _sent(model, code, steps, np.float32(inputs), np.float32(zones)[:, None]),
+        )
+    squares = (outputs - inputs) ** 2
+    means = (
+        part.reshape(len(zones), -1, _PER_BIN).mean(2) for part in (squares, counts)
+    )
+    return tuple(map(Transfer, *means))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sent(model: IntegrateAndFire, code: Code, steps: int, inputs, zones) -> Any:
+    """Mean outputs and spikes [Z, n] of neurons that round, with these last zones."""
+    start = jnp.float32(steps * code.finest(steps) / 2)
+    params = model.init()._replace(threshold=jnp.float32(1), initial_potential=start)
+    state = model.start(params, (len(zones), *inputs.shape))
+    state = model.integrate(params, state, steps * inputs[None])
+    ticks = schedule(code, model, steps)
+    if ticks is not None:
+        zone = jnp.asarray(ticks.zone)[:, None, None] + jnp.zeros_like(zones)
+        zone = zone.at[-1].set(jnp.where(zones > 1 / 2, zones, 0))
+        ticks = ticks._replace(zone=zone)
+
+    def again(state, tick):
+        return fire_at(model, params, state, tick)
+
+    _, spikes = jax.lax.scan(again, state, ticks, steps)
+    return spikes.mean(0), (spikes != 0).sum(0)
+
+
+class Curve(NamedTuple):
+    """Candidates for the thresholds of a site, [K, C], or [K, 1] of a layer."""
+
+    thresholds: Any
+    errors: Any  # of the outputs, over their size
+    spikes: Any  # over the number of neurons of the network
+
+    def cheapest(self, price: float) -> "Curve":
+        """The candidates at this price, [C]; of equally good ones the largest."""
+        best = (self.errors + price * self.spikes).argmin(0)[None]
+        xp = jnp if isinstance(best, Tracer) else np
+        return Curve(*(xp.take_along_axis(part, best, 0)[0] for part in self))
+
+    def total(self, price: float) -> np.ndarray:
+        """(error, spikes) of the site at this price."""
+        return np.asarray([part.sum() for part in self.cheapest(price)[1:]])
+
+
+def curve(
+    sample: Sample,
+    transfer: Transfer,
+    *,
+    reach: float,
+    positions: int,
+    neurons: int,
+    offset: Any = None,
+    per: Per = "channel",
+) -> Curve:
+    """The curve of a site.
+
+    Args:
+        sample: some activations, n of each channel, and the effects of errors.
+        transfer: of the site's neurons.
+        reach: their largest output, in thresholds.
+        positions: of a channel in an image.
+        neurons: M.
+        offset: of the neurons, [C] or None.
+        per: "channel", or "layer" for one threshold.
+
+    >>> sample = Sample(*map(np.float32, ([[1], [0.6]], [[1], [1]], [0.6], [1])))
+    >>> import snnjax
+    >>> binary, code = snnjax.integrate_and_fire(), snnjax.codes.rate()
+    >>> (transfer,) = transfers(binary, code, 4, (1 / 2,))
+    >>> of_site = curve(sample, transfer, reach=1.0, positions=1, neurons=1)
+    >>> for price in (0, 0.1):
+    ...     threshold, error, spikes = (part[0] for part in of_site.cheapest(price))
+    ...     print(f"{threshold:.2f} {error:.4f} {spikes:.1f}")
+    1.30 0.0015 2.5
+    2.00 0.0048 1.5
+    """
+    sample, offset = on_host(sample), on_host(offset)
+    xp = jnp if isinstance(sample.activation, Tracer) else np
+    shift = 0 if offset is None else xp.ravel(offset)
+    sizes = xp.where(sample.weight > 0, abs(sample.activation - shift), 0)
+    maxima = xp.maximum(xp.maximum(sample.highest - shift, shift - sample.lowest), 0)
+    layer = xp.where(maxima.max() > 0, maxima.max(), 1)
+    maxima = xp.where(maxima > 0, maxima, layer)
+    if per == "layer":
+        maxima = xp.full_like(maxima, layer)
+    count, channels = sizes.shape
+    depths = xp.log2(xp.maximum(sizes / maxima, 2.0**-_OCTAVES)) * -_PER_OCTAVE
+    bins = xp.clip(depths.astype(np.int32), 0, _BINS - 1) * channels
+    bins = (bins + xp.arange(channels, dtype=bins.dtype)).ravel()
+    # An activation near 0 is in the last bin, where it has no error and no spike.
+    weights = xp.broadcast_to(sample.weight, sizes.shape) * (sizes > 0)
+
+    def histogram(values: Any) -> Any:
+        size = {"minlength": _BINS * channels}
+        size |= {"length": _BINS * channels} if xp is jnp else {}
+        total = xp.bincount(bins, values.ravel(), **size)
+        return (positions / count * total).reshape(_BINS, channels)
+
+    k = np.arange(_CANDIDATES)[:, None]
+    columns = np.arange(_BINS) + _BETWEEN * (_CANDIDATES - 1 - k)
+    squares, spikes = (part[columns] for part in transfer)
+    thresholds = 2 / reach * 2.0 ** (-_BETWEEN / _PER_OCTAVE * k) * maxima
+    errors = thresholds**2 * (squares @ histogram(weights))
+    spikes = spikes @ histogram(xp.ones_like(sizes)) / neurons
+    if per == "layer":
+        thresholds = thresholds[:, :1]
+        errors, spikes = (part.sum(1, keepdims=True) for part in (errors, spikes))
+    return Curve(thresholds, errors, spikes)
+
+
+def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:
+    """(error, spikes per neuron) of all sites at this price, as the curves predict."""
+    error, spikes = sum(of_site.total(price) for of_site in curves)
+    return float(error), float(spikes)
+
+
+def price_of(curves: Iterable[Curve], spikes: float) -> float:
+    """The least price at which all sites send at most so many spikes, by bisection.
+
+    The largest price if they always send more.
+    """
+    curves, (low, high) = list(curves), _PRICES
+    if total(curves, 0.0)[1] <= spikes:
+        return 0.0
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        exceeds = total(curves, middle)[1] > spikes
+        low, high = (middle, high) if exceeds else (low, middle)
+    return high
+
+
+_PRICES = 1e-6, 1e3  # beyond them nothing changes
