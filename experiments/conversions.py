@@ -100,7 +100,10 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    for recipe, name in itertools.product(config.recipes, config.codes):
+    default = {"best": ("rate", "radix")}
+    for recipe, name in (
+        (r, c) for r in config.recipes for c in config.codes or default.get(r, ("rate",))
+    ):
         code = CODES[name]
         # By default the least that the code needs; "best" also waits for all of T.
         is_best = (recipe, name) == ("best", "rate")
