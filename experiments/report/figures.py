@@ -163,14 +163,23 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
                 cells[len(group)].legend(*names, loc="center")
 
 
+# Kind of spikes -> marker and line.
+KINDS = {"rate, binary": "o:", "rate, signed or graded": "^--", "radix": "s-"}
+
+
+def kind_of(row: Result) -> str:
+    """One of `KINDS`."""
+    binary, others, radix = KINDS
+    return radix if row.code != "rate" else binary if row.spike == "binary" else others
+
+
 def groups_of(results: Sequence[Result]) -> list[list[Result]]:
     """All rows; of more than `MOST` lines each kind of spikes, `MOST` lines at most."""
     if len(lines(results)) <= MOST:
         return [list(results)]
-    kinds: dict[tuple[bool, bool], list[Result]] = {}
+    kinds: dict[str, list[Result]] = {}
     for row in results:
-        is_rate, is_binary = row.code == "rate", row.levels == (0, 1)
-        kinds.setdefault((is_rate, is_rate and is_binary), []).append(row)
+        kinds.setdefault(kind_of(row), []).append(row)
     return [
         sum(of_kind[start : start + MOST], [])
         for of_kind in map(lines, kinds.values())
@@ -211,42 +220,26 @@ def frontier(
     return best
 
 
-# Kind of spikes -> the style of its line, and whether a row has it.
-KINDS: dict[str, tuple[dict[str, str], Callable[[Result], bool]]] = {
-    "rate, binary": (
-        {"linestyle": ":", "marker": "o"},
-        lambda row: row.code == "rate" and row.spike == "binary",
-    ),
-    "rate, signed or graded": (
-        {"linestyle": "--", "marker": "^"},
-        lambda row: row.code == "rate" and row.spike != "binary",
-    ),
-    "radix": ({"linestyle": "-", "marker": "s"}, lambda row: row.code != "rate"),
-}
-
-
 def draw_points_lost(networks: Sequence[NetworkResults], folder: Path) -> None:
     """Draw points_lost_COST.png for spikes and latency: two networks in each panel."""
     from matplotlib.ticker import LogLocator
 
     networks = merged(networks)
-    nrows = math.ceil(len(networks) / 4)
-    size = 2 * WIDTH, 40 + 300 * nrows
-    grid = {"nrows": nrows, "ncols": min(2, math.ceil(len(networks) / 2))}
+    nrows, ncols = math.ceil(len(networks) / 4), min(2, math.ceil(len(networks) / 2))
+    size = ncols * WIDTH, 40 + 300 * nrows
+    grid = {"nrows": nrows, "ncols": ncols, "sharex": True, "sharey": True}
     for cost in ("spikes", "latency"):
         file = folder / f"points_lost_{cost}.png"
-        shared = grid | {"sharex": True, "sharey": True}
-        with new_figure(file, *size, legend=3, **shared) as (_, axes):
+        with new_figure(file, *size, legend=len(KINDS), **grid) as (_, axes):
+            for kind, style in KINDS.items():
+                axes[0].plot([], [], style, color=INK, label=kind)
             for i, (name, results, ann, *_) in enumerate(networks):
                 axis, color = axes[i // 2], SERIES[i % 2]
-                for style, has_kind in KINDS.values():
-                    points = frontier([*filter(has_kind, results)], ann, cost)
-                    if points:
-                        axis.plot(*zip(*points, strict=True), color=color, **style)
-                x = i % 2
-                axis.set_title(name, color=color, loc=("left", "right")[x])
-            for name, (style, _) in KINDS.items():
-                axes[0].plot([], [], color=INK, label=name, **style)
+                axis.set_title(name, color=color, loc=("left", "right")[i % 2])
+                for kind, style in KINDS.items():
+                    rows = [row for row in results if kind_of(row) == kind]
+                    if points := frontier(rows, ann, cost):
+                        axis.plot(*zip(*points, strict=True), style, color=color)
             for axis in axes:
                 axis.set(xscale="log", yscale="log", xlabel=COSTS[cost][0])
                 axis.set(ylabel="points lost")

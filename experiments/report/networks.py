@@ -190,25 +190,25 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
     return _stacked(SUMMARY, networks, [[cells(network)] for network in networks])
 
 
-LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)  # steps until the answer
+LIMITS = (1, 2, 4, 8, 16, 32, 64)  # steps until the answer
 
 
 def latencies_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The best accuracy that each kind of spikes reaches within `LIMITS`."""
 
     def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
-        kinds: dict[str, list[Result]] = {}
-        for result in network.results:
-            kind = f"{result.code}, {result.spike.split()[0]}"
-            kinds.setdefault(kind, []).append(result)
-        for kind, results in kinds.items():
-            in_time = [[r for r in results if r.latency <= most] for most in LIMITS]
-            best = [max(each, key=lambda r: r.final, default=None) for each in in_time]
+        kinds = [f"{r.code}, {r.spike.split()[0]}" for r in network.results]
+        for kind in dict.fromkeys(kinds):
+            results = [
+                r for r, k in zip(network.results, kinds, strict=True) if k == kind
+            ]
+            in_time = ([r for r in results if r.latency <= most] for most in LIMITS)
+            best = (max(rows, key=lambda r: r.final, default=None) for rows in in_time)
             yield kind, *("" if row is None else percent(row) for row in best)
         yield "ANN", *[f"{100 * network.ann:.1f}"] * len(LIMITS)
 
     networks = merged(networks)
-    head = ("spikes", *(f"{most} steps" for most in LIMITS))
+    head = ("spikes", *(f"within {most}" for most in LIMITS))
     return _stacked(head, networks, map(rows, networks))
 
 

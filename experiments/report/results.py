@@ -45,8 +45,8 @@ class Result(NamedTuple):
     @property
     def name(self) -> str:
         """The recipe, the code unless it is rate, and what a spike is."""
-        code = "" if self.code == "rate" else f" {self.code}"
-        return f"{self.recipe}{code} {self.spike}"
+        code = "" if self.code == "rate" else f"{self.code} "
+        return f"{self.recipe}, {code}{self.spike}"
 
     @property
     def spikes(self) -> float:
@@ -129,20 +129,20 @@ def percent(result: Result, digits: int = 1) -> str:
 
 # ----------------------------------------------------------------------- tables
 
-CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>6}{:>7}{:>9}{:>6}"
-NAME_WIDTH = 21  # of the longest name of a recipe; then a row has 79 columns
+CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>7}{:>7}{:>7}{:>6}"
+NAME_WIDTH = 22  # of the longest name of a recipe; then a row has 79 columns
 LEGEND = """\
 radix: spikes are digits, otherwise all count the same; T: steps in which a neuron
 fires, after the wait of its layer; latency: steps until the answer; ±: standard
 deviation over draws of calibration images; loss: points below the ANN; spikes: per
-neuron and image; SynOps M: millions of synaptic operations; s: of the conversion
+neuron and image; SynOps: synaptic operations in millions; s: of the conversion
 """
 
 
 def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
     titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "spikes")
-    return CONSOLE.format(*titles, "SynOps M", "s", width=width)
+    return CONSOLE.format(*titles, "SynOps", "s", width=width)
 
 
 def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
@@ -155,7 +155,7 @@ def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
         percent(result, 2),
         f"{100 * (ann - result.final):.2f}",
         f"{result.spikes:.2f}",
-        f"{result.synaptic_operations / 1e6:.3f}",
+        f"{result.synaptic_operations / 1e6:.2f}",
         f"{result.seconds:.1f}",
         width=width,
     )
