@@ -100,7 +100,9 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    for recipe, name in itertools.product(config.recipes, config.codes):
+    codes = {"best": ("rate", "radix")}
+    named = ((r, config.codes or codes.get(r, ("rate",))) for r in config.recipes)
+    for recipe, name in ((recipe, name) for recipe, names in named for name in names):
         code = CODES[name]
         # By default the least that the code needs; "best" also waits for all of T.
         is_best = (recipe, name) == ("best", "rate")

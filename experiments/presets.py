@@ -127,6 +127,7 @@ PRESETS_CONVERT: dict[str, Convert] = {
         f"cifar10_{name}": Convert(
             dataset="cifar10",
             checkpoint=checkpoint,
+            codes=("rate",),
             iterations=1000,
             **DRAWS,
             out=f"runs/convert_cifar10_{name}",
@@ -138,6 +139,7 @@ PRESETS_CONVERT: dict[str, Convert] = {
         dataset="cifar10",
         checkpoint="experiments/sources/resnet20_quantized.safetensors",
         recipes=("quantized", "best"),
+        codes=("rate",),
         waits=("0", "T"),
         **DRAWS,
         out="runs/convert_cifar10_resnet20_quantized",

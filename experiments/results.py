@@ -29,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             costs = options.against or [*figures.COSTS]
             figures.draw_networks(of_networks, folder, costs)
         if options.points_lost:
-            file = Path(options.points_lost)
-            writable(file.parent, "--points_lost")
-            figures.draw_points_lost(of_networks, file)
+            folder = writable(options.points_lost, "--points_lost")
+            figures.draw_points_lost(of_networks, folder)
 
     run(show, compiles=False)
 
@@ -50,11 +49,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", nargs="+", type=int, metavar="T", help=of_steps)
     add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
     add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
-    add("--points_lost", metavar="PNG", help="draw points lost against spikes, of all")
+    lost = "draw points lost, of all networks, against spikes and against latency"
+    add("--points_lost", metavar="FOLDER", help=lost)
     parser.set_defaults(table=networks.table_of_networks)
     tables = parser.add_mutually_exclusive_group()
     for name, table, text in (
         ("costs", networks.costs_of_networks, "the costs of every row"),
+        ("latency", networks.latencies_of_networks, "accuracy within so many steps"),
         ("epochs", networks.epochs_of_networks, "the accuracy after each epoch"),
         ("summary", networks.summary_of_networks, "the best row of each network"),
     ):

@@ -5,8 +5,10 @@
 With rate coding w_t = 1/T, and a share t/T of every constant has arrived by step t (the
 clock runs). With every other code constants arrive in full at the first step, so a
 network's variable at step t is the ANN's own function of the decoded values at t.
-Sources: Kim et al., Neurocomputing 2018 (weighted spikes); Wang et al., 2021 (radix
-encoding); Ercegovac and Trivedi, 1977 (signed digits, the most significant first).
+Sources: Gu, Gu, Shen and Huang, 2024, arXiv 2408.17245 (signed spikes whose weights
+halve, a wait of one step); Kim et al., Neurocomputing 2018 (weighted spikes); Wang et
+al., 2021 (radix encoding); Ercegovac and Trivedi, 1977 (signed digits, the most
+significant first).
 """
 
 import dataclasses

@@ -71,8 +71,8 @@ def test_all_files_are_written(converted):
     assert len(facts["results"][0]["measures"]["sites"]) == 2
     assert {"jax", "flax", "snnjax"} <= set(facts["versions"])
     text = (out / "results.md").read_text()
-    assert "| `light` | T |" in text
-    assert "| `light` | T | 4 | 12 |" in text.split("energy, % of ANN")[1]
+    assert "| `light, binary` | T |" in text
+    assert "| `light, binary` | T | 4 | 12 |" in text.split("energy, % of ANN")[1]
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
@@ -196,21 +196,28 @@ def test_tables_of_published_results(table):
     facts = json.loads(Path(tuned).read_text())
     accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
     text = table(tuned)
-    assert f"| `resnet20` | `best, 5 epochs, averages kept` | 0 | {accuracy} |" in text
+    assert (
+        f"| `resnet20` | `best, 5 epochs, averages kept, binary` | 0 | {accuracy} |"
+        in text
+    )
     assert len(text.splitlines()) == 4  # head, line, the row, the ANN
     text = table(str(published("resnet20_best")), tuned)
     by_steps = {r.steps: r for r in report.read_results(published("resnet20_best"))[1]}
     first = report.results.percent(by_steps[1])
-    assert f"`best` | 0 | {first} |" in text  # not there twice
+    assert f"`best, binary` | 0 | {first} |" in text  # not there twice
 
     names = ["convert_cifar10_resnet20_best", "finetune_cifar10_resnet20_1"]
     lines = table(names[0], "--steps", "2", "8", "--costs").splitlines()[2:]
     assert [line.split("|")[4].strip() for line in lines] == ["2", "8"]
-    assert "| | `best, 5 epochs` | 0 | 78.4 | |" in table(*names, "--steps", "1", "8")
-    assert "`best, 5 epochs, T = 1`" in table(names[1], "--epochs", "--steps", "1")
+    assert "| | `best, 5 epochs, binary` | 0 | 78.4 | |" in table(
+        *names, "--steps", "1", "8"
+    )
+    assert "`best, 5 epochs, binary, T = 1`" in table(
+        names[1], "--epochs", "--steps", "1"
+    )
     *_, best = table(names[0], "--summary", "--steps", "2", "8").splitlines()
     most = report.results.percent(by_steps[8])
-    assert f"| `resnet20` | `best` | 8 | 8 | {most} | 90.8 |" in best
+    assert f"| `resnet20` | `best, binary` | 8 | 8 | {most} | 90.8 |" in best
     for words, message in (
         ([*names, "--steps", "2"], "resnet20 have rows of T = 1 only; ask for one of"),
         ([names[0], "--epochs"], "none of these files is of a fine-tuning"),
@@ -292,12 +299,13 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     files = [str(published(name)) for name in ("vgg8", "vgg8_radix", "vit")]
     folder = tmp_path / "new" / "figures"
-    lost = ["--points_lost", str(folder / "lost.png")]
+    lost = ["--points_lost", str(folder)]
     results.main([*files, "--figures", "~/new/figures", *lost])
     assert "`vit`" in capsys.readouterr().out
     drawn_files = {file.name for file in folder.iterdir()}
-    assert drawn_files == {"vgg8.png", "vit.png", "lost.png"}
-    assert (folder / "lost.png").stat().st_size > 20_000
+    drawn = {"points_lost_spikes.png", "points_lost_latency.png"}
+    assert drawn_files == {"vgg8.png", "vit.png", *drawn}
+    assert all((folder / name).stat().st_size > 20_000 for name in drawn)
     tuned = str(published("finetune_cifar10_resnet20_2_averages_kept"))
     results.main([tuned, "--figures", str(folder)])
     assert (folder / "resnet20_epochs.png").stat().st_size > 5_000
@@ -316,6 +324,16 @@ def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
         assert any(s <= spikes and least <= max(lost, 0.1) for s, least in points)
     silent = rows[0]._replace(firing_rate=0.0)
     assert report.figures.frontier([*rows, silent], ann) == points
+    early = report.figures.frontier(rows, ann, "latency")
+    assert [latency for latency, _ in early] == sorted({r.latency for r in rows})
+
+
+def test_a_table_has_the_best_accuracy_within_so_many_steps(table):
+    names = [f"convert_cifar10_resnet20_{name}" for name in ("waits", "radix_graded")]
+    _, _, rate, radix, ann = table(*names, "--latency").splitlines()
+    assert rate.startswith("| `resnet20` | rate, binary | | | | | | 89.4 | 89.4 |")
+    assert radix == "| | radix, graded | | 89.0 | 90.5 | 90.5 | 90.5 | 90.5 | 90.5 |"
+    assert ann.count("90.8") == len(report.networks.LIMITS)
 
 
 def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
@@ -330,7 +348,8 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
     ):
         axis = Figure().subplots()
         report.figures.against(rows, ann, cost).draw(axis)
-        line = next(line for line in axis.lines if line.get_label() == "best, wait T")
+        named = {line.get_label(): line for line in axis.lines}
+        line = named["best, binary, wait T"]
         np.testing.assert_allclose(line.get_xdata(), expected)
         accuracies = [100 * row.final for row in waiting]
         np.testing.assert_allclose(line.get_ydata(), accuracies)
@@ -338,12 +357,12 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
     silent = [row._replace(firing_rate=0.0) for row in waiting]
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
-    assert panel.series["best, wait T"] == ((), ())
-    assert len(panel.series["best, wait 1"][0]) == 3
+    assert panel.series["best, binary, wait T"] == ((), ())
+    assert len(panel.series["best, binary, wait 1"][0]) == 3
     report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
 
 
-def test_a_panel_has_no_more_lines_than_colors(tmp_path):
+def test_a_panel_has_no_more_lines_than_colors():
     rows = report.read_results(published("resnet20_best")).results
     few = [rows[0]._replace(recipe=str(i)) for i in range(report.figures.MOST)]
     assert report.figures.groups_of(few) == [few]
@@ -353,10 +372,6 @@ def test_a_panel_has_no_more_lines_than_colors(tmp_path):
     assert groups == [few, [digits, digits], signed]
     binary = [*few, few[0]._replace(recipe="another")]
     assert list(map(len, report.figures.groups_of(binary))) == [len(few), 1]
-    network = report.read_results(published("vit"))
-    many = [network._replace(name=f"network{i}") for i in range(9)]
-    with pytest.raises(ValueError, match="9 networks; allowed in one figure: up to 8"):
-        report.figures.draw_points_lost(many, tmp_path / "lost.png")
 
 
 def test_right_answers_are_counted_in_whole_numbers(monkeypatch):
@@ -456,7 +471,8 @@ def test_a_wrong_run_ends_with_one_message(tmp_path, monkeypatch):
 
 
 PLANS = {  # options -> rows (T, levels, wait)
-    "--steps 1 2 --waits 0 1 T": [
+    "": [(4, (0, 1), 0), (4, (0, 1), 4), (4, (-1, 1), 1)],
+    "--codes rate --steps 1 2 --waits 0 1 T": [
         (1, (0, 1), 0),
         (2, (0, 1), 0),
         (1, (0, 1), 1),
@@ -464,7 +480,6 @@ PLANS = {  # options -> rows (T, levels, wait)
         (2, (0, 1), 2),
     ],
     "--recipes light --levels 0 1 -1 1": [(4, (0, 1), 0), (4, (-1, 1), 0)],
-    "--codes rate radix": [(4, (0, 1), 0), (4, (0, 1), 4), (4, (-1, 1), 1)],
     "--codes radix4": [(4, (-3, 3), 1)],
     "--codes radix --levels 0 1 -3 3": [(4, (0, 1), 3), (4, (-3, 3), 0)],
     "--codes radix --levels -3 3 --waits 2": [(4, (-3, 3), 2)],

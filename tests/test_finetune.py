@@ -93,7 +93,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     assert f"| accuracy % | {' | '.join(percent)} |" in table
     for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert "Sites of `light, 2 epochs`, T = 1, which is saved:" in table
+    assert "Sites of `light, 2 epochs, binary`, T = 1, which is saved:" in table
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == last.final
 
@@ -128,7 +128,7 @@ def test_devices_share_a_run_that_keeps_averages_and_holds_images_back(
     for mesh in (1, 4):
         config = dataclasses.replace(config, mesh=mesh, out=str(tmp_path / f"{mesh}"))
         runs[mesh] = finetune.run(config, data=data)
-        name = "max_activation, 1 epoch, averages kept, images held back"
+        name = "max_activation, 1 epoch, averages kept, images held back, binary"
         assert runs[mesh][1].name == name
     facts = json.loads((tmp_path / "4" / "metrics.json").read_text())
     assert facts["evaluated_on"] == "training images held back"
@@ -215,7 +215,7 @@ def test_random_weights_start_without_a_conversion(small_network, data, tmp_path
     config = FineTune(checkpoint=str(plain), out=str(out), **options)
     start, last = finetune.run(config, data=data)
     assert start.recipe == "from scratch" and start.final < 0.3  # of ten classes
-    assert last.name == "from scratch, 3 epochs -1:1"
+    assert last.name == "from scratch, 3 epochs, signed"
     assert last.final > start.final + 0.2
     card = load_snn(out).card
     assert card.get("calibration") is None and card["steps"] == 1

@@ -34,7 +34,7 @@ def test_no_part_costs_more_than_is_allowed():
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
     stale = f"# A\n\n{COMMENT}\n| network |\n|---|\n| old |\n\ntext\n| other |\n"
     new = pages.with_new_tables(stale)
-    assert "old" not in new and "| `vgg8` | `best radix -1:1` | 1 | 4 |" in new
+    assert "old" not in new and "| `vgg8` | `best, radix signed` | 1 | 4 |" in new
     assert new.startswith(f"# A\n\n{COMMENT}\n| network | recipe |")
     assert new.endswith(" |\n\ntext\n| other |\n")
     for first in (f"# A\n\n{COMMENT}\ntext\n| other |\n", f"# A\n\n{COMMENT}", new):

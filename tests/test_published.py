@@ -52,10 +52,10 @@ def test_rows_of_papers_and_ours_are_sorted_by_the_points_lost(tmp_path, monkeyp
     assert [row["method"] for row in table] == [
         "waits",
         "paper",
-        "`best, wait T`",
-        "`best`",
-        "`best, 5 epochs`",  # without T = 4: by T = 1
-        "`best, wait 1`",
+        "`best, binary, wait T`",
+        "`best, binary`",
+        "`best, 5 epochs, binary`",  # without T = 4: by T = 1
+        "`best, binary, wait 1`",
         "abstract",  # without an ANN
     ]
     waits, paper, wait_T, best, trained, _, abstract = table
@@ -70,7 +70,7 @@ def test_rows_of_papers_and_ours_are_sorted_by_the_points_lost(tmp_path, monkeyp
     assert wait_T["latency"] == "32" and float(trained["spikes"]) > 0
     quantized = published.table_of(["convert_cifar10_resnet20_quantized"])
     assert re.search(
-        r"`quantized` \| `resnet20_quantized`, 0.27 M \| 88.6 \| yes", quantized
+        r"`quantized, binary` \| `resnet20_quantized`, 0.27 M \| 88.6 \| yes", quantized
     )
     assert len(rows_of(published.table_of(["--dataset", "imagenet"]))) == 1
     assert "| waits | A, arXiv:0000.00000 |" in published.table_of(["--sources"])

@@ -94,7 +94,7 @@ def _stretch(axis: Any) -> None:
 
 COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
     "T": ("T", lambda result: result.steps),
-    "latency": ("latency in steps", lambda result: result.latency),
+    "latency": ("latency, steps until the answer", lambda result: result.latency),
     "spikes": ("spikes per neuron and image", lambda result: result.spikes),
 }
 
@@ -163,14 +163,23 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
                 cells[len(group)].legend(*names, loc="center")
 
 
+# Kind of spikes -> marker and line.
+KINDS = {"rate, binary": "o:", "rate, signed or graded": "^--", "radix": "s-"}
+
+
+def kind_of(row: Result) -> str:
+    """One of `KINDS`."""
+    binary, others, radix = KINDS
+    return radix if row.code != "rate" else binary if row.spike == "binary" else others
+
+
 def groups_of(results: Sequence[Result]) -> list[list[Result]]:
     """All rows; of more than `MOST` lines each kind of spikes, `MOST` lines at most."""
     if len(lines(results)) <= MOST:
         return [list(results)]
-    kinds: dict[tuple[bool, bool], list[Result]] = {}
+    kinds: dict[str, list[Result]] = {}
     for row in results:
-        is_rate, is_binary = row.code == "rate", row.levels == (0, 1)
-        kinds.setdefault((is_rate, is_rate and is_binary), []).append(row)
+        kinds.setdefault(kind_of(row), []).append(row)
     return [
         sum(of_kind[start : start + MOST], [])
         for of_kind in map(lines, kinds.values())
@@ -195,47 +204,50 @@ def draw_networks(
             write_accuracy(file, [after_epochs(network.epochs, ann)])
 
 
-def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]:
-    """(spikes, points lost) of the conversions of which none loses less for fewer.
+def frontier(
+    results: Sequence[Result], ann: float, cost: str = "spikes"
+) -> list[tuple[float, float]]:
+    """(Cost, points lost) of the conversions of which none loses less for a lower cost.
 
     A tenth of a point, or a gain, counts as 0.1, the least that the figure shows.
     """
-    pairs = [(row.spikes, max(0.1, 100 * (ann - row.final))) for row in results]
+    cost_of = COSTS[cost][1]
+    pairs = [(cost_of(row), max(0.1, 100 * (ann - row.final))) for row in results]
     best: list[tuple[float, float]] = []
-    for spikes, loss in sorted(pairs):
-        if spikes and (not best or loss < best[-1][1]):
-            best.append((spikes, loss))
+    for paid, loss in sorted(pairs):
+        if paid and (not best or loss < best[-1][1]):
+            best.append((paid, loss))
     return best
 
 
-def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
-    """Points lost against spikes: a color for each network, a line for each code."""
+def draw_points_lost(networks: Sequence[NetworkResults], folder: Path) -> None:
+    """Draw points_lost_COST.png for spikes and latency: two networks in each panel."""
     from matplotlib.ticker import LogLocator
 
     networks = merged(networks)
-    if len(networks) > len(SERIES):
-        raise ValueError(
-            f"results are of {len(networks)} networks; allowed in one figure: up to "
-            f"{len(SERIES)}, a color for each"
-        )
-    with new_figure(path, 1.6 * WIDTH, 430) as (_, (axis,)):
-        for color, (name, results, ann, *_) in zip(SERIES, networks, strict=False):
-            for is_rate, line, marker in ((True, ":", "o"), (False, "-", "s")):
-                rows = [row for row in results if (row.code == "rate") == is_rate]
-                if points := frontier(rows, ann):
-                    style = {"color": color, "linestyle": line, "marker": marker}
-                    axis.plot(*zip(*points, strict=True), **style)
-            axis.plot([], [], color=color, marker="", label=name)
-        for line, marker, label in ((":", "o", "rate coding"), ("-", "s", "radix")):
-            style = {"color": INK, "linestyle": line, "marker": marker}
-            axis.plot([], [], label=label, **style)
-        axis.set(xscale="log", yscale="log", xlabel=COSTS["spikes"][0])
-        axis.set(ylabel="points lost", title="accuracy of the ANN less that of the SNN")
-        for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ticks.set_major_formatter(lambda x, place: f"{x:g}")
-        axis.minorticks_off()
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    nrows, ncols = math.ceil(len(networks) / 4), min(2, math.ceil(len(networks) / 2))
+    size = ncols * WIDTH, 40 + 300 * nrows
+    grid = {"nrows": nrows, "ncols": ncols, "sharex": True, "sharey": True}
+    for cost in ("spikes", "latency"):
+        file = folder / f"points_lost_{cost}.png"
+        with new_figure(file, *size, legend=len(KINDS), **grid) as (_, axes):
+            for kind, style in KINDS.items():
+                axes[0].plot([], [], style, color=INK, label=kind)
+            for i, (name, results, ann, *_) in enumerate(networks):
+                axis, color = axes[i // 2], SERIES[i % 2]
+                axis.set_title(name, color=color, loc=("left", "right")[i % 2])
+                for kind, style in KINDS.items():
+                    rows = [row for row in results if kind_of(row) == kind]
+                    if points := frontier(rows, ann, cost):
+                        axis.plot(*zip(*points, strict=True), style, color=color)
+            for axis in axes:
+                axis.set(xscale="log", yscale="log", xlabel=COSTS[cost][0])
+                axis.set(ylabel="points lost")
+                for ticks in (axis.xaxis, axis.yaxis):
+                    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    ticks.set_major_formatter(lambda x, place: f"{x:g}")
+                axis.minorticks_off()
+                axis.label_outer()
 
 
 # ------------------------------------------------------------------------ sites
@@ -280,9 +292,9 @@ def write_figures(
     """
 
     def panels_of(rows: Sequence[Result]) -> list[Panel]:
-        costs = against(rows, ann, "latency")
-        trained = after_epochs({"training": epochs}, ann)
-        return [read_early(rows, ann), trained if epochs else costs]
+        costs = [against(rows, ann, cost) for cost in ("latency", "spikes")]
+        trained = [after_epochs({"training": epochs}, ann)]
+        return [read_early(rows, ann), *(trained if epochs else costs)]
 
     write_accuracy(out / "accuracy.png", *map(panels_of, groups_of(results)))
     write_sites(out / "layers.png", choice(results))

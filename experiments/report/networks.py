@@ -6,7 +6,7 @@ each other are refused. `experiments.results` is the command.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from experiments.report.results import (
     cost_cells,
     line_name,
     markdown_table,
+    percent,
 )
 
 
@@ -173,8 +174,7 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     return _stacked(COSTS, networks, [map(cost_cells, n.results) for n in networks])
 
 
-SUMMARY = ("recipe", "T", "latency", "accuracy %", "ANN %", "spikes")
-SUMMARY += ("energy, % of ANN",)
+SUMMARY = ("recipe", "T", "latency", "accuracy %", "ANN %", "spikes", *COSTS[-3:])
 
 
 def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -188,6 +188,28 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
 
     networks = merged(networks)
     return _stacked(SUMMARY, networks, [[cells(network)] for network in networks])
+
+
+LIMITS = (1, 2, 4, 8, 16, 32, 64)  # steps until the answer
+
+
+def latencies_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """The best accuracy that each kind of spikes reaches within `LIMITS`."""
+
+    def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
+        kinds = [f"{r.code}, {r.spike.split()[0]}" for r in network.results]
+        for kind in dict.fromkeys(kinds):
+            results = [
+                r for r, k in zip(network.results, kinds, strict=True) if k == kind
+            ]
+            in_time = ([r for r in results if r.latency <= most] for most in LIMITS)
+            best = (max(rows, key=lambda r: r.final, default=None) for rows in in_time)
+            yield kind, *("" if row is None else percent(row) for row in best)
+        yield "ANN", *[f"{100 * network.ann:.1f}"] * len(LIMITS)
+
+    networks = merged(networks)
+    head = ("spikes", *(f"within {most}" for most in LIMITS))
+    return _stacked(head, networks, map(rows, networks))
 
 
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:

@@ -36,12 +36,17 @@ class Result(NamedTuple):
     held_out: tuple[int, int] | None = None
 
     @property
-    def name(self) -> str:
-        """The recipe; with the code unless it is rate, the levels unless binary."""
+    def spike(self) -> str:
+        """What a spike is: binary, signed, or graded with its levels."""
         low, high = self.levels
-        code = [self.code] if self.code != "rate" else []
-        levels = [f"{low}:{high}"] if (low, high) != (0, 1) else []
-        return " ".join([self.recipe, *code, *levels])
+        words = {(0, 1): "binary", (-1, 1): "signed"}
+        return words.get((low, high), f"graded {low}:{high}")
+
+    @property
+    def name(self) -> str:
+        """The recipe, the code unless it is rate, and what a spike is."""
+        code = "" if self.code == "rate" else f"{self.code} "
+        return f"{self.recipe}, {code}{self.spike}"
 
     @property
     def spikes(self) -> float:
@@ -115,43 +120,43 @@ def waits(result: Result) -> str:
     return by_steps.get(result.wait, str(result.wait))
 
 
-def percent(result: Result) -> str:
+def percent(result: Result, digits: int = 1) -> str:
     """Mean accuracy in percent, with its deviation if there are several seeds."""
-    mean = f"{100 * result.final:.1f}"
+    mean = f"{100 * result.final:.{digits}f}"
     several = len(result.accuracies) > 1
-    return f"{mean} ± {100 * result.deviation:.1f}" if several else mean
+    return f"{mean} ± {100 * result.deviation:.{digits}f}" if several else mean
 
 
 # ----------------------------------------------------------------------- tables
 
-CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>14}{:>7}{:>8}{:>9}{:>7}"
-NAME_WIDTH = 15  # of the longest name of a recipe; then a row has 77 columns
+CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>7}{:>7}{:>7}{:>6}"
+NAME_WIDTH = 22  # of the longest name of a recipe; then a row has 79 columns
 LEGEND = """\
-T: steps in which a neuron fires, after the wait of its layer; latency: steps
-until the answer; loss: points below the ANN; spikes: per neuron and image;
-SynOps M: millions of synaptic operations; s: seconds of the conversion
+radix: spikes are digits, otherwise all count the same; T: steps in which a neuron
+fires, after the wait of its layer; latency: steps until the answer; ±: standard
+deviation over draws of calibration images; loss: points below the ANN; spikes: per
+neuron and image; SynOps: synaptic operations in millions; s: of the conversion
 """
 
 
 def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
     titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "spikes")
-    return CONSOLE.format(*titles, "SynOps M", "s", width=width)
+    return CONSOLE.format(*titles, "SynOps", "s", width=width)
 
 
 def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
     """One line of the table on the terminal, under `header`."""
-    mean, deviation = 100 * result.final, 100 * result.deviation
     return CONSOLE.format(
         result.name,
         result.wait,
         result.steps,
         result.latency,
-        f"{mean:.2f} ± {deviation:4.2f}",
-        f"{100 * ann - mean:.2f}",
+        percent(result, 2),
+        f"{100 * (ann - result.final):.2f}",
         f"{result.spikes:.2f}",
-        f"{result.synaptic_operations / 1e6:.3f}",
-        f"{result.seconds:.2f}",
+        f"{result.synaptic_operations / 1e6:.2f}",
+        f"{result.seconds:.1f}",
         width=width,
     )
 
@@ -221,6 +226,7 @@ def cost_cells(result: Result) -> tuple[str, ...]:
 # ------------------------------------------------------------------------ files
 
 ABOUT_COSTS = """\
+A number behind ± is the standard deviation over draws of calibration images.
 Costs per image, measured on {images} {kind} with the SNN of the first draw.
 `latency`: steps until the answer is complete. `bits`: what a neuron sends in one
 inference. `spikes`: per neuron and inference, of either sign. `SynOps M`: synaptic

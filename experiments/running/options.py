@@ -312,8 +312,8 @@ class Convert(Conversion):
     # rate, -3 3 for radix4, -1 1 for the others.
     levels: tuple[int, ...] | None = None
     # Codes, of experiments.running.CODES: what a spike is worth at each step. Each has
-    # its own rows.
-    codes: tuple[str, ...] = ("rate",)
+    # its own rows. By default rate, and radix too for "best".
+    codes: tuple[str, ...] | None = None
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
     # Adam steps per site of weight calibration in "advanced" (the paper: 5000).
