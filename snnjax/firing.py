@@ -87,8 +87,10 @@ def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Value
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        # Neurons without a threshold are silent too.
-        size = threshold_of(params, site) if level else jnp.zeros(())
+        # Neurons without a threshold are silent too. With one, level 0 is a product as
+        # well: XLA would take minutes to fold the max-pools of a constant.
+        silent = not level and field(params, "threshold") is None
+        size = jnp.zeros(()) if silent else threshold_of(params, site)
         output = level * lead(size, current.ndim).astype(current.dtype)
         output = jnp.broadcast_to(output, current.shape)
         return add_offset(output, field(params, "offset"))

@@ -1,6 +1,8 @@
 """Measures: accuracy over time, rates, the parts of the error, operations, energy."""
 
 import functools
+import math
+import re
 import types
 
 import jax
@@ -219,6 +221,34 @@ def test_measuring_may_be_jitted():
         assert a.shape == b.shape
     for name, site in jitted.sites.items():
         np.testing.assert_allclose(site.error, found.sites[name].error, rtol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (0, 3)])
+def test_no_array_is_computed_of_constants_alone(levels):
+    """XLA folds such arrays, and a max-pool of one for a minute."""
+
+    def fn(params, x):
+        for kernel in params:
+            x = jax.nn.relu(jax.lax.conv(x, kernel, (1, 1), "SAME"))
+            window = (1, 1, 3, 3), (1, 1, 2, 2), "VALID"
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)
+        return x.sum((2, 3))
+
+    params = [jnp.ones((4, 2, 3, 3)), jnp.ones((4, 4, 3, 3))]
+    x, model = jnp.ones((3, 2, 31, 31)), snnjax.integrate_and_fire(levels=levels)
+    snn = snnjax.init(fn, params, x, model=model)
+
+    def run(snn, x, params):
+        return snnjax.measure(fn, snn, x, params=params, steps=STEPS)
+
+    # What depends on an argument has the size of the map, a prime, as a factor.
+    many = jax.tree.map(lambda a: jnp.stack([a] * 13), (snn, x, params))
+    program = str(jax.make_jaxpr(jax.vmap(run))(*many))
+    found = re.findall(r":\w+\[([\d,]+)\] = (\w+)", program)
+    sizes = [(math.prod(map(int, s.split(","))), name) for s, name in found]
+    assert sum(name == "reduce_window_max" for _, name in sizes) >= 8
+    computed = [(n, name) for n, name in sizes if name != "broadcast_in_dim"]
+    assert not [(n, name) for n, name in computed if n % 13 and n > params[1].size]
 
 
 def test_neurons_without_a_clip_floor_have_no_split():

@@ -109,7 +109,8 @@ def counts(
     is_graded = None not in pairs and highest > 1
     at_level_one = at_level(network, snn, x, 1) if is_graded else {}
     constants = at_level(network, snn, x, 0)
-    without_input = at_level(network, snn, jax.tree.map(jnp.zeros_like, x), 0)
+    nothing = jax.tree.map(lambda leaf: leaf * jnp.zeros_like(leaf), x)  # not folded
+    without_input = at_level(network, snn, nothing, 0)
     inside = [_inside(snn, site, spikes[site.name]) for site in sites]
     operations, additions = (sum(part) for part in zip(*inside, strict=True))
     live_macs, input_macs = _operator_macs(network)
