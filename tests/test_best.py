@@ -190,7 +190,8 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
     hidden = np.maximum(np.float64(x) @ np.float64(p[0]), 0)
     slopes = 1 - np.tanh(hidden @ np.float64(p[1])) ** 2
     slopes[:, 3] = 0
-    expected = slopes**2 / (slopes**2).mean()
+    outputs = np.tanh(hidden[:, :3] @ np.float64(p[1])).sum(1)
+    expected = slopes**2 * np.square(p[1]).mean() / np.square(outputs).mean()
     np.testing.assert_allclose(effects, expected, rtol=2e-5, atol=1e-6)
     assert (effects[:, 3] == 0).all()  # the output does not depend on it
 
@@ -233,7 +234,8 @@ def test_as_many_images_decide_as_it_takes(order, caplog):
     assert float(snn.neurons["relu"].threshold) == 1
     kept = order.index(1.0) + 1
     (message,) = caplog.messages
-    assert message.startswith(f"best_of keeps alternative {kept}: ")
+    assert message.startswith(f"best_of keeps alternative {kept}, by ")
     assert message.endswith("on 32 images")
+    assert message.removeprefix("best_of keeps ") in str(snn)
     jitted = jax.jit(lambda w, x: snnjax.convert(fn, w, x, **run))(jnp.ones(1), x)
     assert float(jitted.neurons["relu"].threshold) == 1

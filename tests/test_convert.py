@@ -225,9 +225,9 @@ def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
         return run(work, *arguments)
 
     monkeypatch.setattr(state, "run", counted)
-    convert(recipe=snnjax.best().alternatives[1])
-    assert sites.count(None) == NET.sites + 1  # and once the outputs of the ANN
-    assert len(sites) == 2 * NET.sites + 1  # and once each site's activations
+    convert(recipe=snnjax.best().at(snnjax.codes.rate(), 0.0).alternatives[1])
+    assert sites.count(None) == NET.sites + 2  # and once the outputs of both networks
+    assert len(sites) == 2 * NET.sites + 2  # and once each site's activations
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):

@@ -71,13 +71,12 @@ def of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
         )
 
 
-def of_lost_outputs(error: float, wait: int, steps: int) -> None:
-    """Warn if the outputs of the SNN have little to do with those of the ANN."""
+def of_lost_outputs(error: float, wait: int) -> None:
+    """Warn if a short wait leaves outputs that have little to do with the ANN's."""
     if not error <= _LOST:  # NaN is not
-        longer = f"a longer wait than {wait}, " if wait < steps - 1 else ""
         warn(
-            f"the squared error of the outputs is {error:.2g} of their size on the "
-            f"calibration images; recommended: {longer}more steps, or another recipe"
+            f"with a wait of {wait} the squared error of the outputs is {error:.2g} of "
+            "their size; recommended: a longer wait, or none given, which measures it"
         )
 
 

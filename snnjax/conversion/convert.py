@@ -154,9 +154,8 @@ def convert(
     names = [site.name for site in firing_sites]
     by_site = recipes_by_site(recipe, names)
     competes = any(len(r.alternatives) > 1 for r in _at(by_site, code).values())
-    steps_at_once = (
-        1 if needs_no_time(code, steps, least if wait is None else wait) else steps
-    )
+    first_wait = least if wait is None else wait
+    steps_at_once = 1 if needs_no_time(code, steps, first_wait) else steps
     size = _micro_batch_size(network, steps_at_once)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     if competes:  # so many micro-batches that one in eight can judge
@@ -173,7 +172,7 @@ def convert(
         stages=stages(network),
         snn=SNN(params, neurons, steps, wait, models, code),
         steps=steps,
-        wait=least if wait is None else wait,
+        wait=first_wait,
         batch_sharding=batch_sharding,
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
         fitted=len(to_fit),
@@ -185,7 +184,8 @@ def convert(
         sent=[],
     )
     is_traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((images, params)))
-    waits = (begin.wait, steps - 1 if wait is None and not is_traced else begin.wait)
+    may_wait = wait is None and not code.clock_runs and not is_traced
+    waits = (begin.wait, steps - 1 if may_wait else begin.wait)
     usual = usual if model is None and not is_traced else None
     snn = _fitted(begin, by_site, waits, usual, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
@@ -250,7 +250,8 @@ def _fitted(
         outcome, price = within_budget(lambda p: fit(wait, p), curves, spikes)
     if is_traced:
         return outcome.snn
-    cautions.of_lost_outputs(outcome.means()[0], wait, steps)
+    if not code.clock_runs and wait < steps - 1:
+        cautions.of_lost_outputs(outcome.means()[0], wait)
     return dataclasses.replace(outcome.snn, fit=_text_of(outcome, others))
 
 

@@ -301,14 +301,18 @@ def best(
         ValueError: a price below 0, spikes that are no number > 0, or both.
 
     >>> import snnjax
-    >>> print(best().at(snnjax.codes.radix(), 0.02))
+    >>> text = str(best().at(snnjax.codes.radix(), 0.02))
+    >>> print(text.replace("), ", "),\\n    "))
     sweep 1 of 1, at every site:
-      by_effect(least_squares_weights(), priced_threshold(0.02, 'channel'), half_charge(), correct_bias())
+      by_effect(least_squares_weights(iterations=2),
+        priced_threshold(0.02, 'channel'),
+        half_charge(),
+        correct_bias())
     """
     if price is not None and spikes is not None:
         raise ValueError(
-            f"best got the price {price!r} and spikes={spikes!r}; allowed: one of them, "
-            "since a number of spikes sets the price"
+            f"best got the price {price!r} and spikes={spikes!r}; allowed: one of "
+            "them, since a number of spikes sets the price"
         )
     if price is not None:
         NOT_NEGATIVE.check("price", price)

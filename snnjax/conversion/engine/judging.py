@@ -2,9 +2,10 @@
 
     d[n] = J_other[n] - J_first[n],    z = |mean of d| / standard error of that mean
 
-J[n] is the error of the outputs for image n, plus the price of the spikes. Some images are held out from calibrators
-and judge alone if their z is large enough. Otherwise those that the SNNs were fitted to
-join them, twice as many each time, until z is, or all images have judged.
+J[n] is the error of the outputs for image n, plus the price of the spikes. Some images
+are held out from calibrators and judge alone if their z is large enough. Otherwise
+those that the SNNs were fitted to join them, twice as many each time, until z is, or
+all images have judged.
 """
 
 import dataclasses
