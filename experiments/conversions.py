@@ -63,9 +63,10 @@ class Row(NamedTuple):
 
     recipe: str
     steps: int
-    wait: int
+    wait: int | None  # None: the least that is enough, which the conversion measures
     levels: tuple[int, int]
     code: str
+    spikes: float | None = None  # at most so many per neuron, of "best"
 
 
 class Draw(NamedTuple):
@@ -89,7 +90,7 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
                 draws.append(_draw(task, line, seed))
                 progress.update()
             zone = task.config.last_zone
-            unusual = f", last zone {zone:g}" if zone > 1 / 2 else ""
+            unusual = "" if zone is None else f", last zone {zone:g}"
             result = result_of(task, line.recipe + unusual, draws)
             tqdm.write(row(result, task.ann))
             results.append(result)
@@ -108,10 +109,13 @@ def plan(config: Convert) -> list[Row]:
         is_best = (recipe, name) == ("best", "rate")
         waits = config.waits or (("least", "T") if is_best else ("least",))
         pairs = config.pairs() or [code.levels]
-        for levels, wait, steps in itertools.product(pairs, waits, config.steps):
-            numbers = {"T": steps, "least": code.least_wait(levels, steps)}
+        budgets = (recipe == "best" and config.spikes) or (None,)
+        for levels, wait, steps, spikes in itertools.product(
+            pairs, waits, config.steps, budgets
+        ):
+            numbers = {"T": steps, "least": 0 if code.clock_runs else None}
             number = numbers[wait] if wait in numbers else int(wait)
-            rows.append(Row(recipe, steps, number, levels, name))
+            rows.append(Row(recipe, steps, number, levels, name, spikes))
     return list(dict.fromkeys(rows))
 
 
@@ -122,7 +126,7 @@ def neuron_of(
     return snnjax.integrate_and_fire(
         levels=levels,
         dead_zone=CODES[code].dead_zone(levels),
-        last_zone=config.last_zone,
+        last_zone=1 / 2 if config.last_zone is None else config.last_zone,
     )
 
 
@@ -172,6 +176,9 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
     if file.exists():
         snn, card, _ = snnjax.load(file)
         return Draw(snn, **card["extras"])
+    model, recipe = neuron_of(line.levels, line.code, config), line.recipe
+    if config.last_zone is None and line.levels == CODES[line.code].levels:
+        model = None  # whose last zone the conversion chooses
     start = time.perf_counter()
     snn = snnjax.convert(
         task.fn,
@@ -179,9 +186,13 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
         devices.rows(images, np.arange(len(images)), task.mesh),
         steps=line.steps,
         wait=line.wait,
-        model=neuron_of(line.levels, line.code, config),
+        model=model,
         code=CODES[line.code],
-        recipe=RECIPES[line.recipe](config, seed),
+        recipe=(
+            RECIPES[recipe](config, seed)
+            if line.spikes is None
+            else snnjax.best(spikes=line.spikes)
+        ),
     )
     jax.block_until_ready(snn)
     seconds = time.perf_counter() - start

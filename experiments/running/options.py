@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "epochs batch_size learning_rate train_images calibration_images test_images "
         "images columns iterations clip threshold temperature lowest temperature_rate "
-        "difference_step difference_images".split(),
+        "difference_step difference_images spikes".split(),
         POSITIVE,
     ),
     **dict.fromkeys(
@@ -271,12 +271,13 @@ class Conversion(Work):
     # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
     dtype: str = "float32"
     # The dead zone at step T, 0.5 to 1: a larger one saves last spikes and adds error.
-    last_zone: float = 0.5
+    # By default the conversion chooses it for the levels of a code, and 0.5 for others.
+    last_zone: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
         for pair in self.pairs() or [(-1, 1)]:
-            snnjax.integrate_and_fire(levels=pair, last_zone=self.last_zone)
+            snnjax.integrate_and_fire(levels=pair, last_zone=self.last_zone or 0.5)
 
     def pairs(self) -> list[tuple[int, int]] | None:
         """(lowest, highest) level of a spike, for each group of rows.
@@ -304,8 +305,8 @@ class Convert(Conversion):
     # Recipes, of experiments.running.RECIPES.
     recipes: tuple[str, ...] = tuple(name for name in RECIPES if name != "quantized")
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
-    # default the least that the code needs with these levels: 0 for rate; for radix 1
-    # with the levels -1 1, T - 1 with 0 1, and 0 with -3 3. Rate also has T for "best".
+    # default 0 for rate, which also has T for "best"; for other codes the least that is
+    # enough, which the conversion measures.
     waits: tuple[str, ...] | None = None
     # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
     # 0 1 is binary, -1 1 signed, 0 3 graded. By default those of the code: 0 1 for
@@ -314,6 +315,9 @@ class Convert(Conversion):
     # Codes, of experiments.running.CODES: what a spike is worth at each step. Each has
     # its own rows. By default rate, and radix too for "best".
     codes: tuple[str, ...] | None = None
+    # Spikes per neuron and image that "best" may send; each number has its own rows. By
+    # default a price for each spike says how many pay.
+    spikes: tuple[float, ...] | None = None
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
     # Adam steps per site of weight calibration in "advanced" (the paper: 5000).

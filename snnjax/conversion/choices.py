@@ -116,5 +116,5 @@ def check_spikes(spikes: float | None, steps: int, is_traced: bool) -> None:
         raise ValueError(
             "a number of spikes takes several fits, each of which depends on the one "
             "before, and the images or params are traced; allowed: a price, "
-            "snnjax.best(price=0.02), or a conversion outside of jit"
+            "snnjax.best(price=0.01), or a conversion outside of jit"
         )

@@ -118,7 +118,7 @@ class Priced:
 
     Attributes:
         at: (code, price) -> `Recipe` or `BestOf`.
-        price: of `snnjax.calibrators.priced_threshold`; None: 0.02, and 0 with rate
+        price: of `snnjax.calibrators.priced_threshold`; None: 0.01, and 0 with rate
             coding.
         spikes: at most so many per neuron and image; `snnjax.convert` finds the price.
             None: as many as the price says.
@@ -147,7 +147,7 @@ class Priced:
 
 
 # The knee of accuracy against spikes on training images of the source networks.
-_PRICE = 0.02
+_PRICE = 0.01
 
 
 def best_of(*recipes: Recipe) -> BestOf:
@@ -292,7 +292,7 @@ def best(
     Args:
         per: "channel", or "layer", one threshold for each site.
         price: >= 0, of one spike per neuron: the squared error of the outputs, over
-            their size, that the network may have to save it. By default 0.02, and 0
+            their size, that the network may have to save it. By default 0.01, and 0
             with rate coding.
         spikes: in place of the price: at most so many spikes per neuron and image, on
             average over the calibration images. The price is found by bisection.

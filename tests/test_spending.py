@@ -1,0 +1,184 @@
+"""The price of a spike: curves of thresholds, budgets, and the measured wait."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import reference
+
+import snnjax
+from snnjax import codes
+from snnjax.calibrators import spending
+from snnjax.calibrators.sample import Sample
+
+SIGNED = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
+GRADED = snnjax.integrate_and_fire(levels=(-3, 3))
+FAMILIES = [
+    (snnjax.integrate_and_fire(), codes.rate(), 8, 0.5),
+    (SIGNED, codes.radix(), 4, 0.5),
+    (SIGNED, codes.radix(), 4, 2 / 3),
+    (SIGNED, codes.radix(), 6, 0.8),
+    (GRADED, codes.radix(4), 3, 0.5),
+    (snnjax.integrate_and_fire(), codes.radix(), 5, 0.5),
+]
+NET = networks.NETWORKS["dense"]
+
+
+def images(count=256, seed=0):
+    numbers = np.random.default_rng(seed).normal(size=(count, 4))
+    return jnp.asarray(numbers, jnp.float32)
+
+
+def sample_of(activation, weight):
+    ends = activation.min(0), activation.max(0)
+    return Sample(activation, weight, *ends)
+
+
+@pytest.mark.parametrize("model, code, steps, zone", FAMILIES)
+def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
+    model, code, steps, zone
+):
+    """Against the oracle, up to the width of a bin, which is 1.1 %."""
+    draw = np.random.default_rng(0)
+    activation = np.float32(
+        draw.exponential(size=(400, 2)) * (draw.random((400, 2)) > 0.4)
+    )
+    sample = sample_of(activation, np.float32(draw.random((400, 1))))
+    (transfer,) = spending.transfers(model, code, steps, (zone,))
+    reach = model.levels[1] * code.reach(steps)
+    curve = spending.curve(sample, transfer, reach=reach, positions=3, neurons=12)
+    sizes = steps * np.asarray(code.weights(steps))
+    for k in (8, 16, 24):
+        errors, counts = np.zeros(2), np.zeros(2)
+        for (n, c), a in np.ndenumerate(activation):
+            v = float(curve.thresholds[k, c])
+            arriving = [steps * a] + [0.0] * (steps - 1)
+            if code.clock_runs:
+                arriving = [a] * steps
+            spikes = reference.neuron(
+                arriving,
+                v,
+                start=sizes[-1] * v / 2,
+                wait=steps,
+                levels=model.levels,
+                dead_zone=model.dead_zone,
+                last_zone=zone,
+                sizes=sizes,
+            )
+            errors[c] += sample.weight[n, 0] * (sum(spikes) / steps - a) ** 2
+            counts[c] += np.count_nonzero(spikes)
+        np.testing.assert_allclose(curve.errors[k], 3 * errors / 400, rtol=0.1)
+        np.testing.assert_allclose(curve.spikes[k], 3 * counts / 400 / 12, rtol=0.04)
+
+
+def test_a_higher_price_never_gives_more_spikes_or_less_error():
+    draw = np.random.default_rng(1)
+    sample = sample_of(np.float32(draw.gamma(0.5, size=(2000, 5))), np.ones((2000, 1)))
+    (transfer,) = spending.transfers(SIGNED, codes.radix(), 4, (0.5,))
+    curve = spending.curve(sample, transfer, reach=1.875, positions=4, neurons=20)
+    totals = [spending.total([curve], price) for price in np.geomspace(1e-4, 10, 30)]
+    errors, spikes = np.transpose(totals)
+    assert (np.diff(errors) >= 0).all() and (np.diff(spikes) <= 0).all()
+    assert spikes[0] > 1.5 * spikes[-1]
+    for budget in (0.9 * spikes[0], 1.1 * spikes[-1]):
+        price = spending.price_of([curve], budget)
+        assert budget * 0.97 < spending.total([curve], price)[1] <= budget
+
+
+def test_a_layer_of_one_threshold_has_the_sums_of_its_channels():
+    draw = np.random.default_rng(2)
+    sample = sample_of(np.float32(draw.random((500, 3))), np.ones((500, 1)))
+    (transfer,) = spending.transfers(SIGNED, codes.radix(), 4, (0.5,))
+    of = functools.partial(
+        spending.curve, sample, transfer, reach=1.875, positions=1, neurons=3
+    )
+    layer = of(per="layer")
+    assert layer.thresholds.shape == layer.errors.shape == (len(layer.errors), 1)
+    assert layer.thresholds[0, 0] == of().thresholds[0].max()
+
+
+def converted(**options):
+    options = {"steps": 4, "code": codes.radix(), "recipe": snnjax.best()} | options
+    return snnjax.convert(NET.fn, NET.params, images(), **options)
+
+
+@pytest.mark.parametrize("wait", [1, 3])
+def test_a_budget_is_what_arrives(wait):
+    for spikes in (0.5, 0.7):
+        snn = converted(recipe=snnjax.best(spikes=spikes), wait=wait)
+        measured = snnjax.measure(NET.fn, snn, images(), params=NET.params)
+        # A network of 12 neurons has few numbers of spikes to choose from.
+        assert 0.9 * spikes < float(measured.spikes) < 1.03 * spikes
+        assert abs(float(snn.fit.split()[0]) / float(measured.spikes) - 1) < 1e-2
+
+
+def test_spikes_buy_accuracy():
+    errors = []
+    for price in (0.001, 0.1):
+        snn = converted(recipe=snnjax.best(price=price), wait=3)
+        answers = snnjax.spiking(NET.fn)(snn, images()).mean(0)
+        errors.append(float(jnp.square(answers - NET.fn(NET.params, images())).mean()))
+    assert errors[0] < errors[1] / 2
+
+
+def rational(params, x):
+    """A quotient, which an early digit of its divisor misleads."""
+    for w in params:
+        h = jax.nn.relu(x @ w)
+        x = h / (0.05 + h.mean(-1, keepdims=True)) - 1
+    return x
+
+
+def test_the_wait_is_the_least_that_is_enough():
+    draw = np.random.default_rng(3).normal
+    params = [np.float32(draw(size=(8, 8)) / 2) for _ in range(4)]
+    x = np.float32(draw(size=(128, 8)))
+    recipe = snnjax.Recipe(
+        [
+            snnjax.calibrators.max_threshold("channel"),
+            snnjax.calibrators.half_charge(),
+        ]
+    )
+    options = {"steps": 5, "code": codes.radix(), "recipe": recipe}
+    chosen = snnjax.convert(rational, params, x, **options)
+    exact, errors = rational(params, x), []
+    for wait in range(1, 5):
+        snn = snnjax.convert(rational, params, x, wait=wait, **options)
+        answers = snnjax.spiking(rational)(snn, x).mean(0)
+        errors.append(float(jnp.square(answers - exact).mean()))
+    enough = [wait for wait, e in enumerate(errors, 1) if e <= 2 * errors[-1]]
+    assert chosen.wait == enough[0] > 1
+    assert f"with wait {chosen.wait - 1}" in chosen.fit
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (lambda: snnjax.best(price=-0.1), "price is -0.1; allowed: >= 0"),
+        (lambda: snnjax.best(spikes=0), "spikes is 0; allowed: > 0"),
+        (lambda: snnjax.best(price=0.1, spikes=1), "allowed: one of them"),
+        (lambda: snnjax.best(spikes=5), "a neuron sends at most 4"),
+        (lambda: snnjax.best(spikes=0.01), "this network still sends"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        converted(recipe=recipe())
+
+
+def test_under_jit_a_budget_is_refused_and_a_price_is_not():
+    def convert(recipe, x):
+        run = functools.partial(snnjax.convert, steps=4, code=codes.radix())
+        return run(NET.fn, NET.params, x, recipe=recipe)
+
+    with pytest.raises(ValueError, match="traced; allowed: a price"):
+        jax.jit(functools.partial(convert, snnjax.best(spikes=0.6)))(images())
+    recipe, model = snnjax.best(price=0.05), SIGNED
+    jitted = jax.jit(functools.partial(convert, recipe))(images())
+    plain = converted(recipe=recipe, model=model, wait=jitted.wait)
+    for name, neurons in plain.neurons.items():
+        own = jitted.neurons[name].threshold
+        np.testing.assert_allclose(own, neurons.threshold, rtol=1e-5)
