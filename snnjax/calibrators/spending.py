@@ -51,10 +51,8 @@ def transfers(
     depths = (np.arange((_BINS + last) * _PER_BIN) + 0.5) / _PER_BIN - last
     inputs = reach / 2 * 2.0 ** (-depths / _PER_OCTAVE)
     with jax.ensure_compile_time_eval():
-        outputs, counts = map(
-            np.asarray,
-            _sent(model, code, steps, np.float32(inputs), np.float32(zones)[:, None]),
-        )
+        arrays = (np.asarray(part, np.float32) for part in (inputs, zones))
+        outputs, counts = map(np.asarray, _sent(model, code, steps, *arrays))
     squares = (outputs - inputs) ** 2
     means = (
         part.reshape(len(zones), -1, _PER_BIN).mean(2) for part in (squares, counts)
@@ -65,6 +63,7 @@ def transfers(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sent(model: IntegrateAndFire, code: Code, steps: int, inputs, zones) -> Any:
     """Mean outputs and spikes [Z, n] of neurons that round, with these last zones."""
+    zones = zones[:, None]
     start = jnp.float32(steps * code.finest(steps) / 2)
     params = model.init()._replace(threshold=jnp.float32(1), initial_potential=start)
     state = model.start(params, (len(zones), *inputs.shape))
@@ -92,8 +91,8 @@ class Curve(NamedTuple):
     def cheapest(self, price: float) -> "Curve":
         """The candidates at this price, [C]; of equally good ones the largest."""
         best = (self.errors + price * self.spikes).argmin(0)[None]
-        xp = jnp if isinstance(best, Tracer) else np
-        return Curve(*(xp.take_along_axis(part, best, 0)[0] for part in self))
+        take: Any = jnp if isinstance(best, Tracer) else np
+        return Curve(*(take.take_along_axis(part, best, 0)[0] for part in self))
 
     def total(self, price: float) -> np.ndarray:
         """(error, spikes) of the site at this price."""
@@ -133,7 +132,7 @@ def curve(
     2.00 0.0048 1.5
     """
     sample, offset = on_host(sample), on_host(offset)
-    xp = jnp if isinstance(sample.activation, Tracer) else np
+    xp: Any = jnp if isinstance(sample.activation, Tracer) else np
     shift = 0 if offset is None else xp.ravel(offset)
     sizes = xp.where(sample.weight > 0, abs(sample.activation - shift), 0)
     maxima = xp.maximum(xp.maximum(sample.highest - shift, shift - sample.lowest), 0)
@@ -149,8 +148,8 @@ def curve(
     weights = xp.broadcast_to(sample.weight, sizes.shape) * (sizes > 0)
 
     def histogram(values: Any) -> Any:
-        size = {"minlength": _BINS * channels}
-        size |= {"length": _BINS * channels} if xp is jnp else {}
+        # JAX cuts at a length, and NumPy fills up to one.
+        size = {"length" if xp is jnp else "minlength": _BINS * channels}
         total = xp.bincount(bins, values.ravel(), **size)
         return (positions / count * total).reshape(_BINS, channels)
 
@@ -168,7 +167,7 @@ def curve(
 
 def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:
     """(error, spikes per neuron) of all sites at this price, as the curves predict."""
-    error, spikes = sum(of_site.total(price) for of_site in curves)
+    error, spikes = np.sum([of_site.total(price) for of_site in curves], 0)
     return float(error), float(spikes)
 
 

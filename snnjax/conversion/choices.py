@@ -44,8 +44,8 @@ def cheapest_zone(
 
 def within_budget(
     fit: Callable[[float], Outcome], curves: Sequence[Curve], spikes: float
-) -> tuple[Outcome, float]:
-    """The outcome at the price at which so many spikes arrive, and the price.
+) -> Outcome:
+    """The outcome at the price at which so many spikes arrive.
 
     The spikes that arrive differ from those of neurons that know their input, which the
     curves have. So what the curves should give is corrected until they agree.
@@ -59,7 +59,7 @@ def within_budget(
         outcome = fit(price)
         sent = outcome.means()[1]
         if sent <= spikes * (1 + _NEAR):
-            outcomes.append((outcome, price))
+            outcomes.append(outcome)
         if abs(sent / spikes - 1) <= _NEAR or (price == 0 and sent <= spikes):
             break
         aim *= spikes / sent
@@ -70,7 +70,7 @@ def within_budget(
             f"outputs is {outcome.means()[0]:.2g} of their size; allowed: more spikes, "
             "or fewer steps"
         )
-    return min(outcomes, key=lambda pair: abs(pair[0].means()[1] - spikes))
+    return min(outcomes, key=lambda outcome: abs(outcome.means()[1] - spikes))
 
 
 def least_wait(

@@ -46,8 +46,11 @@ from snnjax.conversion.engine.judging import (
 from snnjax.conversion.engine.state import State, micro_batches
 from snnjax.conversion.engine.sweep import ann_outputs, survey, sweep
 from snnjax.conversion.recipes import (
+    AnyOfSite,
     AnyRecipe,
+    BestOf,
     Priced,
+    Recipe,
     best,
     recipes_by_site,
     sweeps_by_site,
@@ -186,17 +189,19 @@ def convert(
     is_traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((images, params)))
     may_wait = wait is None and not code.clock_runs and not is_traced
     waits = (begin.wait, steps - 1 if may_wait else begin.wait)
-    usual = usual if model is None and not is_traced else None
-    snn = _fitted(begin, by_site, waits, usual, is_traced)
+    zones = ZONES if model is None and usual.has_zones and not is_traced else None
+    snn = _fitted(begin, by_site, waits, usual, zones, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _at(by_site: Any, code: Code, price: float | None = None) -> dict[str, Any]:
+def _at(
+    by_site: Mapping[str, AnyOfSite], code: Code, price: float | None = None
+) -> dict[str, Recipe | BestOf]:
     """Site name -> recipe, with this price or with its own."""
 
-    def at(recipe: Any) -> Any:
+    def at(recipe: AnyOfSite) -> Recipe | BestOf:
         if not isinstance(recipe, Priced):
             return recipe
         return recipe.at(code, recipe.price_under(code) if price is None else price)
@@ -206,48 +211,44 @@ def _at(by_site: Any, code: Code, price: float | None = None) -> dict[str, Any]:
 
 def _fitted(
     begin: State,
-    by_site: Mapping[str, Any],
+    by_site: Mapping[str, AnyOfSite],
     waits: tuple[int, int],
-    usual: IntegrateAndFire | None,
+    usual: IntegrateAndFire,
+    zones: tuple[float, ...] | None,
     is_traced: bool,
 ) -> SNN:
     """Fit with the last zone, the price and the wait that are cheapest.
 
     Args:
         waits: the least, and the one that it is compared with.
-        usual: the model of all sites if its last zone may change.
+        usual: the model of all sites if its last zone may change, to one of the zones.
     """
     code, steps = begin.snn.code, begin.steps
     priced = {n: r for n, r in by_site.items() if isinstance(r, Priced)}
-    first = next(iter(priced.values()), None)
-    spikes = None if first is None else first.spikes
+    budgets = [(r.price_under(code), r.spikes) for r in priced.values()]
+    own_price, spikes = budgets[0] if budgets else (0.0, None)
     check_spikes(spikes, steps, is_traced)
-    has_zones = usual is not None and usual.has_zones and len(priced) > 0
     curves: Sequence[Curve] = ()
     price = predicted = None
-    if has_zones or spikes is not None:
-        per_site = {n: r.per for n, r in priced.items()}
-        of_zones = survey(begin, ZONES if has_zones else None, per_site)
-        number, found = cheapest_zone(of_zones, first.price_under(code), spikes)
+    if priced and (zones or spikes is not None):
+        of_zones = survey(begin, zones, {n: r.per for n, r in priced.items()})
+        number, found = cheapest_zone(of_zones, own_price, spikes)
         curves, price = of_zones[number], None if spikes is None else found
         if len(priced) == len(by_site):
             predicted, _ = total(curves, found)
-        if has_zones:
-            model = dataclasses.replace(usual, last_zone=ZONES[number])
-            sites = begin.network.sites
-            models = models_of_sites(model, sites, model)
+        if zones:
+            model = dataclasses.replace(usual, last_zone=zones[number])
+            models = models_of_sites(model, begin.network.sites, model)
             begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
 
     def fit(wait: int, price: float | None) -> Outcome:
-        snn = dataclasses.replace(begin.snn, wait=wait)
-        here = begin._replace(snn=snn, wait=wait)
-        own = 0.0 if first is None else first.price_under(code)
+        here = begin._replace(snn=dataclasses.replace(begin.snn, wait=wait), wait=wait)
         sweeps = sweeps_by_site(_at(by_site, code, price))
-        return _outcome(here, sweeps, own if price is None else price)
+        return _outcome(here, sweeps, own_price if price is None else price)
 
     outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
     if spikes is not None:
-        outcome, price = within_budget(lambda p: fit(wait, p), curves, spikes)
+        outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
     if is_traced:
         return outcome.snn
     if not code.clock_runs and wait < steps - 1:

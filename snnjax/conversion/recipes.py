@@ -340,12 +340,11 @@ def best(
 
 
 # What `snnjax.convert` takes: one recipe for all sites, or some by the sites' names.
-AnyRecipe = Recipe | BestOf | Priced | Mapping[str, Recipe | BestOf | Priced]
+AnyOfSite = Recipe | BestOf | Priced
+AnyRecipe = AnyOfSite | Mapping[str, AnyOfSite]
 
 
-def recipes_by_site(
-    recipe: Any, site_names: Sequence[str]
-) -> dict[str, Recipe | BestOf | Priced]:
+def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnyOfSite]:
     """Site name -> its recipe.
 
     Args:

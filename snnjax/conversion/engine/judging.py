@@ -94,8 +94,14 @@ class Outcome(NamedTuple):
 
     def means(self) -> tuple[float, float]:
         """Mean error of the images that judge, or of all, and mean number of spikes."""
-        judges = self.errors[self.fitted % len(self.errors) :]
-        return float(judges.mean()), float(self.spikes.mean())
+        start = self.fitted % len(self.errors)
+        error, spikes = _means(self.errors, self.spikes, start)
+        return float(error), float(spikes)
+
+
+@functools.partial(jax.jit, static_argnames="start")
+def _means(errors: jax.Array, spikes: jax.Array, start: int) -> list[jax.Array]:
+    return [errors[start:].mean(), spikes.mean()]
 
 
 def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
