@@ -123,9 +123,9 @@ def descent(
     >>> snn = snnjax.convert(fn, params, jnp.ones((16, 3)), steps=2)
     >>> simulate = snnjax.spiking(fn, steps=2)
     >>> loss = lambda snn, x: jnp.square(simulate(snn, x) - 1.0).mean()
-    >>> init, step = descent(loss, optax.adam(0.1))
+    >>> init, step = descent(loss, optax.adam(0.3))
     >>> state, step = init(snn), jax.jit(step)
-    >>> for _ in range(20):
+    >>> for _ in range(40):
     ...     snn, state, value = step(snn, state, x)
     >>> bool(value < 0.1)
     True
