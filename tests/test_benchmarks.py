@@ -351,7 +351,7 @@ def test_the_pages_have_the_medians_that_were_measured():
         ("benchmarks/README.md", f"snnjax {speeds_of_cnn}"),
         ("benchmarks/README.md", f"{their_best:.3g} for its fastest mode, "),
         ("benchmarks/README.md", speeds_of_resnet),
-        ("README.md", f"a wait of 1 processes {speeds[wait_1]:.0f} times as many images"),
+        ("README.md", f"a wait of 1 processes {speeds[wait_1]:.0f} times as many"),
         ("README.md", f"no steps, it processes {speeds[closed]:.0f} times as many"),
     ):
         assert sentence in " ".join((root / page).read_text().split())

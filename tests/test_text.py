@@ -100,7 +100,7 @@ def test_a_recipe_is_a_list_of_its_calibrators():
     ]
     assert "streaming_only(postpone_charge())" in str(snnjax.best())
     of_rate, of_others = str(snnjax.best()).split("with other codes:\n")
-    assert of_rate.startswith("with rate coding:\n  alternative 1 of 2:\n    sweep 1 of")
+    assert of_rate.startswith("with rate coding:\n  alternative 1 of 2:\n    sweep 1")
     assert of_others.startswith("  sweep 1 of 1, at every site:\n    by_effect(")
 
 
