@@ -60,7 +60,8 @@ class SNN:
         model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
             `snnjax.neurons.BySite`. `model_of` returns the model of one site.
         code: what a spike is worth at each step, see `snnjax.codes`.
-        fit: what `snnjax.convert` measured and kept; what transforms pytrees drops it.
+        fit: what `snnjax.convert` measured and kept, for people; files, and what
+            transforms pytrees, drop it.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))

@@ -51,7 +51,7 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
     reach = model.levels[1] * code.reach(steps)
     curve = spending.curve(sample, transfer, reach=reach, positions=3, neurons=12)
     sizes = steps * np.asarray(code.weights(steps))
-    for k in (8, 16, 24):
+    for k in (24, 32, 40):
         errors, counts = np.zeros(2), np.zeros(2)
         for (n, c), a in np.ndenumerate(activation):
             v = float(curve.thresholds[k, c])
@@ -111,8 +111,16 @@ def test_a_budget_is_what_arrives(wait):
         snn = converted(recipe=snnjax.best(spikes=spikes), wait=wait)
         measured = snnjax.measure(NET.fn, snn, images(), params=NET.params)
         # A network of 12 neurons has few numbers of spikes to choose from.
-        assert 0.9 * spikes < float(measured.spikes) < 1.03 * spikes
+        assert 0.85 * spikes < float(measured.spikes) <= spikes * (1 + 1e-5)
         assert abs(float(snn.fit.split()[0]) / float(measured.spikes) - 1) < 1e-2
+
+
+def test_a_budget_counts_sites_that_have_no_price_too():
+    sites = list(snnjax.sites(NET.fn, NET.params, images()))
+    recipe = {sites[0].name: snnjax.light(), "*": snnjax.best(spikes=0.9)}
+    snn = converted(recipe=recipe, wait=3)
+    measured = snnjax.measure(NET.fn, snn, images(), params=NET.params)
+    assert 0.6 < float(measured.spikes) <= 0.9
 
 
 def test_spikes_buy_accuracy():
@@ -161,7 +169,7 @@ def test_the_wait_is_the_least_that_is_enough():
         (lambda: snnjax.best(spikes=0), "spikes is 0; allowed: > 0"),
         (lambda: snnjax.best(price=0.1, spikes=1), "allowed: one of them"),
         (lambda: snnjax.best(spikes=5), "a neuron sends at most 4"),
-        (lambda: snnjax.best(spikes=0.01), "this network still sends"),
+        (lambda: snnjax.best(spikes=0.001), "with the highest thresholds that are"),
     ],
 )
 def test_budgets_that_cannot_be_met_are_refused(recipe, message):

@@ -174,7 +174,8 @@ def best_of(*recipes: Recipe) -> BestOf:
     """
     if len(recipes) < 2 or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError(
-            f"best_of got {list(recipes)}; allowed: two recipes or more, e.g. "
+            f"best_of got {list(recipes)}; allowed: two recipes or more that do not "
+            "depend on the code, as best() does, e.g. "
             "best_of(light(), Recipe([max_threshold(), half_charge()]))"
         )
     return BestOf(recipes)
@@ -295,7 +296,8 @@ def best(
             their size, that the network may have to save it. By default 0.01, and 0
             with rate coding.
         spikes: in place of the price: at most so many spikes per neuron and image, on
-            average over the calibration images. The price is found by bisection.
+            average over the calibration images. The price is found by bisection. New
+            images may cause a percent more.
 
     Raises:
         ValueError: a price below 0, spikes that are no number > 0, or both.
@@ -316,8 +318,10 @@ def best(
         )
     if price is not None:
         NOT_NEGATIVE.check("price", price)
+        price = float(price)  # of an array, which has no hash
     if spikes is not None:
         POSITIVE.check("spikes", spikes)
+        spikes = float(spikes)
 
     def at(code: Code, price: float) -> Recipe | BestOf:
         thresholds = priced_threshold(price, per), half_charge()
