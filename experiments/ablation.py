@@ -41,7 +41,8 @@ def one_sweep(*chain: Calibrator) -> Recipe:
     return Recipe(chain)
 
 
-# The refined part of `best()`, without the weights of `by_effect`.
+# The refined part of `best()` with rate coding, by thresholds of least squares and
+# without the weights of `by_effect`.
 PARTS = (
     LEAST_SQUARES,
     calibrators.least_squares_offset(),

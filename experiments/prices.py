@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden spending", 1950),
+    Part("convert by recipes", "conversion", "convert best golden spending", 2000),
     Part("fit a site", "calibrators", "calibrate offsets", 2500),
     Part("train", "training", "train descent finetuning temperature", 1100),
     Part("layers, as a chip sees them", "lowering", "layers", 1850),

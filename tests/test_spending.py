@@ -90,14 +90,17 @@ def test_a_higher_price_never_gives_more_spikes_or_less_error():
 
 def test_a_layer_of_one_threshold_has_the_sums_of_its_channels():
     draw = np.random.default_rng(2)
-    sample = sample_of(np.float32(draw.random((500, 3))), np.ones((500, 1)))
+    activation = np.float32(draw.random((500, 3)))
+    activation[0] = 1  # so that all channels have the candidates of the layer
+    sample = sample_of(activation, np.float32(draw.random((500, 1))))
     (transfer,) = spending.transfers(SIGNED, codes.radix(), 4, (0.5,))
     of = functools.partial(
         spending.curve, sample, transfer, reach=1.875, positions=1, neurons=3
     )
-    layer = of(per="layer")
-    assert layer.thresholds.shape == layer.errors.shape == (len(layer.errors), 1)
-    assert layer.thresholds[0, 0] == of().thresholds[0].max()
+    layer, channels = of(per="layer"), of()
+    np.testing.assert_allclose(layer.thresholds[:, 0], channels.thresholds[:, 1])
+    np.testing.assert_allclose(layer.errors[:, 0], channels.errors.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(layer.spikes[:, 0], channels.spikes.sum(1), rtol=1e-5)
 
 
 def converted(**options):
@@ -138,6 +141,37 @@ def rational(params, x):
         h = jax.nn.relu(x @ w)
         x = h / (0.05 + h.mean(-1, keepdims=True)) - 1
     return x
+
+
+def test_the_last_zone_is_chosen_with_the_price_unless_a_model_is_given():
+    def zones(**options):
+        snn = converted(wait=3, **options)
+        return {snn.model_of(name).last_zone for name in snn.neurons}
+
+    assert zones(recipe=snnjax.best(price=1e-6)) == {0.5}
+    (dear,) = zones(recipe=snnjax.best(price=0.1))
+    assert dear > 0.5
+    assert zones(recipe=snnjax.best(price=0.1), model=SIGNED) == {0.5}
+
+
+def test_one_image_without_a_gradient_costs_no_accuracy():
+    """The gradient of a root is infinite at an image of zeros."""
+
+    def fn(params, x):
+        h = jax.nn.relu(x @ params[0])
+        h = jax.nn.relu(h @ params[1])
+        return h @ params[2] / (1e-3 + jnp.sqrt(jnp.square(h).sum(-1, keepdims=True)))
+
+    draw = np.random.default_rng(0).normal
+    params = [np.float32(draw(size=s) / 3) for s in ((8, 16), (16, 16), (16, 3))]
+    x, errors = np.float32(draw(size=(256, 8))), []
+    for image in (x[8], 0):
+        x[7] = image
+        options = {"steps": 4, "wait": 3, "code": codes.radix()}
+        snn = snnjax.convert(fn, params, x, **options)
+        distance = snnjax.spiking(fn)(snn, x[8:]).mean(0) - fn(params, x[8:])
+        errors.append(float(jnp.square(distance).mean()))
+    assert errors[1] < 1.3 * errors[0]
 
 
 def test_the_wait_is_the_least_that_is_enough():

@@ -96,15 +96,15 @@ def least_wait(
     if least >= most:
         return outcome, least, ""
     errors, reference = {least: outcome.means()[0]}, None
-    if predicted is None or errors[least] > _TOLERANCE * predicted:
+    if predicted is None or not errors[least] <= _TOLERANCE * predicted:
         reference = fit(most)
         errors[most] = predicted = reference.means()[0]
     wait = least
-    while errors[wait] > _TOLERANCE * predicted and wait + 1 < most:
+    while not errors[wait] <= _TOLERANCE * predicted and wait + 1 < most:  # NaN is not
         wait += 1
         outcome = fit(wait)
         errors[wait] = outcome.means()[0]
-    if errors[wait] > _TOLERANCE * predicted and reference is not None:
+    if not errors[wait] <= _TOLERANCE * predicted and reference is not None:
         outcome, wait = reference, most
     others = [f"{e:.2g} with wait {w}" for w, e in sorted(errors.items()) if w != wait]
     return outcome, wait, ", ".join(others)

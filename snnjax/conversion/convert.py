@@ -95,14 +95,16 @@ def convert(
             patterns to recipes sets them by site: ``{"head/*": snnjax.light(), "*":
             snnjax.best()}``.
         model: of all sites, an integrate-and-fire neuron with reset by subtraction. By
-            default it is binary for rate coding; for other codes it has their levels
-            and a dead zone of 2/3. With ``snnjax.integrate_and_fire(levels=(-1, 1))`` a
-            neuron can cancel earlier spikes: higher accuracy at few steps, for more
-            spikes. Or site name -> model, as for `snnjax.init`.
+            default it is binary for rate coding; for other codes it has their levels,
+            a dead zone of 2/3, and the last zone that costs least (`best`). With
+            ``snnjax.integrate_and_fire(levels=(-1, 1))`` a neuron can cancel earlier
+            spikes: higher accuracy at few steps, for more spikes. Or site name ->
+            model, as for `snnjax.init`.
         wait: steps that each layer integrates before it fires, 0..T. By default 0 with
             rate coding, and otherwise the least that is enough: from
             `snnjax.codes.Code.least_wait` on the first at which the squared error of
-            the outputs is at most twice that of a wait of T - 1. Under ``jit`` it is
+            the outputs for x is at most twice that of a wait of T - 1, or what the
+            curves of `best` predict for it. Under ``jit`` it is
             `least_wait` itself.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
@@ -193,7 +195,8 @@ def convert(
     snn = _fitted(begin, by_site, waits, usual, zones, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
-    return sharding.on_mesh(snn, sharding.batch_sharding(x))
+    on_mesh = sharding.on_mesh(snn, sharding.batch_sharding(x))
+    return dataclasses.replace(on_mesh, fit=snn.fit)
 
 
 def _at(
@@ -236,6 +239,8 @@ def _fitted(
         curves, price = of_zones[number], None if spikes is None else found
         if len(priced) == len(by_site):
             predicted, _ = total(curves, found)
+            if predicted > 1:  # of a site without any effect
+                predicted = None
         if zones:
             model = dataclasses.replace(usual, last_zone=zones[number])
             models = models_of_sites(model, begin.network.sites, model)

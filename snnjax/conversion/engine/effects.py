@@ -40,15 +40,23 @@ def effects_of(
     values = network.arguments(params)
     outputs = tuple(v for v in network.outputs if v in network.dependent)
     work = Segment(equations, (*values, *network.x), outputs, ())
-    effects = []
+    effects, sizes = [], []
     for x, numbers in batches:
         inputs = [*values.values(), *jax.tree.leaves(x)]
-        effects.append(_effects(work, inputs, np.asarray(numbers, np.int32)))
-    return _or_alike(effects)
+        of_batch, size = _effects(work, inputs, np.asarray(numbers, np.int32))
+        effects.append(of_batch)
+        sizes.append(size)
+    return _over_size(effects, sizes, sum(len(numbers) for _, numbers in batches))
 
 
 @functools.partial(jax.jit, static_argnames="work")
-def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
+def _effects(
+    work: Segment, inputs: list[Any], numbers: Any
+) -> tuple[Effects, jax.Array]:
+    """Squared gradients of r y, and the sum of |y|^2 over these images.
+
+    Of several outputs, each is over its own size in these images first.
+    """
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
     def outputs(errors: Effects) -> list[jax.Array]:
@@ -66,13 +74,21 @@ def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
         for name, site in sites.items()
     }
     results, transpose = jax.vjp(outputs, no_errors)
-    (gradients,) = transpose([_over_size(_signs(y, numbers), y) for y in results])
-    return {
+    sums = [jnp.square(wide(y)).sum().astype(jnp.float32) for y in results]
+    signs = [_signs(y, numbers) for y in results]
+    size = sums[0] if len(sums) == 1 else jnp.float32(len(numbers))
+    if len(sums) > 1:
+        roots = [jnp.sqrt(jnp.where(y2 > 0, y2, 1) / len(numbers)) for y2 in sums]
+        pairs = zip(signs, roots, strict=True)
+        signs = [r / root.astype(r.dtype) for r, root in pairs]
+    (gradients,) = transpose(signs)
+    effects = {
         name: jnp.square(gradient.astype(jnp.float32)).mean(
             sites[name].channel, keepdims=True
         )
         for name, gradient in gradients.items()
     }
+    return effects, size
 
 
 def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -85,22 +101,22 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(of_image)(numbers)
 
 
-def _over_size(signs: jax.Array, outputs: jax.Array) -> jax.Array:
-    """The signs over the root of the mean |y|^2 of these images."""
-    size = jnp.square(wide(outputs)).sum() / len(outputs)
-    return (signs / jnp.sqrt(jnp.where(size > 0, size, 1))).astype(outputs.dtype)
+@functools.partial(jax.jit, static_argnames="count")
+def _over_size(
+    effects: Sequence[Effects], sizes: Sequence[jax.Array], count: int
+) -> dict[str, list[jax.Array]]:
+    """The effects by site, over the mean |y|^2.
 
+    What is not finite, as the gradient of a root at 0, is 0. At a site without any
+    effect errors count alike, and so much that no price matters.
+    """
+    size = functools.reduce(jnp.add, sizes) / count
+    size = jnp.where(size > 0, size, 1)
 
-@jax.jit
-def _or_alike(effects: Sequence[Effects]) -> dict[str, list[jax.Array]]:
-    """The effects by site; at a site without any, all are alike and count little."""
-
-    def usable(*parts: jax.Array) -> list[jax.Array]:
-        total = functools.reduce(jnp.add, [part.sum() for part in parts])
+    def scaled(*parts: jax.Array) -> list[jax.Array]:
+        usable = [jnp.where(jnp.isfinite(part), part, 0) for part in parts]
+        total = functools.reduce(jnp.add, [part.sum() for part in usable])
         is_usable = jnp.isfinite(total) & (total > 0)
-        return [jnp.where(is_usable, part, _LITTLE) for part in parts]
+        return [jnp.where(is_usable, part / size, 1) for part in usable]
 
-    return jax.tree.map(usable, *effects)
-
-
-_LITTLE = 1e-12
+    return jax.tree.map(scaled, *effects)
