@@ -42,7 +42,6 @@ WEIGHTS, FROZEN = "weights", "frozen"
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons"),
     meta_fields=("steps", "wait", "model", "code"),
-    drop_fields=("fit",),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
@@ -61,7 +60,7 @@ class SNN:
             `snnjax.neurons.BySite`. `model_of` returns the model of one site.
         code: what a spike is worth at each step, see `snnjax.codes`.
         fit: what `snnjax.convert` measured and kept, for people; files, and what
-            transforms pytrees, drop it.
+            changes an SNN, drop it.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -79,11 +78,17 @@ class SNN:
     wait: int | None = None
     model: Any = IntegrateAndFire()
     code: Code = rate()
-    fit: str = ""
+    fit: str = dataclasses.field(default="", init=False)
 
     def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
         return model_of(self.model, site_name)
+
+    def noted(self, fit: str) -> "SNN":
+        """The same with this text as its `fit`."""
+        snn = dataclasses.replace(self)
+        object.__setattr__(snn, "fit", fit)
+        return snn
 
     def __repr__(self) -> str:
         names = list(self.neurons) if isinstance(self.neurons, Mapping) else []

@@ -195,8 +195,7 @@ def convert(
     snn = _fitted(begin, by_site, waits, usual, zones, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
-    on_mesh = sharding.on_mesh(snn, sharding.batch_sharding(x))
-    return dataclasses.replace(on_mesh, fit=snn.fit)
+    return sharding.on_mesh(snn, sharding.batch_sharding(x)).noted(snn.fit)
 
 
 def _at(
@@ -258,7 +257,7 @@ def _fitted(
         return outcome.snn
     if not code.clock_runs and wait < steps - 1:
         cautions.of_lost_outputs(outcome.means()[0], wait)
-    return dataclasses.replace(outcome.snn, fit=_text_of(outcome, others))
+    return outcome.snn.noted(_text_of(outcome, others))
 
 
 def _text_of(outcome: Outcome, others: str) -> str:
