@@ -84,7 +84,7 @@ class SNN:
         """The neuron model of a site."""
         return model_of(self.model, site_name)
 
-    def noted(self, fit: str) -> "SNN":
+    def with_fit(self, fit: str) -> "SNN":
         """The same with this text as its `fit`."""
         snn = dataclasses.replace(self)
         object.__setattr__(snn, "fit", fit)

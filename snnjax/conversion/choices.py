@@ -15,8 +15,7 @@ from snnjax.conversion.engine.judging import Outcome
 # docs/codes.md.
 ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # A wait is enough if the squared error of the outputs is at most so many times that of
-# a wait of T - 1. On ResNet-20 a factor of 1.6 loses no accuracy, on a ViT one of 3
-# loses two points.
+# a wait of T - 1: a factor that costs little accuracy, where three times was too much.
 _TOLERANCE = 2.0
 _ROUNDS = 5  # of fits that bring the spikes that really arrive to their number
 _NEAR = 0.03  # how much less than the number ends them

@@ -104,8 +104,7 @@ def convert(
             rate coding, and otherwise the least that is enough: from
             `snnjax.codes.Code.least_wait` on the first at which the squared error of
             the outputs for x is at most twice that of a wait of T - 1, or what the
-            curves of `best` predict for it. Under ``jit`` it is
-            `least_wait` itself.
+            curves of `best` predict for it. Under ``jit`` it is the least wait itself.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
@@ -123,9 +122,9 @@ def convert(
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
-            activations are all zero; levels with which a code leaves gaps between the
-            values of a neuron; a recipe that fits no thresholds, or that fits
-            numbers to fewer than 64 samples each.
+            activations are all zero; a short wait that loses the outputs; levels with
+            which a code leaves gaps between the values of a neuron; a recipe that fits
+            no thresholds, or that fits numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -195,7 +194,7 @@ def convert(
     snn = _fitted(begin, by_site, waits, usual, zones, is_traced)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
-    return sharding.on_mesh(snn, sharding.batch_sharding(x)).noted(snn.fit)
+    return sharding.on_mesh(snn, sharding.batch_sharding(x)).with_fit(snn.fit)
 
 
 def _at(
@@ -222,8 +221,11 @@ def _fitted(
     """Fit with the last zone, the price and the wait that are cheapest.
 
     Args:
+        by_site: site name -> recipe.
         waits: the least, and the one that it is compared with.
-        usual: the model of all sites if its last zone may change, to one of the zones.
+        usual: the model of all sites if its last zone may change.
+        zones: last zones that it may have; None: it stays.
+        is_traced: whether images or params are, so that nothing can be compared.
     """
     code, steps = begin.snn.code, begin.steps
     priced = {n: r for n, r in by_site.items() if isinstance(r, Priced)}
@@ -245,6 +247,7 @@ def _fitted(
             models = models_of_sites(model, begin.network.sites, model)
             begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
 
+    @functools.cache  # the search for a price begins with what the wait was found at
     def fit(wait: int, price: float | None) -> Outcome:
         here = begin._replace(snn=dataclasses.replace(begin.snn, wait=wait), wait=wait)
         sweeps = sweeps_by_site(_at(by_site, code, price))
@@ -257,7 +260,7 @@ def _fitted(
         return outcome.snn
     if not code.clock_runs and wait < steps - 1:
         cautions.of_lost_outputs(outcome.means()[0], wait)
-    return outcome.snn.noted(_text_of(outcome, others))
+    return outcome.snn.with_fit(_text_of(outcome, others))
 
 
 def _text_of(outcome: Outcome, others: str) -> str:
