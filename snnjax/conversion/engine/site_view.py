@@ -14,8 +14,9 @@ import jax
 
 from snnjax import sharding
 from snnjax._trees import is_kernel
+from snnjax.calibrators.running import answer
 from snnjax.calibrators.view import Target, View, latest
-from snnjax.conversion.engine.segments import Current, Results, Work, joined
+from snnjax.conversion.engine.segments import Current, Results, Work
 from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
@@ -129,15 +130,14 @@ class SiteView(View):
     ) -> list[jax.Array]:
         """What the stage reads of all images to fit to: means of what is in time."""
         variables = [v for v in self._stage.sources if v in parts]
-        of_images = joined(
-            [parts[v][: self._state.fitted] for v in variables],
-            tuple(v in streams for v in variables),
-            self.steps,
-            self.code,
-            every,
-            self.batch_sharding,
-        )
-        values = values | dict(zip(variables, of_images, strict=True))
+        of_images = {}
+        for v in variables:
+            of_batches = parts[v][: self._state.fitted]
+            if v in streams:
+                run = self.steps, self.code
+                of_batches = [answer(part, *run) for part in of_batches]
+            of_images[v] = self.join(of_batches, every=every)
+        values = values | of_images
         return [values[v] for v in self._stage.sources]
 
 

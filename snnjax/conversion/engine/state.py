@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax.calibrators.view import Dynamics
+from snnjax.calibrators.running import Dynamics
 from snnjax.conversion.engine.segments import Results, Work, run
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
