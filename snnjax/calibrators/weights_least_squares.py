@@ -145,7 +145,7 @@ def _refitted(
         best = straight_through(original, chosen(current, problem, search, first))
     columns = zip(weights.items(), best, free, strict=True)
     return {
-        path: new.astype(weight.dtype) if may_change else weight
+        path: jnp.asarray(new, weight.dtype) if may_change else weight
         for (path, weight), new, may_change in columns
     }
 

@@ -181,6 +181,7 @@ def convert(
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
         fitted=len(to_fit),
         effects=functools.cache(lambda: effects_of(network, params, to_fit)),
+        curves={},
         original=network.arguments(params),
         params={},
         activations={v: [part[v] for part in parts] for v in network.x},
@@ -246,6 +247,8 @@ def _fitted(
             model = dataclasses.replace(usual, last_zone=zones[number])
             models = models_of_sites(model, begin.network.sites, model)
             begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
+        names = [s.place.name for s in begin.stages[:-1] if s.place.name in priced]
+        begin = begin._replace(curves=dict(zip(names, curves, strict=True)))
 
     @functools.cache  # the search for a price begins with what the wait was found at
     def fit(wait: int, price: float | None) -> Outcome:

@@ -48,7 +48,7 @@ def effects_of(
         of_batch, size = _effects(work, inputs, np.asarray(numbers, np.int32))
         effects.append(of_batch)
         sizes.append(size)
-    return _over_size(effects, sizes, sum(len(numbers) for _, numbers in batches))
+    return _over_size(sum(len(numbers) for _, numbers in batches), effects, sizes)
 
 
 @functools.partial(jax.jit, static_argnames="work")
@@ -111,9 +111,9 @@ def _mixed(h: jax.Array) -> jax.Array:
     return h ^ h >> jnp.uint32(16)
 
 
-@by_numpy_or_xla
+@functools.partial(by_numpy_or_xla, static=1)
 def _over_size(
-    effects: Sequence[Effects], sizes: Sequence[jax.Array], count: int
+    count: int, effects: Sequence[Effects], sizes: Sequence[jax.Array]
 ) -> dict[str, list[jax.Array]]:
     """The effects by site, over the mean |y|^2.
 

@@ -9,12 +9,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 
 from snnjax import sharding
 from snnjax._trees import is_kernel
+from snnjax._types import Per
 from snnjax.calibrators.running import answer
+from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Target, View, latest
 from snnjax.conversion.engine.segments import Current, Results, Work
 from snnjax.conversion.engine.state import Parts, State
@@ -92,6 +95,16 @@ class SiteView(View):
         view._effects = self._state.effects()[self.site.name]
         vars(view).pop("sample", None)  # which has the effects
         return view
+
+    def curves(
+        self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
+    ) -> tuple[Curve, ...]:
+        known = self._state.curves.get(self.site.name)
+        if known is not None and offset is None and zones == (self.model.last_zone,):
+            channels = 1 if per == "layer" else self.site.shape[self.site.channel]
+            if known.thresholds.shape[1] == channels:
+                return (known,)
+        return super().curves(zones, per, offset)
 
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:
         batches = itertools.islice(self.results(weights), self._state.fitted)

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax.calibrators.running import Dynamics
+from snnjax.calibrators.spending import Curve
 from snnjax.conversion.engine.segments import Results, Work, run
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
@@ -44,6 +45,7 @@ class State(NamedTuple):
     fitted: int
     # () -> site name -> how errors count, for each micro-batch that is fitted to.
     effects: Callable[[], dict[str, list[jax.Array]]]
+    curves: dict[str, Curve]  # of sites whose activations have been surveyed
     original: Values  # parameters of the ANN, and constants
     params: Values  # the same of the SNN, as calibrated up to here
     activations: Parts  # of the ANN
