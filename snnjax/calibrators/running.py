@@ -64,15 +64,21 @@ class Fired(NamedTuple):
     digits: Any = None  # how many; None: they follow from the output
 
 
-@functools.partial(jax.jit, static_argnames="dynamics")
-def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired:
-    """Run neurons on a current as `View.currents` has it."""
+@functools.partial(jax.jit, static_argnames=("dynamics", "counts"))
+def fire(
+    dynamics: Dynamics, neurons: NeuronParams, current: jax.Array, counts: bool = False
+) -> Fired:
+    """Run neurons on a current as `View.currents` has it.
+
+    Args:
+        counts: whether spikes are counted that the result does not need.
+    """
     model, steps, wait, code, _ = dynamics
     if dynamics.needs_time:
         arriving = dynamics.arriving(current)
         return Fired(spike_train(model, neurons, arriving, wait=wait, code=code))
     output = dynamics.closed_form(neurons, current)
-    if code.clock_runs:
+    if code.clock_runs or not counts:
         return Fired(output)
     if neurons.offset is not None:  # which is no spike
         bias = neurons.bias - neurons.offset

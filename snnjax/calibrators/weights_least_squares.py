@@ -127,16 +127,16 @@ def _refitted(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    original, sources, result = jax.lax.stop_gradient(
+    fixed, sources, result = jax.lax.stop_gradient(
         (original, target.sources, target.result)
     )
     effects = target.effects
     begin, iterate, chosen = _compiled
-    if is_on_host((original, sources, result, effects)):
-        original, result, effects = on_host((original, result, effects))
+    if is_on_host((fixed, sources, result, effects)):
+        fixed, result, effects = on_host((fixed, result, effects))
         begin, iterate, chosen = _begin, _iterate, _chosen
-    fixed = target.current, dtypes, free, target.channel
-    current = _Current(*fixed, original, sources)
+    of = target.current, dtypes, free, target.channel
+    current = _Current(*of, fixed, sources)
     with np.errstate(all="ignore"):  # as XLA
         problem, search = begin(current, result, effects, damping, rectified)
         first = search.error
@@ -212,6 +212,8 @@ class _Problem(NamedTuple):
     top: Any  # the largest a of each channel, otherwise infinity
     counts: Any  # m w, 0 for images that are left out
     judges: Any  # w of the images that are left out, and only of them
+    total: Any  # sum of m w of each channel, or 1
+    level: Any  # mean of a, weighed by m w
     ridge: Any  # damping k
 
     def along(self, current: _Current, weights: Weights, direction: Weights) -> Any:
@@ -232,22 +234,30 @@ class _Problem(NamedTuple):
 
     def centered(self, values: Any) -> Any:
         """m w (values - their mean per channel, which b takes)."""
-        xp = namespace(self.scale)
-        return xp.where(self.counts > 0, self.counts * (values - self._mean(values)), 0)
+        mean = self._mean(values)
+        if namespace(values) is np and np.isfinite(mean).all():  # so all of them are
+            values = values - mean
+            values *= self.counts
+            return values
+        where = namespace(values).where
+        return where(self.counts > 0, self.counts * (values - mean), 0)
 
     def error(self, current: Any) -> Any:
         """Sum of w (a - clip(I + b))^2 over the images that are left out."""
         xp = namespace(self.scale)
-        constant = self._mean(self.activation - current)
+        constant = self.level - self._mean(current)
         output = xp.clip(_left_out(current) + constant, self.bottom, self.top)
         errors = self.judges * (_left_out(self.activation) - output) ** 2
         return xp.where(self.judges > 0, errors, 0).sum()
 
     def _mean(self, values: Any) -> Any:
-        xp = namespace(self.scale)
-        total = xp.where(self.counts > 0, self.counts * values, 0)
-        weight = self.counts.sum((0, 1), keepdims=True)
-        return total.sum((0, 1), keepdims=True) / xp.where(weight > 0, weight, 1)
+        """Weighed by m w, [1, 1, C]."""
+        xp = namespace(values)
+        total = xp.einsum("npc,npc->c", self.counts, values)[None, None]
+        if xp is not np or not np.isfinite(total).all():
+            total = xp.where(self.counts > 0, self.counts * values, 0)
+            total = total.sum((0, 1), keepdims=True)
+        return total / self.total
 
 
 def _begin(
@@ -277,7 +287,10 @@ def _begin(
     judges = xp.arange(len(activation))[:, None, None] % _LEFT_OUT == _LEFT_OUT - 1
     counts = xp.where(is_clipped | judges, 0, weight)
     of = scale, activation, bottom, top, counts, _left_out(weight)
-    problem = _Problem(*of, ridge=scale)
+    total = counts.sum((0, 1), keepdims=True)
+    total = xp.where(total > 0, total, 1)
+    problem = _Problem(*of, total=total, level=scale, ridge=scale)
+    problem = problem._replace(level=problem._mean(activation))
     residual = problem.back(current_of, activation - current)
     # k = |P J W_0|^2 / |W_0|^2
     curvature = (change * problem.centered(change)).sum()

@@ -102,6 +102,13 @@ class Outcome(NamedTuple):
         error, spikes = _means(start, self.errors, self.spikes)
         return float(error), float(spikes)
 
+    def times(self, other: "Outcome") -> float:
+        """This error times that of another outcome over this one, for its images."""
+        count = len(other.errors)
+        same = self._replace(errors=self.errors[:count], fitted=count)
+        own, of_same = self.means()[0], same.means()[0]
+        return other.means()[0] * (own / of_same if of_same > 0 else 1)
+
 
 @functools.partial(by_numpy_or_xla, static=1)
 def _means(start: int, errors: jax.Array, spikes: jax.Array) -> list[jax.Array]:
