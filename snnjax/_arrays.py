@@ -160,7 +160,7 @@ def in_rows(values: Any, channel: int) -> Any:
     return last.reshape(len(last), -1, last.shape[-1])
 
 
-def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array]:
+def sampled(parts: Iterable[Any], axis: int, every: int) -> list[Any]:
     """Every n-th image, counted across all parts.
 
     >>> [part.tolist() for part in sampled([jnp.arange(3), jnp.arange(3, 7)], 0, 2)]

@@ -70,7 +70,7 @@ def spikes_sent(here: State) -> jax.Array:
 
 @by_numpy_or_xla
 def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
-    errors = np.zeros((), np.float32)
+    errors: Any = np.zeros((), np.float32)
     for pair in pairs:
         xp = namespace(pair[0][0])
         answer, output = map(xp.concatenate, pair)
