@@ -16,6 +16,7 @@ from snnjax._text import name_of_value, repr_pretty
 from snnjax._types import Per
 from snnjax.calibrators.conditions import by_effect, streaming_only
 from snnjax.calibrators.corrections import (
+    FEW,
     correct_bias,
     correct_potential,
     half_charge,
@@ -286,7 +287,7 @@ def best(
     around the middle of each channel. Without a wait, thresholds are scaled for the
     spikes that arrive, and a part of the charge comes later, where spikes cannot be
     taken back. And in place of the bias, the initial potential removes the mean error
-    of each neuron, in three rounds.
+    of each neuron, or with fewer than 64 images of each channel, in three rounds.
 
     All errors count by their effect on the outputs (`by_effect`). With fewer than 64
     images for a dense layer, one threshold per layer suits new images better.
@@ -337,7 +338,7 @@ def best(
             postpone_charge(),
             streaming_only(scale_threshold()),
             streaming_only(postpone_charge()),
-            correct_potential(3),
+            correct_potential(3, enough=FEW),
         )
         return best_of(Recipe([by_effect(*thresholds)]), Recipe([refined]))
 
