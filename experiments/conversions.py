@@ -93,9 +93,11 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     bar = {"desc": "conversions", "leave": False, "disable": devices.hidden()}
     with tqdm(total=len(rows) * len(seeds), **bar) as progress:
         for line in rows:
-            draws = []
+            draws: list[Draw] = []
             for seed in seeds:
-                draws.append(_draw(task, line, seed))
+                # A row has one wait: the one that the first draw measures.
+                wait = draws[0].snn.wait if draws else line.wait
+                draws.append(_draw(task, line._replace(wait=wait), seed))
                 progress.update()
             zone = task.config.last_zone
             unusual = "" if zone is None else f", last zone {zone:g}"
