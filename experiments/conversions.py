@@ -26,7 +26,15 @@ import snnjax
 from experiments.data import Dataset, normalize
 from experiments.models import Source
 from experiments.report import Result, row
-from experiments.running import CODES, RECIPES, Conversion, Convert, devices, digest
+from experiments.running import (
+    CODES,
+    QUANTIZED_ANN,
+    RECIPES,
+    Conversion,
+    Convert,
+    devices,
+    digest,
+)
 from snnjax.calibrators import broadcast
 
 HELD_OUT = 500  # training images at most, to choose the row that is saved
@@ -85,12 +93,16 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     bar = {"desc": "conversions", "leave": False, "disable": devices.hidden()}
     with tqdm(total=len(rows) * len(seeds), **bar) as progress:
         for line in rows:
-            draws = []
+            draws: list[Draw] = []
             for seed in seeds:
-                draws.append(_draw(task, line, seed))
+                # A row has one wait: the one that the first draw measures.
+                wait = draws[0].snn.wait if draws else line.wait
+                draws.append(_draw(task, line._replace(wait=wait), seed))
                 progress.update()
             zone = task.config.last_zone
             unusual = "" if zone is None else f", last zone {zone:g}"
+            if line.spikes is not None:
+                unusual += f", {line.spikes:g} spikes"
             result = result_of(task, line.recipe + unusual, draws)
             tqdm.write(row(result, task.ann))
             results.append(result)
@@ -101,19 +113,22 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    codes = {"best": ("rate", "radix")}
+    codes = {"best": ("rate", "radix"), QUANTIZED_ANN: ("radix",)}
     named = ((r, config.codes or codes.get(r, ("rate",))) for r in config.recipes)
     for recipe, name in ((recipe, name) for recipe, names in named for name in names):
         code = CODES[name]
         # By default the least that the code needs; "best" also waits for all of T.
         is_best = (recipe, name) == ("best", "rate")
         waits = config.waits or (("least", "T") if is_best else ("least",))
+        if recipe == QUANTIZED_ANN:
+            waits = ("T",) if code.clock_runs else ("T-1",)
         pairs = config.pairs() or [code.levels]
         budgets = (recipe == "best" and config.spikes) or (None,)
         for levels, wait, steps, spikes in itertools.product(
             pairs, waits, config.steps, budgets
         ):
-            numbers = {"T": steps, "least": 0 if code.clock_runs else None}
+            least = 0 if code.clock_runs else None
+            numbers = {"T": steps, "T-1": steps - 1, "least": least}
             number = numbers[wait] if wait in numbers else int(wait)
             rows.append(Row(recipe, steps, number, levels, name, spikes))
     return list(dict.fromkeys(rows))
@@ -177,7 +192,8 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
         snn, card, _ = snnjax.load(file)
         return Draw(snn, **card["extras"])
     model, recipe = neuron_of(line.levels, line.code, config), line.recipe
-    if config.last_zone is None and line.levels == CODES[line.code].levels:
+    usual = config.last_zone is None and line.levels == CODES[line.code].levels
+    if usual and recipe != QUANTIZED_ANN:
         model = None  # whose last zone the conversion chooses
     start = time.perf_counter()
     snn = snnjax.convert(

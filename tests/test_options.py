@@ -27,7 +27,7 @@ OUT_OF_RANGE = (
     (FineTune, {**SCRATCH, "recipe": "light"}, "so it takes no --recipe; leave out"),
     (FineTune, {**SCRATCH, "keep_averages": True}, "takes no --keep_averages"),
     (Convert, {"steps": (10**9,)}, "steps must be 1 to 10000, not 1000000000"),
-    (Convert, {"waits": ("x",)}, "whole number >= 0 or T"),
+    (Convert, {"waits": ("x",)}, "whole number >= 0, T or T-1"),
     (Convert, {"waits": ("9",), "steps": (4,)}, "exceeds steps 4"),
     (Convert, {"calibration_images": 0}, "must be > 0"),
     (Convert, {"seeds": (1, 1)}, "seeds has 1 more than once"),

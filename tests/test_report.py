@@ -6,6 +6,12 @@ from networks import NETWORKS
 
 import snnjax
 from experiments.report import Result, choice, figures, write_results
+from experiments.report.networks import (
+    NetworkResults,
+    costs_of_networks,
+    latencies_of_networks,
+    summary_of_networks,
+)
 from experiments.report.results import PARTS, site_table, tables_of
 from snnjax.measures import Measures, SiteMeasures
 
@@ -159,3 +165,19 @@ def test_figures_are_the_same_every_time(tmp_path):
         figures.write_figures(tmp_path, results(), 0.987, [0.25, 0.5])
     assert before == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
     assert {file.name for file in tmp_path.iterdir()} == {"accuracy.png", "layers.png"}
+
+
+def test_the_quantized_ann_is_a_column_of_the_rows_that_it_is_compared_with():
+    """Where its row has the same code, levels and T; it is no row of its own."""
+    rows = results()
+    rounded = rows[1]._replace(
+        recipe="quantized_ann", accuracies=[[0.1, 0.2, 0.3, 0.625]]
+    )
+    network = NetworkResults("net", [*rows, rounded], 0.987, "images", {}, {})
+    for table, count in ((costs_of_networks, len(rows)), (summary_of_networks, 1)):
+        ((head, *lines),) = tables(table([network]))
+        column = head.index("quantized ANN %")
+        assert len(lines) == count and "quantized_ann" not in str(lines)
+        for line in lines:
+            assert line[column] == {"2": "", "4": "62.5"}[line[head.index("T")]]
+    assert "quantized_ann" not in latencies_of_networks([network])

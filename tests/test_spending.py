@@ -196,6 +196,41 @@ def test_the_wait_is_the_least_that_is_enough():
     assert f"with wait {chosen.wait - 1}" in chosen.fit
 
 
+@pytest.mark.filterwarnings("ignore:with a wait of 1 the squared error")
+def test_behind_a_norm_more_digits_do_not_replace_a_wait():
+    """Small inputs fire late: neurons behind their norm then have small digits left.
+
+    So the error of a short wait depends on the thresholds in front, not on T. Longer T
+    allow higher thresholds, with which even more inputs are late.
+    """
+
+    def fn(params, x):
+        size = jnp.square(h := snnjax.encode(x)).mean(-1, keepdims=True)
+        return jax.nn.relu(h / jnp.sqrt(1e-6 + size) @ params[0]) @ params[1]
+
+    draw = np.random.default_rng(0).normal
+    params = [np.float32(draw(size=shape)) / 3 for shape in ((8, 16), (16, 4))]
+    x = np.float32(draw(size=(256, 8)) * np.exp(1.3 * draw(size=(256, 1))))
+    first, calibrate = "0/encoder", snnjax.calibrators
+
+    def error(steps, scale, wait):
+        def scaled(view, fit):
+            factor = scale if view.site.name == first else 1
+            return fit.with_neurons(threshold=factor * fit.neurons.threshold)
+
+        chain = calibrate.max_threshold("channel"), scaled, calibrate.half_charge()
+        recipe, options = snnjax.Recipe(chain), {"code": codes.radix(), "wait": wait}
+        snn = snnjax.convert(fn, params, x, steps=steps, recipe=recipe, **options)
+        missing = snnjax.spiking(fn)(snn, x).mean(0) - fn(params, x)
+        return float(jnp.square(missing).mean())
+
+    short = error(6, 1, 1)
+    assert abs(error(8, 1, 1) / short - 1) < 0.05 and error(8, 4, 1) > 1.3 * short
+    assert error(8, 1, 7) < 0.1 * short
+    snn = snnjax.convert(fn, params, x, steps=6, code=codes.radix())
+    assert snn.wait > 1 and "with wait 1" in snn.fit
+
+
 @pytest.mark.parametrize(
     "recipe, message",
     [

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report.drawing import BAR, INK, SERIES, WIDTH, new_figure
-from experiments.report.networks import NetworkResults, merged
+from experiments.report.networks import NetworkResults, merged, spiking
 from experiments.report.results import (
     PARTS,
     Result,
@@ -233,11 +233,12 @@ def draw_points_lost(networks: Sequence[NetworkResults], folder: Path) -> None:
         with new_figure(file, *size, legend=len(KINDS), **grid) as (_, axes):
             for kind, style in KINDS.items():
                 axes[0].plot([], [], style, color=INK, label=kind)
-            for i, (name, results, ann, *_) in enumerate(networks):
+            for i, network in enumerate(networks):
+                name, ann = network.name, network.ann
                 axis, color = axes[i // 2], SERIES[i % 2]
                 axis.set_title(name, color=color, loc=("left", "right")[i % 2])
                 for kind, style in KINDS.items():
-                    rows = [row for row in results if kind_of(row) == kind]
+                    rows = [row for row in spiking(network) if kind_of(row) == kind]
                     if points := frontier(rows, ann, cost):
                         axis.plot(*zip(*points, strict=True), style, color=color)
             for axis in axes:

@@ -20,6 +20,7 @@ from experiments.report.results import (
     markdown_table,
     percent,
 )
+from experiments.running import QUANTIZED_ANN
 
 
 class NetworkResults(NamedTuple):
@@ -171,18 +172,45 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks."""
     networks = merged(networks)
-    return _stacked(COSTS, networks, [map(cost_cells, n.results) for n in networks])
+    head = (*COSTS[:5], QUANTIZED, *COSTS[5:])
+
+    def cells(network: NetworkResults, result: Result) -> Sequence[str]:
+        costs = cost_cells(result)
+        return (*costs[:5], quantized_percent(network, result), *costs[5:])
+
+    rows = [[cells(n, result) for result in spiking(n)] for n in networks]
+    return _stacked(head, networks, rows)
 
 
-SUMMARY = ("recipe", "T", "latency", "accuracy %", "ANN %", "spikes", *COSTS[-3:])
+QUANTIZED = "quantized ANN %"
+
+
+def spiking(network: NetworkResults) -> list[Result]:
+    """Its rows without those of `QUANTIZED_ANN`, with which others are compared."""
+    return [result for result in network.results if result.recipe != QUANTIZED_ANN]
+
+
+def quantized_percent(network: NetworkResults, result: Result) -> str:
+    """The accuracy of an ANN whose activations have as many values; "" if unknown."""
+    kind = result.code, result.levels, result.steps
+    for other in network.results:
+        if other.recipe == QUANTIZED_ANN:
+            if (other.code, other.levels, other.steps) == kind:
+                return percent(other)
+    return ""
+
+
+SUMMARY = ("recipe", "T", "latency", "accuracy %", QUANTIZED, "ANN %", "spikes")
+SUMMARY += COSTS[-3:]
 
 
 def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The most accurate row of each network, with its ANN and some of its costs."""
 
     def cells(network: NetworkResults) -> list[str]:
-        best = max(network.results, key=lambda result: result.final)
+        best = max(spiking(network), key=lambda result: result.final)
         costs = dict(zip(COSTS, cost_cells(best), strict=True))
+        costs[QUANTIZED] = quantized_percent(network, best)
         costs["ANN %"] = f"{100 * network.ann:.1f}"
         return [costs[title] for title in SUMMARY]
 
@@ -197,11 +225,10 @@ def latencies_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The best accuracy that each kind of spikes reaches within `LIMITS`."""
 
     def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
-        kinds = [f"{r.code}, {r.spike.split()[0]}" for r in network.results]
+        of_network = spiking(network)
+        kinds = [f"{r.code}, {r.spike.split()[0]}" for r in of_network]
         for kind in dict.fromkeys(kinds):
-            results = [
-                r for r, k in zip(network.results, kinds, strict=True) if k == kind
-            ]
+            results = [r for r, k in zip(of_network, kinds, strict=True) if k == kind]
             in_time = ([r for r in results if r.latency <= most] for most in LIMITS)
             best = (max(rows, key=lambda r: r.final, default=None) for rows in in_time)
             yield kind, *("" if row is None else percent(row) for row in best)

@@ -11,6 +11,7 @@ from experiments.running.command_line import (
 from experiments.running.options import (
     CHIPS,
     CODES,
+    QUANTIZED_ANN,
     RECIPES,
     Conversion,
     Convert,

@@ -53,6 +53,10 @@ CHIPS = {
     "spinnaker2": snnjax.deploy.spinnaker2,
 }
 
+# The best conversion in which every layer knows all of its input, without a price and
+# with rounding at the last step: an ANN with activations of as many values.
+QUANTIZED_ANN = "quantized_ann"
+
 # The recipes by their names for --recipes: (options, seed) -> recipe.
 RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
     "quantized": lambda config, seed: snnjax.quantized(),
@@ -64,6 +68,7 @@ RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
         iterations=config.iterations, seed=seed
     ),
     "best": lambda config, seed: snnjax.best(),
+    QUANTIZED_ANN: lambda config, seed: snnjax.best(price=0),
 }
 
 # The allowed values of an option, wherever it occurs.
@@ -82,7 +87,9 @@ RULES: dict[str, Rule] = {
     "leak": Rule("in (0, 1]", lambda value: 0 < value <= 1),
     "distillation": FROM_0_TO_1,
     "weight_bits": at_most(16),
-    "waits": Rule("a whole number >= 0 or T", lambda w: w == "T" or w.isdecimal()),
+    "waits": Rule(
+        "a whole number >= 0, T or T-1", lambda w: w in ("T", "T-1") or w.isdecimal()
+    ),
     "reset": one_of("zero", "subtract"),
     "learn": one_of("fixed", "choose"),
     "dtype": one_of("float32", "bfloat16"),
@@ -303,10 +310,10 @@ class Convert(Conversion):
     # Numbers of time steps T; each is a separate conversion.
     steps: tuple[int, ...] = (4, 8)
     # Recipes, of experiments.running.RECIPES.
-    recipes: tuple[str, ...] = tuple(name for name in RECIPES if name != "quantized")
-    # Steps that each layer integrates before it fires: numbers, or T for all steps. By
+    recipes: tuple[str, ...] = tuple(r for r in RECIPES if "quantized" not in r)
+    # Steps that each layer integrates before it fires: numbers, T-1, or T for all. By
     # default 0 for rate, which also has T for "best"; for other codes the least that is
-    # enough, which the conversion measures.
+    # enough, which the conversion measures. "quantized_ann" has T for rate, else T-1.
     waits: tuple[str, ...] | None = None
     # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
     # 0 1 is binary, -1 1 signed, 0 3 graded. By default those of the code: 0 1 for
@@ -332,7 +339,7 @@ class Convert(Conversion):
 
     def __post_init__(self):
         super().__post_init__()
-        numbers = [int(wait) for wait in self.waits or () if wait != "T"]
+        numbers = [int(wait) for wait in self.waits or () if wait.isdecimal()]
         if max(numbers, default=0) > min(self.steps):
             raise ValueError(
                 f"wait {max(numbers)} exceeds steps {min(self.steps)}; no layer waits "

@@ -95,10 +95,6 @@ class Curve(NamedTuple):
         take: Any = jnp if isinstance(best, Tracer) else np
         return Curve(*(take.take_along_axis(part, best, 0)[0] for part in self))
 
-    def total(self, price: float) -> np.ndarray:
-        """(error, spikes) of the site at this price."""
-        return np.asarray([part.sum() for part in self.cheapest(price)[1:]])
-
 
 def curves(
     sample: Sample,
@@ -176,8 +172,9 @@ def curves(
 
 def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:
     """(error, spikes per neuron) of all sites at this price, as the curves predict."""
-    error, spikes = np.sum([of_site.total(price) for of_site in curves], 0)
-    return float(error), float(spikes)
+    best = [of_site.cheapest(price) for of_site in curves]
+    error = sum(of_site.errors.sum() for of_site in best)
+    return float(error), float(sum(of_site.spikes.sum() for of_site in best))
 
 
 def price_of(curves: Iterable[Curve], spikes: float) -> float:

@@ -12,16 +12,12 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import warn
+from snnjax.calibrators.corrections import FEW
 from snnjax.codes import Code
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
-
-# Samples of a parameter below which there is a warning. Of the README's network, best()
-# missed 2.6 % of the outputs for new images when it was fitted to 16 images, 0.8 % with
-# 64 and 0.6 % with 256; with one threshold per layer 1.0 % and 0.9 % with 16 and 64.
-FEW = 64
 
 
 def of_gaps(code: Code, models: Any, steps: int) -> None:

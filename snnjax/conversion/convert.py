@@ -276,9 +276,12 @@ def _fitted(
 def _text_of(outcome: Outcome, others: str) -> str:
     """What was measured and kept, for `SNN.fit`."""
     error, spikes = outcome.means()
-    text = f"{spikes:.3g} spikes per neuron, squared error of the outputs {error:.2g}"
-    text += f" ({others})" if others else ""
-    return f"{text}; kept {outcome.kept}" if outcome.kept else text
+    lines = [
+        f"{spikes:.3g} spikes per neuron, squared error of the outputs {error:.2g}"
+    ]
+    lines += [f"in place of {others}"] if others else []
+    lines += [f"kept {outcome.kept}"] if outcome.kept else []
+    return "\n".join(lines)
 
 
 def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome:
