@@ -85,6 +85,42 @@ def on_host(tree: Any) -> Any:
     )
 
 
+def is_on_host(tree: Any) -> bool:
+    """Whether all arrays are in the memory of one CPU, where NumPy reads them."""
+
+    def is_here(leaf: Any) -> bool:
+        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
+            return not isinstance(leaf, Tracer)
+        devices = leaf.devices()
+        return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+    return all(map(is_here, jax.tree.leaves(tree)))
+
+
+def by_numpy_or_xla(function: Callable, static: int = 0) -> Callable:
+    """A function of arrays, by NumPy where they are in a CPU's memory.
+
+    That takes no compilation. Elsewhere, and traced, it is compiled. The first
+    arguments, so many, are static.
+    """
+    compiled = jax.jit(function, static_argnums=tuple(range(static)))
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        arrays = arguments[static:]
+        if not is_on_host(arrays):
+            return compiled(*arguments)
+        with np.errstate(all="ignore"):  # as XLA
+            return function(*arguments[:static], *on_host(arrays))
+
+    return call
+
+
+def namespace(array: Any) -> Any:
+    """NumPy for its arrays, otherwise ``jax.numpy``."""
+    return np if isinstance(array, np.ndarray | np.generic) else jnp
+
+
 def add_offset(values: jax.Array, offset: Any) -> jax.Array:
     """Values plus an offset of each channel, in their own type; None: as they are."""
     if offset is None:
@@ -114,7 +150,17 @@ def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
     return reduced.reshape(x.shape[channel], *[1] * (-channel - 1))
 
 
-def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array]:
+def in_rows(values: Any, channel: int) -> Any:
+    """[N, ...] as [N, positions, C]; the channel's axis counts from the end.
+
+    >>> in_rows(jnp.ones((2, 3, 4, 5)), -3).shape
+    (2, 20, 3)
+    """
+    last = namespace(values).moveaxis(values, channel, -1)
+    return last.reshape(len(last), -1, last.shape[-1])
+
+
+def sampled(parts: Iterable[Any], axis: int, every: int) -> list[Any]:
     """Every n-th image, counted across all parts.
 
     >>> [part.tolist() for part in sampled([jnp.arange(3), jnp.arange(3, 7)], 0, 2)]
@@ -124,6 +170,6 @@ def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array
     for part in parts:
         count, first = part.shape[axis], -start % every
         if first < count:
-            samples.append(jax.lax.slice_in_dim(part, first, None, every, axis))
+            samples.append(part[(slice(None),) * axis + (slice(first, None, every),)])
         start += count
     return samples

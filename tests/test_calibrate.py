@@ -382,19 +382,18 @@ def refitted(target, spikes, kernel, **options):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     target, spikes = jnp.asarray(target), jnp.asarray(spikes)
-    layer = {"current_of": _current, "dtypes": (kernel.dtype,), "free": (True,)}
-    options = {"channel": -1, "rectified": True} | layer
-    data = (kernel,), spikes, target, None, damping
-    problem, search, ridge = solve._begin(*data, **options)
+    layer = solve._Current(_current, (kernel.dtype,), (True,), -1, (kernel,), spikes)
+    problem, search = solve._begin(layer, target, None, damping, True)
     for _ in range(30):
-        search = solve._iterate(problem, search, ridge)
+        search = solve._iterate(layer, problem, search)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     solution = np.asarray(kernel) + np.asarray(search.step[0])
     np.testing.assert_allclose(solution, expected, atol=2e-4)
     current = np.asarray(search.current) * np.asarray(problem.scale)
-    np.testing.assert_allclose(current, np.asarray(spikes) @ solution, atol=1e-4)
+    expected = (np.asarray(spikes) @ solution).reshape(current.shape)
+    np.testing.assert_allclose(current, expected, atol=1e-4)
 
 
 def distance(target, spikes, kernel):

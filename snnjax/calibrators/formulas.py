@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, per_channel
+from snnjax._arrays import aligned, namespace, per_channel
 from snnjax._types import Per
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.neurons.models import NeuronParams
@@ -163,7 +163,8 @@ def binary_unit(values: jax.Array) -> jax.Array:
     >>> print(binary_unit(jnp.array([0.3, 5.0, 0.0])))
     [0.5 8.  1. ]
     """
-    return jnp.ldexp(jnp.ones_like(values), jnp.frexp(jnp.abs(values))[1])
+    xp = namespace(values)
+    return xp.ldexp(xp.ones_like(values), xp.frexp(abs(values))[1])
 
 
 # g and g' of `middle`, in twentieths of the range of a channel.

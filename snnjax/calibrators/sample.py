@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax._arrays import per_channel, subtract_offset
+from snnjax._arrays import by_numpy_or_xla, namespace, per_channel, subtract_offset
 
 # Positions of each channel that thresholds and searches compare candidates on. On
 # ResNet-20 half of them cost a tenth of the KL divergence at T = 4, and all positions
@@ -70,13 +70,12 @@ class SampleRows(NamedTuple):
 
     def __call__(self, current, activation, effects, positions) -> Any:
         del current
-        a = activation.astype(jnp.float32)
+        a, xp = activation.astype(np.float32), namespace(activation)
         if effects is None:
-            axis = a.ndim + self.channel
-            effects = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=axis))
+            effects = xp.ones_like(xp.take(a, np.arange(1), a.ndim + self.channel))
         ends = [
-            per_channel(reduce, jnp.where(effects > 0, a, otherwise), self.channel)
-            for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+            per_channel(reduce, xp.where(effects > 0, a, otherwise), self.channel)
+            for reduce, otherwise in ((xp.min, xp.inf), (xp.max, -xp.inf))
         ]
         rows = [_rows(values, positions, *self) for values in (a, effects)]
         return *rows, *(end.ravel() for end in ends)
@@ -90,21 +89,22 @@ class CurrentRows(SampleRows):
         return _rows(current, positions, *self)
 
 
-@functools.partial(jax.jit, static_argnames="everywhere")
-def merged(parts: Sequence[Any], everywhere: NamedSharding | None) -> Sample:
+@functools.partial(by_numpy_or_xla, static=1)
+def merged(everywhere: NamedSharding | None, parts: Sequence[Any]) -> Sample:
     """The sample, from the `SampleRows` of all micro-batches."""
     activations, weights, lowest, highest = zip(*parts, strict=True)
-    ends = jnp.stack(lowest).min(0), jnp.stack(highest).max(0)
-    activation = concatenated(activations, everywhere)
-    return Sample(activation, concatenated(weights, everywhere), *ends)
+    xp = namespace(lowest[0])
+    ends = xp.stack(lowest).min(0), xp.stack(highest).max(0)
+    activation = concatenated(everywhere, activations)
+    return Sample(activation, concatenated(everywhere, weights), *ends)
 
 
-@functools.partial(jax.jit, static_argnames="everywhere")
+@functools.partial(by_numpy_or_xla, static=1)
 def concatenated(
-    parts: Sequence[jax.Array], everywhere: NamedSharding | None
+    everywhere: NamedSharding | None, parts: Sequence[jax.Array]
 ) -> jax.Array:
     """Rows [..., n, C] of all micro-batches, of which every device has a copy."""
-    rows = jnp.concatenate(parts, -2)
+    rows = namespace(parts[0]).concatenate(parts, -2)
     if everywhere is None:
         return rows
     return jax.lax.with_sharding_constraint(rows, everywhere)
@@ -122,10 +122,11 @@ def at_positions(
     values: jax.Array, positions: Any, ndim: int, channel: int
 ) -> jax.Array:
     """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
-    values = jnp.moveaxis(values, channel, -1)
+    xp = namespace(values)
+    values = xp.moveaxis(values, channel, -1)
     lead = values.shape[: values.ndim - ndim]
     rows = values.reshape(*lead, -1, values.shape[-1])
-    return rows if positions is None else jnp.take(rows, positions, rows.ndim - 2)
+    return rows if positions is None else xp.take(rows, positions, rows.ndim - 2)
 
 
 def _flat(offset: jax.Array | None) -> jax.Array | None:

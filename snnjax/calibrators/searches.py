@@ -18,8 +18,9 @@ from snnjax._text import named
 from snnjax.calibrators import formulas
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.calibrators.parameters import broadcast
+from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.sample import Sample, at_positions
-from snnjax.calibrators.view import Calibrator, Dynamics, Fit, View
+from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
 # Weight of the pace. On ResNet-20 without a wait it took 63 % off the KL divergence at

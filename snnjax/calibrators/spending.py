@@ -10,7 +10,7 @@ optimization of video coders (Sullivan and Wiegand, 1998); of spikes: ours.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -96,21 +96,21 @@ class Curve(NamedTuple):
         return Curve(*(take.take_along_axis(part, best, 0)[0] for part in self))
 
 
-def curve(
+def curves(
     sample: Sample,
-    transfer: Transfer,
+    transfers: Sequence[Transfer],
     *,
     reach: float,
     positions: int,
     neurons: int,
     offset: Any = None,
     per: Per = "channel",
-) -> Curve:
-    """The curve of a site.
+) -> tuple[Curve, ...]:
+    """The curve of a site for each of these transfers.
 
     Args:
         sample: some activations, n of each channel, and the effects of errors.
-        transfer: of the site's neurons.
+        transfers: of the site's neurons.
         reach: their largest output, in thresholds.
         positions: of a channel in an image.
         neurons: M.
@@ -120,8 +120,8 @@ def curve(
     >>> sample = Sample(*map(np.float32, ([[1], [0.6]], [[1], [1]], [0.6], [1])))
     >>> import snnjax
     >>> binary, code = snnjax.integrate_and_fire(), snnjax.codes.rate()
-    >>> (transfer,) = transfers(binary, code, 4, (1 / 2,))
-    >>> of_site = curve(sample, transfer, reach=1.0, positions=1, neurons=1)
+    >>> tables = transfers(binary, code, 4, (1 / 2,))
+    >>> (of_site,) = curves(sample, tables, reach=1.0, positions=1, neurons=1)
     >>> for price in (0, 0.1):
     ...     threshold, error, spikes = (part[0] for part in of_site.cheapest(price))
     ...     print(f"{threshold:.2f} {error:.4f} {spikes:.1f}")
@@ -144,22 +144,30 @@ def curve(
     # An activation near 0 is in the last bin, where it has no error and no spike.
     weights = xp.broadcast_to(sample.weight, sizes.shape) * (sizes > 0)
 
-    def histogram(values: Any) -> Any:
+    def histogram(values: Any = None) -> Any:
         # JAX cuts at a length, and NumPy fills up to one.
         size = {"length" if xp is jnp else "minlength": _BINS * channels}
-        total = xp.bincount(bins, values.ravel(), **size)
+        total = xp.bincount(bins, values, **size)
         return (positions / count * total).reshape(_BINS, channels)
 
     k = np.arange(_CANDIDATES)[:, None]
     columns = np.arange(_BINS) + _BETWEEN * (_CANDIDATES - 1 - k)
-    squares, spikes = (part[columns] for part in transfer)
     thresholds = _MOST / reach * 2.0 ** (-_BETWEEN / _PER_OCTAVE * k) * maxima
-    errors = thresholds**2 * (squares @ histogram(weights))
-    spikes = spikes @ histogram(xp.ones_like(sizes)) / neurons
-    if per == "layer":
-        thresholds = thresholds[:, :1]
-        errors, spikes = (part.sum(1, keepdims=True) for part in (errors, spikes))
-    return Curve(thresholds, errors, spikes)
+    histograms = histogram(weights.ravel()), histogram()
+
+    def of(transfer: Transfer) -> Curve:
+        # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
+        squares, spikes = (
+            xp.einsum("kb,bc->kc", table[columns], numbers)
+            for table, numbers in zip(transfer, histograms, strict=True)
+        )
+        errors, spikes = thresholds**2 * squares, spikes / neurons
+        if per == "channel":
+            return Curve(thresholds, errors, spikes)
+        of_layer = (part.sum(1, keepdims=True) for part in (errors, spikes))
+        return Curve(thresholds[:, :1], *of_layer)
+
+    return tuple(map(of, transfers))
 
 
 def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import subtract_offset
+from snnjax._arrays import by_numpy_or_xla, subtract_offset
 from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE, Range
 from snnjax._text import named
@@ -243,7 +243,7 @@ def least_squares_offset() -> Calibrator:
     return calibrate
 
 
-_divided = jax.jit(operator.truediv, static_argnums=1)
+_divided = by_numpy_or_xla(operator.truediv)
 
 
 @functools.partial(jax.jit, static_argnames="per")

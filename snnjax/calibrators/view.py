@@ -7,6 +7,7 @@ import abc
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -17,9 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import sampled
+from snnjax._arrays import by_numpy_or_xla, is_on_host, namespace, sampled
 from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
+from snnjax.calibrators.running import Dynamics, answer, fire
 from snnjax.calibrators.sample import (
     CurrentRows,
     Sample,
@@ -28,12 +30,9 @@ from snnjax.calibrators.sample import (
     concatenated,
     merged,
 )
-from snnjax.calibrators.spending import Curve, curve, transfers
-from snnjax.codes import Code
-from snnjax.firing import over_time
+from snnjax.calibrators.spending import Curve, curves, transfers
 from snnjax.network.sites import Site
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.unroll import closed_form, mean_and_pace, needs_no_time
+from snnjax.neurons.models import NeuronParams
 
 
 class Fit(NamedTuple):
@@ -63,42 +62,6 @@ class Target(NamedTuple):
     result: jax.Array  # what they give in the ANN, [N, ...]
     channel: int  # its axis of the channels, from the end
     effects: jax.Array | None = None  # how much errors count, [N, ...]; None: alike
-
-
-class Dynamics(NamedTuple):
-    """How the neurons of a site run, which has ``ndim`` axes; hashable."""
-
-    model: IntegrateAndFire
-    steps: int
-    wait: int
-    code: Code
-    ndim: int
-
-    def mean_and_pace(
-        self, neurons: NeuronParams, current: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mean output and pace, [B, ...], of a current as `View.currents` has it.
-
-        Where layers wait for all of their input, the pace is the mean.
-        """
-        if not self.needs_time:
-            mean = self.closed_form(neurons, current)
-            return mean, mean
-        run = {"wait": self.wait, "code": self.code}
-        return mean_and_pace(self.model, neurons, self.arriving(current), **run)
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a site decides before it has all of its input."""
-        return not needs_no_time(self.code, self.steps, self.wait)
-
-    def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
-        """The mean output of neurons that have all of their input."""
-        return closed_form(self.model, neurons, current, self.steps, code=self.code)
-
-    def arriving(self, current: jax.Array) -> jax.Array:
-        """What arrives at each step, [T, B, ...]."""
-        return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 class View(abc.ABC):
@@ -173,24 +136,22 @@ class View(abc.ABC):
     def curves(
         self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
     ) -> tuple[Curve, ...]:
-        """`curve` of the site with its errors by effect, for each of these last zones.
+        """`curves` of the site with its errors by effect, for each of these last zones.
 
         Args:
             zones: they take the place of the model's own.
             per: "channel", or "layer" for one threshold.
             offset: of the neurons.
         """
-        of_site = functools.partial(
-            curve,
+        return curves(
             self.with_effects().sample,
+            transfers(self.model, self.code, self.steps, zones),
             reach=self.high,
             positions=self.samples_per_channel // self.count,
             neurons=self.neurons,
             offset=offset,
             per=per,
         )
-        tables = transfers(self.model, self.code, self.steps, zones)
-        return tuple(map(of_site, tables))
 
     def products(self, every: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.
@@ -230,7 +191,8 @@ class View(abc.ABC):
         none = [None] * len(self._activations)
         currents = none if weights is None else self.currents_by_batch(weights)
         batches = zip(currents, self._activations, self._effects or none, strict=True)
-        return [_computed(function, *batch, *others) for batch in batches]
+        compute = _computed if isinstance(function, SampleRows) else _compiled
+        return [compute(function, *batch, *others) for batch in batches]
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
@@ -242,6 +204,9 @@ class View(abc.ABC):
         self, parts: Sequence[jax.Array], axis: int = 0, every: int = 1
     ) -> jax.Array:
         """Every n-th image of all micro-batches in one array, which devices share."""
+        if is_on_host(parts):
+            images = np.concatenate(sampled(map(np.asarray, parts), axis, every), axis)
+            return jnp.asarray(images)
         return _joined(list(parts), axis, every, self.batch_sharding)
 
     @property
@@ -291,27 +256,33 @@ class View(abc.ABC):
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs of the spiking site over T steps, [N, ...]."""
-        output = _Output(*self.dynamics)
-        return self.join(self.over_images(output, fit.weights, fit.neurons))
+        return self.join(list(self._means(fit)))
+
+    def _means(self, fit: Fit) -> Iterator[jax.Array]:
+        """The mean outputs of each micro-batch."""
+        neurons = broadcast(fit.neurons, self.site)
+        for current in self.currents_by_batch(fit.weights):
+            output = fire(self.dynamics, neurons, current).output
+            yield answer(output, self.steps, self.code) if self.needs_time else output
 
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
-        missing = _Missing(*self.dynamics)
-        neurons = broadcast(fit.neurons, self.site)
-        return _total(self.over_images(missing, fit.weights, neurons))
+        effects = self._effects or [None] * len(self._activations)
+        of_all = zip(self._means(fit), self._activations, effects, strict=True)
+        return _total([_missing(*of_batch) for of_batch in of_all])
 
     @functools.cached_property
     def sample(self) -> Sample:
         """All images at the `positions`."""
         rows = SampleRows(len(self.site.shape), self.site.channel)
         everywhere = sharding.replicated(self.batch_sharding)
-        return merged(self.over_images(rows, None, self.positions), everywhere)
+        return merged(everywhere, self.over_images(rows, None, self.positions))
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
         rows = CurrentRows(len(self.site.shape), self.site.channel)
         parts = self.over_images(rows, weights, self.positions)
-        return concatenated(parts, sharding.replicated(self.batch_sharding))
+        return concatenated(sharding.replicated(self.batch_sharding), parts)
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
@@ -378,29 +349,21 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     return cached
 
 
-class _Output(Dynamics):
-    """The mean output of a site, for `View.over_images`."""
-
-    def __call__(self, current, activation, effects, neurons) -> Any:
-        del activation, effects
-        return self.mean_and_pace(neurons, current)[0]
-
-
-class _Missing(Dynamics):
-    """The sums of `View.missing`."""
-
-    def __call__(self, current, activation, effects, neurons) -> Any:
-        mean, _ = self.mean_and_pace(neurons, current)
-        missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
-        ones = jnp.ones_like(missing)
-        weights = ones if effects is None else effects * ones
-        return (weights * missing).sum(0), weights.sum(0)
+@by_numpy_or_xla
+def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
+    """The sums of `View.missing` for a micro-batch."""
+    xp = namespace(mean)
+    missing = activation.astype(np.float32) - mean.astype(np.float32)
+    if effects is None:
+        return missing.sum(0), xp.full_like(missing[0], len(missing))
+    of_all = xp.broadcast_to(effects.sum(0), missing.shape[1:])
+    return (effects * missing).sum(0), of_all
 
 
-@jax.jit
+@by_numpy_or_xla
 def _total(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
     """The sum over all micro-batches, in their order."""
-    return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+    return functools.reduce(functools.partial(jax.tree.map, operator.add), parts)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "every", "batch_sharding"))
@@ -411,4 +374,9 @@ def _joined(
     return sharding.shared(images, axis, batch_sharding)
 
 
-_computed = jax.jit(lambda function, *arguments: function(*arguments), static_argnums=0)
+def _compute(function: Callable, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+_compiled = jax.jit(_compute, static_argnums=0)
+_computed = by_numpy_or_xla(_compute, static=1)

@@ -16,7 +16,8 @@ from snnjax._arrays import promoted, wide
 from snnjax._checks import warn
 from snnjax._ranges import COUNT, POSITIVE, WHOLE
 from snnjax._text import named
-from snnjax.calibrators.view import Calibrator, Dynamics, Fit, View, straight_through
+from snnjax.calibrators.running import Dynamics
+from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
 from snnjax.neurons.models import NeuronParams
 
 

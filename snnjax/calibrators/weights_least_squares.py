@@ -8,13 +8,15 @@ left out. Source of refitting a layer to its actual input: He, Zhang and Sun, IC
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from snnjax._arrays import other_axes, wide, wide_dtype
+from snnjax._arrays import in_rows, is_on_host, namespace, on_host, wide, wide_dtype
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax.calibrators.formulas import binary_unit
@@ -115,43 +117,37 @@ def _refitted(
     iterations: int,
     rectified: bool,
 ) -> dict[str, jax.Array]:
-    """The weights of the target, those that are free refitted, if that helps."""
+    """The weights of the target, those that are free refitted, if that helps.
+
+    XLA compiles two programs, for J d and for its transpose. What else there is to do
+    NumPy does, where arrays are in a CPU's memory; elsewhere it is compiled too.
+    """
     dtypes = tuple(weight.dtype for weight in weights.values())
     original = tuple(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    constants = jax.lax.stop_gradient((original, target.sources, target.result))
-    problem, first, ridge = _begin(
-        *constants,
-        target.effects,
-        damping,
-        current_of=target.current,
-        dtypes=dtypes,
-        free=free,
-        channel=target.channel,
-        rectified=rectified,
+    fixed, sources, result = jax.lax.stop_gradient(
+        (original, target.sources, target.result)
     )
-    search = first
-    for _ in range(iterations):  # in a loop of XLA, convolutions on CPUs are 30x slower
-        search = _iterate(problem, search, ridge)
-    best = straight_through(original, _chosen(problem, search, first.error))
+    effects = target.effects
+    begin, iterate, chosen = _compiled
+    if is_on_host((fixed, sources, result, effects)):
+        fixed, result, effects = on_host((fixed, result, effects))
+        begin, iterate, chosen = _begin, _iterate, _chosen
+    of = target.current, dtypes, free, target.channel
+    current = _Current(*of, fixed, sources)
+    with np.errstate(all="ignore"):  # as XLA
+        problem, search = begin(current, result, effects, damping, rectified)
+        first = search.error
+        for _ in range(iterations):  # in a loop of XLA, CPUs convolve 30x slower
+            search = iterate(current, problem, search)
+        best = straight_through(original, chosen(current, problem, search, first))
     columns = zip(weights.items(), best, free, strict=True)
     return {
-        path: new.astype(weight.dtype) if may_change else weight
+        path: jnp.asarray(new, weight.dtype) if may_change else weight
         for (path, weight), new, may_change in columns
     }
-
-
-class _Search(NamedTuple):
-    """Conjugate gradients on their way."""
-
-    step: Weights  # W - W_0
-    current: jax.Array  # I(W) if I is affine, over the scale
-    residual: Weights  # minus half of the gradient
-    direction: Weights  # of the next step
-    error: jax.Array  # the least on images left out so far
-    best: Weights  # the step that has it
 
 
 _STATIC = {"static": True}  # no data of a pytree
@@ -159,40 +155,72 @@ _STATIC = {"static": True}  # no data of a pytree
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Problem:
-    """What stays the same during a search.
+class _Current:
+    """I as `View.feed` has it, of weights that have these dtypes; here they are wider.
 
-    `current_of` is I as `View.feed` has it, of weights that have these dtypes; here
-    they are float32 or wider. All of I but that of `current` is over `scale`.
+    Its values have the channels last, [N, p, C].
     """
 
-    current_of: Callable = dataclasses.field(metadata=_STATIC)
+    of: Callable = dataclasses.field(metadata=_STATIC)
     dtypes: tuple[Any, ...] = dataclasses.field(metadata=_STATIC)
     free: tuple[bool, ...] = dataclasses.field(metadata=_STATIC)  # may change
+    channel: int = dataclasses.field(metadata=_STATIC)  # axis of I, from the end
     weights: Weights  # W_0
     sources: Any
-    scale: jax.Array  # a unit that keeps squares in range
-    activation: jax.Array  # a over the scale, [N, ...]
-    bottom: jax.Array  # 0 where a is of a ReLU, otherwise minus infinity
-    top: jax.Array  # the largest a of each channel, otherwise infinity
-    counts: jax.Array  # m w, 0 for images that are left out
-    judges: jax.Array  # w of the images that are left out
-
-    def current(self, weights: Weights) -> jax.Array:
-        """I, not over the scale."""
-        return _wide_current(self.current_of, self.dtypes, weights, self.sources)
 
     def bound(self, change: Weights) -> Weights:
         """A change, with 0 where the weights may not change: those of 0 stay so."""
         triples = zip(self.free, change, self.weights, strict=True)
-        return tuple(jnp.where(free & (w != 0), d, 0) for free, d, w in triples)
+        where = namespace(change[0]).where
+        return tuple(where((w != 0) & free, d, 0) for free, d, w in triples)
 
-    def along(self, direction: Weights) -> jax.Array:
-        """J d: how the current changes with the weights along d."""
-        tangents = (self.bound(direction),)
-        return jax.jvp(self.current, (self.weights,), tangents)[1] / self.scale
+    def __call__(self, weights: Weights) -> jax.Array:
+        """I(W) in float32 or wider."""
+        own = [w.astype(dtype) for w, dtype in zip(weights, self.dtypes, strict=True)]
+        return in_rows(wide(self.of(own, self.sources, None)), self.channel)
 
-    def back(self, values: jax.Array) -> Weights:
+
+@jax.jit
+def _along(current: _Current, weights: Weights, direction: Weights) -> tuple[Any, Any]:
+    """I(W), and J d: how the current changes with the weights along d."""
+    return jax.jvp(current, (weights,), (current.bound(direction),))
+
+
+@jax.jit
+def _back(current: _Current, values: Any) -> Weights:
+    """J^T values."""
+    return current.bound(jax.vjp(current, current.weights)[1](values)[0])
+
+
+class _Search(NamedTuple):
+    """Conjugate gradients on their way."""
+
+    step: Weights  # W - W_0
+    current: Any  # I(W) if I is affine, over the scale
+    residual: Weights  # minus half of the gradient
+    direction: Weights  # of the next step
+    error: Any  # the least on images left out so far
+    best: Weights  # the step that has it
+
+
+class _Problem(NamedTuple):
+    """What stays the same during a search; all currents are over `scale`."""
+
+    scale: Any  # a unit that keeps squares in range
+    activation: Any  # a over the scale, [N, p, C]
+    bottom: Any  # 0 where a is of a ReLU, otherwise minus infinity
+    top: Any  # the largest a of each channel, otherwise infinity
+    counts: Any  # m w, 0 for images that are left out
+    judges: Any  # w of the images that are left out, and only of them
+    total: Any  # sum of m w of each channel, or 1
+    level: Any  # mean of a, weighed by m w
+    ridge: Any  # damping k
+
+    def along(self, current: _Current, weights: Weights, direction: Weights) -> Any:
+        pair = _along(current, weights, direction)
+        return tuple(part / self.scale for part in _as(self.scale, pair))
+
+    def back(self, current: _Current, values: Any) -> Weights:
         """J^T m w (values - their mean), which float16 could not hold as they are.
 
         Centered values add up like noise, so their sum grows with the root of their
@@ -200,101 +228,90 @@ class _Problem:
         """
         values = self.centered(values)
         root = 2.0 ** (values.size.bit_length() // 2)
-        unit = binary_unit(jnp.abs(values).max()) * root
-        _, transpose = jax.vjp(self.current, self.weights)
-        (change,) = transpose(values / unit)
-        return self.bound(tuple(unit / self.scale * d for d in change))
+        unit = binary_unit(abs(values).max()) * root
+        change = _as(unit, _back(current, values / unit))
+        return tuple(unit / self.scale * d for d in change)
 
-    def centered(self, values: jax.Array) -> jax.Array:
+    def centered(self, values: Any) -> Any:
         """m w (values - their mean per channel, which b takes)."""
-        values = self.counts * (values - self._mean(values))
-        return jnp.where(self.counts > 0, values, jnp.zeros_like(values))
+        mean = self._mean(values)
+        if namespace(values) is np and np.isfinite(mean).all():  # so all of them are
+            values = values - mean
+            values *= self.counts
+            return values
+        where = namespace(values).where
+        return where(self.counts > 0, self.counts * (values - mean), 0)
 
-    def error(self, current: jax.Array) -> jax.Array:
+    def error(self, current: Any) -> Any:
         """Sum of w (a - clip(I + b))^2 over the images that are left out."""
-        constant = self._mean(self.activation - current)
-        output = jnp.clip(current + constant, self.bottom, self.top)
-        errors = self.judges * (self.activation - output) ** 2
-        return jnp.where(self.judges > 0, errors, jnp.zeros_like(errors)).sum()
+        xp = namespace(self.scale)
+        constant = self.level - self._mean(current)
+        output = xp.clip(_left_out(current) + constant, self.bottom, self.top)
+        errors = self.judges * (_left_out(self.activation) - output) ** 2
+        return xp.where(self.judges > 0, errors, 0).sum()
 
-    def _mean(self, values: jax.Array) -> jax.Array:
-        channels = self.top.shape
-        axes = tuple(a for a in range(values.ndim) if channels[a] == 1)
-        total = jnp.where(self.counts > 0, self.counts * values, 0)
-        total = total.sum(axes, keepdims=True)
-        weight = self.counts.sum(axes, keepdims=True)
-        return total / jnp.where(weight > 0, weight, jnp.ones_like(weight))
+    def _mean(self, values: Any) -> Any:
+        """Weighed by m w, [1, 1, C]."""
+        xp = namespace(values)
+        total = xp.einsum("npc,npc->c", self.counts, values)[None, None]
+        if xp is not np or not np.isfinite(total).all():
+            total = xp.where(self.counts > 0, self.counts * values, 0)
+            total = total.sum((0, 1), keepdims=True)
+        return total / self.total
 
 
-@functools.partial(
-    jax.jit, static_argnames=("current_of", "dtypes", "free", "channel", "rectified")
-)
 def _begin(
-    weights: Weights,
-    sources: Any,
-    activation: jax.Array,
-    effects: jax.Array | None,
-    damping: float,
-    *,
-    current_of: Callable,
-    dtypes: tuple[Any, ...],
-    free: tuple[bool, ...],
-    channel: int,
-    rectified: bool,
-) -> tuple[_Problem, _Search, jax.Array]:
-    """The problem, the search before its first step, and damping k.
+    current_of: _Current, activation: Any, effects: Any, damping: float, rectified: bool
+) -> tuple[_Problem, _Search]:
+    """The problem, and the search before its first step.
 
     Args:
-        channel: axis of the channels, from the end.
         rectified: whether the activation is that of a ReLU, which clips the current.
     """
-    activation = wide(activation)
-    scale = binary_unit(jnp.abs(activation).max())
-    current = _wide_current(current_of, dtypes, weights, sources)
-    activation, current = activation / scale, current / scale
-    axes = other_axes(activation.ndim, channel)
-    top = activation.max(axes, keepdims=True)
-    bottom = jnp.zeros_like(top)
+    xp, channel = namespace(activation), current_of.channel
+    activation = in_rows(activation.astype(wide_dtype(activation)), channel)
+    scale = binary_unit(abs(activation).max())
+    weights = current_of.weights
+    pair = _as(scale, _along(current_of, weights, weights))
+    activation, current, change = (part / scale for part in (activation, *pair))
+    top = activation.max((0, 1), keepdims=True)
+    bottom = xp.zeros_like(top)
     if not rectified:
-        bottom, top = jnp.full_like(top, -jnp.inf), jnp.full_like(top, jnp.inf)
+        bottom, top = xp.full_like(top, -xp.inf), xp.full_like(top, xp.inf)
     is_clipped = (activation <= bottom) & (current <= bottom)
     is_clipped |= (activation >= top) & (current >= top)
-    images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
-    judges = images.reshape(-1, *[1] * (activation.ndim - 1))
-    ones = jnp.ones_like(activation)
-    weight = ones if effects is None else effects.astype(ones.dtype) * ones
-    problem = _Problem(
-        current_of=current_of,
-        dtypes=dtypes,
-        free=free,
-        weights=weights,
-        sources=sources,
-        scale=scale,
-        activation=activation,
-        bottom=bottom,
-        top=top,
-        counts=jnp.where(is_clipped | judges, 0, weight),
-        judges=jnp.where(judges, weight, 0),
-    )
-    residual = problem.back(activation - current)
+    weight = xp.ones_like(activation)
+    if effects is not None:
+        effects = in_rows(effects, channel)
+        weight = effects.astype(weight.dtype) * weight
+    judges = xp.arange(len(activation))[:, None, None] % _LEFT_OUT == _LEFT_OUT - 1
+    counts = xp.where(is_clipped | judges, 0, weight)
+    of = scale, activation, bottom, top, counts, _left_out(weight)
+    total = counts.sum((0, 1), keepdims=True)
+    total = xp.where(total > 0, total, 1)
+    problem = _Problem(*of, total=total, level=scale, ridge=scale)
+    problem = problem._replace(level=problem._mean(activation))
+    residual = problem.back(current_of, activation - current)
     # k = |P J W_0|^2 / |W_0|^2
-    change, free_weights = problem.along(weights), problem.bound(weights)
     curvature = (change * problem.centered(change)).sum()
+    free_weights = current_of.bound(weights)
     ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
-    none = tuple(map(jnp.zeros_like, residual))
+    none = tuple(map(xp.zeros_like, residual))
     first = problem.error(current)
-    return problem, _Search(none, current, residual, residual, first, none), ridge
+    search = _Search(none, current, residual, residual, first, none)
+    return problem._replace(ridge=ridge), search
 
 
-@jax.jit
-def _iterate(problem: _Problem, search: _Search, ridge: jax.Array) -> _Search:
+def _iterate(current_of: _Current, problem: _Problem, search: _Search) -> _Search:
     """The textbook's step; the first of equally good ones stays the best."""
-    change = problem.along(search.direction)
-    curvature = _add_scaled(problem.back(change), search.direction, ridge)
+    xp = namespace(problem.scale)
+    _, change = problem.along(current_of, current_of.weights, search.direction)
+    curvature = problem.back(current_of, change)
+    curvature = _add_scaled(curvature, search.direction, problem.ridge)
     old = _dot(search.residual, search.residual)
     bend = _dot(search.direction, curvature)
     # Few images may say nothing about a direction: there rounding is all that is left.
-    length = jnp.where(bend > 0, old / _positive(bend), jnp.zeros_like(bend))
+    length = xp.where(bend > 0, old / _positive(bend), xp.zeros_like(bend))
     step = _add_scaled(search.step, search.direction, length)
     current = search.current + length * change
     residual = _add_scaled(search.residual, curvature, -length)
@@ -302,42 +319,55 @@ def _iterate(problem: _Problem, search: _Search, ridge: jax.Array) -> _Search:
     direction = _add_scaled(residual, search.direction, turn)
     error = problem.error(current)
     best = _where(error < search.error, step, search.best)
-    least = jnp.minimum(error, search.error)
+    least = xp.minimum(error, search.error)
     return _Search(step, current, residual, direction, least, best)
 
 
-@jax.jit
-def _chosen(problem: _Problem, search: _Search, first: jax.Array) -> Weights:
+def _chosen(
+    current_of: _Current, problem: _Problem, search: _Search, first: Any
+) -> Weights:
     """The best of the search, if its true error is less than the first one.
 
     I is not affine where a network normalizes its weights.
     """
-    weights = tuple(map(jnp.add, problem.weights, search.best))
-    error = problem.error(problem.current(weights) / problem.scale)
-    return _where(error < first, weights, problem.weights)
+    original = current_of.weights
+    weights = _add_scaled(original, search.best, 1)
+    current, _ = problem.along(current_of, weights, weights)
+    return _where(problem.error(current) < first, weights, original)
 
 
-def _wide_current(
-    current_of: Callable, dtypes: Sequence[Any], weights: Weights, sources: Any
-) -> jax.Array:
-    """I(W) in float32 or wider."""
-    own_types = [w.astype(dtype) for w, dtype in zip(weights, dtypes, strict=True)]
-    return wide(current_of(own_types, sources, None))
+_compiled = (
+    jax.jit(_begin, static_argnums=4),
+    jax.jit(_iterate),
+    jax.jit(_chosen),
+)
 
 
-def _where(condition: jax.Array, first: Weights, second: Weights) -> Weights:
-    return jax.tree.map(functools.partial(jnp.where, condition), first, second)
+def _as(like: Any, tree: Any) -> Any:
+    """NumPy's arrays if this is one."""
+    return on_host(tree) if namespace(like) is np else tree
 
 
-def _dot(a: Weights, b: Weights) -> jax.Array:
-    return functools.reduce(jnp.add, [(x * y).sum() for x, y in zip(a, b, strict=True)])
+def _left_out(values: Any) -> Any:
+    """Of the images that judge."""
+    return values[_LEFT_OUT - 1 :: _LEFT_OUT]
 
 
-def _positive(number: jax.Array) -> jax.Array:
-    return jnp.maximum(number, jnp.finfo(number.dtype).tiny)
+def _where(condition: Any, first: Weights, second: Weights) -> Weights:
+    where = namespace(condition).where
+    return tuple(where(condition, a, b) for a, b in zip(first, second, strict=True))
 
 
-@jax.jit
-def _add_scaled(a: Any, b: Any, factor: Any) -> Any:
-    """a + factor b, leaf by leaf."""
-    return jax.tree.map(lambda x, y: x + factor * y, a, b)
+def _dot(a: Weights, b: Weights) -> Any:
+    return functools.reduce(
+        operator.add, [(x * y).sum() for x, y in zip(a, b, strict=True)]
+    )
+
+
+def _positive(number: Any) -> Any:
+    return namespace(number).maximum(number, jnp.finfo(number.dtype).tiny)
+
+
+def _add_scaled(a: Weights, b: Weights, factor: Any) -> Weights:
+    """a + factor b."""
+    return tuple(x + factor * y for x, y in zip(a, b, strict=True))

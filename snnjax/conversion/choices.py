@@ -80,7 +80,10 @@ def within_budget(
 
 
 def least_wait(
-    fit: Callable[[int], Outcome], least: int, most: int, predicted: float | None
+    fit: Callable[[int], Outcome],
+    least: int,
+    most: int,
+    predict: Callable[[Outcome], float],
 ) -> tuple[Outcome, int, str]:
     """The outcome of the least wait that is enough, the wait, and what was measured.
 
@@ -88,14 +91,15 @@ def least_wait(
         fit: wait -> outcome.
         least: the least wait that is tried.
         most: T - 1, at which layers know all of their input.
-        predicted: error that the curves predict for such layers; None: it is measured.
-            It is also measured where the prediction calls the least wait too short.
+        predict: outcome of the least wait -> error to expect with the most. It is
+            measured where this calls the least wait too short.
     """
     outcome = fit(least)
     if least >= most:
         return outcome, least, ""
     errors, reference = {least: outcome.means()[0]}, None
-    if predicted is None or not errors[least] <= _TOLERANCE * predicted:
+    predicted = predict(outcome)
+    if not errors[least] <= _TOLERANCE * predicted:
         reference = fit(most)
         errors[most] = predicted = reference.means()[0]
     wait = least

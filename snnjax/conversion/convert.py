@@ -181,6 +181,7 @@ def convert(
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
         fitted=len(to_fit),
         effects=functools.cache(lambda: effects_of(network, params, to_fit)),
+        curves={},
         original=network.arguments(params),
         params={},
         activations={v: [part[v] for part in parts] for v in network.x},
@@ -246,14 +247,23 @@ def _fitted(
             model = dataclasses.replace(usual, last_zone=zones[number])
             models = models_of_sites(model, begin.network.sites, model)
             begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
+        names = [s.place.name for s in begin.stages[:-1] if s.place.name in priced]
+        begin = begin._replace(curves=dict(zip(names, curves, strict=True)))
 
     @functools.cache  # the search for a price begins with what the wait was found at
-    def fit(wait: int, price: float | None) -> Outcome:
+    def fit(wait: int, price: float | None, of_part: bool = False) -> Outcome:
         here = begin._replace(snn=dataclasses.replace(begin.snn, wait=wait), wait=wait)
+        here = here.part() if of_part else here
         sweeps = sweeps_by_site(_at(by_site, code, price))
         return _outcome(here, sweeps, own_price if price is None else price)
 
-    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
+    def predict(outcome: Outcome) -> float:
+        """The error with the longest wait: as the curves say, or as a part shows."""
+        if predicted is not None:
+            return predicted
+        return outcome.times(fit(waits[1], price, True))
+
+    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predict)
     if spikes is not None:
         outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
     if is_traced:
@@ -284,7 +294,8 @@ def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
         errors = output_errors(end, ann_outputs(end))
         fitted = sum(begin.sizes[: begin.fitted])
-        candidates.append(Outcome(end.snn, errors, spikes_sent(end), fitted))
+        spikes = spikes_sent(end) if begin.counts else 0 * errors
+        candidates.append(Outcome(end.snn, errors, spikes, fitted))
     return nearest(candidates, price)
 
 

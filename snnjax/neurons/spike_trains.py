@@ -12,8 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from snnjax._arrays import add_offset, lead, subtract_offset, wide, wide_dtype
+from snnjax._arrays import (
+    add_offset,
+    lead,
+    namespace,
+    subtract_offset,
+    wide,
+    wide_dtype,
+)
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -71,6 +79,42 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
     values = add_offset(train.code.stream(sizes * levels), train.offset)
     return values if train.dtype is None else values.astype(train.dtype)
+
+
+def result_of(train: SpikeTrain, steps: int) -> jax.Array:
+    """What a train says after all steps, ``train.code.result(decode(train, steps))``.
+
+    >>> print(result_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
+    1.3333334
+    """
+    dtype = jnp.asarray(train.threshold).dtype
+    total = jnp.zeros(train.bits.shape[1:], dtype)
+    for t, size in enumerate(train.code.sizes(steps).tolist()):
+        total += size * (_index(train, t).astype(dtype) + train.levels[0])
+    threshold = lead(train.threshold, total.ndim)
+    result = add_offset(total * threshold / steps, train.offset)
+    return result if train.dtype is None else result.astype(train.dtype)
+
+
+def numbers_of(train: SpikeTrain, steps: int) -> jax.Array:
+    """How many spikes each neuron has sent.
+
+    >>> print(numbers_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
+    2
+    """
+    xp, dtype = namespace(train.bits), np.uint8 if steps < 256 else np.int32
+    count = xp.zeros(train.bits.shape[1:], dtype)
+    for t in range(steps):
+        count += (_index(train, t) != -train.levels[0]).astype(dtype)
+    return count
+
+
+def _index(train: SpikeTrain, t: int) -> jax.Array:
+    """That of one step."""
+    group = per_byte(train.levels)
+    width = 8 // group
+    shift = np.uint8(width * (group - 1 - t % group))
+    return train.bits[t // group] >> shift & np.uint8(2**width - 1)
 
 
 def level_indices(

@@ -10,6 +10,8 @@ all sites.
 """
 
 import functools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import wide
+from snnjax._arrays import by_numpy_or_xla, namespace, wide
 from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
@@ -46,7 +48,7 @@ def effects_of(
         of_batch, size = _effects(work, inputs, np.asarray(numbers, np.int32))
         effects.append(of_batch)
         sizes.append(size)
-    return _over_size(effects, sizes, sum(len(numbers) for _, numbers in batches))
+    return _over_size(sum(len(numbers) for _, numbers in batches), effects, sizes)
 
 
 @functools.partial(jax.jit, static_argnames="work")
@@ -92,31 +94,40 @@ def _effects(
 
 
 def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Random signs like the outputs [B, ...], which depend on the images' numbers."""
+    """Random signs like the outputs [B, ...], which depend on the images' numbers.
 
-    def of_image(number: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(0), number)
-        return jax.random.rademacher(key, outputs.shape[1:], outputs.dtype)
+    The last bit of a hash: XLA takes a second to compile JAX's random bits.
+    """
+    count = math.prod(outputs.shape[1:])
+    own = _mixed(jnp.asarray(numbers, jnp.uint32) + jnp.uint32(1))[:, None]
+    bits = _mixed(own + jnp.arange(count, dtype=jnp.uint32)[None]) & jnp.uint32(1)
+    return (2 * bits.astype(outputs.dtype) - 1).reshape(outputs.shape)
 
-    return jax.vmap(of_image)(numbers)
+
+def _mixed(h: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3 (Appleby, public domain)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> jnp.uint32(shift)) * jnp.uint32(factor)
+    return h ^ h >> jnp.uint32(16)
 
 
-@functools.partial(jax.jit, static_argnames="count")
+@functools.partial(by_numpy_or_xla, static=1)
 def _over_size(
-    effects: Sequence[Effects], sizes: Sequence[jax.Array], count: int
+    count: int, effects: Sequence[Effects], sizes: Sequence[jax.Array]
 ) -> dict[str, list[jax.Array]]:
     """The effects by site, over the mean |y|^2.
 
     What is not finite, as the gradient of a root at 0, is 0. At a site without any
     effect errors count alike, and so much that no price matters.
     """
-    size = functools.reduce(jnp.add, sizes) / count
-    size = jnp.where(size > 0, size, 1)
+    xp = namespace(sizes[0])
+    size = functools.reduce(operator.add, sizes) / count
+    size = xp.where(size > 0, size, 1)
 
     def scaled(*parts: jax.Array) -> list[jax.Array]:
-        usable = [jnp.where(jnp.isfinite(part), part, 0) for part in parts]
-        total = functools.reduce(jnp.add, [part.sum() for part in usable])
-        is_usable = jnp.isfinite(total) & (total > 0)
-        return [jnp.where(is_usable, part / size, 1) for part in usable]
+        usable = [xp.where(xp.isfinite(part), part, 0) for part in parts]
+        total = functools.reduce(operator.add, [part.sum() for part in usable])
+        is_usable = xp.isfinite(total) & (total > 0)
+        return [xp.where(is_usable, part / size, 1) for part in usable]
 
     return jax.tree.map(scaled, *effects)

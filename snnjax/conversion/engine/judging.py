@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax._arrays import aligned, wide
+from snnjax._arrays import aligned, by_numpy_or_xla, namespace, wide_dtype
 from snnjax.conversion.engine.state import State
 from snnjax.snn import SNN
 
@@ -56,27 +57,30 @@ def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
     return _errors([([y[n] for y in answers], [y[n] for y in exact]) for n in numbers])
 
 
-@jax.jit
-def _sent(counts: list[list[jax.Array]], neurons: int) -> jax.Array:
-    totals = [functools.reduce(jnp.add, of_sites) for of_sites in counts]
-    return jnp.concatenate(totals).astype(jnp.float32) / neurons
+@functools.partial(by_numpy_or_xla, static=1)
+def _sent(neurons: int, counts: list[list[jax.Array]]) -> jax.Array:
+    totals = [functools.reduce(operator.add, of_sites) for of_sites in counts]
+    return namespace(totals[0]).concatenate(totals) / neurons
 
 
 def spikes_sent(here: State) -> jax.Array:
     """Spikes per neuron of each image, [N]."""
-    return _sent(here.sent, here.neurons)
+    return _sent(here.neurons, here.sent)
 
 
-@jax.jit
+@by_numpy_or_xla
 def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
-    errors = jnp.zeros(())
+    errors: Any = np.zeros((), np.float32)
     for pair in pairs:
-        answer, output = map(jnp.concatenate, pair)
+        xp = namespace(pair[0][0])
+        answer, output = map(xp.concatenate, pair)
         if jnp.issubdtype(output.dtype, jnp.floating):
-            answer, output = (wide(y).reshape(len(y), -1) for y in (answer, output))
-            size = jnp.sum(output**2) / len(output)
-            distance = jnp.sum((answer - output) ** 2, 1)
-            errors += distance / jnp.where(size > 0, size, 1)
+            answer, output = (
+                y.astype(wide_dtype(y)).reshape(len(y), -1) for y in (answer, output)
+            )
+            size = xp.sum(output**2) / len(output)
+            distance = xp.sum((answer - output) ** 2, 1)
+            errors = errors + distance / xp.where(size > 0, size, 1)
     return errors
 
 
@@ -95,12 +99,19 @@ class Outcome(NamedTuple):
     def means(self) -> tuple[float, float]:
         """Mean error of the images that judge, or of all, and mean number of spikes."""
         start = self.fitted % len(self.errors)
-        error, spikes = _means(self.errors, self.spikes, start)
+        error, spikes = _means(start, self.errors, self.spikes)
         return float(error), float(spikes)
 
+    def times(self, other: "Outcome") -> float:
+        """This error times that of another outcome over this one, for its images."""
+        count = len(other.errors)
+        same = self._replace(errors=self.errors[:count], fitted=count)
+        own, of_same = self.means()[0], same.means()[0]
+        return other.means()[0] * (own / of_same if of_same > 0 else 1)
 
-@functools.partial(jax.jit, static_argnames="start")
-def _means(errors: jax.Array, spikes: jax.Array, start: int) -> list[jax.Array]:
+
+@functools.partial(by_numpy_or_xla, static=1)
+def _means(start: int, errors: jax.Array, spikes: jax.Array) -> list[jax.Array]:
     return [errors[start:].mean(), spikes.mean()]
 
 
@@ -114,7 +125,7 @@ def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
     counts = (*(judges * 2**i for i in doublings), count)
     for number, other in enumerate(others, 2):
         pair = (each.errors + price * each.spikes for each in (first, other))
-        difference, spread, used = _difference(*pair, order, counts)
+        difference, spread, used = _difference(counts, order, *pair)
         is_less = difference < 0
         if isinstance(is_less, Tracer):
             parts = zip(other[1:3], first[1:3], strict=True)
@@ -135,22 +146,23 @@ def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
     return first
 
 
-@functools.partial(jax.jit, static_argnames="counts")
+@functools.partial(by_numpy_or_xla, static=1)
 def _difference(
-    errors: jax.Array, others: jax.Array, order: Any, counts: tuple[int, ...]
+    counts: tuple[int, ...], order: Any, errors: jax.Array, others: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The mean of d, its standard error, and how many images it took.
 
     The images judge in this order, the first of these numbers of them that is enough.
     """
+    xp = namespace(errors)
     largest = jnp.finfo(errors.dtype).max / len(order)  # what is not finite loses
-    pair = (jnp.nan_to_num(e, nan=largest, posinf=largest) for e in (others, errors))
-    d = jnp.take(jnp.subtract(*pair), order)
-    means = jnp.stack([d[:n].mean() for n in counts])
-    spreads = jnp.stack([d[:n].std() / n**0.5 for n in counts])
-    is_clear = jnp.abs(means) > _CLEAR * spreads
-    i = jnp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
-    return means[i], spreads[i], jnp.asarray(counts)[i]
+    pair = (xp.nan_to_num(e, nan=largest, posinf=largest) for e in (others, errors))
+    d = xp.take(xp.subtract(*pair), order)
+    means = xp.stack([d[:n].mean() for n in counts])
+    spreads = xp.stack([d[:n].std() / n**0.5 for n in counts])
+    is_clear = abs(means) > _CLEAR * spreads
+    i = xp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
+    return means[i], spreads[i], xp.asarray(counts)[i]
 
 
 def _where(condition: Any, first: SNN, second: SNN) -> SNN:

@@ -15,15 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import lead, sampled, subtract_offset
-from snnjax.calibrators.view import Dynamics
 from snnjax.codes import Code
 from snnjax.network.evaluate import identity, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, run_segment
-from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.spike_trains import SpikeTrain, decode, unpack
-from snnjax.neurons.unroll import after_all_input, spike_train
+from snnjax.neurons.spike_trains import SpikeTrain, decode
 
 Axes = tuple[int | None, ...]
 
@@ -31,13 +27,11 @@ Axes = tuple[int | None, ...]
 class Results(NamedTuple):
     """What a stage gives for a micro-batch.
 
-    The outputs are a site's current or activation and its maximum, or the network's;
-    the ends are the least and the largest activation.
+    The outputs are a site's current or activation and its maximum, or the network's.
     """
 
     outputs: tuple[jax.Array, ...]
     carried: tuple[jax.Array, ...]
-    ends: jax.Array | None = None
 
 
 class Work(NamedTuple):
@@ -107,60 +101,7 @@ def run(
     """Results of some work for a micro-batch; each device has its own images."""
     in_axes, out_axes = work.axes(have_images)
     axes = tuple(map(_axes_of, sources, in_axes))
-    results = sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
-    if work.site is None:
-        return results
-    activation = results.outputs[0].astype(jnp.float32)
-    return results._replace(ends=jnp.stack([activation.min(), activation.max()]))
-
-
-@functools.partial(jax.jit, static_argnames="dynamics")
-def fire(
-    dynamics: Dynamics, neurons: NeuronParams, current: jax.Array
-) -> tuple[Any, jax.Array]:
-    """Output of a site for later stages, spikes or the result of all of them, and the
-    number of spikes of each image.
-    """
-    model, steps, code = dynamics.model, dynamics.steps, dynamics.code
-    if dynamics.needs_time:
-        run = {"wait": dynamics.wait, "code": code}
-        train = spike_train(model, neurons, dynamics.arriving(current), **run)
-        counts = unpack(train.bits, steps, model.levels) != -model.levels[0]
-        return train, counts.sum((0, *range(2, counts.ndim)))
-    output = dynamics.closed_form(neurons, current)
-    if code.clock_runs:  # in as many of the largest spikes as it takes
-        own = subtract_offset(output, neurons.offset).astype(jnp.float32)
-        size = lead(neurons.threshold, own.ndim) * (model.levels[1] / steps)
-        counts = jnp.ceil(jnp.abs(own) / size - 1e-3)
-    else:
-        if neurons.offset is not None:  # which is no spike
-            bias = neurons.bias - neurons.offset
-            neurons = neurons._replace(bias=bias, offset=None)
-        spikes = after_all_input(model, neurons, current, steps, code=code)
-        counts = (spikes != 0).sum(0)
-    return output, counts.sum(tuple(range(1, counts.ndim)))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("in_time", "steps", "code", "every", "batch_sharding")
-)
-def joined(
-    values: Sequence[Sequence[Any]],
-    in_time: tuple[bool, ...],
-    steps: int,
-    code: Code,
-    every: int,
-    batch_sharding: NamedSharding | None,
-) -> list[jax.Array]:
-    """Each value in one piece, of every n-th image; after T steps if it is in time."""
-
-    def join(parts: Sequence[Any], is_in_time: bool) -> jax.Array:
-        if is_in_time:
-            parts = [code.result(_decoded(part, steps)) for part in parts]
-        images = jnp.concatenate(sampled(parts, 0, every))
-        return sharding.shared(images, 0, batch_sharding)
-
-    return list(map(join, values, in_time))
+    return sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
 
 
 def _axes_of(source: Any, axis: int | None) -> Any:

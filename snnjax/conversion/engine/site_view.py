@@ -9,13 +9,17 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 
 from snnjax import sharding
 from snnjax._trees import is_kernel
+from snnjax._types import Per
+from snnjax.calibrators.running import answer
+from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Target, View, latest
-from snnjax.conversion.engine.segments import Current, Results, Work, joined
+from snnjax.conversion.engine.segments import Current, Results, Work
 from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
@@ -92,6 +96,16 @@ class SiteView(View):
         vars(view).pop("sample", None)  # which has the effects
         return view
 
+    def curves(
+        self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
+    ) -> tuple[Curve, ...]:
+        known = self._state.curves.get(self.site.name)
+        if known is not None and offset is None and zones == (self.model.last_zone,):
+            channels = 1 if per == "layer" else self.site.shape[self.site.channel]
+            if known.thresholds.shape[1] == channels:
+                return (known,)
+        return super().curves(zones, per, offset)
+
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:
         batches = itertools.islice(self.results(weights), self._state.fitted)
         return (results.outputs[0] for results in batches)
@@ -129,15 +143,14 @@ class SiteView(View):
     ) -> list[jax.Array]:
         """What the stage reads of all images to fit to: means of what is in time."""
         variables = [v for v in self._stage.sources if v in parts]
-        of_images = joined(
-            [parts[v][: self._state.fitted] for v in variables],
-            tuple(v in streams for v in variables),
-            self.steps,
-            self.code,
-            every,
-            self.batch_sharding,
-        )
-        values = values | dict(zip(variables, of_images, strict=True))
+        of_images = {}
+        for v in variables:
+            of_batches = parts[v][: self._state.fitted]
+            if v in streams:
+                run = self.steps, self.code
+                of_batches = [answer(part, *run) for part in of_batches]
+            of_images[v] = self.join(of_batches, every=every)
+        values = values | of_images
         return [values[v] for v in self._stage.sources]
 
 

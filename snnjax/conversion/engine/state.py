@@ -16,7 +16,8 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax.calibrators.view import Dynamics
+from snnjax.calibrators.running import Dynamics
+from snnjax.calibrators.spending import Curve
 from snnjax.conversion.engine.segments import Results, Work, run
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
@@ -44,6 +45,7 @@ class State(NamedTuple):
     fitted: int
     # () -> site name -> how errors count, for each micro-batch that is fitted to.
     effects: Callable[[], dict[str, list[jax.Array]]]
+    curves: dict[str, Curve]  # of sites whose activations have been surveyed
     original: Values  # parameters of the ANN, and constants
     params: Values  # the same of the SNN, as calibrated up to here
     activations: Parts  # of the ANN
@@ -52,6 +54,19 @@ class State(NamedTuple):
     spikes: Parts
     # Of each micro-batch, how many spikes each site has sent for each image, [B] each.
     sent: list[list[jax.Array]]
+    counts: bool = True  # whether spikes are counted
+
+    def part(self) -> "State":
+        """A quarter of the micro-batches to fit to, and none that judges."""
+        few = -(-self.fitted // 4)
+        first = {v: parts[:few] for v, parts in self.activations.items()}
+
+        def effects() -> dict[str, list[jax.Array]]:
+            return {name: w[:few] for name, w in self.effects().items()}
+
+        sizes = self.sizes[:few]
+        of_part = self._replace(sizes=sizes, fitted=few, activations=first, curves={})
+        return of_part._replace(effects=functools.cache(effects), counts=False)
 
     @property
     def needs_time(self) -> bool:

@@ -16,15 +16,15 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from snnjax._arrays import on_host
+from snnjax._arrays import by_numpy_or_xla, on_host
 from snnjax._checks import check_finite, warn
 from snnjax._progress import shown
 from snnjax._types import Per
 from snnjax.calibrators.checks import check_values, checked
 from snnjax.calibrators.parameters import broadcast, parameter_shapes
+from snnjax.calibrators.running import fire, number_of_spikes
 from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Calibrator, Fit
-from snnjax.conversion.engine.segments import fire
 from snnjax.conversion.engine.site_view import SiteView, by_variable
 from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.sites import Site
@@ -107,9 +107,11 @@ def _fit_site(
 
     def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
         for k, results in enumerate(view.results(fit.weights)):
-            output, counts = fire(view.dynamics, full, results.outputs[0])
-            here.sent[k].append(counts)
-            yield output, results.carried
+            counts = here.counts and not view.needs_time
+            fired = fire(view.dynamics, full, results.outputs[0], counts)
+            if here.counts:
+                here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
+            yield fired.output, results.carried
 
     here.advance(here.spikes, i, results())
     return fit
@@ -128,32 +130,35 @@ def _placed_like(before: Fit, after: Fit, batch_sharding: NamedSharding | None) 
 
 def _pass_ann(here: State, i: int) -> tuple[list[jax.Array], jax.Array | None]:
     """The ANN's activations at site i, and the maximum if a ReLU there has one."""
-    activations, maxima, ranges = [], [], []
+    activations, maxima = [], []
 
     def results() -> Iterator[tuple[jax.Array, Sequence[jax.Array]]]:
-        for (activation, *maximum), carried, ends in here.run_ann(i):
+        for (activation, *maximum), carried in here.run_ann(i):
             activations.append(activation)
             maxima.append(maximum)
-            ranges.append(ends)
             yield activation, carried
 
     here.advance(here.activations, i, results())
     site = here.stages[i].place
     own_maximum = maxima[-1][0] if maxima[-1] else None
     _check_maximum(site, own_maximum)  # first: it may be why activations are infinite
-    _check_range(site, activations, ranges)
+    _check_range(site, activations)
     if own_maximum is None:
         return activations, None
     return activations, _shaped_like_threshold(own_maximum, site)
 
 
-def _check_range(
-    site: Site, activations: Sequence[jax.Array], ranges: Sequence[jax.Array]
-) -> None:
+@by_numpy_or_xla
+def _ends(activation: Any) -> list[Any]:
+    """The least and the largest number."""
+    return [end.astype(np.float32) for end in (activation.min(), activation.max())]
+
+
+def _check_range(site: Site, activations: Sequence[jax.Array]) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
-    if any(isinstance(ends, Tracer) for ends in ranges):
+    if any(isinstance(activation, Tracer) for activation in activations):
         return
-    ends = np.asarray(jax.device_get(ranges))
+    ends = np.asarray(jax.device_get([_ends(part) for part in activations]))
     if not np.isfinite(ends).all():
         check_finite(f"the activations of site {site.name!r}", activations)
     if not ends.any():
