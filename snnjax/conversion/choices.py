@@ -6,10 +6,32 @@ outputs with a wait of T - 1, where every layer knows all of its input, are what
 shorter wait is compared with.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from snnjax.calibrators.spending import HIGHEST, Curve, price_of, total
-from snnjax.conversion.engine.judging import Outcome
+from snnjax.codes import Code
+from snnjax.conversion import cautions
+from snnjax.conversion.engine.judging import (
+    Outcome,
+    nearest,
+    output_errors,
+    spikes_sent,
+)
+from snnjax.conversion.engine.state import State
+from snnjax.conversion.engine.sweep import ann_outputs, survey, sweep
+from snnjax.conversion.recipes import (
+    AnyOfSite,
+    BestOf,
+    Priced,
+    Recipe,
+    sweeps_by_site,
+)
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.snn import SNN, models_of_sites
 
 # Last zones that are tried. One for all sites is as good as one for each, see
 # docs/codes.md.
@@ -19,6 +41,106 @@ ZONES = (0.5, 0.6, 2 / 3, 0.8)
 _TOLERANCE = 2.0
 _ROUNDS = 5  # of fits that bring the spikes that really arrive to their number
 _NEAR = 0.03  # how much less than the number ends them
+
+
+def recipes_at(
+    by_site: Mapping[str, AnyOfSite], code: Code, price: float | None = None
+) -> dict[str, Recipe | BestOf]:
+    """Site name -> recipe, with this price or with its own."""
+
+    def at(recipe: AnyOfSite) -> Recipe | BestOf:
+        if not isinstance(recipe, Priced):
+            return recipe
+        return recipe.at(code, recipe.price_under(code) if price is None else price)
+
+    return {name: at(recipe) for name, recipe in by_site.items()}
+
+
+def fitted(
+    begin: State,
+    by_site: Mapping[str, AnyOfSite],
+    waits: tuple[int, int],
+    usual: IntegrateAndFire,
+    zones: tuple[float, ...] | None,
+    is_traced: bool,
+) -> SNN:
+    """Fit with the last zone, the price and the wait that are cheapest.
+
+    Args:
+        by_site: site name -> recipe.
+        waits: the least, and the one that it is compared with.
+        usual: the model of all sites if its last zone may change.
+        zones: last zones that it may have; None: it stays.
+        is_traced: whether images or params are, so that nothing can be compared.
+    """
+    code, steps = begin.snn.code, begin.steps
+    priced = {n: r for n, r in by_site.items() if isinstance(r, Priced)}
+    budgets = [(r.price_under(code), r.spikes) for r in priced.values()]
+    own_price, spikes = budgets[0] if budgets else (0.0, None)
+    check_spikes(spikes, steps, is_traced)
+    curves: Sequence[Curve] = ()
+    price = predicted = None
+    if priced and (zones or spikes is not None):
+        of_zones = survey(begin, zones, {n: r.per for n, r in priced.items()})
+        number, found = cheapest_zone(of_zones, own_price, spikes)
+        curves, price = of_zones[number], None if spikes is None else found
+        if len(priced) == len(by_site):
+            predicted, _ = total(curves, found)
+            if predicted > 1:  # of a site without any effect
+                predicted = None
+        if zones:
+            model = dataclasses.replace(usual, last_zone=zones[number])
+            models = models_of_sites(model, begin.network.sites, model)
+            begin = begin._replace(snn=dataclasses.replace(begin.snn, model=models))
+        names = [s.place.name for s in begin.stages[:-1] if s.place.name in priced]
+        begin = begin._replace(curves=dict(zip(names, curves, strict=True)))
+
+    @functools.cache  # the search for a price begins with what the wait was found at
+    def fit(wait: int, price: float | None, of_part: bool = False) -> Outcome:
+        here = begin._replace(snn=dataclasses.replace(begin.snn, wait=wait), wait=wait)
+        here = here.part() if of_part else here
+        sweeps = sweeps_by_site(recipes_at(by_site, code, price))
+        return _outcome(here, sweeps, own_price if price is None else price)
+
+    def predict(outcome: Outcome) -> float:
+        """The error with the longest wait: as the curves say, or as a part shows."""
+        if predicted is not None:
+            return predicted
+        return outcome.times(fit(waits[1], price, True))
+
+    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predict)
+    if spikes is not None:
+        outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
+    if is_traced:
+        return outcome.snn
+    if not code.clock_runs and wait < steps - 1:
+        cautions.of_lost_outputs(outcome.means()[0], wait)
+    return outcome.snn.with_fit(_text_of(outcome, others))
+
+
+def _text_of(outcome: Outcome, others: str) -> str:
+    """What was measured and kept, for `SNN.fit`."""
+    error, spikes = outcome.means()
+    lines = [f"{spikes:.3g} spikes per neuron"]
+    lines[0] += f", squared error of the outputs {error:.2g}"
+    lines += [f"other waits: {others}"] if others else []
+    lines += [f"kept {outcome.kept}"] if outcome.kept else []
+    return "\n".join(lines)
+
+
+def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome:
+    """Fit every alternative; the one whose outputs and spikes cost least."""
+    candidates, number = [], itertools.count(1)
+    for sweeps in alternatives:
+        end = begin
+        for chains in sweeps:
+            start = begin._replace(snn=end.snn)
+            end = sweep(start, chains.values(), f"sweep {next(number)} ")
+        errors = output_errors(end, ann_outputs(end))
+        fitted = sum(begin.sizes[: begin.fitted])
+        spikes = spikes_sent(end) if begin.counts else 0 * errors
+        candidates.append(Outcome(end.snn, errors, spikes, fitted))
+    return nearest(candidates, price)
 
 
 def cheapest_zone(
