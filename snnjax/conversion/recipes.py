@@ -120,7 +120,7 @@ class Priced:
     Attributes:
         at: (code, price) -> `Recipe` or `BestOf`.
         price: of `snnjax.calibrators.priced_threshold`; None: 0.01, and 0 with rate
-            coding.
+            coding. Where sites have several, the first one's chooses the last zone.
         spikes: at most so many per neuron and image; `snnjax.convert` finds the price.
             None: as many as the price says.
         per: "channel" or "layer", what has a threshold of its own.
