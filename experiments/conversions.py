@@ -25,7 +25,7 @@ from tqdm import tqdm
 import snnjax
 from experiments.data import Dataset, normalize
 from experiments.models import Source
-from experiments.report import Result, row
+from experiments.report import NAME_WIDTH, Result, name_of, row
 from experiments.running import (
     CODES,
     QUANTIZED_ANN,
@@ -99,12 +99,8 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
                 wait = draws[0].snn.wait if draws else line.wait
                 draws.append(_draw(task, line._replace(wait=wait), seed))
                 progress.update()
-            zone = task.config.last_zone
-            unusual = "" if zone is None else f", last zone {zone:g}"
-            if line.spikes is not None:
-                unusual += f", {line.spikes:g} spikes"
-            result = result_of(task, line.recipe + unusual, draws)
-            tqdm.write(row(result, task.ann))
+            result = result_of(task, title_of(line, task.config), draws)
+            tqdm.write(row(result, task.ann, width_of(task.config)))
             results.append(result)
             snns.append(draws[0].snn)
     return results, snns
@@ -132,6 +128,19 @@ def plan(config: Convert) -> list[Row]:
             number = numbers[wait] if wait in numbers else int(wait)
             rows.append(Row(recipe, steps, number, levels, name, spikes))
     return list(dict.fromkeys(rows))
+
+
+def title_of(line: Row, config: Convert) -> str:
+    """The recipe, and its options that the other columns do not show."""
+    zone = config.last_zone
+    unusual = "" if zone is None else f", last zone {zone:g}"
+    return line.recipe + unusual + (f", {line.spikes:g} spikes" if line.spikes else "")
+
+
+def width_of(config: Convert) -> int:
+    """Of the longest name of a row, as `Result.name` has it, on the terminal."""
+    lines = ((title_of(line, config), line.code, line.levels) for line in plan(config))
+    return max(NAME_WIDTH, *(len(name_of(*line)) for line in lines))
 
 
 def neuron_of(

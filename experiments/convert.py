@@ -28,6 +28,7 @@ from experiments.conversions import (
     forget,
     held_out_images,
     images_to_test,
+    width_of,
 )
 from experiments.data import Dataset, load, normalized_as
 from experiments.integers import Integers, in_whole_numbers, text_of, write_integers
@@ -59,7 +60,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
     task = prepare(config, data)
-    print(f"{LEGEND}\n{header()}", flush=True)
+    print(f"{LEGEND}\n{header(width_of(config))}", flush=True)
     results, snns = carry_out(task)
     if devices.first():
         _write(task, results, snns)

@@ -234,7 +234,7 @@ def test_as_many_images_decide_as_it_takes(order, caplog):
     assert float(snn.neurons["relu"].threshold) == 1
     kept = order.index(1.0) + 1
     (message,) = caplog.messages
-    assert message.startswith(f"best_of keeps alternative {kept}, by ")
+    assert message.startswith(f"best_of keeps alternative {kept}: ")
     assert message.endswith("on 32 images")
     assert message.removeprefix("best_of keeps ") in str(snn)
     jitted = jax.jit(lambda w, x: snnjax.convert(fn, w, x, **run))(jnp.ones(1), x)

@@ -396,6 +396,30 @@ def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     np.testing.assert_allclose(current, expected, atol=1e-4)
 
 
+def test_numpy_and_xla_refit_the_same_weights_where_a_current_is_infinite(monkeypatch):
+    """The logarithm of a sum that the SNN calls 0, at images that are left out."""
+
+    def fn(params, x):
+        h = jax.nn.relu(x @ params[0])
+        small = jnp.log(h.sum(-1, keepdims=True) / 8)
+        return jax.nn.relu(h @ params[1] + small) @ params[2]
+
+    draw = np.random.default_rng(0)
+    x = np.float32(draw.random((64, 6)))
+    shapes = (6, 8), (8, 5), (5, 3)
+    params = [np.float32(draw.normal(size=shape)) for shape in shapes]
+    params[0] = abs(params[0])
+    chain = calibrate.max_threshold(), calibrate.least_squares_weights()
+    weights = []
+    for of_numpy in (True, False):
+        if not of_numpy:
+            monkeypatch.setattr(solve, "is_on_host", lambda tree: False)
+        snn = snnjax.convert(fn, params, x, steps=3, recipe=snnjax.Recipe(chain))
+        weights.append(snn.params[1])
+    assert abs(weights[0] - params[1]).max() > 0.01
+    np.testing.assert_allclose(*weights, atol=1e-3)
+
+
 def distance(target, spikes, kernel):
     """Of the current from the activation, up to a constant, where it counts."""
     current = spikes @ kernel

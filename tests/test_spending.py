@@ -74,18 +74,21 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
         np.testing.assert_allclose(curve.spikes[k], 3 * counts / 400 / 12, rtol=0.04)
 
 
-def test_a_higher_price_never_gives_more_spikes_or_less_error():
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_higher_price_never_gives_more_spikes_or_less_error(steps):
     draw = np.random.default_rng(1)
     sample = sample_of(np.float32(draw.gamma(0.5, size=(2000, 5))), np.ones((2000, 1)))
-    tables = spending.transfers(SIGNED, codes.radix(), 4, (0.5,))
-    (curve,) = spending.curves(sample, tables, reach=1.875, positions=4, neurons=20)
+    tables = spending.transfers(SIGNED, codes.radix(), steps, (0.5,))
+    reach = codes.radix().reach(steps)
+    (curve,) = spending.curves(sample, tables, reach=reach, positions=4, neurons=20)
     totals = [spending.total([curve], price) for price in np.geomspace(1e-4, 10, 30)]
     errors, spikes = np.transpose(totals)
     assert (np.diff(errors) >= 0).all() and (np.diff(spikes) <= 0).all()
     assert spikes[0] > 1.5 * spikes[-1]
+    assert spending.total([curve], 1e3)[1] < 0.1 * spikes[0]
     for budget in (0.9 * spikes[0], 1.1 * spikes[-1]):
         price = spending.price_of([curve], budget)
-        assert budget * 0.97 < spending.total([curve], price)[1] <= budget
+        assert budget * 0.95 < spending.total([curve], price)[1] <= budget
 
 
 def test_a_layer_of_one_threshold_has_the_sums_of_its_channels():
@@ -152,6 +155,22 @@ def test_the_last_zone_is_chosen_with_the_price_unless_a_model_is_given():
     (dear,) = zones(recipe=snnjax.best(price=0.1))
     assert dear > 0.5
     assert zones(recipe=snnjax.best(price=0.1), model=SIGNED) == {0.5}
+
+
+def test_two_outputs_count_as_their_mean():
+    """Also where they are opposites: each output has its own random signs."""
+
+    def pair(params, x):
+        output = NET.fn(params, x)
+        return output, -output
+
+    options = {"steps": 4, "code": codes.radix(), "wait": 3}
+    both = snnjax.convert(pair, NET.params, images(), **options)
+    one, two = (
+        [float(word.strip(",")) for word in (text.split()[0], text.split()[-1])]
+        for text in (converted(wait=3).fit, both.fit)
+    )
+    np.testing.assert_allclose(one, two, rtol=0.2)
 
 
 def test_one_image_without_a_gradient_costs_no_accuracy():

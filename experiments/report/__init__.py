@@ -8,12 +8,14 @@ from experiments.report import figures, networks, training_figures
 from experiments.report.networks import network_name, read_results
 from experiments.report.results import (
     LEGEND,
+    NAME_WIDTH,
     Result,
     choice,
     console_table,
     deviation,
     header,
     markdown_table,
+    name_of,
     row,
     write_results,
 )

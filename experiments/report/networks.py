@@ -186,18 +186,27 @@ QUANTIZED = "quantized ANN %"
 
 
 def spiking(network: NetworkResults) -> list[Result]:
-    """Its rows without those of `QUANTIZED_ANN`, with which others are compared."""
-    return [result for result in network.results if result.recipe != QUANTIZED_ANN]
+    """Its rows without those of `QUANTIZED_ANN` that stand beside others."""
+    others = {_kind(r) for r in network.results if not _is_quantized_ann(r)}
+
+    def is_beside(result: Result) -> bool:
+        return _is_quantized_ann(result) and _kind(result) in others
+
+    return [result for result in network.results if not is_beside(result)]
+
+
+def _is_quantized_ann(result: Result) -> bool:
+    return result.recipe.split(",")[0] == QUANTIZED_ANN
+
+
+def _kind(result: Result) -> tuple[object, ...]:
+    return result.code, result.levels, result.steps
 
 
 def quantized_percent(network: NetworkResults, result: Result) -> str:
     """The accuracy of an ANN whose activations have as many values; "" if unknown."""
-    kind = result.code, result.levels, result.steps
-    for other in network.results:
-        if other.recipe == QUANTIZED_ANN:
-            if (other.code, other.levels, other.steps) == kind:
-                return percent(other)
-    return ""
+    same = (r for r in network.results if _kind(r) == _kind(result))
+    return next((percent(r) for r in same if _is_quantized_ann(r)), "")
 
 
 SUMMARY = ("recipe", "T", "latency", "accuracy %", QUANTIZED, "ANN %", "spikes")

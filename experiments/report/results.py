@@ -38,15 +38,12 @@ class Result(NamedTuple):
     @property
     def spike(self) -> str:
         """What a spike is: binary, signed, or graded with its levels."""
-        low, high = self.levels
-        words = {(0, 1): "binary", (-1, 1): "signed"}
-        return words.get((low, high), f"graded {low}:{high}")
+        return spike_of(self.levels)
 
     @property
     def name(self) -> str:
-        """The recipe, the code unless it is rate, and what a spike is."""
-        code = "" if self.code == "rate" else f"{self.code} "
-        return f"{self.recipe}, {code}{self.spike}"
+        """See `name_of`."""
+        return name_of(self.recipe, self.code, self.levels)
 
     @property
     def spikes(self) -> float:
@@ -62,6 +59,18 @@ class Result(NamedTuple):
     def deviation(self) -> float:
         """Standard deviation of that accuracy over the seeds."""
         return deviation([curve[-1] for curve in self.accuracies])
+
+
+def spike_of(levels: tuple[int, int]) -> str:
+    """What a spike of these levels is."""
+    low, high = levels
+    words = {(0, 1): "binary", (-1, 1): "signed"}
+    return words.get((low, high), f"graded {low}:{high}")
+
+
+def name_of(recipe: str, code: str, levels: tuple[int, int]) -> str:
+    """The recipe, the code unless it is rate, and what a spike is."""
+    return f"{recipe}, {'' if code == 'rate' else code + ' '}{spike_of(levels)}"
 
 
 def deviation(values: Sequence[float]) -> float:

@@ -345,6 +345,16 @@ class Convert(Conversion):
                 f"wait {max(numbers)} exceeds steps {min(self.steps)}; no layer waits "
                 "longer than T, which is --waits T"
             )
+        if self.spikes and "best" not in self.recipes:
+            raise ValueError(
+                "--spikes is a number of spikes for the recipe best, and --recipes has "
+                f"{' '.join(self.recipes)}; add best, or leave out --spikes"
+            )
+        if max(self.spikes or (0,)) > min(self.steps):
+            raise ValueError(
+                f"spikes {max(self.spikes or ()):g} exceeds steps {min(self.steps)}; a "
+                "neuron sends one spike at most in each step"
+            )
         beside = ("restore", "data_dir", "test_images", "mesh")
         other_options = [
             f"--{field.name}"

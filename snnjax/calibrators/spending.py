@@ -10,6 +10,7 @@ optimization of video coders (Sullivan and Wiegand, 1998); of spikes: ours.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ from snnjax.neurons.schedule import fire_at, schedule
 _PER_OCTAVE, _OCTAVES = 64, 14
 _BINS = _PER_OCTAVE * _OCTAVES
 _PER_BIN = 8  # inputs of a bin that a table averages over
-# Candidates reach from 8 times the largest activation down to 1/64 of it.
-_MOST, _BETWEEN, _CANDIDATES = 8, 8, 73  # 8 bins, 9 %, between two of them
+# Candidates reach from 8 times the largest activation down to 1/64 of it, with 8 bins,
+# 9 %, between two of them. Where a digit may be less than 1/16 of what a neuron can
+# send, they begin octaves higher, so that a price can silence the last digits too.
+_MOST, _BETWEEN, _CANDIDATES, _DIGIT = 8, 8, 73, 16
 
 
 class Transfer(NamedTuple):
@@ -47,9 +50,11 @@ def transfers(
 ) -> tuple[Transfer, ...]:
     """One for each last zone, which takes the place of the model's own."""
     reach = model.levels[1] * code.reach(steps)
-    last = _BETWEEN * (_CANDIDATES - 1)
+    values = code.reach(steps) / code.finest(steps)
+    higher = max(0, math.ceil(math.log2(values / _DIGIT)))  # octaves
+    last = _BETWEEN * (_CANDIDATES - 1) + _PER_OCTAVE * higher
     depths = (np.arange((_BINS + last) * _PER_BIN) + 0.5) / _PER_BIN - last
-    inputs = reach / _MOST * 2.0 ** (-depths / _PER_OCTAVE)
+    inputs = reach / _MOST * 2.0 ** (-higher - depths / _PER_OCTAVE)
     arrays = [np.asarray(part, np.float32) for part in (inputs, zones)]
     # Compiled first, so that it has numbers under a user's jit too.
     compiled = _sent.lower(model, code, steps, *arrays).compile()
@@ -150,9 +155,12 @@ def curves(
         total = xp.bincount(bins, values, **size)
         return (positions / count * total).reshape(_BINS, channels)
 
-    k = np.arange(_CANDIDATES)[:, None]
-    columns = np.arange(_BINS) + _BETWEEN * (_CANDIDATES - 1 - k)
-    thresholds = _MOST / reach * 2.0 ** (-_BETWEEN / _PER_OCTAVE * k) * maxima
+    last = len(transfers[0].squares) - _BINS
+    k = np.arange(last // _BETWEEN + 1)[:, None]
+    columns = np.arange(_BINS) + last - _BETWEEN * k
+    # The last candidate is the same for all codes.
+    lowest = _MOST / reach * 2.0 ** (-_BETWEEN / _PER_OCTAVE * (_CANDIDATES - 1))
+    thresholds = lowest * 2.0 ** (_BETWEEN / _PER_OCTAVE * k[::-1]) * maxima
     histograms = histogram(weights.ravel()), histogram()
 
     def of(transfer: Transfer) -> Curve:

@@ -206,7 +206,7 @@ class View(abc.ABC):
         """Every n-th image of all micro-batches in one array, which devices share."""
         if is_on_host(parts):
             images = np.concatenate(sampled(map(np.asarray, parts), axis, every), axis)
-            return jnp.asarray(images)
+            return jnp.asarray(images)  # which goes where the other arrays are
         return _joined(list(parts), axis, every, self.batch_sharding)
 
     @property

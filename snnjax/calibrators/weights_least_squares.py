@@ -234,13 +234,12 @@ class _Problem(NamedTuple):
 
     def centered(self, values: Any) -> Any:
         """m w (values - their mean per channel, which b takes)."""
-        mean = self._mean(values)
-        if namespace(values) is np and np.isfinite(mean).all():  # so all of them are
-            values = values - mean
-            values *= self.counts
-            return values
-        where = namespace(values).where
-        return where(self.counts > 0, self.counts * (values - mean), 0)
+        xp, values = namespace(values), values - self._mean(values)
+        if xp is np:
+            product = values * self.counts
+            if np.isfinite(product.sum()):  # so all of it is: half the time
+                return product
+        return xp.where(self.counts > 0, self.counts * values, 0)
 
     def error(self, current: Any) -> Any:
         """Sum of w (a - clip(I + b))^2 over the images that are left out."""

@@ -38,7 +38,8 @@ from snnjax.snn import SNN, models_of_sites
 ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # A wait is enough if the squared error of the outputs is at most so many times that of
 # a wait of T - 1: a factor that costs little accuracy, where three times was too much.
-_TOLERANCE = 2.0
+# So is one with an error of a thousandth, which no answer notices.
+_TOLERANCE, _SMALL = 2.0, 1e-3
 _ROUNDS = 5  # of fits that bring the spikes that really arrive to their number
 _NEAR = 0.03  # how much less than the number ends them
 
@@ -96,19 +97,12 @@ def fitted(
         begin = begin._replace(curves=dict(zip(names, curves, strict=True)))
 
     @functools.cache  # the search for a price begins with what the wait was found at
-    def fit(wait: int, price: float | None, of_part: bool = False) -> Outcome:
+    def fit(wait: int, price: float | None) -> Outcome:
         here = begin._replace(snn=dataclasses.replace(begin.snn, wait=wait), wait=wait)
-        here = here.part() if of_part else here
         sweeps = sweeps_by_site(recipes_at(by_site, code, price))
         return _outcome(here, sweeps, own_price if price is None else price)
 
-    def predict(outcome: Outcome) -> float:
-        """The error with the longest wait: as the curves say, or as a part shows."""
-        if predicted is not None:
-            return predicted
-        return outcome.times(fit(waits[1], price, True))
-
-    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predict)
+    outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
     if spikes is not None:
         outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
     if is_traced:
@@ -138,8 +132,7 @@ def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
         errors = output_errors(end, ann_outputs(end))
         fitted = sum(begin.sizes[: begin.fitted])
-        spikes = spikes_sent(end) if begin.counts else 0 * errors
-        candidates.append(Outcome(end.snn, errors, spikes, fitted))
+        candidates.append(Outcome(end.snn, errors, spikes_sent(end), fitted))
     return nearest(candidates, price)
 
 
@@ -202,10 +195,7 @@ def within_budget(
 
 
 def least_wait(
-    fit: Callable[[int], Outcome],
-    least: int,
-    most: int,
-    predict: Callable[[Outcome], float],
+    fit: Callable[[int], Outcome], least: int, most: int, predicted: float | None
 ) -> tuple[Outcome, int, str]:
     """The outcome of the least wait that is enough, the wait, and what was measured.
 
@@ -213,23 +203,27 @@ def least_wait(
         fit: wait -> outcome.
         least: the least wait that is tried.
         most: T - 1, at which layers know all of their input.
-        predict: outcome of the least wait -> error to expect with the most. It is
-            measured where this calls the least wait too short.
+        predicted: error that the curves predict for such layers; None: it is measured.
+            It is also measured where the prediction calls the least wait too short.
     """
     outcome = fit(least)
     if least >= most:
         return outcome, least, ""
     errors, reference = {least: outcome.means()[0]}, None
-    predicted = predict(outcome)
-    if not errors[least] <= _TOLERANCE * predicted:
+    exact = 0.0 if predicted is None else predicted
+
+    def is_enough(wait: int) -> bool:  # NaN is not
+        return errors[wait] <= max(_TOLERANCE * exact, _SMALL)
+
+    if not is_enough(least):
         reference = fit(most)
-        errors[most] = predicted = reference.means()[0]
+        errors[most] = exact = reference.means()[0]
     wait = least
-    while not errors[wait] <= _TOLERANCE * predicted and wait + 1 < most:  # NaN is not
+    while not is_enough(wait) and wait + 1 < most:
         wait += 1
         outcome = fit(wait)
         errors[wait] = outcome.means()[0]
-    if not errors[wait] <= _TOLERANCE * predicted and reference is not None:
+    if reference is not None and not is_enough(wait):
         outcome, wait = reference, most
     others = [f"{e:.2g} with wait {w}" for w, e in sorted(errors.items()) if w != wait]
     return outcome, wait, ", ".join(others)

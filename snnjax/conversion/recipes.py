@@ -126,7 +126,7 @@ class Priced:
         per: "channel" or "layer", what has a threshold of its own.
     """
 
-    at: Callable[[Code, float], Recipe | BestOf]
+    at: Callable[[Code, float], Recipe | BestOf] = dataclasses.field(repr=False)
     price: float | None = None
     spikes: float | None = None
     per: Per = "channel"
@@ -138,7 +138,7 @@ class Priced:
         return self.price
 
     def __str__(self) -> str:
-        parts = []
+        parts = [f"at most {self.spikes:g} spikes per neuron:"] if self.spikes else []
         for title, code in ("rate coding", rate()), ("other codes", radix()):
             text = str(self.at(code, self.price_under(code)))
             parts += [f"with {title}:", *(f"  {line}" for line in text.splitlines())]

@@ -57,7 +57,8 @@ def _effects(
 ) -> tuple[Effects, jax.Array]:
     """Squared gradients of r y, and the sum of |y|^2 over these images.
 
-    Of several outputs, each is over its own size in these images first.
+    Of several outputs, each is over its own size in these images first, and their mean
+    counts.
     """
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
@@ -77,8 +78,9 @@ def _effects(
     }
     results, transpose = jax.vjp(outputs, no_errors)
     sums = [jnp.square(wide(y)).sum().astype(jnp.float32) for y in results]
-    signs = [_signs(y, numbers) for y in results]
-    size = sums[0] if len(sums) == 1 else jnp.float32(len(numbers))
+    ends = np.cumsum([math.prod(y.shape[1:]) for y in results])
+    signs = [_signs(y, numbers, int(end)) for y, end in zip(results, ends, strict=True)]
+    size = sums[0] if len(sums) == 1 else jnp.float32(len(numbers) * len(sums))
     if len(sums) > 1:
         roots = [jnp.sqrt(jnp.where(y2 > 0, y2, 1) / len(numbers)) for y2 in sums]
         pairs = zip(signs, roots, strict=True)
@@ -93,14 +95,16 @@ def _effects(
     return effects, size
 
 
-def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
+def _signs(outputs: jax.Array, numbers: jax.Array, end: int) -> jax.Array:
     """Random signs like the outputs [B, ...], which depend on the images' numbers.
 
-    The last bit of a hash: XLA takes a second to compile JAX's random bits.
+    The last bit of a hash: XLA takes a second to compile JAX's random bits. ``end`` is
+    that of these outputs among those of an image, so that each has its own sign.
     """
-    count = math.prod(outputs.shape[1:])
+    start = end - math.prod(outputs.shape[1:])
     own = _mixed(jnp.asarray(numbers, jnp.uint32) + jnp.uint32(1))[:, None]
-    bits = _mixed(own + jnp.arange(count, dtype=jnp.uint32)[None]) & jnp.uint32(1)
+    each = jnp.arange(start, end, dtype=jnp.uint32)[None]
+    bits = _mixed(own + each) & jnp.uint32(1)
     return (2 * bits.astype(outputs.dtype) - 1).reshape(outputs.shape)
 
 

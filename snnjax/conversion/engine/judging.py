@@ -42,7 +42,7 @@ def judge_numbers(batches: int) -> list[int]:
 def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
     """e[n] = sum |y_snn - y_ann|^2 / mean over images of sum |y_ann|^2, [N].
 
-    The sum over the network's outputs. y_snn is the mean over T steps, y_ann the exact
+    The mean over the network's outputs. y_snn is the mean over T steps, y_ann the exact
     one. Outputs that are no floats, or do not depend on x, do not count.
     """
     variables, streams, code = here.network.outputs, here.streams, here.snn.code
@@ -70,7 +70,7 @@ def spikes_sent(here: State) -> jax.Array:
 
 @by_numpy_or_xla
 def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
-    errors: Any = np.zeros((), np.float32)
+    errors: list[Any] = []
     for pair in pairs:
         xp = namespace(pair[0][0])
         answer, output = map(xp.concatenate, pair)
@@ -80,8 +80,8 @@ def _errors(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> jax.Array:
             )
             size = xp.sum(output**2) / len(output)
             distance = xp.sum((answer - output) ** 2, 1)
-            errors = errors + distance / xp.where(size > 0, size, 1)
-    return errors
+            errors.append(distance / xp.where(size > 0, size, 1))
+    return functools.reduce(operator.add, errors) / len(errors)
 
 
 class Outcome(NamedTuple):
@@ -101,13 +101,6 @@ class Outcome(NamedTuple):
         start = self.fitted % len(self.errors)
         error, spikes = _means(start, self.errors, self.spikes)
         return float(error), float(spikes)
-
-    def times(self, other: "Outcome") -> float:
-        """This error times that of another outcome over this one, for its images."""
-        count = len(other.errors)
-        same = self._replace(errors=self.errors[:count], fitted=count)
-        own, of_same = self.means()[0], same.means()[0]
-        return other.means()[0] * (own / of_same if of_same > 0 else 1)
 
 
 @functools.partial(by_numpy_or_xla, static=1)
@@ -137,9 +130,8 @@ def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
         if is_less:
             winner, loser, first = number, winner, other
         kept = (
-            f"alternative {winner}, by {abs(float(difference)):.2g} +- "
-            f"{float(spread):.1g} of the outputs' size against {loser} on {int(used)} "
-            "images"
+            f"alternative {winner}: {abs(float(difference)):.2g} +- "
+            f"{float(spread):.1g} less error than {loser} on {int(used)} images"
         )
         logging.getLogger("snnjax").info("best_of keeps %s", kept)
         first = first._replace(kept=kept)

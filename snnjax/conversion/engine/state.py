@@ -54,19 +54,6 @@ class State(NamedTuple):
     spikes: Parts
     # Of each micro-batch, how many spikes each site has sent for each image, [B] each.
     sent: list[list[jax.Array]]
-    counts: bool = True  # whether spikes are counted
-
-    def part(self) -> "State":
-        """A quarter of the micro-batches to fit to, and none that judges."""
-        few = -(-self.fitted // 4)
-        first = {v: parts[:few] for v, parts in self.activations.items()}
-
-        def effects() -> dict[str, list[jax.Array]]:
-            return {name: w[:few] for name, w in self.effects().items()}
-
-        sizes = self.sizes[:few]
-        of_part = self._replace(sizes=sizes, fitted=few, activations=first, curves={})
-        return of_part._replace(effects=functools.cache(effects), counts=False)
 
     @property
     def needs_time(self) -> bool:

@@ -107,10 +107,9 @@ def _fit_site(
 
     def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
         for k, results in enumerate(view.results(fit.weights)):
-            counts = here.counts and not view.needs_time
+            counts = not view.needs_time
             fired = fire(view.dynamics, full, results.outputs[0], counts)
-            if here.counts:
-                here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
+            here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
             yield fired.output, results.carried
 
     here.advance(here.spikes, i, results())
