@@ -89,10 +89,10 @@ def is_on_host(tree: Any) -> bool:
     """Whether all arrays are in the memory of one CPU, where NumPy reads them."""
 
     def is_here(leaf: Any) -> bool:
-        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
-            return not isinstance(leaf, Tracer)
-        devices = leaf.devices()
-        return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+        if isinstance(leaf, Tracer):
+            return False
+        devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
+        return len(devices) <= 1 and all(d.platform == "cpu" for d in devices)
 
     return all(map(is_here, jax.tree.leaves(tree)))
 
@@ -148,16 +148,6 @@ def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
     """
     reduced = reduce(x, axis=other_axes(x.ndim, channel), keepdims=True)
     return reduced.reshape(x.shape[channel], *[1] * (-channel - 1))
-
-
-def in_rows(values: Any, channel: int) -> Any:
-    """[N, ...] as [N, positions, C]; the channel's axis counts from the end.
-
-    >>> in_rows(jnp.ones((2, 3, 4, 5)), -3).shape
-    (2, 20, 3)
-    """
-    last = namespace(values).moveaxis(values, channel, -1)
-    return last.reshape(len(last), -1, last.shape[-1])
 
 
 def sampled(parts: Iterable[Any], axis: int, every: int) -> list[Any]:

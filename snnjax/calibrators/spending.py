@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from snnjax._arrays import on_host
+from snnjax._arrays import namespace, on_host
 from snnjax._types import Per
 from snnjax.calibrators.sample import Sample
 from snnjax.codes import Code
@@ -97,13 +96,13 @@ class Curve(NamedTuple):
     def cheapest(self, price: float) -> "Curve":
         """The candidates at this price, [C]; of equally good ones the largest."""
         best = (self.errors + price * self.spikes).argmin(0)[None]
-        take: Any = jnp if isinstance(best, Tracer) else np
-        return Curve(*(take.take_along_axis(part, best, 0)[0] for part in self))
+        take = namespace(best).take_along_axis
+        return Curve(*(take(part, best, 0)[0] for part in self))
 
 
 def curves(
     sample: Sample,
-    transfers: Sequence[Transfer],
+    tables: Sequence[Transfer],
     *,
     reach: float,
     positions: int,
@@ -111,11 +110,11 @@ def curves(
     offset: Any = None,
     per: Per = "channel",
 ) -> tuple[Curve, ...]:
-    """The curve of a site for each of these transfers.
+    """The curve of a site for each of these tables.
 
     Args:
         sample: some activations, n of each channel, and the effects of errors.
-        transfers: of the site's neurons.
+        tables: `transfers` of the site's neurons.
         reach: their largest output, in thresholds.
         positions: of a channel in an image.
         neurons: M.
@@ -134,7 +133,7 @@ def curves(
     3.08 0.0400 1.0
     """
     sample, offset = on_host(sample), on_host(offset)
-    xp: Any = jnp if isinstance(sample.activation, Tracer) else np
+    xp = namespace(sample.activation)
     shift = 0 if offset is None else xp.ravel(offset)
     sizes = xp.where(sample.weight > 0, abs(sample.activation - shift), 0)
     maxima = xp.maximum(xp.maximum(sample.highest - shift, shift - sample.lowest), 0)
@@ -155,7 +154,7 @@ def curves(
         total = xp.bincount(bins, values, **size)
         return (positions / count * total).reshape(_BINS, channels)
 
-    last = len(transfers[0].squares) - _BINS
+    last = len(tables[0].squares) - _BINS
     k = np.arange(last // _BETWEEN + 1)[:, None]
     columns = np.arange(_BINS) + last - _BETWEEN * k
     # The last candidate is the same for all codes.
@@ -163,11 +162,11 @@ def curves(
     thresholds = lowest * 2.0 ** (_BETWEEN / _PER_OCTAVE * k[::-1]) * maxima
     histograms = histogram(weights.ravel()), histogram()
 
-    def of(transfer: Transfer) -> Curve:
+    def of(table: Transfer) -> Curve:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
         squares, spikes = (
-            xp.einsum("kb,bc->kc", table[columns], numbers)
-            for table, numbers in zip(transfer, histograms, strict=True)
+            xp.einsum("kb,bc->kc", of_bins[columns], numbers)
+            for of_bins, numbers in zip(table, histograms, strict=True)
         )
         errors, spikes = thresholds**2 * squares, spikes / neurons
         if per == "channel":
@@ -175,7 +174,7 @@ def curves(
         of_layer = (part.sum(1, keepdims=True) for part in (errors, spikes))
         return Curve(thresholds[:, :1], *of_layer)
 
-    return tuple(map(of, transfers))
+    return tuple(map(of, tables))
 
 
 def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:

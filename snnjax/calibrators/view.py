@@ -184,15 +184,14 @@ class View(abc.ABC):
         """``function(current, activation, effects, *others)`` of each micro-batch.
 
         Args:
-            function: hashable.
+            function: hashable; in a CPU's memory its arrays are NumPy's.
             weights: for the current; None: it is None.
             others: arrays that have no images.
         """
         none = [None] * len(self._activations)
         currents = none if weights is None else self.currents_by_batch(weights)
         batches = zip(currents, self._activations, self._effects or none, strict=True)
-        compute = _computed if isinstance(function, SampleRows) else _compiled
-        return [compute(function, *batch, *others) for batch in batches]
+        return [_computed(function, *batch, *others) for batch in batches]
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
@@ -374,9 +373,6 @@ def _joined(
     return sharding.shared(images, axis, batch_sharding)
 
 
-def _compute(function: Callable, *arguments: Any) -> Any:
+@functools.partial(by_numpy_or_xla, static=1)
+def _computed(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
-
-
-_compiled = jax.jit(_compute, static_argnums=0)
-_computed = by_numpy_or_xla(_compute, static=1)

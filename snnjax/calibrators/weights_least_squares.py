@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import in_rows, is_on_host, namespace, on_host, wide, wide_dtype
+from snnjax._arrays import is_on_host, namespace, on_host, wide, wide_dtype
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax.calibrators.formulas import binary_unit
+from snnjax.calibrators.sample import at_positions
 from snnjax.calibrators.view import Calibrator, Fit, Target, View, straight_through
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
@@ -177,7 +178,7 @@ class _Current:
     def __call__(self, weights: Weights) -> jax.Array:
         """I(W) in float32 or wider."""
         own = [w.astype(dtype) for w, dtype in zip(weights, self.dtypes, strict=True)]
-        return in_rows(wide(self.of(own, self.sources, None)), self.channel)
+        return _in_rows(wide(self.of(own, self.sources, None)), self.channel)
 
 
 @jax.jit
@@ -268,7 +269,7 @@ def _begin(
         rectified: whether the activation is that of a ReLU, which clips the current.
     """
     xp, channel = namespace(activation), current_of.channel
-    activation = in_rows(activation.astype(wide_dtype(activation)), channel)
+    activation = _in_rows(activation.astype(wide_dtype(activation)), channel)
     scale = binary_unit(abs(activation).max())
     weights = current_of.weights
     pair = _as(scale, _along(current_of, weights, weights))
@@ -281,7 +282,7 @@ def _begin(
     is_clipped |= (activation >= top) & (current >= top)
     weight = xp.ones_like(activation)
     if effects is not None:
-        effects = in_rows(effects, channel)
+        effects = _in_rows(effects, channel)
         weight = effects.astype(weight.dtype) * weight
     judges = xp.arange(len(activation))[:, None, None] % _LEFT_OUT == _LEFT_OUT - 1
     counts = xp.where(is_clipped | judges, 0, weight)
@@ -345,6 +346,11 @@ _compiled = (
 def _as(like: Any, tree: Any) -> Any:
     """NumPy's arrays if this is one."""
     return on_host(tree) if namespace(like) is np else tree
+
+
+def _in_rows(values: Any, channel: int) -> Any:
+    """[N, ...] as [N, p, C], at all positions."""
+    return at_positions(values, None, values.ndim - 1, channel)
 
 
 def _left_out(values: Any) -> Any:

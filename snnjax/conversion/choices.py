@@ -131,8 +131,8 @@ def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome
             start = begin._replace(snn=end.snn)
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
         errors = output_errors(end, ann_outputs(end))
-        fitted = sum(begin.sizes[: begin.fitted])
-        candidates.append(Outcome(end.snn, errors, spikes_sent(end), fitted))
+        images = sum(begin.sizes[: begin.fitted])
+        candidates.append(Outcome(end.snn, errors, spikes_sent(end), images))
     return nearest(candidates, price)
 
 

@@ -26,16 +26,9 @@ from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.choices import ZONES, fitted, recipes_at
 from snnjax.conversion.engine.effects import effects_of
-from snnjax.conversion.engine.judging import (
-    HELD_OUT,
-    judge_numbers,
-)
+from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
 from snnjax.conversion.engine.state import State, micro_batches
-from snnjax.conversion.recipes import (
-    AnyRecipe,
-    best,
-    recipes_by_site,
-)
+from snnjax.conversion.recipes import AnyRecipe, best, recipes_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
