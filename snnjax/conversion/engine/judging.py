@@ -131,7 +131,8 @@ def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
             winner, loser, first = number, winner, other
         kept = (
             f"alternative {winner}: {abs(float(difference)):.2g} +- "
-            f"{float(spread):.1g} less error than {loser} on {int(used)} images"
+            f"{float(spread):.1g} less {'cost' if price else 'error'} than {loser} on "
+            f"{int(used)} images"
         )
         logging.getLogger("snnjax").info("best_of keeps %s", kept)
         first = first._replace(kept=kept)
