@@ -159,10 +159,11 @@ def best_of(*recipes: Recipe) -> BestOf:
 
         error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
 
-    Of several outputs it is the mean. No calibrator sees every eighth micro-batch of the
-    calibration images. These judge; while their errors leave the sign of the difference
-    open (3 standard errors), fitted images join them. Which images these are depends on the number of devices. The log
-    says at level INFO which recipe is kept, and by how much.
+    Of several outputs it is the mean. No calibrator sees every eighth micro-batch of
+    the calibration images. These judge; while their errors leave the sign of the
+    difference open (3 standard errors), fitted images join them. Which images these are
+    depends on the number of devices. The log says at level INFO which recipe is kept,
+    and by how much.
 
     Raises:
         ValueError: fewer than two recipes, or something else than a recipe.
