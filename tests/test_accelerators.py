@@ -25,7 +25,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax
 from snnjax import sharding
-from snnjax.neurons import Recurrent, integrate_and_fire, lif
+from snnjax.neurons import Adaptive, Recurrent, integrate_and_fire, lif
 from snnjax.simulation import ByLayer
 from snnjax.simulation.choice import Choice, choose
 from snnjax.simulation.options import Simulation
@@ -152,6 +152,16 @@ SOFT = [
     "platform, steps, wait, options, choice",
     [
         ("cpu", 8, 0, {}, Choice("by_step", has_gradient_of_layers=True)),
+        (
+            "cpu",
+            26,
+            0,
+            {},
+            Choice("by_step", has_gradient_of_layers=True, may_segment=True),
+        ),
+        ("cpu", 26, 0, {"snn": OTHER}, Choice("by_layer", may_segment=True)),
+        ("cpu", 26, 1, {"snn": OTHER}, LAYERS),
+        ("gpu", 26, 0, {"snn": OTHER}, LAYERS),
         ("cpu", 4, 0, {}, LAYERS),
         ("cpu", 8, 1, {}, LAYERS),
         ("cpu", 8, 8, {}, CLOSED),
@@ -178,6 +188,44 @@ def test_what_is_chosen(platform, steps, wait, options, choice):
     gradient, rest = (surrogate, False), ("constant", None, False)
     simulation = Simulation(NET.fn, steps, wait, *gradient, execution, *rest)
     assert choose(simulation, options["snn"], platform) == choice
+
+
+def dense(w, x):
+    return jax.nn.relu(x @ w)
+
+
+def convolution(w, x):
+    return jax.nn.relu(jax.lax.conv(x[:, :, None], w[..., None], (1,), "SAME"))
+
+
+@pytest.mark.parametrize(
+    "model, fn, steps, batch, options, cut",
+    [
+        (lif(), dense, 96, 128, {}, True),  # 3 x 2^20 numbers
+        (Recurrent(lif()), dense, 96, 128, {}, True),
+        (Adaptive(lif()), dense, 96, 128, {"surrogate": relaxed_dspike}, True),
+        (lif(), dense, 96, 127, {}, False),
+        (lif(), dense, 96, 128, {"micro_batch": 64}, False),
+        (lif(), dense, 25, 512, {}, False),
+        (Recurrent(lif()), convolution, 96, 128, {}, False),
+    ],
+)
+def test_a_long_gradient_on_a_cpu_takes_segments(model, fn, steps, batch, options, cut):
+    w, x = eighths(0, (256, 256)), eighths(1, (steps, batch, 256))
+    snn = snnjax.init(fn, w, x[0], model=model, key=jax.random.key(0))
+
+    def slope(execution):
+        always = {"steps": steps, "inputs": "sequence", "execution": execution}
+        simulate = snnjax.spiking(fn, **always, **options)
+        return jax.grad(lambda snn: (simulate(snn, x) ** 2).mean())
+
+    program = str(jax.make_jaxpr(slope("auto"))(snn))
+    assert (re.search(r"\blength=25\b", program) is not None) == (cut or steps == 25)
+    assert ("prevent_cse=True" in program) == cut  # segments computed anew
+    if cut:
+        auto, layers = outputs_of(map(slope, ("auto", "by_layer")), snn)
+        for a, b in zip(*map(jax.tree.leaves, (auto, layers)), strict=True):
+            assert_allclose(a, b, atol=1e-5 * abs(b).max())
 
 
 def test_the_devices_of_the_images_decide_inside_jit_too():

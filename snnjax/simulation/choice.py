@@ -4,9 +4,11 @@ docs/accelerators.md has the table and the reasons: measurements on a CPU, and f
 counts of compiled programs of version 0.2. A GPU was neither measured nor counted.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from snnjax._types import Execution
+from snnjax.network.equations import Network, spread_out
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import counts_only, is_plain
 from snnjax.neurons.protocol import field
@@ -17,6 +19,8 @@ from snnjax.snn import SNN
 from snnjax.surrogate import holds_tracer, is_step
 
 LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
+SEGMENT = ByLayer(segment=25, remat=True)
+CACHE = 3 * 2**20  # numbers; a gradient reads more from the memory of a CPU
 
 
 class Choice(NamedTuple):
@@ -26,12 +30,15 @@ class Choice(NamedTuple):
         execution: as for `snnjax.spiking`, but never "auto".
         has_gradient_of_layers: the gradient is that of by_layer, since that of by_step
             is slow on a CPU and that of the closed form uses no surrogate.
+        may_segment: what is by_layer, the execution or its gradient, takes segments on
+            a CPU where `leaves_cache`.
         group: examples at a time on a device, unless the user asks for another size; a
             gradient recomputes each group. None: all at once.
     """
 
     execution: Execution | ByLayer
     has_gradient_of_layers: bool = False
+    may_segment: bool = False
     group: int | None = None
 
 
@@ -55,23 +62,36 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
         )
     if sim.execution != "auto":
         return Choice(sim.execution)
+    takes_steps = snn.code.clock_runs and sim.wait == 0
+    is_long = takes_steps and platform == "cpu" and sim.steps > SEGMENT.segment
     # A user's model may have a reverse-mode derivative only, and a custom derivative
     # must not close over a traced value.
     is_hard = is_step(sim.surrogate) and not holds_tracer(sim.surrogate)
     if not is_hard or not all(map(is_plain, models)):
-        return Choice("by_layer")
+        return Choice("by_layer", may_segment=is_long)
     # A dead zone delays spikes of rate coding, and the closed form fires at once.
     delays = snn.code.clock_runs and any(model.has_zones for model in models)
     if needs_no_steps and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
-    takes_steps = snn.code.clock_runs and sim.wait == 0
     few_steps = sim.steps <= FEW_STEPS
     if takes_steps and platform == "cpu" and not few_steps:
-        return Choice("by_step", has_gradient_of_layers=True)
+        return Choice("by_step", has_gradient_of_layers=True, may_segment=is_long)
     if takes_steps and platform == "tpu":
         return Choice("by_step", group=LANES)
     # All steps of so many images stay on the chip only if the steps are few.
     return Choice("by_layer", group=LANES if platform == "tpu" and few_steps else None)
+
+
+def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
+    """Whether what the neurons' gradient keeps of all steps leaves the cache of a CPU.
+
+    Then 25 steps at a time are faster, but not convolutions, which are slow in a loop.
+    """
+    convolves = any("conv" in eq.name for eq in spread_out(network.equations))
+    if convolves or not isinstance(batch, int):  # a symbol where any batch is exported
+        return False
+    neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
+    return steps * batch * neurons >= CACHE
 
 
 def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:

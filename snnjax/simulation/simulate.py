@@ -37,7 +37,7 @@ from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
-from snnjax.simulation.choice import choose
+from snnjax.simulation.choice import SEGMENT, choose, leaves_cache
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
@@ -164,7 +164,8 @@ def spiking(
             takes closed_form where its spikes are the same; otherwise, with rate coding
             and no wait, by_step on TPU and, for more than four steps, on CPU; and else
             by_layer, as for models other than IF and LIF and for a surrogate that is no
-            declared step (`snnjax.surrogate.step`) or holds a traced value.
+            declared step (`snnjax.surrogate.step`) or holds a traced value. On CPU a
+            long gradient without convolutions is that of segments.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
@@ -285,10 +286,13 @@ def simulate(
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         def run(x: chex.ArrayTree) -> Any:
-            job = _job(sim, snn, x)
+            job, execution = _job(sim, snn, x), choice.execution
+            at_once = batch if size is None else min(batch, size)
+            cut = choice.may_segment and leaves_cache(job.network, job.steps, at_once)
+            layers = SEGMENT if cut else "by_layer"
             if choice.has_gradient_of_layers:
-                return _with_gradient_of_layers(job, choice.execution)
-            return execute(job, choice.execution)
+                return _with_gradient_of_layers(job, execution, layers)
+            return execute(job, layers if cut else execution)
 
         batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if isinstance(batch, int) else None
@@ -395,7 +399,9 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 
 
-def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
+def _with_gradient_of_layers(
+    job: Job, execution: Execution | ByLayer, layers: Execution | ByLayer
+) -> Any:
     """An execution whose derivative is that of the layers: they give equal numbers."""
 
     def run(
@@ -406,7 +412,7 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
 
     # A function with a derivative of its own must not close over traced arrays: all of
     # them are arguments.
-    layers = functools.partial(run, "by_layer")
+    gradient = functools.partial(run, layers)
     executed = jax.custom_jvp(functools.partial(run, execution))
-    executed.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
+    executed.defjvp(lambda primals, tangents: jax.jvp(gradient, primals, tangents))
     return executed(job.snn, job.x, job.network.constants)
