@@ -286,7 +286,7 @@ def test_squeezenet_compares_answers():
     assert same["accuracy"] == pytest.approx(200 / 3)
     shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    [row, digits] = imagenet.read_rows("-3:3:4:0,-1:1:4:1:radix")
+    [row, digits] = imagenet.read_rows("-3:3:4:0,-1:1:4::radix")
     (lost,) = imagenet.targets({str(row): {"accuracy": 70.0}}, 74.0)
     assert lost["met"] and lost["measured"] == 4
     assert digits in imagenet.ROWS and not imagenet.read_rows("")
