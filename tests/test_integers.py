@@ -93,6 +93,8 @@ def fire(layers, node, start, arriving, m):
             k = np.maximum(k, -(sent // m[n - wait]))
             sent = sent + m[n - wait] * k
         v = np.where(k == 0, v, 0) if model.reset == "zero" else v - size * k
+        if model.lowest is not None:  # as on Speck, after the reset
+            v = np.maximum(v, np.rint(model.lowest * threshold).astype(np.int64))
         levels.append(k)
     return np.array(levels)
 
@@ -134,6 +136,11 @@ CASES = {  # networks, code and neurons as in `fitted`, another execution
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
     "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), "by_step"),
     "short wait": ("images", (RATE, (-1, 1), "subtract", 1), None),
+    "lower bound": (
+        "vectors",
+        (RATE, (0, 3), "subtract", 0, (0, 0.5), None, -0.25),
+        "by_step",
+    ),
 }
 QUICK = [(case, None) for case in CASES if case != "short wait"]
 EVERY = [  # slow: every network under every code

@@ -60,6 +60,7 @@ class Chip:
             "layer", a "channel" or a "neuron".
         resets: of its neurons.
         levels: pairs (low, high) that a neuron may send in a step; high None: any.
+        lowest: of a potential: "any" bound that is set, or that of its "register".
         leak: "factor" (any, rounded), "shift" (1 - 2^-k) or "constant" (v - c).
         synapse: "instant", or "exponential" if currents decay over steps.
         programmable: users can write neuron models for it.
@@ -107,6 +108,7 @@ class Chip:
     initial_potentials: Granularity | None = None
     resets: tuple[str, ...] | None = None
     levels: tuple[tuple[int, int | None], ...] | None = None
+    lowest: Literal["any", "register"] | None = None
     leak: Literal["factor", "shift", "constant"] | None = None
     synapse: Literal["instant", "exponential"] | None = None
     kernels: Numbers | None = None
@@ -243,7 +245,7 @@ def speck() -> Chip:
                 cores=tuple(cores),
             ),
             sinabs + "discretize.py": dict(
-                threshold_bits=16, bias_bits=8, scale="layer"
+                threshold_bits=16, bias_bits=8, scale="layer", lowest="any"
             ),
             sinabs + "docs/speck/dangers.md": dict(
                 levels=((0, None),), input_levels=(0, None)
@@ -268,6 +270,7 @@ def xylo() -> Chip:
                 biases="neuron",
                 resets=("subtract",),
                 levels=((0, 31),),
+                lowest="register",
                 leak="shift",
                 synapse="exponential",
                 fan_out=64,
@@ -303,6 +306,7 @@ def loihi2() -> Chip:
                 initial_potentials="neuron",
                 resets=("zero",),
                 levels=((0, 1),),
+                lowest="register",
                 leak="factor",
                 synapse="instant",
             ),

@@ -126,7 +126,7 @@ def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 
 def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """Reset, levels, dead zone, leak and synapse, and a bias without steps."""
+    """Reset, levels, zones, lower bound, leak, synapse, and a bias without steps."""
     for neurons in layer.neurons:
         model, resets = neurons.model, chip.resets
         if resets and model.reset not in resets:
@@ -139,6 +139,9 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
                 problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
                 remedy = f"take {name}=0.5"
                 yield _model(chip, "programmable", problem, remedy)
+        if chip.lowest == "register" and model.lowest is not None:
+            problem = f"lowest potential {model.lowest:g} V, not that of the register"
+            yield _model(chip, "lowest", problem, "take lowest=None")
         remedy = "take snnjax.integrate_and_fire"
         if neurons.leak is not None and (neurons.leak != 1).any():
             if chip.leak == "constant":

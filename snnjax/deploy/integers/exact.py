@@ -37,7 +37,7 @@ class Trace(NamedTuple):
         potentials: population -> v / m_n after each reset, rounded down, int32
             [T, B, ...].
         extremes: population -> lowest and highest v / m_n, before the limit and after
-            each reset, or 0.
+            each reset, or 0; a lower bound of the neurons has acted before.
         overflows: population -> how many times a potential went beyond its highest
             number.
         below: the same for the lowest number. Saturation raises such a potential, so

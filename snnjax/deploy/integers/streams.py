@@ -1,6 +1,7 @@
 """Streams of whole numbers: what maps and neurons of a chip make of them.
 
-    v  <- limit(v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j)   add what arrives at step n
+    v  <- v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j          add what arrives at step n
+    v  <- limit(max(v, round(lowest V)))                      lower bound, register
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset
 
@@ -194,12 +195,16 @@ def all_steps(
     currents = with_bias(currents, p["bias"], times)
     wait, shape = times.wait, currents.shape[1:]
     threshold = lead(p["threshold"], len(shape))
+    bound = None if neuron.lowest is None else jnp.round(neuron.lowest * threshold)
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
 
     def step(state, now):
         v, sent, extremes, overflows, below = state
         current, arriving, firing, bar = now
         v += current
+        # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
+        # same: a potential at the bound does not fire, and no reset ends below it.
+        v = v if bound is None else jnp.maximum(v, bound.astype(jnp.int32))
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
         extremes = _widened(extremes, v, arriving)

@@ -314,12 +314,9 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
             f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
             'or metadata {"reset": "subtract"}'
         )
-    return IntegrateAndFire(
-        levels,
-        reset,
-        dead_zone=float(metadata.get("dead_zone", 0)),
-        last_zone=float(metadata.get("last_zone", 1 / 2)),
-    )
+    zones = ("dead_zone", "last_zone", "lowest")
+    numbers = {name: float(metadata[name]) for name in zones if name in metadata}
+    return IntegrateAndFire(levels, reset, **numbers)
 
 
 # ----------------------------------------------------------------------- helpers
