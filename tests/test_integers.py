@@ -32,11 +32,13 @@ from snnjax.neurons.gradients import without_surrogate
 # -------------------------------------------------------------- a chip, event by event
 
 
-def chip(layers, x):
+def chip(layers, x, in_time=False):
     """Spikes of each population and sums of each output, in whole numbers of 64 bits.
 
-    Channels first. Potentials are in units of the last spike of a code.
+    Channels first. Potentials are in units of the last spike of a code. ``in_time``: x
+    is a sequence [T, B, ...].
     """
+    layers = dataclasses.replace(layers, steps=len(x)) if in_time else layers
     steps, clock = layers.steps, layers.code.clock_runs
     weights = [Fraction(w).limit_denominator(10**6) for w in layers.code.weights(steps)]
     m, last = [int(w / weights[-1]) for w in weights], float(weights[-1])
@@ -47,7 +49,11 @@ def chip(layers, x):
         if isinstance(node, Input):
             limit = layers.arithmetic.largest_input
             whole = np.clip(np.rint(x / np.float32(node.unit)), -limit, limit)
-            whole = np.moveaxis(whole, -1, 1) if whole.ndim == 4 else whole
+            if len(node.shape) == 3:
+                whole = np.moveaxis(whole, -1, 1 + in_time)
+            if in_time:
+                values[node.name] = whole.astype(np.int64)
+                continue
             values[node.name] = np.zeros((steps, *whole.shape), np.int64)
             values[node.name][:arrivals] = whole * (
                 1 if clock else int(1 / weights[-1])
@@ -266,6 +272,160 @@ def test_inputs_beyond_the_calibrated_range_are_clipped_and_counted():
     assert integers.nodes[0].unit != 1
     layers = deploy.layers(perceptron, light(), VECTORS)
     assert deploy.quantize(layers, whole).nodes[0].unit == 1
+
+
+def events_net(p, x):
+    with jax.named_scope("first"):
+        x = relu(conv(x, p["first"], 2))
+    return relu(x.reshape(len(x), -1) @ p["second"]) @ p["third"]
+
+
+@functools.cache
+def events_layers():
+    """Float layers that read events of an image of 7 x 5, neurons with a bound."""
+    draw = np.random.default_rng(0).normal
+    shapes = {"first": (3, 3, 2, 4), "second": (4 * 3 * 4, 6), "third": (6, 3)}
+    params = {name: jnp.float32(draw(0, 0.4, s)) for name, s in shapes.items()}
+    neuron = snnjax.integrate_and_fire(levels=(0, 255), lowest=-1.0)
+    x = np.float32(np.random.default_rng(1).poisson(0.2, (30, 2, 7, 5, 2)))
+    snn = snnjax.init(events_net, params, x[0], model=neuron)
+    return deploy.layers(events_net, snn, x[0]), x
+
+
+@pytest.mark.parametrize("scale", ["layer", "range"])
+def test_a_sequence_has_the_spikes_of_a_chip(scale):
+    """Events one at a time or several, for as long as x lasts, on a rectangle."""
+    layers, x = events_layers()
+    layers = dataclasses.replace(layers, steps=4, wait=0)
+    integers = deploy.quantize(layers, x.reshape(-1, 7, 5, 2), scale=scale)
+    clockless = dataclasses.replace(integers, steps=None, wait=None)
+    together = x.reshape(3, 10, *x.shape[1:]).sum(1)
+    for events in (x, together):
+        spikes, sums = chip(integers, events, in_time=True)
+        trace = deploy.run(integers, events, inputs="sequence")
+        again = deploy.outputs(clockless, events, inputs="sequence")
+        for name, levels in spikes.items():
+            np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
+            assert levels.any()
+        np.testing.assert_array_equal(again.outputs, trace.outputs)
+        unit = integers.outputs[0].unit
+        np.testing.assert_allclose(trace.outputs.sum(0), sums["output"] * unit, 1e-5)
+    first = integers.populations[0]
+    model = dataclasses.replace(first.model, lowest=None)
+    free = deploy.run(changed(integers, model=model), x, inputs="sequence")
+    bounded = deploy.run(integers, x, inputs="sequence")
+    assert (free.spikes[first.name] != bounded.spikes[first.name]).any()
+    assert bounded.extremes[first.name][0] == -first.threshold.max()
+    for call, message in (
+        (lambda: deploy.run(clockless, x[0]), "have no T; allowed"),
+        (lambda: deploy.run(integers, x, inputs="poisson"), "inputs is 'poisson'"),
+        (lambda: deploy.run(integers, x[0], inputs="sequence"), r"\[T, B, 7, 5, 2\]"),
+        (
+            lambda: deploy.run(integers, np.moveaxis(x, -1, 2), inputs="sequence"),
+            r"np.moveaxis\(x, 2, -1\)",
+        ),
+        (
+            lambda: deploy.run(
+                dataclasses.replace(integers, wait=1), x, inputs="sequence"
+            ),
+            "wait 1; allowed with a sequence",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_scale_of_a_range_is_that_of_sinabs():
+    """Weights fill -128 .. 127 on one side; all thresholds are given, and equal."""
+    layers, x = events_layers()
+    layers = dataclasses.replace(layers, steps=4, wait=0)
+    each = (  # as a NIR graph has them: one number per neuron
+        dataclasses.replace(n, threshold=np.full(n.shape, 0.7))
+        if isinstance(n, Population)
+        else n
+        for n in layers.nodes
+    )
+    layers = dataclasses.replace(layers, nodes=tuple(each))
+    integers = deploy.quantize(layers, x[0], scale="range")
+    receivers = {node.name: node for node in integers.receivers}
+    for before, after in zip(layers.connections, integers.connections, strict=True):
+        w, whole = before.maps[-1].weight, after.maps[-1].weight
+        s = min(-128 / w.min(), 127 / w.max())
+        np.testing.assert_array_equal(whole, np.round(w * s))
+        assert whole.min() == -128 or whole.max() == 127
+        if isinstance(node := receivers[after.receiver], Population):
+            assert node.threshold == np.round(0.7 * s)
+        else:
+            np.testing.assert_allclose(node.unit, 1 / s)
+    shared = deploy.quantize(layers, x[0], scale="layer").populations[0].threshold
+    assert shared.size == 1
+    with pytest.raises(ValueError, match="weight_bits is 1; allowed: .* 2 <= "):
+        deploy.quantize(layers, x[0], scale="range", weight_bits=1)
+
+
+def numbers_of_others(seed, layers):
+    """Random whole numbers for `events_layers`, as a chip's tools may have them."""
+    draw = np.random.default_rng(seed).integers
+    return {
+        "weights": {
+            way.receiver: draw(-128, 128, way.maps[-1].weight.shape)
+            for way in layers.connections
+        },
+        "thresholds": {"first/*": draw(90, 200, (4, 4, 3)), "*": draw(90, 200, 6)},
+        "biases": {"first/*": draw(-9, 9, 4), "output": 5},
+        "initial_potentials": {"second/*": draw(-60, 60, 6)},
+    }
+
+
+def test_numbers_of_others_are_computed_as_a_chip_does():
+    layers, x = events_layers()
+    eight = deploy.Arithmetic(8, 8, 16, "saturate")
+    numbers = numbers_of_others(0, layers)
+    own = deploy.with_numbers(layers, eight, **numbers)
+    spikes, sums = chip(own, x, in_time=True)
+    trace = deploy.run(own, x, inputs="sequence")
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
+        assert levels.any()
+    np.testing.assert_array_equal(trace.outputs.sum(0), sums["output"])
+    first, second = own.populations
+    np.testing.assert_array_equal(first.threshold, numbers["thresholds"]["first/*"])
+    np.testing.assert_array_equal(first.bias.ravel(), numbers["biases"]["first/*"])
+    assert first.model.lowest == -1 and not first.initial_potential.any()
+    assert deploy.report(own, deploy.speck())["output"].verdict == "approximately"
+    again = deploy.with_numbers(own, eight, **numbers)  # whole numbers are replaced too
+    for a, b in zip(own.nodes, again.nodes, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    (receiver, array), *_ = numbers["weights"].items()
+    for changes, message in (
+        (
+            {"weights": {receiver: array}},
+            r"'second/relu' have shape \(0,\); allowed: \(6, 48\)",
+        ),
+        ({"weights": {"*": array}}, r"of 'second/relu' have shape \(4, 2, 3, 3\)"),
+        ({"weights": {receiver: [array, array]}}, "are 2 arrays; allowed: 1, of"),
+        (
+            {"weights": {receiver: array * 2}},
+            "to 254; allowed: whole numbers -128 .. 127",
+        ),
+        ({"weights": {receiver: array / 2}}, "'first/relu' are .* whole numbers -128"),
+        ({"weights": {"nowhere": array}}, "match no site"),
+        (
+            {"thresholds": 0},
+            "thresholds of 'first/relu' are from 0 to 0; allowed: whole",
+        ),
+        ({"thresholds": {"first/*": 9}}, "thresholds has no pattern for second/relu"),
+        (
+            {"biases": {"output": [1, 2]}},
+            r"of 'output' have shape \(2,\); allowed: \(\) or",
+        ),
+        ({"initial_potentials": {"output": 1}}, "match no site"),
+        ({"arithmetic": 8}, "arithmetic is 8; allowed: an Arithmetic"),
+        ({"unit": 0}, "unit is 0; allowed: > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arguments = {"layers": layers, "arithmetic": eight} | numbers | changes
+            deploy.with_numbers(**arguments)
 
 
 def test_feedback_lowers_the_error_that_the_data_see():
