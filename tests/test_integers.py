@@ -79,10 +79,15 @@ def fire(layers, node, start, arriving, m):
     low, high = model.levels
     zones = [model.dead_zone] * (len(m) - 1) + [model.last_zone]
     threshold, v = (np.rint(a).astype(np.int64) for a in (node.threshold, start))
+    leak = None if node.leak is None else np.asarray(node.leak)
+    parts = 1 if leak is None else 2**layers.arithmetic.leak.fraction
+    whole_threshold, threshold, v = threshold, parts * threshold, parts * v
     sent, levels = 0, []
     for n in range(len(m) + wait):
-        v = v + (arriving[n] if n < len(m) else 0)
-        limit = 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
+        if leak is not None:
+            v = left(layers.arithmetic.leak, v, leak)
+        v = v + parts * (arriving[n] if n < len(m) else 0)
+        limit = parts * 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
         if layers.arithmetic.overflow == "wrap":
             v = (v + limit) % (2 * limit) - limit
         else:
@@ -100,9 +105,25 @@ def fire(layers, node, start, arriving, m):
             sent = sent + m[n - wait] * k
         v = np.where(k == 0, v, 0) if model.reset == "zero" else v - size * k
         if model.lowest is not None:  # as on Speck, after the reset
-            v = np.maximum(v, np.rint(model.lowest * threshold).astype(np.int64))
+            bound = np.rint(model.lowest * whole_threshold).astype(np.int64)
+            v = np.maximum(v, parts * bound)
         levels.append(k)
     return np.array(levels)
+
+
+def left(rule, v, leak):
+    """What a leak leaves, neuron by neuron, in Python's whole numbers."""
+    results = np.zeros_like(
+        np.broadcast_to(v, np.broadcast_shapes(v.shape, leak.shape))
+    )
+    for index, number in np.ndenumerate(results + v):
+        factor, number = float(np.broadcast_to(leak, v.shape)[index]), int(number)
+        if rule.kind == "shift":
+            results[index] = number - (number >> round(-np.log2(1 - factor)))
+        else:  # Lava b6822fbc, proc/lif/models.py: of both signs towards 0
+            size = abs(number) * round(4096 * factor) >> 12
+            results[index] = size if number > 0 else -size
+    return results
 
 
 def linear(node, x):
@@ -290,6 +311,65 @@ def events_layers():
     x = np.float32(np.random.default_rng(1).poisson(0.2, (30, 2, 7, 5, 2)))
     snn = snnjax.init(events_net, params, x[0], model=neuron)
     return deploy.layers(events_net, snn, x[0]), x
+
+
+RULES = {  # rule, reset, lower bound
+    "loihi": (deploy.loihi2().leak, "zero", None),
+    "xylo": (deploy.xylo().leak, "subtract", None),
+    "bounded": (deploy.Leak("factor", fraction=2), "subtract", -0.25),
+}
+
+
+@pytest.mark.parametrize("rule, reset, lowest", RULES.values(), ids=RULES)
+def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
+    """Factors that no shift has; near the floats, and exactly those of Python."""
+    net = networks_of("vectors", ("dense",))
+    leak = np.float32([0.9, 0.7, 0.5, 0.93, 0.8, 0.99])
+    snn = fitted(net, RATE, (0, 1), reset, 0, (0, 0.5), leak[:1], lowest)
+    layers = dataclasses.replace(deploy.layers(net.fn, snn, net.x), steps=12)
+    layers = changed(layers, leak=leak.astype(float)[0] * np.ones(()))
+    mine = deploy.Chip("mine", leak=rule, weight_bits=(8,), state_bits=18)
+    integers = deploy.quantize(layers, net.x, chip=mine)
+    assert integers.arithmetic.leak == rule
+    spikes, _ = chip(integers, np.asarray(net.x))
+    trace = deploy.run(integers, net.x)
+    kept = {**snn.neurons}
+    fn, floats = deploy.as_function(layers)
+    sent = snnjax.measures.spike_trains(fn, floats, net.x)
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(trace.spikes[name], levels)
+        assert levels.any() and kept
+        if rule.kind == "factor" and name in sent:
+            assert np.mean(trace.spikes[name] != (sent[name] != 0)) < 0.1
+    for population in integers.populations:
+        np.testing.assert_array_equal(population.leak, rule.rounded(population.leak))
+    assert deploy.report(integers, mine).rows[2].verdict == "fits"
+    unruled = dataclasses.replace(integers.arithmetic, leak=None)
+    with pytest.raises(ValueError, match="does not say how that is rounded"):
+        deploy.run(dataclasses.replace(integers, arithmetic=unruled), net.x)
+    for call in (deploy.as_function, deploy.to_nir):
+        with pytest.raises(ValueError, match="a chip('s rounding| rounds) "):
+            call(integers)
+    with pytest.raises(ValueError, match="leak.*allowed: a chip that says how"):
+        deploy.quantize(layers, net.x, chip=deploy.speck())
+
+
+def test_spikes_that_are_delayed_arrive_later():
+    """Layer by layer as sequences, each spike train shifted by hand."""
+    integers, _ = tiny()
+    trace = deploy.run(integers, VECTORS, delay=2)
+    (name,) = trace.spikes
+    now = deploy.run(integers, VECTORS)
+    np.testing.assert_array_equal(trace.spikes[name], now.spikes[name])
+    shifted = np.zeros_like(now.outputs)
+    quiet = deploy.run(integers, VECTORS, delay=4).outputs  # nothing ever arrives
+    assert (np.asarray(quiet) == np.asarray(quiet)[0, 0]).all()
+    shifted[:2], shifted[2:] = quiet[:2], now.outputs[:2]
+    np.testing.assert_allclose(trace.outputs, shifted, rtol=1e-6)
+    with pytest.raises(ValueError, match="delay is 5; allowed: .*0 <= delay <= 4"):
+        deploy.run(integers, VECTORS, delay=5)
+    with pytest.raises(ValueError, match="wait 1; allowed with a sequence or a delay"):
+        deploy.run(tiny(wait=1)[0], VECTORS, delay=1)
 
 
 @pytest.mark.parametrize("scale", ["layer", "range"])

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from snnjax._text import Table, shown_as_table
+from snnjax.deploy.lowering.values import Leak
 
 Numbers = tuple[int, ...] | range
 Granularity = Literal["layer", "channel", "neuron"]  # what has a number of its own
@@ -61,7 +62,8 @@ class Chip:
         resets: of its neurons.
         levels: pairs (low, high) that a neuron may send in a step; high None: any.
         lowest: of a potential: "any" bound that is set, or that of its "register".
-        leak: "factor" (any, rounded), "shift" (1 - 2^-k) or "constant" (v - c).
+        leak: a `Leak`, its rule; "factor", by a rule that is not stated; "constant",
+            v - c, which is a bias.
         synapse: "instant", or "exponential" if currents decay over steps.
         programmable: users can write neuron models for it.
         one_step: it computes T = 1 alone, graded activations without time.
@@ -109,7 +111,7 @@ class Chip:
     resets: tuple[str, ...] | None = None
     levels: tuple[tuple[int, int | None], ...] | None = None
     lowest: Literal["any", "register"] | None = None
-    leak: Literal["factor", "shift", "constant"] | None = None
+    leak: Leak | Literal["factor", "constant"] | None = None
     synapse: Literal["instant", "exponential"] | None = None
     kernels: Numbers | None = None
     strides: Numbers | None = None
@@ -271,7 +273,7 @@ def xylo() -> Chip:
                 resets=("subtract",),
                 levels=((0, 31),),
                 lowest="register",
-                leak="shift",
+                leak=Leak("shift"),
                 synapse="exponential",
                 fan_out=64,
                 inputs=16,
@@ -307,7 +309,7 @@ def loihi2() -> Chip:
                 resets=("zero",),
                 levels=((0, 1),),
                 lowest="register",
-                leak="factor",
+                leak=Leak("factor", bits=12, fraction=6),
                 synapse="instant",
             ),
             lava + "utils/weightutils.py": dict(weight_bits=(8,), scale="power_of_two"),

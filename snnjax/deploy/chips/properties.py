@@ -143,11 +143,17 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
             problem = f"lowest potential {model.lowest:g} V, not that of the register"
             yield _model(chip, "lowest", problem, "take lowest=None")
         remedy = "take snnjax.integrate_and_fire"
-        if neurons.leak is not None and (neurons.leak != 1).any():
+        arithmetic = layer.layers.arithmetic
+        rule = None if arithmetic is None else arithmetic.leak
+        if neurons.is_leaky and chip.leak not in (None, rule):
             if chip.leak == "constant":
                 yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
-            elif chip.leak:
-                problem = f"leak, which is rounded (a {chip.leak})"
+            else:
+                kind = "factor" if chip.leak == "factor" else chip.leak.kind
+                remedy = (
+                    f"snnjax.deploy.quantize(layers, images, chip=...), or {remedy}"
+                )
+                problem = f"leak, which is rounded (a {kind})"
                 yield Finding("leak", "approximately", problem, remedy)
         if chip.synapse == "exponential":
             remedy = "train neurons with synaptic currents in the chip's own tools"

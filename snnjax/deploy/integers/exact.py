@@ -18,8 +18,9 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._checks import check_choice, check_numbers
+from snnjax._ranges import Range
 from snnjax.deploy.integers import streams
-from snnjax.deploy.integers.timing import arithmetic_of, timing
+from snnjax.deploy.integers.timing import arithmetic_of, fraction_bits, timing
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
@@ -56,7 +57,9 @@ class Trace(NamedTuple):
     clipped: jax.Array
 
 
-def run(layers: values.Layers, x: Any, *, inputs: Inputs = "constant") -> Trace:
+def run(
+    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+) -> Trace:
     """Compute a batch as a chip does, in whole numbers, and keep all spikes.
 
     Args:
@@ -66,6 +69,8 @@ def run(layers: values.Layers, x: Any, *, inputs: Inputs = "constant") -> Trace:
             x[t] arrives at step t. T is then that of x, whatever the layers' steps,
             since with rate coding no number depends on it: events one by one, or some
             of them at a time, whose number is x.
+        delay: 0 .. T, steps that a spike needs from a population to its readers: 1 on
+            Loihi.
 
     Returns:
         A `Trace`, with T B levels and potentials for each neuron. It has no gradient;
@@ -73,7 +78,7 @@ def run(layers: values.Layers, x: Any, *, inputs: Inputs = "constant") -> Trace:
 
     Raises:
         ValueError: the layers are not of whole numbers; x does not fit them; a
-            sequence with a wait or another code than rate coding; no steps.
+            sequence or a delay with a wait or another code than rate coding; no steps.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
@@ -89,12 +94,14 @@ def run(layers: values.Layers, x: Any, *, inputs: Inputs = "constant") -> Trace:
      [0 0]
      [1 0]]
     """
-    return _compute(layers, x, inputs, keep=True)
+    return _compute(layers, x, inputs, delay, keep=True)
 
 
-def outputs(layers: values.Layers, x: Any, *, inputs: Inputs = "constant") -> Trace:
+def outputs(
+    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+) -> Trace:
     """`run` for large batches: the outputs and counts, no spikes and no potentials."""
-    return _compute(layers, x, inputs, keep=False)
+    return _compute(layers, x, inputs, delay, keep=False)
 
 
 def on_grid(layers: values.Layers, x: Any) -> jax.Array:
@@ -143,21 +150,31 @@ def check_whole(layers: Any) -> None:
             "layers are traced; allowed: layers that a jitted function closes over, "
             "e.g. jax.jit(lambda x: run(layers, x).outputs)"
         )
+    leaky = [node.name for node in layers.populations if node.is_leaky]
+    if leaky and arithmetic_of(layers).leak is None:
+        raise ValueError(
+            f"the neurons of {leaky[0]!r} leak, and the layers' Arithmetic does not "
+            "say how that is rounded; allowed: leak=snnjax.deploy.Leak(...) there"
+        )
 
 
-def _compute(layers: values.Layers, x: Any, inputs: Inputs, keep: bool) -> Trace:
+def _compute(
+    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
+) -> Trace:
     check_whole(layers)
     check_choice("inputs", inputs, ("constant", "sequence"))
     in_time = inputs == "sequence"
     check_x(layers, x, "T, B" if in_time else "B")
+    if in_time or delay:
+        _check_steps_are_alike(layers)
     if in_time:
-        _check_takes_sequences(layers)
         layers = dataclasses.replace(layers, steps=len(x), wait=0)
     if layers.steps is None:
         raise ValueError(
             "the layers have no T; allowed: dataclasses.replace(layers, steps=T), or a "
             'sequence x [T, B, ...] with inputs="sequence"'
         )
+    Range(0, layers.steps, whole=True).check("delay", delay)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other
@@ -165,16 +182,17 @@ def _compute(layers: values.Layers, x: Any, inputs: Inputs, keep: bool) -> Trace
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
     arrays = {node.name: streams.arrays_of(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
-    return _run(structure, inexact, keep, in_time, arrays, jnp.asarray(x))
+    options = keep, in_time, delay
+    return _run(structure, inexact, options, arrays, jnp.asarray(x))
 
 
-def _check_takes_sequences(layers: values.Layers) -> None:
+def _check_steps_are_alike(layers: values.Layers) -> None:
     """Raise unless each step is like the others, and neurons fire from the first."""
     if not layers.code.clock_runs or layers.wait:
         raise ValueError(
             f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
-            "with a sequence: snnjax.codes.rate() and wait 0, since other codes take x "
-            "at once, and a wait asks for all of T steps"
+            "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "
+            "codes take x at once, and a wait asks for all of T steps"
         )
 
 
@@ -210,23 +228,24 @@ def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
     # A potential and a sum are added before the limit acts, so each has 30 bits.
-    if largest[name] * worth >= 2**30:
+    bits = 30 - fraction_bits(layers)
+    if largest[name] * worth >= 2**bits:
         raise ValueError(
             f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
-            "2^30, and potentials are simulated in 32 bits; allowed: fewer bits of "
-            "weights or inputs, or fewer steps of a code"
+            f"2^{bits}, and potentials are simulated in 32 bits; allowed: fewer bits "
+            "of weights or inputs, or fewer steps of a code"
         )
 
 
-@functools.partial(jax.jit, static_argnums=range(4))
+@functools.partial(jax.jit, static_argnums=range(3))
 def _run(
     structure: Any,
     inexact: frozenset[str],
-    keep: bool,
-    in_time: bool,
+    options: tuple[bool, bool, int],
     arrays: Arrays,
     x: jax.Array,
 ) -> Trace:
+    keep, in_time, delay = options
     layers = streams.without_arrays(structure)
     times, arithmetic = timing(layers), arithmetic_of(layers)
     sent: dict[str, streams.Stream] = {}
@@ -245,7 +264,12 @@ def _run(
                 currents = streams.received(stream, times)
                 neuron = without_surrogate(model)
                 fired = streams.all_steps(neuron, times, arithmetic, p, currents)
-                activity[name], sent[name] = fired, streams.Stream(None, fired.spikes)
+                none_yet, last = (
+                    jnp.zeros_like(fired.spikes[:delay]),
+                    times.steps - delay,
+                )
+                late = jnp.concatenate([none_yet, fired.spikes[:last]])
+                activity[name], sent[name] = fired, streams.Stream(None, late)
             case values.Output():
                 currents = streams.received(stream, times)
                 units = streams.with_bias(currents, p["bias"], times)

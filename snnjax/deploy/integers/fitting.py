@@ -205,8 +205,10 @@ def _with_charge(
     if start.any():  # v(0) takes what the rounded biases leave.
         start = np.rint(start + total - arrivals * bias) * layers.potential_unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
+    rule, leak = arithmetic_of(layers).leak, node.leak if node.is_leaky else None
     return dataclasses.replace(
         node,
+        leak=None if leak is None or rule is None else rule.rounded(leak),
         threshold=channels_first(threshold, node.shape),
         initial_potential=channels_first(start, node.shape),
         bias=own_bias,
@@ -217,7 +219,8 @@ def _float_spikes(reading: Reading) -> streams.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, values.Population)
-    numbers = (node.threshold, node.bias, node.initial_potential)
+    numbers = [node.threshold, node.bias, node.initial_potential]
+    numbers += [node.leak] if node.is_leaky else []
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model, params = without_surrogate(node.model), NeuronParams(*arrays)
     levels = _levels(model, timing(layers), params, reading.currents)

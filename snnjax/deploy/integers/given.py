@@ -37,7 +37,8 @@ def with_numbers(
 
     Args:
         layers: from `snnjax.deploy.layers` or `from_nir`, whose numbers are dropped.
-        arithmetic: bits of weights, x and potentials, and what an overflow does.
+        arithmetic: bits of weights, x and potentials, what an overflow does, and how a
+            leak is rounded.
         weights: of each receiver, as ``layers.connections`` has them: [O, I / groups,
             K, K] of a convolution, [O, I] of a dense layer (it reads an image as
             flattened [C, H, W]); a sequence of them if several maps lead there. Where

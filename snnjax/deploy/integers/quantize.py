@@ -53,7 +53,8 @@ def quantize(
     scale is left between two populations.
 
     Args:
-        layers: from `snnjax.deploy.layers`, of IF neurons.
+        layers: from `snnjax.deploy.layers`. Neurons with a leak need a chip that states
+            how it rounds one, see `Leak`.
         images: float [N, ...], channels last: calibration images, from which the
             range of x, second moments and ranges of potentials are taken.
         weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1 (none
@@ -76,7 +77,7 @@ def quantize(
     Raises:
         snnjax.ConversionError: two linear maps follow each other without neurons; the
             chip does not run the network, with every reason of `snnjax.deploy.report`.
-        ValueError: an argument outside its range; neurons with a leak; weights of a
+        ValueError: an argument outside its range; a leak without a rule; weights of a
             code that are no whole multiples of the last one; thresholds that would all
             be rounded to 0.
 
@@ -104,7 +105,11 @@ def quantize(
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     bits = _checked(layers, images, input_bits, options)
     arithmetic = values.Arithmetic(
-        max(bits.values()), input_bits, options["state_bits"], options["overflow"]
+        max(bits.values()),
+        input_bits,
+        options["state_bits"],
+        options["overflow"],
+        options["leak"],
     )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
@@ -198,6 +203,7 @@ def _stated_by(chip: Chip | None) -> dict[str, Any]:
         "state_bits": chip.state_bits or 16,
         "scale": "layer" if is_shared else chip.scale or "channel",
         "overflow": chip.overflow or "saturate",
+        "leak": chip.leak if isinstance(chip.leak, values.Leak) else None,
     }
 
 
@@ -257,10 +263,12 @@ def _checked(
                 f"{options['scale']!r} needs one per population; allowed: thresholds "
                 "per channel, or scale 'channel'"
             )
-        if node.leak is not None and (node.leak != 1).any():
+        if node.is_leaky and (options["leak"] is None or not layers.code.clock_runs):
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
-                "its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
+                "its own way; allowed: a chip that says how, e.g. chip=snnjax.deploy."
+                "loihi2() or Chip('mine', leak=Leak('shift')), under rate coding, or "
+                "IF neurons, snnjax.integrate_and_fire()"
             )
     return matching(bits, [node.name for node in layers.receivers], "weight_bits")
 

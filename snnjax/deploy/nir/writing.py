@@ -103,6 +103,7 @@ def to_nir(
         metadata["wait"] = layers.wait
     if layers.arithmetic is not None:
         metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
+        del metadata["leak"]
     return nir.NIRGraph(
         nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
         edges=[(names[s], names[n]) for n, node in nodes.items() for s in node.sources],
@@ -152,6 +153,11 @@ def _check(layers: values.Layers) -> None:
             "threshold at each step, and bias and input enter once. A chip needs "
             "thresholds that it changes step by step and spikes that carry a number, "
             "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
+        )
+    if layers.arithmetic is not None and any(p.is_leaky for p in layers.populations):
+        raise ValueError(
+            "NIR cannot express how a chip rounds a leak; allowed: float layers, or "
+            "whole numbers of IF neurons"
         )
     if layers.arithmetic is not None and layers.arithmetic.state_bits > 25:
         raise ValueError(
