@@ -29,7 +29,6 @@ from snnjax.neurons.models import (
     IntegrateAndFire,
     NeuronParams,
     as_encoder,
-    counts_only,
     is_plain,
 )
 from snnjax.neurons.protocol import chain, check_model
@@ -202,12 +201,11 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
     """Raise unless neurons of these models can send this code."""
     check_code(code)
     for model in map(off_grid, models):
-        plain = is_plain(model) and counts_only(model, model.init())
-        if not code.clock_runs and not plain:
+        fields = is_plain(model) and (model.reset, model.leak, model.lowest)
+        if not code.clock_runs and fields != ("subtract", None, None):
             raise ValueError(
-                f"the code {code!r} needs IF neurons with reset by subtraction, no "
-                f"leak and no lower bound, which keep what is missing; found {model!r}."
-                " Take "
+                f"the code {code!r} needs IF neurons with reset by subtraction and no "
+                f"lower bound, which keep what is missing; found {model!r}. Take "
                 "model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )

@@ -350,6 +350,9 @@ def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
     for call in (deploy.as_function, deploy.to_nir):
         with pytest.raises(ValueError, match="a chip('s rounding| rounds) "):
             call(integers)
+    for wrong in ({"kind": "slide"}, {"bits": 15}, {"fraction": 0.5}):
+        with pytest.raises(ValueError, match=f"{[*wrong][0]} is .*; allowed"):
+            deploy.Leak(**{"kind": "factor"} | wrong)
     with pytest.raises(ValueError, match="leak.*allowed: a chip that says how"):
         deploy.quantize(layers, net.x, chip=deploy.speck())
 
@@ -506,6 +509,32 @@ def test_numbers_of_others_are_computed_as_a_chip_does():
         with pytest.raises(ValueError, match=message):
             arguments = {"layers": layers, "arithmetic": eight} | numbers | changes
             deploy.with_numbers(**arguments)
+
+
+def test_each_map_of_a_shortcut_has_its_own_numbers():
+    def fn(p, x):
+        x = relu(x @ p["w1"])
+        return relu(x @ p["w2"] + x) @ p["w3"]
+
+    snn = snnjax.init(fn, FLAT, VECTORS, model=snnjax.integrate_and_fire())
+    layers = deploy.layers(fn, dataclasses.replace(snn, steps=4, wait=0), VECTORS)
+    draw = np.random.default_rng(3).integers
+    own = deploy.with_numbers(
+        layers,
+        deploy.Arithmetic(5, 8, 16, "saturate"),
+        weights={
+            "w1/*": draw(-16, 16, FLAT["w1"].T.shape),
+            "w2/*": [draw(-16, 16, FLAT["w2"].T.shape), draw(1, 9, 6)],
+            "output": draw(-16, 16, FLAT["w3"].T.shape),
+        },
+        thresholds=20,
+        unit=0.25,
+    )
+    spikes, _ = chip(own, np.asarray(VECTORS))
+    trace = deploy.run(own, VECTORS)
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(trace.spikes[name], levels)
+        assert levels.any()
 
 
 def test_feedback_lowers_the_error_that_the_data_see():

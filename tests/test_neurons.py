@@ -189,6 +189,6 @@ def test_a_bounded_network_runs_in_every_execution_but_the_closed_form():
     assert np.isnan(measures.sites[name].flooring)
     with pytest.raises(ValueError, match="no lower bound; found wait 8.*lowest=0.0"):
         snnjax.spiking(fn, execution="closed_form")(bounded, x)
-    with pytest.raises(ValueError, match="radix.*no lower bound, which keep"):
+    with pytest.raises(ValueError, match="radix.*no lower bound, which"):
         radix = {"code": snnjax.codes.radix(), "model": IF(lowest=-1.0)}
         snnjax.convert(fn, params, x, steps=4, **radix)

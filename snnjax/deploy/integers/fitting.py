@@ -219,7 +219,7 @@ def _float_spikes(reading: Reading) -> streams.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, values.Population)
-    numbers = [node.threshold, node.bias, node.initial_potential]
+    numbers: list[Any] = [node.threshold, node.bias, node.initial_potential]
     numbers += [node.leak] if node.is_leaky else []
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model, params = without_surrogate(node.model), NeuronParams(*arrays)

@@ -17,6 +17,7 @@ from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
 
+_NOTHING = ()  # the weights of a receiver for which none are given
 Numbers = Any  # an array or a number, or a mapping of names and patterns to them
 
 
@@ -115,40 +116,44 @@ def _weights_by_map(
 ) -> dict[str, np.ndarray]:
     """Name of each map -> its weights."""
     nodes = {node.name: node for node in layers.nodes}
-    given = matching(weights, receivers, "weights", default=()) if weights else {}
+    given = matching(weights, receivers, "weights", _NOTHING) if weights else {}
     assert layers.arithmetic is not None
     half, results = 2 ** (layers.arithmetic.weight_bits - 1), {}
     for receiver in layers.receivers:
-        own: Any = given.get(receiver.name, ())
-        arrays = own if isinstance(own, Sequence) and len(own) else [own]
+        own: Any = given.get(receiver.name, _NOTHING)
+        arrays = own if isinstance(own, Sequence) and own else [own]
         maps: list[Any] = [nodes[source] for source in receiver.sources]
-        if np.size(own) == 0 and all(isinstance(m, values.Scale) for m in maps):
+        are_scales = [isinstance(node, values.Scale) for node in maps]
+        if own is _NOTHING and all(are_scales):
             arrays = [1] * len(maps)
-        shapes = [
-            ((), (m.shape[0], *[1] * (len(m.shape) - 1)), m.shape)
-            if isinstance(m, values.Scale)
-            else (m.weight.shape,)
-            for m in maps
-        ]
         if len(arrays) != len(maps):
+            shapes = ", ".join(str(node.weight.shape) for node in maps)
             raise ValueError(
                 f"weights of {receiver.name!r} are {len(arrays)} arrays; allowed: "
-                f"{len(maps)}, of the shapes {', '.join(str(s[-1]) for s in shapes)}"
+                f"{len(maps)}, of the shapes {shapes}"
             )
-        for node, array, allowed in zip(maps, arrays, shapes, strict=True):
-            what = f"weights of {receiver.name!r}"
-            results[node.name] = _whole(array, what, allowed, -half, half - 1)
+        for node, array, is_scale in zip(maps, arrays, are_scales, strict=True):
+            if is_scale:
+                whole = _of_neurons(array, receiver, "weights", -half, half - 1)
+            else:
+                what = f"weights of {receiver.name!r}"
+                whole = _whole(array, what, [node.weight.shape], -half, half - 1)
+            results[node.name] = whole
     return results
 
 
 def _of_neurons(
-    numbers: Any, node: values.Receiver, what: str, least: int = -(2**30) + 1
+    numbers: Any,
+    node: values.Receiver,
+    what: str,
+    least: int = 1 - 2**30,
+    most: int = 2**30 - 1,
 ) -> np.ndarray:
     """Numbers of a receiver: a scalar, [C, 1, 1], or of every neuron."""
     channels, *size = node.shape
     of_channel = (channels, *[1] * len(size))
     shapes = dict.fromkeys(((), (channels,), of_channel, tuple(node.shape)))
-    whole = _whole(numbers, f"{what} of {node.name!r}", [*shapes], least, 2**30 - 1)
+    whole = _whole(numbers, f"{what} of {node.name!r}", [*shapes], least, most)
     return whole.reshape(of_channel) if whole.shape == (channels,) else whole
 
 

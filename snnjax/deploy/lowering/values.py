@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_choice
+from snnjax._ranges import Range
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
@@ -34,7 +36,7 @@ class Leak:
     Attributes:
         kind: one of these.
         bits: of a factor, 1 .. 14.
-        fraction: bits of a potential below a unit of the weights.
+        fraction: bits of a potential below a unit of the weights, 0 .. 8.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> for leak in (Leak("factor", bits=12), Leak("shift")):
@@ -47,6 +49,11 @@ class Leak:
     kind: Literal["factor", "shift"]
     bits: int = 12
     fraction: int = 0
+
+    def __post_init__(self):
+        check_choice("kind", self.kind, ("factor", "shift"))
+        Range(1, 14, whole=True).check("bits", self.bits)
+        Range(0, 8, whole=True).check("fraction", self.fraction)
 
     def whole(self, leak: np.ndarray) -> np.ndarray:
         """n of each neuron."""

@@ -118,7 +118,7 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    numbers = {name: int(metadata[name]) for name in bits}
+    numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
     arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
     layers = dataclasses.replace(
         layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
@@ -315,7 +315,7 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
             'or metadata {"reset": "subtract"}'
         )
     zones = ("dead_zone", "last_zone", "lowest")
-    numbers = {name: float(metadata[name]) for name in zones if name in metadata}
+    numbers: dict[str, Any] = {n: float(metadata[n]) for n in zones if n in metadata}
     return IntegrateAndFire(levels, reset, **numbers)
 
 
