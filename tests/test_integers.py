@@ -118,7 +118,7 @@ def left(rule, v, leak):
     )
     for index, number in np.ndenumerate(results + v):
         factor, number = float(np.broadcast_to(leak, v.shape)[index]), int(number)
-        if rule.kind == "shift":
+        if rule.form == "shift":
             results[index] = number - (number >> round(-np.log2(1 - factor)))
         else:  # Lava b6822fbc, proc/lif/models.py: of both signs towards 0
             size = abs(number) * round(4096 * factor) >> 12
@@ -339,7 +339,7 @@ def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
     for name, levels in spikes.items():
         np.testing.assert_array_equal(trace.spikes[name], levels)
         assert levels.any() and kept
-        if rule.kind == "factor" and name in sent:
+        if rule.form == "factor" and name in sent:
             assert np.mean(trace.spikes[name] != (sent[name] != 0)) < 0.1
     for population in integers.populations:
         np.testing.assert_array_equal(population.leak, rule.rounded(population.leak))
@@ -350,9 +350,9 @@ def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
     for call in (deploy.as_function, deploy.to_nir):
         with pytest.raises(ValueError, match="a chip('s rounding| rounds) "):
             call(integers)
-    for wrong in ({"kind": "slide"}, {"bits": 15}, {"fraction": 0.5}):
+    for wrong in ({"form": "slide"}, {"bits": 15}, {"fraction": 0.5}):
         with pytest.raises(ValueError, match=f"{[*wrong][0]} is .*; allowed"):
-            deploy.Leak(**{"kind": "factor"} | wrong)
+            deploy.Leak(**{"form": "factor"} | wrong)
     with pytest.raises(ValueError, match="leak.*allowed: a chip that says how"):
         deploy.quantize(layers, net.x, chip=deploy.speck())
 

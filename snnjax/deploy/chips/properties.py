@@ -149,11 +149,11 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
             if chip.leak == "constant":
                 yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
             else:
-                kind = "factor" if chip.leak == "factor" else chip.leak.kind
+                form = "factor" if chip.leak == "factor" else chip.leak.form
                 remedy = (
                     f"snnjax.deploy.quantize(layers, images, chip=...), or {remedy}"
                 )
-                problem = f"leak, which is rounded (a {kind})"
+                problem = f"leak, which is rounded (a {form})"
                 yield Finding("leak", "approximately", problem, remedy)
         if chip.synapse == "exponential":
             remedy = "train neurons with synaptic currents in the chip's own tools"

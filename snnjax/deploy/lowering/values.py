@@ -34,7 +34,7 @@ class Leak:
         "shift"    v <- v - floor(v / 2^n)               2^-n is nearest to 1 - leak
 
     Attributes:
-        kind: one of these.
+        form: one of these.
         bits: of a factor, 1 .. 14.
         fraction: bits of a potential below a unit of the weights, 0 .. 8.
 
@@ -46,18 +46,18 @@ class Leak:
     2 [-7  8] 0.75
     """
 
-    kind: Literal["factor", "shift"]
+    form: Literal["factor", "shift"]
     bits: int = 12
     fraction: int = 0
 
     def __post_init__(self):
-        check_choice("kind", self.kind, ("factor", "shift"))
+        check_choice("form", self.form, ("factor", "shift"))
         Range(1, 14, whole=True).check("bits", self.bits)
         Range(0, 8, whole=True).check("fraction", self.fraction)
 
     def whole(self, leak: np.ndarray) -> np.ndarray:
         """n of each neuron."""
-        if self.kind == "factor":
+        if self.form == "factor":
             return np.clip(np.rint(leak * 2**self.bits), 1, 2**self.bits)
         # 30: no leak, in any potential that int32 holds.
         return np.clip(np.rint(-np.log2(np.maximum(1 - leak, 2.0**-30))), 0, 30)
@@ -65,11 +65,11 @@ class Leak:
     def rounded(self, leak: np.ndarray) -> np.ndarray:
         """The factors of these n."""
         n = self.whole(leak)
-        return n / 2**self.bits if self.kind == "factor" else 1 - 2.0**-n
+        return n / 2**self.bits if self.form == "factor" else 1 - 2.0**-n
 
     def left(self, v: jax.Array, n: Any) -> jax.Array:
         """What is left of whole potentials, int32."""
-        if self.kind == "shift":
+        if self.form == "shift":
             return v - (v >> n)
         # |v| n may need more than 32 bits, its halves do not.
         size, low = abs(v), (1 << self.bits) - 1
