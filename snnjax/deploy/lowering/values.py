@@ -58,9 +58,10 @@ class Leak:
     def whole(self, leak: np.ndarray) -> np.ndarray:
         """n of each neuron."""
         if self.form == "factor":
-            return np.clip(np.rint(leak * 2**self.bits), 1, 2**self.bits)
-        # 30: no leak, in any potential that int32 holds.
-        return np.clip(np.rint(-np.log2(np.maximum(1 - leak, 2.0**-30))), 0, 30)
+            n = np.clip(leak * 2**self.bits, 1, 2**self.bits)
+        else:  # 30: no leak, of any potential that int32 holds
+            n = -np.log2(np.maximum(1 - leak, 2.0**-30))
+        return np.rint(n).astype(np.int64)
 
     def rounded(self, leak: np.ndarray) -> np.ndarray:
         """The factors of these n."""
