@@ -65,6 +65,7 @@ class Range(NamedTuple):
 
 POSITIVE = Range(0, open_least=True)
 NOT_NEGATIVE = Range(0)
+NOT_POSITIVE = Range(most=0, open_least=True)
 LEAK = Range(0, 1, open_least=True)  # 1: none
 SHARE = Range(0, 1)
 COUNT = Range(1, whole=True)

@@ -201,11 +201,11 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
     """Raise unless neurons of these models can send this code."""
     check_code(code)
     for model in map(off_grid, models):
-        plain = is_plain(model) and model.reset == "subtract" and model.leak is None
-        if not code.clock_runs and not plain:
+        fields = is_plain(model) and (model.reset, model.leak, model.lowest)
+        if not code.clock_runs and fields != ("subtract", None, None):
             raise ValueError(
                 f"the code {code!r} needs IF neurons with reset by subtraction and no "
-                f"leak, since they keep what is missing; found {model!r}. Take "
+                f"lower bound, which keep what is missing; found {model!r}. Take "
                 "model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )

@@ -20,6 +20,7 @@ def neuron(
     last_zone=0.5,
     sizes=None,
     rectifies=True,
+    lowest=-np.inf,
 ):
     """Spikes [T] of one neuron that waits ``wait`` steps before it may fire.
 
@@ -31,6 +32,7 @@ def neuron(
     finest = sizes[-1] * threshold
     for step in range(steps + wait):
         v = leak * v + (currents[step] if step < steps else 0 * currents[0])
+        v = max(v, lowest * threshold)
         if step < wait:
             continue
         size = sizes[step - wait] * threshold

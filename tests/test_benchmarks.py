@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import io
 import json
 import re
@@ -397,6 +398,76 @@ def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(
     spikes = nmnist.events_through(network, "subtract")
     assert spikes.shape == (300, 3, 2) and set(np.unique(spikes)) <= {0, 1}
     assert network.frames.sum() == 3 * 400 == network.thirds.sum()
+
+
+def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, capsys):
+    """Files of random numbers in the form of Intel's, Speck's and its recordings."""
+    h5py, nir = pytest.importorskip("h5py"), pytest.importorskip("nir")
+    from benchmarks import silicon
+
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(silicon, "STEPS", 8)
+    shapes = ((5, 5, 1, 16), (3, 3, 16, 32), (3, 3, 32, 64), (4, 4, 64, 10))
+    with h5py.File(tmp_path / silicon.LOIHI_FILE, "w") as file:
+        for i, shape in enumerate(shapes, 1):
+            group = file.create_group(f"model_weights/conv2d_{i}/conv2d_{i}")
+            group["kernel:0"] = rng.normal(0.02, 0.1, shape)
+            group["bias:0"] = rng.normal(0, 0.01, shape[-1])
+    images, labels = rng.integers(0, 256, 16 * 784), rng.integers(0, 10, 16)
+    for name, offset, part in zip(
+        silicon.MNIST_FILES, (16, 8), (images, labels), strict=True
+    ):
+        content = bytes(offset) + part.astype(np.uint8).tobytes()
+        (tmp_path / name).write_bytes(gzip.compress(content))
+    graph = nir.NIRGraph.from_list(
+        nir.Input({"input": np.array([2, 34, 34])}),
+        nir.Conv2d((34, 34), rng.normal(size=(3, 2, 3, 3)), 2, 1, 1, 1, np.zeros(3)),
+        nir.IF(np.ones((3, 17, 17)), np.ones((3, 17, 17)), np.zeros((3, 17, 17))),
+        nir.Flatten({"input": np.array([3, 17, 17])}, start_dim=0, end_dim=-1),
+        nir.Linear(rng.normal(size=(2, 867))),
+        nir.IF(np.ones(2), np.ones(2), np.zeros(2)),
+    )
+    nir.write(str(tmp_path / "cnn_sinabs.nir"), graph)
+    events = rng.integers(0, 34, (300, 2)), rng.integers(0, 2, 300), np.arange(300) * 7
+    (x, y), polarity, time = events[0].T, *events[1:]
+    rows = np.stack([x, y, polarity << 7 | time >> 16, time >> 8 & 255, time & 255], 1)
+    file = tmp_path / f"{silicon.RECORDINGS[0]}.bs2"
+    file.write_bytes(rows.astype(np.uint8).tobytes())
+    for read, written in zip(silicon.events(file), (x, y, polarity, time), strict=True):
+        np.testing.assert_array_equal(read, written)
+    # Speck's rule, event by event and neuron by neuron.
+    kernel = next(n.weight for n in graph.nodes.values() if hasattr(n, "stride"))
+    s = min(-128 / kernel.min(), 127 / kernel.max())
+    whole, v_th = np.round(kernel * s).astype(int), round(s)
+    v, counts = np.zeros((3, 17, 17), int), np.zeros((1, 1, 3, 17, 17))
+    for column, row, sign in zip(x, y, polarity, strict=True):
+        for c, i, j in np.ndindex(v.shape):
+            tap = row + 1 - 2 * i, column + 1 - 2 * j
+            if 0 <= min(tap) and max(tap) < 3:
+                v[c, i, j] += whole[c, sign, tap[0], tap[1]]
+                while v[c, i, j] >= v_th:
+                    v[c, i, j] -= v_th
+                    counts[0, 0, c, i, j] += 1
+                v[c, i, j] = max(v[c, i, j], -v_th)
+    assert counts.any()
+    np.save(tmp_path / "speck_activity.npy", counts)
+    folders = [f"--{name}" for name in ("loihi", "mnist", "speck", "recordings")]
+    files = [part for name in folders for part in (name, str(tmp_path))]
+    result = silicon.main([*files, "--quick", "--out", str(tmp_path / "out.json")])
+    rows = result["sides"]
+    assert rows["Speck: event by event"]["share"] == 100
+    assert rows["Speck: event by event, no lower bound"]["share"] < 100
+    assert sum(name.startswith("Loihi 1: ") for name in rows) == 8
+    assert all(row["compared"] == 16 for n, row in rows.items() if "Loihi" in n)
+    assert all(row["of_chip"] == 15 for n, row in rows.items() if "Loihi" in n)
+    for arguments, words in (
+        ((), "no check has its folders"),
+        (files[:2], "needs both of its folders"),
+        ((*files[:3], str(tmp_path / "nowhere")), "has no t10k"),
+    ):
+        with pytest.raises(SystemExit):
+            silicon.main([*arguments])
+        assert words in capsys.readouterr().err
 
 
 def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):

@@ -60,7 +60,8 @@ class ArrayView(View):
         self, target, currents_of=None, *, sources=None, current=None, **options
     ):
         site, wait = options.pop("site", SITE), options.pop("wait", 0)
-        run = NEURON, STEPS, wait, snnjax.codes.rate(), len(site.shape)
+        code = snnjax.codes.rate()
+        run = NEURON, STEPS, wait, code, len(site.shape), wait < STEPS
         super().__init__(site, Dynamics(*run), [target], **options)
         self.currents_of, self.sources = currents_of, sources
         self.current = current or _current

@@ -140,6 +140,8 @@ def test_networks_that_a_chip_runs_whole():
     result = deploy.report(network(), SPECK)  # its spikes arrive one by one
     assert result.grade == "approximately"
     assert [row.name for row in result.rows if row.findings] == ["network", "output"]
+    result = deploy.report(network(model=BOUNDED), CLOCKED)  # its bound can be set
+    assert result.grade == "bit for bit"
     pixels = dataclasses.replace(EIGHT_BITS, input_bits=9)  # 0 to 255, and a sign
     t_1 = ({}, {"wait": 1}, {"code": snnjax.codes.radix()}, {"arithmetic": pixels})
     for options in t_1:
@@ -148,13 +150,14 @@ def test_networks_that_a_chip_runs_whole():
 
 
 LEAKY = {"model": snnjax.lif(leak=0.5), "leak": np.array(0.5)}
-SIGNED, GRADED, ZERO, SILENT = (
+SIGNED, GRADED, ZERO, SILENT, BOUNDED = (
     snnjax.integrate_and_fire(**options)
     for options in (
         {"levels": (-1, 1)},
         {"levels": (0, 3)},
         {"reset": "zero"},
         {"levels": (-1, 1), "dead_zone": 2 / 3},
+        {"lowest": -1.0},
     )
 )
 PER_CHANNEL = np.arange(1.0, 5)[:, None, None]
@@ -204,6 +207,8 @@ CASES = [
     ({"model": ZERO}, XYLO, "first", "resets", "no", "'zero', not 'subtract'"),
     ({"model": GRADED}, LOIHI, "first", "levels", "approximately", "(0, 3)"),
     ({"model": GRADED}, XYLO, "first", "levels", "approximately", "not (0, 31)"),
+    ({"model": BOUNDED}, LOIHI, "first", "lowest", "approximately", "-1 V, not that"),
+    ({"model": BOUNDED}, XYLO, "first", "lowest", "no", "register"),
     (LEAKY, XYLO, "first", "leak", "approximately", "shift"),
     ({}, XYLO, "first", "synapse", "no", "exponential"),
     ({}, XYLO, "network", "inputs", "no", "512, at most 16"),

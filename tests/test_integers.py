@@ -32,11 +32,13 @@ from snnjax.neurons.gradients import without_surrogate
 # -------------------------------------------------------------- a chip, event by event
 
 
-def chip(layers, x):
+def chip(layers, x, in_time=False):
     """Spikes of each population and sums of each output, in whole numbers of 64 bits.
 
-    Channels first. Potentials are in units of the last spike of a code.
+    Channels first. Potentials are in units of the last spike of a code. ``in_time``: x
+    is a sequence [T, B, ...].
     """
+    layers = dataclasses.replace(layers, steps=len(x)) if in_time else layers
     steps, clock = layers.steps, layers.code.clock_runs
     weights = [Fraction(w).limit_denominator(10**6) for w in layers.code.weights(steps)]
     m, last = [int(w / weights[-1]) for w in weights], float(weights[-1])
@@ -47,7 +49,11 @@ def chip(layers, x):
         if isinstance(node, Input):
             limit = layers.arithmetic.largest_input
             whole = np.clip(np.rint(x / np.float32(node.unit)), -limit, limit)
-            whole = np.moveaxis(whole, -1, 1) if whole.ndim == 4 else whole
+            if len(node.shape) == 3:
+                whole = np.moveaxis(whole, -1, 1 + in_time)
+            if in_time:
+                values[node.name] = whole.astype(np.int64)
+                continue
             values[node.name] = np.zeros((steps, *whole.shape), np.int64)
             values[node.name][:arrivals] = whole * (
                 1 if clock else int(1 / weights[-1])
@@ -73,10 +79,15 @@ def fire(layers, node, start, arriving, m):
     low, high = model.levels
     zones = [model.dead_zone] * (len(m) - 1) + [model.last_zone]
     threshold, v = (np.rint(a).astype(np.int64) for a in (node.threshold, start))
+    leak = None if node.leak is None else np.asarray(node.leak)
+    parts = 1 if leak is None else 2**layers.arithmetic.leak.fraction
+    whole_threshold, threshold, v = threshold, parts * threshold, parts * v
     sent, levels = 0, []
     for n in range(len(m) + wait):
-        v = v + (arriving[n] if n < len(m) else 0)
-        limit = 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
+        if leak is not None:
+            v = left(layers.arithmetic.leak, v, leak)
+        v = v + parts * (arriving[n] if n < len(m) else 0)
+        limit = parts * 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
         if layers.arithmetic.overflow == "wrap":
             v = (v + limit) % (2 * limit) - limit
         else:
@@ -93,8 +104,26 @@ def fire(layers, node, start, arriving, m):
             k = np.maximum(k, -(sent // m[n - wait]))
             sent = sent + m[n - wait] * k
         v = np.where(k == 0, v, 0) if model.reset == "zero" else v - size * k
+        if model.lowest is not None:  # as on Speck, after the reset
+            bound = np.rint(model.lowest * whole_threshold).astype(np.int64)
+            v = np.maximum(v, parts * bound)
         levels.append(k)
     return np.array(levels)
+
+
+def left(rule, v, leak):
+    """What a leak leaves, neuron by neuron, in Python's whole numbers."""
+    results = np.zeros_like(
+        np.broadcast_to(v, np.broadcast_shapes(v.shape, leak.shape))
+    )
+    for index, number in np.ndenumerate(results + v):
+        factor, number = float(np.broadcast_to(leak, v.shape)[index]), int(number)
+        if rule.form == "shift":
+            results[index] = number - (number >> round(-np.log2(1 - factor)))
+        else:  # Lava b6822fbc, proc/lif/models.py: of both signs towards 0
+            size = abs(number) * round(4096 * factor) >> 12
+            results[index] = size if number > 0 else -size
+    return results
 
 
 def linear(node, x):
@@ -134,6 +163,11 @@ CASES = {  # networks, code and neurons as in `fitted`, another execution
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
     "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), "by_step"),
     "short wait": ("images", (RATE, (-1, 1), "subtract", 1), None),
+    "lower bound": (
+        "vectors",
+        (RATE, (0, 3), "subtract", 0, (0, 0.5), None, -0.25),
+        "by_step",
+    ),
 }
 QUICK = [(case, None) for case in CASES if case != "short wait"]
 EVERY = [  # slow: every network under every code
@@ -259,6 +293,248 @@ def test_inputs_beyond_the_calibrated_range_are_clipped_and_counted():
     assert integers.nodes[0].unit != 1
     layers = deploy.layers(perceptron, light(), VECTORS)
     assert deploy.quantize(layers, whole).nodes[0].unit == 1
+
+
+def events_net(p, x):
+    with jax.named_scope("first"):
+        x = relu(conv(x, p["first"], 2))
+    return relu(x.reshape(len(x), -1) @ p["second"]) @ p["third"]
+
+
+@functools.cache
+def events_layers():
+    """Float layers that read events of an image of 7 x 5, neurons with a bound."""
+    draw = np.random.default_rng(0).normal
+    shapes = {"first": (3, 3, 2, 4), "second": (4 * 3 * 4, 6), "third": (6, 3)}
+    params = {name: jnp.float32(draw(0, 0.4, s)) for name, s in shapes.items()}
+    neuron = snnjax.integrate_and_fire(levels=(0, 255), lowest=-1.0)
+    x = np.float32(np.random.default_rng(1).poisson(0.2, (30, 2, 7, 5, 2)))
+    snn = snnjax.init(events_net, params, x[0], model=neuron)
+    return deploy.layers(events_net, snn, x[0]), x
+
+
+RULES = {  # rule, reset, lower bound
+    "loihi": (deploy.loihi2().leak, "zero", None),
+    "xylo": (deploy.xylo().leak, "subtract", None),
+    "bounded": (deploy.Leak("factor", fraction=2), "subtract", -0.25),
+}
+
+
+@pytest.mark.parametrize("rule, reset, lowest", RULES.values(), ids=RULES)
+def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
+    """Factors that no shift has; near the floats, and exactly those of Python."""
+    net = networks_of("vectors", ("dense",))
+    leak = np.float32([0.9, 0.7, 0.5, 0.93, 0.8, 0.99])
+    snn = fitted(net, RATE, (0, 1), reset, 0, (0, 0.5), leak[:1], lowest)
+    layers = dataclasses.replace(deploy.layers(net.fn, snn, net.x), steps=12)
+    layers = changed(layers, leak=leak.astype(float)[0] * np.ones(()))
+    mine = deploy.Chip("mine", leak=rule, weight_bits=(8,), state_bits=18)
+    integers = deploy.quantize(layers, net.x, chip=mine)
+    assert integers.arithmetic.leak == rule
+    spikes, _ = chip(integers, np.asarray(net.x))
+    trace = deploy.run(integers, net.x)
+    kept = {**snn.neurons}
+    fn, floats = deploy.as_function(layers)
+    sent = snnjax.measures.spike_trains(fn, floats, net.x)
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(trace.spikes[name], levels)
+        assert levels.any() and kept
+        if rule.form == "factor" and name in sent:
+            assert np.mean(trace.spikes[name] != (sent[name] != 0)) < 0.1
+    for population in integers.populations:
+        np.testing.assert_array_equal(population.leak, rule.rounded(population.leak))
+    assert deploy.report(integers, mine).rows[2].verdict == "fits"
+    unruled = dataclasses.replace(integers.arithmetic, leak=None)
+    with pytest.raises(ValueError, match="does not say how that is rounded"):
+        deploy.run(dataclasses.replace(integers, arithmetic=unruled), net.x)
+    for call in (deploy.as_function, deploy.to_nir):
+        with pytest.raises(ValueError, match="a chip('s rounding| rounds) "):
+            call(integers)
+    for wrong in ({"form": "slide"}, {"bits": 15}, {"fraction": 0.5}):
+        with pytest.raises(ValueError, match=f"{[*wrong][0]} is .*; allowed"):
+            deploy.Leak(**{"form": "factor"} | wrong)
+    with pytest.raises(ValueError, match="leak.*allowed: a chip that says how"):
+        deploy.quantize(layers, net.x, chip=deploy.speck())
+
+
+def test_spikes_that_are_delayed_arrive_later():
+    """Layer by layer as sequences, each spike train shifted by hand."""
+    integers, _ = tiny()
+    trace = deploy.run(integers, VECTORS, delay=2)
+    (name,) = trace.spikes
+    now = deploy.run(integers, VECTORS)
+    np.testing.assert_array_equal(trace.spikes[name], now.spikes[name])
+    shifted = np.zeros_like(now.outputs)
+    quiet = deploy.run(integers, VECTORS, delay=4).outputs  # nothing ever arrives
+    assert (np.asarray(quiet) == np.asarray(quiet)[0, 0]).all()
+    shifted[:2], shifted[2:] = quiet[:2], now.outputs[:2]
+    np.testing.assert_allclose(trace.outputs, shifted, rtol=1e-6)
+    with pytest.raises(ValueError, match="delay is 5; allowed: .*0 <= delay <= 4"):
+        deploy.run(integers, VECTORS, delay=5)
+    with pytest.raises(ValueError, match="wait 1; allowed with a sequence or a delay"):
+        deploy.run(tiny(wait=1)[0], VECTORS, delay=1)
+
+
+@pytest.mark.parametrize("scale", ["layer", "range"])
+def test_a_sequence_has_the_spikes_of_a_chip(scale):
+    """Events one at a time or several, for as long as x lasts, on a rectangle."""
+    layers, x = events_layers()
+    layers = dataclasses.replace(layers, steps=4, wait=0)
+    integers = deploy.quantize(layers, x.reshape(-1, 7, 5, 2), scale=scale)
+    clockless = dataclasses.replace(integers, steps=None, wait=None)
+    together = x.reshape(3, 10, *x.shape[1:]).sum(1)
+    for events in (x, together):
+        spikes, sums = chip(integers, events, in_time=True)
+        trace = deploy.run(integers, events, inputs="sequence")
+        again = deploy.outputs(clockless, events, inputs="sequence")
+        for name, levels in spikes.items():
+            np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
+            assert levels.any()
+        np.testing.assert_array_equal(again.outputs, trace.outputs)
+        unit = integers.outputs[0].unit
+        np.testing.assert_allclose(trace.outputs.sum(0), sums["output"] * unit, 1e-5)
+    first = integers.populations[0]
+    model = dataclasses.replace(first.model, lowest=None)
+    free = deploy.run(changed(integers, model=model), x, inputs="sequence")
+    bounded = deploy.run(integers, x, inputs="sequence")
+    assert (free.spikes[first.name] != bounded.spikes[first.name]).any()
+    assert bounded.extremes[first.name][0] == -first.threshold.max()
+    for call, message in (
+        (lambda: deploy.run(clockless, x[0]), "have no T; allowed"),
+        (lambda: deploy.run(integers, x, inputs="poisson"), "inputs is 'poisson'"),
+        (lambda: deploy.run(integers, x[0], inputs="sequence"), r"\[T, B, 7, 5, 2\]"),
+        (
+            lambda: deploy.run(integers, np.moveaxis(x, -1, 2), inputs="sequence"),
+            r"np.moveaxis\(x, 2, -1\)",
+        ),
+        (
+            lambda: deploy.run(
+                dataclasses.replace(integers, wait=1), x, inputs="sequence"
+            ),
+            "wait 1; allowed with a sequence",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_scale_of_a_range_is_that_of_sinabs():
+    """Weights fill -128 .. 127 on one side; all thresholds are given, and equal."""
+    layers, x = events_layers()
+    layers = dataclasses.replace(layers, steps=4, wait=0)
+    each = (  # as a NIR graph has them: one number per neuron
+        dataclasses.replace(n, threshold=np.full(n.shape, 0.7))
+        if isinstance(n, Population)
+        else n
+        for n in layers.nodes
+    )
+    layers = dataclasses.replace(layers, nodes=tuple(each))
+    integers = deploy.quantize(layers, x[0], scale="range")
+    receivers = {node.name: node for node in integers.receivers}
+    for before, after in zip(layers.connections, integers.connections, strict=True):
+        w, whole = before.maps[-1].weight, after.maps[-1].weight
+        s = min(-128 / w.min(), 127 / w.max())
+        np.testing.assert_array_equal(whole, np.round(w * s))
+        assert whole.min() == -128 or whole.max() == 127
+        if isinstance(node := receivers[after.receiver], Population):
+            assert node.threshold == np.round(0.7 * s)
+        else:
+            np.testing.assert_allclose(node.unit, 1 / s)
+    shared = deploy.quantize(layers, x[0], scale="layer").populations[0].threshold
+    assert shared.size == 1
+    with pytest.raises(ValueError, match="weight_bits is 1; allowed: .* 2 <= "):
+        deploy.quantize(layers, x[0], scale="range", weight_bits=1)
+
+
+def numbers_of_others(seed, layers):
+    """Random whole numbers for `events_layers`, as a chip's tools may have them."""
+    draw = np.random.default_rng(seed).integers
+    return {
+        "weights": {
+            way.receiver: draw(-128, 128, way.maps[-1].weight.shape)
+            for way in layers.connections
+        },
+        "thresholds": {"first/*": draw(90, 200, (4, 4, 3)), "*": draw(90, 200, 6)},
+        "biases": {"first/*": draw(-9, 9, 4), "output": 5},
+        "initial_potentials": {"second/*": draw(-60, 60, 6)},
+    }
+
+
+def test_numbers_of_others_are_computed_as_a_chip_does():
+    layers, x = events_layers()
+    eight = deploy.Arithmetic(8, 8, 16, "saturate")
+    numbers = numbers_of_others(0, layers)
+    own = deploy.with_numbers(layers, eight, **numbers)
+    spikes, sums = chip(own, x, in_time=True)
+    trace = deploy.run(own, x, inputs="sequence")
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
+        assert levels.any()
+    np.testing.assert_array_equal(trace.outputs.sum(0), sums["output"])
+    first, second = own.populations
+    np.testing.assert_array_equal(first.threshold, numbers["thresholds"]["first/*"])
+    np.testing.assert_array_equal(first.bias.ravel(), numbers["biases"]["first/*"])
+    assert first.model.lowest == -1 and not first.initial_potential.any()
+    assert deploy.report(own, deploy.speck())["output"].verdict == "approximately"
+    again = deploy.with_numbers(own, eight, **numbers)  # whole numbers are replaced too
+    for a, b in zip(own.nodes, again.nodes, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    (receiver, array), *_ = numbers["weights"].items()
+    for changes, message in (
+        (
+            {"weights": {receiver: array}},
+            r"'second/relu' have shape \(0,\); allowed: \(6, 48\)",
+        ),
+        ({"weights": {"*": array}}, r"of 'second/relu' have shape \(4, 2, 3, 3\)"),
+        ({"weights": {receiver: [array, array]}}, "are 2 arrays; allowed: 1, of"),
+        (
+            {"weights": {receiver: array * 2}},
+            "to 254; allowed: whole numbers -128 .. 127",
+        ),
+        ({"weights": {receiver: array / 2}}, "'first/relu' are .* whole numbers -128"),
+        ({"weights": {"nowhere": array}}, "match no site"),
+        (
+            {"thresholds": 0},
+            "thresholds of 'first/relu' are from 0 to 0; allowed: whole",
+        ),
+        ({"thresholds": {"first/*": 9}}, "thresholds has no pattern for second/relu"),
+        (
+            {"biases": {"output": [1, 2]}},
+            r"of 'output' have shape \(2,\); allowed: \(\) or",
+        ),
+        ({"initial_potentials": {"output": 1}}, "match no site"),
+        ({"arithmetic": 8}, "arithmetic is 8; allowed: an Arithmetic"),
+        ({"unit": 0}, "unit is 0; allowed: > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arguments = {"layers": layers, "arithmetic": eight} | numbers | changes
+            deploy.with_numbers(**arguments)
+
+
+def test_each_map_of_a_shortcut_has_its_own_numbers():
+    def fn(p, x):
+        x = relu(x @ p["w1"])
+        return relu(x @ p["w2"] + x) @ p["w3"]
+
+    snn = snnjax.init(fn, FLAT, VECTORS, model=snnjax.integrate_and_fire())
+    layers = deploy.layers(fn, dataclasses.replace(snn, steps=4, wait=0), VECTORS)
+    draw = np.random.default_rng(3).integers
+    own = deploy.with_numbers(
+        layers,
+        deploy.Arithmetic(5, 8, 16, "saturate"),
+        weights={
+            "w1/*": draw(-16, 16, FLAT["w1"].T.shape),
+            "w2/*": [draw(-16, 16, FLAT["w2"].T.shape), draw(1, 9, 6)],
+            "output": draw(-16, 16, FLAT["w3"].T.shape),
+        },
+        thresholds=20,
+        unit=0.25,
+    )
+    spikes, _ = chip(own, np.asarray(VECTORS))
+    trace = deploy.run(own, VECTORS)
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(trace.spikes[name], levels)
+        assert levels.any()
 
 
 def test_feedback_lowers_the_error_that_the_data_see():

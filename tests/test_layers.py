@@ -38,7 +38,14 @@ IF = snnjax.integrate_and_fire()
 
 
 def fitted(
-    net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.5), leak=None
+    net,
+    code=RATE,
+    levels=(0, 1),
+    reset="subtract",
+    wait=0,
+    zones=(0, 0.5),
+    leak=None,
+    lowest=None,
 ):
     """An SNN with other numbers in every channel and, if it can, in every neuron."""
     generator = np.random.default_rng(0)
@@ -56,7 +63,7 @@ def fitted(
         )
     dead, last = zones
     model = snnjax.integrate_and_fire(
-        levels=levels, reset=reset, dead_zone=dead, last_zone=last
+        levels=levels, reset=reset, dead_zone=dead, last_zone=last, lowest=lowest
     )
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 

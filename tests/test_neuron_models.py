@@ -618,8 +618,9 @@ def test_a_conversion_takes_levels_by_site():
         MODELS["all of them"],
         {"w2/*": lif(leak=0.25), "*": Synaptic(lif(), synaptic_leak=0.75)},
         snnjax.integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75),
+        lif(leak=0.25, lowest=-1.5),
     ],
-    ids=["wrapped", "by site", "levels"],
+    ids=["wrapped", "by site", "levels", "bounded"],
 )
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)

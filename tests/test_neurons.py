@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
+import snnjax
 from snnjax import neurons
 from snnjax.neurons import integrate_and_fire as IF
+from snnjax.neurons.spike_trains import decode
 from snnjax.neurons.unroll import fold
 from snnjax.neurons.unroll import spike_train as unrolled_train
 
@@ -68,6 +71,8 @@ def test_a_neuron_outside_its_range_is_refused():
         (IF, {"last_zone": 0.4}, "last_zone is .*allowed: 0.5 <= last_zone <= 1"),
         (IF, {"last_zone": 1.1}, "last_zone is 1.1; allowed"),
         (IF, {"last_zone": "a"}, "last_zone is 'a'; allowed"),
+        (IF, {"lowest": 0.1}, "lowest is 0.1; allowed: -inf < lowest <= 0"),
+        (neurons.lif, {"lowest": -np.inf}, "lowest is -inf"),
         (IF, {"dead_zone": 0.5}, "no spike is negative"),
         (IF, SIGNED | {"dead_zone": 0.75, "reset": "zero"}, "keeps what is missing"),
     ):
@@ -113,3 +118,77 @@ def test_the_pace_of_many_steps_does_not_overflow():
     run = jax.jit(neurons.mean_and_pace, static_argnums=0)
     mean, pace = run(neuron, neuron.init(), currents)
     np.testing.assert_allclose([mean[0], pace[0]], 1, rtol=1e-3)
+
+
+BOUNDED = {  # options of the model, and how long it waits
+    "speck": ({"lowest": -1.0, "levels": (0, 15)}, 0),
+    "hard reset": ({"lowest": -0.5, "reset": "zero"}, 0),
+    "leak": ({"lowest": -0.25, "leak": 0.75}, 3),
+    "signed": ({"lowest": -0.75, "levels": (-1, 1)}, 0),
+    "no debts": ({"lowest": 0.0}, 8),  # a wait of all T steps
+}
+
+
+@pytest.mark.parametrize("options, wait", BOUNDED.values(), ids=BOUNDED)
+def test_a_potential_does_not_fall_below_its_bound(options, wait):
+    """The oracle's spikes, in every pass over time; without a bound they differ."""
+    currents = np.random.default_rng(0).normal(0.1, 0.8, (8, 5, 6)).astype(np.float32)
+    build = neurons.lif if "leak" in options else IF
+    neuron = build(threshold=0.7, **options)
+    params = neuron.init()._replace(initial_potential=jnp.float32(0.2))
+
+    @jax.jit
+    def run(currents):
+        spikes = neurons.unroll(neuron, params, currents, wait=wait)
+        passes = neurons.mean_and_pace(neuron, params, currents, wait=wait)
+        train = unrolled_train(neuron, params, currents, wait=wait)
+        return spikes, passes[0], decode(train, 8)
+
+    spikes, mean, decoded = run(currents)
+    oracle = dict(threshold=0.7, start=0.2, wait=wait) | options
+    expected = reference.simulate(currents.astype(float), **oracle)
+    np.testing.assert_allclose(spikes, expected, rtol=1e-6)
+    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(decoded, expected, rtol=1e-6)
+    free = reference.simulate(currents.astype(float), **oracle | {"lowest": -np.inf})
+    assert (free != expected).any()
+
+
+def test_a_bounded_network_runs_in_every_execution_but_the_closed_form():
+    """Calibration simulates the bound: thresholds without it, potentials with it."""
+    rng = np.random.default_rng(1)
+    x = np.abs(rng.normal(size=(32, 5))).astype(np.float32)
+    params = [rng.normal(0, 0.6, s).astype(np.float32) for s in ((5, 8), (8, 6))]
+
+    def fn(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p[0]) @ p[1])
+
+    steps, chain = 8, snnjax.calibrators
+    recipe = snnjax.Recipe([chain.max_threshold(), chain.correct_potential()])
+    free, bounded = (
+        snnjax.convert(
+            fn, params, x, steps=steps, wait=steps, recipe=recipe, model=IF(lowest=low)
+        )
+        for low in (None, 0.0)
+    )
+    stream, ann = np.stack([x.astype(float)] * steps), x.astype(float)
+    for weight, (name, site) in zip(params, bounded.neurons.items(), strict=True):
+        threshold = float(site.threshold)
+        assert threshold == float(free.neurons[name].threshold)
+        currents, ann = stream @ weight, np.maximum(ann @ weight, 0)
+        oracle = dict(threshold=threshold, wait=steps, lowest=0.0)
+        first = reference.simulate(currents, **oracle).mean(0)
+        start = reference.potential_correction(ann, first, steps)
+        np.testing.assert_allclose(site.initial_potential, start, atol=1e-4)
+        stream = reference.simulate(currents, start=start, **oracle)
+    assert not np.allclose(start, free.neurons[name].initial_potential, atol=1e-2)
+    for execution in ("auto", "by_layer", "by_step"):
+        run = jax.jit(snnjax.spiking(fn, execution=execution))
+        assert np.mean(np.abs(run(bounded, x) - stream) > 1e-5) < 0.01
+    measures = snnjax.measure(fn, bounded, x, params=params)
+    assert np.isnan(measures.sites[name].flooring)
+    with pytest.raises(ValueError, match="no lower bound; found wait 8.*lowest=0.0"):
+        snnjax.spiking(fn, execution="closed_form")(bounded, x)
+    with pytest.raises(ValueError, match="radix.*no lower bound, which"):
+        radix = {"code": snnjax.codes.radix(), "model": IF(lowest=-1.0)}
+        snnjax.convert(fn, params, x, steps=4, **radix)

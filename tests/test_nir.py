@@ -427,8 +427,9 @@ def check_sums(sums, layers, outputs):
     [
         (FLATTENED, ((0, 1), "zero", 0)),
         (NETWORKS["several outputs"], ((-1, 1), "subtract", 1)),
+        (NETWORKS["dense"], ((0, 1), "subtract", 0, (0, 0.5), None, -0.3)),
     ],
-    ids=["plain", "extended"],
+    ids=["plain", "extended", "lower bound"],
 )
 def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_path):
     is_plain = neurons[1] == "zero"
@@ -826,6 +827,8 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     refused("leaks from 0.5 to 1.0", with_fields(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
     extended = dataclasses.replace(fitted(net), steps=4, wait=2)
     refused("wait 2, reset subtract, v_init", extended)
+    bounded = dataclasses.replace(HARD, lowest=-1.0)
+    refused("express: lowest -1.0", dataclasses.replace(hard, model=bounded))
     for dt in (0.0, -1.0, "x"):
         refused("dt is", dt=dt)
         with pytest.raises(ValueError, match="dt is"):

@@ -16,19 +16,23 @@ from snnjax.neurons.unroll import (
     after_all_input,
     closed_form,
     mean_and_pace,
-    needs_no_time,
     spike_train,
 )
 
 
 class Dynamics(NamedTuple):
-    """How the neurons of a site run, which has ``ndim`` axes; hashable."""
+    """How the neurons of a site run, which has ``ndim`` axes; hashable.
+
+    ``needs_time`` says whether a site of the network decides before it has all of its
+    input, or is one to whose neurons the order matters.
+    """
 
     model: IntegrateAndFire
     steps: int
     wait: int
     code: Code
     ndim: int
+    needs_time: bool
 
     def mean_and_pace(
         self, neurons: NeuronParams, current: jax.Array
@@ -42,11 +46,6 @@ class Dynamics(NamedTuple):
             return mean, mean
         run = {"wait": self.wait, "code": self.code}
         return mean_and_pace(self.model, neurons, self.arriving(current), **run)
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a site decides before it has all of its input."""
-        return not needs_no_time(self.code, self.steps, self.wait)
 
     def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
         """The mean output of neurons that have all of their input."""
@@ -73,7 +72,7 @@ def fire(
     Args:
         counts: whether spikes are counted that the result does not need.
     """
-    model, steps, wait, code, _ = dynamics
+    model, steps, wait, code, *_ = dynamics
     if dynamics.needs_time:
         arriving = dynamics.arriving(current)
         return Fired(spike_train(model, neurons, arriving, wait=wait, code=code))

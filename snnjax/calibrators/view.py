@@ -100,7 +100,7 @@ class View(abc.ABC):
     ):
         self.site, self.dynamics = site, dynamics
         self.neurons = math.prod(site.shape) if neurons is None else neurons
-        self.model, self.steps, self.wait, self.code, _ = dynamics
+        self.model, self.steps, self.wait, self.code, *_ = dynamics
         self.shared, self.own_maximum = shared, own_maximum
         self.batch_sharding = batch_sharding
         self._activations, self._effects = activations, effects
@@ -238,7 +238,7 @@ class View(abc.ABC):
 
     @property
     def needs_time(self) -> bool:
-        """Whether a site decides before it has all of its input."""
+        """Whether sums over time are not all that the sites have to know."""
         return self.dynamics.needs_time
 
     @property

@@ -5,6 +5,7 @@ calibrators (``snnjax.calibrators``). Of several recipes it keeps the SNN whose 
 are nearest to the ANN's (``engine/judging.py``).
 """
 
+import dataclasses
 import functools
 import math
 import numbers
@@ -133,7 +134,8 @@ def convert(
     by_site = recipes_by_site(recipe, names)
     competes = any(len(r.alternatives) > 1 for r in recipes_at(by_site, code).values())
     first_wait = least if wait is None else wait
-    steps_at_once = 1 if needs_no_time(code, steps, first_wait) else steps
+    no_time = needs_no_time(code, steps, first_wait, models_in(models))
+    steps_at_once = 1 if no_time else steps
     size = _micro_batch_size(network, steps_at_once)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     if competes:  # so many micro-batches that one in eight can judge
@@ -193,7 +195,9 @@ def _on_devices(
 def _check_models(models: Any, code: Code) -> None:
     """Raise unless conversion fits every model, and the code serves it."""
     for model in models_in(models):
-        is_if = is_plain(model) and counts_only(model, model.init())
+        # A lower bound is fitted as no bound, and then v(0) by simulating it.
+        free = dataclasses.replace(model, lowest=None) if is_plain(model) else model
+        is_if = is_plain(model) and counts_only(free, model.init())
         if not is_if or model.temperature is not None:
             raise ValueError(
                 f"model is {model!r}; allowed: an IF neuron with reset by subtraction "

@@ -24,6 +24,7 @@ from snnjax.deploy.chips.profiles import (
 from snnjax.deploy.chips.properties import Finding
 from snnjax.deploy.chips.report import Report, Row, report
 from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
+from snnjax.deploy.integers.given import with_numbers
 from snnjax.deploy.integers.quantize import Memory, memory, quantize
 from snnjax.deploy.integers.training import trainable, with_weights
 from snnjax.deploy.lowering.function import as_function
@@ -36,6 +37,7 @@ from snnjax.deploy.lowering.values import (
     Flatten,
     Input,
     Layers,
+    Leak,
     Output,
     Population,
     Scale,
@@ -55,6 +57,7 @@ __all__ = [
     "Flatten",
     "Input",
     "Layers",
+    "Leak",
     "Memory",
     "Output",
     "Population",
@@ -78,6 +81,7 @@ __all__ = [
     "spinnaker2",
     "to_nir",
     "trainable",
+    "with_numbers",
     "with_weights",
     "xylo",
 ]

@@ -39,7 +39,7 @@ class SiteMeasures(NamedTuple):
         error: root mean square of a - s.
         inherited, clipping, flooring, unevenness: root mean square of the parts of the
             error. The last three are NaN unless the neurons are IF with reset by
-            subtraction, because no other neurons have a ClipFloor.
+            subtraction and no lower bound: no others have a ClipFloor.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)

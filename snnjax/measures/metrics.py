@@ -23,6 +23,7 @@ from snnjax.measures.errors import SiteMeasures
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
+from snnjax.neurons.by_site import models_in
 from snnjax.neurons.protocol import levels_of
 from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import needs_no_time
@@ -256,7 +257,8 @@ def _observe(
 
     run = {"steps": steps, "wait": wait, "observe": observe}
     values, streams = evaluate_in_time(network, snn, x, **run)
-    operator_steps = 1 if needs_no_time(snn.code, steps, wait) else steps
+    no_time = needs_no_time(snn.code, steps, wait, models_in(snn.model))
+    operator_steps = 1 if no_time else steps
     arguments = values, streams, trains, operator_steps
     return of_sites, operations.counts(network, snn, x, *arguments)
 

@@ -1,11 +1,12 @@
 """Integrate-and-fire (IF) neurons, and their leaky form (LIF), as values.
 
-    v  <- leak v + I                                      integrate
+    v  <- max(leak v + I, lowest V_th)                    integrate
     k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
     k   = clip(floor(v / V_th), low, high)                the same of a signed value
     v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
 A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
+Without a lower bound ``lowest`` is minus infinity.
 N is the sum of all levels so far: the total output stays >= 0, as that of a ReLU. With
 the levels (0, 1) a neuron spikes or does not. Source of the binary neuron: Li, Deng,
 Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
-from snnjax._ranges import LEAK, POSITIVE, Range
+from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
 from snnjax.neurons.protocol import checked_levels, make_plain_numbers
 from snnjax.neurons.whole import off_grid
@@ -86,7 +87,7 @@ class IntegrateAndFire:
     """IF, or LIF where its parameters have a leak. A value: equal fields, equal models.
 
     Attributes:
-        levels, reset, dead_zone, last_zone: see `integrate_and_fire`.
+        levels, reset, dead_zone, last_zone, lowest: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none.
@@ -111,6 +112,7 @@ class IntegrateAndFire:
     dead_zone: Annotated[float, Range(0, 1, open_most=True)] = 0.0
     last_zone: Annotated[float, Range(1 / 2, 1)] = 0.5
     rectifies: bool = True
+    lowest: Annotated[float | None, NOT_POSITIVE] = None
 
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
@@ -155,11 +157,15 @@ class IntegrateAndFire:
     def integrate(
         self, params: NeuronParams, state: NeuronState, current: jax.Array
     ) -> NeuronState:
-        """v <- leak v + I."""
+        """v <- max(leak v + I, lowest V_th)."""
         v = state.potential
         if params.leak is not None:
             v = like(params.leak, v) * v
-        return state._replace(potential=v + current.astype(v.dtype))
+        v = v + current.astype(v.dtype)
+        if self.lowest is not None:
+            bound = self.lowest * like(params.threshold, v)
+            v = jnp.where(v < bound, bound, v)  # a maximum would halve ties' gradient
+        return state._replace(potential=v)
 
     def fire(
         self, params: NeuronParams, state: NeuronState, spike: Surrogate = dspike
@@ -233,10 +239,12 @@ def is_plain(neuron: Any) -> bool:
 def counts_only(neuron: Any, params: Any) -> bool:
     """Whether a neuron's total output depends only on the sum of its input.
 
-    Only such neurons, IF with reset by subtraction, have a closed form and are fitted.
+    Only such neurons, IF with reset by subtraction and no lower bound, have a closed
+    form: at the bound, what comes first matters.
     """
     model = off_grid(neuron)
-    return is_plain(model) and model.reset == "subtract" and params.leak is None
+    keeps_all = is_plain(model) and model.reset == "subtract" and params.leak is None
+    return keeps_all and model.lowest is None
 
 
 _NEAREST = 8  # levels whose steps are computed
@@ -250,6 +258,7 @@ def integrate_and_fire(
     temperature: float | None = None,
     dead_zone: float = 0.0,
     last_zone: float = 0.5,
+    lowest: float | None = None,
 ) -> IntegrateAndFire:
     """The IF neuron: no leak. With reset "subtract" it is what conversion fits.
 
@@ -268,6 +277,8 @@ def integrate_and_fire(
         last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
             nearest value. With 2/3 a third fewer neurons send a last spike, and the
             squared error of rounding grows by a third.
+        lowest: a potential below so many V_th, <= 0, becomes that: Speck's lower bound
+            is -1; None: no bound. For rate coding only.
 
     Raises:
         ValueError: an argument outside its range.
@@ -281,6 +292,10 @@ def integrate_and_fire(
     >>> taken_back = jnp.array([[1.0], [0.0], [-1.0], [-1.0]])
     >>> print(unroll(signed, signed.init(), taken_back)[:, 0])
     [ 1.  0. -1.  0.]
+    >>> bounded = integrate_and_fire(lowest=-1.0)
+    >>> late = jnp.array([[-9.0], [1.0], [1.0], [1.0]])
+    >>> print(unroll(bounded, bounded.init(), late)[:, 0])
+    [0. 0. 1. 1.]
     """
     return IntegrateAndFire(
         levels=levels,
@@ -289,6 +304,7 @@ def integrate_and_fire(
         temperature=temperature,
         dead_zone=dead_zone,
         last_zone=last_zone,
+        lowest=lowest,
     )
 
 
@@ -299,12 +315,13 @@ def lif(
     threshold: float = 1.0,
     reset: Reset = "subtract",
     temperature: float | None = None,
+    lowest: float | None = None,
 ) -> IntegrateAndFire:
     """The LIF neuron: v <- leak v + I.
 
     Args:
         leak: factor on v before integration, 0 < leak <= 1.
-        levels, threshold, reset, temperature: as for `integrate_and_fire`.
+        levels, threshold, reset, temperature, lowest: as for `integrate_and_fire`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -316,4 +333,4 @@ def lif(
     [0. 1. 0. 1.]
     """
     LEAK.check("leak", leak)
-    return IntegrateAndFire(levels, reset, threshold, leak, temperature)
+    return IntegrateAndFire(levels, reset, threshold, leak, temperature, lowest=lowest)

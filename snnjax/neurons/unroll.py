@@ -7,6 +7,7 @@ currents each. A code is a schedule of thresholds (``schedule.py``).
 
 import functools
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import Neuron, drive, levels_of
+from snnjax.neurons.protocol import Neuron, chain, drive, levels_of
 from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
     RATE,
@@ -233,10 +234,14 @@ def after_all_input(
     return spikes.astype(current.dtype)
 
 
-def needs_no_time(code: Code, steps: int, wait: int) -> bool:
-    """Whether every site has all of its input before its first decision."""
-    # With a wait of T - 1 it has; a bias of rate coding arrives one step later.
-    return wait >= steps - (not code.clock_runs)
+def needs_no_time(
+    code: Code, steps: int, wait: int, models: Iterable[Any] = ()
+) -> bool:
+    """Whether a sum over time is all that each site of these models has to know."""
+    # With a wait of T - 1 every site has all of its input before its first decision; a
+    # bias of rate coding arrives one step later. At a lower bound the order matters.
+    bounded = any(getattr(chain(m)[-1], "lowest", None) is not None for m in models)
+    return wait >= steps - (not code.clock_runs) and not bounded
 
 
 def closed_form(
@@ -253,10 +258,11 @@ def closed_form(
 
     V_T = T w_T V_th is the size of its last spike, and N = (w_1 + .. + w_T) / w_T; with
     rate coding they are V_th and T. A neuron that does not rectify clips from N low on.
-    This is the mean of `unroll` with a wait of T, the "ClipFloor" of the papers if the
-    levels are (0, 1). Its floor has a straight-through gradient. Where digits may miss
-    the nearest value (`snnjax.codes.Code.is_nearest`, or a last zone above 1/2), the
-    neuron finds them one by one, with the gradient of `snnjax.surrogate.dspike`.
+    This is the mean of `unroll` with a wait of T, but for a lower bound of v; it is the
+    "ClipFloor" of the papers if the levels are (0, 1). Its floor has a straight-through
+    gradient. Where digits may miss the nearest value (`snnjax.codes.Code.is_nearest`,
+    or a last zone above 1/2), the neuron finds them one by one, with the gradient of
+    `snnjax.surrogate.dspike`.
 
     Args:
         neuron: an IF neuron with reset by subtraction, also of whole numbers.

@@ -56,9 +56,10 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
         leaks = any(field(p, "leak") is not None for p in snn.neurons.values())
         raise ValueError(
             "execution='closed_form' needs wait == steps (steps - 1 for codes other "
-            "than rate coding) and IF neurons with reset by subtraction; found wait "
-            f"{sim.wait}, steps {sim.steps}, {', '.join(map(repr, models))}, "
-            f"{'a' if leaks else 'no'} leak. Use 'by_layer'"
+            "than rate coding) and IF neurons with reset by subtraction and no lower "
+            f"bound; found wait {sim.wait}, steps {sim.steps}, "
+            f"{', '.join(map(repr, models))}, {'a' if leaks else 'no'} leak. Use "
+            "'by_layer'"
         )
     if sim.execution != "auto":
         return Choice(sim.execution)

@@ -22,6 +22,7 @@ from snnjax.conversion.engine.segments import Results, Work, run
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, nameless, streaming
+from snnjax.neurons.by_site import models_in
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN
 
@@ -57,12 +58,13 @@ class State(NamedTuple):
 
     @property
     def needs_time(self) -> bool:
-        """Whether a layer decides before it has all of its input."""
-        return not needs_no_time(self.snn.code, self.steps, self.wait)
+        """Whether sums over time are not all that the sites have to know."""
+        snn = self.snn
+        return not needs_no_time(snn.code, self.steps, self.wait, models_in(snn.model))
 
     def dynamics(self, site: Site) -> Dynamics:
         """How the neurons of a site run."""
-        run = self.steps, self.wait, self.snn.code, len(site.shape)
+        run = self.steps, self.wait, self.snn.code, len(site.shape), self.needs_time
         return Dynamics(self.snn.model_of(site.name), *run)
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from snnjax._text import Table, shown_as_table
+from snnjax.deploy.lowering.values import Leak
 
 Numbers = tuple[int, ...] | range
 Granularity = Literal["layer", "channel", "neuron"]  # what has a number of its own
@@ -60,7 +61,9 @@ class Chip:
             "layer", a "channel" or a "neuron".
         resets: of its neurons.
         levels: pairs (low, high) that a neuron may send in a step; high None: any.
-        leak: "factor" (any, rounded), "shift" (1 - 2^-k) or "constant" (v - c).
+        lowest: of a potential: "any" bound that is set, or that of its "register".
+        leak: a `Leak`, its rule; "factor", by a rule that is not stated; "constant",
+            v - c, which is a bias.
         synapse: "instant", or "exponential" if currents decay over steps.
         programmable: users can write neuron models for it.
         one_step: it computes T = 1 alone, graded activations without time.
@@ -107,7 +110,8 @@ class Chip:
     initial_potentials: Granularity | None = None
     resets: tuple[str, ...] | None = None
     levels: tuple[tuple[int, int | None], ...] | None = None
-    leak: Literal["factor", "shift", "constant"] | None = None
+    lowest: Literal["any", "register"] | None = None
+    leak: Leak | Literal["factor", "constant"] | None = None
     synapse: Literal["instant", "exponential"] | None = None
     kernels: Numbers | None = None
     strides: Numbers | None = None
@@ -243,7 +247,7 @@ def speck() -> Chip:
                 cores=tuple(cores),
             ),
             sinabs + "discretize.py": dict(
-                threshold_bits=16, bias_bits=8, scale="layer"
+                threshold_bits=16, bias_bits=8, scale="layer", lowest="any"
             ),
             sinabs + "docs/speck/dangers.md": dict(
                 levels=((0, None),), input_levels=(0, None)
@@ -268,7 +272,8 @@ def xylo() -> Chip:
                 biases="neuron",
                 resets=("subtract",),
                 levels=((0, 31),),
-                leak="shift",
+                lowest="register",
+                leak=Leak("shift"),
                 synapse="exponential",
                 fan_out=64,
                 inputs=16,
@@ -303,7 +308,8 @@ def loihi2() -> Chip:
                 initial_potentials="neuron",
                 resets=("zero",),
                 levels=((0, 1),),
-                leak="factor",
+                lowest="register",
+                leak=Leak("factor", bits=12, fraction=6),
                 synapse="instant",
             ),
             lava + "utils/weightutils.py": dict(weight_bits=(8,), scale="power_of_two"),

@@ -126,7 +126,7 @@ def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 
 def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """Reset, levels, dead zone, leak and synapse, and a bias without steps."""
+    """Reset, levels, zones, lower bound, leak, synapse, and a bias without steps."""
     for neurons in layer.neurons:
         model, resets = neurons.model, chip.resets
         if resets and model.reset not in resets:
@@ -139,12 +139,21 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
                 problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
                 remedy = f"take {name}=0.5"
                 yield _model(chip, "programmable", problem, remedy)
+        if chip.lowest == "register" and model.lowest is not None:
+            problem = f"lowest potential {model.lowest:g} V, not that of the register"
+            yield _model(chip, "lowest", problem, "take lowest=None")
         remedy = "take snnjax.integrate_and_fire"
-        if neurons.leak is not None and (neurons.leak != 1).any():
+        arithmetic = layer.layers.arithmetic
+        rule = None if arithmetic is None else arithmetic.leak
+        if neurons.is_leaky and chip.leak not in (None, rule):
             if chip.leak == "constant":
                 yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
-            elif chip.leak:
-                problem = f"leak, which is rounded (a {chip.leak})"
+            else:
+                form = "factor" if chip.leak == "factor" else chip.leak.form
+                remedy = (
+                    f"snnjax.deploy.quantize(layers, images, chip=...), or {remedy}"
+                )
+                problem = f"leak, which is rounded (a {form})"
                 yield Finding("leak", "approximately", problem, remedy)
         if chip.synapse == "exponential":
             remedy = "train neurons with synaptic currents in the chip's own tools"

@@ -7,8 +7,9 @@ products are computed in float32 where that is exact, below 2^24, because it is 
 times faster.
 """
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,17 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead
-from snnjax._checks import check_numbers
+from snnjax._checks import check_choice, check_numbers
+from snnjax._ranges import Range
 from snnjax.deploy.integers import streams
-from snnjax.deploy.integers.timing import arithmetic_of, timing
+from snnjax.deploy.integers.timing import arithmetic_of, fraction_bits, timing
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
 
 FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
 Arrays = dict[str, dict[str, Any]]
+Inputs = Literal["constant", "sequence"]
 
 
 class Trace(NamedTuple):
@@ -37,7 +40,7 @@ class Trace(NamedTuple):
         potentials: population -> v / m_n after each reset, rounded down, int32
             [T, B, ...].
         extremes: population -> lowest and highest v / m_n, before the limit and after
-            each reset, or 0.
+            each reset, or 0; a lower bound of the neurons has acted before.
         overflows: population -> how many times a potential went beyond its highest
             number.
         below: the same for the lowest number. Saturation raises such a potential, so
@@ -54,19 +57,28 @@ class Trace(NamedTuple):
     clipped: jax.Array
 
 
-def run(layers: values.Layers, x: Any) -> Trace:
+def run(
+    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+) -> Trace:
     """Compute a batch as a chip does, in whole numbers, and keep all spikes.
 
     Args:
         layers: from `snnjax.deploy.quantize`.
-        x: float [B, ...], images channels last.
+        x: float [B, ...], images channels last; of a sequence [T, B, ...].
+        inputs: "constant": x arrives at each of the T steps of the layers. "sequence":
+            x[t] arrives at step t. T is then that of x, whatever the layers' steps,
+            since with rate coding no number depends on it: events one by one, or some
+            of them at a time, whose number is x.
+        delay: 0 .. T, steps that a spike needs from a population to its readers: 1 on
+            Loihi.
 
     Returns:
         A `Trace`, with T B levels and potentials for each neuron. It has no gradient;
         `trainable` has one.
 
     Raises:
-        ValueError: the layers are not of whole numbers; x does not fit them.
+        ValueError: the layers are not of whole numbers; x does not fit them; a
+            sequence or a delay with a wait or another code than rate coding; no steps.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
@@ -76,13 +88,20 @@ def run(layers: values.Layers, x: Any) -> Trace:
     >>> integers = snnjax.deploy.quantize(snnjax.deploy.layers(fn, snn, x), x)
     >>> print(run(integers, x).spikes["hidden/relu"].sum(0))
     [[4 2]]
+    >>> late = jnp.concatenate([0 * x[None], 0 * x[None], x[None]])
+    >>> print(run(integers, late, inputs="sequence").spikes["hidden/relu"][:, 0])
+    [[0 0]
+     [0 0]
+     [1 0]]
     """
-    return _compute(layers, x, keep=True)
+    return _compute(layers, x, inputs, delay, keep=True)
 
 
-def outputs(layers: values.Layers, x: Any) -> Trace:
+def outputs(
+    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+) -> Trace:
     """`run` for large batches: the outputs and counts, no spikes and no potentials."""
-    return _compute(layers, x, keep=False)
+    return _compute(layers, x, inputs, delay, keep=False)
 
 
 def on_grid(layers: values.Layers, x: Any) -> jax.Array:
@@ -107,17 +126,18 @@ def on_grid(layers: values.Layers, x: Any) -> jax.Array:
     return unit_of_x * whole.astype(jnp.float32)
 
 
-def check_x(layers: values.Layers, x: Any) -> None:
-    """Raise unless x is an array of examples of the network."""
+def check_x(layers: values.Layers, x: Any, before: str = "B") -> None:
+    """Raise unless x is an array of examples of the network, behind these axes."""
     if not hasattr(x, "shape"):
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
-    shape = shape_of_x(layers)
-    if x.shape[1:] != shape or not len(x):
-        is_first = x.ndim == 4 and (*x.shape[2:], x.shape[1]) == shape
-        remedy = ". Put its channels last: np.moveaxis(x, 1, -1)" if is_first else ""
+    shape, axes = shape_of_x(layers), before.count(",") + 1
+    own = x.shape[axes:]
+    if own != shape or not np.prod(x.shape[:axes]):
+        is_first = len(own) == 3 and (*own[1:], own[0]) == shape
+        remedy = f". Put its channels last: np.moveaxis(x, {axes}, -1)"
         raise ValueError(
-            f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], "
-            f"B >= 1{remedy}"
+            f"x has shape {x.shape}; allowed: [{before}, "
+            f"{', '.join(map(str, shape))}], {before} >= 1{remedy * is_first}"
         )
     check_numbers(x)
 
@@ -130,11 +150,31 @@ def check_whole(layers: Any) -> None:
             "layers are traced; allowed: layers that a jitted function closes over, "
             "e.g. jax.jit(lambda x: run(layers, x).outputs)"
         )
+    leaky = [node.name for node in layers.populations if node.is_leaky]
+    if leaky and arithmetic_of(layers).leak is None:
+        raise ValueError(
+            f"the neurons of {leaky[0]!r} leak, and the layers' Arithmetic does not "
+            "say how that is rounded; allowed: leak=snnjax.deploy.Leak(...) there"
+        )
 
 
-def _compute(layers: values.Layers, x: Any, keep: bool) -> Trace:
+def _compute(
+    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
+) -> Trace:
     check_whole(layers)
-    check_x(layers, x)
+    check_choice("inputs", inputs, ("constant", "sequence"))
+    in_time = inputs == "sequence"
+    check_x(layers, x, "T, B" if in_time else "B")
+    if in_time or delay:
+        _check_steps_are_alike(layers)
+    if in_time:
+        layers = dataclasses.replace(layers, steps=len(x), wait=0)
+    if layers.steps is None:
+        raise ValueError(
+            "the layers have no T; allowed: dataclasses.replace(layers, steps=T), or a "
+            'sequence x [T, B, ...] with inputs="sequence"'
+        )
+    Range(0, layers.steps, whole=True).check("delay", delay)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other
@@ -142,7 +182,18 @@ def _compute(layers: values.Layers, x: Any, keep: bool) -> Trace:
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
     arrays = {node.name: streams.arrays_of(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
-    return _run(structure, inexact, keep, arrays, jnp.asarray(x))
+    options = keep, in_time, delay
+    return _run(structure, inexact, options, arrays, jnp.asarray(x))
+
+
+def _check_steps_are_alike(layers: values.Layers) -> None:
+    """Raise unless each step is like the others, and neurons fire from the first."""
+    if not layers.code.clock_runs or layers.wait:
+        raise ValueError(
+            f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
+            "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "
+            "codes take x at once, and a wait asks for all of T steps"
+        )
 
 
 def largest_values(layers: values.Layers) -> dict[str, int]:
@@ -177,18 +228,24 @@ def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
     # A potential and a sum are added before the limit acts, so each has 30 bits.
-    if largest[name] * worth >= 2**30:
+    bits = 30 - fraction_bits(layers)
+    if largest[name] * worth >= 2**bits:
         raise ValueError(
             f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
-            "2^30, and potentials are simulated in 32 bits; allowed: fewer bits of "
-            "weights or inputs, or fewer steps of a code"
+            f"2^{bits}, and potentials are simulated in 32 bits; allowed: fewer bits "
+            "of weights or inputs, or fewer steps of a code"
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=range(3))
 def _run(
-    structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
+    structure: Any,
+    inexact: frozenset[str],
+    options: tuple[bool, bool, int],
+    arrays: Arrays,
+    x: jax.Array,
 ) -> Trace:
+    keep, in_time, delay = options
     layers = streams.without_arrays(structure)
     times, arithmetic = timing(layers), arithmetic_of(layers)
     sent: dict[str, streams.Stream] = {}
@@ -201,12 +258,18 @@ def _run(
         match node:
             case values.Input():
                 whole, clipped = streams.whole_input(x, p["unit"], arithmetic)
-                sent[name] = streams.Stream(whole, None)
+                both = (None, whole) if in_time else (whole, None)
+                sent[name] = streams.Stream(*both)
             case values.Population(model=model):
                 currents = streams.received(stream, times)
                 neuron = without_surrogate(model)
                 fired = streams.all_steps(neuron, times, arithmetic, p, currents)
-                activity[name], sent[name] = fired, streams.Stream(None, fired.spikes)
+                none_yet, last = (
+                    jnp.zeros_like(fired.spikes[:delay]),
+                    times.steps - delay,
+                )
+                late = jnp.concatenate([none_yet, fired.spikes[:last]])
+                activity[name], sent[name] = fired, streams.Stream(None, late)
             case values.Output():
                 currents = streams.received(stream, times)
                 units = streams.with_bias(currents, p["bias"], times)

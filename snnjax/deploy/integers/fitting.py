@@ -52,6 +52,7 @@ class Reading(NamedTuple):
         maps: those into it, and what each one reads.
         parts: W* of each map over the threshold, and H of what it reads.
         thresholds: V of each channel or element, [O]; 1 of an output.
+        scale: see `snnjax.deploy.quantize`; with "range" numbers are only rounded.
         currents: of the float network, without the bias, in units of T w_T,
             [T, N, ...].
     """
@@ -61,6 +62,7 @@ class Reading(NamedTuple):
     maps: Sequence[tuple[values.Affine, Pair]]
     parts: Sequence[rounding.Part]
     thresholds: np.ndarray
+    scale: rounding.Scale
     currents: jax.Array
 
 
@@ -84,7 +86,7 @@ def fit_receiver(
     scale: rounding.Scale,
 ) -> WholeReceiver:
     """A receiver with weights of these bits, from its maps and what each one reads."""
-    reading, arithmetic = _read(layers, node, maps, bits), arithmetic_of(layers)
+    reading, arithmetic = _read(layers, node, maps, bits, scale), arithmetic_of(layers)
     is_population = isinstance(node, values.Population)
     clippings = _clippings(reading) if is_population else []
     half = 2 ** (arithmetic.state_bits - 1)
@@ -127,6 +129,7 @@ def _read(
     node: values.Receiver,
     maps: Sequence[tuple[values.Affine, Pair]],
     bits: int,
+    scale: rounding.Scale,
 ) -> Reading:
     """Currents and moments of a receiver, and the weights W* that follow from them."""
     v_th = node.threshold if isinstance(node, values.Population) else np.ones(())
@@ -149,10 +152,11 @@ def _read(
             own = dataclasses.replace(own, weight=own.weight * np.ones(each))
         second, cross = (np.asarray(moment, np.float64) for moment in both)
         rows = own.weight.reshape(len(v_th), -1) / v_th[:, None]
-        rows = _corrected(rows, second, cross)
+        if scale != "range":
+            rows = _corrected(rows, second, cross)
         own_maps.append((own, pair))
         parts.append(rounding.Part(rows, own_bits, second))
-    return Reading(layers, node, own_maps, parts, v_th, currents)
+    return Reading(layers, node, own_maps, parts, v_th, scale, currents)
 
 
 def _peaks(activity: streams.Fired, arithmetic: values.Arithmetic) -> np.ndarray:
@@ -188,6 +192,7 @@ def _with_charge(
     arrivals = timing(layers).biases.sum()
     found = np.asarray(_mean(weighted), np.float64)
     missing = factor * np.asarray(_mean(reading.currents), np.float64) - found
+    missing = missing * (reading.scale != "range")
     own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
@@ -200,8 +205,10 @@ def _with_charge(
     if start.any():  # v(0) takes what the rounded biases leave.
         start = np.rint(start + total - arrivals * bias) * layers.potential_unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
+    rule, leak = arithmetic_of(layers).leak, node.leak if node.is_leaky else None
     return dataclasses.replace(
         node,
+        leak=None if leak is None or rule is None else rule.rounded(leak),
         threshold=channels_first(threshold, node.shape),
         initial_potential=channels_first(start, node.shape),
         bias=own_bias,
@@ -212,7 +219,8 @@ def _float_spikes(reading: Reading) -> streams.Stream:
     """The levels that a population sends in the float network."""
     node, layers = reading.node, reading.layers
     assert isinstance(node, values.Population)
-    numbers = (node.threshold, node.bias, node.initial_potential)
+    numbers: list[Any] = [node.threshold, node.bias, node.initial_potential]
+    numbers += [node.leak] if node.is_leaky else []
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model, params = without_surrogate(node.model), NeuronParams(*arrays)
     levels = _levels(model, timing(layers), params, reading.currents)
@@ -240,7 +248,8 @@ def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
     """
     maps = []
     for (node, _), part in zip(reading.maps, reading.parts, strict=True):
-        weight = rounding.rounded(part, theta).reshape(node.weight.shape)
+        weight = rounding.rounded(part, theta, reading.scale)
+        weight = weight.reshape(node.weight.shape)
         if node.weight.any() and not weight.any():
             raise ValueError(
                 f"all weights of {node.name!r} would be rounded to 0, for potentials "

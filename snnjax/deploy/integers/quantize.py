@@ -14,7 +14,7 @@ the weights read: GPTQ, arXiv 2210.17323.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from snnjax._checks import check_choice, check_examples, check_finite, warn
 from snnjax._patterns import matching
 from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
+from snnjax.deploy.chips import geometry
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
@@ -31,7 +32,7 @@ from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
-from snnjax.deploy.lowering.sums import is_channelwise
+from snnjax.deploy.lowering.sums import compact, is_channelwise
 
 
 def quantize(
@@ -52,15 +53,19 @@ def quantize(
     scale is left between two populations.
 
     Args:
-        layers: from `snnjax.deploy.layers`, of IF neurons.
+        layers: from `snnjax.deploy.layers`. Neurons with a leak need a chip that states
+            how it rounds one, see `Leak`.
         images: float [N, ...], channels last: calibration images, from which the
             range of x, second moments and ranges of potentials are taken.
-        weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1, 2 bits
-            are -1, 0 or 1. Shortcuts that scale spikes one by one have 8 or more.
+        weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1 (none
+            for scale "range"), 2 bits are -1, 0 or 1. Shortcuts that scale spikes one
+            by one have 8 or more.
         state_bits: 4 .. 30, of a membrane potential.
         input_bits: 2 .. 16, of an element of x; whole numbers of so many bits stay.
         scale: what has a threshold and s_j of its own: each "channel", or each "layer";
-            "power_of_two": as "layer", with such thresholds.
+            "power_of_two": as "layer", with such thresholds. "range": as "layer", with
+            s = min(-2^(b-1) / min w, (2^(b-1) - 1) / max w), and all numbers rounded
+            and not corrected, as sinabs does for Speck.
         overflow: a potential beyond its bits "saturate"s at the limit or "wrap"s.
         chip: whose numbers are taken for all that is not given; None, or where its
             profile states nothing: 8 and 16 bits, "channel" and "saturate".
@@ -72,7 +77,7 @@ def quantize(
     Raises:
         snnjax.ConversionError: two linear maps follow each other without neurons; the
             chip does not run the network, with every reason of `snnjax.deploy.report`.
-        ValueError: an argument outside its range; neurons with a leak; weights of a
+        ValueError: an argument outside its range; a leak without a rule; weights of a
             code that are no whole multiples of the last one; thresholds that would all
             be rounded to 0.
 
@@ -100,7 +105,11 @@ def quantize(
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     bits = _checked(layers, images, input_bits, options)
     arithmetic = values.Arithmetic(
-        max(bits.values()), input_bits, options["state_bits"], options["overflow"]
+        max(bits.values()),
+        input_bits,
+        options["state_bits"],
+        options["overflow"],
+        options["leak"],
     )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
@@ -194,6 +203,7 @@ def _stated_by(chip: Chip | None) -> dict[str, Any]:
         "state_bits": chip.state_bits or 16,
         "scale": "layer" if is_shared else chip.scale or "channel",
         "overflow": chip.overflow or "saturate",
+        "leak": chip.leak if isinstance(chip.leak, values.Leak) else None,
     }
 
 
@@ -233,28 +243,32 @@ def _checked(
     check_examples(images)
     exact.check_x(layers, images)
     check_finite("images", [images])
-    check_choice("scale", options["scale"], ("channel", "layer", "power_of_two"))
+    check_choice("scale", options["scale"], get_args(rounding.Scale))
     check_choice("overflow", options["overflow"], ("saturate", "wrap"))
     bits = options["weight_bits"]
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
     for pattern, number in bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
-        Range(1, 16, whole=True).check(name, number)
+        Range(1 + (options["scale"] == "range"), 16, whole=True).check(name, number)
     Range(4, 30, whole=True).check("state_bits", options["state_bits"])
     Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
-        if options["scale"] != "channel" and not is_channelwise(node.threshold):
+        # Each neuron of a NIR graph has a threshold, also if all are equal.
+        is_each = not is_channelwise(compact(node.threshold))
+        if options["scale"] != "channel" and is_each:
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
                 f"{options['scale']!r} needs one per population; allowed: thresholds "
                 "per channel, or scale 'channel'"
             )
-        if node.leak is not None and (node.leak != 1).any():
+        if node.is_leaky and (options["leak"] is None or not layers.code.clock_runs):
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
-                "its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
+                "its own way; allowed: a chip that says how, e.g. chip=snnjax.deploy."
+                "loihi2() or Chip('mine', leak=Leak('shift')), under rate coding, or "
+                "IF neurons, snnjax.integrate_and_fire()"
             )
     return matching(bits, [node.name for node in layers.receivers], "weight_bits")
 
@@ -304,5 +318,4 @@ def memory(layers: values.Layers) -> Memory:
 
 def _bits(weight: np.ndarray) -> int:
     """Of whole numbers up to the largest, with a sign; -1 and 1 take one bit."""
-    sizes = np.abs(weight)
-    return 1 if (sizes == 1).all() else 1 + int(sizes.max(initial=0)).bit_length()
+    return 1 if (np.abs(weight) == 1).all() else geometry.bits(weight)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Scale = Literal["channel", "layer", "power_of_two"]
+Scale = Literal["channel", "layer", "power_of_two", "range"]
 _FRACTIONS = np.linspace(0.1, 1.0, 37)  # of the largest weight, which may be clipped
 _BLOCK = 64  # columns between two updates of all others
 
@@ -71,7 +71,8 @@ def scales(
         parts: all connections into the neurons.
         most: largest Theta of each row, [O].
         scale: "channel": one for each row; "layer": one for all; "power_of_two": one
-            for all, a power of two.
+            for all, a power of two; "range": one for all, min(-2^(b-1) / min w,
+            (2^(b-1) - 1) / max w), without the search: the rule of sinabs for Speck.
         is_whole: whether Theta has to be a whole number, since it is a threshold.
 
     >>> part = Part(np.array([[0.5, -0.25], [0.1, 0.05]]), 8, np.eye(2)[None])
@@ -79,7 +80,11 @@ def scales(
     [ 254. 1000.]
     >>> print(scales([part], np.array([1000.0, 1000.0]), "power_of_two"))
     [128. 128.]
+    >>> print(scales([part], np.array([1000.0, 1000.0]), "range"))
+    [254. 254.]
     """
+    if scale == "range":
+        return np.full_like(most, min(*map(_of_range, parts), most.min()))
     # Up to here no weight is clipped. A row of zeros may take the largest number.
     unclipped = np.min([_unclipped(part) for part in parts], axis=0)
     if scale != "channel":
@@ -108,6 +113,13 @@ def _unclipped(part: Part) -> np.ndarray:
     return np.divide(largest, peaks, out=np.full_like(peaks, 1e9), where=peaks > 0)
 
 
+def _of_range(part: Part) -> float:
+    """The factor with which the weights fill their bits on one side, or both."""
+    least, most = part.rows.min(initial=-1e-9), part.rows.max(initial=1e-9)
+    half = 2.0 ** (part.bits - 1)
+    return min(-half / least, (half - 1) / most)
+
+
 def _errors(part: Part, theta: np.ndarray) -> np.ndarray:
     """The error of each row's current with these thresholds, [O]."""
     rows = np.asarray(part.rows, np.float64)
@@ -120,9 +132,11 @@ def is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
     return rows.shape[1] == second.shape[1] > 1
 
 
-def rounded(part: Part, theta: np.ndarray) -> np.ndarray:
+def rounded(part: Part, theta: np.ndarray, scale: Scale) -> np.ndarray:
     """The whole numbers of a part at thresholds Theta [O], group by group."""
     rows, bits, second = part.rows * theta[:, None], part.bits, part.second
+    if scale == "range":
+        return np.rint(rows)
     if not is_matrix(rows, second):
         return to_grid(rows, bits)
     pairs = zip(np.split(rows, len(second)), second, strict=True)

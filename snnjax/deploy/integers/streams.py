@@ -1,6 +1,8 @@
 """Streams of whole numbers: what maps and neurons of a chip make of them.
 
-    v  <- limit(v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j)   add what arrives at step n
+    v  <- left(v)                                             leak, see `values.Leak`
+    v  <- v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j          add what arrives at step n
+    v  <- limit(max(v, round(lowest V)))                      lower bound, register
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset
 
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax.deploy.integers.timing import Timing, timing
+from snnjax.deploy.integers.timing import Timing, arithmetic_of, timing
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
 from snnjax.neurons.gradients import without_surrogate
@@ -58,6 +60,10 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 "start": _int32(start),
                 "bars": _int32(np.stack(bars)),
             }
+            if node.is_leaky:
+                rule = arithmetic_of(layers).leak
+                assert rule is not None and node.leak is not None
+                arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
         case values.Output(unit=unit):
             assert unit is not None
             arrays["unit"] = np.asarray(channels_last(unit), np.float32)
@@ -191,15 +197,26 @@ def all_steps(
 
     ``currents`` are what arrives, in units, without the bias.
     """
-    currents = with_bias(currents, p["bias"], times)
+    # A leak leaves fractions of a unit: potentials are in units of 1 / parts.
+    leak = arithmetic.leak if "leak" in p else None
+    parts = 1 if leak is None else 2**leak.fraction
+    currents = parts * with_bias(currents, p["bias"], times)
     wait, shape = times.wait, currents.shape[1:]
-    threshold = lead(p["threshold"], len(shape))
+    threshold, bound = parts * lead(p["threshold"], len(shape)), -(2**31)
+    if neuron.lowest is not None:
+        size = lead(p["threshold"], len(shape)).astype(jnp.float32)
+        bound = parts * jnp.round(neuron.lowest * size).astype(jnp.int32)
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
 
     def step(state, now):
         v, sent, extremes, overflows, below = state
         current, arriving, firing, bar = now
+        if leak is not None:
+            v = leak.left(v, lead(p["leak"], v.ndim))
         v += current
+        # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
+        # same: a potential at the bound does not fire, and no reset ends below it.
+        v = jnp.maximum(v, bound)
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
         extremes = _widened(extremes, v, arriving)
@@ -225,11 +242,11 @@ def all_steps(
 
     xs = (
         jnp.concatenate([currents, zeros(wait, *shape)]),
-        jnp.asarray(times.arriving, jnp.int32),
+        jnp.asarray(parts * times.arriving, jnp.int32),
         jnp.asarray(times.firing, jnp.int32),
-        jnp.concatenate([zeros(wait, *p["bars"].shape[1:]), p["bars"]]),
+        jnp.concatenate([zeros(wait, *p["bars"].shape[1:]), parts * p["bars"]]),
     )
-    start = jnp.broadcast_to(p["start"], shape)
+    start = jnp.broadcast_to(parts * p["start"], shape)
     sent = zeros(*shape) if takes_back else zeros()
     extremes = zeros(*shape[1:]), zeros(*shape[1:])
     state = start, sent, extremes, zeros(), zeros()

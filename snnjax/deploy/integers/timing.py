@@ -107,7 +107,14 @@ def widest(layers: Layers) -> Layers:
 def _most_state_bits(layers: Layers) -> int:
     """Such that 4 m_1 potentials fit into 32 bits, as sums in `all_steps` need."""
     first = int(timing(layers).multiples[0])
-    return 30 - (first - 1).bit_length()
+    return 30 - (first - 1).bit_length() - fraction_bits(layers)
+
+
+def fraction_bits(layers: Layers) -> int:
+    """Bits of potentials below a unit of the weights, where neurons leak."""
+    leak = arithmetic_of(layers).leak
+    is_leaky = any(population.is_leaky for population in layers.populations)
+    return leak.fraction if leak is not None and is_leaky else 0
 
 
 def arithmetic_of(layers: Layers) -> Arithmetic:

@@ -218,6 +218,12 @@ def _model(population: values.Population, layers: values.Layers) -> Any:
     """The model of a population; that of whole numbers is exact in floats."""
     if layers.arithmetic is None:
         return population.model
+    if population.is_leaky:
+        raise ValueError(
+            f"the neurons of {population.name!r} leak, and a chip's rounding of a leak "
+            "is computed by snnjax.deploy.run alone; allowed: whole numbers of IF "
+            "neurons, or the float layers"
+        )
     return WholeNumbers(without_surrogate(population.model), layers.potential_unit)
 
 

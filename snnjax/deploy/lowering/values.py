@@ -15,12 +15,66 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_choice
+from snnjax._ranges import Range
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
 STATIC = {"static": True}  # marks fields that are structure, no arrays
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How a chip rounds what a leak leaves of a potential.
+
+        "factor"   v <- sign(v) floor(|v| n / 2^bits)    n = round(leak 2^bits)
+        "shift"    v <- v - floor(v / 2^n)               2^-n is nearest to 1 - leak
+
+    Attributes:
+        form: one of these.
+        bits: of a factor, 1 .. 14.
+        fraction: bits of a potential below a unit of the weights, 0 .. 8.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> for leak in (Leak("factor", bits=12), Leak("shift")):
+    ...     n = leak.whole(np.array(0.75))
+    ...     print(n, leak.left(jnp.array([-10, 10]), n), leak.rounded(np.array(0.8)))
+    3072 [-7  7] 0.800048828125
+    2 [-7  8] 0.75
+    """
+
+    form: Literal["factor", "shift"]
+    bits: int = 12
+    fraction: int = 0
+
+    def __post_init__(self):
+        check_choice("form", self.form, ("factor", "shift"))
+        Range(1, 14, whole=True).check("bits", self.bits)
+        Range(0, 8, whole=True).check("fraction", self.fraction)
+
+    def whole(self, leak: np.ndarray) -> np.ndarray:
+        """n of each neuron."""
+        if self.form == "factor":
+            n = np.clip(leak * 2**self.bits, 1, 2**self.bits)
+        else:  # 30: no leak, of any potential that int32 holds
+            n = -np.log2(np.maximum(1 - leak, 2.0**-30))
+        return np.rint(n).astype(np.int64)
+
+    def rounded(self, leak: np.ndarray) -> np.ndarray:
+        """The factors of these n."""
+        n = self.whole(leak)
+        return n / 2**self.bits if self.form == "factor" else 1 - 2.0**-n
+
+    def left(self, v: jax.Array, n: Any) -> jax.Array:
+        """What is left of whole potentials, int32."""
+        if self.form == "shift":
+            return v - (v >> n)
+        # |v| n may need more than 32 bits, its halves do not.
+        size, low = abs(v), (1 << self.bits) - 1
+        return jnp.sign(v) * ((size >> self.bits) * n + ((size & low) * n >> self.bits))
 
 
 @dataclass(frozen=True)
@@ -32,12 +86,14 @@ class Arithmetic:
         input_bits: of an element of x.
         state_bits: of a membrane potential.
         overflow: what happens to a potential outside of its bits: "saturate" or "wrap".
+        leak: how leaks are rounded; None: no neuron has one.
     """
 
     weight_bits: int
     input_bits: int
     state_bits: int
     overflow: Literal["saturate", "wrap"]
+    leak: Leak | None = None
 
     @property
     def largest_input(self) -> int:
@@ -91,6 +147,11 @@ class Population(Node):
     initial_potential: np.ndarray
     bias: np.ndarray
     leak: np.ndarray | None = None
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether a neuron has a leak that changes something."""
+        return self.leak is not None and bool((self.leak != 1).any())
 
 
 @jax.tree_util.register_dataclass

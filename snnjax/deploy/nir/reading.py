@@ -118,7 +118,7 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    numbers = {name: int(metadata[name]) for name in bits}
+    numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
     arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
     layers = dataclasses.replace(
         layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
@@ -314,12 +314,9 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
             f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
             'or metadata {"reset": "subtract"}'
         )
-    return IntegrateAndFire(
-        levels,
-        reset,
-        dead_zone=float(metadata.get("dead_zone", 0)),
-        last_zone=float(metadata.get("last_zone", 1 / 2)),
-    )
+    zones = ("dead_zone", "last_zone", "lowest")
+    numbers: dict[str, Any] = {n: float(metadata[n]) for n in zones if n in metadata}
+    return IntegrateAndFire(levels, reset, **numbers)
 
 
 # ----------------------------------------------------------------------- helpers

@@ -47,10 +47,11 @@ def to_nir(
     calibrated biases added to those of layers; whole numbers stay whole. Several edges
     into one node are a sum.
 
-    NIR cannot express five properties of a converted network: reset by subtraction,
-    levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
-    to. With ``extended`` they are written to ``metadata``: "reset", "levels",
-    "dead_zone", "last_zone" and "v_init" of a neuron, "wait" and "steps" of the graph.
+    NIR cannot express six properties of a converted network: reset by subtraction,
+    levels other than 0 and 1, initial potentials, a lower bound, a wait, and the T that
+    it was fitted to. With ``extended`` they are written to ``metadata``: "reset",
+    "levels", "dead_zone", "last_zone", "lowest" (in thresholds) and "v_init" of a
+    neuron, "wait" and "steps" of the graph.
     `from_nir` reads them; other tools ignore them and compute something else. That is
     why this is an argument and not a warning, which would not be in the file. T is
     always written, because it changes no simulation.
@@ -102,6 +103,7 @@ def to_nir(
         metadata["wait"] = layers.wait
     if layers.arithmetic is not None:
         metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
+        del metadata["leak"]
     return nir.NIRGraph(
         nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
         edges=[(names[s], names[n]) for n, node in nodes.items() for s in node.sources],
@@ -152,6 +154,11 @@ def _check(layers: values.Layers) -> None:
             "thresholds that it changes step by step and spikes that carry a number, "
             "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
         )
+    if layers.arithmetic is not None and any(p.is_leaky for p in layers.populations):
+        raise ValueError(
+            "NIR cannot express how a chip rounds a leak; allowed: float layers, or "
+            "whole numbers of IF neurons"
+        )
     if layers.arithmetic is not None and layers.arithmetic.state_bits > 25:
         raise ValueError(
             f"state_bits is {layers.arithmetic.state_bits}; allowed in NIR: up to 25, "
@@ -176,7 +183,7 @@ def _check_needs_no_metadata(layers: values.Layers) -> None:
             f"NIR cannot express: {', '.join(numbers)}. extended=True writes "
             "this as metadata, which from_nir reads; other tools ignore it and "
             'compute something else. Every tool runs neurons with reset "zero", levels '
-            "(0, 1), no dead zone, no initial potential and wait 0"
+            "(0, 1), no dead zone, no initial potential, no lower bound and wait 0"
         )
 
 
@@ -368,6 +375,8 @@ def _extensions(node: values.Population) -> dict[str, Any]:
         metadata["dead_zone"] = model.dead_zone
     if model.last_zone > 1 / 2:
         metadata["last_zone"] = model.last_zone
+    if model.lowest is not None:
+        metadata["lowest"] = model.lowest
     if node.initial_potential.any():
         metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, node.shape))
     return metadata
