@@ -101,14 +101,14 @@ def loihi_layers(
     )
 
 
-def mnist(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The first test images [B, 28, 28, 1], 0 .. 255, and their labels."""
     images, labels = (gzip.decompress((folder / f).read_bytes()) for f in MNIST_FILES)
     x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
     return x[:count].astype(np.float32), np.frombuffer(labels, np.uint8, -1, 8)[:count]
 
 
-def leaky(currents: np.ndarray) -> np.ndarray:
+def leaky(currents: np.ndarray, decay: int) -> np.ndarray:
     """The last potential of a readout that leaks and never fires, of [T, B, N].
 
     v <- v - d, d = |v| decay / 2^12 rounded up, in units of 2^-6 of a weight. At the
@@ -116,7 +116,7 @@ def leaky(currents: np.ndarray) -> np.ndarray:
     """
     v = np.zeros(currents.shape[1:], np.int64)
     for current in np.rint(currents).astype(np.int64):
-        v = np.sign(v) * (np.abs(v) * (2**12 - READOUT_DECAY) >> 12) + 64 * current
+        v = np.sign(v) * (np.abs(v) * (2**12 - decay) >> 12) + 64 * current
         v = np.clip(v, -(2**23) + 1, 64 * (2**17 - 1))
     return v
 

@@ -22,6 +22,7 @@ from benchmarks import (
     equal_accuracy,
     imagenet,
     mlperf_tiny,
+    silicon_lsnn,
     sst2,
     throughput,
     timing,
@@ -230,6 +231,49 @@ def test_options_and_targets(capsys, tmp_path):
     assert paths == others | {"sparxml": "python3.13"}
     with pytest.raises(SystemExit, match="not one of snnjax, spikingjelly, sparxml"):
         converter_cnn.interpreters(["nobody=python"])
+
+
+# ----------------------------------------------------------------------- silicon
+
+
+def kept(x, decay):
+    return np.sign(x) * (np.abs(x) * (4096 - decay) // 4096)
+
+
+@pytest.mark.slow
+def test_a_recurrent_network_of_loihi_runs_in_whole_numbers(tmp_path):
+    draw = np.random.default_rng(0)
+    weights = {"in": (80, 240), "rec": (240, 240), "out": (240, 10)}
+    for name, shape in weights.items():
+        sparse = draw.integers(-120, 130, shape) * (draw.random(shape) < 0.2)
+        weights[name] = sparse
+        np.save(tmp_path / f"w_{name}.npy", sparse.astype(np.float32))
+    images = draw.integers(0, 256, (2, 784)).astype(np.float32)
+    found, measures = silicon_lsnn.run(tmp_path, images)
+    x = silicon_lsnn.spikes_of(images)
+    # By hand: inputs 2 i and 2 i + 1 send where the next pixel passes a brightness.
+    level, here, then = int(np.linspace(0, 255, 40)[7]), images[0, :-1], images[0, 1:]
+    np.testing.assert_array_equal(x[:783, 0, 14], (here < level) & (then >= level))
+    np.testing.assert_array_equal(x[:783, 0, 15], (here >= level) & (then < level))
+    np.testing.assert_array_equal(x[:784, 0, 78], images[0] == 255)
+    assert x[784:, :, 79].all() and x.sum((0, 2))[0] == x[:, 0].sum()
+    adapts = np.arange(240) >= 140
+    scale = np.where(adapts, 256, 64)
+    v, a, s, readout = 0, 0, np.zeros((2, 240), int), 0
+    spikes = np.zeros((2, 240), int)
+    for step in x.astype(int):
+        v = kept(v, 204) + scale * (step @ weights["in"] + s @ weights["rec"]) + a
+        s = (v > 127 * scale).astype(int)
+        v = np.where(s, 0, v)
+        a = kept(a, 5) - 384 * s * adapts
+        readout = kept(readout, 204) + 64 * (s @ weights["out"])
+        spikes += s
+    assert spikes.sum() > 1000
+    np.testing.assert_array_equal(found, readout)
+    fan_out = [np.count_nonzero(w, axis=1) for w in weights.values()]
+    operations = x.sum(0) @ fan_out[0] + spikes @ (fan_out[1] + fan_out[2] + adapts)
+    assert measures.synaptic_operations == pytest.approx(operations.mean())
+    assert measures.neurons * measures.steps == 350 * 840
 
 
 # --------------------------------------------------------------------- imagenet

@@ -77,9 +77,23 @@ def test_the_estimates_are_the_same_inside_of_jit_where_the_table_shows_types(me
         texts.append(str(snnjax.energy(measures)))
         return snnjax.energy(measures)
 
-    for a, b in zip(traced(measures), snnjax.energy(measures), strict=True):
+    for a, b in zip(traced(measures)[:3], snnjax.energy(measures)[:3], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert "float32" in texts[0]
+
+
+def test_a_chip_takes_its_own_energies_for_operations_and_updates(measures):
+    for chip in (snnjax.deploy.loihi1(), snnjax.deploy.spinnaker2()):
+        of_operation, of_update = chip.joules
+        for wait in (0, 2):
+            found = snnjax.energy(measures._replace(wait=wait), chip=chip)
+            expected = 24 * of_operation + 4 * (4 + wait) * of_update
+            np.testing.assert_allclose(found.chip, expected, rtol=1e-5)
+            assert found[:3] == snnjax.energy(measures._replace(wait=wait))[:3]
+            row = f"chip        {1e9 * expected:.3g}"
+            assert row in str(found) and row not in str(snnjax.energy(measures))
+    with pytest.raises(ValueError, match="chip is Chip.'Speck'., of which no source"):
+        snnjax.energy(measures, chip=snnjax.deploy.speck())
 
 
 def test_energy_of_an_snn_is_refused_with_what_is_wanted():

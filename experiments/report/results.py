@@ -218,7 +218,7 @@ def cost_cells(result: Result) -> tuple[str, ...]:
     operations = f"{result.synaptic_operations / 1e6:.2f}"
     if not np.isclose(additions, result.synaptic_operations, rtol=1e-5):  # graded
         operations += f" ({additions / 1e6:.2f})"
-    estimates = snnjax.energy(measures)
+    estimates = snnjax.energy(measures)[:3]
     return (
         f"`{result.name}`",
         waits(result),

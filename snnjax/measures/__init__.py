@@ -12,6 +12,7 @@ from snnjax.measures.costs import (
     Joules,
     access_energy,
     energy,
+    energy_on,
 )
 from snnjax.measures.errors import SiteMeasures
 from snnjax.measures.metrics import Measures, accuracy, measure, spike_trains
@@ -27,6 +28,7 @@ __all__ = [
     "access_energy",
     "accuracy",
     "energy",
+    "energy_on",
     "measure",
     "neurobench",
     "spike_trains",

@@ -1,12 +1,15 @@
-"""Energy of a spiking network and its ANN: three estimates side by side.
+"""Energy of a spiking network and its ANN: estimates side by side.
 
     operations   a spike of level k is |k| additions for each synapse, a MAC is a
                  product and an addition, all in 32-bit floating point
     memory       the operations, and the reads and writes of memory
     quantized    operations in integers, against an ANN whose activations have
                  b = ceil(log2(n)) bits, n as many values as T steps can tell apart
+    chip         what a chip's makers state for a synaptic operation and for the update
+                 of a neuron at a step, see `snnjax.deploy.Chip.joules`
 
-These are models to compare networks; they do not predict the energy of a chip. All
+The first three are models to compare networks; they do not predict the energy of a
+chip. docs/energy.md compares all with a measurement. All
 assume that the SNN computes the constant current of an image once, and that a synapse
 without a spike costs nothing.
 
@@ -27,7 +30,7 @@ to a 32-bit sum.
 Constants: 45 nm, 0.9 V; Horowitz, *Computing's energy problem*, ISSCC 2014.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +64,13 @@ class Joules(NamedTuple):
 
 @shown_as_table
 class Energy(NamedTuple):
-    """Three estimates, which ``print`` shows as a table.
+    """The estimates, which ``print`` shows as a table.
 
     Attributes:
         operations: additions for spikes, products and additions for analog inputs.
         memory: the operations, and the reads and writes of memory.
         quantized: operations in integers, against an ANN of as many values.
+        chip: of the SNN on a chip; None without one.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -89,15 +93,19 @@ class Energy(NamedTuple):
     operations: Joules
     memory: Joules
     quantized: Joules
+    chip: jax.Array | None = None
 
     def _table(self) -> Table:
         rows = [("estimate", "SNN, nJ", "ANN, nJ", "SNN / ANN %", "leaves out")]
         left_out = ("memory", "caches, reuse", "memory")
-        for name, joules, rest in zip(self._fields, self, left_out, strict=True):
+        for name, joules, rest in zip(self._fields, self, left_out, strict=False):
             spiking, ann = (numbers(value, factor=1e9) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
             rows.append((name, spiking, ann, ratio, rest))
         by_operations, with_memory, of_quantized = (row[3] for row in rows[1:])
+        if self.chip is not None:
+            spiking = numbers(self.chip, factor=1e9)
+            rows.append(("chip", spiking, "", "", "idling, routing, input"))
         below = (
             f"An image takes {by_operations} % of the ANN's energy by operations, "
             f"{with_memory} % with memory,\nand {of_quantized} % of that of a "
@@ -106,7 +114,7 @@ class Energy(NamedTuple):
         return Table(rows, below=below)
 
 
-def energy(measures: Measures) -> Energy:
+def energy(measures: Measures, *, chip: Any = None) -> Energy:
     """Energy per image: operations only, with memory, against a quantized ANN.
 
     The module's documentation states what each estimate assumes.
@@ -114,9 +122,10 @@ def energy(measures: Measures) -> Energy:
     Args:
         measures: from `snnjax.measure`. The steps of a wait count too, because neurons
             integrate then.
+        chip: a profile whose makers state energies, e.g. ``snnjax.deploy.loihi1()``.
 
     Raises:
-        ValueError: an argument that is not `Measures`.
+        ValueError: an argument that is not `Measures`; a chip without energies.
     """
     if not isinstance(measures, Measures):
         raise ValueError(
@@ -125,7 +134,42 @@ def energy(measures: Measures) -> Energy:
         )
     operations = _operations(measures)
     memory = _with_memory(operations, measures)
-    return Energy(operations, memory, _quantized(measures))
+    on_chip = None
+    if chip is not None:
+        updates = measures.neurons * (measures.steps + measures.wait)
+        on_chip = energy_on(chip, measures.synaptic_operations, updates)
+    return Energy(operations, memory, _quantized(measures), on_chip)
+
+
+def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
+    """J that a chip takes for so many operations and updates of neurons.
+
+        E = E_operation operations + E_update updates
+
+    For counts of one's own, as of a sequence; `energy` takes those of `Measures`.
+
+    Args:
+        chip: a profile with ``joules``.
+        synaptic_operations: spikes, each times its synapses.
+        updates: neurons times steps.
+
+    Raises:
+        ValueError: no source states the chip's energies.
+
+    >>> import snnjax
+    >>> loihi = snnjax.deploy.loihi1()
+    >>> print(f"{1e9 * energy_on(loihi, 1000, 100):.1f} nJ")  # 23.6 nJ and 8.1 nJ
+    31.7 nJ
+    """
+    joules = getattr(chip, "joules", None)
+    if joules is None:
+        raise ValueError(
+            f"chip is {chip!r}, of which no source states energies; allowed: a profile "
+            "with joules, e.g. snnjax.deploy.loihi1() or spinnaker2(), or "
+            "dataclasses.replace(chip, joules=(of an operation, of an update))"
+        )
+    of_operation, of_update = joules
+    return of_operation * synaptic_operations + of_update * updates
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:

@@ -87,6 +87,7 @@ class Chip:
         kernel_memory: "powers_of_two" or "plain" words of kernels, see `Core`.
         input_levels: (low, high) of an element of x in a step; high None: any.
         readout: "potential" if potentials of an output can be read, or "spikes".
+        joules: of a synaptic operation, and of the update of a neuron at a step.
         first: the profile for layers that read x, where it differs; `replace` of a
             field does not change it.
         sources: pairs of a source and the fields that it states.
@@ -144,6 +145,7 @@ class Chip:
     one_kernel: bool | None = None
     cores: tuple[Core, ...] | None = None
     kernel_memory: Literal["powers_of_two", "plain"] | None = None
+    joules: tuple[float, float] | None = None
     first: "Chip | None" = None
     sources: tuple[tuple[str, str], ...] = ()
 
@@ -288,6 +290,34 @@ def xylo() -> Chip:
     )
 
 
+def loihi1() -> Chip:
+    """Loihi 1. Its cores take 81 pJ to update a neuron that is active, 52 pJ otherwise.
+
+    Potentials have 24 bits, and a weight counts 2^6, as on `loihi2`; v must exceed V.
+
+    >>> loihi1().joules
+    (2.36e-11, 8.1e-11)
+    """
+    return _profile(
+        "Loihi 1",
+        {
+            "Davies et al., IEEE Micro 2018, table 2 (SPICE)": dict(
+                joules=(23.6e-12, 81e-12)
+            ),
+            "intel-nrc-ecosystem/models 3dc53bf": dict(
+                weight_bits=(9,),
+                state_bits=18,
+                threshold_bits=18,
+                biases="neuron",
+                resets=("zero", "subtract"),
+                levels=((0, 1),),
+                leak=Leak("factor", bits=12, fraction=6),
+                synapse="instant",
+            ),
+        },
+    )
+
+
 def loihi2() -> Chip:
     """Loihi 2 with the LIF neuron of Lava, which is bit-accurate to the chip's.
 
@@ -397,5 +427,6 @@ def spinnaker2() -> Chip:
                 readout="potential",
             ),
             "arXiv 2401.04491: Arm Cortex-M4F cores": dict(programmable=True),
+            "Hoeppner et al., 2019, arXiv 1903.08941": dict(joules=(450e-12, 2.19e-9)),
         },
     )
