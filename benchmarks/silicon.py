@@ -133,7 +133,10 @@ def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
             for i in range(0, count, AT_A_TIME)
         ]
         outputs = np.concatenate(parts, 1)
-        for readout, v in (("sum", outputs.sum(0)), ("leaky", leaky(outputs))):
+        for readout, v in (
+            ("sum", outputs.sum(0)),
+            ("leaky", leaky(outputs, READOUT_DECAY)),
+        ):
             decisions = 9 - v[:, ::-1].argmax(-1)  # the last one of equals, as there
             others = np.flatnonzero(decisions != chip)
             rows[f"Loihi 1: fires at {rule}, delay {delay}, readout {readout}"] = {
