@@ -98,7 +98,8 @@ class Energy(NamedTuple):
     def _table(self) -> Table:
         rows = [("estimate", "SNN, nJ", "ANN, nJ", "SNN / ANN %", "leaves out")]
         left_out = ("memory", "caches, reuse", "memory")
-        for name, joules, rest in zip(self._fields, self, left_out, strict=False):
+        pairs = self.operations, self.memory, self.quantized
+        for name, joules, rest in zip(self._fields, pairs, left_out, strict=False):
             spiking, ann = (numbers(value, factor=1e9) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
             rows.append((name, spiking, ann, ratio, rest))
