@@ -143,7 +143,7 @@ NETWORKS = {
         mlp, rate(), (0, 1), "zero", 16, 0, 8, 6
     ),
     "perceptron: rate": Network(mlp, rate(), (0, 1), "subtract", 16, 0, 5, 5),
-    "perceptron: radix": Network(mlp, radix(), (0, 1), "subtract", 4, 3, 3, 5),
+    "perceptron: radix": Network(mlp, radix(), (0, 1), "subtract", 4, 3, 2, 5),
     "perceptron: signed radix": Network(mlp, radix(), (-1, 1), "subtract", 4, 1, 2, 5),
     "CNN: rate with reset to zero": Network(cnn, rate(), (0, 1), "zero", 16, 0, 8, 6),
     "CNN: radix": Network(cnn, radix(), (0, 1), "subtract", 4, 3, 3, 5),
