@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.deploy import Convolution, Dense, Flatten, Layers, Population, SumPool
+from snnjax.deploy import (
+    Convolution,
+    Dense,
+    Flatten,
+    Layers,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
 
 Spikes = dict[str, np.ndarray]
 
@@ -329,19 +338,24 @@ speck_by_address = functools.partial(speck, inhibition_first=False)
 
 
 def _receivers(layers: Layers) -> Iterator[tuple[Population, dict[str, np.ndarray]]]:
-    """Each population with a matrix [N, M] of weights for each of its senders."""
-    nodes = {node.name: node for node in layers.nodes}
+    """Each population with its `matrices`."""
     for node in layers.populations:
-        matrices: dict[str, np.ndarray] = {}
-        for way in layers.connections:
-            if way.receiver == node.name:
-                shape = nodes[way.sender].shape
-                outputs = np.eye(int(np.prod(shape))).reshape(-1, *shape)
-                for each in way.maps:
-                    outputs = _linear(each, outputs)
-                matrix = outputs.reshape(len(outputs), -1).T
-                matrices[way.sender] = matrices.get(way.sender, 0) + matrix
-        yield node, matrices
+        yield node, matrices(layers, node)
+
+
+def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndarray]:
+    """A matrix [N, M] of weights for each sender of a population or an output."""
+    nodes = {node.name: node for node in layers.nodes}
+    found: dict[str, np.ndarray] = {}
+    for way in layers.connections:
+        if way.receiver == receiver.name:
+            shape = nodes[way.sender].shape
+            outputs = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+            for each in way.maps:
+                outputs = _linear(each, outputs)
+            matrix = outputs.reshape(len(outputs), -1).T
+            found[way.sender] = found.get(way.sender, 0) + matrix
+    return found
 
 
 def _linear(node: Any, x: np.ndarray) -> np.ndarray:
@@ -350,6 +364,8 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
         return x.reshape(len(x), -1)
     if isinstance(node, Dense):
         return x @ node.weight.T
+    if isinstance(node, Scale):
+        return x * node.weight
     assert isinstance(node, Convolution | SumPool)
     is_pool = isinstance(node, SumPool)
     size = node.window if is_pool else node.weight.shape[2:]

@@ -1,0 +1,270 @@
+"""Networks of whole numbers on a core of Catalyst N1, by its rule and without its RTL.
+
+benchmarks/silicon_rtl.py runs the RTL.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_conformance import drawn
+
+import snnjax
+from benchmarks import catalyst, silicon_rtl
+from benchmarks.catalyst import Misfit
+from snnjax.codes import radix, rate
+from snnjax.deploy import Arithmetic, Dense, Input, Layers, Output, Population
+
+
+def core(commands):
+    """What a core answers to the commands of its driver.
+
+    v <- v + sum of (weight x payload) >> 7;  a spike at v >= threshold
+    """
+    v, currents, rest, threshold = np.zeros((4, catalyst.MOST_NEURONS), int)
+    threshold += 2**15 - 1
+    parameters = {0: threshold, 2: rest}
+    index, synapses, events, waiting = {}, {}, [], []
+    step = is_graded = 0
+    for line in commands.splitlines():
+        letter, *numbers = line.split()
+        match letter, *map(int, numbers):
+            case "g", mode, _, _:
+                is_graded = mode
+            case "p", neuron, parameter, value:
+                parameters[parameter][neuron] = value
+            case "w", address, target, weight:
+                synapses[address] = target, weight
+            case "i", neuron, base, count:
+                index[neuron] = range(base, base + count)
+            case "x", neuron, current, _:
+                currents[neuron] = current
+            case "r", neuron, _, _:
+                events.append(f"potential {neuron} {v[neuron]}")
+            case "s", _, _, _:
+                for source, payload in waiting[:64]:
+                    for address in index.get(source, ()):
+                        target, weight = synapses[address]
+                        weight = weight * payload >> 7 if is_graded else weight
+                        currents[target] += weight
+                v += currents
+                fires = v >= threshold
+                payloads = np.clip(v - threshold, 1, 255)
+                waiting = [(n, payloads[n]) for n in np.flatnonzero(fires)]
+                events += [f"spike {step} {n} {payload}" for n, payload in waiting]
+                v[:] = np.where(fires | (v <= 0), rest, v)
+                currents[:] = 0
+                step += 1
+    return "\n".join(events)
+
+
+def perceptron(code, steps, wait, reset="subtract", sizes=(8, 12, 6), **model):
+    """Layers of random whole numbers, in which the encoder's share the divisor 5."""
+    generator = np.random.default_rng(1)
+    model = snnjax.integrate_and_fire(reset=reset, **model)
+    first = 1 if code == rate() else 2 ** (1 - steps)  # a unit of a bias
+    nodes, source = [Input("x", (), (8,), np.ones(()))], "x"
+    for n, (size, before) in enumerate(zip(sizes, (8, *sizes), strict=False)):
+        weight = generator.integers(-3, 4, (size, before))
+        bias, least = generator.integers(-1, 2, size) * first, 3
+        if n == 0:
+            weight, bias, least = 5 * np.eye(size), np.zeros(size), 35
+        start = generator.integers(0, 3, size) * (
+            1 if code == rate() else steps * first
+        )
+        threshold = least + generator.integers(0, 4, size) * (5 if n == 0 else 1)
+        nodes += [
+            Dense(f"{n}/0", (source,), weight * 1.0, None),
+            Population(
+                str(n),
+                (f"{n}/0",),
+                (size,),
+                model,
+                threshold=threshold * 1.0,
+                initial_potential=start * 1.0,
+                bias=bias * 1.0,
+            ),
+        ]
+        source = str(n)
+    weight = generator.integers(-3, 4, (3, sizes[-1])) * 1.0
+    bias = generator.integers(-2, 3, 3) * first * 1.0
+    nodes += [
+        Dense("out/0", (source,), weight, None),
+        Output("out", ("out/0",), (3,), bias, np.full((), 0.5)),
+    ]
+    arithmetic = Arithmetic(3, 5, 16, "wrap")
+    layers = Layers(tuple(nodes), steps, wait, code, arithmetic)
+    return layers, np.float32(generator.integers(0, 8, (6, 8)))
+
+
+def counts_of(layers, x):
+    """As the benchmark compares them, with the rule in place of the RTL."""
+    program = catalyst.program_of(layers)
+    counts = Counter()
+    ours = silicon_rtl.expected(layers, program, x)
+    for image, numbers in zip(ours, silicon_rtl.whole_x(layers, x), strict=True):
+        events = core(program.commands(numbers))
+        theirs = catalyst.recorded(program, events)
+        counts += silicon_rtl.counts_of(image, theirs)
+    return counts
+
+
+SIGNED = {"levels": (-1, 1)}
+PERCEPTRONS = {
+    "reset to zero": (rate(), 6, 0, "zero"),
+    "reset to zero, after a wait": (rate(), 6, 2, "zero"),
+    "subtraction": (rate(), 6, 0),
+    "radix": (radix(), 4, 3),
+    "radix, early": (radix(), 4, 1),
+    "signed": (radix(), 4, 1),
+    "signed, later": (radix(), 4, 3),
+}
+
+
+@pytest.mark.parametrize("name", PERCEPTRONS)
+def test_the_core_sends_the_spikes_of_whole_numbers(name):
+    model = SIGNED if "signed" in name else {}
+    layers, x = perceptron(*PERCEPTRONS[name], **model)
+    counts = counts_of(layers, x)
+    assert counts["mismatches"] == 0 and counts["equal"] == counts["sums"] == 18
+    assert counts["not_0"] > counts["spikes"] / 10
+    if model:
+        levels = snnjax.deploy.run(layers, x).spikes
+        assert all((np.asarray(k) < 0).any() for k in levels.values())
+
+
+@pytest.mark.parametrize("zones", [{"last_zone": 0.9}, {"dead_zone": 0.7}])
+def test_dead_zones(zones):
+    layers, x = perceptron(radix(), 4, 1, **SIGNED, **zones)
+    counts = counts_of(layers, x)
+    plain, _ = perceptron(radix(), 4, 1, **SIGNED)
+    assert counts["mismatches"] == 0 and counts["equal"] == 18
+    assert 0 < counts["not_0"] < counts_of(plain, x)["not_0"]
+
+
+def test_convolutions_and_pools():
+    layers, x = drawn(reset="zero", weight=15)
+    counts = counts_of(layers, x[:2])
+    assert counts["mismatches"] == 0 and counts["equal"] == counts["sums"] == 4
+    assert counts["not_0"] > counts["spikes"] / 20
+
+
+def changed(layers, name, **fields):
+    nodes = [
+        dataclasses.replace(n, **fields) if n.name == name else n for n in layers.nodes
+    ]
+    return dataclasses.replace(layers, nodes=tuple(nodes))
+
+
+def refused():
+    """Words of the refusal -> layers."""
+    plain, _ = perceptron(rate(), 4, 0)
+    signed, _ = perceptron(radix(), 4, 1, **SIGNED)
+    large = np.full((12, 8), 3001.0)
+    branches, _ = drawn(reset="zero", has_branches=True)
+    graded, _ = perceptron(rate(), 4, 0, levels=(0, 3))
+    zero, _ = perceptron(radix(), 4, 3, "zero")
+    return {
+        "of floats; allowed": dataclasses.replace(plain, arithmetic=None),
+        "levels and resets .*0, 3.* allowed: one of": graded,
+        "radix.*'zero'.* allowed: subtraction": zero,
+        "at least halves": perceptron(rate(), 4, 0, **SIGNED)[0],
+        "ways to 'c' differ in length": branches,
+        "1501 neurons; a core has 1024": perceptron(
+            radix(), 4, 1, sizes=(8, 200, 6), **SIGNED
+        )[0],
+        "weights reach 48016; a core has 16 bits": changed(signed, "1/0", weight=large),
+        "thresholds reach": changed(plain, "1", threshold=np.full((), 9001.0)),
+    }
+
+
+@pytest.mark.parametrize("words", refused())
+def test_networks_that_do_not_fit_are_refused(words):
+    with pytest.raises(Misfit, match=words):
+        catalyst.program_of(refused()[words])
+
+
+def test_synapses_are_counted(monkeypatch):
+    layers, _ = perceptron(rate(), 4, 0)
+    for name in ("MOST_SYNAPSES", "MOST_FAN_OUT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(catalyst, name, 10)
+            with pytest.raises(Misfit, match=r"synapses.*; a core has 10$"):
+                catalyst.program_of(layers)
+
+
+def test_runs_that_prove_nothing_are_refused():
+    layers, x = perceptron(rate(), 4, 0)
+    program = catalyst.program_of(layers)
+    for events, words in (
+        ("\n".join(f"spike 1 {n} 1" for n in range(65)), "65 spikes in a step; .* 64"),
+        ("spike 1 0 255", "'0' has a payload of 255 or more"),
+    ):
+        with pytest.raises(Misfit, match=words):
+            catalyst.recorded(program, events)
+    with pytest.raises(Misfit, match="currents reach"):
+        program.commands(np.full(8, 10**5))
+    few = dataclasses.replace(layers.arithmetic, state_bits=4)
+    for other, words in (
+        (dataclasses.replace(layers, arithmetic=few), "x leave their bits"),
+        (changed(layers, "1/0", weight=np.full((12, 8), -900.0)), "'1' may reach"),
+    ):
+        with pytest.raises(Misfit, match=words):
+            silicon_rtl.expected(other, program, x)
+
+
+def test_spikes_at_other_steps_are_mismatches():
+    layers, x = perceptron(rate(), 4, 0, "zero")
+    program = catalyst.program_of(layers)
+    events = core(program.commands(silicon_rtl.whole_x(layers, x)[0]))
+    ours = silicon_rtl.expected(layers, program, x)[0]
+    for extra, count in (
+        ("", 0),
+        (f"\nspike 99 {program.groups['1'].fire[0, 0]} 1", 1),
+    ):
+        theirs = catalyst.recorded(program, events + extra)
+        assert silicon_rtl.counts_of(ours, theirs)["mismatches"] == count
+
+
+def test_the_command(monkeypatch, capsys, tmp_path):
+    """With the rule in the place of Icarus."""
+    options = ["--rtl", str(tmp_path), "--quick", "--only", "CNN: rate"]
+
+    def error():
+        with pytest.raises(SystemExit):
+            silicon_rtl.main(options)
+        return capsys.readouterr().err
+
+    assert "has no scalable_core_v2.v; allowed: rtl/ of a clone" in error()
+    for name in silicon_rtl.FILES:
+        (tmp_path / name).write_bytes(b"")
+    assert "is of another version; " in error()
+    empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # of Git
+    monkeypatch.setattr(silicon_rtl, "FILES", dict.fromkeys(silicon_rtl.FILES, empty))
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    assert "iverilog is missing; apt-get install iverilog" in error()
+
+    def run(tool, *arguments):
+        if tool == "vvp":
+            files = dict(word[1:].split("=") for word in arguments[1:])
+            commands = Path(files["commands"]).read_text()
+            Path(files["events"]).write_text(core(commands))
+
+    monkeypatch.setattr(shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(silicon_rtl, "_run", run)
+    out = tmp_path / "rtl.json"
+    result = silicon_rtl.main([*options, "--out", str(out)])
+    [(name, row)] = result["sides"].items()
+    assert name == "CNN: rate with reset to zero" and row["spikes"] == 16 * 128
+    assert row["mismatches"] == 0 and row["equal"] == row["sums"] == 10
+    assert all(goal["met"] for goal in result["targets"])
+    assert out.with_suffix(".md").read_text() == capsys.readouterr().out
+    monkeypatch.setattr(silicon_rtl, "_run", None)  # a second run reads the row
+    again = silicon_rtl.main([*options, "--out", str(out)])
+    assert again["sides"] == json.loads(out.read_text())["sides"] == result["sides"]
+    options[2:3] = ["--images", "2", "--out", str(out)]
+    assert "is of other images or RTL; take another name" in error()
