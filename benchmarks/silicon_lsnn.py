@@ -79,23 +79,21 @@ class Compartment:
 
     def integrate(self, params: Params, state: State, current: jax.Array) -> State:
         current = params.scale * jnp.round(current).astype(jnp.int32)
-        return state._replace(v=decayed(state.v, self.decay) + current + state.a)
+        return state._replace(v=kept(state.v, self.decay) + current + state.a)
 
     def fire(self, params: Params, state: State) -> tuple[State, jax.Array]:
         most = params.threshold - self.fires_at_threshold
         s = (state.v > most).astype(jnp.int32)
-        a = decayed(state.a, self.adaptation_decay) - params.adaptation * s
+        a = kept(state.a, self.adaptation_decay) - params.adaptation * s
         return State(jnp.where(s > 0, 0, state.v), a), s.astype(jnp.float32)
 
 
 FIRES_ABOVE, FIRES_AT = Compartment(), Compartment(fires_at_threshold=True)
 
 
-def decayed(x: jax.Array, decay: int) -> jax.Array:
-    """sign(x) floor(|x| (2^12 - decay) / 2^12) of int32, without a larger product."""
-    high, low = jnp.divmod(jnp.abs(x), 2**12)
-    left = 2**12 - decay
-    return jnp.sign(x) * (high * left + low * left // 2**12)
+def kept(x: jax.Array, decay: int) -> jax.Array:
+    """d(x) of int32."""
+    return snnjax.deploy.Leak("factor", bits=12).left(x, 2**12 - decay)
 
 
 def lsnn(weights: dict[str, jax.Array], spikes: jax.Array) -> jax.Array:

@@ -204,9 +204,9 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
         fields = is_plain(model) and (model.reset, model.leak, model.lowest)
         if not code.clock_runs and fields != ("subtract", None, None):
             raise ValueError(
-                f"the code {code!r} needs IF neurons with reset by subtraction and no "
-                f"lower bound, which keep what is missing; found {model!r}. Take "
-                "model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
+                f"the code {code!r} needs IF neurons with reset by subtraction, no "
+                f"leak and no lower bound, which keep what is missing; found {model!r}."
+                " Take model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )
         if not is_plain(model) and any(

@@ -483,7 +483,7 @@ def test_numbers_of_others_are_computed_as_a_chip_does():
     for changes, message in (
         (
             {"weights": {receiver: array}},
-            r"'second/relu' have shape \(0,\); allowed: \(6, 48\)",
+            r"no weights are given for 'second/relu'; allowed: .* \(6, 48\)",
         ),
         ({"weights": {"*": array}}, r"of 'second/relu' have shape \(4, 2, 3, 3\)"),
         ({"weights": {receiver: [array, array]}}, "are 2 arrays; allowed: 1, of"),
@@ -509,6 +509,42 @@ def test_numbers_of_others_are_computed_as_a_chip_does():
         with pytest.raises(ValueError, match=message):
             arguments = {"layers": layers, "arithmetic": eight} | numbers | changes
             deploy.with_numbers(**arguments)
+
+
+def test_numbers_that_32_bits_do_not_hold_are_refused():
+    """A leak of 6 more bits, and a bound: nothing wraps silently."""
+    net = networks_of("vectors", ("dense",))
+    snn = fitted(net, RATE, (0, 1), "zero", 0, (0, 0.5), np.float32([0.75]), -5e4)
+    layers = dataclasses.replace(deploy.layers(net.fn, snn, net.x), steps=6)
+    mine = deploy.Chip("mine", leak=deploy.loihi2().leak, state_bits=18)
+    integers = deploy.quantize(layers, net.x, chip=mine)
+    # A bound far below the register bounds nothing.
+    free = deploy.run(with_model(integers, lowest=None), net.x)
+    trace = deploy.run(integers, net.x)
+    for name, levels in trace.spikes.items():
+        np.testing.assert_array_equal(levels, free.spikes[name])
+    never = changed(integers, threshold=np.float64(2**25))
+    with pytest.raises(ValueError, match="not whole or reach 2.24, and are sim"):
+        deploy.run(never, net.x)
+    for wrong in ({"overflow": "clip"}, {"input_bits": 1}, {"state_bits": 31}):
+        with pytest.raises(ValueError, match=f"{[*wrong][0]} is .*; allowed"):
+            dataclasses.replace(integers.arithmetic, **wrong)
+    with pytest.raises(ValueError, match="leak is 'factor'; allowed: a Leak, e.g."):
+        dataclasses.replace(integers.arithmetic, leak="factor")
+    # Beside neurons that leak one that does not, and one that forgets half at most.
+    shift, v = deploy.Leak("shift"), jnp.array([-100, 100, -100, 100])
+    n = shift.whole(np.array([1.0, 1.0, 0.1, 0.1]))
+    np.testing.assert_array_equal(shift.left(v, n), [-100, 100, -50, 50])
+
+
+def with_model(layers, **changes):
+    def of(node):
+        if not isinstance(node, Population):
+            return node
+        model = dataclasses.replace(without_surrogate(node.model), **changes)
+        return dataclasses.replace(node, model=model)
+
+    return dataclasses.replace(layers, nodes=tuple(map(of, layers.nodes)))
 
 
 def test_each_map_of_a_shortcut_has_its_own_numbers():

@@ -86,7 +86,7 @@ def test_the_tables_have_the_numbers_of_the_results(written):
             f"{result.measures.bits:.3g}",
             f"{result.spikes:.2f}",
             f"{operations:.2f} ({3 * operations:.2f})",
-            *(f"{100 * s / ann:.0f}" for s, ann in snnjax.energy(result.measures)),
+            *(f"{100 * s / ann:.0f}" for s, ann in snnjax.energy(result.measures)[:3]),
             f"{result.seconds:.1f}",
         ]
 

@@ -165,9 +165,10 @@ def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
     joules = getattr(chip, "joules", None)
     if joules is None:
         raise ValueError(
-            f"chip is {chip!r}, of which no source states energies; allowed: a profile "
-            "with joules, e.g. snnjax.deploy.loihi1() or spinnaker2(), or "
-            "dataclasses.replace(chip, joules=(of an operation, of an update))"
+            f"chip is {getattr(chip, '__name__', repr(chip))}, of which no source "
+            "states energies; allowed: a profile with joules, snnjax.deploy.loihi1() "
+            "or spinnaker2() (called), or dataclasses.replace(chip, joules=(of an "
+            "operation, of an update))"
         )
     of_operation, of_update = joules
     return of_operation * synaptic_operations + of_update * updates

@@ -88,7 +88,9 @@ def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
 
     Then 25 steps at a time are faster, but not convolutions, which are slow in a loop.
     """
-    convolves = any("conv" in eq.name for eq in spread_out(network.equations))
+    convolves = any(
+        eq.name == "conv_general_dilated" for eq in spread_out(network.equations)
+    )
     if convolves or not isinstance(batch, int):  # a symbol where any batch is exported
         return False
     neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)

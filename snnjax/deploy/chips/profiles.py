@@ -1,7 +1,7 @@
 """Profiles of chips: what their documents and tools state, each value with its source.
 
 None means that no source states the value. A report then compares nothing and says
-"not stated". Nothing here was measured on a chip.
+"not stated". We measured none of it on a chip.
 """
 
 import dataclasses

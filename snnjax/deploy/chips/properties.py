@@ -149,11 +149,11 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
             if chip.leak == "constant":
                 yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
             else:
-                form = "factor" if chip.leak == "factor" else chip.leak.form
-                remedy = (
-                    f"snnjax.deploy.quantize(layers, images, chip=...), or {remedy}"
-                )
-                problem = f"leak, which is rounded (a {form})"
+                problem = "leak, which the chip rounds in a way that is not stated"
+                if isinstance(chip.leak, values.Leak):
+                    problem = f"leak, which is rounded (a {chip.leak.form})"
+                    by_chip = "snnjax.deploy.quantize(layers, images, chip=...)"
+                    remedy = f"{by_chip}, or {remedy}"
                 yield Finding("leak", "approximately", problem, remedy)
         if chip.synapse == "exponential":
             remedy = "train neurons with synaptic currents in the chip's own tools"

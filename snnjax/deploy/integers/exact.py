@@ -20,7 +20,12 @@ from snnjax._arrays import lead
 from snnjax._checks import check_choice, check_numbers
 from snnjax._ranges import Range
 from snnjax.deploy.integers import streams
-from snnjax.deploy.integers.timing import arithmetic_of, fraction_bits, timing
+from snnjax.deploy.integers.timing import (
+    arithmetic_of,
+    check_state,
+    fraction_bits,
+    timing,
+)
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
@@ -175,6 +180,7 @@ def _compute(
             'sequence x [T, B, ...] with inputs="sequence"'
         )
     Range(0, layers.steps, whole=True).check("delay", delay)
+    check_state(layers)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other

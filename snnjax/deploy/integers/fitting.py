@@ -202,8 +202,10 @@ def _with_charge(
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / layers.potential_unit
-    if start.any():  # v(0) takes what the rounded biases leave.
-        start = np.rint(start + total - arrivals * bias) * layers.potential_unit
+    if start.any():
+        # v(0) takes what the rounded biases leave, unless all is only rounded.
+        left = (total - arrivals * bias) * (reading.scale != "range")
+        start = np.rint(start + left) * layers.potential_unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     rule, leak = arithmetic_of(layers).leak, node.leak if node.is_leaky else None
     return dataclasses.replace(

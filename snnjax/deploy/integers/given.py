@@ -13,6 +13,7 @@ import numpy as np
 
 from snnjax._patterns import matching
 from snnjax._ranges import POSITIVE
+from snnjax.deploy.integers.rounding import largest_weight
 from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
@@ -118,7 +119,8 @@ def _weights_by_map(
     nodes = {node.name: node for node in layers.nodes}
     given = matching(weights, receivers, "weights", _NOTHING) if weights else {}
     assert layers.arithmetic is not None
-    half, results = 2 ** (layers.arithmetic.weight_bits - 1), {}
+    bits, results = layers.arithmetic.weight_bits, {}
+    least, most = -(2 ** (bits - 1)), largest_weight(bits)
     for receiver in layers.receivers:
         own: Any = given.get(receiver.name, _NOTHING)
         arrays = own if isinstance(own, Sequence) and own else [own]
@@ -126,6 +128,12 @@ def _weights_by_map(
         are_scales = [isinstance(node, values.Scale) for node in maps]
         if own is _NOTHING and all(are_scales):
             arrays = [1] * len(maps)
+        elif own is _NOTHING:
+            shapes = " and ".join(str(node.weight.shape) for node in maps)
+            raise ValueError(
+                f"no weights are given for {receiver.name!r}; allowed: whole numbers "
+                f"of the shape {shapes}"
+            )
         if len(arrays) != len(maps):
             shapes = ", ".join(str(node.weight.shape) for node in maps)
             raise ValueError(
@@ -134,10 +142,10 @@ def _weights_by_map(
             )
         for node, array, is_scale in zip(maps, arrays, are_scales, strict=True):
             if is_scale:
-                whole = _of_neurons(array, receiver, "weights", -half, half - 1)
+                whole = _of_neurons(array, receiver, "weights", least, most)
             else:
                 what = f"weights of {receiver.name!r}"
-                whole = _whole(array, what, [node.weight.shape], -half, half - 1)
+                whole = _whole(array, what, [node.weight.shape], least, most)
             results[node.name] = whole
     return results
 

@@ -199,7 +199,10 @@ def _stated_by(chip: Chip | None) -> dict[str, Any]:
     # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
     return {
-        "weight_bits": max((b for b in chip.weight_bits or () if b <= 8), default=8),
+        "weight_bits": max(
+            (b for b in chip.weight_bits or () if b <= 8),
+            default=min(chip.weight_bits or (8,)),
+        ),
         "state_bits": chip.state_bits or 16,
         "scale": "layer" if is_shared else chip.scale or "channel",
         "overflow": chip.overflow or "saturate",

@@ -26,7 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax.deploy.integers.timing import Timing, arithmetic_of, timing
+from snnjax.deploy.integers.timing import (
+    Timing,
+    arithmetic_of,
+    fraction_bits,
+    timing,
+)
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
 from snnjax.neurons.gradients import without_surrogate
@@ -40,6 +45,8 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
+    # Potentials have these bits, in units; thresholds are multiplied by m_1 besides.
+    bits = 30 - fraction_bits(layers)
     match node:
         case values.Input(unit=unit_of_x):
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
@@ -56,9 +63,10 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 for z, m in zip(zones, times.multiples, strict=True)
             ]
             arrays |= {
-                "threshold": _int32(threshold),
-                "start": _int32(start),
-                "bars": _int32(np.stack(bars)),
+                "threshold": _int32(times.multiples[0] * threshold, bits)
+                // int(times.multiples[0]),
+                "start": _int32(start, bits),
+                "bars": _int32(np.stack(bars), bits),
             }
             if node.is_leaky:
                 rule = arithmetic_of(layers).leak
@@ -68,16 +76,17 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
             assert unit is not None
             arrays["unit"] = np.asarray(channels_last(unit), np.float32)
     if isinstance(node, values.Receiver):
-        arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit))
+        arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit), bits)
     return arrays
 
 
-def _int32(numbers: np.ndarray) -> np.ndarray:
+def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
     whole = np.rint(numbers)
-    if not np.allclose(numbers, whole, atol=1e-3) or np.abs(whole).max() >= 2**30:
+    if not np.allclose(numbers, whole, atol=1e-3) or np.abs(whole).max() >= 2**bits:
         raise ValueError(
-            "layers have numbers that are not whole or reach 2^30, and are simulated "
-            "in 32 bits; allowed: what snnjax.deploy.quantize returns, with fewer bits"
+            f"layers have numbers that are not whole or reach 2^{bits}, and are "
+            "simulated in 32 bits; allowed: smaller whole numbers, as "
+            "snnjax.deploy.quantize returns them"
         )
     return whole.astype(np.int32)
 
@@ -205,7 +214,9 @@ def all_steps(
     threshold, bound = parts * lead(p["threshold"], len(shape)), -(2**31)
     if neuron.lowest is not None:
         size = lead(p["threshold"], len(shape)).astype(jnp.float32)
-        bound = parts * jnp.round(neuron.lowest * size).astype(jnp.int32)
+        # Below its register nothing is left to bound.
+        own = jnp.maximum(neuron.lowest * size, -(2.0 ** (arithmetic.state_bits - 1)))
+        bound = parts * jnp.round(own).astype(jnp.int32)
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
 
     def step(state, now):

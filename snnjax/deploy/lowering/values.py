@@ -26,12 +26,15 @@ from snnjax.codes import Code, rate
 STATIC = {"static": True}  # marks fields that are structure, no arrays
 
 
+_NO_SHIFT = 30  # bits: a neuron that does not leak beside others that do
+
+
 @dataclass(frozen=True)
 class Leak:
     """How a chip rounds what a leak leaves of a potential.
 
         "factor"   v <- sign(v) floor(|v| n / 2^bits)    n = round(leak 2^bits)
-        "shift"    v <- v - floor(v / 2^n)               2^-n is nearest to 1 - leak
+        "shift"    v <- v - floor(v / 2^n)               n = round(-log2(1 - leak)) >= 1
 
     Attributes:
         form: one of these.
@@ -59,8 +62,8 @@ class Leak:
         """n of each neuron."""
         if self.form == "factor":
             n = np.clip(leak * 2**self.bits, 1, 2**self.bits)
-        else:  # 30: no leak, of any potential that int32 holds
-            n = -np.log2(np.maximum(1 - leak, 2.0**-30))
+        else:
+            n = np.maximum(-np.log2(np.maximum(1 - leak, 2.0**-_NO_SHIFT)), 1)
         return np.rint(n).astype(np.int64)
 
     def rounded(self, leak: np.ndarray) -> np.ndarray:
@@ -71,7 +74,7 @@ class Leak:
     def left(self, v: jax.Array, n: Any) -> jax.Array:
         """What is left of whole potentials, int32."""
         if self.form == "shift":
-            return v - (v >> n)
+            return v - jnp.where(n < _NO_SHIFT, v >> n, 0)
         # |v| n may need more than 32 bits, its halves do not.
         size, low = abs(v), (1 << self.bits) - 1
         return jnp.sign(v) * ((size >> self.bits) * n + ((size & low) * n >> self.bits))
@@ -82,9 +85,9 @@ class Arithmetic:
     """How a chip computes a network of whole numbers, see `snnjax.deploy.quantize`.
 
     Attributes:
-        weight_bits: largest number of bits of a weight, its sign included.
-        input_bits: of an element of x.
-        state_bits: of a membrane potential.
+        weight_bits: largest number of bits of a weight, its sign included, 1 .. 24.
+        input_bits: of an element of x, 2 .. 24.
+        state_bits: of a membrane potential, 4 .. 30.
         overflow: what happens to a potential outside of its bits: "saturate" or "wrap".
         leak: how leaks are rounded; None: no neuron has one.
     """
@@ -94,6 +97,17 @@ class Arithmetic:
     state_bits: int
     overflow: Literal["saturate", "wrap"]
     leak: Leak | None = None
+
+    def __post_init__(self):
+        limits = {"weight_bits": (1, 24), "input_bits": (2, 24), "state_bits": (4, 30)}
+        for name, (least, most) in limits.items():
+            Range(least, most, whole=True).check(name, getattr(self, name))
+        check_choice("overflow", self.overflow, ("saturate", "wrap"))
+        if not isinstance(self.leak, Leak | None):
+            raise ValueError(
+                f"leak is {self.leak!r}; allowed: a Leak, e.g. "
+                'snnjax.deploy.Leak("factor", bits=12), or None'
+            )
 
     @property
     def largest_input(self) -> int:
