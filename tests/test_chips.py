@@ -31,7 +31,8 @@ from snnjax.deploy.chips import geometry
 
 SPECK, XYLO, LOIHI = deploy.speck(), deploy.xylo(), deploy.loihi2()
 AKIDA, SPINNAKER = deploy.akida1(), deploy.spinnaker2()
-PROFILES = [SPECK, XYLO, LOIHI, AKIDA, SPINNAKER]
+CATALYST = deploy.catalyst_n1()
+PROFILES = [SPECK, XYLO, LOIHI, AKIDA, SPINNAKER, CATALYST, deploy.loihi1()]
 # A Speck with steps, whose potentials can be read: what is left are its limits.
 CLOCKED = dataclasses.replace(SPECK, event_driven=False, readout="potential")
 EIGHT_BITS = Arithmetic(weight_bits=8, input_bits=8, state_bits=16, overflow="saturate")
@@ -188,6 +189,7 @@ CASES = [
     ({}, SPECK, "output", "readout", "approximately", "not spikes"),
     ({"code": RADIX}, SPECK, "network", "programmable", "no", "thresholds"),
     ({"code": RADIX}, LOIHI, "network", "programmable", "approximately", "radix"),
+    ({"code": RADIX}, CATALYST, "network", "step_thresholds", "approximately", "radix"),
     ({"wait": 2}, SPECK, "network", "programmable", "no", "wait 2"),
     ({"wait": 2}, SPINNAKER, "network", "programmable", "approximately", "wait 2"),
     ({"arithmetic": None}, SPECK, "first", "weight_bits", "approximately", "floats"),

@@ -66,6 +66,8 @@ class Chip:
             v - c, which is a bias.
         synapse: "instant", or "exponential" if currents decay over steps.
         programmable: users can write neuron models for it.
+        step_thresholds: thresholds may change from step to step, as a code other than
+            rate coding and a wait need: the "host" writes them.
         one_step: it computes T = 1 alone, graded activations without time.
         event_driven: it has no steps; each spike is computed when it arrives.
         kernels, strides, paddings: of convolutions, per axis.
@@ -135,6 +137,7 @@ class Chip:
     # What single chips have beside these limits; None: nothing of the kind.
     scale: Literal["channel", "layer", "power_of_two"] | None = None
     programmable: bool | None = None
+    step_thresholds: Literal["host"] | None = None
     one_step: bool | None = None
     event_driven: bool | None = None
     strided_kernels: Numbers | None = None
@@ -407,6 +410,36 @@ def akida1() -> Chip:
         input_columns=range(5, 257),
     )
     return dataclasses.replace(deep, first=first)
+
+
+def catalyst_n1() -> Chip:
+    """A core of Catalyst N1, an open design whose RTL can be run.
+
+    ``benchmarks/silicon_rtl.py`` runs it, also with resets by subtraction and digits of
+    both signs, which take three and seven of its neurons for one.
+
+    >>> catalyst_n1().step_thresholds
+    'host'
+    """
+    return _profile(
+        "Catalyst N1",
+        {
+            "catalyst-neuromorphic/catalyst-n1 fbfd2e5, rtl/scalable_core_v2.v": dict(
+                weight_bits=(16,),
+                state_bits=15,
+                threshold_bits=15,
+                thresholds="neuron",
+                initial_potentials="neuron",
+                resets=("zero",),
+                levels=((0, 1),),
+                synapse="instant",
+                fan_out=4095,
+                neurons=1024,
+                step_thresholds="host",
+                readout="potential",
+            ),
+        },
+    )
 
 
 def spinnaker2() -> Chip:

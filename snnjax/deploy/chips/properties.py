@@ -264,11 +264,10 @@ def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
         yield Finding("one_step", "no", f"T = {layers.steps}, not 1", "take steps=1")
     if not one and not layers.code.clock_runs:
         problem = f"code {layers.code!r}: thresholds that change by step"
-        remedy = "take snnjax.codes.rate()"
-        yield _model(chip, "programmable", problem, remedy)
+        yield _in_time(chip, problem, "take snnjax.codes.rate()")
     if not one and layers.wait:
         problem = f"wait {layers.wait}: neurons that hold spikes back"
-        yield _model(chip, "programmable", problem, "take wait=0")
+        yield _in_time(chip, problem, "take wait=0")
     if chip.event_driven:
         problem = "no steps: a neuron may fire before all spikes of a step arrive"
         remedy = "compare the accuracy on the chip; more steps bring rates together"
@@ -343,6 +342,14 @@ def _within(
 def _limit(field: str, problem: str) -> Finding:
     remedy = "build the network within these limits, and train it again"
     return Finding(field, "no", problem, remedy)
+
+
+def _in_time(chip: Chip, problem: str, remedy: str) -> Finding:
+    """A finding about neurons that differ from step to step."""
+    if chip.step_thresholds != "host":
+        return _model(chip, "programmable", problem, remedy)
+    remedy = "let the host write thresholds before each step (benchmarks/catalyst.py)"
+    return Finding("step_thresholds", "approximately", problem, remedy)
 
 
 def _model(chip: Chip, field: str, problem: str, remedy: str) -> Finding:

@@ -270,11 +270,8 @@ def _run(
                 currents = streams.received(stream, times)
                 neuron = without_surrogate(model)
                 fired = streams.all_steps(neuron, times, arithmetic, p, currents)
-                none_yet, last = (
-                    jnp.zeros_like(fired.spikes[:delay]),
-                    times.steps - delay,
-                )
-                late = jnp.concatenate([none_yet, fired.spikes[:last]])
+                spikes = fired.spikes[: times.steps - delay]
+                late = jnp.pad(spikes, ((delay, 0), *[(0, 0)] * (spikes.ndim - 1)))
                 activity[name], sent[name] = fired, streams.Stream(None, late)
             case values.Output():
                 currents = streams.received(stream, times)
