@@ -134,8 +134,8 @@ def convert(
     by_site = recipes_by_site(recipe, names)
     competes = any(len(r.alternatives) > 1 for r in recipes_at(by_site, code).values())
     first_wait = least if wait is None else wait
-    no_time = needs_no_time(code, steps, first_wait, models_in(models))
-    steps_at_once = 1 if no_time else steps
+    sums_suffice = needs_no_time(code, steps, first_wait, models_in(models))
+    steps_at_once = 1 if sums_suffice else steps
     size = _micro_batch_size(network, steps_at_once)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     if competes:  # so many micro-batches that one in eight can judge

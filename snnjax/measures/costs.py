@@ -9,9 +9,8 @@
                  of a neuron at a step, see `snnjax.deploy.Chip.joules`
 
 The first three are models to compare networks; they do not predict the energy of a
-chip. docs/energy.md compares all with a measurement. All
-assume that the SNN computes the constant current of an image once, and that a synapse
-without a spike costs nothing.
+chip. docs/energy.md compares all with a measurement. All assume that the SNN computes
+the constant current of an image once, and that a synapse without a spike costs nothing.
 
 Memory: all words have 32 bits. There is no cache and no reuse, except a register for
 the sum of an ANN's neuron. A MAC reads a weight and an activation, and a neuron of the
@@ -99,7 +98,7 @@ class Energy(NamedTuple):
         rows = [("estimate", "SNN, nJ", "ANN, nJ", "SNN / ANN %", "leaves out")]
         left_out = ("memory", "caches, reuse", "memory")
         pairs = self.operations, self.memory, self.quantized
-        for name, joules, rest in zip(self._fields, pairs, left_out, strict=False):
+        for name, joules, rest in zip(self._fields[:3], pairs, left_out, strict=True):
             spiking, ann = (numbers(value, factor=1e9) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
             rows.append((name, spiking, ann, ratio, rest))
@@ -112,6 +111,8 @@ class Energy(NamedTuple):
             f"{with_memory} % with memory,\nand {of_quantized} % of that of a "
             "quantized ANN. A model of 45 nm, without idling,\nleakage and control."
         )
+        if self.chip is not None:
+            below += " The last row is what makers of the chip state."
         return Table(rows, below=below)
 
 

@@ -257,8 +257,8 @@ def _observe(
 
     run = {"steps": steps, "wait": wait, "observe": observe}
     values, streams = evaluate_in_time(network, snn, x, **run)
-    no_time = needs_no_time(snn.code, steps, wait, models_in(snn.model))
-    operator_steps = 1 if no_time else steps
+    sums_suffice = needs_no_time(snn.code, steps, wait, models_in(snn.model))
+    operator_steps = 1 if sums_suffice else steps
     arguments = values, streams, trains, operator_steps
     return of_sites, operations.counts(network, snn, x, *arguments)
 

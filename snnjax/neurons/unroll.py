@@ -234,9 +234,7 @@ def after_all_input(
     return spikes.astype(current.dtype)
 
 
-def needs_no_time(
-    code: Code, steps: int, wait: int, models: Iterable[Any] = ()
-) -> bool:
+def needs_no_time(code: Code, steps: int, wait: int, models: Iterable[Any]) -> bool:
     """Whether a sum over time is all that each site of these models has to know."""
     # With a wait of T - 1 every site has all of its input before its first decision; a
     # bias of rate coding arrives one step later. At a lower bound the order matters.

@@ -100,4 +100,4 @@ def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
 def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:
     """Whether the neurons only count, and have all of their input before they fire."""
     count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    return count_only and needs_no_time(snn.code, steps, wait)
+    return count_only and needs_no_time(snn.code, steps, wait, models_in(snn.model))

@@ -192,7 +192,8 @@ def _with_charge(
     arrivals = timing(layers).biases.sum()
     found = np.asarray(_mean(weighted), np.float64)
     missing = factor * np.asarray(_mean(reading.currents), np.float64) - found
-    missing = missing * (reading.scale != "range")
+    corrects = reading.scale != "range"  # or else all is only rounded
+    missing = missing * corrects
     own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
@@ -202,9 +203,8 @@ def _with_charge(
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / layers.potential_unit
-    if start.any():
-        # v(0) takes what the rounded biases leave, unless all is only rounded.
-        left = (total - arrivals * bias) * (reading.scale != "range")
+    if start.any():  # v(0) takes what the rounded biases leave.
+        left = corrects * (total - arrivals * bias)
         start = np.rint(start + left) * layers.potential_unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     rule, leak = arithmetic_of(layers).leak, node.leak if node.is_leaky else None

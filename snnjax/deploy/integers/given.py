@@ -14,7 +14,6 @@ import numpy as np
 from snnjax._patterns import matching
 from snnjax._ranges import POSITIVE
 from snnjax.deploy.integers.rounding import largest_weight
-from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
 
@@ -77,8 +76,6 @@ def with_numbers(
         raise ValueError(f"arithmetic is {arithmetic!r}; allowed: an Arithmetic")
     POSITIVE.check("unit", unit)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
-    if layers.steps is not None:
-        check_state(layers)
     receivers = [node.name for node in layers.receivers]
     populations = [node.name for node in layers.populations]
     of_map = _weights_by_map(layers, weights, receivers)

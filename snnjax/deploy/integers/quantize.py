@@ -247,13 +247,11 @@ def _checked(
     exact.check_x(layers, images)
     check_finite("images", [images])
     check_choice("scale", options["scale"], get_args(rounding.Scale))
-    check_choice("overflow", options["overflow"], ("saturate", "wrap"))
     bits = options["weight_bits"]
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
     for pattern, number in bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
         Range(1 + (options["scale"] == "range"), 16, whole=True).check(name, number)
-    Range(4, 30, whole=True).check("state_bits", options["state_bits"])
     Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))

@@ -30,6 +30,7 @@ from snnjax.deploy.integers.timing import (
     Timing,
     arithmetic_of,
     fraction_bits,
+    most_state_bits,
     timing,
 )
 from snnjax.deploy.lowering import values
@@ -45,8 +46,7 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
-    # Potentials have these bits, in units; thresholds are multiplied by m_1 besides.
-    bits = 30 - fraction_bits(layers)
+    bits = 30 - fraction_bits(layers)  # of what is added to a potential
     match node:
         case values.Input(unit=unit_of_x):
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
@@ -63,8 +63,7 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 for z, m in zip(zones, times.multiples, strict=True)
             ]
             arrays |= {
-                "threshold": _int32(times.multiples[0] * threshold, bits)
-                // int(times.multiples[0]),
+                "threshold": _int32(threshold, most_state_bits(layers)),
                 "start": _int32(start, bits),
                 "bars": _int32(np.stack(bars), bits),
             }

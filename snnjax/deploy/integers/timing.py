@@ -88,7 +88,7 @@ def timing(layers: Layers) -> Timing:
 
 def check_state(layers: Layers) -> None:
     """Raise if int32 does not hold the potentials at these bits."""
-    bits, most = arithmetic_of(layers).state_bits, _most_state_bits(layers)
+    bits, most = arithmetic_of(layers).state_bits, most_state_bits(layers)
     if bits > most:
         raise ValueError(
             f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
@@ -99,12 +99,12 @@ def check_state(layers: Layers) -> None:
 
 def widest(layers: Layers) -> Layers:
     """The layers with the most bits of a potential that int32 can simulate."""
-    bits = _most_state_bits(layers)
+    bits = most_state_bits(layers)
     arithmetic = dataclasses.replace(arithmetic_of(layers), state_bits=bits)
     return dataclasses.replace(layers, arithmetic=arithmetic)
 
 
-def _most_state_bits(layers: Layers) -> int:
+def most_state_bits(layers: Layers) -> int:
     """Such that 4 m_1 potentials fit into 32 bits, as sums in `all_steps` need."""
     first = int(timing(layers).multiples[0])
     return 30 - (first - 1).bit_length() - fraction_bits(layers)

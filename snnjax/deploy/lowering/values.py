@@ -24,8 +24,6 @@ from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
 STATIC = {"static": True}  # marks fields that are structure, no arrays
-
-
 _NO_SHIFT = 30  # bits: a neuron that does not leak beside others that do
 
 
