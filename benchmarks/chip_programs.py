@@ -9,7 +9,6 @@ Python or a chip.
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -269,14 +268,15 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
     """
     most = 2**23 - 1
     values, spikes = _inputs(layers, x), {}
-    for node, matrices in _receivers(layers):
+    for node in layers.populations:
+        by_sender = matrices(layers, node)
         bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
         vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
         v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
         v = np.repeat(v[None], len(x), axis=0)
         doubled = {
             name: _whole(2 * matrix, node, "weights", -(2**8), 2**8 - 1)
-            for name, matrix in matrices.items()
+            for name, matrix in by_sender.items()
         }
         sent = []
         for step in range(layers.steps):
@@ -309,13 +309,14 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
         ValueError: a number does not fit into its bits.
     """
     values, spikes = _inputs(layers, x), {}
-    for node, matrices in _receivers(layers):
+    for node in layers.populations:
+        by_sender = matrices(layers, node)
         threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
         bias = _whole(node.bias, node, "biases", -(2**7), 2**7 - 1)
         start = _whole(node.initial_potential, node, "potentials", -(2**15), 2**15 - 1)
-        weights = np.concatenate([*matrices.values()], axis=1)
+        weights = np.concatenate([*by_sender.values()], axis=1)
         weights = _whole(weights, node, "weights", -(2**7), 2**7 - 1)
-        events = np.concatenate([values[name] for name in matrices], axis=2)
+        events = np.concatenate([values[name] for name in by_sender], axis=2)
         sent = np.zeros((layers.steps, len(x), len(weights)), np.int64)
         for b in range(len(x)):
             v = start.copy()
@@ -335,12 +336,6 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
 
 
 speck_by_address = functools.partial(speck, inhibition_first=False)
-
-
-def _receivers(layers: Layers) -> Iterator[tuple[Population, dict[str, np.ndarray]]]:
-    """Each population with its `matrices`."""
-    for node in layers.populations:
-        yield node, matrices(layers, node)
 
 
 def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndarray]:

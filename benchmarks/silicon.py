@@ -59,7 +59,7 @@ def classifier(p: list, x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1) @ p[3].reshape(-1, p[3].shape[-1])
 
 
-def loihi_numbers(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+def loihi_numbers(model: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights [K, K, I, O] and biases [O] of each layer, as the notebook rounds them.
 
     Source: intel-nrc-ecosystem/models 3dc53bf, dnn/src/utils.py, to_integer.
@@ -67,7 +67,7 @@ def loihi_numbers(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     import h5py
 
     numbers = []
-    with h5py.File(folder / LOIHI_FILE) as file:
+    with h5py.File(model) as file:
         for i in range(1, 5):
             group = file[f"model_weights/conv2d_{i}/conv2d_{i}"]
             both = group["kernel:0"][()], group["bias:0"][()]
@@ -103,7 +103,10 @@ def loihi_layers(
 
 def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The first test images [B, 28, 28, 1], 0 .. 255, and their labels."""
-    images, labels = (gzip.decompress((folder / f).read_bytes()) for f in MNIST_FILES)
+    images, labels = (
+        timing.read(folder / name, lambda file: gzip.decompress(file.read_bytes()))
+        for name in MNIST_FILES
+    )
     x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
     return x[:count].astype(np.float32), np.frombuffer(labels, np.uint8, -1, 8)[:count]
 
@@ -123,7 +126,7 @@ def leaky(currents: np.ndarray, decay: int) -> np.ndarray:
 
 def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
     """Decisions on the first images, under each rule that the chip may have."""
-    numbers, rows = loihi_numbers(models), {}
+    numbers, rows = timing.read(models / LOIHI_FILE, loihi_numbers), {}
     x, labels = mnist(folder, count)
     chip = np.array([MISTAKEN.get(i, label) for i, label in enumerate(labels)])
     for rule, delay in itertools.product(("v >= V", "v > V"), (0, 1)):
@@ -168,7 +171,7 @@ def events(file: Path) -> tuple[np.ndarray, ...]:
 
 def sequence(file: Path, window: int | None) -> np.ndarray:
     """How many events [T, 1, 34, 34, 2] arrive in a window; None: one in each step."""
-    x, y, polarity, time = events(file)
+    x, y, polarity, time = timing.read(file, events)
     step = np.arange(len(x)) if window is None else time // window
     frames = np.zeros((step.max() + 1, 1, SIZE, SIZE, 2), np.float32)
     np.add.at(frames, (step, 0, y, x, polarity), 1)
@@ -180,7 +183,7 @@ def speck_layers(folder: Path, images: np.ndarray, lowest: float | None) -> Laye
     """The network of the file with sinabs's neurons for Speck, in 8 and 16 bits."""
     import nir
 
-    graph = nir.read(str(folder / SPECK_FILES[0]))
+    graph = timing.read(folder / SPECK_FILES[0], nir.read)
     fn, snn = snnjax.deploy.as_function(snnjax.deploy.from_nir(graph))
     # No more than a neuron could send in a step, which no limit should cut.
     neuron = snnjax.integrate_and_fire(levels=(0, 127), lowest=lowest)
@@ -191,7 +194,8 @@ def speck_layers(folder: Path, images: np.ndarray, lowest: float | None) -> Laye
 
 def speck(folder: Path, recordings: Path, count: int) -> dict[str, dict]:
     """Spike counts of the first layer, with and without its lower bound."""
-    chip, rows = np.load(folder / SPECK_FILES[1]).sum(0)[:count], {}  # [B, C, H, W]
+    chip = timing.read(folder / SPECK_FILES[1], np.load).sum(0)[:count]  # [B, C, H, W]
+    rows = {}
     files = [recordings / f"{number}.bs2" for number in RECORDINGS[:count]]
     images = np.concatenate([sequence(file, 1000)[:300, 0] for file in files])
     for lowest, words in ((-1.0, ""), (None, ", no lower bound")):

@@ -273,6 +273,17 @@ def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> 
         )
 
 
+def read(file: Path, reader: Callable[[Path], Any]) -> Any:
+    """What a reader makes of a file; ends the command with one line if it cannot."""
+    try:
+        return reader(file)
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SystemExit(
+            f"{file} is not what --help describes, or a pointer to it: {reason}"
+        ) from None
+
+
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
     options.add_argument(

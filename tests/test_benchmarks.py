@@ -22,6 +22,7 @@ from benchmarks import (
     equal_accuracy,
     imagenet,
     mlperf_tiny,
+    silicon,
     silicon_lsnn,
     sst2,
     throughput,
@@ -236,6 +237,21 @@ def test_options_and_targets(capsys, tmp_path):
 # ----------------------------------------------------------------------- silicon
 
 
+def test_a_file_that_is_something_else_ends_a_check_with_a_sentence(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for name in (*silicon_lsnn.WEIGHTS, *silicon.MNIST_FILES):
+        (tmp_path / name).write_text(pointer)
+    for call in (silicon.mnist, silicon_lsnn.network):
+        with pytest.raises(
+            SystemExit, match="is not what --help describes, or a point"
+        ):
+            call(tmp_path, None)
+    for name in silicon_lsnn.WEIGHTS:
+        np.save(tmp_path / name, np.zeros((3, 2)))
+    with pytest.raises(SystemExit, match=r"shapes .*3, 2.*allowed: whole numbers of"):
+        silicon_lsnn.network(tmp_path, silicon_lsnn.FIRES_AT)
+
+
 def kept(x, decay):
     return np.sign(x) * (np.abs(x) * (4096 - decay) // 4096)
 
@@ -447,7 +463,6 @@ def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(
 def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, capsys):
     """Files of random numbers in the form of Intel's, Speck's and its recordings."""
     h5py, nir = pytest.importorskip("h5py"), pytest.importorskip("nir")
-    from benchmarks import silicon
 
     rng = np.random.default_rng(0)
     monkeypatch.setattr(silicon, "STEPS", 8)
