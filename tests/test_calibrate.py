@@ -253,6 +253,30 @@ def test_a_search_leaves_a_silent_channel_as_it_is():
         np.testing.assert_array_equal(neurons.initial_potential, 0)
 
 
+def test_a_search_per_layer_takes_the_factor_with_the_least_error_of_all_channels():
+    factors, differ = (0.6, 0.8, 1, 1.3), False
+    for seed in range(4):
+        here, fit = view(seed)
+
+        def error(threshold, here=here, fit=fit):
+            """Of all channels, with the bias that corrects the mean of each."""
+            neuron = fit.neurons._replace(threshold=threshold)
+            lacking = here.activation - here.output(fit._replace(neurons=neuron))
+            neuron = neuron._replace(bias=neuron.bias + lacking.mean((0, 1)))
+            last = here.output(fit._replace(neurons=neuron))
+            return float(((here.activation - last) ** 2).sum())
+
+        layer, channel = (
+            calibrate.scale_threshold(factors, pace=0, per=per)(here, fit).neurons
+            for per in ("layer", "channel")
+        )
+        (result,) = {*np.ravel(layer.threshold).tolist()}
+        candidates = [float(factor * fit.neurons.threshold) for factor in factors]
+        assert result == pytest.approx(min(candidates, key=error))
+        differ |= len({*np.ravel(channel.threshold).tolist()}) > 1
+    assert differ
+
+
 @few
 @hypothesis.given(
     seeds,
@@ -599,6 +623,7 @@ REFUSED_OPTIONS = [
     (calibrate.postpone_charge, [(np.inf,)], "inf.*; .* of finite numbers"),
     (calibrate.postpone_charge, {"pace": -1}, "pace is -1; allowed: >= 0"),
     (calibrate.scale_threshold, {"pace": "0"}, "pace is .0.; allowed: >= 0"),
+    (calibrate.scale_threshold, {"per": "neuron"}, "per is 'neuron'; allowed: 'layer'"),
     (calibrate.scale_threshold, [[[1], [1, 2]]], "allowed: one pair"),
     (calibrate.scale_threshold, [(1, 0)], r"\(0, 0\)\]; allowed: .* factors > 0"),
     (calibrate.search, [(1, 0)], r"candidates are \(1, 0\); allowed: one pair"),

@@ -137,7 +137,7 @@ def test_networks_that_a_chip_runs_whole():
     result = deploy.report(network(), CLOCKED)
     assert result.grade == "bit for bit"
     assert {row.verdict for row in result.rows} == {"fits"}
-    assert len({row.core for row in result.rows[2:]}) == 3
+    assert len({row.core for row in result.rows[3:]}) == 3
     result = deploy.report(network(), SPECK)  # its spikes arrive one by one
     assert result.grade == "approximately"
     assert [row.name for row in result.rows if row.findings] == ["network", "output"]
@@ -187,11 +187,11 @@ CASES = [
     ({"bias": 1}, SPECK, "first", "event_driven", "approximately", "clock"),
     ({}, SPECK, "network", "event_driven", "approximately", "no steps"),
     ({}, SPECK, "output", "readout", "approximately", "not spikes"),
-    ({"code": RADIX}, SPECK, "network", "programmable", "no", "thresholds"),
-    ({"code": RADIX}, LOIHI, "network", "programmable", "approximately", "radix"),
-    ({"code": RADIX}, CATALYST, "network", "step_thresholds", "approximately", "radix"),
-    ({"wait": 2}, SPECK, "network", "programmable", "no", "wait 2"),
-    ({"wait": 2}, SPINNAKER, "network", "programmable", "approximately", "wait 2"),
+    ({"code": RADIX}, SPECK, "code", "programmable", "no", "thresholds"),
+    ({"code": RADIX}, LOIHI, "code", "programmable", "approximately", "radix"),
+    ({"code": RADIX}, CATALYST, "code", "step_thresholds", "approximately", "radix"),
+    ({"wait": 2}, SPECK, "code", "programmable", "no", "wait 2"),
+    ({"wait": 2}, SPINNAKER, "code", "programmable", "approximately", "wait 2"),
     ({"arithmetic": None}, SPECK, "first", "weight_bits", "approximately", "floats"),
     ({"threshold": 1.5}, SPECK, "first", "weight_bits", "approximately", "floats"),
     ({"arithmetic": None}, XYLO, "input", "input_levels", "approximately", "0 to 15"),
@@ -239,6 +239,65 @@ def test_every_violated_property_is_named():
         if chip is SPECK and row != "network" and row != "output" and options:
             plain = deploy.report(network(), chip)[row].findings
             assert field not in [f.field for f in plain], field
+
+
+def test_a_code_says_what_rate_coding_takes_instead():
+    """Four signed digits tell 15 values above 0 apart, and two layers wait a step."""
+    layers = network(model=SIGNED, code=RADIX, wait=1)
+    for chip, words in ((SPECK, "take rate"), (CATALYST, "let the host")):
+        (finding,) = deploy.report(layers, chip)["code"].findings
+        assert "wait 1, an answer after 6 steps" in finding.problem
+        assert words in finding.remedy and "steps=15 for as many" in finding.remedy
+    for fits in ({}, {"code": RADIX, "steps": 1}):
+        assert deploy.report(network(**fits), SPECK)["code"].verdict == "fits"
+
+
+# (chip, T, levels, code, how many thresholds eight neurons have, their verdict)
+FOR_CHIPS = [
+    (SPECK, 8, (0, 1), snnjax.codes.rate(), 1, "fits"),
+    (SPINNAKER, 8, (0, 1), snnjax.codes.rate(), 8, "fits"),
+    (LOIHI, 8, (0, 1), snnjax.codes.rate(), 1, "approximately"),  # resets to zero
+    (AKIDA, 1, (0, 15), snnjax.codes.radix(), 8, "fits"),
+    (CATALYST, 1, (0, 1), snnjax.codes.rate(), 8, "fits"),  # nothing resets
+]
+
+
+def test_conversion_for_a_chip_makes_neurons_that_it_has():
+    """Its code, levels and thresholds, and its bits in whole numbers."""
+    params = weights(a=(4, 8), b=(8, 3))
+    x = jnp.abs(weights(x=(80, 4))["x"])
+
+    def fn(params, x):
+        return relu(x @ params["a"]) @ params["b"]
+
+    for chip, steps, levels, code, count, verdict in FOR_CHIPS:
+        snn = snnjax.convert(fn, params, x, steps=steps, chip=chip)
+        (neurons,) = snn.neurons.values()
+        assert (snn.model.levels, snn.code) == (levels, code), chip
+        assert len({*neurons.threshold.ravel().tolist()}) == count, chip
+        layers = deploy.quantize(deploy.layers(fn, snn, x), x, chip=chip)
+        row = deploy.report(layers, chip).rows[3]
+        assert row.verdict == verdict, (chip, row)
+        if verdict != "fits":
+            assert [f.field for f in row.findings] == ["resets"]
+    given = {"code": RADIX, "recipe": snnjax.light("channel"), "model": GRADED}
+    snn = snnjax.convert(fn, params, x, steps=2, chip=SPECK, **given)
+    assert (snn.code, snn.model) == (RADIX, GRADED)
+    radix = snnjax.convert(fn, params, x, steps=4, chip=SPINNAKER, code=RADIX)
+    assert radix.model.levels == (-1, 1)  # a neuron of one's own, in C
+
+
+def test_a_chip_that_conversion_has_no_neurons_for_is_refused():
+    x, params = jnp.ones((2, 3)), jnp.ones((3, 2))
+    for chip, steps, words in (
+        (AKIDA, 4, "Akida 1.0 computes T = 1, not 4; allowed: steps=1"),
+        (XYLO, 4, "Xylo filters currents"),
+        (CATALYST, 4, "Catalyst N1 resets to zero"),
+        (deploy.speck, 4, r"chip is speck; allowed: .* \(called\)"),
+        ("speck", 4, "chip is 'speck'; allowed: a profile"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            snnjax.convert(lambda p, x: relu(x @ p), params, x, steps=steps, chip=chip)
 
 
 def test_limits_of_the_first_layer_and_of_strided_kernels():
@@ -373,7 +432,7 @@ def test_layers_get_cores_whenever_that_is_possible():
         )
         assert (len(result) == 4) == possible
     many = deploy.report(network(copies=10), CLOCKED)
-    without = [row for row in many.rows[2:] if row.core is None]
+    without = [row for row in many.rows[3:] if row.core is None]
     assert len(without) == 3  # first, ten copies and the output on nine cores
     assert all("take every core" in row.findings[-1].problem for row in without)
 
@@ -381,7 +440,7 @@ def test_layers_get_cores_whenever_that_is_possible():
 def test_digits_have_biases_in_units_of_w_t_and_potentials_of_t_w_t():
     for steps, problems in ((2, {"floats"}), (4, set())):
         layers = network(start=1.5, bias=0.375, code=RADIX, steps=steps)
-        rows = deploy.report(layers, deploy.Chip("anything")).rows[2:]
+        rows = deploy.report(layers, deploy.Chip("anything")).rows[3:]
         assert {f.problem for row in rows for f in row.findings} == problems
 
 
@@ -408,5 +467,5 @@ def test_wrong_arguments_are_refused():
     }.items():
         with pytest.raises(ValueError, match=words):
             deploy.report(*arguments)
-    with pytest.raises(KeyError, match="allowed: network, input, first"):
+    with pytest.raises(KeyError, match="allowed: network, code, input, first"):
         deploy.report(layers, SPECK)["nothing"]

@@ -6,15 +6,17 @@ Source: ours.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
+from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
+from snnjax._types import Per
 from snnjax.calibrators import formulas
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.calibrators.parameters import broadcast
@@ -30,7 +32,10 @@ _PACE = 0.1
 
 @named
 def search(
-    candidates: Sequence[tuple[float, float]], *, pace: float = _PACE
+    candidates: Sequence[tuple[float, float]],
+    *,
+    pace: float = _PACE,
+    per: Per = "channel",
 ) -> Calibrator:
     """Scale and postpone each channel by the (f, c) that lowers its error most.
 
@@ -48,13 +53,15 @@ def search(
         candidates: pairs of a factor f > 0 and a charge c in thresholds. Of equally
             good ones the nearest to (1, 0), which changes nothing, is taken.
         pace: weight of the second sum, >= 0.
+        per: what has a choice of its own; "layer": the sums are over all channels, too.
 
     Raises:
-        ValueError: candidates that are not such pairs, or none; a pace outside its
-            range.
+        ValueError: candidates that are not such pairs, or none; an argument outside
+            its range.
     """
     pairs = _checked_pairs(candidates)
     NOT_NEGATIVE.check("pace", pace)
+    check_choice("per", per, get_args(Per))
     pairs = sorted(pairs, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
     # Equally many candidates take the same program; of equal ones the first is taken.
     padded = [*pairs, *[pairs[0]] * (-len(pairs) % 12)]
@@ -73,6 +80,7 @@ def search(
             dynamics=view.dynamics,
             shape=view.site.shape,
             channel=view.site.channel,
+            per=per,
         )
         return fit._replace(neurons=neuron)
 
@@ -99,6 +107,7 @@ def scale_threshold(
     factors: Sequence[float] = (0.75, 0.9, 1, 1.15, 1.3, 1.5, 1.8),
     *,
     pace: float = _PACE,
+    per: Per = "channel",
 ) -> Calibrator:
     """``search((f, 0) for f in factors)``: thresholds for the spikes that arrive.
 
@@ -116,7 +125,7 @@ def scale_threshold(
     >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
     [1. 1.] [1.25]
     """
-    return search([(factor, 0) for factor in factors], pace=pace)
+    return search([(factor, 0) for factor in factors], pace=pace, per=per)
 
 
 @named
@@ -157,7 +166,7 @@ def postpone_charge(
     return calibrate
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "shape", "channel"))
+@functools.partial(jax.jit, static_argnames=("dynamics", "shape", "channel", "per"))
 def _best_of(
     neuron: NeuronParams,
     candidates: jax.Array,
@@ -169,6 +178,7 @@ def _best_of(
     dynamics: Dynamics,
     shape: tuple[int, ...],
     channel: int,
+    per: Per,
 ) -> NeuronParams:
     """The neuron that `search` chooses."""
     count, channels = sample.activation.shape
@@ -211,6 +221,8 @@ def _best_of(
         return squares[1]
 
     errors = jax.lax.map(trial, candidates)
+    if per == "layer":
+        errors = jnp.broadcast_to(errors.sum(1, keepdims=True), errors.shape)
     best = candidates[errors.argmin(0)].T
     best = best.reshape(2, -1, *[1] * (-channel - 1))
     return _changed(neuron, best, dynamics.steps)

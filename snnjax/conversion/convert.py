@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from snnjax import sharding
 from snnjax._checks import called_as, check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
+from snnjax._types import Per
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
@@ -52,6 +53,7 @@ def convert(
     model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int | None = None,
     code: Code | None = None,
+    chip: Any = None,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
 
@@ -83,6 +85,9 @@ def convert(
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
+        chip: a profile, e.g. ``snnjax.deploy.speck()``, for whose neurons the SNN is
+            made: code, model and one threshold per layer follow from it where they are
+            not given. `snnjax.deploy.report` says what the chip makes of the result.
 
     Returns:
         An `SNN` for `snnjax.spiking` with the same steps and wait, on the mesh of x.
@@ -93,7 +98,8 @@ def convert(
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range or of another kind; x empty, of
-            the wrong shape or type; activations or outputs that are not finite.
+            the wrong shape or type; activations or outputs that are not finite; a chip
+            for whose neurons conversion has no fit.
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
@@ -112,8 +118,8 @@ def convert(
     """
     check_wait(steps, 0 if wait is None else wait)
     check_examples(x)
-    recipe = best() if recipe is None else recipe
-    code = rate() if code is None else code
+    code, model, per = _terms(chip, steps, code, model)
+    recipe = best(per) if recipe is None else recipe
     check_code(code)
     images, params, batch_sharding = _on_devices(x, params)
     # Calibration needs the derivative that the function has, not one that was written
@@ -172,6 +178,21 @@ def convert(
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x)).with_fit(snn.fit)
+
+
+def _terms(
+    chip: Any, steps: int, code: Code | None, model: Any
+) -> tuple[Code, Any, Per]:
+    """Code, model, and what has a threshold of its own, of the chip or the defaults."""
+    if chip is None:
+        return rate() if code is None else code, model, "channel"
+    # A profile belongs to snnjax.deploy, which is loaded when it is used.
+    if not callable(getattr(chip, "terms", None)):
+        raise ValueError(
+            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
+            "e.g. snnjax.deploy.speck() (called)"
+        )
+    return chip.terms(steps, code, model)
 
 
 def _on_devices(

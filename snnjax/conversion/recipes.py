@@ -339,7 +339,7 @@ def best(
             least_squares_offset(),
             *thresholds,
             postpone_charge(),
-            streaming_only(scale_threshold()),
+            streaming_only(scale_threshold(per=per)),
             streaming_only(postpone_charge()),
             correct_potential(3, enough=FEW),
         )

@@ -129,7 +129,8 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Reset, levels, zones, lower bound, leak, synapse, and a bias without steps."""
     for neurons in layer.neurons:
         model, resets = neurons.model, chip.resets
-        if resets and model.reset not in resets:
+        # In one step nothing comes after the reset.
+        if resets and model.reset not in resets and layer.layers.steps != 1:
             problem = f"reset {model.reset!r}, not {resets[0]!r}"
             remedy = f"train neurons with reset={resets[0]!r}"
             yield _model(chip, "resets", problem, remedy)
@@ -256,18 +257,40 @@ OF_LAYER = (number_of_bits, shared_numbers, neuron_model, shapes, paths)
 # ------------------------------------------------------------------------- of a network
 
 
-def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
-    """Steps, code, wait, whether all spikes of a step arrive together, and sizes."""
+def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
+    """How a chip runs the code and a wait, and what rate coding takes instead.
+
+    By itself; by thresholds that the host writes; by neurons of one's own; not at all.
+    """
+    steps, wait, code = layers.steps, layers.wait, layers.code
     # In one step all codes are alike, and a wait changes no spike.
-    one = layers.steps == 1
-    if chip.one_step and not one:
+    if steps in (None, 1) or (code.clock_runs and not wait):
+        return
+    problem = f"wait {wait}: neurons that hold spikes back"
+    remedy = "take wait=0"
+    if not code.clock_runs:
+        highest = max((n.model.levels[1] for n in layers.populations), default=1)
+        values = round(highest * code.reach(steps) / code.finest(steps))
+        depths = {layers.input.name: 0}
+        for way in layers.connections:
+            at = 1 + depths[way.sender]
+            depths[way.receiver] = max(at, depths.get(way.receiver, 0))
+        latency = steps + wait * max(depths[n.name] for n in layers.populations)
+        problem = (
+            f"code {code!r}, T = {steps}, wait {wait}, an answer after {latency} steps: "
+            "thresholds that change by step"
+        )
+        remedy = (
+            f"take rate coding, with steps={values} for as many values: an answer after "
+            f"{values} steps, and up to {values} spikes per neuron"
+        )
+    yield _in_time(chip, problem, remedy)
+
+
+def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
+    """Steps, whether all spikes of a step arrive together, and sizes."""
+    if chip.one_step and layers.steps != 1:
         yield Finding("one_step", "no", f"T = {layers.steps}, not 1", "take steps=1")
-    if not one and not layers.code.clock_runs:
-        problem = f"code {layers.code!r}: thresholds that change by step"
-        yield _in_time(chip, problem, "take snnjax.codes.rate()")
-    if not one and layers.wait:
-        problem = f"wait {layers.wait}: neurons that hold spikes back"
-        yield _in_time(chip, problem, "take wait=0")
     if chip.event_driven:
         problem = "no steps: a neuron may fire before all spikes of a step arrive"
         remedy = "compare the accuracy on the chip; more steps bring rates together"
@@ -348,7 +371,7 @@ def _in_time(chip: Chip, problem: str, remedy: str) -> Finding:
     """A finding about neurons that differ from step to step."""
     if chip.step_thresholds != "host":
         return _model(chip, "programmable", problem, remedy)
-    remedy = "let the host write thresholds before each step (benchmarks/catalyst.py)"
+    remedy = f"let the host write thresholds before each step, or {remedy}"
     return Finding("step_thresholds", "approximately", problem, remedy)
 
 
@@ -357,7 +380,7 @@ def _model(chip: Chip, field: str, problem: str, remedy: str) -> Finding:
     if chip.programmable:
         remedy = f"{remedy}, or write such a neuron for the chip"
         return Finding(field, "approximately", problem, remedy)
-    return Finding(field, "no", problem, f"{remedy}, and convert again")
+    return Finding(field, "no", problem, f"{remedy}, and convert with chip=")
 
 
 def _quantize(chip: Chip) -> str:

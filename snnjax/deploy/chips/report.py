@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """What a report says about a layer.
 
     Attributes:
-        name: of a population or an output; "network" and "input" for the rest.
+        name: of a population or an output; "network", "code" and "input" for the rest.
         findings: properties that the chip approximates or does not have.
         core: number of the core that runs it, where cores have their own memory.
     """
@@ -45,7 +45,7 @@ class Report:
 
     Attributes:
         chip: the profile.
-        rows: "network", "input", then one of each population and output.
+        rows: "network", "code", "input", then one of each population and output.
 
     ``report["hidden"]`` is a row.
     """
@@ -136,6 +136,7 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     cores = geometry.assign(needs, chip.cores or ())
     rows = [
         Row("network", (*properties.of_network(layers, chip),)),
+        Row("code", (*properties.code(layers, chip),)),
         Row("input", (*properties.input_levels(layers, chip),)),
     ]
     for layer in table:
