@@ -444,6 +444,8 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
     assert shared.size == 1
     with pytest.raises(ValueError, match="weight_bits is 1; allowed: .* 2 <= "):
         deploy.quantize(layers, x[0], scale="range", weight_bits=1)
+    with pytest.warns(UserWarning, match="% of the scale of its weights"):
+        deploy.quantize(layers, x[0], scale="range", state_bits=6)
 
 
 def numbers_of_others(seed, layers):

@@ -51,6 +51,8 @@ CHIPS = {
     "loihi2": snnjax.deploy.loihi2,
     "akida1": snnjax.deploy.akida1,
     "spinnaker2": snnjax.deploy.spinnaker2,
+    "loihi1": snnjax.deploy.loihi1,
+    "catalyst_n1": snnjax.deploy.catalyst_n1,
 }
 
 # The best conversion in which every layer knows all of its input, without a price and

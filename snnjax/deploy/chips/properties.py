@@ -262,9 +262,9 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
 
     By itself; by thresholds that the host writes; by neurons of one's own; not at all.
     """
-    steps, wait, code = layers.steps, layers.wait, layers.code
+    steps, wait, code = layers.steps, layers.wait or 0, layers.code
     # In one step all codes are alike, and a wait changes no spike.
-    if steps in (None, 1) or (code.clock_runs and not wait):
+    if steps is None or steps == 1 or (code.clock_runs and not wait):
         return
     problem = f"wait {wait}: neurons that hold spikes back"
     remedy = "take wait=0"
@@ -277,12 +277,12 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
             depths[way.receiver] = max(at, depths.get(way.receiver, 0))
         latency = steps + wait * max(depths[n.name] for n in layers.populations)
         problem = (
-            f"code {code!r}, T = {steps}, wait {wait}, an answer after {latency} steps: "
-            "thresholds that change by step"
+            f"code {code!r}, T = {steps}, wait {wait}, an answer after {latency} "
+            "steps: thresholds that change by step"
         )
         remedy = (
-            f"take rate coding, with steps={values} for as many values: an answer after "
-            f"{values} steps, and up to {values} spikes per neuron"
+            f"take rate coding, with steps={values} for as many values: an answer "
+            f"after {values} steps, and up to {values} spikes per neuron"
         )
     yield _in_time(chip, problem, remedy)
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import warn
 from snnjax.deploy.integers import rounding, streams
 from snnjax.deploy.integers.timing import Timing, arithmetic_of, timing, widest
 from snnjax.deploy.lowering import values
@@ -120,6 +121,13 @@ def fit_receiver(
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         activity = streams.fire(whole, layers, weighted)
+    whole_range = rounding.scales(reading.parts, np.full(theta.shape, np.inf), "range")
+    if scale == "range" and (theta < whole_range).any():
+        warn(
+            f"{node.name!r} has {100 * (theta / whole_range).min():.2g} % of the scale "
+            f"of its weights, for potentials of {arithmetic.state_bits} bits; more "
+            "state_bits give sinabs's numbers"
+        )
     spikes = Pair(_float_spikes(reading), streams.Stream(None, activity.spikes))
     return WholeReceiver(whole, whole_maps, spikes, clippings)
 

@@ -82,7 +82,8 @@ def quantize(
             be rounded to 0.
 
     Warns:
-        UserWarning: a neuron whose threshold is so small that weights are clipped.
+        UserWarning: a neuron whose threshold is so small that weights are clipped; a
+            "range" that potentials cannot have.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]

@@ -1,0 +1,156 @@
+"""What is left of a network on each chip, and for how many spikes?
+
+    python -m benchmarks.on_chips --data_dir DATA --folder NIR/paper/02_cnn \
+        --recordings nmnist.npz --out benchmarks/results/on_chips.json
+
+The ResNet-20 of experiments/sources on the first 1000 test images of CIFAR-10, and the
+CNN of the NIR paper on N-MNIST (`benchmarks.nmnist` says which files), if its folder is
+given. ``convert(..., chip=)`` makes neurons that a chip has, and `quantize` its
+numbers. A network that is too large for a chip is computed with its numbers all the
+same, and the last column says what it lacks. The first row of a network needs neurons
+that change from step to step. A run continues with the rows that the file lacks.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import snnjax
+from benchmarks import nmnist, timing
+from experiments.data import load, normalize, normalized_as
+from experiments.models import load_source, source_function
+from snnjax import deploy
+
+SOURCE = "experiments/sources/resnet20.safetensors"
+AT_A_TIME = 100  # images
+DIGITS = deploy.Chip("thresholds by step", programmable=True)
+RADIX = snnjax.codes.radix()
+# (chip, T, options of `snnjax.convert`)
+ROWS = [
+    (DIGITS, 4, {"code": RADIX}),
+    (DIGITS, 4, {"code": RADIX, "model": snnjax.integrate_and_fire()}),
+    *((deploy.speck(), steps, {}) for steps in (8, 16, 32)),
+    *((deploy.spinnaker2(), steps, {}) for steps in (8, 16, 32)),
+    (deploy.loihi2(), 16, {}),
+    (deploy.akida1(), 1, {}),
+]
+# What `quantize` takes of a profile. Without sizes, it runs a network of any size.
+NUMBERS = "weight_bits state_bits overflow scale thresholds".split()
+
+
+class Task(NamedTuple):
+    """A network, and images for it."""
+
+    fn: Callable
+    params: Any
+    calibration: jax.Array
+    x: np.ndarray
+    labels: np.ndarray
+
+
+def resnet20(data_dir: str | None, count: int) -> Task:
+    """ResNet-20 for CIFAR-10."""
+    source = load_source(SOURCE)
+    data = normalized_as(load("cifar10", data_dir), source.card)
+    return Task(
+        source_function(source),
+        source.variables,
+        normalize(data, data.train_images[:256]),
+        np.asarray(normalize(data, data.test_images[:count])),
+        data.test_labels[:count],
+    )
+
+
+def cnn(folder: Path, recordings: str, count: int) -> Task:
+    """The CNN for N-MNIST, which reads the events of a third of a recording."""
+    network = nmnist.network_of(folder, recordings, -(-count // 3))
+    labels = np.repeat(network.labels, 3)
+    params, x = network.snn.params, network.thirds
+    return Task(network.fn, params, jnp.asarray(network.calibration), x, labels)
+
+
+def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
+    """A conversion for a chip, in floats and in its whole numbers."""
+    fn, params, images = task.fn, task.params, task.calibration
+    snn = snnjax.convert(fn, params, images, steps=steps, chip=chip, **options)
+    layers = deploy.layers(fn, snn, images)
+    numbers = {name: getattr(chip, name) for name in NUMBERS}
+    numbers = dataclasses.replace(deploy.Chip(chip.name), **numbers)
+    integers = deploy.quantize(layers, images, chip=numbers)
+    simulate = jax.jit(snnjax.spiking(fn))
+    right = np.zeros(2)
+    for start in range(0, len(task.x), AT_A_TIME):
+        x = jnp.asarray(task.x[start : start + AT_A_TIME])
+        labels = task.labels[start : start + AT_A_TIME]
+        for k, outputs in enumerate(
+            (simulate(snn, x), deploy.outputs(integers, x).outputs)
+        ):
+            right[k] += (np.mean(outputs, 0).argmax(-1) == labels).sum()
+    measures = snnjax.measure(fn, snn, task.x[:AT_A_TIME], params=params)
+    rows = deploy.report(integers, chip).rows
+    lacks = {f.field: f.problem for r in rows for f in r.findings if f.verdict == "no"}
+    sites = snnjax.sites(fn, params, task.x[:1])
+    floats, whole = 100 * right / len(task.x)
+    return {
+        "code": repr(snn.code),
+        "levels": str(snn.model.levels),
+        "wait": snn.wait,
+        "latency": snnjax.latency(sites, steps=steps, wait=snn.wait or 0),
+        "floats": floats,
+        "whole": whole,
+        "spikes": float(measures.spikes),
+        "lacks": ", ".join(sorted(lacks)),
+    }
+
+
+COLUMNS = {
+    "code": "code",
+    "levels": "levels",
+    "wait": "wait",
+    "latency": "latency",
+    "floats": "floats %",
+    "whole": "its numbers %",
+    "spikes": "spikes",
+    "lacks": "what the chip lacks",
+}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = timing.parser(__doc__)
+    options.add_argument("--data_dir", help="of CIFAR-10")
+    options.add_argument("--folder", type=Path, help="of the CNN")
+    options.add_argument("--recordings", help="a prepared .npz file")
+    choice = options.parse_args(arguments)
+    if (choice.folder is None) != (choice.recordings is None):
+        options.error("the CNN needs --folder and --recordings; --help says what")
+    count = 10 if choice.quick else 1000
+    tasks = {"ResNet-20": resnet20(choice.data_dir, count)}
+    if choice.folder is not None:
+        timing.check_files(options, choice.folder, nmnist.FILE)
+        tasks["CNN"] = cnn(choice.folder, choice.recordings, count)
+    result = timing.new_result(__doc__, ("jax", "numpy", "nir"))
+    file = None if choice.out is None else Path(choice.out)
+    if file is not None and file.exists():
+        done = timing.read(file, lambda file: json.loads(file.read_text())["sides"])
+        result["sides"] = done
+    for network, task in tasks.items():
+        right = np.asarray(task.fn(task.params, task.x)).argmax(-1) == task.labels
+        result["sides"][f"{network}, the ANN"] = {"floats": 100 * float(right.mean())}
+        for chip, steps, given in ROWS[-1:] if choice.quick else ROWS:
+            levels = ", (0, 1)" if "model" in given else ""
+            side = f"{network}, {chip.name}{levels}, T = {steps}"
+            if side not in result["sides"]:
+                result["sides"][side] = row_of(task, chip, steps, given)
+                text = timing.table_of("network and chip", COLUMNS, result["sides"])
+                timing.report(result, text, choice.out)
+    return result
+
+
+if __name__ == "__main__":
+    main()
