@@ -22,8 +22,10 @@ from benchmarks import (
     equal_accuracy,
     imagenet,
     mlperf_tiny,
+    on_chips,
     silicon,
     silicon_lsnn,
+    speck_power,
     sst2,
     throughput,
     timing,
@@ -104,9 +106,9 @@ def small(monkeypatch):
     model = Plain(10, convolutions=((4, 2), (4, 2)))
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3)))
     source = models.Source(model, variables, dataset.facts())
-    for module in (data, calibration):
+    for module in (data, calibration, on_chips):
         monkeypatch.setattr(module, "load", lambda name, data_dir: dataset)
-    for module in (models, calibration):
+    for module in (models, calibration, on_chips):
         monkeypatch.setattr(module, "load_source", lambda path: source)
 
 
@@ -121,6 +123,34 @@ def test_calibration(small, capsys, tmp_path):
     assert side["over_t"] == pytest.approx(side["passes"] / 5)
     [goal] = result["targets"]
     assert goal["met"] == (side["over_t"] <= 2.2)
+    check_files(result, out, capsys.readouterr().out)
+
+
+def test_what_a_network_keeps_on_a_chip(small, capsys, tmp_path, monkeypatch):
+    """Akida computes floats and whole numbers alike; a second run reads its row."""
+    out = tmp_path / "chips.json"
+    result = on_chips.main(["--quick", "--out", str(out)])
+    ann, akida = result["sides"].values()
+    assert akida["floats"] == akida["whole"] == ann["floats"]
+    assert (akida["levels"], akida["latency"]) == ("(0, 15)", 1)
+    assert 0 < akida["spikes"] <= 1 and akida["lacks"] == "padding_modes"
+    check_files(result, out, capsys.readouterr().out)
+    monkeypatch.setattr(on_chips, "row_of", None)  # nothing is computed again
+    assert on_chips.main(["--quick", "--out", str(out)])["sides"] == result["sides"]
+    with pytest.raises(SystemExit):
+        on_chips.main(["--folder", str(tmp_path)])
+    assert "needs --folder and --recordings" in capsys.readouterr().err
+
+
+def test_a_spike_on_speck_costs_more_than_its_additions(capsys, tmp_path):
+    out = tmp_path / "speck.json"
+    result = speck_power.main(["--out", str(out)])
+    *measured, operations, memory = result["sides"].values()
+    # 540 ms at 9.5 mW, .42 of them at rest, for a million spikes.
+    assert measured[0]["spike"] == pytest.approx(4.9032)
+    for row in measured:
+        assert 10 * operations["most"] < row["most"] < memory["most"]
+        assert row["fewer"] == pytest.approx(4 * row["most"])
     check_files(result, out, capsys.readouterr().out)
 
 
