@@ -36,7 +36,7 @@ ROWS = [
     (DIGITS, 4, {"code": RADIX}),
     (DIGITS, 4, {"code": RADIX, "model": snnjax.integrate_and_fire()}),
     *((deploy.speck(), steps, {}) for steps in (8, 16, 32)),
-    *((deploy.spinnaker2(), steps, {}) for steps in (8, 16, 32)),
+    (deploy.spinnaker2(), 16, {}),
     (deploy.loihi2(), 16, {}),
     (deploy.akida1(), 1, {}),
 ]
