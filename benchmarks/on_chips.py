@@ -81,7 +81,7 @@ def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
     snn = snnjax.convert(fn, params, images, steps=steps, chip=chip, **options)
     layers = deploy.layers(fn, snn, images)
     numbers = {name: getattr(chip, name) for name in NUMBERS}
-    numbers = dataclasses.replace(deploy.Chip(chip.name), **numbers)
+    numbers = dataclasses.replace(DIGITS, name=chip.name, **numbers)
     integers = deploy.quantize(layers, images, chip=numbers)
     simulate = jax.jit(snnjax.spiking(fn))
     right = np.zeros(2)
