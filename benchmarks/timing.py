@@ -8,6 +8,7 @@ after the other, so a busy minute of the machine slows all of them alike.
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -16,10 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,6 +128,17 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     return dict(zip(MEASURES, map(unit, both), strict=True))
 
 
+def ratios(above: Mapping[str, float], below: Mapping[str, float]) -> dict[str, float]:
+    """Quotients of two `measures`; none, if nothing is below."""
+    return {name: above[name] / below[name] for name in below}
+
+
+def fastest(results: Mapping[str, dict], name: str, sides: Iterable[str]) -> dict:
+    """The `measures` ``name`` of the fastest side that has results; {} of none."""
+    there = (results[side][name] for side in sides if side in results)
+    return max(there, key=lambda speed: speed["best"], default={})
+
+
 def with_speeds(
     sides: dict[str, dict], name: str, batch: int, answer: str
 ) -> dict[str, dict]:
@@ -141,6 +155,17 @@ def with_speeds(
     for side in results.values():
         side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
     return results
+
+
+def percent(logits: Any, labels: Any) -> float:
+    """Right answers of [N, classes]."""
+    return 100 * float((np.asarray(logits).argmax(-1) == np.asarray(labels)).mean())
+
+
+def in_parts(run: Callable, x: Any, size: int, axis: int = 0) -> Any:
+    """``run`` on so many of x at a time; its examples are along the axis."""
+    parts = [run(x[start : start + size]) for start in range(0, len(x), size)]
+    return np.concatenate(parts, axis)
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -179,13 +204,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def table_of(
     title: str, columns: Mapping[str, str], sides: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """A row for each side: its name under ``title``, and its numbers.
+    """A row for each side: its name under ``title``, and its `cells`.
 
     Args:
-        columns: name of a number -> title of its column.
+        columns: name of a number -> title of its column; "a.b" is b of the dict a.
     """
-    rows = [[name, *map(side.get, columns)] for name, side in sides.items()]
+    rows = [[name, *cells(side, columns)] for name, side in sides.items()]
     return table([title, *columns.values()], rows)
+
+
+def cells(side: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """The numbers of a side in the order of the columns."""
+    if "missing" in side:
+        return ["not installed", *[None] * (len(columns) - 1)]
+
+    def part(of: Any, key: str) -> Any:
+        return (of or {}).get(key)
+
+    return [functools.reduce(part, name.split("."), side) for name in columns]
 
 
 def _cell(value: Any) -> str:
@@ -209,6 +245,11 @@ def target(
     else:
         text, met = f"{name} >= {at_least:g}", value >= at_least
     return {"target": text, "measured": value, "met": bool(met)}
+
+
+def targets(name: str, both: Mapping[str, float], **limit: float) -> list[dict]:
+    """A target for each of two `measures`."""
+    return [target(f"{m} {name}", value, **limit) for m, value in both.items()]
 
 
 def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any]:
