@@ -23,24 +23,18 @@ import jax
 import numpy as np
 
 import snnjax
-from benchmarks import timing
+from benchmarks import mlperf_tiny, timing
 from experiments.data import load_events
 
 FILE = "cnn_sinabs.nir"
 FRAMES = 300  # of about one millisecond
 CALIBRATION = 256
 AT_A_TIME = 10  # recordings of all frames
-PUBLISHED = {
-    "lava": "Lava",
-    "nengo": "Nengo",
-    "norse": "Norse",
-    "s2_brian2": "SpiNNaker 2, simulated",
-    "s2": "SpiNNaker 2, the chip",
-    "sinabs": "sinabs",
-    "snntorch": "snnTorch",
-    "speck": "Speck, the chip",
-    "spyx": "Spyx",
-}
+PUBLISHED = {"lava": "Lava", "nengo": "Nengo", "norse": "Norse"}
+PUBLISHED |= {"s2_brian2": "SpiNNaker 2, simulated", "s2": "SpiNNaker 2, the chip"}
+PUBLISHED |= {"sinabs": "sinabs", "snntorch": "snnTorch", "speck": "Speck, the chip"}
+PUBLISHED |= {"spyx": "Spyx"}
+ROWS = mlperf_tiny.Row("rate", 8, 0, 8), mlperf_tiny.Row("radix", 4, 1, 8)
 
 
 class Network(NamedTuple):
@@ -72,11 +66,6 @@ def network_of(folder: Path, recordings: str, count: int | None) -> Network:
     )
 
 
-def accuracy(outputs: Any, labels: np.ndarray) -> float:
-    """In percent, of outputs [T, B, classes]."""
-    return 100 * float((np.sum(outputs, 0).argmax(-1) == labels).mean())
-
-
 # ------------------------------------------------------------------ the graph as it is
 
 
@@ -86,9 +75,11 @@ def events_through(network: Network, reset: str) -> np.ndarray:
     snn = dataclasses.replace(network.snn, model=model)
     options: Any = {"inputs": "sequence", "execution": "by_step"}
     spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
-    x = np.moveaxis(network.frames, 0, 1).astype(np.float32)
-    parts = range(0, x.shape[1], AT_A_TIME)
-    return np.concatenate([spiking(snn, x[:, i : i + AT_A_TIME]) for i in parts], 1)
+
+    def run(frames: np.ndarray) -> jax.Array:
+        return spiking(snn, frames.swapaxes(0, 1).astype(np.float32))
+
+    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
 
 
 def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
@@ -101,30 +92,31 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
     except ImportError:
         return None
     rule = {"zero": activation.MembraneReset, "subtract": activation.MembraneSubtract}
-    outputs = []
-    for i in range(0, len(network.frames), AT_A_TIME):
-        x = torch.tensor(network.frames[i : i + AT_A_TIME]).float()
-        module = from_nir(network.graph, batch_size=len(x))
+
+    def run(frames: np.ndarray) -> np.ndarray:
+        module = from_nir(network.graph, batch_size=len(frames))
         for part in module.modules():
             if isinstance(part, sinabs.layers.IAFSqueeze):
                 part.spike_fn, part.min_v_mem = activation.SingleSpike, None
                 part.reset_fn = rule[reset]()
+        x = torch.tensor(frames).float().permute(0, 1, 4, 2, 3)
         with torch.no_grad():
-            spikes = module(x.permute(0, 1, 4, 2, 3).flatten(0, 1))
+            spikes = module(x.flatten(0, 1))
         spikes = spikes[0] if isinstance(spikes, tuple) else spikes
-        outputs.append(spikes.reshape(len(x), FRAMES, -1).numpy())
-    return np.concatenate(outputs).swapaxes(0, 1)
+        return spikes.reshape(len(x), FRAMES, -1).numpy().swapaxes(0, 1)
+
+    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
 
 
 def compared(network: Network, reset: str) -> dict[str, dict]:
     """Rows of snnjax and sinabs under one rule."""
     ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
     row = {"T": FRAMES, "recordings": len(network.labels)}
-    right = accuracy(ours, network.labels)
+    right = timing.percent(ours.sum(0), network.labels)
     rows = {f"snnjax, reset {reset}": row | {"accuracy": right}}
     if theirs is not None:
         rows[f"sinabs, reset {reset}"] = row | {
-            "accuracy": accuracy(theirs, network.labels),
+            "accuracy": timing.percent(theirs.sum(0), network.labels),
             "spikes": int(np.count_nonzero(theirs)),
             "differ": int((ours != theirs).sum()),
         }
@@ -136,27 +128,14 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
 
 def converted(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
-    fn, params, x = network.fn, network.snn.params, network.thirds
-    labels, calibration = np.repeat(network.labels, 3), network.calibration
-    neuron = snnjax.integrate_and_fire(levels=(-1, 1))
-    row = {"recordings": len(network.labels)}
-    ann = np.asarray(jax.jit(fn)(params, x))[None]
-    rows = {"ANN, on thirds": row | {"accuracy": accuracy(ann, labels)}}
-    for name, code, steps, wait in (
-        ("rate", snnjax.codes.rate(), 8, 0),
-        ("radix", snnjax.codes.radix(), 4, 1),
-    ):
-        options = {"code": code, "steps": steps, "wait": wait, "model": neuron}
-        snn = snnjax.convert(fn, params, calibration, **options)
-        outputs = jax.jit(snnjax.spiking(fn))(snn, x)
-        layers = snnjax.deploy.layers(fn, snn, calibration)
-        integers = snnjax.deploy.quantize(layers, calibration, weight_bits=8)
-        trace = snnjax.deploy.outputs(integers, x)
-        for numbers, answers in (("", outputs), (", 8 bits", trace.outputs)):
-            rows[f"converted, {name}{numbers}"] = row | {
-                "T": steps,
-                "accuracy": accuracy(answers, labels),
-            }
+    own, labels = network, np.repeat(network.labels, 3)
+    params, rows = own.snn.params, {}
+    task = mlperf_tiny.Task(own.fn, params, own.calibration, own.thirds, labels)
+    for row in mlperf_tiny.converted(task, ROWS):
+        bits = "" if row["numbers"] == "float" else f", {row['numbers']}"
+        name = f"converted, {row['code']}{bits}" if "code" in row else "ANN, on thirds"
+        shared = {key: row[key] for key in ("T", "accuracy") if key in row}
+        rows[name] = {"recordings": len(network.labels)} | shared
     return rows
 
 
@@ -176,13 +155,8 @@ def published(folder: Path) -> dict[str, dict]:
     }
 
 
-COLUMNS = {
-    "T": "T",
-    "recordings": "recordings",
-    "accuracy": "accuracy %",
-    "spikes": "output spikes",
-    "differ": "outputs that differ",
-}
+COLUMNS = {"T": "T", "recordings": "recordings", "accuracy": "accuracy %"}
+COLUMNS |= {"spikes": "output spikes", "differ": "outputs that differ"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
