@@ -164,15 +164,13 @@ def comparisons() -> tuple[Comparison, ...]:
     )
     loihi_rule = "rule of Loihi (Lava b6822fbc)"
     first = "rule of Speck (sinabs 904eb893), inhibition first"
-    by_address, quantized = (
-        "rule of Speck, events by address",
-        "quantized for DYNAP-CNN",
-    )
+    by_address = "rule of Speck, events by address"
+    discrete = "sinabs, quantized for DYNAP-CNN"
     programs = chip_programs
     return (
         Comparison(programs.akida, "simulator of Akida 1.0", "akida", akida),
         Comparison(programs.sinabs, "neurons of sinabs", "sinabs", sinabs),
-        Comparison(programs.dynapcnn, f"sinabs, {quantized}", "sinabs", speck),
+        Comparison(programs.dynapcnn, discrete, "sinabs", speck),
         Comparison(programs.loihi, loihi_rule, "numpy", loihi),
         Comparison(programs.speck, first, "numpy", speck),
         Comparison(programs.speck_by_address, by_address, "numpy", speck, False),
@@ -215,12 +213,8 @@ def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
     return row | {name: int(counts[name]) for name in COLUMNS}
 
 
-COLUMNS = {
-    "networks": "networks",
-    "spikes": "spikes compared",
-    "not_0": "not 0",
-    "mismatches": "mismatches",
-}
+COLUMNS = {"networks": "networks", "spikes": "spikes compared"}
+COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -6,18 +6,16 @@
     python -m benchmarks.silicon_rtl --rtl CATALYST/rtl \
         --out benchmarks/results/silicon_rtl.json
 
-Networks for the digits of scikit-learn are trained and converted, and
-`snnjax.deploy.quantize` makes whole numbers of them. ``catalyst.py`` places them on a
-core of Catalyst N1. Icarus Verilog runs its unmodified RTL, with ``silicon_rtl.v`` as
-the host. All spikes, those of the encoder too, and the sums at the outputs are compared
-with `snnjax.deploy.run`. A run continues with the rows that the file lacks.
+Networks for the digits are trained, converted, quantized and placed on a core of
+Catalyst N1 by ``catalyst.py``. ``silicon_rtl.v`` is the host under Icarus Verilog. All
+spikes, those of the encoder too, and the sums at the outputs are compared with
+`snnjax.deploy.run`. A run continues with the rows that the file lacks.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -156,9 +154,8 @@ def check_tools(rtl: Path) -> None:
     """Raise unless the RTL is that of `COMMIT` and Icarus Verilog is there."""
     for name, expected in FILES.items():
         if not (rtl / name).is_file():
-            raise Misfit(
-                f"{rtl} has no {name}; allowed: rtl/ of a clone of catalyst-n1"
-            )
+            allowed = "rtl/ of a clone of catalyst-n1"
+            raise Misfit(f"{rtl} has no {name}; allowed: {allowed}")
         text = (rtl / name).read_bytes()
         if hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() != expected:
             way_out = f"git checkout {COMMIT[:7]}"
@@ -280,19 +277,10 @@ def row_of(network: Network, images: int, epochs: int, rtl: Path) -> dict[str, A
     return row | {name: int(counts[name]) for name in COLUMNS if name not in row}
 
 
-COLUMNS = {
-    "T": "T",
-    "bits": "bits",
-    "neurons": "neurons",
-    "synapses": "synapses",
-    "most": "most spikes in a step",
-    "spikes": "spikes compared",
-    "not_0": "not 0",
-    "mismatches": "mismatches",
-    "sums": "sums compared",
-    "equal": "equal",
-    "seconds": "CPU s per image",
-}
+COLUMNS = {"T": "T", "bits": "bits", "neurons": "neurons", "synapses": "synapses"}
+COLUMNS |= {"most": "most spikes in a step", "spikes": "spikes compared"}
+COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches", "sums": "sums compared"}
+COLUMNS |= {"equal": "equal", "seconds": "CPU s per image"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -305,8 +293,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     facts = {"sizes": {"images": images}, "rtl": COMMIT}
     result = timing.new_result(__doc__, ("jax", "numpy"), **facts)
     sides = result["sides"]
-    if given.out and Path(given.out).exists():
-        before = json.loads(Path(given.out).read_text())
+    if before := timing.before(given.out):
         if {name: before.get(name) for name in facts} != facts:
             options.error(f"{given.out} is of other images or RTL; take another name")
         sides |= before["sides"]

@@ -2,13 +2,11 @@
 
     python -m benchmarks.throughput --out benchmarks/results/throughput.json
 
-Images per second of He's ResNet-20 (random weights, calibrated thresholds), and what T,
-the batch and the depth change: one of them at a time, from T=8, 64 images, 20 layers.
-The ratio is time over T times the time of the ANN, which would be the cost if a step
-cost as much as the ANN does. Beside it: the share of the device's peak (measured by a
-matrix product in the same run) that T times the ANN's operations in that time are, and
-the temporary memory that XLA plans. All in one process, in rounds over all sides;
-medians of the rounds.
+He's ResNet-20 (random weights, calibrated thresholds), and what T, the batch and the
+depth change: one of them at a time, from T=8, 64 images, 20 layers. The ratio would be
+1 if a step cost as much as the ANN does. The device's peak is that of a matrix product
+in the same run, and the memory what XLA plans. All in one process, in rounds over all
+sides; medians of the rounds.
 """
 
 import dataclasses
@@ -201,15 +199,15 @@ def add_measures(side: Side, results: dict, fastest: float) -> None:
         here["share_of_peak"] = gflop / statistics.median(here["seconds"]) / fastest
 
 
+COLUMNS = {"mode": "side", "steps": "T", "batch": "batch", "layers": "layers"}
+COLUMNS |= {"images_per_s.median": "images/s", "over_t_ann": "/ T ANN"}
+COLUMNS |= {"share_of_peak": "of peak", "facts.temporary_mib": "MiB"}
+
+
 def text(result: dict) -> str:
-    head = ["side", "T", "batch", "layers", "images/s", "/ T ANN", "of peak", "MiB"]
-    rows = []
-    for name, size in result["sizes"].items():
-        side = result["sides"][name]
-        row = [size["mode"], size["steps"], size["batch"], size["layers"]]
-        row += [side["images_per_s"]["median"], side.get("over_t_ann")]
-        rows.append([*row, side.get("share_of_peak"), side["facts"]["temporary_mib"]])
-    return timing.table(head, rows)
+    sides = (size | result["sides"][name] for name, size in result["sizes"].items())
+    rows = [timing.cells(side, COLUMNS) for side in sides]
+    return timing.table([*COLUMNS.values()], rows)
 
 
 def main(arguments: list[str] | None = None) -> dict:

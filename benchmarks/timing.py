@@ -270,6 +270,11 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
     }
 
 
+def before(out: str | None) -> dict[str, Any]:
+    """The result that a run continues: that of the file, or nothing."""
+    return json.loads(Path(out).read_text()) if out and Path(out).exists() else {}
+
+
 def report(result: dict[str, Any], text: str, out: str | None) -> None:
     """Print a result; with ``out`` write it as JSON, and the text beside it (.md)."""
     lines = [text]
