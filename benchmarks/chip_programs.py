@@ -8,9 +8,8 @@ Python or a chip.
 
 import dataclasses
 import functools
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from snnjax.deploy import (
 )
 
 Spikes = dict[str, np.ndarray]
+Weights = Convolution | Dense
 
 
 # ---------------------------------------------------------------------------- Akida
@@ -47,16 +47,13 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
         (way,) = (c for c in layers.connections if c.receiver == node.name)
         *before, weights = way.maps
         weights = _without_zeros(weights)
-        is_first = not spikes
-        bits = node.model.levels[1].bit_length()
+        is_first, bits = not spikes, node.model.levels[1].bit_length()
         if is_first and isinstance(weights, Dense):
             model.add(program.InputData(images.shape[1:], 4))
-        model.add(_akida_layer(program, weights, images.shape[1:], bits, is_first))
+        model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
         kernel = _akida_kernel(weights, before, is_first)
-        threshold, start, bias = (
-            _per_channel(a, node.shape)
-            for a in (node.threshold, node.initial_potential, node.bias)
-        )
+        numbers = node.threshold, node.initial_potential, node.bias
+        threshold, start, bias = (_per_channel(a, node.shape) for a in numbers)
         layer = model.layers[-1]
         layer.set_variable("weights", np.ascontiguousarray(kernel, np.int8))
         layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
@@ -67,14 +64,10 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
     return spikes
 
 
-def _akida_layer(
-    program: ModuleType,
-    weights: Convolution | Dense,
-    image: tuple[int, ...],
-    bits: int,
-    is_first: bool,
-) -> Any:
+def _akida_layer(weights: Weights, image: Any, bits: int, is_first: bool) -> Any:
     """A layer of Akida, without its numbers."""
+    import akida as program
+
     filters = len(weights.weight)
     if isinstance(weights, Dense):
         return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
@@ -85,9 +78,7 @@ def _akida_layer(
     return program.Convolutional(*shape, weights_bits=4, **options)
 
 
-def _akida_kernel(
-    weights: Convolution | Dense, before: list[Any], is_first: bool
-) -> np.ndarray:
+def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.ndarray:
     """Weights as Akida stores them, found by trying.
 
     Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
@@ -104,7 +95,7 @@ def _akida_kernel(
     return matrix.T[None, None]
 
 
-def _without_zeros(weights: Convolution | Dense) -> Convolution | Dense:
+def _without_zeros(weights: Weights) -> Weights:
     """A kernel without the zeros that layers put before it for "SAME" with a stride."""
     kernel = weights.weight
     while isinstance(weights, Convolution) and kernel.shape[-1] % 2 == 0:
@@ -137,7 +128,7 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
     import torch
     from sinabs import layers as program
 
-    images = np.repeat(_channels_first(x)[:, None], layers.steps, axis=1)
+    images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
     images = torch.tensor(images, dtype=torch.float64)
     values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
     maps: dict[str, tuple[Any, Any]] = {}
@@ -221,7 +212,7 @@ def _discretize(convolution: Any, neurons: Any) -> None:
         return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
 
     before = numbers()
-    _discretizer().discretize_conv_spike_(convolution, neurons)
+    _discretizer()(convolution, neurons)
     names = "weights", "biases", "thresholds", "initial potentials"
     for name, old, new in zip(names, before, numbers(), strict=True):
         if not np.array_equal(old, new):
@@ -232,20 +223,15 @@ def _discretize(convolution: Any, neurons: Any) -> None:
 
 
 @functools.cache
-def _discretizer() -> ModuleType:
-    """sinabs.backend.dynapcnn.discretize, alone.
+def _discretizer() -> Any:
+    """discretize_conv_spike_ of sinabs.backend.dynapcnn.
 
     To import the package around it would download and install drivers of chips.
     """
     import sinabs
 
-    (folder,) = sinabs.__path__
-    file = Path(folder, "backend", "dynapcnn", "discretize.py")
-    spec = importlib.util.spec_from_file_location("dynapcnn_discretize", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    file = Path(*sinabs.__path__, "backend", "dynapcnn", "discretize.py")
+    return runpy.run_path(str(file))["discretize_conv_spike_"]
 
 
 # ----------------------------------------------------------------- rules, in NumPy
@@ -267,16 +253,15 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
         ValueError: a number does not fit into its bits.
     """
     most = 2**23 - 1
-    values, spikes = _inputs(layers, x), {}
+    values = _inputs(layers, x)
     for node in layers.populations:
-        by_sender = matrices(layers, node)
         bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
         vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
         v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
         v = np.repeat(v[None], len(x), axis=0)
         doubled = {
             name: _whole(2 * matrix, node, "weights", -(2**8), 2**8 - 1)
-            for name, matrix in by_sender.items()
+            for name, matrix in matrices(layers, node).items()
         }
         sent = []
         for step in range(layers.steps):
@@ -288,8 +273,7 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
             v = np.where(fires, 0, v)
             sent.append(fires)
         values[node.name] = np.array(sent, np.int64)
-        spikes[node.name] = _as_images(values[node.name], node.shape)
-    return spikes
+    return _as_images(layers, values)
 
 
 def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Spikes:
@@ -308,7 +292,7 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
     Raises:
         ValueError: a number does not fit into its bits.
     """
-    values, spikes = _inputs(layers, x), {}
+    values = _inputs(layers, x)
     for node in layers.populations:
         by_sender = matrices(layers, node)
         threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
@@ -331,8 +315,7 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
                     v = v - fired * threshold
                     sent[step, b] += fired
         values[node.name] = sent
-        spikes[node.name] = _as_images(sent, node.shape)
-    return spikes
+    return _as_images(layers, values)
 
 
 speck_by_address = functools.partial(speck, inhibition_first=False)
@@ -375,7 +358,7 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
 
 def _inputs(layers: Layers, x: np.ndarray) -> dict[str, np.ndarray]:
     """The input's name -> whole numbers [T, B, N], the same at each step."""
-    whole = _channels_first(x).reshape(len(x), -1).astype(np.int64)
+    whole = np.moveaxis(x, -1, 1).reshape(len(x), -1).astype(np.int64)
     return {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
 
 
@@ -393,13 +376,9 @@ def _whole(
     return whole if name == "weights" else np.broadcast_to(whole, node.shape).ravel()
 
 
-# --------------------------------------------------------------------------- shapes
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(x, -1, 1)
-
-
-def _as_images(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[T, B, N], channels first, as [T, B, ...], channels last."""
-    return np.moveaxis(levels.reshape(*levels.shape[:2], *shape), 2, -1)
+def _as_images(layers: Layers, values: dict[str, np.ndarray]) -> Spikes:
+    """Of populations, [T, B, N], channels first, as [T, B, ...], channels last."""
+    return {
+        n.name: np.moveaxis(values[n.name].reshape(layers.steps, -1, *n.shape), 2, -1)
+        for n in layers.populations
+    }
