@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.chip_programs import matrices
+from benchmarks.chip_programs import Misfit, matrices
 from snnjax.deploy import Layers, Population, Timing
 
 MOST_NEURONS, MOST_SYNAPSES, MOST_FAN_OUT = 2**10, 2**17, 2**12 - 1
@@ -38,10 +38,6 @@ GATE = 2**13  # below which -u waits
 PAYLOAD = 2**7  # with which a graded current is the weight
 THRESHOLD, RESTING = 0, 2  # parameters of a neuron
 KINDS = ((0, 1), "zero"), ((0, 1), "subtract"), ((-1, 1), "subtract")
-
-
-class Misfit(Exception):
-    """A network that the core cannot run, or a run that proves nothing."""
 
 
 class Drive(NamedTuple):

@@ -9,6 +9,8 @@ Python or a chip.
 import dataclasses
 import functools
 import runpy
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,36 @@ from snnjax.deploy import (
     Population,
     Scale,
     SumPool,
+    Trace,
+    run,
 )
 
 Spikes = dict[str, np.ndarray]
 Weights = Convolution | Dense
+
+
+class Misfit(Exception):
+    """A network that a chip cannot run, or a run that proves nothing."""
+
+
+def run_in_bits(layers: Layers, x: np.ndarray) -> Trace:
+    """`snnjax.deploy.run`, if all potentials and x have enough bits."""
+    trace = run(layers, x)
+    if any(map(int, (*trace.overflows.values(), *trace.below.values(), trace.clipped))):
+        raise Misfit("potentials or x leave their bits; allowed: more state_bits")
+    return trace
+
+
+def compared(ours: Mapping[str, Any], theirs: Spikes) -> Counter[str]:
+    """How many levels are compared, are not 0, and are others than ours."""
+    counts: Counter[str] = Counter()
+    for name, levels in ours.items():
+        if levels.shape != theirs[name].shape:
+            raise Misfit(f"{name}: {theirs[name].shape}, not {levels.shape}")
+        counts["spikes"] += levels.size
+        counts["not_0"] += np.count_nonzero(levels)
+        counts["mismatches"] += np.count_nonzero(np.asarray(levels) != theirs[name])
+    return counts
 
 
 # ---------------------------------------------------------------------------- Akida

@@ -181,21 +181,10 @@ def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
     """How many levels are compared, are not 0, and are others than ours.
 
     Raises:
-        RuntimeError: a potential or x leaves its bits, which programs treat unlike.
+        Misfit: a potential or x leaves its bits, which programs treat unlike.
     """
-    trace = snnjax.deploy.run(layers, x)
-    counts = (*trace.overflows.values(), *trace.below.values(), trace.clipped)
-    if any(map(int, counts)):
-        raise RuntimeError(f"potentials or x leave their bits in {layers!r}")
-    theirs, counts = program(layers, x), Counter()
-    for name, levels in trace.spikes.items():
-        ours = np.asarray(levels)
-        if ours.shape != theirs[name].shape:
-            raise RuntimeError(f"{name}: {theirs[name].shape}, not {ours.shape}")
-        counts["spikes"] += ours.size
-        counts["not_0"] += np.count_nonzero(ours)
-        counts["mismatches"] += np.count_nonzero(ours != theirs[name])
-    return counts
+    trace = chip_programs.run_in_bits(layers, x)
+    return chip_programs.compared(trace.spikes, program(layers, x))
 
 
 def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
