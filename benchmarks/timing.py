@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from operator import ge, le
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,11 @@ class NotInstalled(Exception):
 
 
 def once(run: Callable[[], Any]) -> float:
-    """Seconds of ``run()``, until its arrays are there."""
-    start = time.perf_counter()
-    wait(run())
-    return time.perf_counter() - start
-
-
-def wait(result: Any) -> None:
-    """Block until every array of a JAX result is computed; torch on CPU always is."""
+    """Seconds of ``run()``, until its arrays are there; those of torch on CPU are."""
+    start, result = time.perf_counter(), run()
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(result)
+    return time.perf_counter() - start
 
 
 def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
@@ -55,7 +51,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
     os.dup2(2, 1)  # The output of libraries must not mix with the answers.
     try:
         run, facts = prepare()
-        wait(run())
+        once(run)
     except NotInstalled as missing:
         print(json.dumps({"missing": str(missing)}), file=channel)
         return
@@ -77,15 +73,10 @@ def rounds(
     """
     workers, sides = {}, {}
     try:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
         for side, command in commands.items():
-            workers[side] = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            workers[side] = subprocess.Popen(command, **pipes, **place)
             sides[side] = _answer(side, workers[side])
         names = [side for side, entry in sides.items() if "missing" not in entry]
         for side in names:
@@ -139,9 +130,7 @@ def fastest(results: Mapping[str, dict], name: str, sides: Iterable[str]) -> dic
     return max(there, key=lambda speed: speed["best"], default={})
 
 
-def with_speeds(
-    sides: dict[str, dict], name: str, batch: int, answer: str
-) -> dict[str, dict]:
+def with_speeds(sides: dict[str, dict], name: str, batch: int, answer: str) -> dict:
     """The sides of `rounds` that are installed, with images per second as ``name``.
 
     Args:
@@ -194,11 +183,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [list(head)] + [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join(lines)
+    rows = [map(str.ljust, row, widths) for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def table_of(
@@ -232,19 +218,12 @@ def _cell(value: Any) -> str:
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def target(
-    name: str,
-    value: float,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-) -> dict[str, Any]:
-    """A target and whether it was met, as `report` prints it."""
-    if at_most is not None:
-        text, met = f"{name} <= {at_most:g}", value <= at_most
-    else:
-        text, met = f"{name} >= {at_least:g}", value >= at_least
-    return {"target": text, "measured": value, "met": bool(met)}
+def target(name: str, value: float, **limit: float) -> dict[str, Any]:
+    """A target, at_most=... or at_least=..., and whether it was met, for `report`."""
+    ((kind, bound),) = limit.items()
+    sign, is_met = {"at_most": ("<=", le), "at_least": (">=", ge)}[kind]
+    met = bool(is_met(value, bound))
+    return {"target": f"{name} {sign} {bound:g}", "measured": value, "met": met}
 
 
 def targets(name: str, both: Mapping[str, float], **limit: float) -> list[dict]:
@@ -298,12 +277,10 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Options that all benchmarks share."""
-    options = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument(
-        "--out", metavar="FILE.json", type=_result_file, help="and .md beside it"
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=doc, formatter_class=as_it_is)
+    file = {"metavar": "FILE.json", "type": _result_file}
+    options.add_argument("--out", **file, help="and .md beside it")
     options.add_argument("--quick", action="store_true", help="toy size, for tests")
     options.add_argument("--side", help=argparse.SUPPRESS)
     return options
@@ -311,12 +288,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> None:
     """End the command with one line if the folder lacks one of the files."""
-    missing_names = [name for name in names if not (folder / name).is_file()]
-    if missing_names:
-        options.error(
-            f"{folder} has no {', '.join(missing_names)}; --help says what the folder "
-            "holds"
-        )
+    missing = ", ".join(name for name in names if not (folder / name).is_file())
+    if missing:
+        options.error(f"{folder} has no {missing}; --help says what the folder holds")
 
 
 def read(file: Path, reader: Callable[[Path], Any]) -> Any:
