@@ -161,28 +161,6 @@ def peak() -> tuple[Callable[[], Any], dict]:
     return functools.partial(jax.jit(jnp.matmul), a, a), {"gflop": 2 * PEAK**3 / 1e9}
 
 
-def compare(options) -> dict:
-    programs = sides(options.quick)
-    sizes = {side.name: dataclasses.asdict(side) for side in programs}
-    more = {"sizes": sizes, "rounds": options.rounds}
-    result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
-    result["machine"] |= {"device": jax.devices()[0].device_kind}
-    runs, results = {}, result["sides"]
-    makers = {side.name: functools.partial(prepare, side) for side in programs}
-    for name, make in {"peak": peak, **makers}.items():
-        print(f"compiling {name}", file=sys.stderr, flush=True)
-        runs[name], facts = make()
-        results[name] = {"facts": facts, "seconds": []}
-        timing.once(runs[name])
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            results[name]["seconds"].append(timing.once(run))
-    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
-    for side in programs:
-        add_measures(side, results, fastest)
-    return result | {"peak_gflop_per_s": fastest}
-
-
 def add_measures(side: Side, results: dict, fastest: float) -> None:
     """Images per second, and for an SNN what it costs against T times the ANN."""
     here, ann = results[side.name], results[side.ann.name]
@@ -204,20 +182,32 @@ COLUMNS |= {"images_per_s.median": "images/s", "over_t_ann": "/ T ANN"}
 COLUMNS |= {"share_of_peak": "of peak", "facts.temporary_mib": "MiB"}
 
 
-def text(result: dict) -> str:
-    sides = (size | result["sides"][name] for name, size in result["sizes"].items())
-    rows = [timing.cells(side, COLUMNS) for side in sides]
-    return timing.table([*COLUMNS.values()], rows)
-
-
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
     parser.add_argument("--rounds", metavar="N", type=timing.count, default=5)
     options = parser.parse_args(arguments)
-    if options.quick:
-        options.rounds = 1
-    result = compare(options)
-    timing.report(result, text(result), options.out)
+    rounds = 1 if options.quick else options.rounds
+    programs = sides(options.quick)
+    sizes = {side.name: dataclasses.asdict(side) for side in programs}
+    packages = ("jax", "jaxlib", "flax")
+    result = timing.new_result(__doc__, packages, sizes=sizes, rounds=rounds)
+    result["machine"] |= {"device": jax.devices()[0].device_kind}
+    runs, results = {}, result["sides"]
+    makers = {side.name: functools.partial(prepare, side) for side in programs}
+    for name, make in {"peak": peak, **makers}.items():
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        runs[name], facts = make()
+        results[name] = {"facts": facts, "seconds": []}
+        timing.once(runs[name])
+    for _ in range(rounds):
+        for name, run in runs.items():
+            results[name]["seconds"].append(timing.once(run))
+    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
+    for side in programs:
+        add_measures(side, results, fastest)
+    result |= {"peak_gflop_per_s": fastest}
+    shown = [timing.cells(sizes[name] | results[name], COLUMNS) for name in sizes]
+    timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
     return result
 
 
