@@ -131,11 +131,10 @@ class _Core:
                 lines.append(f"w {address} {target} {weight}")
                 address += 1
         longest = max(map(len, self.synapses.values()), default=0)
-        for name, found, allowed in (
-            ("neurons", self.count, MOST_NEURONS),
-            ("synapses", address, MOST_SYNAPSES),
-            ("synapses of a neuron", longest, MOST_FAN_OUT),
-        ):
+        most = {"neurons": (self.count, MOST_NEURONS)}
+        most |= {"synapses": (address, MOST_SYNAPSES)}
+        most |= {"synapses of a neuron": (longest, MOST_FAN_OUT)}
+        for name, (found, allowed) in most.items():
             if found > allowed:
                 raise Misfit(f"the network needs {found} {name}; a core has {allowed}")
         return lines
@@ -147,9 +146,8 @@ class _Core:
 def _kind(layers: Layers) -> tuple[tuple[int, ...], bool, Timing]:
     """Signs of the neurons, whether they are graded, and what the code does when."""
     if layers.arithmetic is None:
-        raise Misfit(
-            "layers are of floats; allowed: what snnjax.deploy.quantize returns"
-        )
+        allowed = "what snnjax.deploy.quantize returns"
+        raise Misfit(f"layers are of floats; allowed: {allowed}")
     times = Timing(layers.code, layers.steps, layers.wait)
     m = times.multiples
     kinds = {(node.model.levels, node.model.reset) for node in layers.populations}
@@ -159,14 +157,12 @@ def _kind(layers: Layers) -> tuple[tuple[int, ...], bool, Timing]:
     ((levels, reset),) = kinds
     is_signed, is_graded = levels[0] < 0, reset == "subtract"
     if (m[0] > 1 and not is_graded) or (PAYLOAD * m % m[0]).any():
-        raise Misfit(
-            f"{found}; allowed: subtraction, and whole 128 m_t / m_1 of m = {m}"
-        )
+        allowed = f"allowed: subtraction, and whole 128 m_t / m_1 of m = {m}"
+        raise Misfit(f"{found}; {allowed}")
     # Then a sum that was positive stays so, which is all that a latch knows.
     if is_signed and (m[:-1] < 2 * m[1:]).any():
-        raise Misfit(
-            f"{found}; allowed for both signs: m_t at least halves, not m = {m}"
-        )
+        allowed = f"allowed for both signs: m_t at least halves, not m = {m}"
+        raise Misfit(f"{found}; {allowed}")
     return (1, -1)[: 1 + is_signed], is_graded, times
 
 
@@ -281,12 +277,7 @@ def program_of(layers: Layers) -> Program:
 
 
 def _graded(
-    core: _Core,
-    drives: list[Drive],
-    fire: np.ndarray,
-    threshold: np.ndarray,
-    m: np.ndarray,
-    steps: np.ndarray,
+    core: _Core, drives: list[Drive], fire: Any, threshold: Any, m: Any, steps: Any
 ) -> np.ndarray:
     """Place "hold", "send" and latches of a population; returns "send"."""
     hold, send = core.neurons(*fire.shape), core.neurons(*fire.shape)
@@ -330,9 +321,8 @@ def recorded(program: Program, events: str) -> Recording:
                 potentials[neuron] = value
     most = max(per_step.values(), default=0)
     if most > FIFO:
-        raise Misfit(
-            f"{most} spikes in a step; a core holds {FIFO} and loses the others"
-        )
+        lost = f"a core holds {FIFO} and loses the others"
+        raise Misfit(f"{most} spikes in a step; {lost}")
     spikes, extra = {}, 0
     for name, (fire, steps, shape, _) in program.groups.items():
         own = {key: payload for key, payload in payloads.items() if key[1] in fire}
@@ -345,8 +335,6 @@ def recorded(program: Program, events: str) -> Recording:
         extra += len(own) - int(sent.sum())
         levels = sent[:, 0].astype(int) - sent[:, 1:].sum(1)
         spikes[name] = np.moveaxis(levels.reshape(-1, *shape), 1, -1)
-    sums = {
-        name: np.array([potentials[n] - REST for n in ids])
-        for name, ids in program.outputs.items()
-    }
+    pairs = program.outputs.items()
+    sums = {name: np.array([potentials[n] - REST for n in ids]) for name, ids in pairs}
     return Recording(spikes, sums, extra, most)

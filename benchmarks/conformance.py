@@ -55,22 +55,14 @@ def _neurons(p: dict[str, jax.Array], name: str, current: jax.Array) -> jax.Arra
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=numbers
-    )
+    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "padding": "SAME"}
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), **form)
 
 
 WIDTHS = {"first": (12, 20), "second": (20, 16), "dense": (16, 10), "readout": (10, 3)}
-KERNELS = {
-    "first": (3, 3, 1, 6),
-    "second": (3, 3, 6, 8),
-    "third": (3, 3, 8, 8),
-    "shortcut": (1, 1, 6, 8),
-    "dense": (128, 10),
-    "pooled": (32, 10),
-    "readout": (10, 3),
-}
+KERNELS = {"first": (3, 3, 1, 6), "second": (3, 3, 6, 8), "third": (3, 3, 8, 8)}
+KERNELS |= {"shortcut": (1, 1, 6, 8), "dense": (128, 10), "pooled": (32, 10)}
+KERNELS |= {"readout": (10, 3)}
 IMAGES = 16
 FUNCTIONS = {  # function -> shape of an image, shapes of weights
     mlp: ((12,), WIDTHS),
@@ -136,22 +128,16 @@ def comparisons() -> tuple[Comparison, ...]:
     """All of them."""
     four_bits = {"weight_bits": 4, "state_bits": 30}
     first_has_eight = four_bits | {"weight_bits": {"first/*": 8, "*": 4}}
-    akida = tuple(
-        network
-        for levels in ((0, 15), (0, 3), (0, 1))
-        for network in (
-            Network(mlp, 1, levels, 15, four_bits),
-            Network(cnn, 1, levels, 255, first_has_eight),
-        )
-    )
+    akida: tuple[Network, ...] = ()
+    for levels in ((0, 15), (0, 3), (0, 1)):
+        akida += (Network(mlp, 1, levels, 15, four_bits),)
+        akida += (Network(cnn, 1, levels, 255, first_has_eight),)
+    kinds = ((0, 1), "channel", {}), ((0, 3), "layer", {})
+    kinds += (((0, 1), "channel", {"reset": "zero"}),)
     sinabs = tuple(
         Network(fn, 6, levels, 15, {"scale": scale}, changes)
         for fn in (mlp, cnn, resnet)
-        for levels, scale, changes in (
-            ((0, 1), "channel", {}),
-            ((0, 3), "layer", {}),
-            ((0, 1), "channel", {"reset": "zero"}),
-        )
+        for levels, scale, changes in kinds
     )
     many = {"levels": (0, 255)}  # more than a neuron sends in a step
     layer = {"scale": "layer", "weight_bits": 7}  # so that biases have 8 bits
