@@ -16,30 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.deploy import (
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-    Trace,
-    run,
-)
+from snnjax import deploy
+from snnjax.deploy import Layers
 
 Spikes = dict[str, np.ndarray]
-Weights = Convolution | Dense
+Weights = deploy.Convolution | deploy.Dense
 
 
 class Misfit(Exception):
     """A network that a chip cannot run, or a run that proves nothing."""
 
 
-def run_in_bits(layers: Layers, x: np.ndarray) -> Trace:
+def run_in_bits(layers: Layers, x: np.ndarray) -> deploy.Trace:
     """`snnjax.deploy.run`, if all potentials and x have enough bits."""
-    trace = run(layers, x)
+    trace = deploy.run(layers, x)
     if any(map(int, (*trace.overflows.values(), *trace.below.values(), trace.clipped))):
         raise Misfit("potentials or x leave their bits; allowed: more state_bits")
     return trace
@@ -76,7 +66,7 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
         *before, weights = way.maps
         weights = _without_zeros(weights)
         is_first, bits = not spikes, node.model.levels[1].bit_length()
-        if is_first and isinstance(weights, Dense):
+        if is_first and isinstance(weights, deploy.Dense):
             model.add(program.InputData(images.shape[1:], 4))
         model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
         kernel = _akida_kernel(weights, before, is_first)
@@ -97,7 +87,7 @@ def _akida_layer(weights: Weights, image: Any, bits: int, is_first: bool) -> Any
     import akida as program
 
     filters = len(weights.weight)
-    if isinstance(weights, Dense):
+    if isinstance(weights, deploy.Dense):
         return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
     shape = weights.weight.shape[2:], filters
     options = {"act_bits": bits, "kernel_stride": weights.stride}
@@ -112,12 +102,12 @@ def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.nda
     Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
     layer reads images in the order channels, columns, rows.
     """
-    if isinstance(weights, Convolution):
+    if isinstance(weights, deploy.Convolution):
         kernel = weights.weight.transpose(2, 3, 1, 0)
         return kernel if is_first else kernel[::-1, ::-1]
     matrix = weights.weight
     for flatten in before:
-        assert isinstance(flatten, Flatten)
+        assert isinstance(flatten, deploy.Flatten)
         images = matrix.reshape(len(matrix), *flatten.shape)
         matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
     return matrix.T[None, None]
@@ -126,7 +116,7 @@ def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.nda
 def _without_zeros(weights: Weights) -> Weights:
     """A kernel without the zeros that layers put before it for "SAME" with a stride."""
     kernel = weights.weight
-    while isinstance(weights, Convolution) and kernel.shape[-1] % 2 == 0:
+    while isinstance(weights, deploy.Convolution) and kernel.shape[-1] % 2 == 0:
         assert not kernel[:, :, 0].any() and not kernel[:, :, :, 0].any()
         kernel = kernel[:, :, 1:, 1:]
     return dataclasses.replace(weights, weight=kernel)
@@ -164,16 +154,16 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
     for node in layers.nodes[1:]:
         arriving = [values[name] for name in node.sources if name in values]
         match node:
-            case Convolution() | Dense():
+            case deploy.Convolution() | deploy.Dense():
                 image: Any = sum(arriving)
                 image = image if image.ndim == 4 else image[:, :, None, None]
                 maps[node.name] = _convolution(node), image
-            case SumPool(window=window, stride=stride):
+            case deploy.SumPool(window=window, stride=stride):
                 pool = program.SumPool2d(window, stride)
                 values[node.name] = pool(sum(arriving))
-            case Flatten():
+            case deploy.Flatten():
                 values[node.name] = sum(arriving).flatten(1)
-            case Population():
+            case deploy.Population():
                 pairs = [maps[name] for name in node.sources]
                 neurons = _neurons(node, len(x))
                 bias = torch.tensor(_per_channel(node.bias, node.shape))
@@ -194,12 +184,12 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
 dynapcnn = functools.partial(sinabs, is_discretized=True)
 
 
-def _convolution(node: Convolution | Dense) -> Any:
+def _convolution(node: Weights) -> Any:
     """A convolution of torch; that of a dense layer is 1x1."""
     import torch
 
     kernel, options = node.weight, {}
-    if isinstance(node, Dense):
+    if isinstance(node, deploy.Dense):
         kernel = kernel[:, :, None, None]
     else:
         options = {"stride": node.stride, "padding": node.padding}
@@ -209,7 +199,7 @@ def _convolution(node: Convolution | Dense) -> Any:
     return module
 
 
-def _neurons(node: Population, count: int) -> Any:
+def _neurons(node: deploy.Population, count: int) -> Any:
     """`IAFSqueeze` with a threshold and v(0) of whole numbers, for ``count`` images."""
     import torch
     from sinabs import activation
@@ -349,7 +339,7 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
 speck_by_address = functools.partial(speck, inhibition_first=False)
 
 
-def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndarray]:
+def matrices(layers: Layers, receiver: Any) -> dict[str, np.ndarray]:
     """A matrix [N, M] of weights for each sender of a population or an output."""
     nodes = {node.name: node for node in layers.nodes}
     found: dict[str, np.ndarray] = {}
@@ -366,14 +356,14 @@ def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndar
 
 def _linear(node: Any, x: np.ndarray) -> np.ndarray:
     """A map of [B, ...], channels first, window by window."""
-    if isinstance(node, Flatten):
+    if isinstance(node, deploy.Flatten):
         return x.reshape(len(x), -1)
-    if isinstance(node, Dense):
+    if isinstance(node, deploy.Dense):
         return x @ node.weight.T
-    if isinstance(node, Scale):
+    if isinstance(node, deploy.Scale):
         return x * node.weight
-    assert isinstance(node, Convolution | SumPool)
-    is_pool = isinstance(node, SumPool)
+    assert isinstance(node, deploy.Convolution | deploy.SumPool)
+    is_pool = isinstance(node, deploy.SumPool)
     size = node.window if is_pool else node.weight.shape[2:]
     (down, right), (rows, columns) = node.stride, node.padding
     x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
@@ -391,7 +381,7 @@ def _inputs(layers: Layers, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _whole(
-    values: np.ndarray, node: Population, name: str, least: int, most: int
+    values: np.ndarray, node: deploy.Population, name: str, least: int, most: int
 ) -> np.ndarray:
     """Whole numbers: of each neuron [N], or a matrix."""
     whole = np.rint(values).astype(np.int64)

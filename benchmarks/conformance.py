@@ -1,6 +1,5 @@
 """Do other programs compute the spikes of our whole numbers? Compared one by one.
 
-    pip install -e '.[experiments,chips]'
     python -m benchmarks.conformance --out benchmarks/results/conformance.json
 
 Random networks are converted, and `snnjax.deploy.quantize` makes whole numbers of

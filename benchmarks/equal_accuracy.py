@@ -87,12 +87,11 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     source, arrays = load_source(SOURCE), np.load(folder / "inputs.npz")
     fn, variables = source_function(source), source.variables
     x, labels, network = arrays["x"], arrays["labels"], jax.jit(fn)
-    groups = [jax.device_put(x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
-    logits = network(variables, x)
+    logits, first = network(variables, x), jax.device_put(x[:BATCH])
     if side == ANN:
         ann = {"ANN": timing.percent(logits, labels)}
         facts = facts_of(logits, labels, [1], lambda steps: ann)
-        return lambda: network(variables, groups[0]), facts
+        return lambda: network(variables, first), facts
     spiking = snnjax.spiking(fn, **SNNJAX[side])
     run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
     name, waits = side.split()[1].strip(","), side == CLOSED_FORM
@@ -105,11 +104,11 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         return snnjax.convert(fn, variables, calibration, **options)
 
     def accuracies(steps: int) -> Accuracies:
-        answers = [run(converted(steps), group) for group in groups]
-        return {"best": timing.percent(np.concatenate(answers), labels)}
+        answers = timing.in_parts(functools.partial(run, converted(steps)), x, BATCH)
+        return {"best": timing.percent(answers, labels)}
 
     facts = facts_of(logits, labels, STEPS[name], accuracies)
-    return functools.partial(run, converted(facts["steps"]), groups[0]), facts
+    return functools.partial(run, converted(facts["steps"]), first), facts
 
 
 def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:

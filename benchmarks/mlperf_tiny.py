@@ -1,6 +1,5 @@
 """What do the reference networks of MLPerf Tiny keep when they are converted?
 
-    pip install -e '.[experiments]' tflite
     python -m benchmarks.mlperf_tiny --folder DIR --data_dir DATA \
         --out benchmarks/results/mlperf_tiny.json
 

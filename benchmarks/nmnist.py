@@ -1,6 +1,5 @@
 """What does the CNN of the NIR paper do on N-MNIST, as it is and converted here?
 
-    pip install -e '.[experiments,nir]' 'sinabs<3' torch
     python -m benchmarks.nmnist --folder NIR/paper/02_cnn --recordings nmnist.npz \
         --out benchmarks/results/nmnist.json
 

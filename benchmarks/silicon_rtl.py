@@ -1,8 +1,5 @@
 """Does an open RTL compute the spikes of our whole numbers? Compared one by one.
 
-    apt-get install iverilog
-    git clone https://github.com/catalyst-neuromorphic/catalyst-n1 CATALYST
-    git -C CATALYST checkout fbfd2e5
     python -m benchmarks.silicon_rtl --rtl CATALYST/rtl \
         --out benchmarks/results/silicon_rtl.json
 

@@ -1,6 +1,5 @@
 """What does a small transformer for the sentiment of sentences keep when converted?
 
-    pip install -e '.[experiments]'
     python -m benchmarks.sst2 --data DIR --training sst2 \
         --out benchmarks/results/sst2.json
 
