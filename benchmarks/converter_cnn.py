@@ -56,10 +56,9 @@ def weights(size: int) -> list[np.ndarray]:
     pixels = size // 8
     shapes = [(3, 3, 3, CHANNELS), *[(3, 3, CHANNELS, CHANNELS)] * 2]
     shapes += [(pixels * pixels * CHANNELS, HIDDEN), (HIDDEN, CLASSES)]
-    return [
-        draw.normal(0, (2 / np.prod(s[:-1])) ** 0.5, s).astype(np.float32)
-        for s in shapes
-    ]
+    scales = ((2 / np.prod(shape[:-1])) ** 0.5 for shape in shapes)
+    pairs = zip(scales, shapes, strict=True)
+    return [np.float32(draw.normal(0, *pair)) for pair in pairs]
 
 
 def images(batch: int, size: int) -> np.ndarray:

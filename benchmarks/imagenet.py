@@ -87,13 +87,9 @@ def squeezenet(params: Any, x):
     """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first."""
 
     def layer(name, x, stride=1, padding=0):
-        current = jax.lax.conv_general_dilated(
-            x,
-            params[name]["w"],
-            (stride, stride),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        form |= {"window_strides": (stride,) * 2, "padding": [(padding,) * 2] * 2}
+        current = jax.lax.conv_general_dilated(x, params[name]["w"], **form)
         return jax.nn.relu(current + params[name]["b"])
 
     def pool(x):
@@ -120,9 +116,7 @@ def squeezenet_in(folder: Path) -> Network:
     with np.load(folder / "squeezenet.npz") as file:
         for path in file.files:
             layer, _, part = path.rpartition("/")
-            array = file[path]
-            if part == "w":
-                array = array.transpose(2, 3, 1, 0)
+            array = file[path].transpose(2, 3, 1, 0) if part == "w" else file[path]
             params.setdefault(layer, {})[part] = jnp.asarray(array)
     return Network(squeezenet, params, lambda images: (images - MEAN)[..., ::-1])
 
@@ -196,9 +190,7 @@ def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, f
     return measures
 
 
-def measured(
-    network: Network, calibration, test, ann, row: Row, name: str
-) -> dict[str, Any]:
+def measured(network: Network, calibration, test, ann, row: Row, name: str) -> dict:
     """Convert for one row, and compare on the test images and labels."""
     (x, labels), (fn, params, _) = test, network
     levels, steps, wait, code = row.levels, row.steps, row.wait, CODES[row.code]
@@ -219,9 +211,7 @@ def measured(
     return comparison(outputs, ann, labels) | costs
 
 
-def one_at_a_time(
-    network: Network, calibration, held_out, steps: int
-) -> dict[str, dict]:
+def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
     """Site -> `comparison`, if it alone gives the values of ``steps`` steps.
 
     Thresholds are those of `least_squares_threshold`, per channel; all activations are
@@ -249,10 +239,8 @@ def one_at_a_time(
     ann = in_parts(functools.partial(run, exact), held_out)
     choices = {name: exact | {name: True} for name in snn.neurons}
     choices["all of them"] = dict.fromkeys(snn.neurons, True)
-    return {
-        name: comparison(in_parts(functools.partial(run, choice), held_out), ann)
-        for name, choice in choices.items()
-    }
+    runs = {name: functools.partial(run, choice) for name, choice in choices.items()}
+    return {n: comparison(in_parts(r, held_out), ann) for n, r in runs.items()}
 
 
 # --------------------------------------------------------------------- report

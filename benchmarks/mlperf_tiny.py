@@ -75,15 +75,9 @@ ROWS = Row("radix", 2), Row("radix", 4, bits=8), Row("rate", 8)
 def convolution(layer: Layer, x: Any, stride: int = 1, kernel: str = "OHWI"):
     """With a kernel of axes "OHWI", or "IHWO" for one that is depthwise."""
     weights, bias = layer
-    current = jax.lax.conv_general_dilated(
-        x,
-        weights,
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", kernel, "NHWC"),
-        feature_group_count=x.shape[-1] if kernel == "IHWO" else 1,
-    )
-    return current + bias
+    form = {"dimension_numbers": ("NHWC", kernel, "NHWC"), "padding": "SAME"}
+    form |= {"feature_group_count": x.shape[-1] if kernel == "IHWO" else 1}
+    return jax.lax.conv_general_dilated(x, weights, (stride, stride), **form) + bias
 
 
 def ds_cnn(params: list[Layer], x: Any):
@@ -148,24 +142,14 @@ def keywords(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Task]:
     """The networks, with the first `count` test inputs of each."""
     mfccs, of_mfccs = keywords(folder / LABELS)
+    test = slice(CALIBRATION, CALIBRATION + count)
+    words = mfccs[:CALIBRATION], mfccs[test], of_mfccs[test]
     cifar = data.load("cifar10", data_dir)
+    images = cifar.train_images[:CALIBRATION], cifar.test_images[:count]
+    pictures = *(x.astype(np.float32) for x in images), cifar.test_labels[:count]
     return {
-        "DS-CNN": Task(
-            ds_cnn,
-            weights(folder / DS_CNN),
-            mfccs[:CALIBRATION],
-            mfccs[CALIBRATION:][:count],
-            of_mfccs[CALIBRATION:][:count],
-            target=90,
-        ),
-        "ResNet-8": Task(
-            resnet_8,
-            weights(folder / RESNET_8),
-            cifar.train_images[:CALIBRATION].astype(np.float32),
-            cifar.test_images[:count].astype(np.float32),
-            cifar.test_labels[:count],
-            target=85,
-        ),
+        "DS-CNN": Task(ds_cnn, weights(folder / DS_CNN), *words, target=90),
+        "ResNet-8": Task(resnet_8, weights(folder / RESNET_8), *pictures, target=85),
     }
 
 

@@ -109,10 +109,8 @@ def network(folder: Path, neuron: Compartment) -> tuple[snnjax.SNN, np.ndarray]:
     weights = into, within, out = [timing.read(folder / n, np.load) for n in WEIGHTS]
     shapes = tuple(w.shape for w in weights)
     if shapes != SHAPES or any((w != np.rint(w)).any() for w in weights):
-        raise SystemExit(
-            f"{folder} has weights of the shapes {shapes}; allowed: whole numbers of "
-            f"{SHAPES}"
-        )
+        found = f"{folder} has weights of the shapes {shapes}"
+        raise SystemExit(f"{found}; allowed: whole numbers of {SHAPES}")
     params = {"in": jnp.float32(into), "out": jnp.float32(out)}
     model = snnjax.neurons.Recurrent(neuron)
     x, key = jnp.zeros((1, len(into))), jax.random.key(0)
@@ -199,11 +197,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         taken_for = potentials.argmax(-1)
         wrong = taken_for != labels
         ours = list(zip(labels[wrong], taken_for[wrong], strict=True))
-        rules[f"fires at {rule}"] = {
-            "right": 100 * float((~wrong).mean()),
-            "alike": sum((Counter(ours) & Counter(chip)).values()),
-            "mistakes": words(ours),
-        }
+        alike = sum((Counter(ours) & Counter(chip)).values())
+        counts = {"right": 100 * float((~wrong).mean()), "alike": alike}
+        rules[f"fires at {rule}"] = counts | {"mistakes": words(ours)}
     rules["the chip"] = {"right": 94.5, "alike": len(chip), "mistakes": words(chip)}
     right = rules["fires at v > V"]["right"]
     result |= {"images": len(labels), "decisions": rules}

@@ -216,10 +216,9 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
         most[node.name], room[node.name] = np.abs(totals).max(), catalyst.REST - 1
     for name, found in most.items():
         if found > room[name]:
-            raise Misfit(
-                f"potentials of {name!r} may reach {found}, and the core has room for "
-                f"{room[name]}; allowed: fewer weight_bits or steps"
-            )
+            reach = f"{found}, and the core has room for {room[name]}"
+            allowed = "allowed: fewer weight_bits or steps"
+            raise Misfit(f"potentials of {name!r} may reach {reach}; {allowed}")
     spikes = {name: np.asarray(levels) for name, levels in trace.spikes.items()}
 
     def of_image(b: int) -> Recording:

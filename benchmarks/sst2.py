@@ -155,17 +155,11 @@ def trained(
         percent = timing.percent(jax.jit(model.apply)(state[0], tokens), labels)
         print(f"epoch {len(log)}: {percent:.1f} % of held-out sentences", flush=True)
 
-    options = EPOCHS, BATCH, LEARNING_RATE, DROPPED
+    parts = {"training": training, "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED)}
+    options = {"measure": measure, "folder": folder, "depends_on": parts}
     params = model.init(jax.random.key(0), training[0][:1])
-    (params, _), _ = snnjax.training.train(
-        step,
-        (params, optimizer.init(params)),
-        functools.partial(batches, training),
-        epochs=EPOCHS,
-        measure=measure,
-        folder=folder,
-        depends_on={"training": training, "options": options},
-    )
+    state, draw = (params, optimizer.init(params)), functools.partial(batches, training)
+    (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
     return params
 
 
