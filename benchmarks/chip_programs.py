@@ -1,9 +1,8 @@
 """Programs for chips that are not ours, run on networks of whole numbers.
 
 Each is one function, (layers, x) -> {population: levels [T, B, ...], channels last}.
-The simulator of Akida and sinabs are packages. The rules of Loihi and Speck are written
-down in NumPy, from the sources that the functions name: their programs need an older
-Python or a chip.
+Akida's simulator and sinabs are packages. The rules of Loihi and Speck are written in
+NumPy, from the sources named there: their programs need an older Python or a chip.
 """
 
 import dataclasses

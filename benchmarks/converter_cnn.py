@@ -229,8 +229,9 @@ def add_ratios(results: dict[str, dict]) -> None:
     best = {lib: timing.fastest(results, speed, PEERS[lib]) for lib in TARGETS}
     for side in results.values():
         side["time_over_ann"] = timing.ratios(results[ANN][speed], side[speed])
-        over = {lib: timing.ratios(side[speed], other) for lib, other in best.items()}
-        side["speed_over"] = over
+        side["speed_over"] = {
+            lib: timing.ratios(side[speed], best[lib]) for lib in best
+        }
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -286,8 +287,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     repetitions = {name: getattr(options, name) for name in REPETITIONS}
     result = timing.new_result(__doc__, (), sizes=sizes, **repetitions)
     pythons = interpreters(options.python)
-    command = ["-m", "benchmarks.converter_cnn"]
-    command += [f"--{name}={size}" for name, size in sizes.items()]
+    command = ["-m", "benchmarks.converter_cnn", *(f"--{n}={sizes[n]}" for n in sizes)]
     commands = {
         side: [pythons[library], *command, f"--side={side}"]
         for library, sides in PEERS.items()

@@ -110,15 +110,16 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
 def compared(network: Network, reset: str) -> dict[str, dict]:
     """Rows of snnjax and sinabs under one rule."""
     ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
-    row = {"T": FRAMES, "recordings": len(network.labels)}
-    right = timing.percent(ours.sum(0), network.labels)
-    rows = {f"snnjax, reset {reset}": row | {"accuracy": right}}
+
+    def row(outputs: np.ndarray) -> dict[str, Any]:
+        right = timing.percent(outputs.sum(0), network.labels)
+        return {"T": FRAMES, "recordings": len(network.labels), "accuracy": right}
+
+    rows = {f"snnjax, reset {reset}": row(ours)}
     if theirs is not None:
-        rows[f"sinabs, reset {reset}"] = row | {
-            "accuracy": timing.percent(theirs.sum(0), network.labels),
-            "spikes": int(np.count_nonzero(theirs)),
-            "differ": int((ours != theirs).sum()),
-        }
+        counts = {"spikes": int(np.count_nonzero(theirs))}
+        counts |= {"differ": int((ours != theirs).sum())}
+        rows[f"sinabs, reset {reset}"] = row(theirs) | counts
     return rows
 
 
@@ -127,9 +128,9 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
 
 def converted(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
-    own, labels = network, np.repeat(network.labels, 3)
-    params, rows = own.snn.params, {}
-    task = mlperf_tiny.Task(own.fn, params, own.calibration, own.thirds, labels)
+    inputs = network.calibration, network.thirds, np.repeat(network.labels, 3)
+    task = mlperf_tiny.Task(network.fn, network.snn.params, *inputs)
+    rows = {}
     for row in mlperf_tiny.converted(task, ROWS):
         bits = "" if row["numbers"] == "float" else f", {row['numbers']}"
         name = f"converted, {row['code']}{bits}" if "code" in row else "ANN, on thirds"
@@ -143,15 +144,12 @@ def converted(network: Network) -> dict[str, dict]:
 
 def published(folder: Path) -> dict[str, dict]:
     """Accuracies that the paper measured."""
-    return {
-        f"{name}, by the paper": {
-            "T": FRAMES,
-            "recordings": 10_000,
-            "accuracy": 100 * float(np.load(folder / f"{file}_accuracy.npy")),
-        }
-        for file, name in PUBLISHED.items()
-        if (folder / f"{file}_accuracy.npy").exists()
-    }
+    row, rows = {"T": FRAMES, "recordings": 10_000}, {}
+    for name in PUBLISHED:
+        if (file := folder / f"{name}_accuracy.npy").exists():
+            right = 100 * float(np.load(file))
+            rows[f"{PUBLISHED[name]}, by the paper"] = row | {"accuracy": right}
+    return rows
 
 
 COLUMNS = {"T": "T", "recordings": "recordings", "accuracy": "accuracy %"}
@@ -164,8 +162,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--recordings", required=True, help="a prepared .npz file")
     choice = options.parse_args(arguments)
     timing.check_files(options, choice.folder, FILE)
-    packages = ("jax", "numpy", "nir", "sinabs", "torch")
-    result = timing.new_result(__doc__, packages)
+    result = timing.new_result(__doc__, ("jax", "numpy", "nir", "sinabs", "torch"))
     network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)
     sides = converted(network)
     for reset in ("zero", "subtract"):

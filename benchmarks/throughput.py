@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> dict:
     fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
     for side in programs:
         add_measures(side, results, fastest)
-    result |= {"peak_gflop_per_s": fastest}
+    result["peak_gflop_per_s"] = fastest
     shown = [timing.cells(sizes[name] | results[name], COLUMNS) for name in sizes]
     timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
     return result

@@ -299,16 +299,14 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(file)
     except (OSError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise SystemExit(
-            f"{file} is not what --help describes, or a pointer to it: {reason}"
-        ) from None
+        found = f"{file} is not what --help describes, or a pointer to it"
+        raise SystemExit(f"{found}: {reason}") from None
 
 
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
-    options.add_argument(
-        "--only", metavar="WORDS", help="sides with one of these, separated by commas"
-    )
+    words = "sides with one of these, separated by commas"
+    options.add_argument("--only", metavar="WORDS", help=words)
 
 
 def count(text: str) -> int:

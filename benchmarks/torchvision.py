@@ -106,8 +106,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timing.only_option(parser)
     options = parser.parse_args(arguments)
     before = timing.before(options.out).get("sides", {})
-    packages = ("jax", "torch", "torchvision", "torchax")
-    result = timing.new_result(__doc__, packages)
+    result = timing.new_result(__doc__, ("jax", "torch", "torchvision", "torchax"))
     sides = result["sides"]
     for name in NETWORKS:
         if name in before:
