@@ -229,9 +229,8 @@ def add_ratios(results: dict[str, dict]) -> None:
     best = {lib: timing.fastest(results, speed, PEERS[lib]) for lib in TARGETS}
     for side in results.values():
         side["time_over_ann"] = timing.ratios(results[ANN][speed], side[speed])
-        side["speed_over"] = {
-            lib: timing.ratios(side[speed], best[lib]) for lib in best
-        }
+        over = {lib: timing.ratios(side[speed], best[lib]) for lib in best}
+        side["speed_over"] = over
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
