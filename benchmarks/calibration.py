@@ -3,11 +3,10 @@
     python -m benchmarks.calibration --data_dir DATA \
         --out benchmarks/results/calibration.json
 
-The ResNet-20 of experiments/sources, fitted to 256 training images of CIFAR-10. A
-conversion passes through the network layer by layer: T steps of the SNN and the ANN
-itself, so its unit is T + 1 passes of the ANN over the same images. Each side is
-converted once to compile it, and then timed on other images in every round, right
-behind a pass of the ANN; medians of the rounds.
+ResNet-20 of experiments/sources, fitted to 256 training images of CIFAR-10. The unit is
+T + 1 passes of the ANN over the same images: T steps of the SNN and the ANN itself. A
+side is converted once to compile it, and then timed on other images in every round,
+right behind a pass of the ANN; medians of the rounds.
 """
 
 import functools
@@ -63,7 +62,12 @@ def converted(fn: Callable, variables: Any, side: Side, images: jax.Array) -> An
     return snnjax.convert(fn, variables, images, steps=side.steps, **options)
 
 
-def compare(options) -> dict:
+def main(arguments: list[str] | None = None) -> dict:
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data_dir", help="of TFDS; --help of experiments.convert")
+    parser.add_argument("--images", metavar="N", type=timing.count, default=IMAGES)
+    parser.add_argument("--rounds", metavar="N", type=timing.count, default=3)
+    options = parser.parse_args(arguments)
     sides = SIDES[:1] if options.quick else SIDES
     more = {"images": options.images, "rounds": options.rounds}
     result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
@@ -89,24 +93,13 @@ def compare(options) -> dict:
             seconds = timing.once(functools.partial(convert, side, x))
             results[side.name]["rounds"].append({"ann": ann, "seconds": seconds})
     for side in sides:
-        here = results[side.name]
-        here["seconds"] = statistics.median(r["seconds"] for r in here["rounds"])
-        passes = statistics.median(r["seconds"] / r["ann"] for r in here["rounds"])
-        over_t = passes / (side.steps + 1)
-        here |= {"passes": passes, "over_t": over_t}
+        here, rounds = results[side.name], results[side.name]["rounds"]
+        here["seconds"] = statistics.median(r["seconds"] for r in rounds)
+        here["passes"] = statistics.median(r["seconds"] / r["ann"] for r in rounds)
+        here["over_t"] = over_t = here["passes"] / (side.steps + 1)
         goal, at_most = f"passes of {side.name}, over T + 1", TARGETS[side.recipe]
         result["targets"].append(timing.target(goal, over_t, at_most=at_most))
-    return result
-
-
-def main(arguments: list[str] | None = None) -> dict:
-    parser = timing.parser(__doc__)
-    parser.add_argument("--data_dir", help="of TFDS; --help of experiments.convert")
-    parser.add_argument("--images", metavar="N", type=timing.count, default=IMAGES)
-    parser.add_argument("--rounds", metavar="N", type=timing.count, default=3)
-    options = parser.parse_args(arguments)
-    result = compare(options)
-    text = timing.table_of("conversion", COLUMNS, result["sides"])
+    text = timing.table_of("conversion", COLUMNS, results)
     timing.report(result, text, options.out)
     return result
 

@@ -23,13 +23,12 @@ Source: catalyst-neuromorphic/catalyst-n1 fbfd2e5, rtl/scalable_core_v2.v.
 """
 
 from collections import Counter, defaultdict
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.chip_programs import matrices
-from snnjax.deploy import Layers, Population
+from benchmarks.chip_programs import Misfit, matrices
+from snnjax.deploy import Layers, Population, Timing
 
 MOST_NEURONS, MOST_SYNAPSES, MOST_FAN_OUT = 2**10, 2**17, 2**12 - 1
 FIFO = 64  # spikes of a step; the core loses more of them without a word
@@ -39,10 +38,6 @@ GATE = 2**13  # below which -u waits
 PAYLOAD = 2**7  # with which a graded current is the weight
 THRESHOLD, RESTING = 0, 2  # parameters of a neuron
 KINDS = ((0, 1), "zero"), ((0, 1), "subtract"), ((-1, 1), "subtract")
-
-
-class Misfit(Exception):
-    """A network that the core cannot run, or a run that proves nothing."""
 
 
 class Drive(NamedTuple):
@@ -136,11 +131,10 @@ class _Core:
                 lines.append(f"w {address} {target} {weight}")
                 address += 1
         longest = max(map(len, self.synapses.values()), default=0)
-        for name, found, allowed in (
-            ("neurons", self.count, MOST_NEURONS),
-            ("synapses", address, MOST_SYNAPSES),
-            ("synapses of a neuron", longest, MOST_FAN_OUT),
-        ):
+        most = {"neurons": (self.count, MOST_NEURONS)}
+        most |= {"synapses": (address, MOST_SYNAPSES)}
+        most |= {"synapses of a neuron": (longest, MOST_FAN_OUT)}
+        for name, (found, allowed) in most.items():
             if found > allowed:
                 raise Misfit(f"the network needs {found} {name}; a core has {allowed}")
         return lines
@@ -149,41 +143,27 @@ class _Core:
 # ------------------------------------------------------------------------- numbers
 
 
-class Times(NamedTuple):
-    """What a code does, in whole numbers, and the kind of neurons that it needs."""
-
-    signs: tuple[int, ...]
-    is_graded: bool
-    multiples: np.ndarray  # m_1 .. m_T
-    inputs: np.ndarray  # units of x that arrive at a step
-    biases: np.ndarray  # units of a bias
-
-
-def _times(layers: Layers) -> Times:
+def _kind(layers: Layers) -> tuple[tuple[int, ...], bool, Timing]:
+    """Signs of the neurons, whether they are graded, and what the code does when."""
     if layers.arithmetic is None:
-        raise Misfit(
-            "layers are of floats; allowed: what snnjax.deploy.quantize returns"
-        )
-    code, steps = layers.code, layers.steps
-    m = np.rint(np.array(code.weights(steps)) / code.finest(steps)).astype(int)
-    biases = (np.arange(steps) < (steps if code.clock_runs else 1)).astype(int)
-    inputs = biases * (1 if code.clock_runs else round(1 / code.finest(steps)))
+        allowed = "what snnjax.deploy.quantize returns"
+        raise Misfit(f"layers are of floats; allowed: {allowed}")
+    times = Timing(layers.code, layers.steps, layers.wait)
+    m = times.multiples
     kinds = {(node.model.levels, node.model.reset) for node in layers.populations}
-    found = f"{code!r} with T = {steps} and levels and resets {sorted(kinds)}"
+    found = f"{times.code!r} with T = {len(m)} and levels and resets {sorted(kinds)}"
     if len(kinds) > 1 or not kinds <= {*KINDS}:
         raise Misfit(f"{found}; allowed: one of {', '.join(map(str, KINDS))}")
     ((levels, reset),) = kinds
     is_signed, is_graded = levels[0] < 0, reset == "subtract"
     if (m[0] > 1 and not is_graded) or (PAYLOAD * m % m[0]).any():
-        raise Misfit(
-            f"{found}; allowed: subtraction, and whole 128 m_t / m_1 of m = {m}"
-        )
+        allowed = f"allowed: subtraction, and whole 128 m_t / m_1 of m = {m}"
+        raise Misfit(f"{found}; {allowed}")
     # Then a sum that was positive stays so, which is all that a latch knows.
     if is_signed and (m[:-1] < 2 * m[1:]).any():
-        raise Misfit(
-            f"{found}; allowed for both signs: m_t at least halves, not m = {m}"
-        )
-    return Times((1, -1)[: 1 + is_signed], is_graded, m, inputs, biases)
+        allowed = f"allowed for both signs: m_t at least halves, not m = {m}"
+        raise Misfit(f"{found}; {allowed}")
+    return (1, -1)[: 1 + is_signed], is_graded, times
 
 
 class Numbers(NamedTuple):
@@ -197,11 +177,11 @@ class Numbers(NamedTuple):
     of_x: np.ndarray  # [N, elements of x]
     constants: np.ndarray  # [T, N], at each step
     threshold: np.ndarray  # V
-    least: list[list[np.ndarray]]  # by digit: the u that sends 1, the -u that sends -1
+    least: np.ndarray  # [2, T, N]: the u that sends 1, and the -u that sends -1
     divisor: int  # the least d
 
 
-def _numbers(layers: Layers, node: Any, times: Times) -> Numbers:
+def _numbers(layers: Layers, node: Any, times: Timing) -> Numbers:
     def whole(array: np.ndarray, unit: float = 1.0) -> np.ndarray:
         return np.broadcast_to(np.rint(array / unit), node.shape).ravel().astype(int)
 
@@ -211,33 +191,18 @@ def _numbers(layers: Layers, node: Any, times: Times) -> Numbers:
     of_x = weights.pop(layers.input.name, no_x)
     constants = times.biases[:, None] * bias
     if not isinstance(node, Population):
-        return Numbers(weights, of_x, constants, bias, [], 1)
+        return Numbers(weights, of_x, constants, bias, bias, 1)
     threshold = whole(node.threshold)
     constants[0] += whole(node.initial_potential, layers.potential_unit)
     terms = [*weights.values(), of_x, constants[1:].T, threshold[:, None]]
     d = np.gcd.reduce(np.concatenate(terms, axis=1), axis=1)
     r = constants[0] % d
     constants[0] -= r
-    least = []
-    for t in range(layers.steps):
-        p, q = _least(node.model, t, times.multiples, threshold)
-        least.append([-((r - p) // d), -((-r - q) // d)])
+    least = times.thresholds(node).reshape(2, -1, len(d))
+    least = -((np.stack([r, -r])[:, None] - least) // d)
     weights = {name: w // d[:, None] for name, w in weights.items()}
     of_x = of_x // d[:, None]
     return Numbers(weights, of_x, constants // d, threshold // d, least, int(d.min()))
-
-
-def _least(model: Any, t: int, m: np.ndarray, threshold: np.ndarray) -> list[Any]:
-    """The least u that sends 1 as digit t, and the least -u that sends -1."""
-    zone = model.last_zone if t == len(m) - 1 else model.dead_zone
-    zone = Fraction(zone).limit_denominator(10**6) if zone > 1 / 2 else Fraction(0)
-    bar = -(-2 * zone.numerator * m[t] * threshold // zone.denominator)
-    half = (m[t] - 1) * threshold // 2 if model.levels[0] else 0
-    is_late = -(-(threshold + bar) // 2) * (bar > 0)
-    return [
-        np.maximum(m[t] * threshold - half, is_late),
-        np.maximum(half + 1, -(-(bar - threshold) // 2)),
-    ]
 
 
 def _check_bits(name: str, values: Any) -> None:
@@ -255,8 +220,8 @@ def program_of(layers: Layers) -> Program:
     Raises:
         Misfit: the core has no such neurons, or too few of them, or too few bits.
     """
-    times, core, drives = _times(layers), _Core(), []
-    signs, is_graded, m = times.signs, times.is_graded, times.multiples
+    (signs, is_graded, times), core, drives = _kind(layers), _Core(), []
+    m = times.multiples
     # Steps of the core for one of ours, and from a population to the next one: in the
     # first "fire" may fire, then "hold", then "send". So the FIFO holds one kind.
     pace = 3 if is_graded else 1
@@ -299,7 +264,7 @@ def program_of(layers: Layers) -> Program:
         if is_graded:
             sends[node.name] = _graded(core, drives, fire, own.threshold, m, steps)
         for t, step in enumerate(steps):
-            for neurons, least in zip(fire, own.least[t], strict=False):
+            for neurons, least in zip(fire, own.least[:, t], strict=False):
                 core.write(step, neurons, THRESHOLD, REST + unit * least)
                 if is_graded:
                     left = least - m[t] * own.threshold
@@ -312,12 +277,7 @@ def program_of(layers: Layers) -> Program:
 
 
 def _graded(
-    core: _Core,
-    drives: list[Drive],
-    fire: np.ndarray,
-    threshold: np.ndarray,
-    m: np.ndarray,
-    steps: np.ndarray,
+    core: _Core, drives: list[Drive], fire: Any, threshold: Any, m: Any, steps: Any
 ) -> np.ndarray:
     """Place "hold", "send" and latches of a population; returns "send"."""
     hold, send = core.neurons(*fire.shape), core.neurons(*fire.shape)
@@ -361,9 +321,8 @@ def recorded(program: Program, events: str) -> Recording:
                 potentials[neuron] = value
     most = max(per_step.values(), default=0)
     if most > FIFO:
-        raise Misfit(
-            f"{most} spikes in a step; a core holds {FIFO} and loses the others"
-        )
+        lost = f"a core holds {FIFO} and loses the others"
+        raise Misfit(f"{most} spikes in a step; {lost}")
     spikes, extra = {}, 0
     for name, (fire, steps, shape, _) in program.groups.items():
         own = {key: payload for key, payload in payloads.items() if key[1] in fire}
@@ -376,8 +335,6 @@ def recorded(program: Program, events: str) -> Recording:
         extra += len(own) - int(sent.sum())
         levels = sent[:, 0].astype(int) - sent[:, 1:].sum(1)
         spikes[name] = np.moveaxis(levels.reshape(-1, *shape), 1, -1)
-    sums = {
-        name: np.array([potentials[n] - REST for n in ids])
-        for name, ids in program.outputs.items()
-    }
+    pairs = program.outputs.items()
+    sums = {name: np.array([potentials[n] - REST for n in ids]) for name, ids in pairs}
     return Recording(spikes, sums, extra, most)

@@ -1,32 +1,49 @@
 """Programs for chips that are not ours, run on networks of whole numbers.
 
 Each is one function, (layers, x) -> {population: levels [T, B, ...], channels last}.
-The simulator of Akida and sinabs are packages. The rules of Loihi and Speck are written
-down in NumPy, from the sources that the functions name: their programs need an older
-Python or a chip.
+Akida's simulator and sinabs are packages. The rules of Loihi and Speck are written in
+NumPy, from the sources named there: their programs need an older Python or a chip.
 """
 
 import dataclasses
 import functools
-import importlib.util
+import runpy
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from snnjax.deploy import (
-    Convolution,
-    Dense,
-    Flatten,
-    Layers,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
+from snnjax import deploy
+from snnjax.deploy import Layers
 
 Spikes = dict[str, np.ndarray]
+Weights = deploy.Convolution | deploy.Dense
+
+
+class Misfit(Exception):
+    """A network that a chip cannot run, or a run that proves nothing."""
+
+
+def run_in_bits(layers: Layers, x: np.ndarray) -> deploy.Trace:
+    """`snnjax.deploy.run`, if all potentials and x have enough bits."""
+    trace = deploy.run(layers, x)
+    if any(map(int, (*trace.overflows.values(), *trace.below.values(), trace.clipped))):
+        raise Misfit("potentials or x leave their bits; allowed: more state_bits")
+    return trace
+
+
+def compared(ours: Mapping[str, Any], theirs: Spikes) -> Counter[str]:
+    """How many levels are compared, are not 0, and are others than ours."""
+    counts: Counter[str] = Counter()
+    for name, levels in ours.items():
+        if levels.shape != theirs[name].shape:
+            raise Misfit(f"{name}: {theirs[name].shape}, not {levels.shape}")
+        counts["spikes"] += levels.size
+        counts["not_0"] += np.count_nonzero(levels)
+        counts["mismatches"] += np.count_nonzero(np.asarray(levels) != theirs[name])
+    return counts
 
 
 # ---------------------------------------------------------------------------- Akida
@@ -47,16 +64,13 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
         (way,) = (c for c in layers.connections if c.receiver == node.name)
         *before, weights = way.maps
         weights = _without_zeros(weights)
-        is_first = not spikes
-        bits = node.model.levels[1].bit_length()
-        if is_first and isinstance(weights, Dense):
+        is_first, bits = not spikes, node.model.levels[1].bit_length()
+        if is_first and isinstance(weights, deploy.Dense):
             model.add(program.InputData(images.shape[1:], 4))
-        model.add(_akida_layer(program, weights, images.shape[1:], bits, is_first))
+        model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
         kernel = _akida_kernel(weights, before, is_first)
-        threshold, start, bias = (
-            _per_channel(a, node.shape)
-            for a in (node.threshold, node.initial_potential, node.bias)
-        )
+        numbers = node.threshold, node.initial_potential, node.bias
+        threshold, start, bias = (_per_channel(a, node.shape) for a in numbers)
         layer = model.layers[-1]
         layer.set_variable("weights", np.ascontiguousarray(kernel, np.int8))
         layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
@@ -67,16 +81,12 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
     return spikes
 
 
-def _akida_layer(
-    program: ModuleType,
-    weights: Convolution | Dense,
-    image: tuple[int, ...],
-    bits: int,
-    is_first: bool,
-) -> Any:
+def _akida_layer(weights: Weights, image: Any, bits: int, is_first: bool) -> Any:
     """A layer of Akida, without its numbers."""
+    import akida as program
+
     filters = len(weights.weight)
-    if isinstance(weights, Dense):
+    if isinstance(weights, deploy.Dense):
         return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
     shape = weights.weight.shape[2:], filters
     options = {"act_bits": bits, "kernel_stride": weights.stride}
@@ -85,29 +95,27 @@ def _akida_layer(
     return program.Convolutional(*shape, weights_bits=4, **options)
 
 
-def _akida_kernel(
-    weights: Convolution | Dense, before: list[Any], is_first: bool
-) -> np.ndarray:
+def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.ndarray:
     """Weights as Akida stores them, found by trying.
 
     Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
     layer reads images in the order channels, columns, rows.
     """
-    if isinstance(weights, Convolution):
+    if isinstance(weights, deploy.Convolution):
         kernel = weights.weight.transpose(2, 3, 1, 0)
         return kernel if is_first else kernel[::-1, ::-1]
     matrix = weights.weight
     for flatten in before:
-        assert isinstance(flatten, Flatten)
+        assert isinstance(flatten, deploy.Flatten)
         images = matrix.reshape(len(matrix), *flatten.shape)
         matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
     return matrix.T[None, None]
 
 
-def _without_zeros(weights: Convolution | Dense) -> Convolution | Dense:
+def _without_zeros(weights: Weights) -> Weights:
     """A kernel without the zeros that layers put before it for "SAME" with a stride."""
     kernel = weights.weight
-    while isinstance(weights, Convolution) and kernel.shape[-1] % 2 == 0:
+    while isinstance(weights, deploy.Convolution) and kernel.shape[-1] % 2 == 0:
         assert not kernel[:, :, 0].any() and not kernel[:, :, :, 0].any()
         kernel = kernel[:, :, 1:, 1:]
     return dataclasses.replace(weights, weight=kernel)
@@ -137,7 +145,7 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
     import torch
     from sinabs import layers as program
 
-    images = np.repeat(_channels_first(x)[:, None], layers.steps, axis=1)
+    images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
     images = torch.tensor(images, dtype=torch.float64)
     values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
     maps: dict[str, tuple[Any, Any]] = {}
@@ -145,16 +153,16 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
     for node in layers.nodes[1:]:
         arriving = [values[name] for name in node.sources if name in values]
         match node:
-            case Convolution() | Dense():
+            case deploy.Convolution() | deploy.Dense():
                 image: Any = sum(arriving)
                 image = image if image.ndim == 4 else image[:, :, None, None]
                 maps[node.name] = _convolution(node), image
-            case SumPool(window=window, stride=stride):
+            case deploy.SumPool(window=window, stride=stride):
                 pool = program.SumPool2d(window, stride)
                 values[node.name] = pool(sum(arriving))
-            case Flatten():
+            case deploy.Flatten():
                 values[node.name] = sum(arriving).flatten(1)
-            case Population():
+            case deploy.Population():
                 pairs = [maps[name] for name in node.sources]
                 neurons = _neurons(node, len(x))
                 bias = torch.tensor(_per_channel(node.bias, node.shape))
@@ -175,12 +183,12 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
 dynapcnn = functools.partial(sinabs, is_discretized=True)
 
 
-def _convolution(node: Convolution | Dense) -> Any:
+def _convolution(node: Weights) -> Any:
     """A convolution of torch; that of a dense layer is 1x1."""
     import torch
 
     kernel, options = node.weight, {}
-    if isinstance(node, Dense):
+    if isinstance(node, deploy.Dense):
         kernel = kernel[:, :, None, None]
     else:
         options = {"stride": node.stride, "padding": node.padding}
@@ -190,7 +198,7 @@ def _convolution(node: Convolution | Dense) -> Any:
     return module
 
 
-def _neurons(node: Population, count: int) -> Any:
+def _neurons(node: deploy.Population, count: int) -> Any:
     """`IAFSqueeze` with a threshold and v(0) of whole numbers, for ``count`` images."""
     import torch
     from sinabs import activation
@@ -221,7 +229,7 @@ def _discretize(convolution: Any, neurons: Any) -> None:
         return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
 
     before = numbers()
-    _discretizer().discretize_conv_spike_(convolution, neurons)
+    _discretizer()(convolution, neurons)
     names = "weights", "biases", "thresholds", "initial potentials"
     for name, old, new in zip(names, before, numbers(), strict=True):
         if not np.array_equal(old, new):
@@ -232,20 +240,15 @@ def _discretize(convolution: Any, neurons: Any) -> None:
 
 
 @functools.cache
-def _discretizer() -> ModuleType:
-    """sinabs.backend.dynapcnn.discretize, alone.
+def _discretizer() -> Any:
+    """discretize_conv_spike_ of sinabs.backend.dynapcnn.
 
     To import the package around it would download and install drivers of chips.
     """
     import sinabs
 
-    (folder,) = sinabs.__path__
-    file = Path(folder, "backend", "dynapcnn", "discretize.py")
-    spec = importlib.util.spec_from_file_location("dynapcnn_discretize", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    file = Path(*sinabs.__path__, "backend", "dynapcnn", "discretize.py")
+    return runpy.run_path(str(file))["discretize_conv_spike_"]
 
 
 # ----------------------------------------------------------------- rules, in NumPy
@@ -267,16 +270,15 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
         ValueError: a number does not fit into its bits.
     """
     most = 2**23 - 1
-    values, spikes = _inputs(layers, x), {}
+    values = _inputs(layers, x)
     for node in layers.populations:
-        by_sender = matrices(layers, node)
         bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
         vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
         v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
         v = np.repeat(v[None], len(x), axis=0)
         doubled = {
             name: _whole(2 * matrix, node, "weights", -(2**8), 2**8 - 1)
-            for name, matrix in by_sender.items()
+            for name, matrix in matrices(layers, node).items()
         }
         sent = []
         for step in range(layers.steps):
@@ -288,8 +290,7 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
             v = np.where(fires, 0, v)
             sent.append(fires)
         values[node.name] = np.array(sent, np.int64)
-        spikes[node.name] = _as_images(values[node.name], node.shape)
-    return spikes
+    return _as_images(layers, values)
 
 
 def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Spikes:
@@ -308,7 +309,7 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
     Raises:
         ValueError: a number does not fit into its bits.
     """
-    values, spikes = _inputs(layers, x), {}
+    values = _inputs(layers, x)
     for node in layers.populations:
         by_sender = matrices(layers, node)
         threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
@@ -331,14 +332,13 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
                     v = v - fired * threshold
                     sent[step, b] += fired
         values[node.name] = sent
-        spikes[node.name] = _as_images(sent, node.shape)
-    return spikes
+    return _as_images(layers, values)
 
 
 speck_by_address = functools.partial(speck, inhibition_first=False)
 
 
-def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndarray]:
+def matrices(layers: Layers, receiver: Any) -> dict[str, np.ndarray]:
     """A matrix [N, M] of weights for each sender of a population or an output."""
     nodes = {node.name: node for node in layers.nodes}
     found: dict[str, np.ndarray] = {}
@@ -355,14 +355,14 @@ def matrices(layers: Layers, receiver: Population | Output) -> dict[str, np.ndar
 
 def _linear(node: Any, x: np.ndarray) -> np.ndarray:
     """A map of [B, ...], channels first, window by window."""
-    if isinstance(node, Flatten):
+    if isinstance(node, deploy.Flatten):
         return x.reshape(len(x), -1)
-    if isinstance(node, Dense):
+    if isinstance(node, deploy.Dense):
         return x @ node.weight.T
-    if isinstance(node, Scale):
+    if isinstance(node, deploy.Scale):
         return x * node.weight
-    assert isinstance(node, Convolution | SumPool)
-    is_pool = isinstance(node, SumPool)
+    assert isinstance(node, deploy.Convolution | deploy.SumPool)
+    is_pool = isinstance(node, deploy.SumPool)
     size = node.window if is_pool else node.weight.shape[2:]
     (down, right), (rows, columns) = node.stride, node.padding
     x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
@@ -375,12 +375,12 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
 
 def _inputs(layers: Layers, x: np.ndarray) -> dict[str, np.ndarray]:
     """The input's name -> whole numbers [T, B, N], the same at each step."""
-    whole = _channels_first(x).reshape(len(x), -1).astype(np.int64)
+    whole = np.moveaxis(x, -1, 1).reshape(len(x), -1).astype(np.int64)
     return {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
 
 
 def _whole(
-    values: np.ndarray, node: Population, name: str, least: int, most: int
+    values: np.ndarray, node: deploy.Population, name: str, least: int, most: int
 ) -> np.ndarray:
     """Whole numbers: of each neuron [N], or a matrix."""
     whole = np.rint(values).astype(np.int64)
@@ -393,13 +393,9 @@ def _whole(
     return whole if name == "weights" else np.broadcast_to(whole, node.shape).ravel()
 
 
-# --------------------------------------------------------------------------- shapes
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(x, -1, 1)
-
-
-def _as_images(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[T, B, N], channels first, as [T, B, ...], channels last."""
-    return np.moveaxis(levels.reshape(*levels.shape[:2], *shape), 2, -1)
+def _as_images(layers: Layers, values: dict[str, np.ndarray]) -> Spikes:
+    """Of populations, [T, B, N], channels first, as [T, B, ...], channels last."""
+    return {
+        n.name: np.moveaxis(values[n.name].reshape(layers.steps, -1, *n.shape), 2, -1)
+        for n in layers.populations
+    }

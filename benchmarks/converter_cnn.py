@@ -3,11 +3,10 @@
     python -m benchmarks.converter_cnn --python spikingjelly=PYTHON311 \
         --python sparxml=PYTHON313 --out benchmarks/results/converter_cnn.json
 
-The network and sizes of SpikingJelly's own converter benchmark: 3 x [Conv 3x3, 64,
-BatchNorm, ReLU, AvgPool 2x2], FC 512, ReLU, FC 1000; images 32x32x3; T=16, B=64; the
-same weights on all sides. Prints samples/s of every side, best and median over
-interleaved rounds, its time over T x the ANN's, and its speed over each peer's best.
-Before a side is timed it has to show that its last step still changes the answer.
+3 x [Conv 3x3, 64, BatchNorm, ReLU, AvgPool 2x2], FC 512, ReLU, FC 1000; images 32x32x3;
+T=16, B=64, as in SpikingJelly's own benchmark; README.md says what is compared. Prints
+samples/s of every side, its time over T x the ANN's, and its speed over each peer's
+best. Before a side is timed it has to show that its last step still changes the answer.
 """
 
 import functools
@@ -21,7 +20,6 @@ from benchmarks import timing
 
 CHANNELS, HIDDEN, CLASSES = 64, 512, 1000
 WAITING = "snnjax closed_form, wait T"
-# side -> (interpreter, distributions whose versions matter)
 ANN = "ANN, T times"
 SNNJAX = {
     "snnjax by_step": dict(execution="by_step"),
@@ -43,12 +41,8 @@ SPIKINGJELLY = {
     "SpikingJelly multi-step, channels last": ("m", True),
 }
 SPARXML = ("sparxml run_converted",)
-PEERS = {
-    "snnjax": (ANN, *SNNJAX),
-    "spikingjelly": tuple(SPIKINGJELLY),
-    "sparxml": SPARXML,
-}
-PACKAGES = {
+PEERS = {"snnjax": (ANN, *SNNJAX), "spikingjelly": (*SPIKINGJELLY,), "sparxml": SPARXML}
+PACKAGES = {  # distributions whose versions matter
     "snnjax": ("jax", "jaxlib", "flax", "numpy"),
     "spikingjelly": ("spikingjelly", "torch"),
     "sparxml": ("sparxml", "jax", "jaxlib", "flax"),
@@ -62,10 +56,9 @@ def weights(size: int) -> list[np.ndarray]:
     pixels = size // 8
     shapes = [(3, 3, 3, CHANNELS), *[(3, 3, CHANNELS, CHANNELS)] * 2]
     shapes += [(pixels * pixels * CHANNELS, HIDDEN), (HIDDEN, CLASSES)]
-    return [
-        draw.normal(0, (2 / np.prod(s[:-1])) ** 0.5, s).astype(np.float32)
-        for s in shapes
-    ]
+    scales = ((2 / np.prod(shape[:-1])) ** 0.5 for shape in shapes)
+    pairs = zip(scales, shapes, strict=True)
+    return [np.float32(draw.normal(0, *pair)) for pair in pairs]
 
 
 def images(batch: int, size: int) -> np.ndarray:
@@ -213,24 +206,6 @@ def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> No
 # --------------------------------------------------------------------- report
 
 
-def compare(options) -> dict[str, Any]:
-    """All sides, with speeds and ratios; their versions, and the targets."""
-    pythons = interpreters(options.python)
-    sizes = [f"--{name}={getattr(options, name)}" for name in SIZES]
-    commands = {
-        side: [pythons[library], "-m", "benchmarks.converter_cnn", f"--side={side}"]
-        + sizes
-        for library, sides in PEERS.items()
-        for side in sides
-        if side == ANN or timing.is_selected(side, options.only)
-    }
-    sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = timing.with_speeds(sides, "samples_per_s", options.batch, "ann")
-    add_ratios(results)
-    versions = {peer(name): side["versions"] for name, side in results.items()}
-    return {"versions": versions, "sides": sides, "targets": targets(results)}
-
-
 def interpreters(options: Sequence[str]) -> dict[str, str]:
     """Library -> interpreter, from ``--python PEER=PATH`` options."""
     paths = dict.fromkeys(PEERS, sys.executable)
@@ -244,27 +219,18 @@ def interpreters(options: Sequence[str]) -> dict[str, str]:
 
 def peer(side: str) -> str:
     """The library that a side belongs to."""
-    return next(library for library, sides in PEERS.items() if side in sides)
-
-
-def ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
-    """Quotients of two `timing.measures`."""
-    return {name: above[name] / below[name] for name in above}
+    names = [library for library, sides in PEERS.items() if side in sides]
+    return names[0] if names else "snnjax"
 
 
 def add_ratios(results: dict[str, dict]) -> None:
     """To every side: its time over T x the ANN's, its speed over each peer's best."""
-    ann = results[ANN]["samples_per_s"]
+    speed = "samples_per_s"
+    best = {lib: timing.fastest(results, speed, PEERS[lib]) for lib in TARGETS}
     for side in results.values():
-        speed = side["samples_per_s"]
-        side["time_over_ann"] = ratios(ann, speed)
-        side["speed_over"] = {}
-        for library in TARGETS:
-            names = [name for name in PEERS[library] if name in results]
-            modes = [results[name]["samples_per_s"] for name in names]
-            if modes:
-                other = max(modes, key=lambda mode: mode["best"])
-                side["speed_over"][library] = ratios(speed, other)
+        side["time_over_ann"] = timing.ratios(results[ANN][speed], side[speed])
+        over = {lib: timing.ratios(side[speed], best[lib]) for lib in best}
+        side["speed_over"] = over
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -274,43 +240,26 @@ def targets(results: dict[str, dict]) -> list[dict]:
     """
     goals = []
     signed = [results[side]["time_over_ann"] for side in SIGNED if side in results]
-    for m in timing.MEASURES if signed else ():
-        name = f"{m} time of signed spikes, by_step / (T x the ANN's)"
-        least = min(ratio[m] for ratio in signed)
-        goals.append(timing.target(name, least, at_most=1.35))
+    if signed:
+        name = "time of signed spikes, by_step / (T x the ANN's)"
+        least = {m: min(ratio[m] for ratio in signed) for m in timing.MEASURES}
+        goals += timing.targets(name, least, at_most=1.35)
     others = (WAITING, *SIGNED)
     ours = [side for side in SNNJAX if side in results and side not in others]
-    if not ours:
-        return goals
-    fastest = max(ours, key=lambda side: results[side]["samples_per_s"]["best"])
-    side = results[fastest]
-    for m in timing.MEASURES:
-        name = f"{m} time of {fastest} / (T x the ANN's)"
-        goals.append(timing.target(name, side["time_over_ann"][m], at_most=1.2))
-    for library, ratio in side["speed_over"].items():
-        for m in timing.MEASURES:
-            name = f"{m} speed of {fastest} / {library}'s fastest"
-            goals.append(timing.target(name, ratio[m], at_least=TARGETS[library]))
+    if ours:
+        fastest = max(ours, key=lambda side: results[side]["samples_per_s"]["best"])
+        side, name = results[fastest], f"time of {fastest} / (T x the ANN's)"
+        goals += timing.targets(name, side["time_over_ann"], at_most=1.2)
+        for library, ratio in side["speed_over"].items():
+            name = f"speed of {fastest} / {library}'s fastest"
+            goals += timing.targets(name, ratio, at_least=TARGETS[library])
     return goals
 
 
-def text(result: dict) -> str:
-    head = ["side", "samples/s best", "median", "time / (T x ANN) best", "median"]
-    head += [f"speed / {library}" for library in TARGETS]
-    rows = []
-    for side, entry in result["sides"].items():
-        if "missing" in entry:
-            rows.append([side, "not installed", *[None] * (len(head) - 2)])
-            continue
-        speed, ratio = entry["samples_per_s"], entry["time_over_ann"]
-        over = [entry["speed_over"].get(library) for library in TARGETS]
-        rows.append(
-            [side, speed["best"], speed["median"], ratio["best"], ratio["median"]]
-            + [other and other["best"] for other in over]
-        )
-    return timing.table(head, rows)
-
-
+COLUMNS = {"samples_per_s.best": "samples/s best", "samples_per_s.median": "median"}
+COLUMNS |= {"time_over_ann.best": "time / (T x ANN) best"}
+COLUMNS |= {"time_over_ann.median": "median"}
+COLUMNS |= {f"speed_over.{name}.best": f"speed / {name}" for name in TARGETS}
 SIZES = {"steps": 16, "batch": 64, "size": 32}  # pixels, a multiple of 8
 REPETITIONS = {"rounds": 5, "repeats": 2}
 QUICK = {"batch": 2, "size": 8, "rounds": 1, "repeats": 1}
@@ -336,8 +285,20 @@ def main(arguments: list[str] | None = None) -> dict | None:
         return None
     repetitions = {name: getattr(options, name) for name in REPETITIONS}
     result = timing.new_result(__doc__, (), sizes=sizes, **repetitions)
-    result |= compare(options)
-    timing.report(result, text(result), options.out)
+    pythons = interpreters(options.python)
+    command = ["-m", "benchmarks.converter_cnn", *(f"--{n}={sizes[n]}" for n in sizes)]
+    commands = {
+        side: [pythons[library], *command, f"--side={side}"]
+        for library, sides in PEERS.items()
+        for side in sides
+        if side == ANN or timing.is_selected(side, options.only)
+    }
+    sides = timing.rounds(commands, *repetitions.values())
+    results = timing.with_speeds(sides, "samples_per_s", options.batch, "ann")
+    add_ratios(results)
+    versions = {peer(name): side["versions"] for name, side in results.items()}
+    result |= {"versions": versions, "sides": sides, "targets": targets(results)}
+    timing.report(result, timing.table_of("side", COLUMNS, sides), options.out)
     return result
 
 

@@ -3,16 +3,10 @@
     python -m benchmarks.equal_accuracy --data_dir DATA --spikingjelly PYTHON311 \
         --out benchmarks/results/equal_accuracy.json
 
-The ResNet-20 of experiments/sources on CIFAR-10, with the same weights and the same 256
-training images for calibration on both sides. T of a side is the least one of `STEPS`
-that loses at most a point on the first 1000 test images. Each side is timed at its own
-T, in a process of its own. SpikingJelly converts by `RECIPES` and reads its output
-after the delay that it estimates. Its most accurate recipe is timed, in both step modes
-and both memory formats.
-
---folder keeps SpikingJelly's accuracies, so a second run takes minutes. There are no
-other peers: sparxml converts a sequence of layers, which a residual network is not, and
-snnTorch has no converter.
+ResNet-20 of experiments/sources on CIFAR-10. T of a side is the least one of `STEPS`
+that loses at most a point on the first 1000 test images; README.md says the rest. There
+are no other peers: sparxml converts a sequence of layers, which a residual network is
+not, and snnTorch has no converter.
 """
 
 import functools
@@ -26,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import converter_cnn, timing
-from benchmarks.converter_cnn import SPIKINGJELLY
+from benchmarks.converter_cnn import PACKAGES, SPIKINGJELLY, peer
 
 SOURCE = "experiments/sources/resnet20.safetensors"
 POINTS, BATCH = 1, 64  # of accuracy that a side may lose; images at a time
@@ -65,10 +59,6 @@ def write_inputs(file: Path, data_dir: str | None, images: int) -> None:
 Accuracies = dict[str, float]  # of recipes, in percent
 
 
-def percent(logits: Any, labels: np.ndarray) -> float:
-    return 100 * float((np.asarray(logits).argmax(-1) == labels).mean())
-
-
 def facts_of(logits: Any, labels: np.ndarray, choices: Sequence[int], measure) -> dict:
     """Facts of a side, of the first T of the choices that suffices, or of the last.
 
@@ -76,7 +66,7 @@ def facts_of(logits: Any, labels: np.ndarray, choices: Sequence[int], measure) -
         logits, labels: of the ANN.
         measure: T -> `Accuracies`.
     """
-    ann, tried = percent(logits, labels), {}
+    ann, tried = timing.percent(logits, labels), {}
     for steps in choices:
         accuracies = tried[steps] = measure(steps)
         recipe = max(accuracies, key=accuracies.__getitem__)
@@ -97,12 +87,11 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     source, arrays = load_source(SOURCE), np.load(folder / "inputs.npz")
     fn, variables = source_function(source), source.variables
     x, labels, network = arrays["x"], arrays["labels"], jax.jit(fn)
-    groups = [jax.device_put(x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
-    logits = network(variables, x)
+    logits, first = network(variables, x), jax.device_put(x[:BATCH])
     if side == ANN:
-        ann = {"ANN": percent(logits, labels)}
+        ann = {"ANN": timing.percent(logits, labels)}
         facts = facts_of(logits, labels, [1], lambda steps: ann)
-        return lambda: network(variables, groups[0]), facts
+        return lambda: network(variables, first), facts
     spiking = snnjax.spiking(fn, **SNNJAX[side])
     run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
     name, waits = side.split()[1].strip(","), side == CLOSED_FORM
@@ -115,11 +104,11 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         return snnjax.convert(fn, variables, calibration, **options)
 
     def accuracies(steps: int) -> Accuracies:
-        answers = [run(converted(steps), group) for group in groups]
-        return {"best": percent(np.concatenate(answers), labels)}
+        answers = timing.in_parts(functools.partial(run, converted(steps)), x, BATCH)
+        return {"best": timing.percent(answers, labels)}
 
     facts = facts_of(logits, labels, STEPS[name], accuracies)
-    return functools.partial(run, converted(facts["steps"]), groups[0]), facts
+    return functools.partial(run, converted(facts["steps"]), first), facts
 
 
 def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
@@ -146,7 +135,7 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     def accuracies(steps: int) -> Accuracies:
         options = dict(**nchw, steps=steps, batch=BATCH)
         sums = {name: theirs.answers(converted(name), **options) for name in RECIPES}
-        return {name: percent(answers, labels) for name, answers in sums.items()}
+        return {name: timing.percent(answers, labels) for name, answers in sums.items()}
 
     digest = hashlib.sha256((folder / "inputs.npz").read_bytes()).hexdigest()
     file = folder / f"spikingjelly_{digest[:16]}.json"
@@ -162,44 +151,35 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
 # ------------------------------------------------------------------------- the table
 
 
-def library(side: str) -> str:
-    return "spikingjelly" if side in SPIKINGJELLY else "snnjax"
+COLUMNS = {"facts.steps": "T", "facts.lost": "points lost"}
+COLUMNS |= {"images_per_s.best": "images/s best", "images_per_s.median": "median"}
+COLUMNS |= {"speed_over.median": "/ SpikingJelly's"}
 
 
 def add_speeds(results: dict[str, dict]) -> list[dict]:
     """Images per second over those of SpikingJelly's fastest mode; the targets."""
-    modes = [results[name]["images_per_s"] for name in SPIKINGJELLY if name in results]
-    fastest, goals = max(modes, key=lambda mode: mode["best"], default={}), []
+    fastest, goals = timing.fastest(results, "images_per_s", SPIKINGJELLY), []
     for name, side in results.items():
-        speed = side["images_per_s"]
-        side["speed_over"] = {m: speed[m] / fastest[m] for m in fastest}
+        side["speed_over"] = timing.ratios(side["images_per_s"], fastest)
         if name in SNNJAX:
             goal, points = f"points lost by {name}", side["facts"]["lost"]
             goals.append(timing.target(goal, points, at_most=POINTS))
-        for m, ratio in side["speed_over"].items() if name in SNNJAX else ():
-            goal = f"{m} speed of {name} / SpikingJelly's fastest"
-            goals.append(timing.target(goal, ratio, at_least=TARGETS[name]))
+            goal, over = f"speed of {name} / SpikingJelly's fastest", side["speed_over"]
+            goals += timing.targets(goal, over, at_least=TARGETS[name])
     return goals
 
 
 def text(result: dict) -> str:
     """A table of sides, and one of the accuracies for each T that was tried."""
-    head = ["side", "T", "points lost", "images/s best", "median", "/ SpikingJelly's"]
-    rows, tried = [], {}
+    tried = {}
     for name, side in result["sides"].items():
-        if "missing" in side:
-            rows.append([name, "not installed", *[None] * (len(head) - 2)])
-            continue
-        facts, speed = side["facts"], side["images_per_s"]
-        row = [name, facts["steps"], facts["lost"], *speed.values()]
-        rows.append([*row, side["speed_over"].get("median")])
         shared = "SpikingJelly" if name in SPIKINGJELLY else name
-        for steps, accuracies in facts["accuracies"].items():
+        for steps, accuracies in side.get("facts", {}).get("accuracies", {}).items():
             for recipe, accuracy in accuracies.items():
                 row = [shared, recipe, steps, f"{accuracy:.1f}"]
                 tried[shared, recipe, steps] = row
     accuracies = timing.table(["side", "recipe", "T", "accuracy %"], [*tried.values()])
-    return f"{timing.table(head, rows)}\n\n{accuracies}"
+    return f"{timing.table_of('side', COLUMNS, result['sides'])}\n\n{accuracies}"
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
@@ -214,7 +194,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     if options.side:
         prepare = spikingjelly if options.side in SPIKINGJELLY else snnjax_or_ann
         work = functools.partial(prepare, options.side, folder)
-        timing.serve(work, converter_cnn.PACKAGES[library(options.side)])
+        timing.serve(work, PACKAGES[peer(options.side)])
         return None
     images, rounds = (BATCH, 1) if options.quick else (1000, options.rounds)
     write_inputs(folder / "inputs.npz", options.data_dir, images)
@@ -223,12 +203,12 @@ def main(arguments: list[str] | None = None) -> dict | None:
     pythons = {"snnjax": sys.executable, "spikingjelly": options.spikingjelly}
     command = ["-m", "benchmarks.equal_accuracy", f"--folder={folder}"]
     commands = {
-        side: [pythons[library(side)], *command, f"--side={side}"]
+        side: [pythons[peer(side)], *command, f"--side={side}"]
         for side in (ANN, *SNNJAX, *SPIKINGJELLY)
     }
     sides = timing.rounds(commands, rounds, repeats=1)
     results = timing.with_speeds(sides, "images_per_s", BATCH, "logits")
-    versions = {library(name): side["versions"] for name, side in results.items()}
+    versions = {peer(name): side["versions"] for name, side in results.items()}
     targets = add_speeds(results)
     result |= {"versions": versions, "sides": sides, "targets": targets}
     timing.report(result, text(result), options.out)

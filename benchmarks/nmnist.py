@@ -1,6 +1,5 @@
 """What does the CNN of the NIR paper do on N-MNIST, as it is and converted here?
 
-    pip install -e '.[experiments,nir]' 'sinabs<3' torch
     python -m benchmarks.nmnist --folder NIR/paper/02_cnn --recordings nmnist.npz \
         --out benchmarks/results/nmnist.json
 
@@ -23,24 +22,18 @@ import jax
 import numpy as np
 
 import snnjax
-from benchmarks import timing
+from benchmarks import mlperf_tiny, timing
 from experiments.data import load_events
 
 FILE = "cnn_sinabs.nir"
 FRAMES = 300  # of about one millisecond
 CALIBRATION = 256
 AT_A_TIME = 10  # recordings of all frames
-PUBLISHED = {
-    "lava": "Lava",
-    "nengo": "Nengo",
-    "norse": "Norse",
-    "s2_brian2": "SpiNNaker 2, simulated",
-    "s2": "SpiNNaker 2, the chip",
-    "sinabs": "sinabs",
-    "snntorch": "snnTorch",
-    "speck": "Speck, the chip",
-    "spyx": "Spyx",
-}
+PUBLISHED = {"lava": "Lava", "nengo": "Nengo", "norse": "Norse"}
+PUBLISHED |= {"s2_brian2": "SpiNNaker 2, simulated", "s2": "SpiNNaker 2, the chip"}
+PUBLISHED |= {"sinabs": "sinabs", "snntorch": "snnTorch", "speck": "Speck, the chip"}
+PUBLISHED |= {"spyx": "Spyx"}
+ROWS = mlperf_tiny.Row("rate", 8, 0, 8), mlperf_tiny.Row("radix", 4, 1, 8)
 
 
 class Network(NamedTuple):
@@ -72,11 +65,6 @@ def network_of(folder: Path, recordings: str, count: int | None) -> Network:
     )
 
 
-def accuracy(outputs: Any, labels: np.ndarray) -> float:
-    """In percent, of outputs [T, B, classes]."""
-    return 100 * float((np.sum(outputs, 0).argmax(-1) == labels).mean())
-
-
 # ------------------------------------------------------------------ the graph as it is
 
 
@@ -86,9 +74,11 @@ def events_through(network: Network, reset: str) -> np.ndarray:
     snn = dataclasses.replace(network.snn, model=model)
     options: Any = {"inputs": "sequence", "execution": "by_step"}
     spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
-    x = np.moveaxis(network.frames, 0, 1).astype(np.float32)
-    parts = range(0, x.shape[1], AT_A_TIME)
-    return np.concatenate([spiking(snn, x[:, i : i + AT_A_TIME]) for i in parts], 1)
+
+    def run(frames: np.ndarray) -> jax.Array:
+        return spiking(snn, frames.swapaxes(0, 1).astype(np.float32))
+
+    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
 
 
 def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
@@ -101,33 +91,35 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
     except ImportError:
         return None
     rule = {"zero": activation.MembraneReset, "subtract": activation.MembraneSubtract}
-    outputs = []
-    for i in range(0, len(network.frames), AT_A_TIME):
-        x = torch.tensor(network.frames[i : i + AT_A_TIME]).float()
-        module = from_nir(network.graph, batch_size=len(x))
+
+    def run(frames: np.ndarray) -> np.ndarray:
+        module = from_nir(network.graph, batch_size=len(frames))
         for part in module.modules():
             if isinstance(part, sinabs.layers.IAFSqueeze):
                 part.spike_fn, part.min_v_mem = activation.SingleSpike, None
                 part.reset_fn = rule[reset]()
+        x = torch.tensor(frames).float().permute(0, 1, 4, 2, 3)
         with torch.no_grad():
-            spikes = module(x.permute(0, 1, 4, 2, 3).flatten(0, 1))
+            spikes = module(x.flatten(0, 1))
         spikes = spikes[0] if isinstance(spikes, tuple) else spikes
-        outputs.append(spikes.reshape(len(x), FRAMES, -1).numpy())
-    return np.concatenate(outputs).swapaxes(0, 1)
+        return spikes.reshape(len(x), FRAMES, -1).numpy().swapaxes(0, 1)
+
+    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
 
 
 def compared(network: Network, reset: str) -> dict[str, dict]:
     """Rows of snnjax and sinabs under one rule."""
     ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
-    row = {"T": FRAMES, "recordings": len(network.labels)}
-    right = accuracy(ours, network.labels)
-    rows = {f"snnjax, reset {reset}": row | {"accuracy": right}}
+
+    def row(outputs: np.ndarray) -> dict[str, Any]:
+        right = timing.percent(outputs.sum(0), network.labels)
+        return {"T": FRAMES, "recordings": len(network.labels), "accuracy": right}
+
+    rows = {f"snnjax, reset {reset}": row(ours)}
     if theirs is not None:
-        rows[f"sinabs, reset {reset}"] = row | {
-            "accuracy": accuracy(theirs, network.labels),
-            "spikes": int(np.count_nonzero(theirs)),
-            "differ": int((ours != theirs).sum()),
-        }
+        counts = {"spikes": int(np.count_nonzero(theirs))}
+        counts |= {"differ": int((ours != theirs).sum())}
+        rows[f"sinabs, reset {reset}"] = row(theirs) | counts
     return rows
 
 
@@ -136,27 +128,14 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
 
 def converted(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
-    fn, params, x = network.fn, network.snn.params, network.thirds
-    labels, calibration = np.repeat(network.labels, 3), network.calibration
-    neuron = snnjax.integrate_and_fire(levels=(-1, 1))
-    row = {"recordings": len(network.labels)}
-    ann = np.asarray(jax.jit(fn)(params, x))[None]
-    rows = {"ANN, on thirds": row | {"accuracy": accuracy(ann, labels)}}
-    for name, code, steps, wait in (
-        ("rate", snnjax.codes.rate(), 8, 0),
-        ("radix", snnjax.codes.radix(), 4, 1),
-    ):
-        options = {"code": code, "steps": steps, "wait": wait, "model": neuron}
-        snn = snnjax.convert(fn, params, calibration, **options)
-        outputs = jax.jit(snnjax.spiking(fn))(snn, x)
-        layers = snnjax.deploy.layers(fn, snn, calibration)
-        integers = snnjax.deploy.quantize(layers, calibration, weight_bits=8)
-        trace = snnjax.deploy.outputs(integers, x)
-        for numbers, answers in (("", outputs), (", 8 bits", trace.outputs)):
-            rows[f"converted, {name}{numbers}"] = row | {
-                "T": steps,
-                "accuracy": accuracy(answers, labels),
-            }
+    inputs = network.calibration, network.thirds, np.repeat(network.labels, 3)
+    task = mlperf_tiny.Task(network.fn, network.snn.params, *inputs)
+    rows = {}
+    for row in mlperf_tiny.converted(task, ROWS):
+        bits = "" if row["numbers"] == "float" else f", {row['numbers']}"
+        name = f"converted, {row['code']}{bits}" if "code" in row else "ANN, on thirds"
+        shared = {key: row[key] for key in ("T", "accuracy") if key in row}
+        rows[name] = {"recordings": len(network.labels)} | shared
     return rows
 
 
@@ -165,24 +144,16 @@ def converted(network: Network) -> dict[str, dict]:
 
 def published(folder: Path) -> dict[str, dict]:
     """Accuracies that the paper measured."""
-    return {
-        f"{name}, by the paper": {
-            "T": FRAMES,
-            "recordings": 10_000,
-            "accuracy": 100 * float(np.load(folder / f"{file}_accuracy.npy")),
-        }
-        for file, name in PUBLISHED.items()
-        if (folder / f"{file}_accuracy.npy").exists()
-    }
+    row, rows = {"T": FRAMES, "recordings": 10_000}, {}
+    for name in PUBLISHED:
+        if (file := folder / f"{name}_accuracy.npy").exists():
+            right = 100 * float(np.load(file))
+            rows[f"{PUBLISHED[name]}, by the paper"] = row | {"accuracy": right}
+    return rows
 
 
-COLUMNS = {
-    "T": "T",
-    "recordings": "recordings",
-    "accuracy": "accuracy %",
-    "spikes": "output spikes",
-    "differ": "outputs that differ",
-}
+COLUMNS = {"T": "T", "recordings": "recordings", "accuracy": "accuracy %"}
+COLUMNS |= {"spikes": "output spikes", "differ": "outputs that differ"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -191,8 +162,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--recordings", required=True, help="a prepared .npz file")
     choice = options.parse_args(arguments)
     timing.check_files(options, choice.folder, FILE)
-    packages = ("jax", "numpy", "nir", "sinabs", "torch")
-    result = timing.new_result(__doc__, packages)
+    result = timing.new_result(__doc__, ("jax", "numpy", "nir", "sinabs", "torch"))
     network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)
     sides = converted(network)
     for reset in ("zero", "subtract"):

@@ -106,15 +106,11 @@ def lsnn(weights: dict[str, jax.Array], spikes: jax.Array) -> jax.Array:
 
 def network(folder: Path, neuron: Compartment) -> tuple[snnjax.SNN, np.ndarray]:
     """The network of the files, and how many synapses each neuron has."""
-    into, within, out = (timing.read(folder / name, np.load) for name in WEIGHTS)
-    shapes = tuple(w.shape for w in (into, within, out))
-    if shapes != SHAPES or not all(
-        (w == np.rint(w)).all() for w in (into, within, out)
-    ):
-        raise SystemExit(
-            f"{folder} has weights of the shapes {shapes}; allowed: whole numbers of "
-            f"{SHAPES}"
-        )
+    weights = into, within, out = [timing.read(folder / n, np.load) for n in WEIGHTS]
+    shapes = tuple(w.shape for w in weights)
+    if shapes != SHAPES or any((w != np.rint(w)).any() for w in weights):
+        found = f"{folder} has weights of the shapes {shapes}"
+        raise SystemExit(f"{found}; allowed: whole numbers of {SHAPES}")
     params = {"in": jnp.float32(into), "out": jnp.float32(out)}
     model = snnjax.neurons.Recurrent(neuron)
     x, key = jnp.zeros((1, len(into))), jax.random.key(0)
@@ -122,7 +118,7 @@ def network(folder: Path, neuron: Compartment) -> tuple[snnjax.SNN, np.ndarray]:
     (name,) = snn.neurons
     own = snn.neurons[name]._replace(kernel=jnp.float32(within))
     snn = dataclasses.replace(snn, neurons={name: own})
-    synapses = [np.count_nonzero(w, axis=1) for w in (into, within, out)]
+    synapses = [np.count_nonzero(w, axis=1) for w in weights]
     adapts = np.arange(REGULAR + ADAPTIVE) >= REGULAR  # a synapse to its adaptation
     return snn, np.concatenate([synapses[0], synapses[1] + synapses[2] + adapts])
 
@@ -158,22 +154,13 @@ def run(
     operations = (np.concatenate([x.sum(0), spikes], 1) @ synapses).mean()
     # An adaptive neuron takes two compartments of the chip, and a readout one.
     neurons = REGULAR + 2 * ADAPTIVE + outputs.shape[-1]
-    nothing = np.zeros(())
-    measures = snnjax.measures.Measures(
-        sites={},
-        firing_rate=spikes.sum(1).mean() / (neurons * len(x)),
-        synaptic_operations=operations,
-        synaptic_additions=operations,
-        input_macs=nothing,
-        operator_macs=nothing,
-        macs=np.asarray(synapses.sum() * len(x)),  # of an ANN with this recurrence
-        neurons=np.asarray(neurons),
-        weights=np.asarray(synapses.sum()),
-        steps=np.asarray(len(x)),
-        wait=nothing,
-        bits=nothing,
-        values=np.asarray(2.0),
-    )
+    counts = {"neurons": neurons, "weights": synapses.sum(), "steps": len(x)}
+    counts |= {"firing_rate": spikes.sum(1).mean() / (neurons * len(x)), "values": 2.0}
+    counts |= {"macs": synapses.sum() * len(x)}  # of an ANN with this recurrence
+    counts |= dict.fromkeys(("synaptic_operations", "synaptic_additions"), operations)
+    counts |= dict.fromkeys(("input_macs", "operator_macs", "wait", "bits"), 0.0)
+    arrays = {name: np.asarray(count) for name, count in counts.items()}
+    measures = snnjax.measures.Measures({}, **arrays)
     return leaky(outputs, Compartment.decay), measures
 
 
@@ -195,9 +182,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timing.check_files(options, choice.mnist, *MNIST_FILES)
     images, labels = mnist(choice.mnist, None)
     if len(images) < IMAGES:
-        options.error(
-            f"{choice.mnist} has {len(images)} images; allowed: {IMAGES} or more"
-        )
+        found = f"{choice.mnist} has {len(images)} images"
+        options.error(f"{found}; allowed: {IMAGES} or more")
     result = timing.new_result(__doc__, ("jax", "numpy"))
     # The images that the notebook draws.
     drawn = np.random.RandomState(0).choice(len(images), IMAGES, replace=False)
@@ -211,43 +197,33 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         taken_for = potentials.argmax(-1)
         wrong = taken_for != labels
         ours = list(zip(labels[wrong], taken_for[wrong], strict=True))
-        rules[f"fires at {rule}"] = {
-            "right": 100 * float((~wrong).mean()),
-            "alike": sum((Counter(ours) & Counter(chip)).values()),
-            "mistakes": words(ours),
-        }
+        alike = sum((Counter(ours) & Counter(chip)).values())
+        counts = {"right": 100 * float((~wrong).mean()), "alike": alike}
+        rules[f"fires at {rule}"] = counts | {"mistakes": words(ours)}
     rules["the chip"] = {"right": 94.5, "alike": len(chip), "mistakes": words(chip)}
     right = rules["fires at v > V"]["right"]
-    result |= {
-        "images": len(labels),
-        "decisions": rules,
-        "synaptic_operations": float(measures.synaptic_operations),
-        "updates": int(measures.neurons * measures.steps),
-    }
+    result |= {"images": len(labels), "decisions": rules}
+    result |= {"synaptic_operations": float(measures.synaptic_operations)}
+    result |= {"updates": int(measures.neurons * measures.steps)}
     estimates = snnjax.energy(measures, chip=snnjax.deploy.loihi1())
-    dynamic, static, x86 = (
-        SECONDS * watts for watts in (CORE_DYNAMIC, CORE_STATIC, X86)
-    )
+    dynamic = SECONDS * CORE_DYNAMIC
     joules = {
         "measured: cores, dynamic": dynamic,
-        "measured: cores, static": static,
-        "measured: x86 core": x86,
+        "measured: cores, static": SECONDS * CORE_STATIC,
+        "measured: x86 core": SECONDS * X86,
         "estimate: operations": estimates.operations.spiking,
         "estimate: with memory": estimates.memory.spiking,
         "estimate: in integers": estimates.quantized.spiking,
         "estimate: energies of the chip": estimates.chip,
     }
-    result["sides"] = {
-        name: {"joules": 1e6 * float(e), "ratio": 100 * float(e / dynamic)}
-        for name, e in joules.items()
-    }
+    for name, e in joules.items():
+        numbers = {"joules": 1e6 * float(e), "ratio": 100 * float(e / dynamic)}
+        result["sides"][name] = numbers
     goal = timing.target("accuracy, distance from 94.5 %", abs(right - 94.5), at_most=1)
     result["targets"].append(goal)
-    tables = [
-        timing.table_of("energy", COLUMNS, result["sides"]),
-        timing.table_of(f"rule, {len(labels)} images", DECISIONS, rules),
-    ]
-    timing.report(result, "\n\n".join(tables), choice.out)
+    energy = timing.table_of("energy", COLUMNS, result["sides"])
+    decisions = timing.table_of(f"rule, {len(labels)} images", DECISIONS, rules)
+    timing.report(result, f"{energy}\n\n{decisions}", choice.out)
     return result
 
 

@@ -1,30 +1,24 @@
 """Does an open RTL compute the spikes of our whole numbers? Compared one by one.
 
-    apt-get install iverilog
-    git clone https://github.com/catalyst-neuromorphic/catalyst-n1 CATALYST
-    git -C CATALYST checkout fbfd2e5
     python -m benchmarks.silicon_rtl --rtl CATALYST/rtl \
         --out benchmarks/results/silicon_rtl.json
 
-Networks for the digits of scikit-learn are trained and converted, and
-`snnjax.deploy.quantize` makes whole numbers of them. ``catalyst.py`` places them on a
-core of Catalyst N1. Icarus Verilog runs its unmodified RTL, with ``silicon_rtl.v`` as
-the host. All spikes, those of the encoder too, and the sums at the outputs are compared
-with `snnjax.deploy.run`. A run continues with the rows that the file lacks.
+Networks for the digits are trained, converted, quantized and placed on a core of
+Catalyst N1 by ``catalyst.py``. ``silicon_rtl.v`` is the host under Icarus Verilog. All
+spikes, those of the encoder too, and the sums at the outputs are compared with
+`snnjax.deploy.run`. A run continues with the rows that the file lacks.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +28,8 @@ import optax
 
 import snnjax
 from benchmarks import catalyst, timing
-from benchmarks.catalyst import Misfit, Program, Recording
+from benchmarks.catalyst import Program, Recording
+from benchmarks.chip_programs import Misfit, compared, run_in_bits
 from experiments import data
 from snnjax.codes import Code, radix, rate
 from snnjax.deploy import Layers
@@ -51,51 +46,46 @@ FILES = {  # of its rtl/ -> what `git hash-object` says of them
 Params = dict[str, jax.Array]
 
 
-def mlp(p: Params, x: jax.Array) -> jax.Array:
+def function(p: Params, x: jax.Array) -> jax.Array:
+    """A perceptron of flat images, or a CNN: as `SHAPES` has their weights."""
     with jax.named_scope("input"):
         x = jax.nn.relu(x)
     with jax.named_scope("hidden"):
-        x = jax.nn.relu(x @ p["hidden"] + p["hidden_bias"])
-    return x @ p["readout"] + p["readout_bias"]
-
-
-def cnn(p: Params, x: jax.Array) -> jax.Array:
-    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    with jax.named_scope("input"):
-        x = jax.nn.relu(x)
-    with jax.named_scope("hidden"):
-        x = jax.lax.conv_general_dilated(x, p["hidden"], (2, 2), "SAME", **form)
+        if x.ndim == 4:
+            form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            x = jax.lax.conv_general_dilated(x, p["hidden"], (2, 2), "SAME", **form)
+        else:
+            x = x @ p["hidden"]
         x = jax.nn.relu(x + p["hidden_bias"])
     return x.reshape(len(x), -1) @ p["readout"] + p["readout_bias"]
 
 
 SHAPES = {
-    mlp: {"hidden": (64, 32), "readout": (32, 10)},
-    cnn: {"hidden": (3, 3, 1, 4), "readout": (64, 10)},
+    "perceptron": {"hidden": (64, 32), "readout": (32, 10)},
+    "CNN": {"hidden": (3, 3, 1, 4), "readout": (64, 10)},
 }
-Function = Callable[[Params, jax.Array], jax.Array]
 
 
-def images_for(fn: Function, images: np.ndarray) -> np.ndarray:
+def images_for(kind: str, images: np.ndarray) -> np.ndarray:
     """From 0 to 1; flat for the perceptron."""
     x = np.float32(images / 255)
-    return x if fn is cnn else x.reshape(len(x), -1)
+    return x if kind == "CNN" else x.reshape(len(x), -1)
 
 
 @functools.cache
-def trained(fn: Function, epochs: int) -> Params:
+def trained(kind: str, epochs: int) -> Params:
     """Its weights after training on all training images at once."""
     digits, rng = data.load("digits"), np.random.default_rng(0)
-    x, labels = images_for(fn, digits.train_images), digits.train_labels
+    x, labels = images_for(kind, digits.train_images), digits.train_labels
     params = {}
-    for name, shape in SHAPES[fn].items():
+    for name, shape in SHAPES[kind].items():
         drawn = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
         params |= {name: np.float32(drawn), f"{name}_bias": np.zeros(shape[-1:], "f")}
     optimizer = optax.adam(0.01)
 
     def loss(params):
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-        return entropy(fn(params, x), labels).mean()
+        return entropy(function(params, x), labels).mean()
 
     def step(state, _):
         params, moments = state
@@ -110,7 +100,6 @@ def trained(fn: Function, epochs: int) -> Params:
 class Network(NamedTuple):
     """How a network becomes whole numbers."""
 
-    fn: Function
     code: Code
     levels: tuple[int, int]
     reset: str
@@ -119,34 +108,32 @@ class Network(NamedTuple):
     weight_bits: int
     input_bits: int
 
-    def layers(self, epochs: int) -> Layers:
+    def layers(self, kind: str, epochs: int) -> Layers:
         """Of whole numbers, with thresholds of the largest activation.
 
         Other recipes give the encoder a bias or thresholds by which its numbers share
         no divisor, and then a payload does not hold what is left of its potential.
         """
-        params = trained(self.fn, epochs)
-        x = images_for(self.fn, data.load("digits").train_images[:256])
+        params = trained(kind, epochs)
+        x = images_for(kind, data.load("digits").train_images[:256])
         model = snnjax.integrate_and_fire(levels=self.levels)
         options = {"steps": self.steps, "code": self.code, "wait": self.wait}
         options |= {"model": model, "recipe": snnjax.max_activation()}
-        snn = snnjax.convert(self.fn, params, x, **options)
+        snn = snnjax.convert(function, params, x, **options)
         model = dataclasses.replace(snn.model, reset=self.reset)
         snn = dataclasses.replace(snn, model=model)
-        layers = snnjax.deploy.layers(self.fn, snn, x)
+        layers = snnjax.deploy.layers(function, snn, x)
         bits = {"weight_bits": self.weight_bits, "input_bits": self.input_bits}
         return snnjax.deploy.quantize(layers, x, state_bits=16, overflow="wrap", **bits)
 
 
 NETWORKS = {
-    "perceptron: rate with reset to zero": Network(
-        mlp, rate(), (0, 1), "zero", 16, 0, 8, 6
-    ),
-    "perceptron: rate": Network(mlp, rate(), (0, 1), "subtract", 16, 0, 5, 5),
-    "perceptron: radix": Network(mlp, radix(), (0, 1), "subtract", 4, 3, 2, 5),
-    "perceptron: signed radix": Network(mlp, radix(), (-1, 1), "subtract", 4, 1, 2, 5),
-    "CNN: rate with reset to zero": Network(cnn, rate(), (0, 1), "zero", 16, 0, 8, 6),
-    "CNN: radix": Network(cnn, radix(), (0, 1), "subtract", 4, 3, 3, 5),
+    "perceptron: rate with reset to zero": Network(rate(), (0, 1), "zero", 16, 0, 8, 6),
+    "perceptron: rate": Network(rate(), (0, 1), "subtract", 16, 0, 5, 5),
+    "perceptron: radix": Network(radix(), (0, 1), "subtract", 4, 3, 2, 5),
+    "perceptron: signed radix": Network(radix(), (-1, 1), "subtract", 4, 1, 2, 5),
+    "CNN: rate with reset to zero": Network(rate(), (0, 1), "zero", 16, 0, 8, 6),
+    "CNN: radix": Network(radix(), (0, 1), "subtract", 4, 3, 3, 5),
 }
 
 # ---------------------------------------------------------------------------- the RTL
@@ -156,9 +143,8 @@ def check_tools(rtl: Path) -> None:
     """Raise unless the RTL is that of `COMMIT` and Icarus Verilog is there."""
     for name, expected in FILES.items():
         if not (rtl / name).is_file():
-            raise Misfit(
-                f"{rtl} has no {name}; allowed: rtl/ of a clone of catalyst-n1"
-            )
+            allowed = "rtl/ of a clone of catalyst-n1"
+            raise Misfit(f"{rtl} has no {name}; allowed: {allowed}")
         text = (rtl / name).read_bytes()
         if hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() != expected:
             way_out = f"git checkout {COMMIT[:7]}"
@@ -216,9 +202,7 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
     Raises:
         Misfit: potentials that the core, or so many bits, may not hold.
     """
-    trace = snnjax.deploy.run(layers, x)
-    if any(map(int, (*trace.overflows.values(), *trace.below.values(), trace.clipped))):
-        raise Misfit("potentials or x leave their bits; allowed: more state_bits")
+    trace = run_in_bits(layers, x)
     weights = layers.code.weights(layers.steps)
     m_1 = round(weights[0] / weights[-1])  # extremes are v / m_n
     most = {n: m_1 * max(map(abs, map(int, e))) for n, e in trace.extremes.items()}
@@ -232,10 +216,9 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
         most[node.name], room[node.name] = np.abs(totals).max(), catalyst.REST - 1
     for name, found in most.items():
         if found > room[name]:
-            raise Misfit(
-                f"potentials of {name!r} may reach {found}, and the core has room for "
-                f"{room[name]}; allowed: fewer weight_bits or steps"
-            )
+            reach = f"{found}, and the core has room for {room[name]}"
+            allowed = "allowed: fewer weight_bits or steps"
+            raise Misfit(f"potentials of {name!r} may reach {reach}; {allowed}")
     spikes = {name: np.asarray(levels) for name, levels in trace.spikes.items()}
 
     def of_image(b: int) -> Recording:
@@ -247,21 +230,19 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
 
 def counts_of(ours: Recording, theirs: Recording) -> Counter[str]:
     """How many numbers are compared and differ."""
-    counts = Counter(mismatches=theirs.extra)
-    for name, levels in ours.spikes.items():
-        counts["spikes"] += levels.size
-        counts["not_0"] += np.count_nonzero(levels)
-        counts["mismatches"] += np.count_nonzero(levels != theirs.spikes[name])
+    counts = compared(ours.spikes, theirs.spikes)
+    counts["mismatches"] += theirs.extra
     for name, sums in ours.sums.items():
         counts["sums"] += sums.size
         counts["equal"] += np.count_nonzero(sums == theirs.sums[name])
     return counts
 
 
-def row_of(network: Network, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
+def row_of(name: str, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
     """A network on the core, image by image."""
-    layers = network.layers(epochs)
-    x = images_for(network.fn, data.load("digits").test_images[:images])
+    kind = name.partition(":")[0]
+    layers = NETWORKS[name].layers(kind, epochs)
+    x = images_for(kind, data.load("digits").test_images[:images])
     program = catalyst.program_of(layers)
     ours = expected(layers, program, x)
     with (
@@ -280,19 +261,10 @@ def row_of(network: Network, images: int, epochs: int, rtl: Path) -> dict[str, A
     return row | {name: int(counts[name]) for name in COLUMNS if name not in row}
 
 
-COLUMNS = {
-    "T": "T",
-    "bits": "bits",
-    "neurons": "neurons",
-    "synapses": "synapses",
-    "most": "most spikes in a step",
-    "spikes": "spikes compared",
-    "not_0": "not 0",
-    "mismatches": "mismatches",
-    "sums": "sums compared",
-    "equal": "equal",
-    "seconds": "CPU s per image",
-}
+COLUMNS = {"T": "T", "bits": "bits", "neurons": "neurons", "synapses": "synapses"}
+COLUMNS |= {"most": "most spikes in a step", "spikes": "spikes compared"}
+COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches", "sums": "sums compared"}
+COLUMNS |= {"equal": "equal", "seconds": "CPU s per image"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -305,8 +277,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     facts = {"sizes": {"images": images}, "rtl": COMMIT}
     result = timing.new_result(__doc__, ("jax", "numpy"), **facts)
     sides = result["sides"]
-    if given.out and Path(given.out).exists():
-        before = json.loads(Path(given.out).read_text())
+    if before := timing.before(given.out):
         if {name: before.get(name) for name in facts} != facts:
             options.error(f"{given.out} is of other images or RTL; take another name")
         sides |= before["sides"]
@@ -315,7 +286,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name in NETWORKS:
             if name not in sides and timing.is_selected(name, given.only):
                 print(f"running {name}", file=sys.stderr, flush=True)
-                sides[name] = row_of(NETWORKS[name], images, epochs, given.rtl)
+                sides[name] = row_of(name, images, epochs, given.rtl)
     except Misfit as error:
         options.error(str(error))
     for name, row in sides.items():

@@ -6,6 +6,7 @@ shortcut that He et al. (2016) pad with zeros is a 1x1 convolution with an ident
 a kernel.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,23 +36,6 @@ class Block(nn.Module):
         return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet20(nn.Module):
-    """He et al.'s network, with the names of the published weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = _conv3x3(3, 16, 1)
-        self.relu = nn.ReLU()
-        self.layer1 = _stage(16, 16, 1)
-        self.layer2 = _stage(16, 32, 2)
-        self.layer3 = _stage(32, 64, 2)
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-
 def _stage(inputs: int, channels: int, stride: int) -> nn.Module:
     """Three blocks, the first of which changes the size."""
     rest = [Block(channels, channels, 1) for _ in range(2)]
@@ -65,8 +49,13 @@ def _conv3x3(inputs: int, channels: int, stride: int) -> tuple[nn.Module, nn.Mod
 
 
 def network(arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """The network with these weights."""
-    resnet = ResNet20()
+    """He et al.'s network with these weights, which have the names of its parts."""
+    conv1, bn1 = _conv3x3(3, 16, 1)
+    parts = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
+    parts |= {"layer1": _stage(16, 16, 1), "layer2": _stage(16, 32, 2)}
+    parts |= {"layer3": _stage(32, 64, 2), "pool": nn.AdaptiveAvgPool2d(1)}
+    parts |= {"flat": nn.Flatten(), "fc": nn.Linear(64, 10)}
+    resnet = nn.Sequential(OrderedDict(parts))
     weights = {name: torch.tensor(arrays[name]) for name in arrays if "." in name}
     resnet.load_state_dict(weights, strict=False)  # the shortcuts are in no file
     return resnet.eval()

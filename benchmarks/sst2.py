@@ -1,6 +1,5 @@
 """What does a small transformer for the sentiment of sentences keep when converted?
 
-    pip install -e '.[experiments]'
     python -m benchmarks.sst2 --data DIR --training sst2 \
         --out benchmarks/results/sst2.json
 
@@ -22,7 +21,6 @@ number of the input. Accuracies are of all sentences of dev.tsv, costs of the fi
 import collections
 import csv
 import functools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ import optax
 
 import snnjax
 from benchmarks import mlperf_tiny, timing
+from benchmarks.mlperf_tiny import Row
 from experiments.models import vit
 
 FILES = "train.tsv", "dev.tsv"
@@ -43,9 +42,8 @@ PADDING, UNKNOWN = 0, 1  # tokens
 CALIBRATION, HELD_OUT = 256, 500  # sentences
 EPOCHS, BATCH, LEARNING_RATE = 4, 64, 1e-3
 DROPPED = 0.25  # share of words, and of features, in training
-# Code, T, wait; the wait that a code needs is None.
-ROWS = (("radix", 2, None), ("radix", 4, None), ("radix", 4, 3), ("radix", 8, None))
-ROWS += (("rate", 8, None),)
+ROWS = Row("radix", 2), Row("radix", 4), Row("radix", 4, 3)
+ROWS += Row("radix", 8), Row("rate", 8)
 
 Examples = tuple[np.ndarray, np.ndarray]  # tokens [N, LENGTH] and labels [N]
 
@@ -128,12 +126,6 @@ def batches(training: Examples, epoch: int) -> Iterator[tuple[Any, ...]]:
         yield np.where(is_dropped, UNKNOWN, words), labels[indices], seed
 
 
-def accuracy(model: nn.Module, params: Any, part: Examples) -> float:
-    """Of the ANN, in percent."""
-    logits = jax.jit(model.apply)(params, part[0])
-    return 100 * float((logits.argmax(-1) == part[1]).mean())
-
-
 def trained(
     model: nn.Module, training: Examples, held_out: Examples, folder: Path
 ) -> Any:
@@ -159,46 +151,24 @@ def trained(
         return (optax.apply_updates(params, updates), moments), report
 
     def measure(state, log):
-        percent = accuracy(model, state[0], held_out)
+        tokens, labels = held_out
+        percent = timing.percent(jax.jit(model.apply)(state[0], tokens), labels)
         print(f"epoch {len(log)}: {percent:.1f} % of held-out sentences", flush=True)
 
-    options = EPOCHS, BATCH, LEARNING_RATE, DROPPED
+    parts = {"training": training, "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED)}
+    options = {"measure": measure, "folder": folder, "depends_on": parts}
     params = model.init(jax.random.key(0), training[0][:1])
-    (params, _), _ = snnjax.training.train(
-        step,
-        (params, optimizer.init(params)),
-        functools.partial(batches, training),
-        epochs=EPOCHS,
-        measure=measure,
-        folder=folder,
-        depends_on={"training": training, "options": options},
-    )
+    state, draw = (params, optimizer.init(params)), functools.partial(batches, training)
+    (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
     return params
 
 
 # ------------------------------------------------------------------------- the table
 
-
-def converted(task: mlperf_tiny.Task) -> Iterator[dict[str, Any]]:
-    """The ANN, and `ROWS` of conversions."""
-    fn, params, x = task.fn, task.params, task.calibration
-    sites = snnjax.sites(fn, params, x)
-    ann = mlperf_tiny.accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
-    common = {"inputs": len(task.labels)}
-    yield common | {"numbers": "ANN, float", "accuracy": ann}
-    model = snnjax.integrate_and_fire(levels=(-1, 1))
-    for name, steps, wait in ROWS:
-        options = {"code": mlperf_tiny.CODES[name], "model": model}
-        snn = snnjax.convert(fn, params, x, steps=steps, wait=wait, **options)
-        latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
-        run = functools.partial(jax.jit(snnjax.spiking(fn)), snn)
-        row = {"numbers": "float", "code": name, "T": steps, "wait": snn.wait}
-        row |= {"latency": latency, "accuracy": mlperf_tiny.accuracy(run, task)}
-        yield common | row | mlperf_tiny.costs(task, snn)
-
-
-COLUMNS = ("numbers", "code", "T", "wait", "latency", "inputs", "accuracy")
-COLUMNS += ("spikes", "synops", "energy", "memory")
+COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "wait": "wait"}
+COLUMNS |= {
+    name: title for name, title in mlperf_tiny.COLUMNS.items() if name != "target"
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -209,22 +179,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timing.check_files(options, choice.data, *FILES)
     tokens, training, held_out, test = read(choice.data)
     count = mlperf_tiny.AT_A_TIME if choice.quick else None
-    x, labels = (array[:count] for array in test)
     model = Transformer(len(tokens) + UNKNOWN + 1)
     params = trained(model, training, held_out, choice.training)
-    calibration = held_out[0][:CALIBRATION]
-    task = mlperf_tiny.Task(model.apply, params, calibration, x, labels)
+    calibration, test = held_out[0][:CALIBRATION], [array[:count] for array in test]
+    task = mlperf_tiny.Task(model.apply, params, calibration, *test)
     rows: list[dict[str, Any]] = []
     sizes = {"words": len(tokens), "phrases": len(training[1])}
     result = timing.new_result(__doc__, ("jax", "flax", "numpy"), sizes=sizes)
     result["sides"] = {"transformer": rows}
-    head = [mlperf_tiny.COLUMNS.get(name, name) for name in COLUMNS]
-    for row in converted(task):  # a row takes minutes
+    for row in mlperf_tiny.converted(task, ROWS):  # a row takes minutes
         rows.append(row)
-        cells = [list(map(row.get, COLUMNS)) for row in rows]
-        timing.report(result, timing.table(head, cells), choice.out)
+        cells = [timing.cells(row, COLUMNS) for row in rows]
+        timing.report(result, timing.table([*COLUMNS.values()], cells), choice.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,13 +2,11 @@
 
     python -m benchmarks.throughput --out benchmarks/results/throughput.json
 
-Images per second of He's ResNet-20 (random weights, calibrated thresholds), and what T,
-the batch and the depth change: one of them at a time, from T=8, 64 images, 20 layers.
-The ratio is time over T times the time of the ANN, which would be the cost if a step
-cost as much as the ANN does. Beside it: the share of the device's peak (measured by a
-matrix product in the same run) that T times the ANN's operations in that time are, and
-the temporary memory that XLA plans. All in one process, in rounds over all sides;
-medians of the rounds.
+He's ResNet-20 (random weights, calibrated thresholds), and what T, the batch and the
+depth change: one of them at a time, from T=8, 64 images, 20 layers. The ratio would be
+1 if a step cost as much as the ANN does. The device's peak is that of a matrix product
+in the same run, and the memory what XLA plans. All in one process, in rounds over all
+sides; medians of the rounds.
 """
 
 import dataclasses
@@ -163,28 +161,6 @@ def peak() -> tuple[Callable[[], Any], dict]:
     return functools.partial(jax.jit(jnp.matmul), a, a), {"gflop": 2 * PEAK**3 / 1e9}
 
 
-def compare(options) -> dict:
-    programs = sides(options.quick)
-    sizes = {side.name: dataclasses.asdict(side) for side in programs}
-    more = {"sizes": sizes, "rounds": options.rounds}
-    result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
-    result["machine"] |= {"device": jax.devices()[0].device_kind}
-    runs, results = {}, result["sides"]
-    makers = {side.name: functools.partial(prepare, side) for side in programs}
-    for name, make in {"peak": peak, **makers}.items():
-        print(f"compiling {name}", file=sys.stderr, flush=True)
-        runs[name], facts = make()
-        results[name] = {"facts": facts, "seconds": []}
-        timing.once(runs[name])
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            results[name]["seconds"].append(timing.once(run))
-    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
-    for side in programs:
-        add_measures(side, results, fastest)
-    return result | {"peak_gflop_per_s": fastest}
-
-
 def add_measures(side: Side, results: dict, fastest: float) -> None:
     """Images per second, and for an SNN what it costs against T times the ANN."""
     here, ann = results[side.name], results[side.ann.name]
@@ -201,25 +177,37 @@ def add_measures(side: Side, results: dict, fastest: float) -> None:
         here["share_of_peak"] = gflop / statistics.median(here["seconds"]) / fastest
 
 
-def text(result: dict) -> str:
-    head = ["side", "T", "batch", "layers", "images/s", "/ T ANN", "of peak", "MiB"]
-    rows = []
-    for name, size in result["sizes"].items():
-        side = result["sides"][name]
-        row = [size["mode"], size["steps"], size["batch"], size["layers"]]
-        row += [side["images_per_s"]["median"], side.get("over_t_ann")]
-        rows.append([*row, side.get("share_of_peak"), side["facts"]["temporary_mib"]])
-    return timing.table(head, rows)
+COLUMNS = {"mode": "side", "steps": "T", "batch": "batch", "layers": "layers"}
+COLUMNS |= {"images_per_s.median": "images/s", "over_t_ann": "/ T ANN"}
+COLUMNS |= {"share_of_peak": "of peak", "facts.temporary_mib": "MiB"}
 
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
     parser.add_argument("--rounds", metavar="N", type=timing.count, default=5)
     options = parser.parse_args(arguments)
-    if options.quick:
-        options.rounds = 1
-    result = compare(options)
-    timing.report(result, text(result), options.out)
+    rounds = 1 if options.quick else options.rounds
+    programs = sides(options.quick)
+    sizes = {side.name: dataclasses.asdict(side) for side in programs}
+    packages = ("jax", "jaxlib", "flax")
+    result = timing.new_result(__doc__, packages, sizes=sizes, rounds=rounds)
+    result["machine"] |= {"device": jax.devices()[0].device_kind}
+    runs, results = {}, result["sides"]
+    makers = {side.name: functools.partial(prepare, side) for side in programs}
+    for name, make in {"peak": peak, **makers}.items():
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        runs[name], facts = make()
+        results[name] = {"facts": facts, "seconds": []}
+        timing.once(runs[name])
+    for _ in range(rounds):
+        for name, run in runs.items():
+            results[name]["seconds"].append(timing.once(run))
+    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
+    for side in programs:
+        add_measures(side, results, fastest)
+    result["peak_gflop_per_s"] = fastest
+    shown = [timing.cells(sizes[name] | results[name], COLUMNS) for name in sizes]
+    timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
     return result
 
 

@@ -8,6 +8,7 @@ after the other, so a busy minute of the machine slows all of them alike.
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -16,10 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from operator import ge, le
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,16 +33,11 @@ class NotInstalled(Exception):
 
 
 def once(run: Callable[[], Any]) -> float:
-    """Seconds of ``run()``, until its arrays are there."""
-    start = time.perf_counter()
-    wait(run())
-    return time.perf_counter() - start
-
-
-def wait(result: Any) -> None:
-    """Block until every array of a JAX result is computed; torch on CPU always is."""
+    """Seconds of ``run()``, until its arrays are there; those of torch on CPU are."""
+    start, result = time.perf_counter(), run()
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(result)
+    return time.perf_counter() - start
 
 
 def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
@@ -52,7 +51,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
     os.dup2(2, 1)  # The output of libraries must not mix with the answers.
     try:
         run, facts = prepare()
-        wait(run())
+        once(run)
     except NotInstalled as missing:
         print(json.dumps({"missing": str(missing)}), file=channel)
         return
@@ -74,15 +73,10 @@ def rounds(
     """
     workers, sides = {}, {}
     try:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
         for side, command in commands.items():
-            workers[side] = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            workers[side] = subprocess.Popen(command, **pipes, **place)
             sides[side] = _answer(side, workers[side])
         names = [side for side, entry in sides.items() if "missing" not in entry]
         for side in names:
@@ -125,9 +119,18 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     return dict(zip(MEASURES, map(unit, both), strict=True))
 
 
-def with_speeds(
-    sides: dict[str, dict], name: str, batch: int, answer: str
-) -> dict[str, dict]:
+def ratios(above: Mapping[str, float], below: Mapping[str, float]) -> dict[str, float]:
+    """Quotients of two `measures`; none, if nothing is below."""
+    return {name: above[name] / below[name] for name in below}
+
+
+def fastest(results: Mapping[str, dict], name: str, sides: Iterable[str]) -> dict:
+    """The `measures` ``name`` of the fastest side that has results; {} of none."""
+    there = (results[side][name] for side in sides if side in results)
+    return max(there, key=lambda speed: speed["best"], default={})
+
+
+def with_speeds(sides: dict[str, dict], name: str, batch: int, answer: str) -> dict:
     """The sides of `rounds` that are installed, with images per second as ``name``.
 
     Args:
@@ -141,6 +144,17 @@ def with_speeds(
     for side in results.values():
         side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
     return results
+
+
+def percent(logits: Any, labels: Any) -> float:
+    """Right answers of [N, classes]."""
+    return 100 * float((np.asarray(logits).argmax(-1) == np.asarray(labels)).mean())
+
+
+def in_parts(run: Callable, x: Any, size: int, axis: int = 0) -> Any:
+    """``run`` on so many of x at a time; its examples are along the axis."""
+    parts = [run(x[start : start + size]) for start in range(0, len(x), size)]
+    return np.concatenate(parts, axis)
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -169,23 +183,31 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [list(head)] + [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join(lines)
+    rows = [map(str.ljust, row, widths) for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def table_of(
     title: str, columns: Mapping[str, str], sides: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """A row for each side: its name under ``title``, and its numbers.
+    """A row for each side: its name under ``title``, and its `cells`.
 
     Args:
-        columns: name of a number -> title of its column.
+        columns: name of a number -> title of its column; "a.b" is b of the dict a.
     """
-    rows = [[name, *map(side.get, columns)] for name, side in sides.items()]
+    rows = [[name, *cells(side, columns)] for name, side in sides.items()]
     return table([title, *columns.values()], rows)
+
+
+def cells(side: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """The numbers of a side in the order of the columns."""
+    if "missing" in side:
+        return ["not installed", *[None] * (len(columns) - 1)]
+
+    def part(of: Any, key: str) -> Any:
+        return (of or {}).get(key)
+
+    return [functools.reduce(part, name.split("."), side) for name in columns]
 
 
 def _cell(value: Any) -> str:
@@ -196,19 +218,17 @@ def _cell(value: Any) -> str:
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def target(
-    name: str,
-    value: float,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-) -> dict[str, Any]:
-    """A target and whether it was met, as `report` prints it."""
-    if at_most is not None:
-        text, met = f"{name} <= {at_most:g}", value <= at_most
-    else:
-        text, met = f"{name} >= {at_least:g}", value >= at_least
-    return {"target": text, "measured": value, "met": bool(met)}
+def target(name: str, value: float, **limit: float) -> dict[str, Any]:
+    """A target, at_most=... or at_least=..., and whether it was met, for `report`."""
+    ((kind, bound),) = limit.items()
+    sign, is_met = {"at_most": ("<=", le), "at_least": (">=", ge)}[kind]
+    met = bool(is_met(value, bound))
+    return {"target": f"{name} {sign} {bound:g}", "measured": value, "met": met}
+
+
+def targets(name: str, both: Mapping[str, float], **limit: float) -> list[dict]:
+    """A target for each of two `measures`."""
+    return [target(f"{m} {name}", value, **limit) for m, value in both.items()]
 
 
 def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any]:
@@ -227,6 +247,11 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
         "sides": {},
         "targets": [],
     }
+
+
+def before(out: str | None) -> dict[str, Any]:
+    """The result that a run continues: that of the file, or nothing."""
+    return json.loads(Path(out).read_text()) if out and Path(out).exists() else {}
 
 
 def report(result: dict[str, Any], text: str, out: str | None) -> None:
@@ -252,12 +277,10 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Options that all benchmarks share."""
-    options = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument(
-        "--out", metavar="FILE.json", type=_result_file, help="and .md beside it"
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=doc, formatter_class=as_it_is)
+    file = {"metavar": "FILE.json", "type": _result_file}
+    options.add_argument("--out", **file, help="and .md beside it")
     options.add_argument("--quick", action="store_true", help="toy size, for tests")
     options.add_argument("--side", help=argparse.SUPPRESS)
     return options
@@ -265,12 +288,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> None:
     """End the command with one line if the folder lacks one of the files."""
-    missing_names = [name for name in names if not (folder / name).is_file()]
-    if missing_names:
-        options.error(
-            f"{folder} has no {', '.join(missing_names)}; --help says what the folder "
-            "holds"
-        )
+    missing = ", ".join(name for name in names if not (folder / name).is_file())
+    if missing:
+        options.error(f"{folder} has no {missing}; --help says what the folder holds")
 
 
 def read(file: Path, reader: Callable[[Path], Any]) -> Any:
@@ -279,16 +299,14 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(file)
     except (OSError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise SystemExit(
-            f"{file} is not what --help describes, or a pointer to it: {reason}"
-        ) from None
+        found = f"{file} is not what --help describes, or a pointer to it"
+        raise SystemExit(f"{found}: {reason}") from None
 
 
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
-    options.add_argument(
-        "--only", metavar="WORDS", help="sides with one of these, separated by commas"
-    )
+    words = "sides with one of these, separated by commas"
+    options.add_argument("--only", metavar="WORDS", help=words)
 
 
 def count(text: str) -> int:

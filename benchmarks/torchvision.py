@@ -9,10 +9,8 @@ one: |mean output - ANN| / |ANN|, with a radix code at T = 4, by `snnjax.light()
 Networks that the file has already are not run again, so a run can be continued.
 """
 
-import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,33 +18,18 @@ import numpy as np
 from benchmarks import timing
 
 # Name -> pixels of an image, and what the network needs to be told.
-NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
-    "alexnet": (64, {}),
-    "vgg11": (32, {}),
-    "vgg11_bn": (32, {}),
-    "squeezenet1_0": (64, {}),
-    "squeezenet1_1": (64, {}),
-    "resnet18": (64, {}),
-    "resnet50": (64, {}),
-    "resnext50_32x4d": (64, {}),
-    "wide_resnet50_2": (64, {}),
-    "densenet121": (64, {}),
-    "googlenet": (64, {"init_weights": False, "aux_logits": False}),
-    "inception_v3": (96, {"init_weights": False}),
-    "shufflenet_v2_x0_5": (64, {}),
-    "mnasnet0_5": (64, {}),
-    "regnet_x_400mf": (64, {}),
-    "mobilenet_v2": (64, {}),
-    "mobilenet_v3_small": (64, {}),
-    "regnet_y_400mf": (64, {}),
-    "efficientnet_b0": (64, {}),
-    "efficientnet_v2_s": (64, {}),
-    "convnext_tiny": (64, {}),
-    "vit_b_32": (64, {"image_size": 64}),
-    "swin_t": (64, {}),
-    "swin_v2_t": (64, {}),
-    "maxvit_t": (224, {}),  # its windows have 7 x 7 pixels at all resolutions
-}
+NETWORKS: dict[str, tuple[int, dict[str, Any]]] = dict.fromkeys(
+    "alexnet vgg11 vgg11_bn squeezenet1_0 squeezenet1_1 resnet18 resnet50 "
+    "resnext50_32x4d wide_resnet50_2 densenet121 googlenet inception_v3 "
+    "shufflenet_v2_x0_5 mnasnet0_5 regnet_x_400mf mobilenet_v2 mobilenet_v3_small "
+    "regnet_y_400mf efficientnet_b0 efficientnet_v2_s convnext_tiny vit_b_32 swin_t "
+    "swin_v2_t maxvit_t".split(),
+    (64, {}),
+)
+NETWORKS["googlenet"] = 64, {"init_weights": False, "aux_logits": False}
+NETWORKS["inception_v3"] = 96, {"init_weights": False}
+NETWORKS["vit_b_32"] = 64, {"image_size": 64}
+NETWORKS["maxvit_t"] = 224, {}  # its windows have 7 x 7 pixels at all resolutions
 CONVERTED = ("squeezenet1_1", "resnet18", "mobilenet_v2", "vit_b_32")
 COUNTED = {"relu", "clipped relu", "max-pool", "encoder"}  # in columns of their own
 
@@ -122,10 +105,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
-    out = Path(options.out) if options.out else None
-    before = json.loads(out.read_text())["sides"] if out and out.exists() else {}
-    packages = ("jax", "torch", "torchvision", "torchax")
-    result = timing.new_result(__doc__, packages)
+    before = timing.before(options.out).get("sides", {})
+    result = timing.new_result(__doc__, ("jax", "torch", "torchvision", "torchax"))
     sides = result["sides"]
     for name in NETWORKS:
         if name in before:

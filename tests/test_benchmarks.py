@@ -576,7 +576,6 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     networks = {"kws_ref_model_float32": ds_cnn, "pretrainedResnet": resnet}
     monkeypatch.setattr(mlperf_tiny, "weights", lambda file: networks[file.stem])
     monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 16)
-    monkeypatch.setattr(mlperf_tiny, "ROWS", (("radix", 4, 8),))
     compile_least(monkeypatch)
 
     whole = rng.integers(60, 107, (24, 49, 10, 1)).astype(np.int8)
@@ -597,7 +596,8 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     np.testing.assert_array_equal(words.labels, labels[16:])
     run = jax.jit(lambda x: pictures.fn(resnet, x)[None])
     assert mlperf_tiny.accuracy(run, pictures) == 100
-    ann, spiking, integers = rows = mlperf_tiny.converted(words)
+    digits = mlperf_tiny.Row("radix", 4, bits=8)
+    ann, spiking, integers = rows = [*mlperf_tiny.converted(words, [digits])]
     assert ann["accuracy"] == 100 and ann["inputs"] == 8
     assert spiking["spikes"] > 0 < spiking["energy"]
     assert spiking["latency"] == integers["latency"] == 4 + 3  # a wait of 1
@@ -609,7 +609,8 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
 @pytest.fixture
 def phrases(monkeypatch, tmp_path):
     """A folder of few phrases, and a transformer of few features."""
-    for name, value in {"LENGTH": 6, "EPOCHS": 1, "ROWS": [("radix", 2, None)]}.items():
+    rows = [mlperf_tiny.Row("radix", 2)]
+    for name, value in {"LENGTH": 6, "EPOCHS": 1, "ROWS": rows}.items():
         monkeypatch.setattr(sst2, name, value)
     small = functools.partial(sst2.Transformer, features=8, blocks=1)
     monkeypatch.setattr(sst2, "Transformer", small)
@@ -641,7 +642,7 @@ def test_sst2(phrases, monkeypatch, capsys):
     options = ["--data", str(phrases), *training, "--out", str(out)]
     tasks, snns = [], []
     with monkeypatch.context() as patch:
-        patch.setattr(sst2, "converted", lambda task: tasks.append(task) or [])
+        patch.setattr(mlperf_tiny, "converted", lambda *t: tasks.append(t[0]) or [])
         sst2.main(options)
     assert "epoch 1: " in capsys.readouterr().out
     monkeypatch.setattr(sst2, "batches", lambda *_: [])  # none is read again

@@ -695,6 +695,25 @@ def test_quotients_are_those_of_whole_numbers():
             np.testing.assert_array_equal(quotients, expected)
 
 
+def test_thresholds_are_where_neurons_fire():
+    """The least v that sends 1, and after a first 1 the least -v that sends -1."""
+    v, signed = np.arange(80), {"levels": (-1, 1), "dead_zone": 0.7, "last_zone": 0.9}
+    arithmetic = deploy.Arithmetic(8, 8, 20, "wrap")
+    for options in ({}, signed):
+        model = snnjax.integrate_and_fire(**options)
+        numbers = np.full((), 7.0), np.zeros(()), np.zeros(())
+        node = Population("n", (), (80,), model, *numbers)
+        layers = deploy.Layers((node,), 3, 0, snnjax.codes.radix(), arithmetic)
+        above, below = deploy.Timing(layers.code, 3, 0).thresholds(node)
+        for t in range(3):
+            for sign, least in ((1, above), (-1, below))[: 2 if options and t else 1]:
+                currents = jnp.zeros((3, 1, 80), int).at[0].set((sign < 0) * 4 * 7)
+                fired = streams.fire(node, layers, currents.at[t].set(sign * v))
+                sent = fired.spikes[t, 0] * sign > 0
+                assert sent.any()
+                np.testing.assert_array_equal(sent, v >= least[t])
+
+
 def test_readouts_of_any_size_are_computed():
     """An output has no register, so tiny weights and huge biases keep their ratio."""
 

@@ -15,7 +15,7 @@ from test_conformance import drawn
 
 import snnjax
 from benchmarks import catalyst, silicon_rtl
-from benchmarks.catalyst import Misfit
+from benchmarks.chip_programs import Misfit
 from snnjax.codes import radix, rate
 from snnjax.deploy import Arithmetic, Dense, Input, Layers, Output, Population
 

@@ -18,7 +18,6 @@ saturates or wraps it at its bits.
 
 import functools
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +36,6 @@ from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
-from snnjax.neurons.schedule import dead_zones
 
 
 def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
@@ -53,19 +51,10 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
         case values.Population():
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / layers.potential_unit
-            times = timing(layers)
-            zones = dead_zones(without_surrogate(node.model), times.steps)
-            # 2/3, and not the float beside it, by which the least whole number not
-            # below 2 z_t m_t V could be the next one.
-            zones = [Fraction(float(z)).limit_denominator(10**6) for z in zones]
-            bars = [
-                -(-2 * z.numerator * m * threshold // z.denominator)
-                for z, m in zip(zones, times.multiples, strict=True)
-            ]
             arrays |= {
                 "threshold": _int32(threshold, most_state_bits(layers)),
                 "start": _int32(start, bits),
-                "bars": _int32(np.stack(bars), bits),
+                "bars": _int32(timing(layers).bars(node.model, threshold), bits),
             }
             if node.is_leaky:
                 rule = arithmetic_of(layers).leak

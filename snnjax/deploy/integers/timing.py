@@ -8,18 +8,22 @@ once. With rate coding both arrive at every step.
 """
 
 import dataclasses
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 from snnjax.codes import Code
-from snnjax.deploy.lowering.values import Arithmetic, Layers
+from snnjax.deploy.lowering.values import Arithmetic, Layers, Population
+from snnjax.neurons.gradients import without_surrogate
+from snnjax.neurons.schedule import dead_zones
 
 
 class Timing(NamedTuple):
-    """What a code does at each step of a population, in units.
+    """What a code does at each step of a population of whole numbers, in units.
 
-    x and biases arrive within T steps. Spikes arrive and leave within T + wait.
+    x and biases arrive within T steps. Spikes arrive and leave within T + wait. `code`,
+    `steps` and `wait` are those of `Layers`.
 
     >>> import snnjax
     >>> times = Timing(snnjax.codes.radix(), 4, 1)
@@ -73,6 +77,31 @@ class Timing(NamedTuple):
     def firing(self) -> np.ndarray:
         """m_t of the spike that is sent; 0 before the first one."""
         return np.pad(self.multiples, (self.wait, 0))
+
+    def bars(self, model: object, threshold: np.ndarray) -> np.ndarray:
+        """2 z_t m_t V, [T, ...]: no spike where |2 v - V| is less, the dead zone."""
+        zones = dead_zones(without_surrogate(model), self.steps)
+        # 2/3, and not the float beside it, by which the least whole number not below
+        # 2 z_t m_t V could be the next one.
+        zones = [Fraction(float(z)).limit_denominator(10**6) for z in zones]
+        pairs = zip(zones, self.multiples, strict=True)
+        return np.stack(
+            [-(-2 * z.numerator * m * threshold // z.denominator) for z, m in pairs]
+        )
+
+    def thresholds(self, population: Population) -> np.ndarray:
+        """The least v that sends 1, and the least -v that sends -1, at each step.
+
+        Whole numbers [2, T, ...], channels first, for chips whose neurons have one
+        threshold, which a host changes. A neuron sends -1 only after a 1.
+        """
+        v_th = np.broadcast_to(population.threshold, population.shape)
+        v_th = np.rint(v_th).astype(np.int64)
+        m = self.multiples.reshape(-1, *[1] * v_th.ndim)
+        bars = self.bars(population.model, v_th)
+        half = (m - 1) * v_th // 2 * (population.model.levels[0] < 0)
+        above = np.maximum(m * v_th - half, -(-(v_th + bars) // 2))
+        return np.stack([above, np.maximum(half + 1, -(-(bars - v_th) // 2))])
 
     @property
     def _constant(self) -> float:
