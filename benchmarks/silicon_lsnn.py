@@ -174,7 +174,7 @@ def run(
         bits=nothing,
         values=np.asarray(2.0),
     )
-    return leaky(outputs, Compartment.decay), measures
+    return leaky(outputs, Compartment.decay)[-1], measures
 
 
 COLUMNS = {"joules": "uJ per image", "ratio": "of the cores %"}
