@@ -2,17 +2,20 @@
 
     pip install -e '.[experiments,nir]' h5py
     python -m benchmarks.silicon --loihi nxsdk_modules_ncl/dnn/tutorials/models \
-        --mnist MNIST --speck NIR/paper/02_cnn \
+        --mnist MNIST --cifar cifar-10-batches-bin --speck NIR/paper/02_cnn \
         --recordings slayerPytorch/test/test_files/NMNISTsmall \
         --out benchmarks/results/silicon.json
 
-No chip is needed; each check is left out without its two folders.
+No chip is needed; each check is left out without its folders.
 
 Loihi 1: github.com/intel-nrc-ecosystem/models (BSD-3) has a network for MNIST,
 ``a_minist_model.h5``, and the notebook of a run on the chip: T = 512, of the first 128
 test images 126 were right, and a picture shows the two others, found among the images,
 and what they were taken for.
 ``--mnist`` has t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz.
+Of its pseudo-MobileNet, ``b_cifar_pseudo_mobile_net_0.87.h5``, the notebook lists the
+accuracy after each of the first 100 test images, so which 17 were wrong. ``--cifar``
+has test_batch.bin of CIFAR-10's binary version, in whose order the images are.
 
 Speck: github.com/neuromorphs/NIR, paper/02_cnn has a network, ``cnn_sinabs.nir``, and
 what its first layer sent on a speck2f for ten recordings of N-MNIST,
@@ -24,6 +27,7 @@ import argparse
 import dataclasses
 import gzip
 import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +43,52 @@ from snnjax.deploy import Layers
 
 LOIHI_FILE = "a_minist_model.h5"
 MNIST_FILES = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
-IMAGES, STEPS, THRESHOLD = 128, 512, 512
+IMAGES, THRESHOLD = 128, 512
+STEPS = 511  # of T = 512: a reset follows the first, by snip_reset.c
 MISTAKEN = {8: 6, 78: 4}  # image -> what the chip took it for, by the notebook
 AT_A_TIME = 16  # images
 READOUT_DECAY = 2**8  # compartmentVoltageDecay of an output layer, of 2^12
 
+MOBILE_FILE, CIFAR_FILE = "b_cifar_pseudo_mobile_net_0.87.h5", "test_batch.bin"
+MOBILE_LAYERS = (
+    "conv1",
+    *(f"conv_{kind}_{i}" for i in range(1, 6) for kind in ("dw", "pw")),
+)
+MOBILE_STRIDES = 2, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1, 2
+# By the notebook, as are the images that the chip had wrong.
+MOBILE_THRESHOLDS = 255, 332, 93, 146, 81, 264, 93, 290, 50, 308, 57, 768, 620
+MOBILE_IMAGES = 100
+MOBILE_WRONG = 12, 24, 33, 35, 37, 42, 46, 49, 52, 57, 61, 68, 69, 76, 85, 86, 87
 
-def classifier(p: list, x: jax.Array) -> jax.Array:
-    """The network: neurons that encode x, three convolutions, and the readout."""
-    with jax.named_scope("input"):
-        x = jax.nn.relu(x)
-    for i, stride in enumerate((2, 1, 2)):
-        with jax.named_scope(f"conv{i + 1}"):
-            numbers = ("NHWC", "HWIO", "NHWC")
-            x = jax.lax.conv_general_dilated(
-                x, p[i], (stride, stride), "VALID", dimension_numbers=numbers
-            )
+Numbers = list[tuple[np.ndarray, np.ndarray]]
+
+
+def classifier(strides: tuple[int, ...], padding: str) -> Callable[..., jax.Array]:
+    """A network: neurons that encode x, convolutions with neurons, and the readout.
+
+    Kernels [K, K, I / groups, O]; a mean over a window is one, too.
+    """
+
+    def fn(p: list, x: jax.Array) -> jax.Array:
+        with jax.named_scope("input"):
             x = jax.nn.relu(x)
-    return x.reshape(len(x), -1) @ p[3].reshape(-1, p[3].shape[-1])
+        for i, stride in enumerate(strides):
+            with jax.named_scope(f"conv{i + 1}"):
+                x = jax.lax.conv_general_dilated(
+                    x,
+                    p[i],
+                    (stride, stride),
+                    padding,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    feature_group_count=x.shape[-1] // p[i].shape[2],
+                )
+                x = jax.nn.relu(x)
+        return x.reshape(len(x), -1) @ p[-1].reshape(-1, p[-1].shape[-1])
+
+    return fn
 
 
-def loihi_numbers(model: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+def loihi_numbers(model: Path) -> Numbers:
     """Weights [K, K, I, O] and biases [O] of each layer, as the notebook rounds them.
 
     Source: intel-nrc-ecosystem/models 3dc53bf, dnn/src/utils.py, to_integer.
@@ -78,26 +107,64 @@ def loihi_numbers(model: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return numbers
 
 
+def mobile_numbers(model: Path) -> Numbers:
+    """The same of the pseudo-MobileNet, with BatchNorm inside.
+
+    Source: intel-nrc-ecosystem/models 867aa56, snntoolbox/nx_backend.py, of the first
+    commit with the notebook. Later ones round to nearest.
+    """
+    import h5py
+
+    def scaled(kernel: np.ndarray) -> tuple[float, np.ndarray]:
+        scale = 255 / np.percentile(np.abs(kernel), 99.999)
+        return scale, np.clip(kernel * scale, -256, 255).astype(int)
+
+    numbers = []
+    with h5py.File(model) as file:
+        weights = file["model_weights"]
+        for name in MOBILE_LAYERS:
+            (kernel,) = (part[()] for part in weights[f"{name}/{name}"].values())
+            norm = weights[f"{name}_bn/{name}_bn"]
+            beta, gamma, mean, variance = (norm[part][()] for part in sorted(norm))
+            factor = gamma / np.sqrt(variance + np.float32(1e-3))
+            if "dw" in name:
+                kernel = kernel.transpose(0, 1, 3, 2)
+            scale, whole = scaled(kernel * factor)
+            # ReLU6: spikes of the layer before at each step stand for 6, those of x, 1.
+            bias = (beta - mean * factor) / (6 if numbers else 1)
+            numbers.append((whole, (bias * scale).astype(int)))
+        channels = whole.shape[-1]
+        numbers.append((np.full((2, 2, 1, channels), 255), np.zeros(channels, int)))
+        _, readout = scaled(weights["dense_1/dense_1/kernel:0"][()])
+    readout = readout.reshape(2, 2, channels, -1)
+    return [*numbers, (readout, np.zeros(readout.shape[-1], int))]
+
+
 def loihi_layers(
-    numbers: list[tuple[np.ndarray, np.ndarray]], threshold: int
+    fn: Callable[..., jax.Array],
+    numbers: Numbers,
+    x: np.ndarray,
+    model: Any,
+    thresholds: Sequence[int],
+    initial_potential: int = 0,
 ) -> Layers:
-    """The network with these numbers; x are bytes."""
+    """The network with these numbers and thresholds of its populations; x are bytes."""
     params = [jnp.float32(kernel) for kernel, _ in numbers]
-    x = jnp.zeros((1, 28, 28, 1))
-    neuron = snnjax.integrate_and_fire(reset="zero")
-    snn = snnjax.init(classifier, params, x, model=neuron)
+    x = jnp.zeros((1, *x.shape[1:]))
+    snn = snnjax.init(fn, params, x, model=model)
     snn = dataclasses.replace(snn, steps=STEPS, wait=0)
-    layers = snnjax.deploy.layers(classifier, snn, x)
-    names = [node.name for node in layers.receivers][1:]
-    kernels = [kernel.transpose(3, 2, 0, 1) for kernel, _ in numbers]
-    kernels[3] = kernels[3].reshape(len(kernels[3]), -1)  # it reads a whole image
+    layers = snnjax.deploy.layers(fn, snn, x)
+    names = [node.name for node in layers.receivers]
+    biases = (bias for _, bias in numbers)
     return snnjax.deploy.with_numbers(
         layers,
         # x has 8 bits without a sign, a potential 24 in units of 2^-6.
         snnjax.deploy.Arithmetic(9, 9, 18, "saturate"),
-        weights=dict(zip(names, kernels, strict=True)),
-        thresholds=threshold,
-        biases={name: bias for name, (_, bias) in zip(names, numbers, strict=True)},
+        # Of thresholds of 1, so the whole numbers, in the layers' own order.
+        weights={c.receiver: c.maps[-1].weight for c in layers.connections if c.maps},
+        thresholds=dict(zip(names, thresholds, strict=False)),
+        biases=dict(zip(names[1:], biases, strict=True)),
+        initial_potentials=initial_potential,
     )
 
 
@@ -112,16 +179,48 @@ def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def leaky(currents: np.ndarray, decay: int) -> np.ndarray:
-    """The last potential of a readout that leaks and never fires, of [T, B, N].
+    """Potentials of a readout that leaks and never fires, of currents [T, B, N].
 
     v <- v - d, d = |v| decay / 2^12 rounded up, in units of 2^-6 of a weight. At the
     largest threshold, 2^17 - 1, it saturates.
     """
-    v = np.zeros(currents.shape[1:], np.int64)
+    potentials, v = [], np.zeros(currents.shape[1:], np.int64)
     for current in np.rint(currents).astype(np.int64):
         v = np.sign(v) * (np.abs(v) * (2**12 - decay) >> 12) + 64 * current
         v = np.clip(v, -(2**23) + 1, 64 * (2**17 - 1))
-    return v
+        potentials.append(v)
+    return np.stack(potentials)
+
+
+def decisions(layers: Layers, x: np.ndarray, delay: int) -> dict[str, np.ndarray]:
+    """What the network takes each image for, by the name of a readout."""
+    parts = [
+        snnjax.deploy.outputs(layers, x[i : i + AT_A_TIME], delay=delay).outputs
+        for i in range(0, len(x), AT_A_TIME)
+    ]
+    currents = np.concatenate(parts, 1)
+    potentials = leaky(currents, READOUT_DECAY)
+    largest = potentials == potentials.max(-1, keepdims=True)
+    readouts = {
+        "sum": currents.sum(0),
+        "leaky": potentials[-1],
+        "steps won": largest.sum(0),  # by each class
+    }
+    # The last one of equals, as there.
+    return {name: 9 - v[:, ::-1].argmax(-1) for name, v in readouts.items()}
+
+
+def decided(equal: np.ndarray, right: np.ndarray, of_chip: int, differ: str) -> dict:
+    """A row of the table, of an image each."""
+    return {
+        "what": "decisions",
+        "compared": len(equal),
+        "equal": int(equal.sum()),
+        "share": 100 * float(equal.mean()),
+        "total": int(right.sum()),
+        "of_chip": of_chip,
+        "differ": differ,
+    }
 
 
 def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
@@ -129,28 +228,49 @@ def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
     numbers, rows = timing.read(models / LOIHI_FILE, loihi_numbers), {}
     x, labels = mnist(folder, count)
     chip = np.array([MISTAKEN.get(i, label) for i, label in enumerate(labels)])
+    fn, model = classifier((2, 1, 2), "VALID"), snnjax.integrate_and_fire(reset="zero")
     for rule, delay in itertools.product(("v >= V", "v > V"), (0, 1)):
-        layers = loihi_layers(numbers, THRESHOLD + (rule == "v > V"))
-        parts = [
-            snnjax.deploy.outputs(layers, x[i : i + AT_A_TIME], delay=delay).outputs
-            for i in range(0, count, AT_A_TIME)
-        ]
-        outputs = np.concatenate(parts, 1)
-        for readout, v in (
-            ("sum", outputs.sum(0)),
-            ("leaky", leaky(outputs, READOUT_DECAY)),
-        ):
-            decisions = 9 - v[:, ::-1].argmax(-1)  # the last one of equals, as there
-            others = np.flatnonzero(decisions != chip)
-            rows[f"Loihi 1: fires at {rule}, delay {delay}, readout {readout}"] = {
-                "what": "decisions",
-                "compared": count,
-                "equal": count - len(others),
-                "share": 100 * float((decisions == chip).mean()),
-                "total": int((decisions == labels).sum()),
-                "of_chip": int((chip == labels).sum()),
-                "differ": ", ".join(f"{i} as {decisions[i]}" for i in others),
-            }
+        thresholds = [THRESHOLD + (rule == "v > V")] * 4
+        layers = loihi_layers(fn, numbers, x, model, thresholds)
+        found = decisions(layers, x, delay)
+        for readout in ("sum", "leaky"):
+            ours = found[readout]
+            differ = ", ".join(
+                f"{i} as {ours[i]}" for i in np.flatnonzero(ours != chip)
+            )
+            right = int((chip == labels).sum())
+            name = f"Loihi 1: fires at {rule}, delay {delay}, readout {readout}"
+            rows[name] = decided(ours == chip, ours == labels, right, differ)
+    return rows
+
+
+def cifar(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images [B, 32, 32, 3], 0 .. 255, and their labels."""
+    records = np.fromfile(file, np.uint8).reshape(-1, 3073)[:MOBILE_IMAGES]
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images.astype(np.float32), records[:, 0]
+
+
+def mobile(models: Path, folder: Path, count: int) -> dict[str, dict]:
+    """Which images are right, under the chip's rule and with one thing changed."""
+    numbers = timing.read(models / MOBILE_FILE, mobile_numbers)
+    x, labels = (part[:count] for part in timing.read(folder / CIFAR_FILE, cifar))
+    chip, rows = ~np.isin(np.arange(len(x)), MOBILE_WRONG), {}
+    fn, model = classifier(MOBILE_STRIDES, "SAME"), snnjax.integrate_and_fire()
+    for rule, delay, readouts in (
+        ("v > V", 1, ("steps won", "leaky", "sum")),
+        ("v >= V", 1, ("steps won",)),
+    ):
+        # From -1, it fires above V and not at it, and V is still what is subtracted.
+        first = -(rule == "v > V")
+        layers = loihi_layers(fn, numbers, x, model, MOBILE_THRESHOLDS, first)
+        found = decisions(layers, x, delay)
+        for readout in readouts:
+            right = found[readout] == labels
+            differ = ", ".join(map(str, np.flatnonzero(right != chip)))
+            name = f"Loihi 1, MobileNet: {rule}, delay {delay}, readout {readout}"
+            rows[name] = decided(right == chip, right, int(chip.sum()), differ)
+            rows[name]["what"] = "right or wrong"
     return rows
 
 
@@ -222,6 +342,7 @@ def speck(folder: Path, recordings: Path, count: int) -> dict[str, dict]:
 
 # ---------------------------------------------------------------------------- the table
 
+FOLDERS = "loihi", "mnist", "cifar", "speck", "recordings"
 COLUMNS = {
     "what": "what",
     "compared": "compared",
@@ -233,43 +354,52 @@ COLUMNS = {
 }
 
 
-def _folders(
-    options: argparse.ArgumentParser, *pairs: tuple[Path | None, tuple]
-) -> bool:
-    """Whether a check has its two folders, with all of their files."""
-    given = [folder for folder, _ in pairs if folder is not None]
-    if len(given) == 1:
+def _checks(
+    options: argparse.ArgumentParser, choice: argparse.Namespace, files: tuple[str, ...]
+) -> set[str]:
+    """The checks whose two folders are given, with all of their files."""
+    folders = {
+        "MNIST": {"loihi": (LOIHI_FILE,), "mnist": MNIST_FILES},
+        "MobileNet": {"loihi": (MOBILE_FILE,), "cifar": (CIFAR_FILE,)},
+        "Speck": {"speck": SPECK_FILES, "recordings": files},
+    }
+    given = {name for name in FOLDERS if getattr(choice, name) is not None}
+    checks = {name: needs for name, needs in folders.items() if needs.keys() <= given}
+    if given - set().union(*checks.values()):
         options.error("a check needs both of its folders; --help says which")
-    for folder, names in pairs:
-        if folder is not None:
-            timing.check_files(options, folder, *names)
-    return len(given) == 2
+    if not checks:
+        options.error("no check has its folders; --help says what they hold")
+    for needs in checks.values():
+        for name, names in needs.items():
+            timing.check_files(options, getattr(choice, name), *names)
+    return set(checks)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    for name in ("loihi", "mnist", "speck", "recordings"):
+    for name in FOLDERS:
         options.add_argument(f"--{name}", type=Path, metavar="FOLDER")
     choice = options.parse_args(arguments)
     files = tuple(f"{n}.bs2" for n in RECORDINGS[: 1 if choice.quick else None])
-    has_loihi = _folders(
-        options, (choice.loihi, (LOIHI_FILE,)), (choice.mnist, MNIST_FILES)
-    )
-    has_speck = _folders(
-        options, (choice.speck, SPECK_FILES), (choice.recordings, files)
-    )
-    if not has_loihi and not has_speck:
-        options.error("no check has its folders; --help says what they hold")
+    checks = _checks(options, choice, files)
     packages = ("jax", "numpy", "h5py", "nir")
     result = timing.new_result(__doc__, packages)
     sides: dict[str, dict] = {}
-    if has_loihi:
+    if "MNIST" in checks:
         rows = loihi(choice.loihi, choice.mnist, 16 if choice.quick else IMAGES)
-        plain = rows["Loihi 1: fires at v >= V, delay 0, readout sum"]["share"]
-        goal = timing.target("decisions of Loihi 1, %", plain, at_least=100)
+        share = rows["Loihi 1: fires at v > V, delay 1, readout leaky"]["share"]
+        goal = timing.target("decisions of Loihi 1, %", share, at_least=100)
         result["targets"].append(goal)
         sides |= rows
-    if has_speck:
+    if "MobileNet" in checks:
+        count = 2 if choice.quick else MOBILE_IMAGES
+        rows = mobile(choice.loihi, choice.cifar, count)
+        row = rows["Loihi 1, MobileNet: v > V, delay 1, readout steps won"]
+        distance = abs(row["total"] - row["of_chip"])
+        goal = timing.target("MobileNet, images from the chip's", distance, at_most=1)
+        result["targets"].append(goal)
+        sides |= rows
+    if "Speck" in checks:
         rows = speck(choice.speck, choice.recordings, len(files))
         for steps in ("event by event", "steps of 0.1 ms"):
             share = rows[f"Speck: {steps}"]["share"]

@@ -161,7 +161,7 @@ def run(
     counts |= dict.fromkeys(("input_macs", "operator_macs", "wait", "bits"), 0.0)
     arrays = {name: np.asarray(count) for name, count in counts.items()}
     measures = snnjax.measures.Measures({}, **arrays)
-    return leaky(outputs, Compartment.decay), measures
+    return leaky(outputs, Compartment.decay)[-1], measures
 
 
 COLUMNS = {"joules": "uJ per image", "ratio": "of the cores %"}

@@ -269,9 +269,13 @@ def test_options_and_targets(capsys, tmp_path):
 
 def test_a_file_that_is_something_else_ends_a_check_with_a_sentence(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-    for name in (*silicon_lsnn.WEIGHTS, *silicon.MNIST_FILES):
+    for name in (*silicon_lsnn.WEIGHTS, *silicon.MNIST_FILES, silicon.MOBILE_FILE):
         (tmp_path / name).write_text(pointer)
-    for call in (silicon.mnist, silicon_lsnn.network):
+
+    def mobile(folder, _):
+        return silicon.mobile(folder, folder, 1)
+
+    for call in (silicon.mnist, silicon_lsnn.network, mobile):
         with pytest.raises(
             SystemExit, match="is not what --help describes, or a point"
         ):
@@ -502,6 +506,41 @@ def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, caps
             group = file.create_group(f"model_weights/conv2d_{i}/conv2d_{i}")
             group["kernel:0"] = rng.normal(0.02, 0.1, shape)
             group["bias:0"] = rng.normal(0, 0.01, shape[-1])
+    # Of the pseudo-MobileNet, two images; BatchNorm leaves kernels as they are.
+    x = rng.integers(0, 256, (2, 3073)).astype(np.uint8)
+    x[:, 0] = 3, 8
+    x.tofile(tmp_path / silicon.CIFAR_FILE)
+    pictures, labels = silicon.cifar(tmp_path / silicon.CIFAR_FILE)
+    assert pictures[1, 2, 3, 1] == x[1, 1 + 1024 + 2 * 32 + 3] and labels[1] == 8
+    kernels, channels = [], 3
+    with h5py.File(tmp_path / silicon.MOBILE_FILE, "w") as file:
+        weights = file.create_group("model_weights")
+        for name in silicon.MOBILE_LAYERS:
+            is_depthwise, size = "dw" in name, 1 if "pw" in name else 3
+            shape = (size, size, channels, 1 if is_depthwise else 4)
+            kernels.append(rng.normal(0.05, 0.1, shape))
+            weights[f"{name}/{name}/kernel:0"] = kernels[-1]
+            for norm, value in zip(
+                ("beta", "gamma", "moving_mean", "moving_variance"),
+                (0.7, 1, 0.1, 1 - 1e-3),
+                strict=True,
+            ):
+                weights[f"{name}_bn/{name}_bn/{norm}:0"] = np.full(4, value)
+            channels = 4
+        weights["dense_1/dense_1/kernel:0"] = rng.normal(size=(16, 10))
+    numbers = silicon.mobile_numbers(tmp_path / silicon.MOBILE_FILE)
+    for i, (kernel, (whole, bias)) in enumerate(zip(kernels, numbers, strict=False)):
+        scale = 255 / np.percentile(np.abs(kernel), 99.999)
+        kernel = kernel.swapaxes(2, 3) if kernel.shape[3] == 1 else kernel
+        expected = np.clip(np.trunc(scale * kernel), -256, 255)
+        np.testing.assert_array_equal(whole, expected)
+        assert (bias == int(0.6 * scale / (6 if i else 1))).all()
+    fn = silicon.classifier(silicon.MOBILE_STRIDES, "SAME")
+    neuron, v_th = snnjax.integrate_and_fire(), silicon.MOBILE_THRESHOLDS
+    layers = silicon.loihi_layers(fn, numbers, pictures, neuron, v_th, -1)
+    sent = snnjax.deploy.run(layers, pictures, delay=1).spikes["input/relu"].sum(0)
+    # Above V, and not at it: of 8 steps of x.
+    np.testing.assert_array_equal(sent, np.maximum(8 * pictures - 1, 0) // 255)
     images, labels = rng.integers(0, 256, 16 * 784), rng.integers(0, 10, 16)
     for name, offset, part in zip(
         silicon.MNIST_FILES, (16, 8), (images, labels), strict=True
@@ -540,15 +579,15 @@ def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, caps
                 v[c, i, j] = max(v[c, i, j], -v_th)
     assert counts.any()
     np.save(tmp_path / "speck_activity.npy", counts)
-    folders = [f"--{name}" for name in ("loihi", "mnist", "speck", "recordings")]
-    files = [part for name in folders for part in (name, str(tmp_path))]
+    files = [p for n in silicon.FOLDERS for p in (f"--{n}", str(tmp_path))]
     result = silicon.main([*files, "--quick", "--out", str(tmp_path / "out.json")])
     rows = result["sides"]
     assert rows["Speck: event by event"]["share"] == 100
     assert rows["Speck: event by event, no lower bound"]["share"] < 100
     assert sum(name.startswith("Loihi 1: ") for name in rows) == 8
-    assert all(row["compared"] == 16 for n, row in rows.items() if "Loihi" in n)
-    assert all(row["of_chip"] == 15 for n, row in rows.items() if "Loihi" in n)
+    assert sum(name.startswith("Loihi 1, MobileNet: ") for name in rows) == 4
+    compared = [(r["compared"], r["of_chip"]) for n, r in rows.items() if "Loihi" in n]
+    assert compared == [(16, 15)] * 8 + [(2, 2)] * 4
     for arguments, words in (
         ((), "no check has its folders"),
         (files[:2], "needs both of its folders"),
