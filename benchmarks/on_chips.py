@@ -4,11 +4,13 @@
         --recordings nmnist.npz --out benchmarks/results/on_chips.json
 
 The ResNet-20 of experiments/sources on the first 1000 test images of CIFAR-10, and the
-CNN of the NIR paper on N-MNIST (`benchmarks.nmnist` says which files), if its folder is
-given. ``convert(..., chip=)`` makes neurons that a chip has, and `quantize` its
-numbers. A network that is too large for a chip is computed with its numbers all the
-same, and the last column says what it lacks. The first row of a network needs neurons
-that change from step to step. A run continues with the rows that the file lacks.
+CNN of the NIR paper on 1000 thirds of recordings of N-MNIST (`benchmarks.nmnist` says
+which files), if its folder is given. ``convert(..., chip=)`` makes neurons that a chip
+has, and `quantize` rounds to its bits of weights and potentials; biases of more bits
+than a chip has are left. A network that is too large for a chip is computed all the
+same, and the last column says what the chip lacks. The first two rows of a network need
+neurons that change from step to step. A run continues with the rows that the file
+lacks.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import nmnist, timing
-from experiments.data import load, normalize, normalized_as
+from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from snnjax import deploy
 
@@ -71,8 +73,8 @@ def resnet20(data_dir: str | None, count: int) -> Task:
 def cnn(folder: Path, recordings: str, count: int) -> Task:
     """The CNN for N-MNIST, which reads the events of a third of a recording."""
     network = nmnist.network_of(folder, recordings, -(-count // 3))
-    labels = np.repeat(network.labels, 3)
-    params, x = network.snn.params, network.thirds
+    labels = np.repeat(network.labels, 3)[:count]
+    params, x = network.snn.params, network.thirds[:count]
     return Task(network.fn, params, jnp.asarray(network.calibration), x, labels)
 
 
@@ -116,8 +118,8 @@ COLUMNS = {
     "wait": "wait",
     "latency": "latency",
     "floats": "floats %",
-    "whole": "its numbers %",
-    "spikes": "spikes",
+    "whole": "in its bits %",
+    "spikes": "spikes per neuron",
     "lacks": "what the chip lacks",
 }
 
@@ -130,23 +132,29 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     choice = options.parse_args(arguments)
     if (choice.folder is None) != (choice.recordings is None):
         options.error("the CNN needs --folder and --recordings; --help says what")
-    count = 10 if choice.quick else 1000
-    tasks = {"ResNet-20": resnet20(choice.data_dir, count)}
     if choice.folder is not None:
         timing.check_files(options, choice.folder, nmnist.FILE)
-        tasks["CNN"] = cnn(choice.folder, choice.recordings, count)
-    result = timing.new_result(__doc__, ("jax", "numpy", "nir"))
-    result["sides"] = timing.before(choice.out).get("sides", {})
+    count = 10 if choice.quick else 1000
+    try:
+        tasks = {"ResNet-20": resnet20(choice.data_dir, count)}
+        if choice.folder is not None:
+            tasks["CNN"] = cnn(choice.folder, choice.recordings, count)
+    except (MissingDataError, OSError) as reason:
+        options.error(str(reason))
+    result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=count)
+    earlier = timing.before(choice.out)
+    if all(earlier.get(name) == result[name] for name in ("question", "images")):
+        result["sides"] = earlier["sides"]
     for network, task in tasks.items():
-        right = np.asarray(task.fn(task.params, task.x)).argmax(-1) == task.labels
-        result["sides"][f"{network}, the ANN"] = {"floats": 100 * float(right.mean())}
+        right = timing.percent(task.fn(task.params, task.x), task.labels)
+        result["sides"][f"{network}, the ANN"] = {"floats": right}
         for chip, steps, given in ROWS[-1:] if choice.quick else ROWS:
             levels = ", (0, 1)" if "model" in given else ""
             side = f"{network}, {chip.name}{levels}, T = {steps}"
             if side not in result["sides"]:
                 result["sides"][side] = row_of(task, chip, steps, given)
-                text = timing.table_of("network and chip", COLUMNS, result["sides"])
-                timing.report(result, text, choice.out)
+            text = timing.table_of("network and chip", COLUMNS, result["sides"])
+            timing.report(result, text, choice.out)
     return result
 
 

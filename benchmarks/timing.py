@@ -251,7 +251,9 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
 
 def before(out: str | None) -> dict[str, Any]:
     """The result that a run continues: that of the file, or nothing."""
-    return json.loads(Path(out).read_text()) if out and Path(out).exists() else {}
+    if not out or not Path(out).exists():
+        return {}
+    return read(Path(out), lambda file: dict(json.loads(file.read_text())))
 
 
 def report(result: dict[str, Any], text: str, out: str | None) -> None:

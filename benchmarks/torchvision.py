@@ -26,6 +26,7 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = dict.fromkeys(
     "swin_v2_t maxvit_t".split(),
     (64, {}),
 )
+NETWORKS["vgg11"] = NETWORKS["vgg11_bn"] = 32, {}
 NETWORKS["googlenet"] = 64, {"init_weights": False, "aux_logits": False}
 NETWORKS["inception_v3"] = 96, {"init_weights": False}
 NETWORKS["vit_b_32"] = 64, {"image_size": 64}
