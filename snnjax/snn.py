@@ -25,12 +25,7 @@ from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
-from snnjax.neurons.models import (
-    IntegrateAndFire,
-    NeuronParams,
-    as_encoder,
-    is_plain,
-)
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, as_encoder, is_plain
 from snnjax.neurons.protocol import chain, check_model
 from snnjax.neurons.whole import off_grid
 

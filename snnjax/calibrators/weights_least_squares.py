@@ -333,11 +333,7 @@ def _chosen(
     return _where(problem.error(current) < first, weights, original)
 
 
-_compiled = (
-    jax.jit(_begin, static_argnums=4),
-    jax.jit(_iterate),
-    jax.jit(_chosen),
-)
+_compiled = (jax.jit(_begin, static_argnums=4), jax.jit(_iterate), jax.jit(_chosen))
 
 
 def _as(like: Any, tree: Any) -> Any:

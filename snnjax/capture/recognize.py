@@ -216,10 +216,7 @@ def _is_guard(v: int, facts: Facts) -> bool:
 
 
 def _all_ends(
-    v: int,
-    facts: Facts,
-    is_end: Callable[[int, Equation], bool],
-    ways: frozenset[str],
+    v: int, facts: Facts, is_end: Callable[[int, Equation], bool], ways: frozenset[str]
 ) -> bool:
     """Whether all that follows from a value, along ``ways`` alone, comes to an end."""
 
