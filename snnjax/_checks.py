@@ -63,19 +63,24 @@ def check_function(fn: Any) -> None:
             f"fn is the module {type(fn).__name__}; allowed: a function fn(params, x) "
             f"-> outputs, here {way_out}"
         )
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # it has none that could be read
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError:
+    if not takes(fn, None, None):
         name = getattr(fn, "__name__", type(fn).__name__)
         raise ValueError(
-            f"fn is {name}{signature}; allowed: a function fn(params, x) -> outputs. "
-            "docs/networks.md shows how to write it for modules of flax, equinox and "
-            "haiku"
-        ) from None
+            f"fn is {name}{inspect.signature(fn)}; allowed: a function fn(params, x) "
+            "-> outputs. docs/networks.md shows how to write it for modules of flax, "
+            "equinox and haiku"
+        )
+
+
+def takes(function: Callable, *args: Any, **options: Any) -> bool:
+    """Whether a function may be called so: its signature allows it, or is unknown."""
+    try:
+        inspect.signature(function).bind(*args, **options)
+    except TypeError:
+        return False
+    except ValueError:  # Python cannot read its signature
+        pass
+    return True
 
 
 def check_leaves(params: Any) -> None:
@@ -209,11 +214,8 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     One wait for all of the arrays, so that their work is not held up one by one.
     """
     # Read once: arrays that wait in files are read anew each time.
-    pairs = [
-        (array.size, _count(jnp.isfinite, array))
-        for array in arrays
-        if not isinstance(array, Tracer)
-    ]
+    concrete = (array for array in arrays if not isinstance(array, Tracer))
+    pairs = [(array.size, _count(jnp.isfinite, array)) for array in concrete]
     size = sum(size for size, _ in pairs)
     broken = size - sum(int(count) for _, count in pairs)
     if broken:

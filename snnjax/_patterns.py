@@ -9,10 +9,7 @@ from typing import Any
 
 
 def matching(
-    values: Mapping[str, Any],
-    site_names: Sequence[str],
-    what: str,
-    default: Any = None,
+    values: Mapping[str, Any], site_names: Sequence[str], what: str, default: Any = None
 ) -> dict[str, Any]:
     """Site name -> its value, for all sites in their order.
 

@@ -13,10 +13,7 @@ _Item = TypeVar("_Item")
 
 
 def shown(
-    items: Iterable[_Item],
-    title: str,
-    noun: str,
-    about: Callable[[_Item], str],
+    items: Iterable[_Item], title: str, noun: str, about: Callable[[_Item], str]
 ) -> Iterator[_Item]:
     """The items, and a bar on stderr while each of them is worked on.
 

@@ -312,10 +312,9 @@ def weighted(weights: Sequence[float]) -> Code:
     >>> weighted((1, 0.7, 0.49)).reach(3)
     2.19
     """
-    is_listed = isinstance(weights, Sequence | np.ndarray | jax.Array)
-    numbers = (
-        np.asarray(weights).tolist() if is_listed and np.ndim(weights) == 1 else []
-    )
+    is_sequence = isinstance(weights, Sequence | np.ndarray | jax.Array)
+    is_listed = is_sequence and np.ndim(weights) == 1
+    numbers = np.asarray(weights).tolist() if is_listed else []
     if not numbers or not all(is_number(w) and 0 < w < math.inf for w in numbers):
         raise ValueError(
             f"weights are {weights!r}; allowed: one finite number > 0 for each step"

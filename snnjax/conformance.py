@@ -13,7 +13,7 @@ import jax
 from snnjax._trees import is_floating, name_of
 from snnjax.capture.jaxprs import depends_on_last
 from snnjax.network.sites import Site
-from snnjax.neurons.protocol import drive, fire
+from snnjax.neurons.protocol import Step, drive, fire
 
 _BATCH = 3  # examples in the shapes of this check
 
@@ -44,8 +44,7 @@ def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
         def spikes(state, current):
             return _step(neuron, params, state, current)[1]
 
-        of_arguments = jax.vjp(spikes, state, current)[1](upstream)
-        leaves = jax.tree.leaves(of_arguments)
+        leaves = jax.tree.leaves(jax.vjp(spikes, state, current)[1](upstream))
         return [slope for slope in leaves if slope.dtype != jax.dtypes.float0]
 
     current, before, _, spikes = _shapes_of_step(neuron, params, site)
@@ -62,9 +61,7 @@ def _shapes_of_step(neuron: Any, params: Any, site: Site) -> tuple[Any, Any, Any
     return current, before, *jax.eval_shape(step, params, before, current)
 
 
-def _step(
-    neuron: Any, params: Any, state: Any, current: jax.Array
-) -> tuple[Any, jax.Array]:
+def _step(neuron: Any, params: Any, state: Any, current: jax.Array) -> Step:
     state = neuron.integrate(params, state, drive(params, current))
     return fire(neuron, params, state)
 

@@ -67,8 +67,7 @@ def evaluate_in_time(
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(over_time(current, steps, len(site.shape)))
-        model = snn.model_of(site.name)
-        spikes = unroll(model, params, currents, wait=wait, code=code)
+        spikes = unroll(snn.model_of(site.name), params, currents, wait=wait, code=code)
         observe(site, currents, _without(code, spikes, field(params, "offset")))
         return code.stream(spikes)
 

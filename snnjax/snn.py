@@ -25,12 +25,7 @@ from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
-from snnjax.neurons.models import (
-    IntegrateAndFire,
-    NeuronParams,
-    as_encoder,
-    is_plain,
-)
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, as_encoder, is_plain
 from snnjax.neurons.protocol import chain, check_model
 from snnjax.neurons.whole import off_grid
 
@@ -209,9 +204,8 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
                 " Take model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )
-        if not is_plain(model) and any(
-            getattr(part, "has_zones", False) for part in chain(model)
-        ):
+        has_zones = any(getattr(part, "has_zones", False) for part in chain(model))
+        if has_zones and not is_plain(model):
             raise ValueError(
                 f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "
                 "Leave dead_zone out"
@@ -334,9 +328,8 @@ def _check_fresh(fresh: Any, where: str) -> None:
             f"the params of {where} are a {type(fresh).__name__}; allowed: a "
             "NamedTuple of arrays"
         )
-    for name, value in (
-        pair for part in chain(fresh) for pair in part._asdict().items()
-    ):
+    pairs = (pair for part in chain(fresh) for pair in part._asdict().items())
+    for name, value in pairs:
         structure = jax.tree.structure(value)
         # Only named arrays have a range.
         if name != "neuron" and not jax.tree_util.treedef_is_leaf(structure):

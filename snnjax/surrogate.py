@@ -9,7 +9,6 @@ Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from snnjax._arrays import lead, promoted
+from snnjax._checks import takes
 
 __all__ = [
     "Surrogate",
@@ -226,7 +226,7 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
     calls = [(None,), (None, None)]
     if temperature is not None:
         calls = [calls[temperature]]
-    if not any(_takes(surrogate, arguments) for arguments in calls):
+    if not any(takes(surrogate, *arguments) for arguments in calls):
         texts = {None: "(x) or (x, temperature)", False: "(x)"}
         raise ValueError(
             f"surrogate {surrogate!r} cannot be called as surrogate"
@@ -255,13 +255,3 @@ def holds_tracer(spike: Surrogate) -> bool:
         return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)
     cells = getattr(spike, "__closure__", None) or ()
     return any(isinstance(cell.cell_contents, Tracer) for cell in cells)
-
-
-def _takes(function: Callable, arguments: tuple) -> bool:
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:  # Python cannot read its signature
-        pass
-    return True

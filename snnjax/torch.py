@@ -111,17 +111,11 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
     with _torchax() as (torch, _):
         cpu = jax.local_devices(backend="cpu")[0]
         arrays = jax.device_put(dict(params), cpu)
-        tensors = {
-            name: torch.from_dlpack(array).clone()
-            for name, array in arrays.items()
-            if not isinstance(array, Mapping)
-        }
         # The other names of shared tensors: ``{first: None}``, see `function`.
-        first_names = {
-            name: next(iter(array)) if isinstance(array, Mapping) else name
-            for name, array in arrays.items()
-        }
-        return {name: tensors[first] for name, first in first_names.items()}
+        others = {n: next(iter(a)) for n, a in arrays.items() if isinstance(a, Mapping)}
+        own = arrays.keys() - others.keys()
+        tensors = {name: torch.from_dlpack(arrays[name]).clone() for name in own}
+        return {name: tensors[others.get(name, name)] for name in arrays}
 
 
 @contextlib.contextmanager

@@ -23,8 +23,7 @@ def in_blocks(rows: jax.Array) -> jax.Array:
     *_, count, channels = rows.shape
     in_one = min(count, max(1, _SIZE // channels))
     padding = [(0, 0)] * (rows.ndim - 2) + [(0, -count % in_one), (0, 0)]
-    padded = jnp.pad(rows, padding)
-    blocks = padded.reshape(*rows.shape[:-2], -1, in_one * channels)
+    blocks = jnp.pad(rows, padding).reshape(*rows.shape[:-2], -1, in_one * channels)
     return jnp.moveaxis(blocks, -2, 0)
 
 

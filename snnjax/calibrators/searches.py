@@ -70,19 +70,12 @@ def search(
     def calibrate(view: View, fit: Fit) -> Fit:
         # Each parameter in full but v(0), which is small until each neuron has its own.
         start = fit.neurons.initial_potential
-        neuron = _best_of(
-            broadcast(fit.neurons, view.site)._replace(initial_potential=start),
-            table,
-            view.sample,
-            view.sample_currents(fit.weights),
-            view.positions,
-            pace,
-            dynamics=view.dynamics,
-            shape=view.site.shape,
-            channel=view.site.channel,
-            per=per,
-        )
-        return fit._replace(neurons=neuron)
+        in_full = broadcast(fit.neurons, view.site)._replace(initial_potential=start)
+        currents = view.sample_currents(fit.weights)
+        arrays = in_full, table, view.sample, currents, view.positions
+        place = {"shape": view.site.shape, "channel": view.site.channel, "per": per}
+        best = _best_of(*arrays, pace, dynamics=view.dynamics, **place)
+        return fit._replace(neurons=best)
 
     return calibrate
 

@@ -59,9 +59,7 @@ def transfers(
     compiled = _sent.lower(model, code, steps, *arrays).compile()
     outputs, counts = map(np.asarray, compiled(*arrays))
     squares = (outputs - inputs) ** 2
-    means = (
-        part.reshape(len(zones), -1, _PER_BIN).mean(2) for part in (squares, counts)
-    )
+    means = (p.reshape(len(zones), -1, _PER_BIN).mean(2) for p in (squares, counts))
     return tuple(map(Transfer, *means))
 
 

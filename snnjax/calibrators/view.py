@@ -5,7 +5,6 @@ A calibrator is a pure function ``(View, Fit) -> Fit``.
 
 import abc
 import functools
-import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import by_numpy_or_xla, is_on_host, namespace, sampled
+from snnjax._checks import takes
 from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.running import Dynamics, answer, fire
@@ -143,15 +143,11 @@ class View(abc.ABC):
             per: "channel", or "layer" for one threshold.
             offset: of the neurons.
         """
-        return curves(
-            self.with_effects().sample,
-            transfers(self.model, self.code, self.steps, zones),
-            reach=self.high,
-            positions=self.samples_per_channel // self.count,
-            neurons=self.neurons,
-            offset=offset,
-            per=per,
-        )
+        sample = self.with_effects().sample
+        tables = transfers(self.model, self.code, self.steps, zones)
+        positions = self.samples_per_channel // self.count
+        counts = {"positions": positions, "neurons": self.neurons}
+        return curves(sample, tables, reach=self.high, **counts, offset=offset, per=per)
 
     def products(self, every: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.
@@ -312,15 +308,11 @@ class Calibrator(Protocol):
 
 def check_calibrator(calibrator: Any) -> None:
     """Raise unless this can be called with a view and a fit."""
-    try:
-        inspect.signature(calibrator).bind(None, None)
-    except TypeError:
+    if not takes(calibrator, None, None):
         raise ValueError(
             f"{calibrator!r} does not take (view, fit), as a calibrator does; those of "
             "snnjax are called in a recipe, e.g. snnjax.calibrators.max_threshold()"
-        ) from None
-    except ValueError:  # it has no signature that could be read
-        return
+        )
 
 
 @jax.custom_jvp

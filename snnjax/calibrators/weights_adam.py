@@ -83,9 +83,8 @@ def calibrate_weights(
         current, sources = view.feed()
         original, zero = tuple(fit.weights.values()), jnp.zeros(())
         plain = fit.neurons._replace(bias=zero, initial_potential=zero)
-        activation, sources, neurons, start = jax.lax.stop_gradient(
-            (view.activation, sources, plain, original)
-        )
+        arrays = view.activation, sources, plain, original
+        activation, sources, neurons, start = jax.lax.stop_gradient(arrays)
         step = functools.partial(
             _weight_step,
             current_of=current,
@@ -135,8 +134,7 @@ def _weight_step(
     target = activation[rows]
 
     def loss(weights):
-        current = current_of(weights, sources, rows)
-        output = dynamics.closed_form(neurons, current)
+        output = dynamics.closed_form(neurons, current_of(weights, sources, rows))
         dtype = promoted(target, output)
         error = target.astype(dtype) - output.astype(dtype)
         return (error**2).sum(channel).mean()
@@ -158,5 +156,4 @@ def _shuffled(seed: int, images: int, size: int, iterations: int):
     epochs = -(-iterations // per_epoch)
     for epoch in range(epochs):
         order = generator.permutation(images)[: per_epoch * size]
-        batches = order.reshape(per_epoch, size)
-        yield from batches[: iterations - epoch * per_epoch]
+        yield from order.reshape(per_epoch, size)[: iterations - epoch * per_epoch]

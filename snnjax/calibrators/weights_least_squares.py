@@ -106,8 +106,7 @@ def least_squares_weights(
 
 def _spacing(view: View, samples: int) -> int:
     """Distance of images that give each channel so many samples, or the fewest."""
-    every = view.samples_per_channel // samples, view.count // _FEWEST
-    return max(1, min(every))
+    return max(1, min(view.samples_per_channel // samples, view.count // _FEWEST))
 
 
 def _refitted(
@@ -128,10 +127,8 @@ def _refitted(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    fixed, sources, result = jax.lax.stop_gradient(
-        (original, target.sources, target.result)
-    )
-    effects = target.effects
+    arrays, effects = (original, target.sources, target.result), target.effects
+    fixed, sources, result = jax.lax.stop_gradient(arrays)
     begin, iterate, chosen = _compiled
     if is_on_host((fixed, sources, result, effects)):
         fixed, result, effects = on_host((fixed, result, effects))
@@ -336,11 +333,7 @@ def _chosen(
     return _where(problem.error(current) < first, weights, original)
 
 
-_compiled = (
-    jax.jit(_begin, static_argnums=4),
-    jax.jit(_iterate),
-    jax.jit(_chosen),
-)
+_compiled = (jax.jit(_begin, static_argnums=4), jax.jit(_iterate), jax.jit(_chosen))
 
 
 def _as(like: Any, tree: Any) -> Any:
@@ -364,9 +357,8 @@ def _where(condition: Any, first: Weights, second: Weights) -> Weights:
 
 
 def _dot(a: Weights, b: Weights) -> Any:
-    return functools.reduce(
-        operator.add, [(x * y).sum() for x, y in zip(a, b, strict=True)]
-    )
+    products = [(x * y).sum() for x, y in zip(a, b, strict=True)]
+    return functools.reduce(operator.add, products)
 
 
 def _positive(number: Any) -> Any:

@@ -184,15 +184,11 @@ def check(
         check_has_batch(x)
     problems += shape_problems
     if not problems and not any(site.fires for site in network.sites):
-        problems = [
-            Problem(
-                "",
-                (),
-                "there is no ReLU, and no product with weights behind "
-                "another activation, so nothing would spike",
-                _USE_RELU,
-            )
-        ]
+        reason = (
+            "there is no ReLU, and no product with weights behind another activation, "
+            "so nothing would spike"
+        )
+        problems = [Problem("", (), reason, _USE_RELU)]
     if problems:
         raise ConversionError(problems)
 

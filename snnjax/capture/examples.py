@@ -264,8 +264,7 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
         apart = i == 0 and options["batch_group_count"] == 1
         return every_axis - ({numbers.lhs_spec[0]} if apart else set())
     if name.startswith("reduce_window"):
-        window = options["window_dimensions"]
-        return {axis for axis in every_axis if window[axis] != 1}
+        return {axis for axis in every_axis if options["window_dimensions"][axis] != 1}
     if name == "pad" and i == 0:
         config = options["padding_config"]
         return {axis for axis in every_axis if tuple(config[axis]) != (0, 0, 0)}

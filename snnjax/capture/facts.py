@@ -120,9 +120,8 @@ class Facts:
         `OPERATOR`, to running means (``increments.py``). Everything else is the reason
         of a refusal.
         """
-        return {
-            eq.outputs[0]: self._why_not_affine(eq) for eq in spread_out(self.equations)
-        }
+        equations = spread_out(self.equations)
+        return {eq.outputs[0]: self._why_not_affine(eq) for eq in equations}
 
     def _why_not_affine(self, eq: Equation) -> str | None:
         # What depends on the input alone is computed once, and may be of any kind.

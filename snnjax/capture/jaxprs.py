@@ -179,9 +179,8 @@ class _Flattener:
         kind = _OWN.get(body.jaxpr.debug_info.func_name) if body else None
         if body and kind and (kind == "encoder" or _is_broadcast(body.jaxpr)):
             aval, is_encoder = self.avals[outputs[0]], kind == "encoder"
-            equation = equation._replace(
-                site=new_site(kind, aval, is_encoder=is_encoder)
-            )
+            site = new_site(kind, aval, is_encoder=is_encoder)
+            equation = equation._replace(site=site)
         return [equation]
 
     def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:
@@ -240,10 +239,8 @@ class _Flattener:
         turns = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
         for turn in turns:
             slices = []
+            slice_of = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
             for array in stacked_inputs:
-                slice_of = functools.partial(
-                    lax.index_in_dim, index=turn, keepdims=False
-                )
                 cuts, layer_slice = self.apply(slice_of, [array], path, calls)
                 equations, slices = equations + cuts, slices + layer_slice
             here = _join(path, f"[{turn}]")

@@ -107,8 +107,7 @@ def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
     operations = [primitive(eq.name) for eq in body]
     near_relu = len(sources) == 1 and all(each.piecewise for each in operations)
     near_relu = near_relu and any(each.compares for each in operations)
-    kind = _kind(body, near_relu)
-    site = new_site(kind, aval, fires=False, near_relu=near_relu)
+    site = new_site(_kind(body, near_relu), aval, fires=False, near_relu=near_relu)
     paths = [eq.path for eq in body]
     path = common_path(paths) if all(paths) else ""
     computes = Body(body, tuple(inputs))

@@ -66,10 +66,7 @@ _ROWS = (
     ("div", Primitive({0}, otherwise=OPERATOR, **_PIECES)),
     ("gather dynamic_slice scatter-mul scatter_mul", Primitive({0})),
     ("dynamic_update_slice", Primitive({0, 1})),
-    (
-        "scatter scatter-add scatter_add scatter-sub scatter_sub",
-        Primitive({0, 2}),
-    ),
+    ("scatter scatter-add scatter_add scatter-sub scatter_sub", Primitive({0, 2})),
     # Affine in none, but of known numbers.
     ("square integer_pow", Primitive(otherwise=OPERATOR, **_PIECES)),
     (
@@ -87,10 +84,7 @@ _ROWS = (
         Primitive(otherwise=OPERATOR, along="axes"),
     ),
     ("reduce_window_max reduce_window_min", Primitive(otherwise=OPERATOR)),
-    (
-        "cumprod cummax cummin cumlogsumexp",
-        Primitive(otherwise=OPERATOR, along="axis"),
-    ),
+    ("cumprod cummax cummin cumlogsumexp", Primitive(otherwise=OPERATOR, along="axis")),
     # Refused, unless they are computed once, from the input alone.
     ("argmax argmin", Primitive(otherwise="order", along="axes")),
     ("sort", Primitive(otherwise="order", along="dimension")),

@@ -105,9 +105,8 @@ def _relu_site(eq: Equation, relu: _Clip, aval: Any) -> Equation:
     kind, inputs = "relu", (relu.x,)
     if relu.high < math.inf:
         kind, inputs = "clipped relu", (relu.x, Static(relu.high))
-    return Equation(
-        None, (), inputs, eq.outputs, new_site(kind, aval), eq.path, eq.calls
-    )
+    site = new_site(kind, aval)
+    return Equation(None, (), inputs, eq.outputs, site, eq.path, eq.calls)
 
 
 def _relus(facts: Facts) -> dict[int, _Clip]:
@@ -150,12 +149,11 @@ def _clip(v: int, facts: Facts) -> _Clip:
 def _outer_clip(eq: Equation, facts: Facts) -> _Clip | None:
     """The clip that an equation is by itself."""
     if eq.name in ("max", "min"):
+        end = "low" if eq.name == "max" else "high"
         for x, limit in (eq.inputs, eq.inputs[::-1]):
             number = facts.number(limit)
             if isinstance(x, int) and number is not None:
-                return (
-                    _Clip(x, low=number) if eq.name == "max" else _Clip(x, high=number)
-                )
+                return _Clip(x, **{end: number})
     if eq.name == "clamp":
         low, x, high = eq.inputs
         least, most = facts.number(low), facts.number(high)
@@ -218,10 +216,7 @@ def _is_guard(v: int, facts: Facts) -> bool:
 
 
 def _all_ends(
-    v: int,
-    facts: Facts,
-    is_end: Callable[[int, Equation], bool],
-    ways: frozenset[str],
+    v: int, facts: Facts, is_end: Callable[[int, Equation], bool], ways: frozenset[str]
 ) -> bool:
     """Whether all that follows from a value, along ``ways`` alone, comes to an end."""
 

@@ -23,13 +23,7 @@ from snnjax.conversion.engine.judging import (
 )
 from snnjax.conversion.engine.state import State
 from snnjax.conversion.engine.sweep import ann_outputs, survey, sweep
-from snnjax.conversion.recipes import (
-    AnyOfSite,
-    BestOf,
-    Priced,
-    Recipe,
-    sweeps_by_site,
-)
+from snnjax.conversion.recipes import AnyOfSite, BestOf, Priced, Recipe, sweeps_by_site
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.snn import SNN, models_of_sites
 

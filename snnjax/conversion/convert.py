@@ -31,7 +31,6 @@ from snnjax.conversion.engine.effects import effects_of
 from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
 from snnjax.conversion.engine.state import State, micro_batches
 from snnjax.conversion.recipes import AnyRecipe, best, recipes_by_site
-from snnjax.network.equations import Network
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
@@ -141,8 +140,9 @@ def convert(
     competes = any(len(r.alternatives) > 1 for r in recipes_at(by_site, code).values())
     first_wait = least if wait is None else wait
     sums_suffice = needs_no_time(code, steps, first_wait, models_in(models))
-    steps_at_once = 1 if sums_suffice else steps
-    size = _micro_batch_size(network, steps_at_once)
+    largest = max(math.prod(site.shape) for site in firing_sites)
+    per_image = 4 * largest * (1 if sums_suffice else steps)  # bytes of its currents
+    size = max(1, _MICRO_BATCH_BYTES // per_image)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     if competes:  # so many micro-batches that one in eight can judge
         size = min(size, -(-share // HELD_OUT))
@@ -150,9 +150,7 @@ def convert(
     judges = judge_numbers(len(batches)) if competes else []
     to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
     parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
-    neurons = {
-        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
-    }
+    neurons = {s.name: model_of(models, s.name).init(s.shape) for s in firing_sites}
     begin = State(
         network=network,
         stages=stages(network),
@@ -226,9 +224,3 @@ def _check_models(models: Any, code: Code) -> None:
                 "since conversion fits how often it fires"
             )
     check_models(code, models_in(models))
-
-
-def _micro_batch_size(network: Network, steps_at_once: int) -> int:
-    """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
-    largest = max(math.prod(s.shape) for s in network.sites if s.fires)
-    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))

@@ -18,14 +18,7 @@ import numpy as np
 from snnjax._arrays import lead, wide, wide_dtype
 from snnjax._examples import batch_of
 from snnjax.firing import at_level, events, threshold_of
-from snnjax.network.equations import (
-    PRODUCTS,
-    Equation,
-    Network,
-    Values,
-    read,
-    shape_of,
-)
+from snnjax.network.equations import PRODUCTS, Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import levels_of, synapses_of_a_spike

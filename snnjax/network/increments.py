@@ -76,11 +76,8 @@ class Operator(NamedTuple):
         Args:
             arguments: of a step, or their shapes.
         """
-        sums = tuple(
-            jnp.zeros(argument.shape, wide_dtype(argument))
-            for argument, live in zip(arguments, self.live, strict=True)
-            if live
-        )
+        streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
+        sums = tuple(jnp.zeros(a.shape, wide_dtype(a)) for a in streams)
         outputs = jax.eval_shape(self._of_means, sums, tuple(arguments))
         totals = tuple(jnp.zeros(out.shape, wide_dtype(out)) for out in outputs)
         return Running(jnp.zeros((), jnp.float32), sums, totals)

@@ -212,11 +212,8 @@ def lone_products(
     stage, segment = stages[i], stages[i].segment
     elsewhere = {v for j, other in enumerate(stages) if j != i for v in other.sources}
     outer = dict(zip(segment.inputs, stage.sources, strict=True))
-    kernels = {
-        n
-        for n, v in outer.items()
-        if v in network.parameters and is_kernel(network.avals[v])
-    }
+    parameters = {n: v for n, v in outer.items() if v in network.parameters}
+    kernels = {n for n, v in parameters.items() if is_kernel(network.avals[v])}
     readers, derived = _readers(segment, network, outer)
     alone = []
     for n in kernels:

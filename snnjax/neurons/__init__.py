@@ -18,12 +18,7 @@ from snnjax.neurons.models import (
     lif,
 )
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.unroll import (
-    after_all_input,
-    closed_form,
-    mean_and_pace,
-    unroll,
-)
+from snnjax.neurons.unroll import after_all_input, closed_form, mean_and_pace, unroll
 from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import (
     Adaptive,

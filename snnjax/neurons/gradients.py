@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from snnjax._trees import is_floating
-from snnjax.neurons.protocol import Wrapper, fire, inner
+from snnjax.neurons.protocol import Step, Wrapper, fire, inner
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -43,9 +43,7 @@ class WithSurrogate(Wrapper):
     surrogate: Surrogate = dspike
     detach_reset: bool = False
 
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate | None = None
-    ) -> tuple[Any, jax.Array]:
+    def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does, by its own surrogate unless another one is given."""
         neuron = with_detached_reset(self.neuron) if self.detach_reset else self.neuron
         return fire(neuron, params, state, self.surrogate if spike is None else spike)
@@ -60,9 +58,7 @@ class WithoutGradient(Wrapper):
         params, current = self._constants((params, current))
         return self.neuron.integrate(params, state, current)
 
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate | None = None
-    ) -> tuple[Any, jax.Array]:
+    def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does."""
         return fire(self.neuron, self._constants(params), state, spike)
 
@@ -98,9 +94,7 @@ class _DetachedReset(Wrapper):
     If its state has no field ``potential``, none of the state has.
     """
 
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate | None = None
-    ) -> tuple[Any, jax.Array]:
+    def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does."""
         spike = dspike if spike is None else spike
 

@@ -139,10 +139,7 @@ class IntegrateAndFire:
         """Scalar parameters, whatever the shape; nothing is drawn."""
         del shape, key
         threshold, zero = jnp.float32(self.threshold), jnp.zeros((), jnp.float32)
-        leak, temperature = (
-            None if number is None else jnp.float32(number)
-            for number in (self.leak, self.temperature)
-        )
+        leak, temperature = jax.tree.map(jnp.float32, (self.leak, self.temperature))
         return NeuronParams(threshold, zero, zero, leak, temperature)
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
@@ -297,15 +294,8 @@ def integrate_and_fire(
     >>> print(unroll(bounded, bounded.init(), late)[:, 0])
     [0. 0. 1. 1.]
     """
-    return IntegrateAndFire(
-        levels=levels,
-        reset=reset,
-        threshold=threshold,
-        temperature=temperature,
-        dead_zone=dead_zone,
-        last_zone=last_zone,
-        lowest=lowest,
-    )
+    fields = levels, reset, threshold, None, temperature, dead_zone, last_zone
+    return IntegrateAndFire(*fields, lowest=lowest)
 
 
 def lif(

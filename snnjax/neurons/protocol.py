@@ -9,7 +9,6 @@ parameter ``threshold``, and ``neuron``, the model that it wraps.
 """
 
 import dataclasses
-import inspect
 import operator
 from typing import Any, Protocol
 
@@ -17,8 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted
+from snnjax._checks import takes
 from snnjax._ranges import ranges_of
 from snnjax.surrogate import Surrogate, dspike
+
+Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
 
 
 class Neuron(Protocol):
@@ -54,9 +56,7 @@ class Neuron(Protocol):
         """The state after a current [B, ...], which includes the bias."""
         ...
 
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate = dspike
-    ) -> tuple[Any, jax.Array]:
+    def fire(self, params: Any, state: Any, spike: Surrogate = dspike) -> Step:
         """The state after firing, and the spikes [B, ...].
 
         ``spike``, found by its name, is a function of (v - V_th) / (2 V_th), and of a
@@ -89,9 +89,7 @@ class Wrapper:
         """As the model does."""
         return self.neuron.integrate(params, state, current)
 
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate | None = None
-    ) -> tuple[Any, jax.Array]:
+    def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does."""
         return fire(self.neuron, params, state, spike)
 
@@ -152,19 +150,17 @@ def drive(params: Any, current: jax.Array) -> jax.Array:
     return jnp.asarray(current, dtype) + bias.astype(dtype)
 
 
-def fire(
-    neuron: Any, params: Any, state: Any, spike: Surrogate | None = None
-) -> tuple[Any, jax.Array]:
+def fire(neuron: Any, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
     """Fire a model, by this surrogate unless it has one of its own."""
-    has_default = spike is None and _binds(neuron.fire)
-    if has_default or not _binds(neuron.fire, spike=None):
+    has_default = spike is None and takes(neuron.fire, None, None)
+    if has_default or not takes(neuron.fire, None, None, spike=None):
         return neuron.fire(params, state)
     return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
 
 def takes_surrogate(neuron: Any) -> bool:
     """Whether a model, and each that it wraps, fires by the surrogate given to it."""
-    return all(_binds(part.fire, spike=None) for part in chain(neuron))
+    return all(takes(part.fire, None, None, spike=None) for part in chain(neuron))
 
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
@@ -230,12 +226,3 @@ def make_plain_numbers(neuron: Any) -> None:
         if number is not None:
             limits.check(name, number)
             object.__setattr__(neuron, name, float(number))
-
-
-def _binds(function: Any, **options: Any) -> bool:
-    """Whether ``function(params, state, **options)`` is a call that it takes."""
-    try:
-        inspect.signature(function).bind(None, None, **options)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -49,13 +49,8 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
     if code.clock_runs and not zones.any():
         return None
     sizes = code.sizes(steps)
-    return Tick(
-        size=sizes,
-        before=np.concatenate([sizes[:1], sizes[:-1]]),
-        finest=np.full(steps, sizes[-1]),
-        arrivals=arrivals(code, steps),
-        zone=zones,
-    )
+    before, finest = np.append(sizes[:1], sizes[:-1]), np.full(steps, sizes[-1])
+    return Tick(sizes, before, finest, arrivals(code, steps), zones)
 
 
 def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:

@@ -14,14 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import (
-    add_offset,
-    lead,
-    namespace,
-    subtract_offset,
-    wide,
-    wide_dtype,
-)
+from snnjax._arrays import add_offset, lead, namespace, subtract_offset, wide
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -127,8 +120,8 @@ def level_indices(
     spikes = subtract_offset(spikes, offset)
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
-    threshold = lead(wide(jnp.asarray(threshold)), spikes.ndim)
-    level = jnp.round(wide(spikes) / threshold.astype(wide_dtype(spikes)))
+    threshold, spikes = lead(wide(jnp.asarray(threshold)), spikes.ndim), wide(spikes)
+    level = jnp.round(spikes / threshold.astype(spikes.dtype))
     return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
 
 

@@ -47,8 +47,7 @@ class WholeNumbers(Wrapper):
 
     def nearest(self, v: jax.Array) -> jax.Array:
         """The nearest multiple of the unit; its derivative is 1."""
-        error = self.unit * jnp.round(v / self.unit) - v
-        return v + jax.lax.stop_gradient(error)
+        return v + jax.lax.stop_gradient(self.unit * jnp.round(v / self.unit) - v)
 
 
 def off_grid(model: Any) -> Any:

@@ -282,5 +282,4 @@ class Recurrent(_WithVariable):
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
         state, spikes = super().fire(params, state, spike)
-        last = spikes.astype(state.variable.dtype)
-        return state._replace(variable=last), spikes
+        return state._replace(variable=spikes.astype(state.variable.dtype)), spikes

@@ -139,8 +139,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
 
 
 def _from_bytes(entry: dict[str, Any]) -> np.ndarray:
-    flat = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-    return flat.reshape(entry["shape"])
+    return np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def _as_jax(array: np.ndarray) -> Any:

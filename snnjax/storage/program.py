@@ -59,11 +59,7 @@ def export(
         dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    arrays = {
-        name: shape_of(leaf, leaf.shape)
-        for name, leaf in leaves.items()
-        if hasattr(leaf, "dtype")
-    }
+    arrays = {n: shape_of(a, a.shape) for n, a in leaves.items() if hasattr(a, "dtype")}
     (batch,) = jax.export.symbolic_shape("batch")
     example = jax.tree.map(
         lambda a: shape_of(a, (*a.shape[:axis], batch, *a.shape[axis + 1 :])), x

@@ -121,8 +121,7 @@ def finetune(
         outputs, averages = simulate(snn, x) if has_aux else (simulate(snn, x), {})
         value = loss(outputs, labels) if share < 1 else 0.0
         if teacher is not None and share > 0:
-            distance = _distance(outputs, teacher(x))
-            value = (1 - share) * value + share * distance
+            value = (1 - share) * value + share * _distance(outputs, teacher(x))
         return value, (averages, _accuracy(outputs, labels))
 
     rules = optax.adam(1e-3) if rules is None else rules
@@ -175,9 +174,8 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
 def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
     """That of the mean output, where labels are classes of one array of outputs."""
     arrays = isinstance(outputs, jax.Array) and isinstance(labels, jax.Array)
-    if not arrays or labels.shape != outputs.shape[1:-1]:
-        return {}
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+    fit = arrays and labels.shape == outputs.shape[1:-1]
+    if not fit or not jnp.issubdtype(labels.dtype, jnp.integer):
         return {}
     answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
     return {"accuracy": (answers == labels).mean()}

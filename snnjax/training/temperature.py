@@ -75,11 +75,9 @@ def choose_temperature(
         return loss(with_params(snn, new))
 
     def candidate(change: jax.Array) -> SNN:
+        new = {n: jnp.maximum(b + change, lowest) for n, b in own.items()}
         neurons = {
-            name: with_field(
-                snn.neurons[name], "temperature", jnp.maximum(b + change, lowest)
-            )
-            for name, b in own.items()
+            n: with_field(snn.neurons[n], "temperature", b) for n, b in new.items()
         }
         return dataclasses.replace(snn, neurons=snn.neurons | neurons)
 

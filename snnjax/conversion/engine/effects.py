@@ -83,15 +83,10 @@ def _effects(
     size = sums[0] if len(sums) == 1 else jnp.float32(len(numbers) * len(sums))
     if len(sums) > 1:
         roots = [jnp.sqrt(jnp.where(y2 > 0, y2, 1) / len(numbers)) for y2 in sums]
-        pairs = zip(signs, roots, strict=True)
-        signs = [r / root.astype(r.dtype) for r, root in pairs]
+        signs = [r / root.astype(r.dtype) for r, root in zip(signs, roots, strict=True)]
     (gradients,) = transpose(signs)
-    effects = {
-        name: jnp.square(gradient.astype(jnp.float32)).mean(
-            sites[name].channel, keepdims=True
-        )
-        for name, gradient in gradients.items()
-    }
+    squares = {n: jnp.square(g.astype(jnp.float32)) for n, g in gradients.items()}
+    effects = {n: s.mean(sites[n].channel, keepdims=True) for n, s in squares.items()}
     return effects, size
 
 

@@ -98,8 +98,7 @@ class Outcome(NamedTuple):
 
     def means(self) -> tuple[float, float]:
         """Mean error of the images that judge, or of all, and mean number of spikes."""
-        start = self.fitted % len(self.errors)
-        error, spikes = _means(start, self.errors, self.spikes)
+        error, spikes = _means(self.fitted % len(self.errors), self.errors, self.spikes)
         return float(error), float(spikes)
 
 

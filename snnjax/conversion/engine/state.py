@@ -125,14 +125,10 @@ def micro_batches(
 ) -> list[tuple[chex.ArrayTree, range]]:
     """The images, ``size`` of them at a time on each device, with their numbers."""
     at_once = size * sharding.size(batch_sharding)
-    ranges = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
-    return [
-        (sharding.put(_part(x, r.start, len(r)), batch_sharding), r) for r in ranges
-    ]
+    rows = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+    return [(sharding.put(_part(x, r.start, len(r)), batch_sharding), r) for r in rows]
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def _part(x: chex.ArrayTree, start: int, count: int) -> chex.ArrayTree:
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), x
-    )
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), x)

@@ -107,8 +107,7 @@ def _fit_site(
 
     def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
         for k, results in enumerate(view.results(fit.weights)):
-            counts = not view.needs_time
-            fired = fire(view.dynamics, full, results.outputs[0], counts)
+            fired = fire(view.dynamics, full, results.outputs[0], not view.needs_time)
             here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
             yield fired.output, results.carried
 

@@ -227,12 +227,8 @@ class Chip:
         return Table(rows, above=self.name, below="\n".join(notes))
 
 
-# Fields of a profile that have a source.
-_VALUES = tuple(
-    field.name
-    for field in dataclasses.fields(Chip)
-    if field.name not in ("name", "first", "sources")
-)
+# Fields of a profile that have a source: all but name, first and sources.
+_, *_VALUES, _, _ = (field.name for field in dataclasses.fields(Chip))
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,7 @@ ones, or do so until the remedy is taken; "no" means that the chip cannot run it
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -138,14 +139,12 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
         for name in ("dead_zone", "last_zone"):
             if (zone := getattr(model, name)) > 1 / 2:  # below it changes nothing
                 problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
-                remedy = f"take {name}=0.5"
-                yield _model(chip, "programmable", problem, remedy)
+                yield _model(chip, "programmable", problem, f"take {name}=0.5")
         if chip.lowest == "register" and model.lowest is not None:
             problem = f"lowest potential {model.lowest:g} V, not that of the register"
             yield _model(chip, "lowest", problem, "take lowest=None")
         remedy = "take snnjax.integrate_and_fire"
-        arithmetic = layer.layers.arithmetic
-        rule = None if arithmetic is None else arithmetic.leak
+        rule = getattr(layer.layers.arithmetic, "leak", None)
         if neurons.is_leaky and chip.leak not in (None, rule):
             if chip.leak == "constant":
                 yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
@@ -189,32 +188,24 @@ def shapes(layer: Layer, chip: Chip) -> Iterator[Finding]:
     convolutions = [m for m in layer.maps if isinstance(m, values.Convolution)]
     of_image = len(layer.node.shape) == 3 or chip.dense_as_kernel
     filters = [layer.node.shape[0]] if of_image else []
-    yield from _within(
-        chip,
-        {
-            "kernels": ("kernel", [max(k.size) for k in larger]),
-            "strides": ("stride", [s for k in kernels for s in k.stride]),
-            "strided_kernels": (
-                "kernel with a stride",
-                [max(k.size) for k in larger if max(k.stride) > 1],
-            ),
-            "paddings": ("padding", [p for k in kernels for p in k.padding]),
-            "groups": ("groups", [m.groups for m in convolutions]),
-            "channels": ("channels", [*(k.channels for k in kernels), *filters]),
-            "input_channels": (
-                "channels of x",
-                [k.channels for k in kernels if layer.reads_x],
-            ),
-            "dense_inputs": (
-                "inputs of a dense layer",
-                [m.weight.shape[1] for m in layer.maps if isinstance(m, values.Dense)],
-            ),
-            "input_rows": ("rows of its input", [k.image[0] for k in kernels]),
-            "input_columns": ("columns of its input", [k.image[1] for k in kernels]),
-            "output_image": ("rows or columns", layer.node.shape[1:]),
-            "destinations": ("destinations", [len(layer.readers)]),
-        },
-    )
+    channels = [k.channels for k in kernels]
+    strided = [max(k.size) for k in larger if max(k.stride) > 1]
+    dense = [m.weight.shape[1] for m in layer.maps if isinstance(m, values.Dense)]
+    measured = {
+        "kernels": ("kernel", [max(k.size) for k in larger]),
+        "strides": ("stride", [s for k in kernels for s in k.stride]),
+        "strided_kernels": ("kernel with a stride", strided),
+        "paddings": ("padding", [p for k in kernels for p in k.padding]),
+        "groups": ("groups", [m.groups for m in convolutions]),
+        "channels": ("channels", channels + filters),
+        "input_channels": ("channels of x", channels * layer.reads_x),
+        "dense_inputs": ("inputs of a dense layer", dense),
+        "input_rows": ("rows of its input", [k.image[0] for k in kernels]),
+        "input_columns": ("columns of its input", [k.image[1] for k in kernels]),
+        "output_image": ("rows or columns", layer.node.shape[1:]),
+        "destinations": ("destinations", [len(layer.readers)]),
+    }
+    yield from _within(chip, measured)
     modes = chip.padding_modes or ()
     for kernel in kernels:
         if modes and {*modes}.isdisjoint(kernel.modes):
@@ -271,10 +262,9 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     if not code.clock_runs:
         highest = max((n.model.levels[1] for n in layers.populations), default=1)
         values = round(highest * code.reach(steps) / code.finest(steps))
-        depths = {layers.input.name: 0}
+        depths: Counter[str] = Counter()  # 0 of the input
         for way in layers.connections:
-            at = 1 + depths[way.sender]
-            depths[way.receiver] = max(at, depths.get(way.receiver, 0))
+            depths[way.receiver] = max(1 + depths[way.sender], depths[way.receiver])
         latency = steps + wait * max(depths[n.name] for n in layers.populations)
         problem = (
             f"code {code!r}, T = {steps}, wait {wait}, an answer after {latency} "
@@ -284,7 +274,11 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
             f"take rate coding, with steps={values} for as many values: an answer "
             f"after {values} steps, and up to {values} spikes per neuron"
         )
-    yield _in_time(chip, problem, remedy)
+    if chip.step_thresholds == "host":
+        remedy = f"let the host write thresholds before each step, or {remedy}"
+        yield Finding("step_thresholds", "approximately", problem, remedy)
+    else:
+        yield _model(chip, "programmable", problem, remedy)
 
 
 def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
@@ -299,31 +293,30 @@ def of_network(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
         sum(math.prod(node.shape) for node in nodes)
         for nodes in (layers.populations, layers.outputs)
     )
-    fan_outs: dict[str, int] = {}
+    fan_outs: Counter[str] = Counter()
     for way in layers.connections:
-        fan_outs[way.sender] = fan_outs.get(way.sender, 0) + geometry.fan_out(way)
-    yield from _within(
-        chip,
-        {
-            "inputs": ("inputs", [math.prod(layers.input.shape)]),
-            "neurons": ("neurons", [neurons]),
-            "outputs": ("outputs", [outputs]),
-            "fan_out": ("fan-out", [*fan_outs.values()]),
-        },
-    )
+        fan_outs[way.sender] += geometry.fan_out(way)
+    measured = {
+        "inputs": ("inputs", [math.prod(layers.input.shape)]),
+        "neurons": ("neurons", [neurons]),
+        "outputs": ("outputs", [outputs]),
+        "fan_out": ("fan-out", [*fan_outs.values()]),
+    }
+    yield from _within(chip, measured)
 
 
 def input_levels(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     """x are whole numbers that the chip takes in a step."""
     low, high = chip.input_levels or (0, None)
     takes = f"whole numbers {low} to {'n' if high is None else high} per step"
-    arithmetic = layers.arithmetic
-    remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
+    arithmetic, found = layers.arithmetic, ""
     if arithmetic is None or layers.input.unit is None:
-        yield Finding("input_levels", "approximately", f"floats, not {takes}", remedy)
+        found = "floats"
     elif high is not None and arithmetic.largest_input > high:
-        problem = f"{arithmetic.input_bits} bits, not {takes}"
-        yield Finding("input_levels", "approximately", problem, remedy)
+        found = f"{arithmetic.input_bits} bits"
+    if found:
+        remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
+        yield Finding("input_levels", "approximately", f"{found}, not {takes}", remedy)
 
 
 def no_core(words: Core, cores: Sequence[Core]) -> Finding:
@@ -354,10 +347,8 @@ def _within(
         if limit is None:
             continue
         is_most = isinstance(limit, int)
-        beyond = [
-            n for n in numbers if n not in (range(limit + 1) if is_most else limit)
-        ]
-        if beyond:
+        allowed = range(limit + 1) if is_most else limit
+        if beyond := [n for n in numbers if n not in allowed]:
             text = f"at most {limit}" if is_most else f"not {span(limit)}"
             yield _limit(field, f"{words} {max(beyond)}, {text}")
 
@@ -365,14 +356,6 @@ def _within(
 def _limit(field: str, problem: str) -> Finding:
     remedy = "build the network within these limits, and train it again"
     return Finding(field, "no", problem, remedy)
-
-
-def _in_time(chip: Chip, problem: str, remedy: str) -> Finding:
-    """A finding about neurons that differ from step to step."""
-    if chip.step_thresholds != "host":
-        return _model(chip, "programmable", problem, remedy)
-    remedy = f"let the host write thresholds before each step, or {remedy}"
-    return Finding("step_thresholds", "approximately", problem, remedy)
 
 
 def _model(chip: Chip, field: str, problem: str, remedy: str) -> Finding:

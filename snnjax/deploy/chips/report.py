@@ -1,7 +1,7 @@
 """`report`: what a chip makes of a network, layer by layer."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.properties import Finding, Layer, Verdict
 from snnjax.deploy.lowering import values
 
-GRADES: dict[Verdict, str] = {
+GRADES: dict[Verdict, str] = {  # from the best to the worst
     "fits": "bit for bit",
     "approximately": "approximately",
     "no": "does not run",
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """The worst of its findings; without one "fits"."""
-        return _worst([finding.verdict for finding in self.findings])
+        return _worst(finding.verdict for finding in self.findings)
 
 
 @shown_as_table
@@ -56,7 +56,7 @@ class Report:
     @property
     def grade(self) -> str:
         """ "bit for bit", "approximately" or "does not run"."""
-        return GRADES[_worst([row.verdict for row in self.rows])]
+        return GRADES[_worst(row.verdict for row in self.rows)]
 
     def __getitem__(self, name: str) -> Row:
         rows = {row.name: row for row in self.rows}
@@ -86,11 +86,10 @@ class Report:
 
     def _advice(self) -> list[str]:
         # Each remedy once, behind all of the fields that ask for it.
-        remedies: dict[str, list[str]] = {}
+        remedies: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for finding in row.findings:
-                fields = remedies.setdefault(finding.remedy, [])
-                fields += [finding.field] * (finding.field not in fields)
+                remedies.setdefault(finding.remedy, {})[finding.field] = None
         notes = [f"{', '.join(fields)}: {r}" for r, fields in remedies.items()]
         if self.chip.not_stated:
             notes.append(f"not stated: {', '.join(self.chip.not_stated)}")
@@ -127,8 +126,7 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     """
     values.check_layers(layers)
     check_chip(chip)
-    ways = layers.connections
-    table = [_layer(layers, ways, node, chip) for node in layers.receivers]
+    table = [_layer(layers, node, chip) for node in layers.receivers]
     needs = {
         layer.node.name: geometry.need(layer.kernels, layer.node.shape, chip)
         for layer in (table if chip.cores else ())
@@ -143,35 +141,23 @@ def report(layers: values.Layers, chip: Chip) -> Report:
         name = layer.node.name
         # Some chips have other limits for the layer that reads x.
         limits = chip.first if chip.first and layer.reads_x else chip
-        findings = [
-            f for compare in properties.OF_LAYER for f in compare(layer, limits)
-        ]
+        findings = [f for check in properties.OF_LAYER for f in check(layer, limits)]
         if name in needs and name not in cores:
             findings.append(properties.no_core(needs[name], chip.cores or ()))
         rows.append(Row(name, tuple(findings), cores.get(name)))
     return Report(chip, tuple(rows))
 
 
-def _layer(
-    layers: values.Layers,
-    all_ways: Sequence[values.Connection],
-    node: values.Receiver,
-    chip: Chip,
-) -> Layer:
+def _layer(layers: values.Layers, node: values.Receiver, chip: Chip) -> Layer:
+    all_ways = layers.connections
     shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
     ways = [way for way in all_ways if way.receiver == node.name]
-    kernels = [
-        kernel
-        for way in ways
-        for kernel in geometry.kernels(way, shapes[way.sender], chip)
-    ]
+    kernels = [k for w in ways for k in geometry.kernels(w, shapes[w.sender], chip)]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
     readers = {way.receiver for way in all_ways if way.sender == node.name}
     return Layer(node, ways, kernels, images, readers, layers)
 
 
-def _worst(verdicts: Sequence[Verdict]) -> Verdict:
-    for verdict in ("no", "approximately"):
-        if verdict in verdicts:
-            return verdict
-    return "fits"
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    found = {"fits", *verdicts}
+    return next(verdict for verdict in reversed(GRADES) if verdict in found)

@@ -170,8 +170,13 @@ def _compute(
     check_choice("inputs", inputs, ("constant", "sequence"))
     in_time = inputs == "sequence"
     check_x(layers, x, "T, B" if in_time else "B")
-    if in_time or delay:
-        _check_steps_are_alike(layers)
+    # Each step must be like the others, and neurons fire from the first.
+    if (in_time or delay) and (layers.wait or not layers.code.clock_runs):
+        raise ValueError(
+            f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
+            "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "
+            "codes take x at once, and a wait asks for all of T steps"
+        )
     if in_time:
         layers = dataclasses.replace(layers, steps=len(x), wait=0)
     if layers.steps is None:
@@ -190,16 +195,6 @@ def _compute(
     structure = jax.tree.structure(layers)
     options = keep, in_time, delay
     return _run(structure, inexact, options, arrays, jnp.asarray(x))
-
-
-def _check_steps_are_alike(layers: values.Layers) -> None:
-    """Raise unless each step is like the others, and neurons fire from the first."""
-    if not layers.code.clock_runs or layers.wait:
-        raise ValueError(
-            f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
-            "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "
-            "codes take x at once, and a wait asks for all of T steps"
-        )
 
 
 def largest_values(layers: values.Layers) -> dict[str, int]:

@@ -79,15 +79,10 @@ class WholeReceiver(NamedTuple):
     clippings: list[str]
 
 
-def fit_receiver(
-    layers: values.Layers,
-    node: values.Receiver,
-    maps: Sequence[tuple[values.Affine, Pair]],
-    bits: int,
-    scale: rounding.Scale,
-) -> WholeReceiver:
-    """A receiver with weights of these bits, from its maps and what each one reads."""
-    reading, arithmetic = _read(layers, node, maps, bits, scale), arithmetic_of(layers)
+def fit_receiver(reading: Reading) -> WholeReceiver:
+    """A receiver of whole numbers, from all that it reads."""
+    layers, node, scale = reading.layers, reading.node, reading.scale
+    arithmetic = arithmetic_of(layers)
     is_population = isinstance(node, values.Population)
     clippings = _clippings(reading) if is_population else []
     half = 2 ** (arithmetic.state_bits - 1)
@@ -95,12 +90,8 @@ def fit_receiver(
     for _ in range(_ATTEMPTS):
         theta = rounding.scales(reading.parts, most, scale, is_population)
         whole_maps = _whole_maps(reading, theta)
-        weighted = _received(
-            _structures(whole_maps),
-            timing(layers),
-            [_params(m) for m in whole_maps],
-            [pair.whole for _, pair in maps],
-        )
+        sent = [pair.whole for _, pair in reading.maps]
+        weighted = _received(*_program(layers, whole_maps), sent)
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, values.Output):
             return WholeReceiver(whole, whole_maps, None, clippings)
@@ -110,9 +101,8 @@ def fit_receiver(
         is_too_large = peaks > _LARGEST_SHARE * half
         if not is_too_large.any():
             break
-        most = np.where(
-            is_too_large, np.floor(theta * _LARGEST_SHARE * half / peaks), most
-        )
+        smaller = np.floor(theta * _LARGEST_SHARE * half / peaks)
+        most = np.where(is_too_large, smaller, most)
         if (most < 1).any():
             raise ValueError(
                 f"potentials of {node.name!r} do not fit into {arithmetic.state_bits} "
@@ -132,24 +122,20 @@ def fit_receiver(
     return WholeReceiver(whole, whole_maps, spikes, clippings)
 
 
-def _read(
+def read(
     layers: values.Layers,
     node: values.Receiver,
     maps: Sequence[tuple[values.Affine, Pair]],
     bits: int,
     scale: rounding.Scale,
 ) -> Reading:
-    """Currents and moments of a receiver, and the weights W* that follow from them."""
+    """A receiver with weights of these bits, from its maps and what each one reads."""
     v_th = node.threshold if isinstance(node, values.Population) else np.ones(())
     # One number per channel or element of a vector; the mean of a channel.
     v_th = np.broadcast_to(v_th, node.shape).reshape(node.shape[0], -1).mean(axis=1)
-    currents, moments = _currents_and_moments(
-        _structures([weights for weights, _ in maps]),
-        timing(layers),
-        [_params(weights) for weights, _ in maps],
-        [pair.floats for _, pair in maps],
-        [pair.whole for _, pair in maps],
-    )
+    nodes, pairs = zip(*maps, strict=True)
+    sent = [pair.floats for pair in pairs], [pair.whole for pair in pairs]
+    currents, moments = _currents_and_moments(*_program(layers, nodes), *sent)
     own_maps, parts = [], []
     for (own, pair), both in zip(maps, moments, strict=True):
         own_bits = bits
@@ -309,8 +295,10 @@ def _structures(nodes: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(map(jax.tree.structure, nameless))
 
 
-def _params(node: values.Affine) -> dict[str, np.ndarray]:
-    return {name: np.asarray(a, np.float32) for name, a in map_params(node).items()}
+def _program(layers: values.Layers, maps: Sequence[values.Affine]) -> tuple[Any, ...]:
+    """What a program of some maps depends on, and their weights."""
+    params = [jax.tree.map(np.float32, map_params(node)) for node in maps]
+    return _structures(maps), timing(layers), params
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -123,16 +123,15 @@ def _weights_by_map(
         arrays = own if isinstance(own, Sequence) and own else [own]
         maps: list[Any] = [nodes[source] for source in receiver.sources]
         are_scales = [isinstance(node, values.Scale) for node in maps]
+        shapes = ", ".join(str(node.weight.shape) for node in maps)
         if own is _NOTHING and all(are_scales):
             arrays = [1] * len(maps)
         elif own is _NOTHING:
-            shapes = " and ".join(str(node.weight.shape) for node in maps)
             raise ValueError(
                 f"no weights are given for {receiver.name!r}; allowed: whole numbers "
                 f"of the shape {shapes}"
             )
         if len(arrays) != len(maps):
-            shapes = ", ".join(str(node.weight.shape) for node in maps)
             raise ValueError(
                 f"weights of {receiver.name!r} are {len(arrays)} arrays; allowed: "
                 f"{len(maps)}, of the shapes {shapes}"

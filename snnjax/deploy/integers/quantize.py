@@ -94,30 +94,28 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    arguments: dict[str, Any] = {
-        "weight_bits": weight_bits,
-        "state_bits": state_bits,
-        "scale": scale,
-        "overflow": overflow,
-    }
+    arguments: dict[str, Any] = dict(
+        weight_bits=weight_bits, state_bits=state_bits, scale=scale, overflow=overflow
+    )
     given = {name: v for name, v in arguments.items() if v is not None}
     options = _stated_by(chip) | given
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     bits = _checked(layers, images, input_bits, options)
-    arithmetic = values.Arithmetic(
-        max(bits.values()),
-        input_bits,
-        options["state_bits"],
-        options["overflow"],
-        options["leak"],
-    )
+    rest = (options[name] for name in ("state_bits", "overflow", "leak"))
+    arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
     integers = _whole(layers, x, bits, options["scale"])
-    if chip is not None:
-        _check_runs(integers, chip)
+    problems = [
+        Problem(row.name, (), finding.problem, finding.remedy)
+        for row in (report(integers, chip).rows if chip else ())
+        for finding in row.findings
+        if finding.verdict == "no"
+    ]
+    if chip and problems:
+        raise ConversionError(problems, f"{chip.name} does not run this network")
     return integers
 
 
@@ -154,20 +152,20 @@ def _whole(
             case values.Population() | values.Output():
                 # Nothing else reads these maps, so what they read is given free.
                 own = [(maps[s], pairs.pop(s)) for s in node.sources]
-                fit = fitting.fit_receiver(layers, node, own, bits[node.name], scale)
+                reading = fitting.read(layers, node, own, bits[node.name], scale)
+                fit = fitting.fit_receiver(reading)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
                 clippings += fit.clippings
                 nodes += fit.maps
                 node = fit.node
             case values.SumPool() | values.Flatten():
-                pairs[node.name] = Pair(
-                    *(fitting.pooled(node, s) for s in arriving(node))
-                )
+                sent = (fitting.pooled(node, stream) for stream in arriving(node))
+                pairs[node.name] = Pair(*sent)
         nodes.append(node)
     if clippings:
         warn(
             "weights are clipped, since the thresholds of their neurons are small: "
-            + "; ".join(clippings),
+            + "; ".join(clippings)
         )
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
@@ -220,18 +218,6 @@ def _check_is_x(node: values.Node, pair: Pair) -> None:
             [Problem(node.name, (), problem, remedy)],
             "this network has no whole numbers",
         )
-
-
-def _check_runs(layers: values.Layers, chip: Chip) -> None:
-    """Raise if the report of a chip says that it does not run the layers."""
-    problems = [
-        Problem(row.name, (), finding.problem, finding.remedy)
-        for row in report(layers, chip).rows
-        for finding in row.findings
-        if finding.verdict == "no"
-    ]
-    if problems:
-        raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
 def _checked(

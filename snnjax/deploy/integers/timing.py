@@ -85,9 +85,8 @@ class Timing(NamedTuple):
         # 2 z_t m_t V could be the next one.
         zones = [Fraction(float(z)).limit_denominator(10**6) for z in zones]
         pairs = zip(zones, self.multiples, strict=True)
-        return np.stack(
-            [-(-2 * z.numerator * m * threshold // z.denominator) for z, m in pairs]
-        )
+        bars = (-(-2 * z.numerator * m * threshold // z.denominator) for z, m in pairs)
+        return np.stack([*bars])
 
     def thresholds(self, population: Population) -> np.ndarray:
         """The least v that sends 1, and the least -v that sends -1, at each step.

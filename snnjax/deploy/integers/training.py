@@ -115,12 +115,8 @@ def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], An
     """(node, its arrays) -> whole weights, and biases that are whole multiples."""
     sizes = _sizes(layers)
     # With one bit a weight is 1 or -1, never 0.
-    binary = {
-        node.name
-        for node in layers.nodes
-        if isinstance(node, values.Convolution | values.Dense)
-        and (np.abs(node.weight) == 1).all()
-    }
+    maps = [n for n in layers.nodes if isinstance(n, values.Convolution | values.Dense)]
+    binary = {node.name for node in maps if (np.abs(node.weight) == 1).all()}
     step = layers.bias_unit
 
     def through(value: jax.Array, whole: jax.Array) -> jax.Array:
@@ -130,8 +126,7 @@ def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], An
         results, size = {}, sizes[name]
         if "weight" in arrays:
             w = jnp.clip(arrays["weight"], -1, 1) * size
-            signs = jnp.where(w < 0, -1.0, 1.0)
-            whole = signs if name in binary else jnp.round(w)
+            whole = jnp.where(w < 0, -1.0, 1.0) if name in binary else jnp.round(w)
             results["weight"] = through(w, whole)
         if "bias" in arrays:
             b = arrays["bias"] * size

@@ -67,8 +67,7 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
             inputs = [sent[source] for source in node.sources] or [x]
             try:
                 total = functools.reduce(jnp.add, inputs)
-                own = params.get(node.name, {})
-                sent[node.name] = _node_output(node, own, total)
+                sent[node.name] = _node_output(node, params.get(node.name, {}), total)
             except (TypeError, ValueError) as error:
                 error.add_note(f"at node {node.name!r}, channels last")
                 raise
@@ -82,14 +81,9 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
     models = ((site, _model(population, layers)) for site, population in pairs)
-    return fn, SNN(
-        params,
-        {site: _neurons(population) for site, population in pairs},
-        steps=layers.steps,
-        wait=layers.wait,
-        model=by_name(models),
-        code=layers.code,
-    )
+    neurons = {site: _neurons(population) for site, population in pairs}
+    fit = layers.steps, layers.wait, by_name(models), layers.code
+    return fn, SNN(params, neurons, *fit)
 
 
 def _node_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:

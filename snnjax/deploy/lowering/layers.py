@@ -126,9 +126,8 @@ def _lowered(network: Network, snn: SNN) -> tuple[values.Node, ...]:
     (x,) = network.x
     shape = network.avals[x].shape
     index = np.arange(math.prod(shape)).reshape(shape)
-    is_image = len(shape) == 3
     # The elements of x in the order of the input node: [C, H, W] or a vector.
-    orders = [np.moveaxis(index, -1, 0), index] if is_image else [index.ravel()]
+    orders = [np.moveaxis(index, -1, 0), index] if len(shape) == 3 else [index.ravel()]
     for order in orders:
         builder = Builder(network, constants)
         problems = _build(builder, snn, order)
@@ -176,10 +175,8 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
     if site.is_encoder:
-        raise NoLayer(
-            "an encoder sends spikes of both signs",
-            "put a ReLU here, or no encoder",
-        )
+        remedy = "put a ReLU here, or no encoder"
+        raise NoLayer("an encoder sends spikes of both signs", remedy)
     if params.offset is not None:
         raise NoLayer(
             "its neurons add an offset to their spikes",

@@ -11,21 +11,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import is_channelwise
-from snnjax.deploy.lowering.values import (
-    Affine,
-    Convolution,
-    Dense,
-    Node,
-    Scale,
-    readers,
-)
+from snnjax.deploy.lowering.values import Convolution, Dense, Node, Scale
 
 
 def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes, in order of execution, with as few maps as possible."""
     nodes = tuple(nodes)
-    count = readers(nodes)
+    count = values.readers(nodes)
     results: dict[str, Node] = {}
     names: dict[str, str] = {}  # of a node that went -> of the one in its place
 
@@ -88,7 +82,7 @@ def product(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
             weight = rows @ before.weight
         case _:
             return None
-    assert isinstance(before, Affine) and isinstance(after, Affine)
+    assert isinstance(before, values.Affine) and isinstance(after, values.Affine)
     bias = after.bias
     if before.bias is not None:
         own = rows @ before.bias if rows.ndim == 2 else rows * before.bias

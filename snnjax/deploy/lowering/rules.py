@@ -152,15 +152,11 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
             strict=True,
         )
     ]
-    terms = conv(
-        builder,
-        total,
-        weight,
-        windows,
-        equation.path,
-        dilation=options["rhs_dilation"],
-        groups=options["feature_group_count"],
-    )
+    own = {
+        "dilation": options["rhs_dilation"],
+        "groups": options["feature_group_count"],
+    }
+    terms = conv(builder, total, weight, windows, equation.path, **own)
     return Sum(terms, flat_indices(out_shape, spec.out_spec[1:]))
 
 
@@ -231,17 +227,13 @@ def _check_is_image(total: Sum, shape: Sequence[int]) -> None:
 
 
 def _add(builder: Builder, equation: Equation) -> Sum:
-    signs = (1.0, -1.0 if equation.name == "sub" else 1.0)
+    signs = {"neg": (-1.0,), "sub": (1.0, -1.0)}.get(equation.name, (1.0, 1.0))
     sums = [
         times(builder.sums[v], sign)
         for v, sign in zip(equation.inputs, signs, strict=True)
         if isinstance(v, int) and v in builder.sums
     ]
     return _sum_of_sums(builder, sums, equation.path)
-
-
-def _negate(builder: Builder, equation: Equation) -> Sum:
-    return times(_unchanged(builder, equation), -1.0)
 
 
 def _unchanged(builder: Builder, equation: Equation) -> Sum:
@@ -362,8 +354,7 @@ def _choice_of_channels(
 _RULES: dict[str, Callable[[Builder, Equation], Sum | list[Sum]]] = {
     name: rule
     for rule, names in {
-        _add: "add add_any sub",
-        _negate: "neg",
+        _add: "add add_any sub neg",
         _multiply: "mul div",
         _dot: "dot_general",
         _convolve: "conv_general_dilated",

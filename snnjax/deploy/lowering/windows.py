@@ -86,22 +86,15 @@ def conv(
         padded[:, :, rows, columns] = weight
         weight, dilation = padded, (1, 1)
         padding = [w.low + front for w, front in zip(windows, fronts, strict=True)]
+    sizes, strides = zip(*((w.size, w.stride) for w in windows), strict=True)
+    shape = sizes, strides, tuple(padding), tuple(dilation), groups
     terms = []
     for names, scale in builder.groups(total, path):
         scale = np.broadcast_to(scale.ravel(), total.order.shape[:1])
         # Input channels of each group, repeated for its output channels.
         per_output = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
-        node = Convolution(
-            path or "conv",
-            tuple(names),
-            weight * per_output[:, :, None, None],
-            None,
-            tuple(w.size for w in windows),
-            tuple(w.stride for w in windows),
-            tuple(padding),
-            tuple(dilation),
-            groups,
-        )
+        scaled = weight * per_output[:, :, None, None]
+        node = Convolution(path or "conv", tuple(names), scaled, None, *shape)
         terms.append(Term(builder.add(node)))
     return tuple(terms)
 

@@ -120,9 +120,8 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
         ) from None
     numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
     arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
-    layers = dataclasses.replace(
-        layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
-    )
+    whole = tuple(nodes.values())
+    layers = dataclasses.replace(layers, nodes=whole, arithmetic=arithmetic)
     return with_own_maps(layers)
 
 
@@ -182,17 +181,10 @@ def _convolution(name: str, node: Any) -> values.Convolution:
             )
         weight = np.pad(weight, [(0, 0), (0, 0), *((n, 0) for n in is_even)])
         padding = _pair((reach + is_even) // 2)
-    return values.Convolution(
-        name,
-        (),
-        weight,
-        None if node.bias is None else _numbers(node.bias),
-        () if node.input_shape is None else _pair(node.input_shape),
-        stride,
-        padding,
-        dilation,
-        int(node.groups),
-    )
+    bias = None if node.bias is None else _numbers(node.bias)
+    size = () if node.input_shape is None else _pair(node.input_shape)
+    window = stride, padding, dilation, int(node.groups)
+    return values.Convolution(name, (), weight, bias, size, *window)
 
 
 def _flatten(name: str, node: Any) -> values.Flatten:
@@ -225,16 +217,10 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
             f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
             "> 0"
         )
-    population = values.Population(
-        name,
-        (),
-        np.shape(node.v_threshold),
-        _model(name, node),
-        _above(node.v_threshold),
-        _numbers((node.metadata or {}).get("v_init", 0.0)),
-        bias,
-        leak,
-    )
+    shape, model = np.shape(node.v_threshold), _model(name, node)
+    v_th, start = _above(node.v_threshold), (node.metadata or {}).get("v_init", 0.0)
+    numbers = v_th, _numbers(start), bias, leak
+    population = values.Population(name, (), shape, model, *numbers)
     # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]

@@ -31,7 +31,7 @@ from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.sums import NoLayer, compact, is_channelwise, per_channel
 from snnjax.neurons.gradients import without_surrogate
-from snnjax.neurons.spike_trains import BINARY
+from snnjax.neurons.models import IntegrateAndFire
 
 if TYPE_CHECKING:
     import nir
@@ -242,11 +242,8 @@ def _fed(
     if bias.any():
         # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
         owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
-        ranks = [
-            isinstance(n, values.Affine)
-            + isinstance(n, values.Convolution | values.Dense)
-            for n in owned
-        ]
+        matrix = values.Convolution | values.Dense
+        ranks = [isinstance(n, values.Affine) + isinstance(n, matrix) for n in owned]
         first = ranks.index(max(ranks))
         name, one = f"{node.name}/bias", np.ones(())
         yield values.Scale(name, (sources[first],), one, per_channel(bias), shape)
@@ -282,8 +279,7 @@ def _with_averages(nodes: dict[str, values.Node]) -> dict[str, values.Node]:
             continue
         is_mean = np.allclose(node.weight * math.prod(pool.window), 1, 1e-6, 0)
         if is_mean and node.bias is None and count[pool.name] == 1:
-            fields = {**vars(pool), "name": node.name}
-            nodes[node.name] = _AveragePool(**fields)
+            nodes[node.name] = _AveragePool(**{**vars(pool), "name": node.name})
             del nodes[pool.name]
     return nodes
 
@@ -304,15 +300,9 @@ def _node(nir: Any, node: values.Node, dt: float) -> Any:
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
         case values.Convolution(weight=weight):
-            return nir.Conv2d(
-                node.size,
-                _float(_ungrouped(node)),
-                node.stride,
-                node.padding,
-                node.dilation,
-                1,
-                _bias(node.bias, len(weight)),
-            )
+            window, bias = (node.stride, node.padding), _bias(node.bias, len(weight))
+            weight = _float(_ungrouped(node))
+            return nir.Conv2d(node.size, weight, *window, node.dilation, 1, bias)
         case values.Population():
             return _neurons(nir, node, dt)
 
@@ -365,18 +355,12 @@ def _neurons(nir: Any, node: values.Population, dt: float) -> Any:
 
 def _extensions(node: values.Population) -> dict[str, Any]:
     """What plain NIR does not express of neurons, as metadata that `from_nir` reads."""
-    model = without_surrogate(node.model)
-    metadata: dict[str, Any] = {}
-    if model.reset == "subtract":
-        metadata["reset"] = model.reset
-    if model.levels != BINARY:
+    model, plain = without_surrogate(node.model), IntegrateAndFire(reset="zero")
+    fields = ("reset", "levels", "dead_zone", "last_zone", "lowest")
+    own = {name: getattr(model, name) for name in fields}
+    metadata = {name: v for name, v in own.items() if v != getattr(plain, name)}
+    if "levels" in metadata:
         metadata["levels"] = np.array(model.levels)
-    if model.dead_zone:
-        metadata["dead_zone"] = model.dead_zone
-    if model.last_zone > 1 / 2:
-        metadata["last_zone"] = model.last_zone
-    if model.lowest is not None:
-        metadata["lowest"] = model.lowest
     if node.initial_potential.any():
         metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, node.shape))
     return metadata
