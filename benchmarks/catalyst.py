@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.chip_programs import Misfit, matrices
-from snnjax.deploy import Layers, Population, Timing
+from snnjax.deploy import Layers, Population, Timing, timing
 
 MOST_NEURONS, MOST_SYNAPSES, MOST_FAN_OUT = 2**10, 2**17, 2**12 - 1
 FIFO = 64  # spikes of a step; the core loses more of them without a word
@@ -148,7 +148,7 @@ def _kind(layers: Layers) -> tuple[tuple[int, ...], bool, Timing]:
     if layers.arithmetic is None:
         allowed = "what snnjax.deploy.quantize returns"
         raise Misfit(f"layers are of floats; allowed: {allowed}")
-    times = Timing(layers.code, layers.steps, layers.wait)
+    times = timing(layers)
     m = times.multiples
     kinds = {(node.model.levels, node.model.reset) for node in layers.populations}
     found = f"{times.code!r} with T = {len(m)} and levels and resets {sorted(kinds)}"
@@ -177,7 +177,7 @@ class Numbers(NamedTuple):
     of_x: np.ndarray  # [N, elements of x]
     constants: np.ndarray  # [T, N], at each step
     threshold: np.ndarray  # V
-    least: np.ndarray  # [2, T, N]: the u that sends 1, and the -u that sends -1
+    least: np.ndarray  # [signs, T, N]: the u that sends 1, the -u that sends -1
     divisor: int  # the least d
 
 
@@ -198,8 +198,8 @@ def _numbers(layers: Layers, node: Any, times: Timing) -> Numbers:
     d = np.gcd.reduce(np.concatenate(terms, axis=1), axis=1)
     r = constants[0] % d
     constants[0] -= r
-    least = times.thresholds(node).reshape(2, -1, len(d))
-    least = -((np.stack([r, -r])[:, None] - least) // d)
+    least = times.thresholds(node).reshape(-1, times.steps, len(d))
+    least = -((np.stack([r, -r])[: len(least), None] - least) // d)
     weights = {name: w // d[:, None] for name, w in weights.items()}
     of_x = of_x // d[:, None]
     return Numbers(weights, of_x, constants // d, threshold // d, least, int(d.min()))

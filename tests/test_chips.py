@@ -248,6 +248,10 @@ def test_a_code_says_what_rate_coding_takes_instead():
         (finding,) = deploy.report(layers, chip)["code"].findings
         assert "wait 1, an answer after 6 steps" in finding.problem
         assert words in finding.remedy and "steps=15 for as many" in finding.remedy
+    (finding,) = deploy.report(network(code=RADIX, steps=None), SPECK)["code"].findings
+    assert (
+        finding.remedy.startswith("take rate coding") and "T =" not in finding.problem
+    )
     for fits in ({}, {"code": RADIX, "steps": 1}):
         assert deploy.report(network(**fits), SPECK)["code"].verdict == "fits"
 
@@ -293,11 +297,31 @@ def test_a_chip_that_conversion_has_no_neurons_for_is_refused():
         (AKIDA, 4, "Akida 1.0 computes T = 1, not 4; allowed: steps=1"),
         (XYLO, 4, "Xylo filters currents"),
         (CATALYST, 4, "Catalyst N1 resets to zero"),
+        (deploy.Chip, 4, "chip is Chip; allowed: a profile"),
         (deploy.speck, 4, r"chip is speck; allowed: .* \(called\)"),
         ("speck", 4, "chip is 'speck'; allowed: a profile"),
     ):
         with pytest.raises(ValueError, match=words):
             snnjax.convert(lambda p, x: relu(x @ p), params, x, steps=steps, chip=chip)
+    # A model of one's own changes neither synapses nor T; a code is checked first.
+    for chip, given, words in (
+        (AKIDA, {"model": GRADED}, "T = 1, not 4"),
+        (XYLO, {"model": GRADED}, "filters currents"),
+        (SPECK, {"code": "radix"}, "code is 'radix'; allowed: a code"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            snnjax.convert(
+                lambda p, x: relu(x @ p), params, x, steps=4, chip=chip, **given
+            )
+
+
+def test_the_defaults_of_a_chip_are_its_least_levels():
+    some = deploy.Chip("some", levels=((0, 15), (0, 1), (0, 3)))
+    assert some.defaults(4, None, None)[1].levels == (0, 1)
+    one = dataclasses.replace(some, one_step=True)
+    assert one.defaults(1, None, None)[1].levels == (0, 15)
+    # In one step all codes are alike, also for neurons of one's own.
+    assert LOIHI.defaults(1, RADIX, None)[1].levels == (0, 1)
 
 
 def test_limits_of_the_first_layer_and_of_strided_kernels():

@@ -444,7 +444,7 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
     assert shared.size == 1
     with pytest.raises(ValueError, match="weight_bits is 1; allowed: .* 2 <= "):
         deploy.quantize(layers, x[0], scale="range", weight_bits=1)
-    with pytest.warns(UserWarning, match="% of the scale of its weights"):
+    with pytest.warns(UserWarning, match="times the scale of its weights"):
         deploy.quantize(layers, x[0], scale="range", state_bits=6)
 
 
@@ -699,19 +699,25 @@ def test_thresholds_are_where_neurons_fire():
     """The least v that sends 1, and after a first 1 the least -v that sends -1."""
     v, signed = np.arange(80), {"levels": (-1, 1), "dead_zone": 0.7, "last_zone": 0.9}
     arithmetic = deploy.Arithmetic(8, 8, 20, "wrap")
-    for options in ({}, signed):
+    for options in ({}, {"levels": (0, 3)}, signed):
         model = snnjax.integrate_and_fire(**options)
         numbers = np.full((), 7.0), np.zeros(()), np.zeros(())
         node = Population("n", (), (80,), model, *numbers)
         layers = deploy.Layers((node,), 3, 0, snnjax.codes.radix(), arithmetic)
-        above, below = deploy.Timing(layers.code, 3, 0).thresholds(node)
+        rows = deploy.timing(layers).thresholds(node)
+        assert len(rows) == 1 + (model.levels[0] < 0)
         for t in range(3):
-            for sign, least in ((1, above), (-1, below))[: 2 if options and t else 1]:
+            for sign, least in zip((1, -1)[: 2 if t else 1], rows, strict=False):
                 currents = jnp.zeros((3, 1, 80), int).at[0].set((sign < 0) * 4 * 7)
                 fired = streams.fire(node, layers, currents.at[t].set(sign * v))
                 sent = fired.spikes[t, 0] * sign > 0
                 assert sent.any()
                 np.testing.assert_array_equal(sent, v >= least[t])
+    with pytest.raises(ValueError, match="allowed: a population of whole numbers"):
+        node = dataclasses.replace(node, threshold=np.full((), 0.3))
+        deploy.timing(layers).thresholds(node)
+    with pytest.raises(ValueError, match="the layers have no T"):
+        deploy.timing(dataclasses.replace(layers, steps=None))
 
 
 def test_readouts_of_any_size_are_computed():

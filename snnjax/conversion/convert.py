@@ -185,12 +185,12 @@ def _terms(
     if chip is None:
         return rate() if code is None else code, model, "channel"
     # A profile belongs to snnjax.deploy, which is loaded when it is used.
-    if not callable(getattr(chip, "terms", None)):
+    if not hasattr(type(chip), "defaults"):
         raise ValueError(
             f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
             "e.g. snnjax.deploy.speck() (called)"
         )
-    return chip.terms(steps, code, model)
+    return chip.defaults(steps, code, model)
 
 
 def _on_devices(

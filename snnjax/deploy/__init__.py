@@ -28,7 +28,7 @@ from snnjax.deploy.chips.report import Report, Row, report
 from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
 from snnjax.deploy.integers.given import with_numbers
 from snnjax.deploy.integers.quantize import Memory, memory, quantize
-from snnjax.deploy.integers.timing import Timing
+from snnjax.deploy.integers.timing import Timing, timing
 from snnjax.deploy.integers.training import trainable, with_weights
 from snnjax.deploy.lowering.function import as_function
 from snnjax.deploy.lowering.layers import layers
@@ -85,6 +85,7 @@ __all__ = [
     "run",
     "speck",
     "spinnaker2",
+    "timing",
     "to_nir",
     "trainable",
     "with_numbers",

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from snnjax._text import Table, shown_as_table
 from snnjax._types import Per
-from snnjax.codes import Code, radix, rate
+from snnjax.codes import Code, check_code, radix, rate
 from snnjax.deploy.lowering.values import Leak
 from snnjax.neurons.models import IntegrateAndFire
 
@@ -160,25 +160,24 @@ class Chip:
         sources = (name for name, fields in self.sources if field in fields.split())
         return next(sources, None)
 
-    def terms(self, steps: int, code: Code | None, model: Any) -> tuple[Code, Any, Per]:
+    def defaults(
+        self, steps: int, code: Code | None, model: Any
+    ) -> tuple[Code, Any, Per]:
         """Code, model, and what has a threshold, for ``snnjax.convert(..., chip=)``.
 
         What is given stays. Otherwise the code is rate coding, for which no neuron
-        changes from step to step, and the levels are the least that the chip has. A
-        chip of one step takes its most levels, under a code for which biases suffice.
+        changes from step to step, and of the chip's levels those are taken with the
+        least high one. A chip of one step takes the highest, under a code for which
+        biases suffice.
 
         Raises:
             ValueError: conversion makes no neurons for this chip, or not at these T.
 
-        >>> code, model, per = speck().terms(16, None, None)
+        >>> code, model, per = speck().defaults(16, None, None)
         >>> code, model.levels, per
         (rate(), (0, 1), 'layer')
         """
-        per: Per = "layer" if self.thresholds == "layer" else "channel"
-        code = code or (radix() if self.one_step else rate())
-        if model is not None or (self.programmable and not code.clock_runs):
-            return code, model, per  # neurons of the user's own
-        resets = self.resets or ("subtract",)
+        can_subtract = self.programmable or "subtract" in (self.resets or ("subtract",))
         for is_so, problem, allowed in (
             (self.one_step and steps != 1, f"computes T = 1, not {steps}", "steps=1"),
             (
@@ -187,17 +186,22 @@ class Chip:
                 "networks that were trained with such synapses",
             ),
             (
-                steps > 1 and "subtract" not in resets and not self.programmable,
+                steps > 1 and model is None and not can_subtract,
                 "resets to zero, and conversion needs the reset by subtraction",
-                "steps=1, or a model= of neurons that you make yourself",
+                "steps=1; or no chip=, for several of its neurons in place of one",
             ),
         ):
             if is_so:
                 raise ValueError(f"{self.name} {problem}; allowed: {allowed}")
-        pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
-        levels = pairs[-1] if self.one_step else pairs[0]
-        zone = code.dead_zone(levels)
-        return code, IntegrateAndFire(levels=levels, dead_zone=zone), per
+        if code is None:
+            code = radix() if self.one_step else rate()
+        check_code(code)
+        if model is None and (code.clock_runs or steps == 1 or not self.programmable):
+            pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
+            highest = max if self.one_step else min
+            levels = highest(pairs, key=lambda pair: pair[1])
+            model = IntegrateAndFire(levels=levels, dead_zone=code.dead_zone(levels))
+        return code, model, "layer" if self.thresholds == "layer" else "channel"
 
     @property
     def not_stated(self) -> tuple[str, ...]:

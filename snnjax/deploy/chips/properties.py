@@ -174,7 +174,10 @@ def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
     if high in tops or None in tops:
         return
     text = " or ".join(map(str, pairs)).replace("None", "n")
-    problem, remedy = f"levels ({low}, {high}), not {text}", f"take levels {text}"
+    problem, remedy = (
+        f"levels ({low}, {high}), not {text}",
+        f"take levels {text}, as convert(..., chip=) does",
+    )
     if any(top is not None and top > high for top in tops):
         yield Finding("levels", "approximately", problem, remedy)
     else:
@@ -255,24 +258,23 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     """
     steps, wait, code = layers.steps, layers.wait or 0, layers.code
     # In one step all codes are alike, and a wait changes no spike.
-    if steps is None or steps == 1 or (code.clock_runs and not wait):
+    if steps == 1 or (code.clock_runs and not wait):
         return
-    problem = f"wait {wait}: neurons that hold spikes back"
-    remedy = "take wait=0"
+    problem, remedy = f"wait {wait}: neurons that hold spikes back", "take wait=0"
     if not code.clock_runs:
+        problem = f"code {code!r}: thresholds that change by step"
+        remedy = "take rate coding, as convert(..., chip=) does"
+    if not code.clock_runs and steps is not None:
         highest = max((n.model.levels[1] for n in layers.populations), default=1)
         values = round(highest * code.reach(steps) / code.finest(steps))
         depths: Counter[str] = Counter()  # 0 of the input
         for way in layers.connections:
             depths[way.receiver] = max(1 + depths[way.sender], depths[way.receiver])
         latency = steps + wait * max(depths[n.name] for n in layers.populations)
-        problem = (
-            f"code {code!r}, T = {steps}, wait {wait}, an answer after {latency} "
-            "steps: thresholds that change by step"
-        )
-        remedy = (
-            f"take rate coding, with steps={values} for as many values: an answer "
-            f"after {values} steps, and up to {values} spikes per neuron"
+        problem += f", T = {steps}, wait {wait}, an answer after {latency} steps"
+        remedy += (
+            f"; with steps={values} for as many values, an answer after {values} steps "
+            f"and up to {values} spikes per neuron"
         )
     if chip.step_thresholds == "host":
         remedy = f"let the host write thresholds before each step, or {remedy}"
@@ -363,7 +365,7 @@ def _model(chip: Chip, field: str, problem: str, remedy: str) -> Finding:
     if chip.programmable:
         remedy = f"{remedy}, or write such a neuron for the chip"
         return Finding(field, "approximately", problem, remedy)
-    return Finding(field, "no", problem, f"{remedy}, and convert with chip=")
+    return Finding(field, "no", problem, remedy)
 
 
 def _quantize(chip: Chip) -> str:

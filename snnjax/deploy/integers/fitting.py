@@ -111,13 +111,8 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         activity = streams.fire(whole, layers, weighted)
-    whole_range = rounding.scales(reading.parts, np.full(theta.shape, np.inf), "range")
-    if scale == "range" and (theta < whole_range).any():
-        warn(
-            f"{node.name!r} has {100 * (theta / whole_range).min():.2g} % of the scale "
-            f"of its weights, for potentials of {arithmetic.state_bits} bits; more "
-            "state_bits give sinabs's numbers"
-        )
+    if scale == "range":
+        _check_range(reading, theta)
     spikes = Pair(_float_spikes(reading), streams.Stream(None, activity.spikes))
     return WholeReceiver(whole, whole_maps, spikes, clippings)
 
@@ -151,6 +146,19 @@ def read(
         own_maps.append((own, pair))
         parts.append(rounding.Part(rows, own_bits, second))
     return Reading(layers, node, own_maps, parts, v_th, scale, currents)
+
+
+def _check_range(reading: Reading, theta: np.ndarray) -> None:
+    """Warn where sums or potentials leave less than the range of the weights."""
+    unlimited = np.full(theta.shape, np.inf)
+    share = (theta / rounding.scales(reading.parts, unlimited, "range")).min()
+    if share < 1:
+        bits = arithmetic_of(reading.layers).state_bits
+        warn(
+            f"{reading.node.name!r} has {share:.3g} times the scale of its weights, "
+            f"since potentials have {bits} bits and sums at most 27; sinabs's numbers "
+            "need more state_bits, or images with smaller sums"
+        )
 
 
 def _peaks(activity: streams.Fired, arithmetic: values.Arithmetic) -> np.ndarray:

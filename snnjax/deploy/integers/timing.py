@@ -9,12 +9,12 @@ once. With rate coding both arrive at every step.
 
 import dataclasses
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from snnjax.codes import Code
-from snnjax.deploy.lowering.values import Arithmetic, Layers, Population
+from snnjax.deploy.lowering.values import Arithmetic, Layers, Population, check_layers
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.schedule import dead_zones
 
@@ -78,7 +78,7 @@ class Timing(NamedTuple):
         """m_t of the spike that is sent; 0 before the first one."""
         return np.pad(self.multiples, (self.wait, 0))
 
-    def bars(self, model: object, threshold: np.ndarray) -> np.ndarray:
+    def bars(self, model: Any, threshold: np.ndarray) -> np.ndarray:
         """2 z_t m_t V, [T, ...]: no spike where |2 v - V| is less, the dead zone."""
         zones = dead_zones(without_surrogate(model), self.steps)
         # 2/3, and not the float beside it, by which the least whole number not below
@@ -91,16 +91,25 @@ class Timing(NamedTuple):
     def thresholds(self, population: Population) -> np.ndarray:
         """The least v that sends 1, and the least -v that sends -1, at each step.
 
-        Whole numbers [2, T, ...], channels first, for chips whose neurons have one
-        threshold, which a host changes. A neuron sends -1 only after a 1.
+        Whole numbers [2, T, ...], or [1, T, ...] if no level is negative, channels
+        first, for chips whose neurons have one threshold, which a host changes. A
+        neuron sends -1 only after a 1.
+
+        Raises:
+            ValueError: a population of floats.
         """
-        v_th = np.broadcast_to(population.threshold, population.shape)
-        v_th = np.rint(v_th).astype(np.int64)
+        if not isinstance(population, Population) or (population.threshold % 1).any():
+            raise ValueError(
+                f"population is {population!r:.60}; allowed: a population of whole "
+                "numbers, of snnjax.deploy.quantize(layers, images).populations"
+            )
+        v_th = np.broadcast_to(population.threshold, population.shape).astype(np.int64)
         m = self.multiples.reshape(-1, *[1] * v_th.ndim)
         bars = self.bars(population.model, v_th)
         half = (m - 1) * v_th // 2 * (population.model.levels[0] < 0)
         above = np.maximum(m * v_th - half, -(-(v_th + bars) // 2))
-        return np.stack([above, np.maximum(half + 1, -(-(bars - v_th) // 2))])
+        below = np.maximum(half + 1, -(-(bars - v_th) // 2))
+        return np.stack([above, below] if population.model.levels[0] < 0 else [above])
 
     @property
     def _constant(self) -> float:
@@ -109,8 +118,14 @@ class Timing(NamedTuple):
 
 
 def timing(layers: Layers) -> Timing:
-    """That of layers with a number of steps."""
-    assert layers.steps is not None
+    """The `Timing` of layers.
+
+    Raises:
+        ValueError: they have no T, or are none.
+    """
+    check_layers(layers)
+    if layers.steps is None:
+        raise ValueError("the layers have no T; allowed: layers of an SNN with steps")
     return Timing(layers.code, layers.steps, layers.wait or 0)
 
 
