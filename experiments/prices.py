@@ -32,7 +32,7 @@ PARTS = (
     Part("fit a site", "calibrators", "calibrate offsets", 2600),
     Part("train", "training", "train descent finetuning temperature", 1100),
     Part("layers, as a chip sees them", "lowering", "layers", 1900),
-    Part("whole numbers", "integers", "integers", 1950),
+    Part("whole numbers", "integers", "integers", 2000),
     Part("reports for chips", "chips", "chips", 1250),
     Part("NIR, both ways", "nir", "nir", 750),
     Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1000),

@@ -166,9 +166,8 @@ class Chip:
         """Code, model, and what has a threshold, for ``snnjax.convert(..., chip=)``.
 
         What is given stays. Otherwise the code is rate coding, for which no neuron
-        changes from step to step, and of the chip's levels those are taken with the
-        least high one. A chip of one step takes the highest, under a code for which
-        biases suffice.
+        changes from step to step, with the chip's levels whose high one is least. A
+        chip of one step takes the highest, under a code for which biases suffice.
 
         Raises:
             ValueError: conversion makes no neurons for this chip, or not at these T.
@@ -198,8 +197,7 @@ class Chip:
         check_code(code)
         if model is None and (code.clock_runs or steps == 1 or not self.programmable):
             pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
-            highest = max if self.one_step else min
-            levels = highest(pairs, key=lambda pair: pair[1])
+            levels = (max if self.one_step else min)(pairs, key=lambda pair: pair[1])
             model = IntegrateAndFire(levels=levels, dead_zone=code.dead_zone(levels))
         return code, model, "layer" if self.thresholds == "layer" else "channel"
 
