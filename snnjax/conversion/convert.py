@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -31,6 +31,7 @@ from snnjax.conversion.engine.effects import effects_of
 from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
 from snnjax.conversion.engine.state import State, micro_batches
 from snnjax.conversion.recipes import AnyRecipe, best, recipes_by_site
+from snnjax.network.sites import Site
 from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
@@ -140,9 +141,7 @@ def convert(
     competes = any(len(r.alternatives) > 1 for r in recipes_at(by_site, code).values())
     first_wait = least if wait is None else wait
     sums_suffice = needs_no_time(code, steps, first_wait, models_in(models))
-    largest = max(math.prod(site.shape) for site in firing_sites)
-    per_image = 4 * largest * (1 if sums_suffice else steps)  # bytes of its currents
-    size = max(1, _MICRO_BATCH_BYTES // per_image)
+    size = _micro_batch_size(firing_sites, 1 if sums_suffice else steps)
     share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     if competes:  # so many micro-batches that one in eight can judge
         size = min(size, -(-share // HELD_OUT))
@@ -224,3 +223,9 @@ def _check_models(models: Any, code: Code) -> None:
                 "since conversion fits how often it fires"
             )
     check_models(code, models_in(models))
+
+
+def _micro_batch_size(firing_sites: Sequence[Site], steps_at_once: int) -> int:
+    """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
+    largest = max(math.prod(site.shape) for site in firing_sites)
+    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))
