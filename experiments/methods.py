@@ -100,12 +100,8 @@ def spike(of: Callable, level: int = 1, per: Any = "layer") -> calibrators.Calib
 
 def largest_current(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
     """max z(t) over images, neurons and steps, of what arrives in the SNN."""
-    largest = max(map(float, view.over_images(_largest, fit.weights)))
+    largest = max(float(z.max()) for z in view.currents_by_batch(fit.weights))
     return jnp.float32(largest if largest > 0 else 1)
-
-
-def _largest(current: Any, activation: Any, effects: Any) -> Any:
-    return current.max()
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -122,10 +118,9 @@ def local_balance(activation: jax.Array, rounds: int) -> jax.Array:
 
 def nearest_grid(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
     """argmin of the error of 2 T high values from 0 to the threshold."""
-    sample, count = view.sample, 2 * view.steps * view.model.levels[1]
-    shift, maxima = 0.5, sample.maxima(None)
-    a = sample.magnitudes(None)
-    return formulas.least_squares(a, count, per, shift, maxima=maxima)
+    a, maxima = view.sample.magnitudes(None), view.sample.maxima(None)
+    count = 2 * view.steps * view.model.levels[1]
+    return formulas.least_squares(a, count, per, shift=0.5, maxima=maxima)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +232,7 @@ def few_spikes() -> Method:
 
     Stöckl and Maass, Nature Machine Intelligence 2021.
     """
-    code, wait = RADIX, lambda steps: steps - 1
-    return Method(snnjax.max_activation(), code=code, wait=wait)
+    return Method(snnjax.max_activation(), code=RADIX, wait=lambda steps: steps - 1)
 
 
 def first_spike() -> Method:
@@ -316,8 +310,18 @@ def run(config: Methods) -> str:
         task = convert.prepare(options)._replace(held_out=None)
         measure(task, dataclasses.replace(config, models=(model,), out=out))
         networks.append(read_results(Path(out)))
-        figures.draw_networks(networks[-1:], Path(out), ("latency", "spikes"))
+        draw(networks[-1].results, task.ann, Path(out) / "methods.png")
     return published.table_of_methods(networks)
+
+
+def draw(results: Sequence[Result], ann: float, path: Path) -> None:
+    """Accuracy against latency and spikes: of binary spikes that count, of others."""
+    kinds: dict[bool, list[Result]] = {}
+    for row in results:
+        kinds.setdefault(figures.kind_of(row) == "rate, binary", []).append(row)
+    costs = ("latency", "spikes")
+    panels = ([figures.against(r, ann, c) for c in costs] for r in kinds.values())
+    figures.write_accuracy(path, *panels)
 
 
 def measure(task: Experiment, config: Methods) -> None:
@@ -343,11 +347,9 @@ def measure(task: Experiment, config: Methods) -> None:
         results.append(result_of(task, name, [Draw(snn, hits, seconds)]))
         print(report.row(results[-1], task.ann, 30), flush=True)
         results.sort(key=lambda row: (list(METHODS).index(row.recipe), row.steps))
-        measured = dataclasses.replace(
-            config,
-            methods=tuple(dict.fromkeys(row.recipe for row in results)),
-            steps=tuple(sorted({row.steps for row in results})),
-        )
+        names = tuple(dict.fromkeys(row.recipe for row in results))
+        ts = tuple(sorted({row.steps for row in results}))
+        measured = dataclasses.replace(config, methods=names, steps=ts)
         facts = convert.facts_of(task, "experiments.methods", measured)
         report.write_metrics(file, facts, results)
 

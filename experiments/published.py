@@ -125,27 +125,21 @@ METHODS += ("spikes", "SynOps M", "s", "published loss")
 ARCHITECTURES = {"resnet20": "ResNet-20"}  # of the same channels as a paper's
 
 
-def table_of_methods(
-    of_networks: Sequence[networks.NetworkResults], steps: Sequence[int] = ()
-) -> str:
+def table_of_methods(of_networks: Sequence[networks.NetworkResults]) -> str:
     """Conversions by `experiments.methods`, beside what papers lose at the same T.
 
     Below each network are published conversions of the same architecture.
-
-    Args:
-        steps: the T of the rows; all by default.
     """
     entries = json.loads(PAPERS.read_text(encoding="utf-8"))
     rows = []
     for network in of_networks:
         papers = [e for e in entries if network.images.endswith(f" of {e['dataset']}")]
-        results = [r for r in network.results if not steps or r.steps in steps]
-        cells = [_method_cells(result, network.ann, papers) for result in results]
+        cells = [_method_cells(row, network.ann, papers) for row in network.results]
         for entry in papers:
             if entry["network"] != ARCHITECTURES.get(network.name):
                 continue
             paper, name = _paper(entry), f"{entry['method']}, its ANN {entry['ann']}"
-            for t in sorted({result.steps for result in results} & {*paper.accuracies}):
+            for t in sorted({r.steps for r in network.results} & {*paper.accuracies}):
                 lost, percents = f"{paper.lost(t):.1f}", f"{paper.accuracies[t]:.1f}"
                 numbers = str(paper.values_per_step or ""), str(t), str(t)
                 cells.append((name, *numbers, percents, lost, "", "", "", ""))
@@ -185,14 +179,13 @@ def table_of(argv: Sequence[str] | None) -> str:
     where = "write it after the files"
     add("--dataset", default="cifar10", choices=datasets, help=where)
     add("--sources", action="store_true", help="print where each number was read")
-    text = "print what methods lose, of files of experiments.methods"
-    add("--methods", action="store_true", help=text)
-    of_steps = "only the rows of these T of --methods"
-    add("--steps", nargs="+", type=int, default=(), metavar="T", help=of_steps)
+    add("--methods", action="store_true", help="of files of experiments.methods")
+    add("--steps", nargs="+", type=int, metavar="T", help="the T of --methods")
     options = parser.parse_args(argv)
     if options.methods:
-        of_files = [read_results(file_of(name)) for name in options.files]
-        return table_of_methods(networks.merged(of_files), options.steps)
+        files, steps = (read_results(file_of(f)) for f in options.files), options.steps
+        rows = [networks.with_steps(each, steps) if steps else each for each in files]
+        return table_of_methods(networks.merged(rows))
     if options.sources:
         sources = dict.fromkeys((entry["method"], entry["source"]) for entry in entries)
         return markdown_table(("method", "source"), sorted(sources))
