@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.models import parameters_of
-from experiments.report import markdown_table, networks, read_results
-from experiments.report.results import line_name, lines
+from experiments.report import Result, markdown_table, networks, read_results
+from experiments.report.results import cost_cells, line_name, lines, percent
 from experiments.results import PUBLISHED, file_of
 from experiments.running import run
 
@@ -116,6 +116,59 @@ def _by_points_lost(row: Row) -> list[float]:
     return [math.inf if math.isnan(row.lost(t)) else row.lost(t) for t in FAIR]
 
 
+# Our name of a method -> what published.json calls it.
+NAMES = {"bias shift": "threshold shift", "light": "light calibration"}
+NAMES |= {"advanced": "advanced calibration", "differential": "DCGS"}
+NAMES |= {"local balancing": "local threshold balancing"}
+METHODS = ("network", "method", "values", "T", "latency", "accuracy %", "lost")
+METHODS += ("spikes", "SynOps M", "s", "published loss")
+ARCHITECTURES = {"resnet20": "ResNet-20"}  # of the same channels as a paper's
+
+
+def table_of_methods(of_networks: Sequence[networks.NetworkResults]) -> str:
+    """Conversions by `experiments.methods`, beside what papers lose at the same T.
+
+    Below each network are published conversions of the same architecture.
+    """
+    entries = json.loads(PAPERS.read_text(encoding="utf-8"))
+    rows = []
+    for network in of_networks:
+        papers = [e for e in entries if network.images.endswith(f" of {e['dataset']}")]
+        cells = [_method_cells(row, network.ann, papers) for row in network.results]
+        for entry in papers:
+            if entry["network"] != ARCHITECTURES.get(network.name):
+                continue
+            paper, name = _paper(entry), f"{entry['method']}, its ANN {entry['ann']}"
+            for t in sorted({r.steps for r in network.results} & {*paper.accuracies}):
+                lost, percents = f"{paper.lost(t):.1f}", f"{paper.accuracies[t]:.1f}"
+                numbers = str(paper.values_per_step or ""), str(t), str(t)
+                cells.append((name, *numbers, percents, lost, "", "", "", ""))
+        names = [f"`{network.name}`"] + [""] * len(cells)
+        rows += [(name, *of_row) for name, of_row in zip(names, cells, strict=False)]
+    return markdown_table(METHODS, rows)
+
+
+def _method_cells(result: Result, ann: float, papers: Sequence[dict]) -> Sequence[str]:
+    """The cells under `METHODS`, without that of the network."""
+    low, high = result.levels
+    numbers = (high - low + 1, result.steps, result.latency)
+    name, steps = NAMES.get(result.recipe), str(result.steps)
+    losses = (
+        f"{entry['ann'] - entry['accuracies'][steps]:.1f} ({entry['network']})"
+        for entry in papers
+        if entry["method"] == name and steps in entry["accuracies"]
+    )
+    return (
+        result.recipe,
+        *map(str, numbers),
+        percent(result),
+        f"{100 * (ann - result.final):.1f}",
+        *cost_cells(result)[6:8],
+        f"{result.seconds:.0f}",
+        ", ".join(losses),
+    )
+
+
 def table_of(argv: Sequence[str] | None) -> str:
     """The table that the command prints."""
     parser = argparse.ArgumentParser(prog="published", description=__doc__)
@@ -126,7 +179,13 @@ def table_of(argv: Sequence[str] | None) -> str:
     where = "write it after the files"
     add("--dataset", default="cifar10", choices=datasets, help=where)
     add("--sources", action="store_true", help="print where each number was read")
+    add("--methods", action="store_true", help="of files of experiments.methods")
+    add("--steps", nargs="+", type=int, metavar="T", help="the T of --methods")
     options = parser.parse_args(argv)
+    if options.methods:
+        files, steps = (read_results(file_of(f)) for f in options.files), options.steps
+        rows = [networks.with_steps(each, steps) if steps else each for each in files]
+        return table_of_methods(networks.merged(rows))
     if options.sources:
         sources = dict.fromkeys((entry["method"], entry["source"]) for entry in entries)
         return markdown_table(("method", "source"), sorted(sources))

@@ -15,8 +15,9 @@ import numpy as np
 from experiments.running import write
 
 INK, MUTED, BAR = "#1a1f26", "#56606c", "#d5dae1"
-SERIES = "#0072b2 #c44e00 #00795a #a8337c #7d6200 #5a55c9 #4a525c #1a7f9c".split()
-MARKERS = "os^Dvos^"  # one for each color
+_COLORS = "#0072b2 #c44e00 #00795a #a8337c #7d6200 #5a55c9 #4a525c #1a7f9c #b5121b"
+SERIES = _COLORS.split()
+MARKERS = "os^Dvos^D"  # one for each color
 WIDTH = 440  # of a panel, in points
 
 _STYLE = {

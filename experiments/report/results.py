@@ -288,14 +288,19 @@ def write_results(
     Args:
         facts: what all rows share, as in ``experiments.convert.facts_of``.
     """
-    metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
-    write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_metrics(out / "metrics.json", facts, results)
     saved = choice(results)
     text = f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
     parts += [markdown_table(*site_table(saved, sites))]
     parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
+
+
+def write_metrics(file: Path, facts: dict, results: Sequence[Result]) -> None:
+    """Write metrics.json alone."""
+    metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
+    write(file, json.dumps(metrics, indent=1) + "\n")
 
 
 def tables_of(facts: dict, results: Sequence[Result]) -> str:

@@ -293,7 +293,7 @@ def closed_form(
     count = v / threshold.astype(dtype)
     low, high = model.levels
     # Clipped first and floored then, so that the gradient ends where the clip begins.
-    most = round(code.reach(steps) / code.finest(steps))
+    most = float(round(code.reach(steps) / code.finest(steps)))  # beyond int32, too
     within = jnp.clip(count, 0 if model.rectifies else most * low, most * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
