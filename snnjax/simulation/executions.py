@@ -49,6 +49,7 @@ class Job(NamedTuple):
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and how many steps every layer integrates before it fires.
         sequence: x has a time axis.
+        answer: the mean over T is asked for, not every step.
 
     Between the sites, streams hold spikes if the SNN's code is rate coding, and decoded
     values otherwise (`snnjax.codes.Code.stream`).
@@ -61,6 +62,7 @@ class Job(NamedTuple):
     steps: int
     wait: int
     sequence: bool
+    answer: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,6 +261,8 @@ def run_closed_form(job: Job) -> Any:
         return mean
 
     evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
+    if job.answer:
+        return network.results(values)
     values |= trains
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
@@ -267,6 +271,36 @@ def run_closed_form(job: Job) -> Any:
     streams = streaming(tail, sources)
     evaluate(tail, values, firing(fire, {}, operator_rule(code)), streams=streams)
     return over_steps(job, values, streams)
+
+
+def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
+    """The mean over T of the outputs, without a time axis behind the last neurons.
+
+    Args:
+        run: computes T steps of a job; here of the network as far as its last neurons.
+    """
+    network, x = job.network, job.x
+    last = max((i for i, eq in enumerate(network.equations) if eq.fires), default=-1)
+    streams = streaming(network.equations, network.x if job.sequence else ())
+    head = network.equations[: last + 1]
+    made = streams.intersection(v for eq in head for v in eq.outputs)
+    outputs = {v for v in network.outputs if isinstance(v, int)}
+    tail = needed(network.equations, outputs, made)
+    read = tuple(made & outputs.union(*(eq.variables for eq in tail)))
+    part = network._replace(equations=head, outputs=read, tree=jax.tree.structure(read))
+    in_time = run(job._replace(network=part, answer=False)) if read else ()
+    x = jax.tree.map(lambda leaf: leaf.mean(0), x) if job.sequence else x
+    values = network.arguments(job.snn.params, x)
+    values |= zip(read, map(_mean, in_time), strict=True)
+    evaluate(tail, values, identity)
+    return network.results(values)
+
+
+def _mean(output: jax.Array) -> jax.Array:
+    """The mean over T; of what is no floating number, the last step."""
+    return (
+        wide(output).mean(0).astype(output.dtype) if is_floating(output) else output[-1]
+    )
 
 
 # ------------------------------------------------ a function in training mode

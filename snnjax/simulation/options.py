@@ -27,6 +27,7 @@ class Simulation(NamedTuple):
     inputs: Inputs
     micro_batch: int | None
     has_aux: bool
+    answer: bool
 
     @property
     def sequence(self) -> bool:
@@ -96,6 +97,11 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
             f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
             "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
             "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
+        )
+    if sim.has_aux and sim.answer:
+        raise ValueError(
+            "answer=True is for a function in inference mode; with has_aux=True, leave "
+            "it out and take outputs.mean(0)"
         )
     if remat and segment is None and not is_step(sim.surrogate):
         raise ValueError(
