@@ -35,6 +35,7 @@ from snnjax import calibrators
 
 FILES = "wiki.valid.tokens", "wiki.test.tokens"
 CALIBRATION, LENGTH, AT_A_TIME = 16, 128, 2  # windows; tokens; windows
+BOTH = "perplexity", "rounded"  # with weights as they are, and of 8 bits
 NEURON = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
 
 
@@ -91,7 +92,7 @@ def made() -> tuple[Any, np.ndarray, np.ndarray]:
 # -------------------------------------------------------------------------- the rows
 
 
-def perplexity(run: Callable, model: Any, texts: np.ndarray) -> float:
+def perplexities(run: Callable, texts: np.ndarray, *models: Any) -> list[float]:
     """Of the logits ``run(model, texts)``; a window's first token is given."""
 
     @jax.jit
@@ -99,9 +100,9 @@ def perplexity(run: Callable, model: Any, texts: np.ndarray) -> float:
         likely = jax.nn.log_softmax(run(model, x)[:, :-1])
         return -jnp.take_along_axis(likely, x[:, 1:, None], -1).sum()
 
-    starts = range(0, len(texts), AT_A_TIME)
-    total = sum(float(surprise(model, texts[i : i + AT_A_TIME])) for i in starts)
-    return math.exp(total / texts[:, 1:].size)
+    parts = [texts[i : i + AT_A_TIME] for i in range(0, len(texts), AT_A_TIME)]
+    totals = (sum(float(surprise(model, x)) for x in parts) for model in models)
+    return [math.exp(total / texts[:, 1:].size) for total in totals]
 
 
 def rounded(params: Any, bits: int = 8) -> Any:
@@ -136,8 +137,8 @@ def converted(row: Row, params: Any, texts: np.ndarray, test: np.ndarray) -> dic
     snn = snnjax.convert(network, params, texts, **options)
     spiking = snnjax.spiking(network, answer=True)
     whole = dataclasses.replace(snn, params=rounded(snn.params))
-    result = {"wait": snn.wait, "perplexity": perplexity(spiking, snn, test)}
-    result["rounded"] = perplexity(spiking, whole, test)
+    both = perplexities(spiking, test, snn, whole)
+    result = dict(zip(BOTH, both, strict=True)) | {"wait": snn.wait}
     if row.price:
         sites = snnjax.sites(network, params, test[:1])
         result["latency"] = snnjax.latency(sites, steps=row.steps, wait=snn.wait)
@@ -155,8 +156,8 @@ COLUMNS = {
     "latency": "latency",
     "float": "float",
     "perplexity": "perplexity",
-    "above": "above float %",
-    "rounded_above": "8-bit weights %",
+    "perplexity above": "above float %",
+    "rounded above": "8-bit weights %",
     "spikes": "spikes",
     "operations": "energy, % of ANN",
     "memory": "with memory",
@@ -190,19 +191,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         result["sides"] = done
 
     def of_tokens(steps: int) -> dict:
-        both = {"perplexity": params, "rounded": rounded(params)}
-        return {n: perplexity(per_token(steps), p, test) for n, p in both.items()}
+        both = perplexities(per_token(steps), test, params, rounded(params))
+        return dict(zip(BOTH, both, strict=True))
 
     rows = {str(r): functools.partial(converted, r, params, texts, test) for r in ROWS}
     for steps in sorted({row.steps for row in ROWS}):
         rows[f"T = {steps}, one scale per token"] = functools.partial(of_tokens, steps)
-    own = perplexity(network, params, test)
+    (own,) = perplexities(network, test, params)
     for side, compute in rows.items():
         if side in result["sides"] or not timing.is_selected(side, choice.only):
             continue
         row = {"windows": len(test), "float": own} | compute()
-        above = {"above": "perplexity", "rounded_above": "rounded"}
-        row |= {name: 100 * (row[of] / own - 1) for name, of in above.items()}
+        row |= {f"{name} above": 100 * (row[name] / own - 1) for name in BOTH}
         result["sides"][side] = row
         text = timing.table_of("network", COLUMNS, result["sides"])
         timing.report(result, text, choice.out)
