@@ -101,7 +101,8 @@ class Energy(NamedTuple):
         most, units = max(known, default=0), ((1, "J"), (1e3, "mJ"), (1e6, "uJ"))
         per, unit = next((u for u in units if most * u[0] >= 1), (1e9, "nJ"))
         head = "estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out"
-        rows, left_out = [head], ("memory", "caches, reuse", "memory")
+        rows: list[tuple[str, ...]] = [head]
+        left_out = ("memory", "caches, reuse", "memory")
         for name, joules, rest in zip(self._fields[:3], pairs, left_out, strict=True):
             spiking, ann = (numbers(value, factor=per) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
