@@ -520,7 +520,7 @@ OTHER_SITE = dataclasses.replace(
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
         ({"has_aux": True, "execution": "by_step"}, "'closed_form' or 'by_layer' with"),
         ({"has_aux": True, "execution": ByLayer(segment=2)}, "'by_layer' without"),
-        ({"has_aux": True, "answer": True}, "answer=True .* take outputs.mean"),
+        ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
             {"execution": ByLayer(remat=True), "surrogate": jax.nn.sigmoid},

@@ -223,18 +223,9 @@ def spiking(
         COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
     check_execution(execution)
-    simulation = Simulation(
-        fn=fn,
-        steps=steps,
-        wait=wait,
-        surrogate=surrogate,
-        detach_reset=bool(detach_reset),
-        execution=execution,
-        inputs=inputs,
-        micro_batch=micro_batch,
-        has_aux=bool(has_aux),
-        answer=bool(answer),
-    )
+    gradient, flags = (surrogate, bool(detach_reset)), (bool(has_aux), bool(answer))
+    options = *gradient, execution, inputs, micro_batch, *flags
+    simulation = Simulation(fn, steps, wait, *options)
     check_options(simulation)
 
     @called_as("snnjax.spiking(fn)(snn, x, key=None)")
@@ -370,13 +361,9 @@ def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
     else:
         network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     check_neurons(snn, network.sites)
-    models = {
-        site.name: _model_with_surrogate(sim, snn, site)
-        for site in network.sites
-        if site.fires
-    }
-    in_time = sim.steps, sim.wait, sim.sequence, sim.answer
-    return Job(network, snn, models, x, *in_time)
+    fires = [site for site in network.sites if site.fires]
+    models = {site.name: _model_with_surrogate(sim, snn, site) for site in fires}
+    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence, sim.answer)
 
 
 def _check_no_surrogate(model: Neuron) -> None:
