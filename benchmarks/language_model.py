@@ -8,8 +8,8 @@ SmolLM2-135M (`examples.language_model`) on WikiText-2, of which DIR has
 wiki.valid.tokens and wiki.test.tokens as its authors wrote them (Merity et al., 2016).
 16 windows of 128 tokens of the first calibrate. Perplexities are of ``--windows`` of
 the second, drawn evenly, beside those of the float network on the same windows. A row
-takes minutes; a run continues with the rows that the file lacks, and ``--only`` takes
-those whose names have one of the words.
+takes minutes; a run continues with the rows that the file lacks and with conversions in
+``--folder``, and ``--only`` takes rows whose names have one of the words.
 
 Beside the spiking networks there are two with activations of as many values: with one
 scale per channel, which are thresholds fitted without a price and a wait of T - 1, and
@@ -128,13 +128,25 @@ def per_token(steps: int) -> Callable:
     return snnjax.network.with_activation(network, rule)
 
 
-def converted(row: Row, params: Any, texts: np.ndarray, test: np.ndarray) -> dict:
-    """Perplexities and costs of a spiking network."""
+def converted(row: Row, params: Any, texts: np.ndarray, folder: Any) -> snnjax.SNN:
+    """The spiking network of a row; a folder keeps its neurons."""
+    file = folder and folder / f"{row}.safetensors"
+    if file and file.exists():
+        snn = timing.read(file, snnjax.load).snn
+        return dataclasses.replace(snn, params=params)
     thresholds = calibrators.priced_threshold(row.price, "channel")
     chain = calibrators.by_effect(thresholds, calibrators.half_charge())
     options = {"recipe": snnjax.Recipe([chain]), "code": snnjax.codes.radix()}
     options |= {"steps": row.steps, "wait": row.wait, "model": NEURON}
     snn = snnjax.convert(network, params, texts, **options)
+    if file:  # the recipe leaves the weights as they are
+        snnjax.save(file, dataclasses.replace(snn, params={}))
+    return snn
+
+
+def spiking_row(row: Row, params: Any, texts: np.ndarray, test: Any, folder: Any):
+    """Perplexities and costs of a spiking network."""
+    snn = converted(row, params, texts, folder)
     spiking = snnjax.spiking(network, answer=True)
     whole = dataclasses.replace(snn, params=rounded(snn.params))
     both = perplexities(spiking, test, snn, whole)
@@ -170,8 +182,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--texts", type=Path, metavar="DIR", help="of WikiText-2")
     options.add_argument("--model", metavar="FILE.gguf", help="not the package's")
     options.add_argument("--windows", type=timing.count, default=64)
+    options.add_argument("--folder", type=Path, help="where conversions stay")
     timing.only_option(options)
     choice = options.parse_args(arguments)
+    if choice.folder is not None:
+        choice.folder.mkdir(parents=True, exist_ok=True)
     if choice.quick:
         params, texts, test = made()
     elif choice.texts is None:
@@ -194,7 +209,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         both = perplexities(per_token(steps), test, params, rounded(params))
         return dict(zip(BOTH, both, strict=True))
 
-    rows = {str(r): functools.partial(converted, r, params, texts, test) for r in ROWS}
+    work = functools.partial(spiking_row, params=params, texts=texts, test=test)
+    rows = {str(r): functools.partial(work, r, folder=choice.folder) for r in ROWS}
     for steps in sorted({row.steps for row in ROWS}):
         rows[f"T = {steps}, one scale per token"] = functools.partial(of_tokens, steps)
     (own,) = perplexities(network, test, params)

@@ -52,10 +52,14 @@ def test_the_benchmark_continues_with_the_rows_that_a_file_lacks(
 ):
     monkeypatch.setattr(benchmark, "ROWS", (benchmark.Row(2, 1),))
     out, sides = tmp_path / "out.json", {}
+    options = ["--quick", "--out", str(out), "--folder", str(tmp_path)]
     for words in ("token", "T"):
-        result = benchmark.main(["--quick", "--only", words, "--out", str(out)])
+        result = benchmark.main([*options, "--only", words])
         assert result["sides"].items() >= sides.items()
         sides = result["sides"]
+    monkeypatch.setattr(snnjax, "convert", None)  # its result is in the folder
+    again = benchmark.converted(benchmark.ROWS[0], PARAMS, TEXTS, tmp_path)
+    assert again.wait == 1 and again.params is PARAMS and again.neurons
     row = sides["T = 2, spikes, wait 1"]
     assert row["wait"] == 1 and row["latency"] == 2 + 8 and row["spikes"] > 0
     assert all(row[name] > 0 for name in ("operations", "memory", "quantized"))
