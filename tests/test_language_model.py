@@ -60,10 +60,10 @@ def test_the_benchmark_continues_with_the_rows_that_a_file_lacks(
     monkeypatch.setattr(snnjax, "convert", None)  # its result is in the folder
     again = benchmark.converted(benchmark.ROWS[0], PARAMS, TEXTS, tmp_path)
     assert again.wait == 1 and again.params is PARAMS and again.neurons
-    row = sides["T = 2, spikes, wait 1"]
+    row = sides["T = 2 spikes wait 1"]
     assert row["wait"] == 1 and row["latency"] == 2 + 8 and row["spikes"] > 0
     assert all(row[name] > 0 for name in ("operations", "memory", "quantized"))
-    assert "rounded above" in sides["T = 2, one scale per token"]
+    assert "rounded above" in sides["T = 2 one scale per token"]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
 
 
