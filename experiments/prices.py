@@ -37,7 +37,7 @@ PARTS = (
     Part("NIR, both ways", "nir", "nir", 750),
     Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1000),
     Part("files", "storage", "storage", 850),
-    Part("run in time", "simulation", "simulate levels accelerators", 1250),
+    Part("run in time", "simulation", "simulate levels accelerators", 1300),
     Part("codes", "codes", "codes", 350),
     Part("activations", "activations surrogate", "surrogate quantized", 500),
     Part("many devices", "sharding", "sharding processes", 250),
@@ -48,7 +48,7 @@ PARTS = (
     Part("neurons", "neurons", "neurons neuron_models libraries", 1850),
     Part("checks, texts, small files", "", "layout sweep text conformance", 1700),
 )
-FOLDERS = {"snnjax": 23_000, "experiments": 6950, "benchmarks": 4500, "tests": 19_650}
+FOLDERS = {"snnjax": 23_000, "experiments": 6950, "benchmarks": 4750, "tests": 19_850}
 
 
 def files_of(part: Part) -> list[Path]:

@@ -79,7 +79,7 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
     if isinstance(array, str):
         return array
     shape = "x".join(map(str, np.shape(array)))
-    if not _has_numbers(array):
+    if not has_numbers(array):
         return f"{getattr(array, 'dtype', type(array).__name__)} [{shape}]"
     values = factor * np.asarray(array, np.float64)
     if not values.size:
@@ -88,7 +88,7 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
     return (low if low == high else f"{low}..{high}") + (f" [{shape}]" if shape else "")
 
 
-def _has_numbers(array: Any) -> bool:
+def has_numbers(array: Any) -> bool:
     """Whether numbers can be read: not of a tracer, nor from other processes."""
     if isinstance(array, Tracer | jax.ShapeDtypeStruct):
         return False

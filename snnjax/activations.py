@@ -181,7 +181,8 @@ def encode(x: jax.Array) -> jax.Array:
     tanh     tanh     4x3    1
     encoder  encoder  4x3    2
     product  product  4x4    2
-    hybrid, operators computed densely at every step: 2
+    hybrid, operators computed densely at every step: 2;
+    once with a wait of T - 1, or of T with rate coding
     """
     check_floating("x", x)
     return snnjax_encode(x)

@@ -185,7 +185,7 @@ SOFT = [
 def test_what_is_chosen(platform, steps, wait, options, choice):
     options = {"surrogate": dspike, "execution": "auto", "snn": SNN} | options
     surrogate, execution = options["surrogate"], options["execution"]
-    gradient, rest = (surrogate, False), ("constant", None, False)
+    gradient, rest = (surrogate, False), ("constant", None, False, False)
     simulation = Simulation(NET.fn, steps, wait, *gradient, execution, *rest)
     assert choose(simulation, options["snn"], platform) == choice
 

@@ -211,6 +211,10 @@ def test_all_executions_give_the_same_answers(code, neuron, wait, executions):
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), 1e-4, 1e-5)
         if execution not in ("by_step", "closed_form"):  # the same at each step, too
             np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
+    for answer in by_executions(
+        network, ["by_layer", *executions], snn, X, answer=True, **options
+    ):
+        np.testing.assert_allclose(answer, code.answers(expected)[-1], 1e-4, 1e-5)
 
 
 def test_a_value_that_is_infinite_before_any_spike_is_0_there():
@@ -229,15 +233,18 @@ def test_a_value_that_is_infinite_before_any_spike_is_0_there():
 def test_the_gradient_of_the_executions_is_one_and_finite():
     snn = spiking_network(codes.radix(), MODELS[2])
 
-    def gradient(execution):
-        run = snnjax.spiking(network, steps=2, wait=1, execution=execution)
-        return jax.grad(lambda snn, x: (run(snn, x).mean(0) ** 2).sum())
+    def gradient(**options):
+        run = snnjax.spiking(network, steps=2, wait=1, **options)
+        axes = () if "answer" in options else 0
+        return jax.grad(lambda snn, x: (run(snn, x).mean(axes) ** 2).sum())
 
-    trees = outputs_of(map(gradient, ("by_layer", "auto")), snn, X)
+    options = {"execution": "by_layer"}, {}, {"answer": True}
+    trees = outputs_of([gradient(**each) for each in options], snn, X)
     assert np.abs(trees[0].params["first"]).max() > 0
-    for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+    for a, *others in zip(*map(jax.tree.leaves, trees), strict=True):
         assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, 1e-3, 1e-5)
+        for b in others:
+            np.testing.assert_allclose(a, b, 1e-3, 1e-5)
 
 
 def test_signed_digits_and_a_wait_of_one_come_as_near_as_the_last_digit():

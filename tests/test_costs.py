@@ -80,6 +80,9 @@ def test_the_estimates_are_the_same_inside_of_jit_where_the_table_shows_types(me
     for a, b in zip(traced(measures)[:3], snnjax.energy(measures)[:3], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert "float32" in texts[0]
+    for factor, unit in ((1, "nJ"), (1e6, "uJ"), (1e9, "mJ"), (1e13, "J")):
+        more = {f: factor * getattr(measures, f) for f in ("macs", "input_macs")}
+        assert f"SNN, {unit} " in str(snnjax.energy(measures._replace(**more)))
 
 
 def test_a_chip_takes_its_own_energies_for_operations_and_updates(measures):

@@ -505,6 +505,19 @@ def test_the_last_token_may_be_chosen_by_numbers_from_the_input():
     near_the_ann(last, PARAMS, TOKENS)
 
 
+def test_a_cache_is_written_at_positions_from_the_input():
+    def fn(p, x):
+        new = relu(embedded(p, x["tokens"][:, :1]) @ p["q"])
+        write = jax.vmap(lambda c, n, i: jax.lax.dynamic_update_slice(c, n, (i, 0)))
+        cache = write(x["cache"], new, x["position"])
+        return jax.nn.softmax(norm(cache @ p["k"])).mean(1) @ p["out"]
+
+    cache = np.float32(np.random.default_rng(7).random((16, 6, 8)))
+    near_the_ann(
+        fn, PARAMS, {"tokens": TOKENS, "cache": cache, "position": TOKENS[:, 0]}
+    )
+
+
 def test_two_layers_may_read_a_truth_value_of_the_input():
     def fn(p, x):
         mask = (x @ p["in"]) > 0

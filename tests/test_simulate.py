@@ -117,6 +117,36 @@ def test_executions_give_the_same_spikes(name, inputs):
 
 
 @pytest.mark.parametrize(
+    "name, inputs, wait, executions",
+    [
+        ("vectors", "constant", 0, ["by_step", "by_layer"]),
+        ("images", "constant", STEPS, ["by_layer", "closed_form"]),
+        ("several outputs", "sequence", 0, [ByLayer(segment=3), ByLayer(remat=True)]),
+        ("dense", "poisson", 0, ["auto"]),
+    ],
+)
+def test_the_answer_alone_is_the_mean_of_all_steps(name, inputs, wait, executions):
+    steps = snn_of(name).code.answers(outputs(name, inputs, wait=wait))
+    expected = jax.tree.map(lambda output: output[-1], steps)
+    for execution in executions:
+        options = {"wait": wait, "execution": execution, "answer": True}
+        assert_close(expected, outputs(name, inputs, **options))
+    options = {"micro_batch": 2, "answer": True}
+    assert_close(expected, outputs(name, inputs, wait=wait, **options))
+
+
+def test_with_the_answer_alone_the_readout_has_no_time_axis():
+    def shapes(**options):
+        simulate = snnjax.spiking(DENSE.fn, steps=STEPS, **options)
+        return str(jax.make_jaxpr(simulate)(FITTED, VECTORS))
+
+    in_time = f"f32[{STEPS},{len(VECTORS)},{DENSE.fn(DENSE.params, VECTORS).shape[1]}]"
+    for execution in ("by_step", "by_layer"):
+        assert in_time in shapes(execution=execution)
+        assert in_time not in shapes(execution=execution, answer=True)
+
+
+@pytest.mark.parametrize(
     "name, inputs, micro_batch",
     [
         ("several outputs", "sequence", 1),
@@ -490,6 +520,7 @@ OTHER_SITE = dataclasses.replace(
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
         ({"has_aux": True, "execution": "by_step"}, "'closed_form' or 'by_layer' with"),
         ({"has_aux": True, "execution": ByLayer(segment=2)}, "'by_layer' without"),
+        ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
             {"execution": ByLayer(remat=True), "surrogate": jax.nn.sigmoid},

@@ -135,6 +135,9 @@ def _names(
         scope = [part for part in parts if part and not part.startswith("eqx.")]
         if all(part.startswith("[") for part in scope):  # no module, turns of a scan
             inner = above(direct[i])
+            if eq.body and direct[i]:  # in a block, behind the sum of all before it
+                last = parameters[max(direct[i], key=lambda v: first_use[v])]
+                inner = max(inner, last.rpartition("/")[0], key=lambda p: p.count("/"))
             if not inner and eq.place.is_encoder:
                 inner = reader_of(i)
             scope += [inner] if inner else []

@@ -31,6 +31,7 @@ _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
 # Refusals that do not hold for what is computed once, from the input alone. Those of
 # loops and unknown functions do: in them an example might reach another.
 _NOT_ONCE = ("order", "integer")
+_AT_PLACES = ("gather", "dynamic_slice", "dynamic_update_slice", "scatter")
 
 
 class Facts:
@@ -127,9 +128,10 @@ class Facts:
         # What depends on the input alone is computed once, and may be of any kind.
         reason = self._why_not_for_spikes(eq)
         once = self.live.isdisjoint((*eq.variables, *eq.outputs))
-        if eq.name in ("gather", "dynamic_slice"):  # by numbers from the input
-            live_slots = {i for i, v in enumerate(eq.inputs) if v in self.live}
-            return OPERATOR if reason and live_slots <= {0} else reason
+        if eq.name in _AT_PLACES:  # which numbers from the input may choose
+            live_slots = (i for i, v in enumerate(eq.inputs) if v in self.live)
+            is_affine = all(i in primitive(eq.name).affine_in for i in live_slots)
+            return OPERATOR if reason and is_affine else reason
         return OPERATOR if reason in _NOT_ONCE and once else reason
 
     def _why_not_for_spikes(self, eq: Equation) -> str | None:

@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from snnjax._text import Table, numbers, shown_as_table
+from snnjax._text import Table, has_numbers, numbers, shown_as_table
 from snnjax.measures.metrics import Measures
 
 # J per operation.
@@ -95,16 +96,20 @@ class Energy(NamedTuple):
     chip: jax.Array | None = None
 
     def _table(self) -> Table:
-        rows = [("estimate", "SNN, nJ", "ANN, nJ", "SNN / ANN %", "leaves out")]
-        left_out = ("memory", "caches, reuse", "memory")
         pairs = self.operations, self.memory, self.quantized
+        known = (np.max(x) for x in jax.tree.leaves(pairs) if has_numbers(x))
+        most, units = max(known, default=0), ((1, "J"), (1e3, "mJ"), (1e6, "uJ"))
+        per, unit = next((u for u in units if most * u[0] >= 1), (1e9, "nJ"))
+        head = "estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out"
+        rows: list[tuple[str, ...]] = [head]
+        left_out = ("memory", "caches, reuse", "memory")
         for name, joules, rest in zip(self._fields[:3], pairs, left_out, strict=True):
-            spiking, ann = (numbers(value, factor=1e9) for value in joules)
+            spiking, ann = (numbers(value, factor=per) for value in joules)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
             rows.append((name, spiking, ann, ratio, rest))
         by_operations, with_memory, of_quantized = (row[3] for row in rows[1:])
         if self.chip is not None:
-            spiking = numbers(self.chip, factor=1e9)
+            spiking = numbers(self.chip, factor=per)
             rows.append(("chip", spiking, "", "", "idling, routing, input"))
         below = (
             f"An image takes {by_operations} % of the ANN's energy by operations, "

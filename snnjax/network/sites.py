@@ -117,7 +117,10 @@ class Sites(tuple[Site, ...]):
         notes = []
         if self.operators:
             count = len(self.operators)
-            notes = [f"hybrid, operators computed densely at every step: {count}"]
+            notes = [
+                f"hybrid, operators computed densely at every step: {count};",
+                "once with a wait of T - 1, or of T with rate coding",
+            ]
         near = [s.kind for s in self if s.near_relu and s.parameters]
         if near:
             notes += [

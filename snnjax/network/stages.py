@@ -25,7 +25,7 @@ from snnjax.network.sites import Site
 
 
 def needed(
-    equations: Sequence[Equation], targets: Iterable[int], available: Iterable[int] = ()
+    equations: Sequence[Equation], targets: Iterable[Any], available: Iterable[int] = ()
 ) -> tuple[Equation, ...]:
     """The equations that ``targets`` depend on, not looking behind ``available``."""
     needed_variables, available = set(targets), set(available)

@@ -49,6 +49,7 @@ class Job(NamedTuple):
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and how many steps every layer integrates before it fires.
         sequence: x has a time axis.
+        answer: the mean over T is asked for, not every step.
 
     Between the sites, streams hold spikes if the SNN's code is rate coding, and decoded
     values otherwise (`snnjax.codes.Code.stream`).
@@ -61,6 +62,7 @@ class Job(NamedTuple):
     steps: int
     wait: int
     sequence: bool
+    answer: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,11 +238,10 @@ def run_closed_form(job: Job) -> Any:
     values = network.arguments(job.snn.params, x)
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
-    outputs = [v for v in network.outputs if isinstance(v, int)]
     # Only what follows the last neurons on the way to an output has steps. The neurons
     # whose spikes it reads become trains again; of all others the mean is enough.
-    tail = needed(network.equations, outputs, available=spikes)
-    tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
+    tail = needed(network.equations, network.outputs, available=spikes)
+    tail_reads = {v for eq in tail for v in eq.inputs} | set(network.outputs)
     last = {eq.place.name: eq.outputs[0] for eq in fires if eq.outputs[0] in tail_reads}
     trains: dict[int, jax.Array] = {}  # what the readout reads of each step
 
@@ -252,21 +253,39 @@ def run_closed_form(job: Job) -> Any:
         if code.clock_runs:
             train = _first_spikes(mean, params, steps, model.levels)
         else:
-            spikes = after_all_input(model, params, current, steps, code=code)
-            train = code.stream(spikes)
+            train = after_all_input(model, params, current, steps, code=code)
+            train = code.stream(train)
         stop = jax.lax.stop_gradient  # the derivative is that of the mean
         trains[last[site.name]] = stop(train) + (mean - stop(mean))[None]
         return mean
 
     evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
-    values |= trains
-    sources = spikes
-    if job.sequence:  # what reaches the readout directly comes step by step
-        values |= network.inputs(job.x)
-        sources = [*spikes, *network.x]
-    streams = streaming(tail, sources)
+    if job.answer:
+        return network.results(values)
+    # What reaches the readout directly comes step by step.
+    values |= trains | (network.inputs(job.x) if job.sequence else {})
+    streams = streaming(tail, [*spikes, *(network.x if job.sequence else ())])
     evaluate(tail, values, firing(fire, {}, operator_rule(code)), streams=streams)
     return over_steps(job, values, streams)
+
+
+def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
+    """The mean over T; ``run`` computes T steps, here as far as the last neurons."""
+    network, equations = job.network, job.network.equations
+    before = equations[: 1 + max(i for i, eq in enumerate(equations) if eq.fires)]
+    in_time = streaming(before, network.x if job.sequence else ())
+    tail = needed(equations, network.outputs, in_time)
+    tail_reads = {v for eq in tail for v in eq.variables} | set(network.outputs)
+    ends = tuple(in_time & tail_reads)
+    tree = jax.tree.structure(ends)
+    head = network._replace(equations=before, outputs=ends, tree=tree)
+    outputs = run(job._replace(network=head, answer=False))
+    values = network.arguments(job.snn.params, None if job.sequence else job.x)
+    for v, output in zip(ends, outputs, strict=True):
+        mean = wide(output).mean(0).astype(output.dtype)
+        values[v] = mean if is_floating(output) else output[-1]
+    evaluate(tail, values, identity)
+    return network.results(values)
 
 
 # ------------------------------------------------ a function in training mode

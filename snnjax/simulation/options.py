@@ -27,6 +27,7 @@ class Simulation(NamedTuple):
     inputs: Inputs
     micro_batch: int | None
     has_aux: bool
+    answer: bool
 
     @property
     def sequence(self) -> bool:
@@ -89,13 +90,15 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
             f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
             "the segment out"
         )
-    if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
+    in_parts = sim.execution == "by_step" or sim.micro_batch or segment
+    if sim.has_aux and (in_parts or sim.answer):
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
-            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}, answer={sim.answer}; "
+            "allowed: 'auto', 'closed_form' or 'by_layer' without segments, "
+            "micro_batch=None and answer=False. To save memory use "
+            "execution=snnjax.simulation.ByLayer(remat=True)"
         )
     if remat and segment is None and not is_step(sim.surrogate):
         raise ValueError(

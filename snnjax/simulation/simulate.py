@@ -41,6 +41,7 @@ from snnjax.simulation.choice import SEGMENT, choose, leaves_cache
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
+    run_answer,
     run_closed_form,
     run_closed_training,
     run_in_time,
@@ -140,6 +141,7 @@ def spiking(
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
     has_aux: bool = False,
+    answer: bool = False,
 ) -> SpikingFunction:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
@@ -178,6 +180,8 @@ def spiking(
             over time and batch, and its running averages come back as aux. With
             execution="closed_form" fn gets the B examples once, with the values that
             neurons end with: an epoch costs one of the ANN.
+        answer: return the answer alone, [B, ...] in the place of [T, B, ...]. What lies
+            behind the last neurons is then computed once, of means.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
@@ -214,7 +218,7 @@ def spiking(
     elif wait is not None:  # and T is that of an SNN
         WHOLE.check("wait", wait)
     check_choice("inputs", inputs, INPUTS)
-    check_flags(detach_reset=detach_reset, has_aux=has_aux)
+    check_flags(detach_reset=detach_reset, has_aux=has_aux, answer=answer)
     if micro_batch is not None:
         COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
@@ -229,6 +233,7 @@ def spiking(
         inputs=inputs,
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
+        answer=bool(answer),
     )
     check_options(simulation)
 
@@ -308,23 +313,24 @@ def simulate(
         if group is not None:
             # Without recomputation the gradient would keep the states of all groups.
             run = jax.checkpoint(run)
-        return _in_groups(run, x, size, axis)
+        return _in_groups(run, x, size, axis, out)
 
-    run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), 1)
+    out = 0 if sim.answer else 1  # axis of the examples
+    run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), out)
     return run(snn, x)
 
 
-def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
-    """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
+def _in_groups(run: Callable, x: Any, size: int, axis: int, out: int) -> Any:
+    """Outputs of ``size`` examples at a time, which lie along the axis ``out``."""
 
     # lax.map maps a function of one example; vmap gives the batch back.
     def of_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
-        return jax.tree.map(lambda y: y[:, 0], run(batch))
+        return jax.tree.map(lambda y: y.squeeze(out), run(batch))
 
     examples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), x)
     outputs = jax.lax.map(of_one, examples, batch_size=size)
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), outputs)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, out), outputs)
 
 
 def simulate_training(
@@ -348,6 +354,8 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
     if execution == "closed_form":
         return run_closed_form(job)
+    if job.answer:
+        return run_answer(job, lambda head: execute(head, execution))
     options = layer_options(execution)
     # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
     by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
@@ -362,12 +370,9 @@ def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
     else:
         network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     check_neurons(snn, network.sites)
-    models = {
-        site.name: _model_with_surrogate(sim, snn, site)
-        for site in network.sites
-        if site.fires
-    }
-    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
+    fires = [site for site in network.sites if site.fires]
+    models = {site.name: _model_with_surrogate(sim, snn, site) for site in fires}
+    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence, sim.answer)
 
 
 def _check_no_surrogate(model: Neuron) -> None:
