@@ -18,7 +18,6 @@ with one scale per token, its largest number. Costs are of one window.
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -200,10 +199,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for text, count in zip(both, (CALIBRATION, choice.windows), strict=True)
         )
     result = timing.new_result(__doc__, ("jax", "numpy", "gguf", "tokenizers"))
-    file = None if choice.out is None else Path(choice.out)
-    if file is not None and file.exists():
-        done = timing.read(file, lambda file: json.loads(file.read_text())["sides"])
-        result["sides"] = done
+    timing.continued(result, choice.out)
 
     def of_tokens(steps: int) -> dict:
         both = perplexities(per_token(steps), test, params, rounded(params))

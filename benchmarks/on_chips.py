@@ -4,13 +4,13 @@
         --recordings nmnist.npz --out benchmarks/results/on_chips.json
 
 The ResNet-20 of experiments/sources on the first 1000 test images of CIFAR-10, and the
-CNN of the NIR paper on 1000 thirds of recordings of N-MNIST (`benchmarks.nmnist` says
-which files), if its folder is given. ``convert(..., chip=)`` makes neurons that a chip
-has, and `quantize` rounds to its bits of weights and potentials; biases of more bits
-than a chip has are left. A network that is too large for a chip is computed all the
-same, and the last column says what the chip lacks. The first two rows of a network need
-neurons that change from step to step. A run continues with the rows that the file
-lacks.
+CNN of the NIR paper on thirds of recordings of N-MNIST, 1000 of them or all
+(`benchmarks.nmnist` says which files), if its folder is given. ``convert(..., chip=)``
+makes neurons that a chip has, and `quantize` rounds to its bits of weights and
+potentials; biases of more bits than a chip has are left. A network that is too large
+for a chip is computed all the same, and the last column says what the chip lacks. The
+first two rows of a network need neurons that change from step to step. A run continues
+with the rows that the file lacks.
 """
 
 import dataclasses
@@ -141,10 +141,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             tasks["CNN"] = cnn(choice.folder, choice.recordings, count)
     except (MissingDataError, OSError) as reason:
         options.error(str(reason))
-    result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=count)
-    earlier = timing.before(choice.out)
-    if all(earlier.get(name) == result[name] for name in ("question", "images")):
-        result["sides"] = earlier["sides"]
+    images = {network: len(task.x) for network, task in tasks.items()}
+    result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=images)
+    timing.continued(result, choice.out, "images")
     for network, task in tasks.items():
         right = timing.percent(task.fn(task.params, task.x), task.labels)
         result["sides"][f"{network}, the ANN"] = {"floats": right}

@@ -130,6 +130,9 @@ class Linear(snnjax.codes.Code):
     def weights(self, steps: int) -> tuple[float, ...]:
         return tuple((steps - t) / steps for t in range(steps))
 
+    def __repr__(self) -> str:
+        return "linear()"
+
 
 # ---------------------------------------------------------------------- methods
 

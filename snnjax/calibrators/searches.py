@@ -71,10 +71,18 @@ def search(
         # Each parameter in full but v(0), which is small until each neuron has its own.
         start = fit.neurons.initial_potential
         in_full = broadcast(fit.neurons, view.site)._replace(initial_potential=start)
-        currents = view.sample_currents(fit.weights)
-        arrays = in_full, table, view.sample, currents, view.positions
-        place = {"shape": view.site.shape, "channel": view.site.channel, "per": per}
-        best = _best_of(*arrays, pace, dynamics=view.dynamics, **place)
+        best = _best_of(
+            in_full,
+            table,
+            view.sample,
+            view.sample_currents(fit.weights),
+            view.positions,
+            pace,
+            dynamics=view.dynamics,
+            shape=view.site.shape,
+            channel=view.site.channel,
+            per=per,
+        )
         return fit._replace(neurons=best)
 
     return calibrate

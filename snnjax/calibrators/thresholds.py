@@ -9,7 +9,7 @@ the statistic: `threshold` takes it, and the papers' thresholds are one line eac
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -262,9 +262,14 @@ def _percentile(activation, effects, offset, p, per, channel) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _least_squares(sample: Sample, offset, per, shift, values) -> jax.Array:
-    sizes, maxima = sample.magnitudes(offset), sample.maxima(offset)
-    how: dict[str, Any] = {"weight": sample.weight, "maxima": maxima}
-    return formulas.least_squares(sizes, values, per, shift, **how)
+    return formulas.least_squares(
+        sample.magnitudes(offset),
+        values,
+        per,
+        shift,
+        weight=sample.weight,
+        maxima=sample.maxima(offset),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="intervals")

@@ -145,9 +145,15 @@ class View(abc.ABC):
         """
         sample = self.with_effects().sample
         tables = transfers(self.model, self.code, self.steps, zones)
-        positions = self.samples_per_channel // self.count
-        counts = {"positions": positions, "neurons": self.neurons}
-        return curves(sample, tables, reach=self.high, **counts, offset=offset, per=per)
+        return curves(
+            sample,
+            tables,
+            reach=self.high,
+            positions=self.samples_per_channel // self.count,
+            neurons=self.neurons,
+            offset=offset,
+            per=per,
+        )
 
     def products(self, every: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.

@@ -118,9 +118,10 @@ def convert(
     """
     check_wait(steps, 0 if wait is None else wait)
     check_examples(x)
-    code, model, per = _terms(chip, steps, code, model)
+    if code is not None:
+        check_code(code)
+    code, model, per = _defaults(chip, steps, code, model)
     recipe = best(per) if recipe is None else recipe
-    check_code(code)
     images, params, batch_sharding = _on_devices(x, params)
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
@@ -177,7 +178,7 @@ def convert(
     return sharding.on_mesh(snn, sharding.batch_sharding(x)).with_fit(snn.fit)
 
 
-def _terms(
+def _defaults(
     chip: Any, steps: int, code: Code | None, model: Any
 ) -> tuple[Code, Any, Per]:
     """Code, model, and what has a threshold of its own, of the chip or the defaults."""

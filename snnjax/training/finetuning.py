@@ -174,8 +174,8 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
 def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
     """That of the mean output, where labels are classes of one array of outputs."""
     arrays = isinstance(outputs, jax.Array) and isinstance(labels, jax.Array)
-    fit = arrays and labels.shape == outputs.shape[1:-1]
-    if not fit or not jnp.issubdtype(labels.dtype, jnp.integer):
+    are_alike = arrays and labels.shape == outputs.shape[1:-1]
+    if not are_alike or not jnp.issubdtype(labels.dtype, jnp.integer):
         return {}
     answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
     return {"accuracy": (answers == labels).mean()}

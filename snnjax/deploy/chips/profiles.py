@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from snnjax._text import Table, shown_as_table
 from snnjax._types import Per
-from snnjax.codes import Code, check_code, radix, rate
+from snnjax.codes import Code, radix, rate
 from snnjax.deploy.lowering.values import Leak
 from snnjax.neurons.models import IntegrateAndFire
 
@@ -177,7 +177,7 @@ class Chip:
         (rate(), (0, 1), 'layer')
         """
         can_subtract = self.programmable or "subtract" in (self.resets or ("subtract",))
-        for is_so, problem, allowed in (
+        for applies, problem, allowed in (
             (self.one_step and steps != 1, f"computes T = 1, not {steps}", "steps=1"),
             (
                 self.synapse == "exponential",
@@ -190,11 +190,10 @@ class Chip:
                 "steps=1; or no chip=, for several of its neurons in place of one",
             ),
         ):
-            if is_so:
+            if applies:
                 raise ValueError(f"{self.name} {problem}; allowed: {allowed}")
         if code is None:
             code = radix() if self.one_step else rate()
-        check_code(code)
         if model is None and (code.clock_runs or steps == 1 or not self.programmable):
             pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
             levels = (max if self.one_step else min)(pairs, key=lambda pair: pair[1])
@@ -229,8 +228,8 @@ class Chip:
         return Table(rows, above=self.name, below="\n".join(notes))
 
 
-# Fields of a profile that have a source: all but name, first and sources.
-_, *_VALUES, _, _ = (field.name for field in dataclasses.fields(Chip))
+_UNSOURCED = "name", "first", "sources"  # all other fields have a source
+_VALUES = [f.name for f in dataclasses.fields(Chip) if f.name not in _UNSOURCED]
 
 
 def _shown(value: Any) -> str:

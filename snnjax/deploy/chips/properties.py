@@ -139,7 +139,8 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
         for name in ("dead_zone", "last_zone"):
             if (zone := getattr(model, name)) > 1 / 2:  # below it changes nothing
                 problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
-                yield _model(chip, "programmable", problem, f"take {name}=0.5")
+                remedy = f"take {name}=0.5, as convert(..., chip=) does"
+                yield _model(chip, "programmable", problem, remedy)
         if chip.lowest == "register" and model.lowest is not None:
             problem = f"lowest potential {model.lowest:g} V, not that of the register"
             yield _model(chip, "lowest", problem, "take lowest=None")
@@ -174,10 +175,8 @@ def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
     if high in tops or None in tops:
         return
     text = " or ".join(map(str, pairs)).replace("None", "n")
-    problem, remedy = (
-        f"levels ({low}, {high}), not {text}",
-        f"take levels {text}, as convert(..., chip=) does",
-    )
+    problem = f"levels ({low}, {high}), not {text}"
+    remedy = f"take levels {text}, as convert(..., chip=) does"
     if any(top is not None and top > high for top in tops):
         yield Finding("levels", "approximately", problem, remedy)
     else:
@@ -251,7 +250,7 @@ OF_LAYER = (number_of_bits, shared_numbers, neuron_model, shapes, paths)
 # ------------------------------------------------------------------------- of a network
 
 
-def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
+def of_code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     """How a chip runs the code and a wait, and what rate coding takes instead.
 
     By itself; by thresholds that the host writes; by neurons of one's own; not at all.
@@ -266,15 +265,15 @@ def code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
         remedy = "take rate coding, as convert(..., chip=) does"
     if not code.clock_runs and steps is not None:
         highest = max((n.model.levels[1] for n in layers.populations), default=1)
-        values = round(highest * code.reach(steps) / code.finest(steps))
+        count = round(highest * code.reach(steps) / code.finest(steps))
         depths: Counter[str] = Counter()  # 0 of the input
         for way in layers.connections:
             depths[way.receiver] = max(1 + depths[way.sender], depths[way.receiver])
         latency = steps + wait * max(depths[n.name] for n in layers.populations)
         problem += f", T = {steps}, wait {wait}, an answer after {latency} steps"
         remedy += (
-            f"; with steps={values} for as many values, an answer after {values} steps "
-            f"and up to {values} spikes per neuron"
+            f"; with steps={count} for as many values, an answer after {count} steps "
+            f"and up to {count} spikes per neuron"
         )
     if chip.step_thresholds == "host":
         remedy = f"let the host write thresholds before each step, or {remedy}"

@@ -126,7 +126,17 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     """
     values.check_layers(layers)
     check_chip(chip)
-    table = [_layer(layers, node, chip) for node in layers.receivers]
+    all_ways = layers.connections
+    shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
+
+    def layer_of(node: values.Receiver) -> Layer:
+        ways = [way for way in all_ways if way.receiver == node.name]
+        kernels = [k for w in ways for k in geometry.kernels(w, shapes[w.sender], chip)]
+        images = {way.sender: shapes[way.sender][1:] for way in ways}
+        readers = {way.receiver for way in all_ways if way.sender == node.name}
+        return Layer(node, ways, kernels, images, readers, layers)
+
+    table = [layer_of(node) for node in layers.receivers]
     needs = {
         layer.node.name: geometry.need(layer.kernels, layer.node.shape, chip)
         for layer in (table if chip.cores else ())
@@ -134,7 +144,7 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     cores = geometry.assign(needs, chip.cores or ())
     rows = [
         Row("network", (*properties.of_network(layers, chip),)),
-        Row("code", (*properties.code(layers, chip),)),
+        Row("code", (*properties.of_code(layers, chip),)),
         Row("input", (*properties.input_levels(layers, chip),)),
     ]
     for layer in table:
@@ -146,16 +156,6 @@ def report(layers: values.Layers, chip: Chip) -> Report:
             findings.append(properties.no_core(needs[name], chip.cores or ()))
         rows.append(Row(name, tuple(findings), cores.get(name)))
     return Report(chip, tuple(rows))
-
-
-def _layer(layers: values.Layers, node: values.Receiver, chip: Chip) -> Layer:
-    all_ways = layers.connections
-    shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
-    ways = [way for way in all_ways if way.receiver == node.name]
-    kernels = [k for w in ways for k in geometry.kernels(w, shapes[w.sender], chip)]
-    images = {way.sender: shapes[way.sender][1:] for way in ways}
-    readers = {way.receiver for way in all_ways if way.sender == node.name}
-    return Layer(node, ways, kernels, images, readers, layers)
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:

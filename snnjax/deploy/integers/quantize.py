@@ -108,14 +108,8 @@ def quantize(
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
     integers = _whole(layers, x, bits, options["scale"])
-    problems = [
-        Problem(row.name, (), finding.problem, finding.remedy)
-        for row in (report(integers, chip).rows if chip else ())
-        for finding in row.findings
-        if finding.verdict == "no"
-    ]
-    if chip and problems:
-        raise ConversionError(problems, f"{chip.name} does not run this network")
+    if chip is not None:
+        _check_runs(integers, chip)
     return integers
 
 
@@ -218,6 +212,18 @@ def _check_is_x(node: values.Node, pair: Pair) -> None:
             [Problem(node.name, (), problem, remedy)],
             "this network has no whole numbers",
         )
+
+
+def _check_runs(layers: values.Layers, chip: Chip) -> None:
+    """Raise if the report of a chip says that it does not run the layers."""
+    problems = [
+        Problem(row.name, (), finding.problem, finding.remedy)
+        for row in report(layers, chip).rows
+        for finding in row.findings
+        if finding.verdict == "no"
+    ]
+    if problems:
+        raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
 def _checked(

@@ -82,8 +82,14 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     pairs = [*zip(sites, layers.populations, strict=True)]
     models = ((site, _model(population, layers)) for site, population in pairs)
     neurons = {site: _neurons(population) for site, population in pairs}
-    fit = layers.steps, layers.wait, by_name(models), layers.code
-    return fn, SNN(params, neurons, *fit)
+    return fn, SNN(
+        params,
+        neurons,
+        steps=layers.steps,
+        wait=layers.wait,
+        model=by_name(models),
+        code=layers.code,
+    )
 
 
 def _node_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
