@@ -28,10 +28,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class NotInstalled(Exception):
-    """A peer that this interpreter cannot import."""
-
-
 def once(run: Callable[[], Any]) -> float:
     """Seconds of ``run()``, until its arrays are there; those of torch on CPU are."""
     start, result = time.perf_counter(), run()
@@ -43,6 +39,8 @@ def once(run: Callable[[], Any]) -> float:
 def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
     """The worker: prepare, report, then time once for every line on standard input.
 
+    A side whose packages this interpreter cannot import reports what is missing.
+
     Args:
         prepare: () -> (run, facts); ``facts`` are JSON values about the side.
         names: distributions whose versions are reported.
@@ -52,7 +50,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
     try:
         run, facts = prepare()
         once(run)
-    except NotInstalled as missing:
+    except ImportError as missing:
         print(json.dumps({"missing": str(missing)}), file=channel)
         return
     print(json.dumps({"facts": facts, "versions": versions(names)}), file=channel)
@@ -144,6 +142,16 @@ def with_speeds(sides: dict[str, dict], name: str, batch: int, answer: str) -> d
     for side in results.values():
         side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
     return results
+
+
+def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> None:
+    """Raise unless there are T outputs [T, B, ...] and the last step does work.
+
+    With wait T every neuron fires in its first steps, so the end may be silent.
+    """
+    assert len(outputs) == steps, (outputs.shape, steps)
+    assert np.abs(outputs[-1] - outputs[0]).max() > 1e-3, "no step changes anything"
+    assert silent_end or np.abs(outputs[-1]).max() > 1e-3, "the last step sends nothing"
 
 
 def percent(logits: Any, labels: Any) -> float:
@@ -257,14 +265,46 @@ def before(out: str | None) -> dict[str, Any]:
 
 
 def continued(result: dict[str, Any], out: str | None, *facts: str) -> dict[str, Any]:
-    """The result with the sides of the file, if these facts of both are the same."""
-    earlier = before(out)
-    if all(earlier.get(name) == result[name] for name in ("question", *facts)):
+    """The result with the sides of the file, of which these facts must be the same."""
+    if earlier := before(out):
+        names = ("question", *facts)
+        others = [name for name in names if earlier.get(name) != result[name]]
+        if others:
+            found = f"{out} is of another run, with other {' and '.join(others)}"
+            raise SystemExit(f"{found}; take another name")
         result["sides"] = earlier["sides"]
     return result
 
 
-def report(result: dict[str, Any], text: str, out: str | None) -> None:
+def with_rows(
+    result: dict[str, Any],
+    rows: Mapping[str, Callable[[], dict]],
+    table: Callable[[dict[str, dict]], str],
+    options: argparse.Namespace,
+    targets: Callable[[dict[str, dict]], list[dict]] = lambda sides: [],
+) -> dict[str, Any]:
+    """The result with the sides that it lacks, reported after each: they take minutes.
+
+    Args:
+        rows: side -> () -> its numbers; ``--only``, if there is one, takes some.
+        table, targets: of all sides.
+        options: what the command was given.
+    """
+    only, sides = getattr(options, "only", None), result["sides"]
+    lacking = [side for side in rows if side not in sides and is_selected(side, only)]
+
+    def shown() -> dict[str, Any]:
+        result["targets"] = targets(sides)
+        return report(result, table(sides), options.out)
+
+    for side in lacking:
+        print(f"running {side}", file=sys.stderr, flush=True)
+        sides[side] = rows[side]()
+        shown()
+    return result if lacking else shown()
+
+
+def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]:
     """Print a result; with ``out`` write it as JSON, and the text beside it (.md)."""
     lines = [text]
     for goal in result["targets"]:
@@ -280,6 +320,7 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
         path = Path(out)
         path.write_text(json.dumps(result, indent=2) + "\n")
         path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
+    return result
 
 
 # ---------------------------------------------------------------------- options
@@ -311,6 +352,12 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
         reason = str(error).partition("\n")[0]
         found = f"{file} is not what --help describes, or a pointer to it"
         raise SystemExit(f"{found}: {reason}") from None
+
+
+def python_option(options: argparse.ArgumentParser, library: str) -> None:
+    """``--LIBRARY``: an interpreter that has a peer."""
+    words = {"metavar": "PYTHON", "help": "that has it installed; default: this one"}
+    options.add_argument(f"--{library}", default=sys.executable, **words)
 
 
 def only_option(options: argparse.ArgumentParser) -> None:
