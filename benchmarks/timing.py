@@ -70,31 +70,24 @@ def rounds(
         RuntimeError: a worker failed; its messages are on standard error.
     """
     workers, sides = {}, {}
-    try:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    with contextlib.ExitStack() as stack:
         for side, command in commands.items():
-            workers[side] = subprocess.Popen(command, **pipes, **place)
-            sides[side] = _answer(side, workers[side])
-        names = [side for side, entry in sides.items() if "missing" not in entry]
-        for side in names:
+            worker = stack.enter_context(subprocess.Popen(command, **pipes, **place))
+            stack.callback(worker.terminate)
+            workers[side], sides[side] = worker, _answer(side, worker)
+        there = {side: w for side, w in workers.items() if "missing" not in sides[side]}
+        for side in there:
             sides[side]["seconds"] = []
         for _ in range(number):
-            for side in names:
+            for side, worker in there.items():
                 for _ in range(repeats):
                     # A worker that has ended gives no answer; `_answer` raises then.
                     with contextlib.suppress(BrokenPipeError):
-                        print(file=workers[side].stdin, flush=True)
-                    sides[side]["seconds"].append(_answer(side, workers[side]))
-        return sides
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-        for worker in workers.values():
-            worker.wait()
-            worker.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.close()
+                        worker.stdin.write(b"\n")
+                    sides[side]["seconds"].append(_answer(side, worker))
+    return sides
 
 
 def _answer(side: str, worker: subprocess.Popen):
@@ -175,17 +168,6 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return numbers
 
 
-def machine() -> dict[str, Any]:
-    """Where and when a result was measured."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu_cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "machine": platform.machine(),
-        "system": platform.system(),
-    }
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A markdown table that also reads well as plain text."""
     cells = [list(head)] + [[_cell(value) for value in row] for row in rows]
@@ -250,7 +232,13 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
     return {
         "question": doc.splitlines()[0],
         **facts,
-        "machine": machine(),
+        "machine": {
+            "date": datetime.date.today().isoformat(),
+            "cpu_cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
         "versions": {"snnjax": versions(packages)},
         "sides": {},
         "targets": [],
@@ -321,9 +309,6 @@ def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]
         path.write_text(json.dumps(result, indent=2) + "\n")
         path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
     return result
-
-
-# ---------------------------------------------------------------------- options
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
