@@ -132,7 +132,7 @@ def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Spikes:
-    """`IAFSqueeze` neurons of sinabs with whole numbers.
+    """`IAFSqueeze` neurons of sinabs, behind 1x1 convolutions of all that arrives.
 
     Args:
         is_discretized: sinabs makes each layer fit to DYNAP-CNN, the cores of Speck:
@@ -174,13 +174,12 @@ def _neurons(node: deploy.Population, count: int) -> Any:
     if (threshold == threshold[0]).all():
         threshold = threshold[0]  # its quantizer takes one threshold for a layer
     is_zero = node.model.reset == "zero"
+    reset = activation.MembraneReset() if is_zero else activation.MembraneSubtract()
     neurons = program.IAFSqueeze(
         batch_size=count,
         spike_threshold=torch.tensor(threshold).double(),
         spike_fn=activation.MaxSpike(node.model.levels[1]),
-        reset_fn=activation.MembraneReset()
-        if is_zero
-        else activation.MembraneSubtract(),
+        reset_fn=reset,
     )
     start = np.broadcast_to(node.initial_potential, (count, *node.shape))
     neurons.init_state_with_shape((count, start[0].size))

@@ -202,7 +202,8 @@ def main(arguments: list[str] | None = None) -> dict | None:
     """The command: a result, which is printed too; None in the process of a side."""
     parser = timing.parser(__doc__)
     for library in TARGETS:
-        timing.python_option(parser, library)
+        python = {"metavar": "PYTHON", "default": sys.executable}
+        parser.add_argument(f"--{library}", **python, help="one that has it installed")
     timing.only_option(parser)
     for name, default in {**SIZES, **REPETITIONS}.items():
         number = {"metavar": "N", "type": timing.count, "default": default}

@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser = timing.parser(__doc__)
     parser.add_argument("--data_dir", help="of CIFAR-10")
     parser.add_argument("--folder", default="runs/equal_accuracy", help="of kept work")
-    timing.python_option(parser, "spikingjelly")
+    parser.add_argument("--spikingjelly", metavar="PYTHON", default=sys.executable)
     parser.add_argument("--rounds", metavar="N", type=timing.count, default=7)
     options = parser.parse_args(arguments)
     folder = Path(options.folder).absolute()

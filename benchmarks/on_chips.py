@@ -70,10 +70,6 @@ def cnn(folder: Path, recordings: str, count: int) -> Task:
     return Task(network.fn, params, jnp.asarray(network.calibration), x, labels)
 
 
-def ann_of(task: Task) -> dict[str, float]:
-    return {"floats": timing.percent(task.fn(task.params, task.x), task.labels)}
-
-
 def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
     """A conversion for a chip, in floats and in its whole numbers."""
     fn, params, images = task.fn, task.params, task.calibration
@@ -128,16 +124,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.error(str(reason))
     images = {network: len(task.x) for network, task in tasks.items()}
     result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=images)
-    timing.continued(result, choice.out, "images")
-    rows = {}
+    sides = timing.continued(result, choice.out, "images")["sides"]
     for network, task in tasks.items():
-        rows[f"{network}, the ANN"] = functools.partial(ann_of, task)
+        right = timing.percent(task.fn(task.params, task.x), task.labels)
+        sides[f"{network}, the ANN"] = {"floats": right}
         for chip, steps, given in ROWS[-1:] if choice.quick else ROWS:
             levels = ", (0, 1)" if "model" in given else ""
-            row = functools.partial(row_of, task, chip, steps, given)
-            rows[f"{network}, {chip.name}{levels}, T = {steps}"] = row
-    table = functools.partial(timing.table_of, "network and chip", COLUMNS)
-    return timing.with_rows(result, rows, table, choice)
+            side = f"{network}, {chip.name}{levels}, T = {steps}"
+            if side not in sides:
+                sides[side] = row_of(task, chip, steps, given)
+            text = timing.table_of("network and chip", COLUMNS, sides)
+            timing.report(result, text, choice.out)
+    return result
 
 
 if __name__ == "__main__":

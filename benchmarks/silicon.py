@@ -365,11 +365,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         count = 1 if choice.quick else len(RECORDINGS)
         sides |= speck(choice.speck, choice.recordings, count)
         for steps in ("event by event", "steps of 0.1 ms"):
-            name, share = (
-                f"counts of Speck, {steps}, %",
-                sides[f"Speck: {steps}"]["share"],
-            )
-            targets += [timing.target(name, share, at_least=97)]
+            name, row = f"counts of Speck, {steps}, %", sides[f"Speck: {steps}"]
+            targets += [timing.target(name, row["share"], at_least=97)]
     text = timing.table_of("chip and rule", COLUMNS, sides)
     return timing.report(result, text, choice.out)
 

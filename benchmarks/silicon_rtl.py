@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -246,17 +247,6 @@ COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches", "sums": "sums compared
 COLUMNS |= {"equal": "equal", "seconds": "CPU s per image"}
 
 
-def targets(sides: dict[str, dict]) -> list[dict]:
-    return [
-        timing.target(
-            f"numbers that differ, {name}",
-            row["mismatches"] + row["sums"] - row["equal"],
-            at_most=0,
-        )
-        for name, row in sides.items()
-    ]
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
     options.add_argument("--rtl", type=Path, required=True, help="rtl/ of catalyst-n1")
@@ -267,15 +257,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     images, epochs = (1, 20) if given.quick else (given.images, 300)
     facts = {"sizes": {"images": images}, "rtl": COMMIT}
     result = timing.new_result(__doc__, ("jax", "numpy"), **facts)
-    timing.continued(result, given.out, *facts)
-    work = functools.partial(row_of, images=images, epochs=epochs, rtl=given.rtl)
-    rows = {name: functools.partial(work, name) for name in NETWORKS}
-    table = functools.partial(timing.table_of, "network", COLUMNS)
+    sides = timing.continued(result, given.out, *facts)["sides"]
     try:
         check_tools(given.rtl)
-        return timing.with_rows(result, rows, table, given, targets)
+        for name in NETWORKS:
+            if name not in sides and timing.is_selected(name, given.only):
+                print(f"running {name}", file=sys.stderr, flush=True)
+                sides[name] = row_of(name, images, epochs, given.rtl)
     except Misfit as error:
         options.error(str(error))
+    for name, row in sides.items():
+        wrong = row["mismatches"] + row["sums"] - row["equal"]
+        goal = f"numbers that differ, {name}"
+        result["targets"] += [timing.target(goal, wrong, at_most=0)]
+    text = timing.table_of("network", COLUMNS, sides)
+    return timing.report(result, text, given.out)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def converted(ann: nn.Module, calibration: torch.Tensor, **options: Any) -> nn.M
     return ann2snn.Converter(recipe=recipe, device="cpu").convert(ann).eval()
 
 
-def run_of(snn, x: torch.Tensor, steps: int, mode: str, is_last: bool):
-    """() -> the sum over all steps, in a step mode, with channels first or last."""
-    if is_last:
+def run_of(snn, x: torch.Tensor, steps: int, mode: str, channels_last: bool):
+    """() -> the sum over all steps, for images [B, C, H, W] in a step mode."""
+    if channels_last:
         snn = snn.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     functional.set_step_mode(snn, mode)

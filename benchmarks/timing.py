@@ -264,34 +264,6 @@ def continued(result: dict[str, Any], out: str | None, *facts: str) -> dict[str,
     return result
 
 
-def with_rows(
-    result: dict[str, Any],
-    rows: Mapping[str, Callable[[], dict]],
-    table: Callable[[dict[str, dict]], str],
-    options: argparse.Namespace,
-    targets: Callable[[dict[str, dict]], list[dict]] = lambda sides: [],
-) -> dict[str, Any]:
-    """The result with the sides that it lacks, reported after each: they take minutes.
-
-    Args:
-        rows: side -> () -> its numbers; ``--only``, if there is one, takes some.
-        table, targets: of all sides.
-        options: what the command was given.
-    """
-    only, sides = getattr(options, "only", None), result["sides"]
-    lacking = [side for side in rows if side not in sides and is_selected(side, only)]
-
-    def shown() -> dict[str, Any]:
-        result["targets"] = targets(sides)
-        return report(result, table(sides), options.out)
-
-    for side in lacking:
-        print(f"running {side}", file=sys.stderr, flush=True)
-        sides[side] = rows[side]()
-        shown()
-    return result if lacking else shown()
-
-
 def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]:
     """Print a result; with ``out`` write it as JSON, and the text beside it (.md)."""
     lines = [text]
@@ -337,12 +309,6 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
         reason = str(error).partition("\n")[0]
         found = f"{file} is not what --help describes, or a pointer to it"
         raise SystemExit(f"{found}: {reason}") from None
-
-
-def python_option(options: argparse.ArgumentParser, library: str) -> None:
-    """``--LIBRARY``: an interpreter that has a peer."""
-    words = {"metavar": "PYTHON", "help": "that has it installed; default: this one"}
-    options.add_argument(f"--{library}", default=sys.executable, **words)
 
 
 def only_option(options: argparse.ArgumentParser) -> None:
