@@ -13,8 +13,7 @@ import functools
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -32,20 +31,13 @@ COLUMNS = {"seconds": "seconds", "passes": "ANN passes", "over_t": "/ (T + 1)"}
 COLUMNS |= {"compiling": "first, seconds"}
 
 
-class Side(NamedTuple):
-    """A conversion: the recipe, the code and T."""
-
-    recipe: str
-    code: str
-    steps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.recipe}, {self.code}, T = {self.steps}"
-
-
-SIDES = [Side(recipe, "rate", steps) for recipe in RECIPES for steps in (4, 8, 16)]
-SIDES += [Side(recipe, "radix", 4) for recipe in RECIPES]
+# Side -> recipe, code, T.
+SIDES = {
+    f"{recipe}, {code}, T = {steps}": (recipe, code, steps)
+    for code, all_steps in (("rate", (4, 8, 16)), ("radix", (4,)))
+    for recipe in RECIPES
+    for steps in all_steps
+}
 
 
 def draws(data: Dataset, count: int) -> Iterator[jax.Array]:
@@ -55,20 +47,13 @@ def draws(data: Dataset, count: int) -> Iterator[jax.Array]:
         yield normalize(data, data.train_images[numbers])
 
 
-def converted(fn: Callable, variables: Any, side: Side, images: jax.Array) -> Any:
-    """The SNN of a side."""
-    code = getattr(snnjax.codes, side.code)()
-    options: dict[str, Any] = {"recipe": RECIPES[side.recipe](), "code": code}
-    return snnjax.convert(fn, variables, images, steps=side.steps, **options)
-
-
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
     parser.add_argument("--data_dir", help="of TFDS; --help of experiments.convert")
     parser.add_argument("--images", metavar="N", type=timing.count, default=IMAGES)
     parser.add_argument("--rounds", metavar="N", type=timing.count, default=3)
     options = parser.parse_args(arguments)
-    sides = SIDES[:1] if options.quick else SIDES
+    sides = dict([*SIDES.items()][: 1 if options.quick else None])
     more = {"images": options.images, "rounds": options.rounds}
     result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
     source = load_source(SOURCE)
@@ -79,29 +64,32 @@ def main(arguments: list[str] | None = None) -> dict:
     def one_pass(x: jax.Array) -> list[jax.Array]:
         return [network(variables, x[i : i + GROUP]) for i in range(0, len(x), GROUP)]
 
+    def convert(side: str, x: jax.Array) -> snnjax.SNN:
+        recipe, code, steps = sides[side]
+        options = {"recipe": RECIPES[recipe](), "code": getattr(snnjax.codes, code)()}
+        return snnjax.convert(fn, variables, x, steps=steps, **options)
+
     jax.block_until_ready(one_pass(next(images)))
-    convert = functools.partial(converted, fn, variables)
     results = result["sides"]
     for side in sides:
-        print(f"compiling {side.name}", file=sys.stderr, flush=True)
+        print(f"compiling {side}", file=sys.stderr, flush=True)
         first = timing.once(functools.partial(convert, side, next(images)))
-        results[side.name] = {"compiling": first, "rounds": []}
+        results[side] = {"compiling": first, "rounds": []}
     for _ in range(options.rounds):
         for side in sides:
             x = next(images)
             ann = timing.once(functools.partial(one_pass, x))
             seconds = timing.once(functools.partial(convert, side, x))
-            results[side.name]["rounds"].append({"ann": ann, "seconds": seconds})
-    for side in sides:
-        here, rounds = results[side.name], results[side.name]["rounds"]
+            results[side]["rounds"].append({"ann": ann, "seconds": seconds})
+    for side, (recipe, _, steps) in sides.items():
+        here, rounds = results[side], results[side]["rounds"]
         here["seconds"] = statistics.median(r["seconds"] for r in rounds)
         here["passes"] = statistics.median(r["seconds"] / r["ann"] for r in rounds)
-        here["over_t"] = over_t = here["passes"] / (side.steps + 1)
-        goal, at_most = f"passes of {side.name}, over T + 1", TARGETS[side.recipe]
+        here["over_t"] = over_t = here["passes"] / (steps + 1)
+        goal, at_most = f"passes of {side}, over T + 1", TARGETS[recipe]
         result["targets"].append(timing.target(goal, over_t, at_most=at_most))
     text = timing.table_of("conversion", COLUMNS, results)
-    timing.report(result, text, options.out)
-    return result
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

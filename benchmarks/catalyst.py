@@ -140,9 +140,6 @@ class _Core:
         return lines
 
 
-# ------------------------------------------------------------------------- numbers
-
-
 def _kind(layers: Layers) -> tuple[tuple[int, ...], bool, Timing]:
     """Signs of the neurons, whether they are graded, and what the code does when."""
     if layers.arithmetic is None:
@@ -209,9 +206,6 @@ def _check_bits(name: str, values: Any) -> None:
     most = np.abs(values).max(initial=0)
     if most > HIGH:
         raise Misfit(f"{name} reach {most:.0f}; a core has 16 bits, up to {HIGH}")
-
-
-# ------------------------------------------------------------------------- the program
 
 
 def program_of(layers: Layers) -> Program:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import runpy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Spikes:
-    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers.
+    """`IAFSqueeze` neurons of sinabs, behind 1x1 convolutions of all that arrives.
 
     Args:
         is_discretized: sinabs makes each layer fit to DYNAP-CNN, the cores of Speck:
@@ -143,59 +143,25 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
         ValueError: the quantizer changes a number.
     """
     import torch
-    from sinabs import layers as program
 
-    images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
-    images = torch.tensor(images, dtype=torch.float64)
-    values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
-    maps: dict[str, tuple[Any, Any]] = {}
-    spikes: Spikes = {}
-    for node in layers.nodes[1:]:
-        arriving = [values[name] for name in node.sources if name in values]
-        match node:
-            case deploy.Convolution() | deploy.Dense():
-                image: Any = sum(arriving)
-                image = image if image.ndim == 4 else image[:, :, None, None]
-                maps[node.name] = _convolution(node), image
-            case deploy.SumPool(window=window, stride=stride):
-                pool = program.SumPool2d(window, stride)
-                values[node.name] = pool(sum(arriving))
-            case deploy.Flatten():
-                values[node.name] = sum(arriving).flatten(1)
-            case deploy.Population():
-                pairs = [maps[name] for name in node.sources]
-                neurons = _neurons(node, len(x))
-                bias = torch.tensor(_per_channel(node.bias, node.shape))
-                pairs[0][0].bias = torch.nn.Parameter(bias.double())
-                if is_discretized:
-                    ((convolution, _),) = pairs
-                    _discretize(convolution, neurons)
-                with torch.no_grad():
-                    currents = sum(convolution(image) for convolution, image in pairs)
-                    levels = neurons(currents.reshape(-1, *node.shape))
-                values[node.name] = levels.double()
-                levels = levels.reshape(len(x), layers.steps, *node.shape)
-                levels = np.moveaxis(levels.numpy(), 0, 1)
-                spikes[node.name] = np.moveaxis(levels, 2, -1)
-    return spikes
+    def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
+        convolution = torch.nn.Conv2d(*weights.T.shape, 1)  # what its quantizer takes
+        bias = np.broadcast_to(node.bias, node.shape).ravel()
+        convolution.weight.data = torch.tensor(weights[:, :, None, None]).double()
+        convolution.bias.data = torch.tensor(bias).double()
+        steps, count, _ = arriving.shape
+        neurons = _neurons(node, count)
+        if is_discretized:
+            _discretize(convolution, neurons)
+        images = torch.tensor(arriving).double().swapaxes(0, 1).flatten(0, 1)
+        with torch.no_grad():
+            levels = neurons(convolution(images[:, :, None, None])[:, :, 0, 0])
+        return levels.reshape(count, steps, -1).swapaxes(0, 1).long().numpy()
+
+    return by_population(rule, layers, x)
 
 
 dynapcnn = functools.partial(sinabs, is_discretized=True)
-
-
-def _convolution(node: Weights) -> Any:
-    """A convolution of torch; that of a dense layer is 1x1."""
-    import torch
-
-    kernel, options = node.weight, {}
-    if isinstance(node, deploy.Dense):
-        kernel = kernel[:, :, None, None]
-    else:
-        options = {"stride": node.stride, "padding": node.padding}
-    filters, channels, *size = kernel.shape
-    module = torch.nn.Conv2d(channels, filters, size, bias=False, **options)
-    module.weight.data = torch.tensor(kernel, dtype=torch.float64)
-    return module
 
 
 def _neurons(node: deploy.Population, count: int) -> Any:
@@ -204,32 +170,35 @@ def _neurons(node: deploy.Population, count: int) -> Any:
     from sinabs import activation
     from sinabs import layers as program
 
-    threshold = np.asarray(node.threshold)
-    if (threshold == threshold.flat[0]).all():
-        threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
+    threshold = np.broadcast_to(node.threshold, node.shape).ravel()
+    if (threshold == threshold[0]).all():
+        threshold = threshold[0]  # its quantizer takes one threshold for a layer
     is_zero = node.model.reset == "zero"
     reset = activation.MembraneReset() if is_zero else activation.MembraneSubtract()
     neurons = program.IAFSqueeze(
         batch_size=count,
-        spike_threshold=torch.tensor(threshold, dtype=torch.float64),
+        spike_threshold=torch.tensor(threshold).double(),
         spike_fn=activation.MaxSpike(node.model.levels[1]),
         reset_fn=reset,
     )
-    neurons.init_state_with_shape((count, *node.shape))
     start = np.broadcast_to(node.initial_potential, (count, *node.shape))
-    neurons.v_mem = torch.tensor(start, dtype=torch.float64)
+    neurons.init_state_with_shape((count, start[0].size))
+    neurons.v_mem = torch.tensor(start.reshape(count, -1)).double()
     return neurons
 
 
 def _discretize(convolution: Any, neurons: Any) -> None:
     """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
+    import sinabs as program
 
     def numbers() -> list[np.ndarray]:
         parts = convolution.weight, convolution.bias, neurons.spike_threshold
         return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
 
     before = numbers()
-    _discretizer()(convolution, neurons)
+    # To import the package around it would download and install drivers of chips.
+    file = Path(*program.__path__, "backend", "dynapcnn", "discretize.py")
+    runpy.run_path(str(file))["discretize_conv_spike_"](convolution, neurons)
     names = "weights", "biases", "thresholds", "initial potentials"
     for name, old, new in zip(names, before, numbers(), strict=True):
         if not np.array_equal(old, new):
@@ -237,18 +206,6 @@ def _discretize(convolution: Any, neurons: Any) -> None:
             raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
     for part in (convolution.weight, convolution.bias, neurons.v_mem):
         part.data = part.data.double()
-
-
-@functools.cache
-def _discretizer() -> Any:
-    """discretize_conv_spike_ of sinabs.backend.dynapcnn.
-
-    To import the package around it would download and install drivers of chips.
-    """
-    import sinabs
-
-    file = Path(*sinabs.__path__, "backend", "dynapcnn", "discretize.py")
-    return runpy.run_path(str(file))["discretize_conv_spike_"]
 
 
 # ----------------------------------------------------------------- rules, in NumPy
@@ -270,27 +227,22 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
         ValueError: a number does not fit into its bits.
     """
     most = 2**23 - 1
-    values = _inputs(layers, x)
-    for node in layers.populations:
+
+    def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
         bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
         vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
         v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
-        v = np.repeat(v[None], len(x), axis=0)
-        doubled = {
-            name: _whole(2 * matrix, node, "weights", -(2**8), 2**8 - 1)
-            for name, matrix in matrices(layers, node).items()
-        }
+        doubled = _whole(2 * weights, node, "weights", -(2**8), 2**8 - 1)
         sent = []
-        for step in range(layers.steps):
-            sums = [(values[n][step] @ w.T) >> 1 for n, w in doubled.items()]
+        for s in arriving:
             # u is kept in 24 bits and wraps around.
-            u = (2**6 * sum(sums) + 2**23) % 2**24 - 2**23
+            u = (2**6 * (s @ doubled.T >> 1) + 2**23) % 2**24 - 2**23
             v = np.clip(v + u + 2**6 * bias, -most, most)
-            fires = v > 2**6 * vth
-            v = np.where(fires, 0, v)
-            sent.append(fires)
-        values[node.name] = np.array(sent, np.int64)
-    return _as_images(layers, values)
+            sent.append(v > 2**6 * vth)
+            v = np.where(sent[-1], 0, v)
+        return np.array(sent, np.int64)
+
+    return by_population(rule, layers, x)
 
 
 def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Spikes:
@@ -309,33 +261,53 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
     Raises:
         ValueError: a number does not fit into its bits.
     """
-    values = _inputs(layers, x)
-    for node in layers.populations:
-        by_sender = matrices(layers, node)
+
+    def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
         threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
         bias = _whole(node.bias, node, "biases", -(2**7), 2**7 - 1)
         start = _whole(node.initial_potential, node, "potentials", -(2**15), 2**15 - 1)
-        weights = np.concatenate([*by_sender.values()], axis=1)
         weights = _whole(weights, node, "weights", -(2**7), 2**7 - 1)
-        events = np.concatenate([values[name] for name in by_sender], axis=2)
-        sent = np.zeros((layers.steps, len(x), len(weights)), np.int64)
+        sent = np.zeros((*arriving.shape[:2], len(weights)), np.int64)
         for b in range(len(x)):
-            v = start.copy()
-            for step in range(layers.steps):
-                arriving = np.repeat(weights.T, events[step, b], axis=0)
-                arriving = np.concatenate([bias[None], arriving])
+            v = start
+            for step, counts in enumerate(arriving[:, b]):
+                events = np.concatenate([bias[None], np.repeat(weights.T, counts, 0)])
                 if inhibition_first:
-                    arriving.sort(axis=0)
-                for w in arriving:
+                    events.sort(axis=0)
+                for w in events:
                     v = np.clip(v + w, -(2**15), 2**15 - 1)
                     fired = np.maximum(v // threshold, 0)
                     v = v - fired * threshold
                     sent[step, b] += fired
-        values[node.name] = sent
-    return _as_images(layers, values)
+        return sent
+
+    return by_population(rule, layers, x)
 
 
 speck_by_address = functools.partial(speck, inhibition_first=False)
+
+
+def by_population(
+    rule: Callable[[Any, np.ndarray, np.ndarray], np.ndarray],
+    layers: Layers,
+    x: np.ndarray,
+) -> Spikes:
+    """Compute one population after the other, all steps of each.
+
+    Args:
+        rule: population, weights [N, M], what arrives [T, B, M] -> levels [T, B, N].
+    """
+    whole = np.moveaxis(x, -1, 1).reshape(len(x), -1).astype(np.int64)
+    sent = {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
+    spikes: Spikes = {}
+    for node in layers.populations:
+        of_senders = matrices(layers, node)
+        weights = np.concatenate([*of_senders.values()], axis=1)
+        arriving = np.concatenate([sent[name] for name in of_senders], axis=2)
+        sent[node.name] = levels = rule(node, weights, arriving)
+        levels = levels.reshape(*levels.shape[:2], *node.shape)
+        spikes[node.name] = np.moveaxis(levels, 2, -1)
+    return spikes
 
 
 def matrices(layers: Layers, receiver: Any) -> dict[str, np.ndarray]:
@@ -373,12 +345,6 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
     return np.einsum("bihwkl,oikl->bohw", windows, node.weight)
 
 
-def _inputs(layers: Layers, x: np.ndarray) -> dict[str, np.ndarray]:
-    """The input's name -> whole numbers [T, B, N], the same at each step."""
-    whole = np.moveaxis(x, -1, 1).reshape(len(x), -1).astype(np.int64)
-    return {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
-
-
 def _whole(
     values: np.ndarray, node: deploy.Population, name: str, least: int, most: int
 ) -> np.ndarray:
@@ -391,11 +357,3 @@ def _whole(
             f"{least} .. {most}"
         )
     return whole if name == "weights" else np.broadcast_to(whole, node.shape).ravel()
-
-
-def _as_images(layers: Layers, values: dict[str, np.ndarray]) -> Spikes:
-    """Of populations, [T, B, N], channels first, as [T, B, ...], channels last."""
-    return {
-        n.name: np.moveaxis(values[n.name].reshape(layers.steps, -1, *n.shape), 2, -1)
-        for n in layers.populations
-    }

@@ -19,43 +19,33 @@ import numpy as np
 
 import snnjax
 from benchmarks import chip_programs, timing
+from benchmarks.networks import Params, convolution, neurons
 from snnjax.deploy import Layers
 
-# ------------------------------------------------------------------------- networks
 
-
-def mlp(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def mlp(p: Params, x: jax.Array) -> jax.Array:
     for name in ("first", "second", "dense"):
-        x = _neurons(p, name, x @ p[name])
+        x = neurons(p, name, x @ p[name])
     return x @ p["readout"]
 
 
-def cnn(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def cnn(p: Params, x: jax.Array) -> jax.Array:
     for name, stride in (("first", 1), ("second", 2), ("third", 1)):
-        x = _neurons(p, name, _conv(x, p[name], stride))
-    x = _neurons(p, "dense", x.reshape(len(x), -1) @ p["dense"])
+        x = neurons(p, name, convolution(x, p[name], stride))
+    x = neurons(p, "dense", x.reshape(len(x), -1) @ p["dense"])
     return x @ p["readout"]
 
 
-def resnet(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def resnet(p: Params, x: jax.Array) -> jax.Array:
     """Two ways meet in a population, and another one reads means of windows."""
-    x = _neurons(p, "first", _conv(x, p["first"]))
-    y = _neurons(p, "second", _conv(x, p["second"], 2))
-    x = _neurons(p, "third", _conv(y, p["third"]) + _conv(x, p["shortcut"], 2))
+    x = neurons(p, "first", convolution(x, p["first"]))
+    y = neurons(p, "second", convolution(x, p["second"], 2))
+    y = convolution(y, p["third"])
+    x = neurons(p, "third", y + convolution(x, p["shortcut"], 2))
     window = (1, 2, 2, 1)
     x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4
-    x = _neurons(p, "pooled", x.reshape(len(x), -1) @ p["pooled"])
+    x = neurons(p, "pooled", x.reshape(len(x), -1) @ p["pooled"])
     return x @ p["readout"]
-
-
-def _neurons(p: dict[str, jax.Array], name: str, current: jax.Array) -> jax.Array:
-    with jax.named_scope(name):
-        return jax.nn.relu(current + p[f"{name}_bias"])
-
-
-def _conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "padding": "SAME"}
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), **form)
 
 
 WIDTHS = {"first": (12, 20), "second": (20, 16), "dense": (16, 10), "readout": (10, 3)}
@@ -78,7 +68,7 @@ class Network(NamedTuple):
     levels: tuple[int, int]  # of the neurons, for which thresholds are fitted
     largest_x: int  # x are whole numbers from 0 to this one
     quantize: Mapping[str, Any]  # options of `snnjax.deploy.quantize`
-    # Of the neurons after the fit, options of `snnjax.integrate_and_fire`.
+    # Of the neurons after the fit, fields of `snnjax.neurons.IntegrateAndFire`.
     changes: Mapping[str, Any] = {}  # noqa: RUF012
     has_biases: bool = True
 
@@ -94,20 +84,15 @@ class Network(NamedTuple):
             params[f"{name}_bias"] = jnp.float32(self.has_biases * bias)
         x = generator.integers(0, self.largest_x + 1, (IMAGES, *image))
         x = np.float32(x * (generator.random(x.shape) < 0.7))
-        levels = {"levels": self.levels}
-        options = {"recipe": snnjax.light(), "steps": self.steps}
-        options |= {"model": snnjax.integrate_and_fire(**levels)}
+        model = snnjax.integrate_and_fire(levels=self.levels)
+        options = {"recipe": snnjax.light(), "steps": self.steps, "model": model}
         snn = snnjax.convert(self.fn, params, x, **options)
-        neuron = snnjax.integrate_and_fire(**levels | self.changes)
-        snn = dataclasses.replace(snn, model=neuron)
+        snn = dataclasses.replace(snn, model=dataclasses.replace(model, **self.changes))
         layers = snnjax.deploy.layers(self.fn, snn, x)
         bits = self.largest_x.bit_length() + 1  # one of them is a sign
         # A scale with which all potentials fit: programs treat overflows differently.
         options = {"overflow": "wrap"} | self.quantize
         return snnjax.deploy.quantize(layers, x, input_bits=bits, **options), x
-
-
-# ------------------------------------------------------------------------ comparison
 
 
 Program = Callable[[Layers, np.ndarray], dict[str, np.ndarray]]
@@ -184,10 +169,10 @@ def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
         for seed in range(seeds):
             counts += counts_of(comparison.program, *network.drawn(seed))
             counts["networks"] += 1
-    return row | {name: int(counts[name]) for name in COLUMNS}
+    return row | {name: int(counts[name]) for name in COLUMNS if name not in row}
 
 
-COLUMNS = {"networks": "networks", "spikes": "spikes compared"}
+COLUMNS = {"version": "version", "networks": "networks", "spikes": "spikes compared"}
 COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches"}
 
 
@@ -202,10 +187,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if comparison.is_exact and "mismatches" in row:
             goal = f"mismatches, {comparison.what}"
             result["targets"] += [timing.target(goal, row["mismatches"], at_most=0)]
-    columns = {"version": "version"} | COLUMNS
-    text = timing.table_of("program", columns, result["sides"])
-    timing.report(result, text, options.out)
-    return result
+    text = timing.table_of("program", COLUMNS, result["sides"])
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

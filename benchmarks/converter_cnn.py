@@ -1,7 +1,7 @@
 """How fast is rate-coded inference of a converted network, against the peers?
 
-    python -m benchmarks.converter_cnn --python spikingjelly=PYTHON311 \
-        --python sparxml=PYTHON313 --out benchmarks/results/converter_cnn.json
+    python -m benchmarks.converter_cnn --spikingjelly PYTHON311 --sparxml PYTHON313 \
+        --out benchmarks/results/converter_cnn.json
 
 3 x [Conv 3x3, 64, BatchNorm, ReLU, AvgPool 2x2], FC 512, ReLU, FC 1000; images 32x32x3;
 T=16, B=64, as in SpikingJelly's own benchmark; README.md says what is compared. Prints
@@ -11,7 +11,6 @@ best. Before a side is timed it has to show that its last step still changes the
 
 import functools
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,13 +72,10 @@ def channels_first(kernel: np.ndarray) -> np.ndarray:
     return split.transpose(2, 0, 1, 3).reshape(kernel.shape)
 
 
-# ---------------------------------------------------------------------- sides
-
-
 def prepare(side: str, steps: int, batch: int, size: int):
     """(run, facts) of a side; ``facts["ann"]`` must be the same number everywhere."""
     if side in SPIKINGJELLY:
-        return spikingjelly(*SPIKINGJELLY[side], steps, batch, size)
+        return spikingjelly(SPIKINGJELLY[side], steps, batch, size)
     if side in SPARXML:
         return sparxml(steps, batch, size)
     import jax
@@ -104,70 +100,31 @@ def prepare(side: str, steps: int, batch: int, size: int):
     options |= {"recipe": snnjax.max_activation(), "steps": steps, "wait": wait}
     snn = snnjax.convert(network, params, x, **options)
     run = jax.jit(snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side]))
-    check_steps(np.asarray(run(snn, x)), steps, silent_end=side == WAITING)
+    timing.check_steps(np.asarray(run(snn, x)), steps, silent_end=side == WAITING)
     return lambda: run(snn, x), facts
 
 
-def spikingjelly(mode: str, channels_last: bool, steps: int, batch: int, size: int):
+def spikingjelly(side: tuple[str, bool], steps: int, batch: int, size: int):
     """Its RateCodingRecipe, run as in its own benchmark."""
-    try:
-        import torch
-        from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
-    except ImportError as error:
-        raise timing.NotInstalled(error) from None
-    from torch import nn
+    from benchmarks import spikingjelly as theirs
 
-    torch.set_grad_enabled(False)
-    layers, inputs, (*convolutions, hidden, readout) = [], 3, weights(size)
-    for _ in convolutions:
-        layers += [nn.Conv2d(inputs, CHANNELS, 3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.AvgPool2d(2)]
-        inputs = CHANNELS
-    ends = [nn.Linear(*hidden.shape), nn.Linear(*readout.shape)]
-    ann = nn.Sequential(*layers, nn.Flatten(), ends[0], nn.ReLU(), ends[1]).eval()
-    for layer, kernel in zip(ann[0:12:4], convolutions, strict=True):
-        layer.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
-    for layer, kernel in zip(ends, (channels_first(hidden), readout), strict=True):
-        layer.weight.copy_(torch.from_numpy(kernel.T.copy()))
-        layer.bias.zero_()
-    x = torch.from_numpy(images(batch, size).transpose(0, 3, 1, 2).copy())
-    facts = {"ann": float(ann(x).abs().mean()), "threads": torch.get_num_threads()}
-    recipe = RateCodingRecipe(dataloader=[(x,)], mode="Max", fuse_flag=True)
-    snn = Converter(recipe=recipe, device="cpu").convert(ann).eval()
-    return spikingjelly_run(snn, x, steps, mode, channels_last), facts
-
-
-def spikingjelly_run(snn, x, steps: int, mode: str, channels_last: bool):
-    """The sum over all steps of its network, for images [B, C, H, W] in a step mode."""
-    import torch
-    from spikingjelly.activation_based import functional
-
-    if channels_last:
-        snn = snn.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
-    functional.set_step_mode(snn, mode)
-
-    def outputs():
-        functional.reset_net(snn)
-        if mode == "s":
-            return [snn(x) for _ in range(steps)]
-        return snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous())
-
-    check_steps(np.stack([output.numpy() for output in outputs()]), steps)
-    total = sum if mode == "s" else (lambda outputs: outputs.sum(0))
-    return torch.inference_mode()(lambda: total(outputs()))
+    *convolutions, hidden, readout = weights(size)
+    ann = theirs.cnn(convolutions, (channels_first(hidden), readout))
+    x = theirs.images(images(batch, size))
+    threads = theirs.torch.get_num_threads()
+    facts = {"ann": float(ann(x).abs().mean()), "threads": threads}
+    snn = theirs.converted(ann, x, mode="Max", fuse_flag=True)
+    return theirs.run_of(snn, x, steps, *side), facts
 
 
 def sparxml(steps: int, batch: int, size: int):
     """Its fold_batch_norm, normalize, convert and run_converted, jitted."""
-    try:
-        import flax.linen as nn
-        import jax
-        import jax.numpy as jnp
-        from sparx.learn import convert, fold_batch_norm, normalize, run_converted
-        from sparx.nn import Flatten
-    except ImportError as error:
-        raise timing.NotInstalled(error) from None
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    from sparx.learn import convert, fold_batch_norm, normalize, run_converted
+    from sparx.nn import Flatten
+
     pool = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     layers = []
     for _ in range(3):
@@ -189,32 +146,8 @@ def sparxml(steps: int, batch: int, size: int):
     snn, snn_variables = convert(model, variables)
     run = jax.jit(lambda v, x, steps: run_converted(snn, v, x, steps), static_argnums=2)
     counts = [np.asarray(run(snn_variables, x, t)) * t for t in range(1, steps + 1)]
-    check_steps(np.diff(counts, axis=0, prepend=0), steps)
+    timing.check_steps(np.diff(counts, axis=0, prepend=0), steps)
     return lambda: run(snn_variables, x, steps), facts
-
-
-def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> None:
-    """Raise unless there are T outputs [T, B, ...] and the last step does work.
-
-    With wait T every neuron fires in its first steps, so the end may be silent.
-    """
-    assert len(outputs) == steps, (outputs.shape, steps)
-    assert np.abs(outputs[-1] - outputs[0]).max() > 1e-3, "no step changes anything"
-    assert silent_end or np.abs(outputs[-1]).max() > 1e-3, "the last step sends nothing"
-
-
-# --------------------------------------------------------------------- report
-
-
-def interpreters(options: Sequence[str]) -> dict[str, str]:
-    """Library -> interpreter, from ``--python PEER=PATH`` options."""
-    paths = dict.fromkeys(PEERS, sys.executable)
-    for option in options:
-        library, equals, path = option.partition("=")
-        if library not in paths or not equals:
-            raise SystemExit(f"--python {option}: not one of {', '.join(paths)}=PATH")
-        paths[library] = path
-    return paths
 
 
 def peer(side: str) -> str:
@@ -268,9 +201,9 @@ QUICK = {"batch": 2, "size": 8, "rounds": 1, "repeats": 1}
 def main(arguments: list[str] | None = None) -> dict | None:
     """The command: a result, which is printed too; None in the process of a side."""
     parser = timing.parser(__doc__)
-    python = {"metavar": "PEER=PATH", "action": "append", "default": []}
-    python["help"] = "interpreter that has a peer installed; default: this one"
-    parser.add_argument("--python", **python)
+    for library in TARGETS:
+        python = {"metavar": "PYTHON", "default": sys.executable}
+        parser.add_argument(f"--{library}", **python, help="one that has it installed")
     timing.only_option(parser)
     for name, default in {**SIZES, **REPETITIONS}.items():
         number = {"metavar": "N", "type": timing.count, "default": default}
@@ -285,10 +218,9 @@ def main(arguments: list[str] | None = None) -> dict | None:
         return None
     repetitions = {name: getattr(options, name) for name in REPETITIONS}
     result = timing.new_result(__doc__, (), sizes=sizes, **repetitions)
-    pythons = interpreters(options.python)
     command = ["-m", "benchmarks.converter_cnn", *(f"--{n}={sizes[n]}" for n in sizes)]
     commands = {
-        side: [pythons[library], *command, f"--side={side}"]
+        side: [getattr(options, library, sys.executable), *command, f"--side={side}"]
         for library, sides in PEERS.items()
         for side in sides
         if side == ANN or timing.is_selected(side, options.only)
@@ -298,8 +230,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     add_ratios(results)
     versions = {peer(name): side["versions"] for name, side in results.items()}
     result |= {"versions": versions, "sides": sides, "targets": targets(results)}
-    timing.report(result, timing.table_of("side", COLUMNS, sides), options.out)
-    return result
+    return timing.report(result, timing.table_of("side", COLUMNS, sides), options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import converter_cnn, timing
+from benchmarks import timing
 from benchmarks.converter_cnn import PACKAGES, SPIKINGJELLY, peer
 
 SOURCE = "experiments/sources/resnet20.safetensors"
@@ -113,24 +113,16 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
 
 def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     """(run, facts); the facts are kept in a file, for these inputs."""
-    try:
-        import torch
+    from benchmarks import spikingjelly as theirs
 
-        from benchmarks import spikingjelly_resnet as theirs
-    except ImportError as error:
-        raise timing.NotInstalled(error) from None
-    torch.set_grad_enabled(False)
     arrays = dict(np.load(folder / "inputs.npz"))
-    nchw = {
-        name: torch.tensor(arrays[name].transpose(0, 3, 1, 2).copy())
-        for name in ("calibration", "x")
-    }
+    nchw = {name: theirs.images(arrays[name]) for name in ("calibration", "x")}
     x, labels = nchw["x"], arrays["labels"]
 
     @functools.cache
     def converted(recipe: str):
-        ann = theirs.network(arrays)
-        return theirs.converted(ann, nchw["calibration"], RECIPES[recipe])
+        ann = theirs.resnet20(arrays)
+        return theirs.converted(ann, nchw["calibration"], **RECIPES[recipe])
 
     def accuracies(steps: int) -> Accuracies:
         options = dict(**nchw, steps=steps, batch=BATCH)
@@ -140,15 +132,12 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     digest = hashlib.sha256((folder / "inputs.npz").read_bytes()).hexdigest()
     file = folder / f"spikingjelly_{digest[:16]}.json"
     if not file.exists():
-        logits = theirs.network(arrays)(x)
+        logits = theirs.resnet20(arrays)(x)
         facts = facts_of(logits, labels, STEPS["rate"], accuracies)
         file.write_text(json.dumps(facts))
     facts = json.loads(file.read_text())
     options = x[:BATCH], facts["steps"], *SPIKINGJELLY[side]
-    return converter_cnn.spikingjelly_run(converted(facts["recipe"]), *options), facts
-
-
-# ------------------------------------------------------------------------- the table
+    return theirs.run_of(converted(facts["recipe"]), *options), facts
 
 
 COLUMNS = {"facts.steps": "T", "facts.lost": "points lost"}
@@ -200,10 +189,9 @@ def main(arguments: list[str] | None = None) -> dict | None:
     write_inputs(folder / "inputs.npz", options.data_dir, images)
     sizes = {"batch": BATCH, "images": images, "rounds": rounds}
     result = timing.new_result(__doc__, (), sizes=sizes)
-    pythons = {"snnjax": sys.executable, "spikingjelly": options.spikingjelly}
     command = ["-m", "benchmarks.equal_accuracy", f"--folder={folder}"]
     commands = {
-        side: [pythons[peer(side)], *command, f"--side={side}"]
+        side: [getattr(options, peer(side), sys.executable), *command, f"--side={side}"]
         for side in (ANN, *SNNJAX, *SPIKINGJELLY)
     }
     sides = timing.rounds(commands, rounds, repeats=1)
@@ -211,8 +199,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     versions = {peer(name): side["versions"] for name, side in results.items()}
     targets = add_speeds(results)
     result |= {"versions": versions, "sides": sides, "targets": targets}
-    timing.report(result, text(result), options.out)
-    return result
+    return timing.report(result, text(result), options.out)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,6 @@ def network_of(folder: Path, recordings: str, count: int | None) -> Network:
     )
 
 
-# ------------------------------------------------------------------ the graph as it is
-
-
 def events_through(network: Network, reset: str) -> np.ndarray:
     """Output spikes [T, B, 10] of snnjax."""
     model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
@@ -123,9 +120,6 @@ def compared(network: Network, reset: str) -> dict[str, dict]:
     return rows
 
 
-# ----------------------------------------------------------------- the ANN, converted
-
-
 def converted(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
     inputs = network.calibration, network.thirds, np.repeat(network.labels, 3)
@@ -137,9 +131,6 @@ def converted(network: Network) -> dict[str, dict]:
         shared = {key: row[key] for key in ("T", "accuracy") if key in row}
         rows[name] = {"recordings": len(network.labels)} | shared
     return rows
-
-
-# --------------------------------------------------------------------------- the table
 
 
 def published(folder: Path) -> dict[str, dict]:
@@ -168,8 +159,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for reset in ("zero", "subtract"):
         sides |= compared(network, reset)
     result["sides"] = sides = sides | published(choice.folder)
-    timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
-    return result
+    return timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ with the rows that the file lacks.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import nmnist, timing
+from benchmarks.mlperf_tiny import Task
 from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from snnjax import deploy
@@ -45,16 +47,6 @@ ROWS = [
 ]
 # What `quantize` takes of a profile. Without sizes, it runs a network of any size.
 NUMBERS = "weight_bits state_bits overflow scale thresholds".split()
-
-
-class Task(NamedTuple):
-    """A network, and images for it."""
-
-    fn: Callable
-    params: Any
-    calibration: jax.Array
-    x: np.ndarray
-    labels: np.ndarray
 
 
 def resnet20(data_dir: str | None, count: int) -> Task:
@@ -82,46 +74,35 @@ def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
     """A conversion for a chip, in floats and in its whole numbers."""
     fn, params, images = task.fn, task.params, task.calibration
     snn = snnjax.convert(fn, params, images, steps=steps, chip=chip, **options)
-    layers = deploy.layers(fn, snn, images)
     numbers = {name: getattr(chip, name) for name in NUMBERS}
     numbers = dataclasses.replace(DIGITS, name=chip.name, **numbers)
+    layers = deploy.layers(fn, snn, images)
     integers = deploy.quantize(layers, images, chip=numbers)
-    simulate = jax.jit(snnjax.spiking(fn))
-    right = np.zeros(2)
-    for start in range(0, len(task.x), AT_A_TIME):
-        x = jnp.asarray(task.x[start : start + AT_A_TIME])
-        labels = task.labels[start : start + AT_A_TIME]
-        for k, outputs in enumerate(
-            (simulate(snn, x), deploy.outputs(integers, x).outputs)
-        ):
-            right[k] += (np.mean(outputs, 0).argmax(-1) == labels).sum()
+    simulate = functools.partial(jax.jit(snnjax.spiking(fn)), snn)
+
+    def accuracy(outputs: Callable) -> float:
+        answers = timing.in_parts(lambda x: np.mean(outputs(x), 0), task.x, AT_A_TIME)
+        return timing.percent(answers, task.labels)
+
     measures = snnjax.measure(fn, snn, task.x[:MEASURED], params=params)
     rows = deploy.report(integers, chip).rows
-    lacks = {f.field: f.problem for r in rows for f in r.findings if f.verdict == "no"}
+    lacks = {f.field for r in rows for f in r.findings if f.verdict == "no"}
     sites = snnjax.sites(fn, params, task.x[:1])
-    floats, whole = 100 * right / len(task.x)
     return {
         "code": repr(snn.code),
         "levels": str(snn.model.levels),
         "wait": snn.wait,
         "latency": snnjax.latency(sites, steps=steps, wait=snn.wait or 0),
-        "floats": floats,
-        "whole": whole,
+        "floats": accuracy(simulate),
+        "whole": accuracy(lambda x: deploy.outputs(integers, x).outputs),
         "spikes": float(measures.spikes),
         "lacks": ", ".join(sorted(lacks)),
     }
 
 
-COLUMNS = {
-    "code": "code",
-    "levels": "levels",
-    "wait": "wait",
-    "latency": "latency",
-    "floats": "floats %",
-    "whole": "in its bits %",
-    "spikes": "spikes per neuron",
-    "lacks": "what the chip lacks",
-}
+COLUMNS = {name: name for name in ("code", "levels", "wait", "latency")}
+COLUMNS |= {"floats": "floats %", "whole": "in its bits %"}
+COLUMNS |= {"spikes": "spikes per neuron", "lacks": "what the chip lacks"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -143,16 +124,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.error(str(reason))
     images = {network: len(task.x) for network, task in tasks.items()}
     result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=images)
-    timing.continued(result, choice.out, "images")
+    sides = timing.continued(result, choice.out, "images")["sides"]
     for network, task in tasks.items():
         right = timing.percent(task.fn(task.params, task.x), task.labels)
-        result["sides"][f"{network}, the ANN"] = {"floats": right}
+        sides[f"{network}, the ANN"] = {"floats": right}
         for chip, steps, given in ROWS[-1:] if choice.quick else ROWS:
             levels = ", (0, 1)" if "model" in given else ""
             side = f"{network}, {chip.name}{levels}, T = {steps}"
-            if side not in result["sides"]:
-                result["sides"][side] = row_of(task, chip, steps, given)
-            text = timing.table_of("network and chip", COLUMNS, result["sides"])
+            if side not in sides:
+                sides[side] = row_of(task, chip, steps, given)
+            text = timing.table_of("network and chip", COLUMNS, sides)
             timing.report(result, text, choice.out)
     return result
 

@@ -23,7 +23,6 @@ what its first layer sent on a speck2f for ten recordings of N-MNIST,
 files NUMBER.bs2 of github.com/bamsumit/slayerPytorch.
 """
 
-import argparse
 import dataclasses
 import gzip
 import itertools
@@ -37,6 +36,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
+from benchmarks.networks import convolution
 from snnjax.deploy import Layers
 
 # ------------------------------------------------------------------------------ Loihi 1
@@ -50,10 +50,7 @@ AT_A_TIME = 16  # images
 READOUT_DECAY = 2**8  # compartmentVoltageDecay of an output layer, of 2^12
 
 MOBILE_FILE, CIFAR_FILE = "b_cifar_pseudo_mobile_net_0.87.h5", "test_batch.bin"
-MOBILE_LAYERS = (
-    "conv1",
-    *(f"conv_{kind}_{i}" for i in range(1, 6) for kind in ("dw", "pw")),
-)
+MOBILE_LAYERS = "conv1", *(f"conv_{k}_{i}" for i in range(1, 6) for k in ("dw", "pw"))
 MOBILE_STRIDES = 2, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1, 2
 # By the notebook, as are the images that the chip had wrong.
 MOBILE_THRESHOLDS = 255, 332, 93, 146, 81, 264, 93, 290, 50, 308, 57, 768, 620
@@ -74,15 +71,7 @@ def classifier(strides: tuple[int, ...], padding: str) -> Callable[..., jax.Arra
             x = jax.nn.relu(x)
         for i, stride in enumerate(strides):
             with jax.named_scope(f"conv{i + 1}"):
-                x = jax.lax.conv_general_dilated(
-                    x,
-                    p[i],
-                    (stride, stride),
-                    padding,
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                    feature_group_count=x.shape[-1] // p[i].shape[2],
-                )
-                x = jax.nn.relu(x)
+                x = jax.nn.relu(convolution(x, p[i], stride, padding))
         return x.reshape(len(x), -1) @ p[-1].reshape(-1, p[-1].shape[-1])
 
     return fn
@@ -101,9 +90,8 @@ def loihi_numbers(model: Path) -> Numbers:
             group = file[f"model_weights/conv2d_{i}/conv2d_{i}"]
             both = group["kernel:0"][()], group["bias:0"][()]
             largest = max(np.abs(part).max() for part in both)
-            numbers.append(
-                tuple(np.clip(p / largest * 255, -256, 255).astype(int) for p in both)
-            )
+            scaled = (np.clip(part / largest * 255, -256, 255) for part in both)
+            numbers.append(tuple(part.astype(int) for part in scaled))
     return numbers
 
 
@@ -178,27 +166,32 @@ def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     return x[:count].astype(np.float32), np.frombuffer(labels, np.uint8, -1, 8)[:count]
 
 
+def kept(v: jax.Array, decay: int) -> jax.Array:
+    """What a decay leaves of int32: sign(v) floor(|v| (2^12 - decay) / 2^12)."""
+    return snnjax.deploy.Leak("factor", bits=12).left(v, 2**12 - decay)
+
+
 def leaky(currents: np.ndarray, decay: int) -> np.ndarray:
     """Potentials of a readout that leaks and never fires, of currents [T, B, N].
 
-    v <- v - d, d = |v| decay / 2^12 rounded up, in units of 2^-6 of a weight. At the
-    largest threshold, 2^17 - 1, it saturates.
+    In units of 2^-6 of a weight. At the largest threshold, 2^17 - 1, it saturates.
     """
-    potentials, v = [], np.zeros(currents.shape[1:], np.int64)
-    for current in np.rint(currents).astype(np.int64):
-        v = np.sign(v) * (np.abs(v) * (2**12 - decay) >> 12) + 64 * current
-        v = np.clip(v, -(2**23) + 1, 64 * (2**17 - 1))
-        potentials.append(v)
-    return np.stack(potentials)
+
+    def step(v, current):
+        v = jnp.clip(kept(v, decay) + 64 * current, -(2**23) + 1, 64 * (2**17 - 1))
+        return v, v
+
+    currents = jnp.rint(currents).astype(jnp.int32)
+    return np.asarray(jax.lax.scan(step, 0 * currents[0], currents)[1])
 
 
 def decisions(layers: Layers, x: np.ndarray, delay: int) -> dict[str, np.ndarray]:
     """What the network takes each image for, by the name of a readout."""
-    parts = [
-        snnjax.deploy.outputs(layers, x[i : i + AT_A_TIME], delay=delay).outputs
-        for i in range(0, len(x), AT_A_TIME)
-    ]
-    currents = np.concatenate(parts, 1)
+
+    def run(x: np.ndarray) -> jax.Array:
+        return snnjax.deploy.outputs(layers, x, delay=delay).outputs
+
+    currents = timing.in_parts(run, x, AT_A_TIME, axis=1)
     potentials = leaky(currents, READOUT_DECAY)
     largest = potentials == potentials.max(-1, keepdims=True)
     readouts = {
@@ -210,15 +203,15 @@ def decisions(layers: Layers, x: np.ndarray, delay: int) -> dict[str, np.ndarray
     return {name: 9 - v[:, ::-1].argmax(-1) for name, v in readouts.items()}
 
 
-def decided(equal: np.ndarray, right: np.ndarray, of_chip: int, differ: str) -> dict:
-    """A row of the table, of an image each."""
+def row_of(what: str, equal: np.ndarray, ours: Any, of_chip: Any, differ: str) -> dict:
+    """A row of the table; ``ours`` and ``of_chip`` are right answers or spikes."""
     return {
-        "what": "decisions",
-        "compared": len(equal),
+        "what": what,
+        "compared": equal.size,
         "equal": int(equal.sum()),
         "share": 100 * float(equal.mean()),
-        "total": int(right.sum()),
-        "of_chip": of_chip,
+        "total": int(ours.sum()),
+        "of_chip": int(of_chip.sum()),
         "differ": differ,
     }
 
@@ -236,12 +229,10 @@ def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
         is_chip = (rule, delay) == ("v > V", 1)
         for readout in ("sum", "leaky", "steps won")[: 2 + is_chip]:
             ours = found[readout]
-            differ = ", ".join(
-                f"{i} as {ours[i]}" for i in np.flatnonzero(ours != chip)
-            )
-            right = int((chip == labels).sum())
+            others = (f"{i} as {ours[i]}" for i in np.flatnonzero(ours != chip))
+            numbers_of_row = ours == chip, ours == labels, chip == labels
             name = f"Loihi 1: fires at {rule}, delay {delay}, readout {readout}"
-            rows[name] = decided(ours == chip, ours == labels, right, differ)
+            rows[name] = row_of("decisions", *numbers_of_row, ", ".join(others))
     return rows
 
 
@@ -258,28 +249,26 @@ def mobile(models: Path, folder: Path, count: int) -> dict[str, dict]:
     x, labels = (part[:count] for part in timing.read(folder / CIFAR_FILE, cifar))
     chip, rows = ~np.isin(np.arange(len(x)), MOBILE_WRONG), {}
     fn, model = classifier(MOBILE_STRIDES, "SAME"), snnjax.integrate_and_fire()
-    for rule, delay, readouts in (
-        ("v > V", 1, ("steps won", "leaky", "sum")),
-        ("v >= V", 1, ("steps won",)),
-    ):
+    readouts_of = {"v > V": ("steps won", "leaky", "sum"), "v >= V": ("steps won",)}
+    for rule, readouts in readouts_of.items():
         # From -1, it fires above V and not at it, and V is still what is subtracted.
         first = -(rule == "v > V")
         layers = loihi_layers(fn, numbers, x, model, MOBILE_THRESHOLDS, first)
-        found = decisions(layers, x, delay)
+        found = decisions(layers, x, delay=1)
         for readout in readouts:
             right = found[readout] == labels
             differ = ", ".join(map(str, np.flatnonzero(right != chip)))
-            name = f"Loihi 1, MobileNet: {rule}, delay {delay}, readout {readout}"
-            rows[name] = decided(right == chip, right, int(chip.sum()), differ)
-            rows[name]["what"] = "right or wrong"
+            name = f"Loihi 1, MobileNet: {rule}, delay 1, readout {readout}"
+            rows[name] = row_of("right or wrong", right == chip, right, chip, differ)
     return rows
 
 
 # -------------------------------------------------------------------------------- Speck
 
 SPECK_FILES = "cnn_sinabs.nir", "speck_activity.npy"
-# Number of the first recording of each digit in the test set.
-RECORDINGS = (60004, 60003, 60002, 60019, 60005, 60009, 60012, 60001, 60062, 60008)
+NUMBERS = 60004, 60003, 60002, 60019, 60005, 60009, 60012, 60001, 60062, 60008
+# The first recording of each digit in the test set.
+RECORDINGS = tuple(f"{number}.bs2" for number in NUMBERS)
 SIZE = 34
 WINDOWS = {"event by event": None, "steps of 0.1 ms": 100, "steps of 1 ms": 1000}
 
@@ -317,7 +306,7 @@ def speck(folder: Path, recordings: Path, count: int) -> dict[str, dict]:
     """Spike counts of the first layer, with and without its lower bound."""
     chip = timing.read(folder / SPECK_FILES[1], np.load).sum(0)[:count]  # [B, C, H, W]
     rows = {}
-    files = [recordings / f"{number}.bs2" for number in RECORDINGS[:count]]
+    files = [recordings / name for name in RECORDINGS[:count]]
     images = np.concatenate([sequence(file, 1000)[:300, 0] for file in files])
     for lowest, words in ((-1.0, ""), (None, ", no lower bound")):
         layers = speck_layers(folder, images, lowest)
@@ -329,58 +318,20 @@ def speck(folder: Path, recordings: Path, count: int) -> dict[str, dict]:
                 trace = snnjax.deploy.run(layers, x, inputs="sequence")
                 counts.append(np.asarray(trace.spikes[name].sum(0)[0]))
             ours = np.moveaxis(np.stack(counts), -1, 1)
-            rows[f"Speck: {steps}{words}"] = {
-                "what": "spike counts",
-                "compared": ours.size,
-                "equal": int((ours == chip).sum()),
-                "share": 100 * float((ours == chip).mean()),
-                "total": int(ours.sum()),
-                "of_chip": int(chip.sum()),
-                "differ": f"by at most {np.abs(ours - chip).max():.0f}",
-            }
+            differ = f"by at most {np.abs(ours - chip).max():.0f}"
+            row = row_of("spike counts", ours == chip, ours, chip, differ)
+            rows[f"Speck: {steps}{words}"] = row
     return rows
 
 
-# ---------------------------------------------------------------------------- the table
-
 FOLDERS = "loihi", "mnist", "cifar", "speck", "recordings"
-COLUMNS = {
-    "what": "what",
-    "compared": "compared",
-    "equal": "equal",
-    "share": "equal %",
-    "total": "right, or spikes",
-    "of_chip": "of the chip",
-    "differ": "others",
+CHECKS = {  # check -> its two folders, with their files
+    "MNIST": {"loihi": (LOIHI_FILE,), "mnist": MNIST_FILES},
+    "MobileNet": {"loihi": (MOBILE_FILE,), "cifar": (CIFAR_FILE,)},
+    "Speck": {"speck": SPECK_FILES, "recordings": RECORDINGS},
 }
-
-
-def _checks(
-    options: argparse.ArgumentParser, choice: argparse.Namespace, files: tuple[str, ...]
-) -> set[str]:
-    """The checks whose two folders are given, with all of their files."""
-    folders = {
-        "MNIST": {"loihi": (LOIHI_FILE,), "mnist": MNIST_FILES},
-        "MobileNet": {"loihi": (MOBILE_FILE,), "cifar": (CIFAR_FILE,)},
-        "Speck": {"speck": SPECK_FILES, "recordings": files},
-    }
-    given = {name for name in FOLDERS if getattr(choice, name) is not None}
-    checks = {name: needs for name, needs in folders.items() if needs.keys() <= given}
-    if alone := given - set().union(*checks.values()):
-        pairs = {
-            " and ".join(f"--{f}" for f in n)
-            for n in folders.values()
-            if alone & n.keys()
-        }
-        options.error(
-            f"--{min(alone)} is given alone; a check needs {' or '.join(sorted(pairs))}"
-        )
-    if not checks:
-        options.error("no check has its folders; --help says what they hold")
-    for needs in checks.values():
-        for name, names in needs.items():
-            timing.check_files(options, getattr(choice, name), *names)
-    return set(checks)
+COLUMNS = {"what": "what", "compared": "compared", "equal": "equal", "share": "equal %"}
+COLUMNS |= {"total": "right, or spikes", "of_chip": "of the chip", "differ": "others"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -388,35 +339,36 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name in FOLDERS:
         options.add_argument(f"--{name}", type=Path, metavar="FOLDER")
     choice = options.parse_args(arguments)
-    files = tuple(f"{n}.bs2" for n in RECORDINGS[: 1 if choice.quick else None])
-    checks = _checks(options, choice, files)
-    packages = ("jax", "numpy", "h5py", "nir")
-    result = timing.new_result(__doc__, packages)
-    sides: dict[str, dict] = {}
+    given = {name for name in FOLDERS if getattr(choice, name) is not None}
+    checks = [check for check, needs in CHECKS.items() if needs.keys() <= given]
+    alone = given.difference(*(CHECKS[check] for check in checks))
+    if alone or not checks:
+        found = f"--{min(alone)} is given alone" if alone else "no folder is given"
+        pairs = (" and ".join(f"--{name}" for name in n) for n in CHECKS.values())
+        options.error(f"{found}; a check needs {', or '.join(pairs)}")
+    for name, files in (pair for check in checks for pair in CHECKS[check].items()):
+        files = files[: 1 if choice.quick and name == "recordings" else None]
+        timing.check_files(options, getattr(choice, name), *files)
+    result = timing.new_result(__doc__, ("jax", "numpy", "h5py", "nir"))
+    sides, targets = result["sides"], result["targets"]
     if "MNIST" in checks:
-        rows = loihi(choice.loihi, choice.mnist, 16 if choice.quick else IMAGES)
-        share = rows["Loihi 1: fires at v > V, delay 1, readout leaky"]["share"]
-        goal = timing.target("decisions of Loihi 1, %", share, at_least=100)
-        result["targets"].append(goal)
-        sides |= rows
+        sides |= loihi(choice.loihi, choice.mnist, 16 if choice.quick else IMAGES)
+        share = sides["Loihi 1: fires at v > V, delay 1, readout leaky"]["share"]
+        targets += [timing.target("decisions of Loihi 1, %", share, at_least=100)]
     if "MobileNet" in checks:
         count = 2 if choice.quick else MOBILE_IMAGES
-        rows = mobile(choice.loihi, choice.cifar, count)
-        row = rows["Loihi 1, MobileNet: v > V, delay 1, readout steps won"]
-        others = row["compared"] - row["equal"]
-        goal = timing.target("MobileNet, images unlike the chip's", others, at_most=1)
-        result["targets"].append(goal)
-        sides |= rows
+        sides |= mobile(choice.loihi, choice.cifar, count)
+        row = sides["Loihi 1, MobileNet: v > V, delay 1, readout steps won"]
+        name = "MobileNet, images unlike the chip's"
+        targets += [timing.target(name, row["compared"] - row["equal"], at_most=1)]
     if "Speck" in checks:
-        rows = speck(choice.speck, choice.recordings, len(files))
+        count = 1 if choice.quick else len(RECORDINGS)
+        sides |= speck(choice.speck, choice.recordings, count)
         for steps in ("event by event", "steps of 0.1 ms"):
-            share = rows[f"Speck: {steps}"]["share"]
-            goal = timing.target(f"counts of Speck, {steps}, %", share, at_least=97)
-            result["targets"].append(goal)
-        sides |= rows
-    result["sides"] = sides
-    timing.report(result, timing.table_of("chip and rule", COLUMNS, sides), choice.out)
-    return result
+            name, row = f"counts of Speck, {steps}, %", sides[f"Speck: {steps}"]
+            targets += [timing.target(name, row["share"], at_least=97)]
+    text = timing.table_of("chip and rule", COLUMNS, sides)
+    return timing.report(result, text, choice.out)
 
 
 if __name__ == "__main__":

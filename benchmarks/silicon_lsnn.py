@@ -33,7 +33,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
-from benchmarks.silicon import MNIST_FILES, leaky, mnist
+from benchmarks.silicon import MNIST_FILES, kept, leaky, mnist
 
 WEIGHTS = "w_in.npy", "w_rec.npy", "w_out.npy"
 SHAPES = (80, 240), (240, 240), (240, 10)
@@ -90,11 +90,6 @@ class Compartment:
 
 
 FIRES_ABOVE, FIRES_AT = Compartment(), Compartment(fires_at_threshold=True)
-
-
-def kept(x: jax.Array, decay: int) -> jax.Array:
-    """d(x) of int32."""
-    return snnjax.deploy.Leak("factor", bits=12).left(x, 2**12 - decay)
 
 
 def lsnn(weights: dict[str, jax.Array], spikes: jax.Array) -> jax.Array:
@@ -223,8 +218,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["targets"].append(goal)
     energy = timing.table_of("energy", COLUMNS, result["sides"])
     decisions = timing.table_of(f"rule, {len(labels)} images", DECISIONS, rules)
-    timing.report(result, f"{energy}\n\n{decisions}", choice.out)
-    return result
+    return timing.report(result, f"{energy}\n\n{decisions}", choice.out)
 
 
 if __name__ == "__main__":

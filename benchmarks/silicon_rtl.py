@@ -25,11 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax.training.train_state import TrainState
 
 import snnjax
 from benchmarks import catalyst, timing
 from benchmarks.catalyst import Program, Recording
 from benchmarks.chip_programs import Misfit, compared, run_in_bits
+from benchmarks.networks import Params, convolution, neurons
 from experiments import data
 from snnjax.codes import Code, radix, rate
 from snnjax.deploy import Layers
@@ -41,22 +43,13 @@ FILES = {  # of its rtl/ -> what `git hash-object` says of them
     "sram.v": "666cb80b6e9fb1e6d5265e23bd1077d1711b77dd",
 }
 
-# --------------------------------------------------------------------------- networks
-
-Params = dict[str, jax.Array]
-
 
 def function(p: Params, x: jax.Array) -> jax.Array:
     """A perceptron of flat images, or a CNN: as `SHAPES` has their weights."""
     with jax.named_scope("input"):
         x = jax.nn.relu(x)
-    with jax.named_scope("hidden"):
-        if x.ndim == 4:
-            form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-            x = jax.lax.conv_general_dilated(x, p["hidden"], (2, 2), "SAME", **form)
-        else:
-            x = x @ p["hidden"]
-        x = jax.nn.relu(x + p["hidden_bias"])
+    current = convolution(x, p["hidden"], 2) if x.ndim == 4 else x @ p["hidden"]
+    x = neurons(p, "hidden", current)
     return x.reshape(len(x), -1) @ p["readout"] + p["readout_bias"]
 
 
@@ -81,20 +74,16 @@ def trained(kind: str, epochs: int) -> Params:
     for name, shape in SHAPES[kind].items():
         drawn = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
         params |= {name: np.float32(drawn), f"{name}_bias": np.zeros(shape[-1:], "f")}
-    optimizer = optax.adam(0.01)
 
     def loss(params):
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels
         return entropy(function(params, x), labels).mean()
 
     def step(state, _):
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
-        return (optax.apply_updates(params, updates), moments), None
+        return state.apply_gradients(grads=jax.grad(loss)(state.params)), None
 
-    state = params, optimizer.init(params)
-    (params, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, length=epochs))(state)
-    return params
+    start = TrainState.create(apply_fn=function, params=params, tx=optax.adam(0.01))
+    return jax.jit(lambda s: jax.lax.scan(step, s, length=epochs)[0])(start).params
 
 
 class Network(NamedTuple):
@@ -136,15 +125,10 @@ NETWORKS = {
     "CNN: radix": Network(radix(), (0, 1), "subtract", 4, 3, 3, 5),
 }
 
-# ---------------------------------------------------------------------------- the RTL
-
 
 def check_tools(rtl: Path) -> None:
     """Raise unless the RTL is that of `COMMIT` and Icarus Verilog is there."""
     for name, expected in FILES.items():
-        if not (rtl / name).is_file():
-            allowed = "rtl/ of a clone of catalyst-n1"
-            raise Misfit(f"{rtl} has no {name}; allowed: {allowed}")
         text = (rtl / name).read_bytes()
         if hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() != expected:
             way_out = f"git checkout {COMMIT[:7]}"
@@ -187,9 +171,6 @@ def _run(*command: str) -> None:
         raise Misfit(f"{command[0]} failed: {words}")
 
 
-# ------------------------------------------------------------------------- comparison
-
-
 def whole_x(layers: Layers, x: np.ndarray) -> np.ndarray:
     """As the core reads it, channels first, [B, elements]."""
     whole = np.asarray(snnjax.deploy.on_grid(layers, x)) / float(layers.input.unit)
@@ -203,8 +184,7 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
         Misfit: potentials that the core, or so many bits, may not hold.
     """
     trace = run_in_bits(layers, x)
-    weights = layers.code.weights(layers.steps)
-    m_1 = round(weights[0] / weights[-1])  # extremes are v / m_n
+    m_1 = snnjax.deploy.timing(layers).multiples[0]  # extremes are v / m_n
     most = {n: m_1 * max(map(abs, map(int, e))) for n, e in trace.extremes.items()}
     room = {name: group.room for name, group in program.groups.items()}
     outputs, sums = trace.outputs, {}
@@ -273,14 +253,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--images", type=timing.count, default=20)
     timing.only_option(options)
     given = options.parse_args(arguments)
+    timing.check_files(options, given.rtl, *FILES)
     images, epochs = (1, 20) if given.quick else (given.images, 300)
     facts = {"sizes": {"images": images}, "rtl": COMMIT}
     result = timing.new_result(__doc__, ("jax", "numpy"), **facts)
-    sides = result["sides"]
-    if before := timing.before(given.out):
-        if {name: before.get(name) for name in facts} != facts:
-            options.error(f"{given.out} is of other images or RTL; take another name")
-        sides |= before["sides"]
+    sides = timing.continued(result, given.out, *facts)["sides"]
     try:
         check_tools(given.rtl)
         for name in NETWORKS:
@@ -293,8 +270,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         wrong = row["mismatches"] + row["sums"] - row["equal"]
         goal = f"numbers that differ, {name}"
         result["targets"] += [timing.target(goal, wrong, at_most=0)]
-    timing.report(result, timing.table_of("network", COLUMNS, sides), given.out)
-    return result
+    text = timing.table_of("network", COLUMNS, sides)
+    return timing.report(result, text, given.out)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,8 @@ WINDOW = 0.54  # s
 MOST, FEWEST = 9 * 32, 32  # synapses of a spike
 KERNELS, NEURONS = 16 * 2**10, 64 * 2**10  # words of the memories of a core
 
-COLUMNS = {
-    "spike": "nJ per spike",
-    "most": f"pJ per synapse, if {MOST}",
-    "fewest": f"if {FEWEST}",
-}
+COLUMNS = {"spike": "nJ per spike", "most": f"pJ per synapse, if {MOST}"}
+COLUMNS |= {"fewest": f"if {FEWEST}"}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -41,23 +38,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     # A weight of a byte is read, a potential of two bytes is read and written. The
     # constants are those of accesses of 32 bits.
     memory = float(access_energy(KERNELS) + 2 * access_energy(2 * NEURONS))
-    joules = {
-        f"measured: {name}": WINDOW * (whole - rest) * 1e-3 / (1e6 * spikes)
-        for name, (rest, whole, spikes) in TABLE_1.items()
-    }
+    estimates = {"operations": ENERGY_PER_AC, "with memory": ENERGY_PER_AC + memory}
     result = timing.new_result(__doc__, ("jax",))
-    result["sides"] = {
-        name: {"spike": 1e9 * e, "most": 1e12 * e / MOST, "fewest": 1e12 * e / FEWEST}
-        for name, e in joules.items()
-    }
-    for name, e in (
-        ("operations", ENERGY_PER_AC),
-        ("with memory", ENERGY_PER_AC + memory),
-    ):
+    for name, (rest, whole, spikes) in TABLE_1.items():
+        e = WINDOW * (whole - rest) * 1e-3 / (1e6 * spikes)
+        row = {"spike": 1e9 * e, "most": 1e12 * e / MOST, "fewest": 1e12 * e / FEWEST}
+        result["sides"][f"measured: {name}"] = row
+    for name, e in estimates.items():
         result["sides"][f"estimate: {name}"] = {"most": 1e12 * e, "fewest": 1e12 * e}
     text = timing.table_of("energy on Speck", COLUMNS, result["sides"])
-    timing.report(result, text, choice.out)
-    return result
+    return timing.report(result, text, choice.out)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,6 @@ class Transformer(nn.Module):
         return nn.Dense(2)(dropout(total / mask.sum(1, keepdims=True)))
 
 
-# --------------------------------------------------------------------- the sentences
-
-
 def pairs_of(file: Path) -> list[tuple[str, int]]:
     """Sentences and labels."""
     with open(file, encoding="utf-8", newline="") as lines:
@@ -105,9 +102,6 @@ def read(folder: Path) -> tuple[dict[str, int], Examples, Examples, Examples]:
     training = [pair for pair in pairs if pair[0] not in theirs]
     tokens = vocabulary([sentence for sentence, _ in training])
     return tokens, *(examples(part, tokens) for part in (training, held_out, test))
-
-
-# ---------------------------------------------------------------------- the training
 
 
 def batches(training: Examples, epoch: int) -> Iterator[tuple[Any, ...]]:
@@ -162,8 +156,6 @@ def trained(
     (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
     return params
 
-
-# ------------------------------------------------------------------------- the table
 
 COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "wait": "wait"}
 COLUMNS |= {

@@ -207,8 +207,7 @@ def main(arguments: list[str] | None = None) -> dict:
         add_measures(side, results, fastest)
     result["peak_gflop_per_s"] = fastest
     shown = [timing.cells(sizes[name] | results[name], COLUMNS) for name in sizes]
-    timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
-    return result
+    return timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
 
 
 if __name__ == "__main__":

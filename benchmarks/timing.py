@@ -28,10 +28,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class NotInstalled(Exception):
-    """A peer that this interpreter cannot import."""
-
-
 def once(run: Callable[[], Any]) -> float:
     """Seconds of ``run()``, until its arrays are there; those of torch on CPU are."""
     start, result = time.perf_counter(), run()
@@ -43,6 +39,8 @@ def once(run: Callable[[], Any]) -> float:
 def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
     """The worker: prepare, report, then time once for every line on standard input.
 
+    A side whose packages this interpreter cannot import reports what is missing.
+
     Args:
         prepare: () -> (run, facts); ``facts`` are JSON values about the side.
         names: distributions whose versions are reported.
@@ -52,7 +50,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
     try:
         run, facts = prepare()
         once(run)
-    except NotInstalled as missing:
+    except ImportError as missing:
         print(json.dumps({"missing": str(missing)}), file=channel)
         return
     print(json.dumps({"facts": facts, "versions": versions(names)}), file=channel)
@@ -72,31 +70,24 @@ def rounds(
         RuntimeError: a worker failed; its messages are on standard error.
     """
     workers, sides = {}, {}
-    try:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    with contextlib.ExitStack() as stack:
         for side, command in commands.items():
-            workers[side] = subprocess.Popen(command, **pipes, **place)
-            sides[side] = _answer(side, workers[side])
-        names = [side for side, entry in sides.items() if "missing" not in entry]
-        for side in names:
+            worker = stack.enter_context(subprocess.Popen(command, **pipes, **place))
+            stack.callback(worker.terminate)
+            workers[side], sides[side] = worker, _answer(side, worker)
+        there = {side: w for side, w in workers.items() if "missing" not in sides[side]}
+        for side in there:
             sides[side]["seconds"] = []
         for _ in range(number):
-            for side in names:
+            for side, worker in there.items():
                 for _ in range(repeats):
                     # A worker that has ended gives no answer; `_answer` raises then.
                     with contextlib.suppress(BrokenPipeError):
-                        print(file=workers[side].stdin, flush=True)
-                    sides[side]["seconds"].append(_answer(side, workers[side]))
-        return sides
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-        for worker in workers.values():
-            worker.wait()
-            worker.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.close()
+                        worker.stdin.write(b"\n")
+                    sides[side]["seconds"].append(_answer(side, worker))
+    return sides
 
 
 def _answer(side: str, worker: subprocess.Popen):
@@ -146,6 +137,16 @@ def with_speeds(sides: dict[str, dict], name: str, batch: int, answer: str) -> d
     return results
 
 
+def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> None:
+    """Raise unless there are T outputs [T, B, ...] and the last step does work.
+
+    With wait T every neuron fires in its first steps, so the end may be silent.
+    """
+    assert len(outputs) == steps, (outputs.shape, steps)
+    assert np.abs(outputs[-1] - outputs[0]).max() > 1e-3, "no step changes anything"
+    assert silent_end or np.abs(outputs[-1]).max() > 1e-3, "the last step sends nothing"
+
+
 def percent(logits: Any, labels: Any) -> float:
     """Right answers of [N, classes]."""
     return 100 * float((np.asarray(logits).argmax(-1) == np.asarray(labels)).mean())
@@ -165,17 +166,6 @@ def versions(names: Sequence[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             numbers[name] = "not installed"
     return numbers
-
-
-def machine() -> dict[str, Any]:
-    """Where and when a result was measured."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu_cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "machine": platform.machine(),
-        "system": platform.system(),
-    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -242,7 +232,13 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
     return {
         "question": doc.splitlines()[0],
         **facts,
-        "machine": machine(),
+        "machine": {
+            "date": datetime.date.today().isoformat(),
+            "cpu_cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
         "versions": {"snnjax": versions(packages)},
         "sides": {},
         "targets": [],
@@ -257,14 +253,18 @@ def before(out: str | None) -> dict[str, Any]:
 
 
 def continued(result: dict[str, Any], out: str | None, *facts: str) -> dict[str, Any]:
-    """The result with the sides of the file, if these facts of both are the same."""
-    earlier = before(out)
-    if all(earlier.get(name) == result[name] for name in ("question", *facts)):
+    """The result with the sides of the file, of which these facts must be the same."""
+    if earlier := before(out):
+        names = ("question", *facts)
+        others = [name for name in names if earlier.get(name) != result[name]]
+        if others:
+            found = f"{out} is of another run, with other {' and '.join(others)}"
+            raise SystemExit(f"{found}; take another name")
         result["sides"] = earlier["sides"]
     return result
 
 
-def report(result: dict[str, Any], text: str, out: str | None) -> None:
+def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]:
     """Print a result; with ``out`` write it as JSON, and the text beside it (.md)."""
     lines = [text]
     for goal in result["targets"]:
@@ -280,9 +280,7 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
         path = Path(out)
         path.write_text(json.dumps(result, indent=2) + "\n")
         path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
-
-
-# ---------------------------------------------------------------------- options
+    return result
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

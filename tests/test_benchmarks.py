@@ -37,7 +37,7 @@ from experiments.models.zoo import Plain
 
 def check_files(result, out, printed):
     assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
-    assert out.with_suffix(".md").read_text() == printed
+    assert printed.endswith(out.with_suffix(".md").read_text())
 
 
 def compile_least(monkeypatch):
@@ -136,7 +136,7 @@ def test_what_a_network_keeps_on_a_chip(small, capsys, tmp_path, monkeypatch):
     assert (akida["levels"], akida["latency"]) == ("(0, 15)", 1)
     assert 0 < akida["spikes"] <= 1 and akida["lacks"] == "padding_modes"
     check_files(result, out, capsys.readouterr().out)
-    monkeypatch.setattr(on_chips, "row_of", None)  # nothing is computed again
+    monkeypatch.setattr(on_chips, "row_of", sys.exit)  # nothing is computed again
     assert on_chips.main(["--quick", "--out", str(out)])["sides"] == result["sides"]
     with pytest.raises(SystemExit):
         on_chips.main(["--folder", str(tmp_path)])
@@ -217,14 +217,14 @@ def test_worker_processes():
     """The real protocol: one process per side, a missing peer says so."""
     bodies = {
         "there": "return lambda: print('noise'), {}",
-        "missing": "raise timing.NotInstalled('peer')",
+        "missing": "import no_such_peer",
     }
     commands = {
         side: [sys.executable, "-c", SERVE.format(body=body)]
         for side, body in bodies.items()
     }
     sides = timing.rounds(commands, number=2, repeats=3)
-    assert sides["missing"] == {"missing": "peer"}
+    assert sides["missing"] == {"missing": "No module named 'no_such_peer'"}
     assert len(sides["there"]["seconds"]) == 6 and min(sides["there"]["seconds"]) > 0
     # One that fails at once, and one that is ready but waits for no line.
     for code, message in (("1 / 0", "'side' failed"), ("print('{}')", "'side' failed")):
@@ -232,18 +232,18 @@ def test_worker_processes():
             timing.rounds({"side": [sys.executable, "-c", code]}, 2, 1)
     command = [sys.executable, "-m", "benchmarks.converter_cnn", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--python PEER=PATH" in answer.stdout and "--batch N" in answer.stdout
+    assert "--sparxml PYTHON" in answer.stdout and "--batch N" in answer.stdout
 
 
 def test_checks_that_every_step_is_run():
     outputs = np.zeros((4, 2, 3))
     with pytest.raises(AssertionError, match="no step changes"):
-        converter_cnn.check_steps(outputs, 4)
+        timing.check_steps(outputs, 4)
     outputs[0] = 1
     with pytest.raises(AssertionError, match="last step"):
-        converter_cnn.check_steps(outputs, 4)
+        timing.check_steps(outputs, 4)
     with pytest.raises(AssertionError):
-        converter_cnn.check_steps(outputs[:3], 4)
+        timing.check_steps(outputs[:3], 4)
 
 
 def test_options_and_targets(capsys, tmp_path):
@@ -258,11 +258,6 @@ def test_options_and_targets(capsys, tmp_path):
         with pytest.raises(SystemExit):
             throughput.main(arguments)
         assert re.search(message, capsys.readouterr().err)
-    paths = converter_cnn.interpreters(["sparxml=python3.13"])
-    others = dict.fromkeys(("snnjax", "spikingjelly"), sys.executable)
-    assert paths == others | {"sparxml": "python3.13"}
-    with pytest.raises(SystemExit, match="not one of snnjax, spikingjelly, sparxml"):
-        converter_cnn.interpreters(["nobody=python"])
 
 
 # ----------------------------------------------------------------------- silicon
@@ -560,7 +555,7 @@ def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, caps
     events = rng.integers(0, 34, (300, 2)), rng.integers(0, 2, 300), np.arange(300) * 7
     (x, y), polarity, time = events[0].T, *events[1:]
     rows = np.stack([x, y, polarity << 7 | time >> 16, time >> 8 & 255, time & 255], 1)
-    file = tmp_path / f"{silicon.RECORDINGS[0]}.bs2"
+    file = tmp_path / silicon.RECORDINGS[0]
     file.write_bytes(rows.astype(np.uint8).tobytes())
     for read, written in zip(silicon.events(file), (x, y, polarity, time), strict=True):
         np.testing.assert_array_equal(read, written)
@@ -590,7 +585,7 @@ def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, caps
     compared = [(r["compared"], r["of_chip"]) for n, r in rows.items() if "Loihi" in n]
     assert compared == [(16, 15)] * 9 + [(2, 2)] * 4
     for arguments, words in (
-        ((), "no check has its folders"),
+        ((), "no folder is given; a check needs --loihi and --mnist, or"),
         (files[:2], "--loihi is given alone; a check needs"),
         ((*files[:3], str(tmp_path / "nowhere")), "has no t10k"),
     ):

@@ -1,19 +1,43 @@
-"""The ResNet-20 of experiments/sources in PyTorch, converted by SpikingJelly.
+"""Networks in PyTorch, converted and run by SpikingJelly.
 
-`equal_accuracy.py` runs it, with an interpreter that has SpikingJelly and torch. The
-converter accepts neither functions in the place of ReLU modules nor padding, so the
-shortcut that He et al. (2016) pad with zeros is a 1x1 convolution with an identity for
-a kernel.
+`converter_cnn.py` and `equal_accuracy.py` run this, with an interpreter that has
+SpikingJelly and torch. The converter accepts neither functions in the place of ReLU
+modules nor padding, so the shortcut of ResNet-20 that He et al. (2016) pad with zeros
+is a 1x1 convolution with an identity for a kernel.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from spikingjelly.activation_based import ann2snn, functional
 from torch import nn
+
+from benchmarks import timing
+
+torch.set_grad_enabled(False)
+
+
+def images(x: np.ndarray) -> torch.Tensor:
+    """[B, C, H, W] of [B, H, W, C]."""
+    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+
+def cnn(convolutions: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> nn.Module:
+    """Convolutions, each with BatchNorm, ReLU and a pool, and two dense layers."""
+    layers: list[nn.Module] = []
+    for kernel in convolutions:
+        *_, inputs, outputs = kernel.shape
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        convolution.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.AvgPool2d(2)]
+    ends = [nn.Linear(*kernel.shape) for kernel in dense]
+    for layer, kernel in zip(ends, dense, strict=True):
+        layer.weight.copy_(torch.from_numpy(kernel.T.copy()))
+        layer.bias.zero_()
+    return nn.Sequential(*layers, nn.Flatten(), ends[0], nn.ReLU(), ends[1]).eval()
 
 
 class Block(nn.Module):
@@ -48,7 +72,7 @@ def _conv3x3(inputs: int, channels: int, stride: int) -> tuple[nn.Module, nn.Mod
     return convolution, nn.BatchNorm2d(channels)
 
 
-def network(arrays: Mapping[str, np.ndarray]) -> nn.Module:
+def resnet20(arrays: Mapping[str, np.ndarray]) -> nn.Module:
     """He et al.'s network with these weights, which have the names of its parts."""
     conv1, bn1 = _conv3x3(3, 16, 1)
     parts = {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
@@ -61,10 +85,28 @@ def network(arrays: Mapping[str, np.ndarray]) -> nn.Module:
     return resnet.eval()
 
 
-def converted(ann: nn.Module, calibration: torch.Tensor, options: Mapping[str, Any]):
+def converted(ann: nn.Module, calibration: torch.Tensor, **options: Any) -> nn.Module:
     """The network by a RateCodingRecipe with these options."""
     recipe = ann2snn.RateCodingRecipe([(calibration,)], **options)
     return ann2snn.Converter(recipe=recipe, device="cpu").convert(ann).eval()
+
+
+def run_of(snn, x: torch.Tensor, steps: int, mode: str, channels_last: bool):
+    """() -> the sum over all steps, for images [B, C, H, W] in a step mode."""
+    if channels_last:
+        snn = snn.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    functional.set_step_mode(snn, mode)
+
+    def outputs():
+        functional.reset_net(snn)
+        if mode == "s":
+            return [snn(x) for _ in range(steps)]
+        return snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous())
+
+    timing.check_steps(np.stack([output.numpy() for output in outputs()]), steps)
+    total = sum if mode == "s" else (lambda outputs: outputs.sum(0))
+    return torch.inference_mode()(lambda: total(outputs()))
 
 
 def answers(snn, calibration: torch.Tensor, x: torch.Tensor, steps: int, batch: int):
