@@ -17,7 +17,7 @@ def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     line = ["--quick", "--training", str(tmp_path / "weights"), "--out", str(out)]
     sides = denoising.main(line)["sides"]
     noisy, ann, digits = (sides[n] for n in ("noisy image", "ANN", "radix, T = 6"))
-    assert noisy["psnr"] + 1 < ann["psnr"]  # of which 50 images and a small net are sure
+    assert noisy["psnr"] + 1 < ann["psnr"]  # sure of 50 images
     assert ann["psnr"] - 0.5 < digits["psnr"]
     assert 0 < digits["error"] < 20 and digits["latency"] > 6
     assert out.with_suffix(".md").read_text() == capsys.readouterr().out
