@@ -5,7 +5,7 @@
 
 A dense regression: the answer is an image, and each of its numbers counts. The network
 (Ronneberger et al., 2015) sees images of CIFAR-10 in 0..1 with Gaussian noise of 25/255
-and says the noise; it is trained from scratch on 20,000 of them, and its weights stay
+and says the noise; it is trained from scratch on 10,000 of them, and its weights stay
 in ``--training``. Then it is converted by `snnjax.best` with 128 training images, with
 noise and without clean ones.
 
@@ -32,8 +32,8 @@ from experiments import data
 from experiments.running import CODES
 
 NOISE = 25 / 255
-TRAINING, CALIBRATION, TEST, AT_A_TIME = 20_000, 128, 500, 50  # images
-EPOCHS, BATCH, LEARNING_RATE = 6, 64, 2e-3
+TRAINING, CALIBRATION, TEST, AT_A_TIME = 10_000, 128, 500, 50  # images
+EPOCHS, BATCH, LEARNING_RATE = 4, 64, 2e-3
 
 
 class Row(NamedTuple):
