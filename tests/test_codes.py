@@ -475,9 +475,9 @@ def relu(w, x):
 
 
 def converted_relu(**options):
-    """One layer of three steps."""
+    """One layer, by default of three steps."""
     x = np.float32(np.random.default_rng(0).normal(size=(16, 4)))
-    options |= {"steps": 3, "recipe": snnjax.max_activation()}
+    options = {"steps": 3, "recipe": snnjax.max_activation()} | options
     return snnjax.convert(relu, np.eye(4, dtype=np.float32), x, **options)
 
 
@@ -528,6 +528,12 @@ def test_the_closed_form_has_a_straight_through_gradient_up_to_the_readout(level
     slopes = jax.jit(jax.grad(lambda x: simulate(snn, x).mean(0).sum()))(x)[:, 0]
     is_inside = (x[:, 0] > 0) & (x[:, 0] < code.reach(T))
     np.testing.assert_array_equal(slopes, is_inside)
+
+
+def test_digits_that_float32_does_not_tell_apart_are_warned_of():
+    converted_relu(code=codes.radix(), steps=24)  # 2^24 values, without a warning
+    with pytest.warns(UserWarning, match="25 steps tell 3.4e.07 values apart"):
+        converted_relu(code=codes.radix(), steps=25)
 
 
 def test_levels_that_leave_gaps_are_warned_of():

@@ -47,19 +47,25 @@ _STYLE = {
 
 @contextlib.contextmanager
 def new_figure(
-    path: Path, width: float, height: float, legend: int = 0, **subplots: Any
+    path: Path,
+    width: float,
+    height: float,
+    legend: int = 0,
+    groups: int = 1,
+    **subplots: Any,
 ) -> Iterator[tuple[Any, Any]]:
     """Context with a new figure and its axes, which are written as a PNG at the end.
 
     Args:
         path: of the PNG.
         width, height: in points.
-        legend: columns of the legend below the figure, which describes the first axis;
-            0: no legend.
-        subplots: options of ``Figure.subplots``.
+        legend: columns of the legend below a group, which describes its first axis; 0:
+            no legend.
+        groups: of axes, one below the other.
+        subplots: options of ``Figure.subplots``, for each group.
 
     Yields:
-        The figure, and an array of its axes.
+        The figure, and an array of the axes of all groups.
     """
     import matplotlib
     from cycler import cycler
@@ -68,12 +74,14 @@ def new_figure(
     cycle = cycler(color=SERIES) + cycler(marker=list(MARKERS))
     with matplotlib.rc_context(_STYLE | {"axes.prop_cycle": cycle}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        axes = np.ravel(figure.subplots(squeeze=False, **subplots))
-        yield figure, axes
-        names = axes[0].get_legend_handles_labels()
-        if legend and names[0]:
-            columns = min(legend, len(names[0]))
-            figure.legend(*names, loc="outside lower center", ncols=columns)
+        parts = figure.subfigures(groups, squeeze=False)[:, 0]
+        axes = [np.ravel(part.subplots(squeeze=False, **subplots)) for part in parts]
+        yield figure, np.concatenate(axes)
+        for part, (first, *_) in zip(parts, axes, strict=True):
+            names = first.get_legend_handles_labels()
+            if legend and names[0]:
+                columns = min(legend, len(names[0]))
+                part.legend(*names, loc="outside lower center", ncols=columns)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     write(path, file.getvalue())

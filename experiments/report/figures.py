@@ -136,31 +136,28 @@ def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
 
 
 def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
-    """Panels in rows of two; the legend of each group is in an empty cell, or below.
+    """Panels in rows of two, each group with a legend in an empty cell, or below.
 
     A page shows two panels at the size of its text, three would be too small.
     """
     panels = groups[0]
-    ncols = min(2, len(panels))
-    has_empty_cell = len(panels) % 2 == 1 and len(panels) > 1
-    # Beside each other, several groups need a cell each for their legends.
-    has_empty_cell |= len(groups) > 1
-    rows_of_group = math.ceil((len(panels) + has_empty_cell) / ncols)
-    nrows = rows_of_group * len(groups)
-    columns = 0 if has_empty_cell else 5 if ncols == 2 else 1
-    height = 310 * nrows
-    if columns:
-        height += 20 * math.ceil(len(panels[0].series) / columns)
-    size = ncols * WIDTH, height
-    with new_figure(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
+    ncols, height = min(2, len(panels)), 310 * math.ceil(len(panels) / 2)
+    has_empty_cell = len(panels) % ncols == 1
+    columns = 0
+    if not has_empty_cell:
+        names = [name for group in groups for name in group[0].series]
+        wide = max(map(len, names), default=0) * 7 + 45  # of a name and its line
+        columns = max(1, ncols * WIDTH // wide)
+        height += 20 * math.ceil(max(len(g[0].series) for g in groups) / columns)
+    size = ncols * WIDTH, height * len(groups)
+    grid = {"nrows": math.ceil(len(panels) / ncols), "ncols": ncols}
+    with new_figure(path, *size, columns, len(groups), **grid) as (_, axes):
         for cells, group in zip(np.split(axes, len(groups)), groups, strict=True):
             for axis, panel in zip(cells, group, strict=False):
                 panel.draw(axis)
-            for axis in cells[len(group) :]:
-                axis.axis("off")
             if has_empty_cell:
-                names = cells[0].get_legend_handles_labels()
-                cells[len(group)].legend(*names, loc="center")
+                cells[-1].axis("off")
+                cells[-1].legend(*cells[0].get_legend_handles_labels(), loc="center")
 
 
 # Kind of spikes -> marker and line.

@@ -21,8 +21,15 @@ from snnjax.snn import SNN
 
 
 def of_gaps(code: Code, models: Any, steps: int) -> None:
-    """Warn if neurons cannot send all multiples of the last digit."""
+    """Warn if neurons cannot send all multiples of the last digit, or float32 them."""
     for model in models_in(models):
+        values = model.levels[1] * code.reach(steps) / code.finest(steps)
+        if values > 2**24:
+            warn(
+                f"under {code!r}, {steps} steps tell {values:.2g} values apart, and "
+                f"float32 {2**24:.2g}: rounding errors become spikes; recommended: "
+                "fewer steps"
+            )
         if code.has_gaps(model.levels, model.dead_zone, steps):
             warn(
                 f"with the levels {model.levels} and a dead zone of "

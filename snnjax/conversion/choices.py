@@ -180,7 +180,7 @@ def within_budget(
         if sent > spikes:
             raise ValueError(
                 f"spikes is {spikes:g} per neuron and image, and with the highest "
-                f"thresholds that are tried this network sends {sent:.2g}, where the "
+                f"thresholds that are tried this network sends {sent:.3g}, where the "
                 f"squared error of its outputs is {error:.2g} of their size; allowed: "
                 "more spikes, or fewer steps"
             )
