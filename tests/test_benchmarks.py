@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 import snnjax
 from benchmarks import (
@@ -404,7 +406,7 @@ def test_squeezenet(capsys, tmp_path):
         (imagenet, "--data .", "has no images.npz, squeezenet.npz; --help says"),
         (imagenet, "--data . --rows 1:2", "1:2; allowed: LOW:HIGH:T:WAIT"),
         (imagenet, "--data . --test 0", "0; allowed: a whole number >= 1"),
-        (mlperf_tiny, "--folder .", "has no kws_ref_model_float32.tflite, pretrained"),
+        (mlperf_tiny, "--folder . --recordings .", "has no kws_ref_model_float32"),
         (sst2, "--data . --training a", "has no train.tsv, dev.tsv; --help says"),
     ],
 )
@@ -629,32 +631,87 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 16)
     compile_least(monkeypatch)
 
-    whole = rng.integers(60, 107, (24, 49, 10, 1)).astype(np.int8)
-    mfccs = 0.5847029 * (whole.astype(np.float32) - 83)
-    labels = np.asarray(jax.jit(mlperf_tiny.ds_cnn)(ds_cnn, mfccs)).argmax(-1)
-    (tmp_path / "kws01").mkdir()
-    lines = [f"{23 - i}.bin, 12, {label}\n" for i, label in enumerate(labels)]
-    (tmp_path / "kws01/y_labels.csv").write_text("".join(lines))
-    for i, of_word in enumerate(whole):
-        of_word.tofile(tmp_path / f"kws01/{23 - i}.bin")
+    sounds = [noise(rng) for _ in range(24)]
+    x = np.stack([mlperf_tiny.mfccs(sound) for sound in sounds])[..., None]
+    spoken = np.asarray(jax.jit(mlperf_tiny.ds_cnn)(ds_cnn, x)).argmax(-1)
+    for i, (sound, label) in enumerate(zip(sounds, spoken, strict=True)):
+        file = tmp_path / "words" / mlperf_tiny.WORDS[label] / f"{i}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(file, mlperf_tiny.RATE, sound)
     images = rng.integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
     answers = jax.jit(mlperf_tiny.resnet_8)(resnet, images.astype(np.float32))
     splits = [images, np.asarray(answers).argmax(-1)] * 2
     dataset = data.Dataset("cifar10", *splits, (0.0,), (1.0,), 10)
     monkeypatch.setattr(data, "load", lambda name, data_dir: dataset)
-
-    words, pictures = mlperf_tiny.tasks(tmp_path, None).values()
-    np.testing.assert_array_equal(words.labels, labels[16:])
-    run = jax.jit(lambda x: pictures.fn(resnet, x)[None])
-    assert mlperf_tiny.accuracy(run, pictures) == 100
-    digits = mlperf_tiny.Row("radix", 4, bits=8)
-    ann, spiking, integers = rows = [*mlperf_tiny.converted(words, [digits])]
-    assert ann["accuracy"] == 100 and ann["inputs"] == 8
+    monkeypatch.setattr(mlperf_tiny, "ROWS", [mlperf_tiny.Row("radix", 4, bits=8)])
+    for name in (mlperf_tiny.DS_CNN, mlperf_tiny.RESNET_8):
+        (tmp_path / name).touch()
+    options = ["--folder", str(tmp_path), "--recordings", str(tmp_path / "words")]
+    options += ["--out", str(out := tmp_path / "out.json")]
+    converted = mlperf_tiny.converted
+    with monkeypatch.context() as patch:  # no conversion of ResNet-8
+        patch.setattr(mlperf_tiny, "converted", lambda task, rows: converted(task, ()))
+        sides = mlperf_tiny.main(options)["sides"]
+    facts = [(side[0]["accuracy"], side[0]["inputs"]) for side in sides.values()]
+    assert facts == [(100, 24), (100, 8), (100, 24)]
+    earlier = json.loads(out.read_text())
+    earlier["sides"]["ResNet-8"].append({"code": "radix", "T": 4})
+    out.write_text(json.dumps(earlier))
+    sides = mlperf_tiny.main(options)["sides"]
+    assert sides["ResNet-8"] == earlier["sides"]["ResNet-8"]
+    _, spiking, integers = sides["DS-CNN"]
     assert spiking["spikes"] > 0 < spiking["energy"]
     assert spiking["latency"] == integers["latency"] == 4 + 3  # a wait of 1
     assert min(spiking["accuracy"], integers["accuracy"]) > 50
-    table = mlperf_tiny.text({"sides": {"DS-CNN": rows}})
+    table = out.with_suffix(".md").read_text()
     assert "| 8 bits" in table and "| 90 " in table
+
+
+def noise(rng, shape=mlperf_tiny.RATE):
+    return rng.integers(-900, 999, shape).astype(np.int16)
+
+
+def test_mfccs_are_those_of_their_definition(tmp_path):
+    """For MLPerf Tiny: sums one by one, and zeros behind a short recording."""
+    sound = noise(np.random.default_rng(0), 9000)
+    wavfile.write(tmp_path / "a.wav", mlperf_tiny.RATE, sound)
+    read = mlperf_tiny.samples(tmp_path / "a.wav")
+    np.testing.assert_array_equal(read, [*sound, *[0] * 7000])
+    found, n, k = mlperf_tiny.mfccs(read), np.arange(480), np.arange(10)
+    assert found.shape == (49, 10)
+    mels = [2595 * math.log10(1 + f * 16000 / 512 / 700) for f in range(257)]
+    low, high = (2595 * math.log10(1 + f / 700) for f in (20, 4000))
+    width = (high - low) / 41
+    for frame in (0, 27, 48):  # whole, partly zeros, all zeros
+        part = read[320 * frame : 320 * frame + 480] / sound.max()
+        part = part * np.sin(np.pi * n / 480) ** 2
+        size = [abs(sum(part * np.exp(-2j * np.pi * f * n / 512))) for f in range(257)]
+        total = 0
+        for b in range(40):
+            distances = [abs(mel - low - (b + 1) * width) / width for mel in mels]
+            band = sum(s * max(0, 1 - d) for s, d in zip(size, distances, strict=True))
+            total += math.log(band + 1e-6) * np.cos(np.pi * k * (b + 0.5) / 40)
+        np.testing.assert_allclose(found[frame], total / 20**0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "rate", "shape", "message"),
+    [
+        ("yes/a.wav", 16_000, 16_000, "1 recordings WORD/.*; allowed: more than 256"),
+        ("cat/a.wav", 16_000, 16_000, "folders cat; allowed: down, .*_unknown_"),
+        ("yes/a.wav", 8000, 8000, r"int16\[8000\] at 8000 Hz; allowed: int16"),
+        ("yes/a.wav", 16_000, (9, 2), r"it has int16\[9, 2\] at 16000 Hz; allowed"),
+        ("yes/a.wav", 16_000, 16_001, r"int16\[16001\].*N <= 16000; sox converts"),
+    ],
+)
+def test_bad_recordings_for_mlperf(file, rate, shape, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "check_files", lambda *_: None)
+    monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 0 if "int16" in message else 256)
+    path = tmp_path / file
+    path.parent.mkdir()
+    wavfile.write(path, rate, noise(np.random.default_rng(0), shape))
+    with pytest.raises(SystemExit, match=message):
+        mlperf_tiny.main(["--folder", ".", "--recordings", str(tmp_path)])
 
 
 @pytest.fixture
