@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -305,7 +306,7 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
     """What a reader makes of a file; ends the command with one line if it cannot."""
     try:
         return reader(file)
-    except (OSError, EOFError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, struct.error) as error:
         reason = str(error).partition("\n")[0]
         found = f"{file} is not what --help describes, or a pointer to it"
         raise SystemExit(f"{found}: {reason}") from None
