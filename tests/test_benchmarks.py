@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gzip
-import io
 import json
 import math
 import re
@@ -23,7 +22,6 @@ from benchmarks import (
     calibration,
     converter_cnn,
     equal_accuracy,
-    imagenet,
     mlperf_tiny,
     on_chips,
     silicon,
@@ -324,88 +322,9 @@ def test_a_recurrent_network_of_loihi_runs_in_whole_numbers(tmp_path):
     assert measures.neurons * measures.steps == 350 * 840
 
 
-# --------------------------------------------------------------------- imagenet
-
-
-def small_squeezenet(folder, images=2, size=47):
-    """Write a SqueezeNet with a few channels, and small images of one color each."""
-    image = pytest.importorskip("PIL.Image")
-    draw = np.random.default_rng(0)
-    sizes = {"conv1": (4, 3, 7), "conv10": (5, 6, 1)}
-    for number in range(2, 10):
-        sizes[f"fire{number}/s"] = (3, 4 if number == 2 else 6, 1)
-        sizes |= {f"fire{number}/e1": (3, 3, 1), f"fire{number}/e3": (3, 3, 3)}
-    arrays = {}
-    for name, (outputs, inputs, width) in sizes.items():
-        scale = (2 / (inputs * width**2)) ** 0.5
-        weights = draw.normal(0, scale, (outputs, inputs, width, width))
-        arrays[f"{name}/w"] = weights.astype(np.float32)
-        arrays[f"{name}/b"] = np.full(outputs, 0.1, np.float32)
-    np.savez(folder / "squeezenet.npz", **arrays)
-    colors = draw.integers(0, 256, (2, images, 3)).astype(np.uint8)
-    splits = {}
-    for split, of_split in zip(("calibration", "test"), colors, strict=True):
-        files = [io.BytesIO() for _ in of_split]
-        for file, color in zip(files, of_split.tolist(), strict=True):
-            picture = image.new("RGB", (size, size), tuple(color))
-            picture.save(file, "JPEG", quality=100)
-        contents = [file.getvalue() for file in files]
-        splits[f"{split}_jpeg"] = np.frombuffer(b"".join(contents), np.uint8)
-        splits[f"{split}_offsets"] = np.cumsum([0, *map(len, contents)])
-        splits[f"{split}_labels"] = np.arange(images)
-    np.savez(folder / "images.npz", **splits)
-    return colors[1]
-
-
-def test_squeezenet_reads_its_images_and_weights(tmp_path):
-    colors = small_squeezenet(tmp_path)
-    network = imagenet.squeezenet_in(tmp_path)
-    images, labels = imagenet.images(tmp_path, "test")
-    images = network.read(images)
-    for image, color in zip(images, colors, strict=True):  # JPEG rounds colors
-        blue_first = (color - imagenet.MEAN)[::-1]
-        np.testing.assert_allclose(
-            image, np.broadcast_to(blue_first, image.shape), atol=4
-        )
-    assert list(labels) == [0, 1]
-    assert network.params["fire2/e3"]["w"].shape == (3, 3, 3, 3)
-    assert network.fn(network.params, images).shape == (2, 5)
-
-
-def test_squeezenet_compares_answers():
-    ann = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
-    same = imagenet.comparison(ann, ann, labels=[1, 0, 1])
-    assert same["agreement"] == 100 and same["divergence"] == 0
-    assert same["accuracy"] == pytest.approx(200 / 3)
-    shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
-    assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    [row, digits] = imagenet.read_rows("-3:3:4:0,-1:1:4::radix")
-    (lost,) = imagenet.targets({str(row): {"accuracy": 70.0}}, 74.0)
-    assert lost["met"] and lost["measured"] == 4
-    assert digits in imagenet.ROWS and not imagenet.read_rows("")
-
-
-@pytest.mark.slow
-def test_squeezenet(capsys, tmp_path):
-    small_squeezenet(tmp_path)
-    out = tmp_path / "squeezenet.json"
-    options = ["--data", str(tmp_path), "--rows=-1:1:2:0,0:1:16:1", "--sites", "2"]
-    options += ["--recipe", "best, weights as they are", "--out", str(out)]
-    with pytest.warns(UserWarning, match="2 samples"):
-        result = imagenet.main(options)
-    assert len(result["rows"]) == 2 and len(result["sites"]) == 27
-    (goal,) = result["targets"]
-    assert goal["target"] == "points lost by levels 0:1, T = 16, wait 1 <= 8"
-    assert str(tmp_path) not in out.read_text()
-    assert "| all of them" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("module", "line", "message"),
     [
-        (imagenet, "--data .", "has no images.npz, squeezenet.npz; --help says"),
-        (imagenet, "--data . --rows 1:2", "1:2; allowed: LOW:HIGH:T:WAIT"),
-        (imagenet, "--data . --test 0", "0; allowed: a whole number >= 1"),
         (mlperf_tiny, "--folder . --recordings .", "has no kws_ref_model_float32"),
         (sst2, "--data . --training a", "has no train.tsv, dev.tsv; --help says"),
     ],
