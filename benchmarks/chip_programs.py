@@ -132,7 +132,7 @@ def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Spikes:
-    """`IAFSqueeze` neurons of sinabs, behind 1x1 convolutions of all that arrives.
+    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers.
 
     Args:
         is_discretized: sinabs makes each layer fit to DYNAP-CNN, the cores of Speck:
@@ -143,25 +143,59 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
         ValueError: the quantizer changes a number.
     """
     import torch
+    from sinabs import layers as program
 
-    def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
-        convolution = torch.nn.Conv2d(*weights.T.shape, 1)  # what its quantizer takes
-        bias = np.broadcast_to(node.bias, node.shape).ravel()
-        convolution.weight.data = torch.tensor(weights[:, :, None, None]).double()
-        convolution.bias.data = torch.tensor(bias).double()
-        steps, count, _ = arriving.shape
-        neurons = _neurons(node, count)
-        if is_discretized:
-            _discretize(convolution, neurons)
-        images = torch.tensor(arriving).double().swapaxes(0, 1).flatten(0, 1)
-        with torch.no_grad():
-            levels = neurons(convolution(images[:, :, None, None])[:, :, 0, 0])
-        return levels.reshape(count, steps, -1).swapaxes(0, 1).long().numpy()
-
-    return by_population(rule, layers, x)
+    images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
+    images = torch.tensor(images, dtype=torch.float64)
+    values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
+    maps: dict[str, tuple[Any, Any]] = {}
+    spikes: Spikes = {}
+    for node in layers.nodes[1:]:
+        arriving = [values[name] for name in node.sources if name in values]
+        match node:
+            case deploy.Convolution() | deploy.Dense():
+                image: Any = sum(arriving)
+                image = image if image.ndim == 4 else image[:, :, None, None]
+                maps[node.name] = _convolution(node), image
+            case deploy.SumPool(window=window, stride=stride):
+                pool = program.SumPool2d(window, stride)
+                values[node.name] = pool(sum(arriving))
+            case deploy.Flatten():
+                values[node.name] = sum(arriving).flatten(1)
+            case deploy.Population():
+                pairs = [maps[name] for name in node.sources]
+                neurons = _neurons(node, len(x))
+                bias = torch.tensor(_per_channel(node.bias, node.shape))
+                pairs[0][0].bias = torch.nn.Parameter(bias.double())
+                if is_discretized:
+                    ((convolution, _),) = pairs
+                    _discretize(convolution, neurons)
+                with torch.no_grad():
+                    currents = sum(convolution(image) for convolution, image in pairs)
+                    levels = neurons(currents.reshape(-1, *node.shape))
+                values[node.name] = levels.double()
+                levels = levels.reshape(len(x), layers.steps, *node.shape)
+                levels = np.moveaxis(levels.numpy(), 0, 1)
+                spikes[node.name] = np.moveaxis(levels, 2, -1)
+    return spikes
 
 
 dynapcnn = functools.partial(sinabs, is_discretized=True)
+
+
+def _convolution(node: Weights) -> Any:
+    """A convolution of torch; that of a dense layer is 1x1."""
+    import torch
+
+    kernel, options = node.weight, {}
+    if isinstance(node, deploy.Dense):
+        kernel = kernel[:, :, None, None]
+    else:
+        options = {"stride": node.stride, "padding": node.padding}
+    filters, channels, *size = kernel.shape
+    module = torch.nn.Conv2d(channels, filters, size, bias=False, **options)
+    module.weight.data = torch.tensor(kernel, dtype=torch.float64)
+    return module
 
 
 def _neurons(node: deploy.Population, count: int) -> Any:
@@ -170,35 +204,32 @@ def _neurons(node: deploy.Population, count: int) -> Any:
     from sinabs import activation
     from sinabs import layers as program
 
-    threshold = np.broadcast_to(node.threshold, node.shape).ravel()
-    if (threshold == threshold[0]).all():
-        threshold = threshold[0]  # its quantizer takes one threshold for a layer
+    threshold = np.asarray(node.threshold)
+    if (threshold == threshold.flat[0]).all():
+        threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
     is_zero = node.model.reset == "zero"
     reset = activation.MembraneReset() if is_zero else activation.MembraneSubtract()
     neurons = program.IAFSqueeze(
         batch_size=count,
-        spike_threshold=torch.tensor(threshold).double(),
+        spike_threshold=torch.tensor(threshold, dtype=torch.float64),
         spike_fn=activation.MaxSpike(node.model.levels[1]),
         reset_fn=reset,
     )
+    neurons.init_state_with_shape((count, *node.shape))
     start = np.broadcast_to(node.initial_potential, (count, *node.shape))
-    neurons.init_state_with_shape((count, start[0].size))
-    neurons.v_mem = torch.tensor(start.reshape(count, -1)).double()
+    neurons.v_mem = torch.tensor(start, dtype=torch.float64)
     return neurons
 
 
 def _discretize(convolution: Any, neurons: Any) -> None:
     """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
-    import sinabs as program
 
     def numbers() -> list[np.ndarray]:
         parts = convolution.weight, convolution.bias, neurons.spike_threshold
         return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
 
     before = numbers()
-    # To import the package around it would download and install drivers of chips.
-    file = Path(*program.__path__, "backend", "dynapcnn", "discretize.py")
-    runpy.run_path(str(file))["discretize_conv_spike_"](convolution, neurons)
+    _discretizer()(convolution, neurons)
     names = "weights", "biases", "thresholds", "initial potentials"
     for name, old, new in zip(names, before, numbers(), strict=True):
         if not np.array_equal(old, new):
@@ -206,6 +237,18 @@ def _discretize(convolution: Any, neurons: Any) -> None:
             raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
     for part in (convolution.weight, convolution.bias, neurons.v_mem):
         part.data = part.data.double()
+
+
+@functools.cache
+def _discretizer() -> Any:
+    """discretize_conv_spike_ of sinabs.backend.dynapcnn.
+
+    To import the package around it would download and install drivers of chips.
+    """
+    import sinabs
+
+    file = Path(*sinabs.__path__, "backend", "dynapcnn", "discretize.py")
+    return runpy.run_path(str(file))["discretize_conv_spike_"]
 
 
 # ----------------------------------------------------------------- rules, in NumPy

@@ -34,7 +34,6 @@ import functools
 import io
 import json
 import operator
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +51,6 @@ from experiments.running import CODES
 from snnjax import calibrators, neurons
 from snnjax.network import identity, with_activation
 
-FILE = "images.npz"
 MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
 
 
@@ -218,7 +216,6 @@ def measured(network: Network, row: Row, recipe: str, calibration, some, outputs
     costs |= {"wait": snn.wait, "images": len(calibration)}
     run = jax.jit(snnjax.spiking(fn, answer=True))
     answers = outputs(functools.partial(run, snn))
-    costs["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     measures = snnjax.measure(fn, snn, some, params=params)
     return answers, costs | {"spikes": float(measures.spikes)}
 
@@ -270,11 +267,16 @@ def read_rows(text: str) -> list[Row]:
         for part in filter(None, text.split(",")):
             low, high, steps, wait, *code = part.split(":")
             levels = int(low), int(high)
-            rows.append(Row(levels, int(steps), int(wait) if wait else None, *code))
+            row = Row(levels, int(steps), int(wait) if wait else None, *code)
+            snnjax.integrate_and_fire(levels=levels)  # or it raises
+            if row.code not in CODES or not 0 <= (row.wait or 0) <= row.steps > 0:
+                raise ValueError
+            rows.append(row)
     except (TypeError, ValueError):
         raise argparse.ArgumentTypeError(
-            f"{text}; allowed: LOW:HIGH:T:WAIT, with :radix behind it for digits, and "
-            "commas between rows, e.g. --rows=-1:1:8:0,-1:1:4::radix"
+            f"{text}; allowed: LOW:HIGH:T:WAIT, with LOW <= 0 < HIGH and WAIT <= T, "
+            "with :radix behind it for digits, and commas between rows, e.g. "
+            "--rows=-1:1:8:0,-1:1:4::radix"
         ) from None
     return rows
 
@@ -296,7 +298,7 @@ def of_papers(network: str) -> dict[str, dict[str, float]]:
 COMPARED = {"agreement": "same answer %", "divergence": "KL"}
 COLUMNS = {"accuracy": "accuracy %", **COMPARED, "wait": "wait"}
 COLUMNS |= {"spikes": "spikes", "images": "calibrated on", "seconds": "s"}
-COLUMNS |= {"cpu_seconds": "CPU s", "peak_gib": "peak GiB"}
+COLUMNS |= {"cpu_seconds": "CPU s"}
 
 
 def text(result: dict) -> str:
@@ -313,9 +315,9 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--data", type=Path, metavar="DIR")
-    where.add_argument("--val", type=Path, metavar="FOLDER")
+    sets = parser.add_mutually_exclusive_group(required=True)
+    sets.add_argument("--data", type=Path, metavar="DIR")
+    sets.add_argument("--val", type=Path, metavar="FOLDER")
     for name, metavar in ("labels", "FILE"), ("train", "FOLDER"), ("weights", "DIR"):
         parser.add_argument(f"--{name}", type=Path, metavar=metavar)
     parser.add_argument("--networks", nargs="*", metavar="NAME")
@@ -326,9 +328,13 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--test", type=timing.count, help="test images; default: all")
     at_a_time = {"default": AT_A_TIME, "help": "images at a time"}
     parser.add_argument("--batch", type=timing.count, **at_a_time)
-    parser.add_argument("--sites", type=int, metavar="T", help="needs --data")
+    parser.add_argument("--sites", type=timing.count, metavar="T", help="needs --data")
     options = parser.parse_args(arguments)
     at_home = options.data is not None
+    if at_home and (options.labels or options.train):
+        parser.error("--labels and --train are of --val")
+    if options.sites and not at_home:
+        parser.error("--sites needs --data")
     names = options.networks or ([*OWN, "mobilenet_v2"] if at_home else OF_PAPERS)
     try:
         if at_home:
@@ -336,6 +342,9 @@ def main(arguments: list[str] | None = None) -> dict:
             timing.check_files(parser, options.data, *files)
             test, others = (at_hand(options.data, s) for s in ("test", "calibration"))
             calibration = others.files[: options.calibration]
+            needed = len(calibration) + HELD_OUT * bool(options.sites)
+            if needed > len(others.files):
+                parser.error(f"--sites needs {HELD_OUT} images beside --calibration")
         else:
             test = Images(*imagenet_val.validation(options.val, options.labels))
             train = options.train or options.val.parent / "train"
@@ -353,6 +362,7 @@ def main(arguments: list[str] | None = None) -> dict:
     except (OSError, ValueError) as error:
         parser.error(str(error).partition("\n")[0])
     sizes = {"test images": len(test.files)}
+    sizes |= {"calibration images": len(calibration)}
     sizes |= {"of": "those at hand" if at_home else "the validation set"}
     packages = "jax jaxlib pillow torch torchvision".split()
     sites = timing.before(options.out).get("sites", {})
@@ -374,7 +384,8 @@ def main(arguments: list[str] | None = None) -> dict:
         if options.sites:
             held_out = pixels(others.files[-HELD_OUT:], read)
             alone = one_at_a_time(networks[name], x, held_out, options.sites)
-            result["sites"] |= {f"{name}: {site}": loss for site, loss in alone.items()}
+            for site, loss in alone.items():
+                result["sites"][f"{name}, T = {options.sites}: {site}"] = loss
         for side, row in rows.items():
             timing.report(result, text(result), options.out)  # rows take minutes each
             if side not in sides:

@@ -3,6 +3,7 @@
 `benchmarks.imagenet` runs them; a wrong folder or file raises with one sentence.
 """
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def _images(folder: Path) -> list[Path]:
 def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarray]:
     """Images and the numbers of their classes, which are the wnids in order.
 
+    Images of folders are mixed by a seed, so that the first ones are of all classes.
+
     Args:
         folder: WNID/*.JPEG, or all images if there are labels.
         labels: a file of wnids, one for each image by name.
@@ -32,6 +35,7 @@ def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarra
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
         classes = [path.name for path in folders]
         pairs = [(file, path.name) for path in folders for file in _images(path)]
+        random.Random(0).shuffle(pairs)
     else:
         lines, files = labels.read_text().split(), _images(folder)
         if len(lines) != len(files):
@@ -51,14 +55,19 @@ def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarra
     return [file for file, _ in pairs], np.array([classes.index(c) for _, c in pairs])
 
 
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def spread(folder: Path, validation: Path, count: int) -> list[Path]:
     """So many images of a folder and its folders, evenly spaced."""
     folders = sorted(path for path in folder.rglob("*") if path.is_dir())
-    files = [file for path in [folder, *folders] for file in _images(path)]
-    if len(files) < count or folder.resolve().is_relative_to(validation.resolve()):
+    others = [p for p in (folder, *folders) if not _is_within(p, validation)]
+    files = [file for path in others for file in _images(path)]
+    if len(files) < count:
         raise ValueError(
-            f"{folder} has {len(files)} images; allowed: --train FOLDER with "
-            f"--calibration {count} or more that are not of the validation set"
+            f"{folder} has {len(files)} images that are not of the validation set; "
+            f"allowed: at least {count}. Give --train FOLDER or a lower --calibration"
         )
     return [files[i * len(files) // count] for i in range(count)]
 
@@ -94,6 +103,11 @@ def network(folder: Path | None, resize: int | None, name: str) -> tuple[Any, An
             message = f"{file} is not {weights.url}, which {name} takes: {reason}"
             raise ValueError(message) from None
     transforms = weights.transforms(**({"resize_size": resize} if resize else {}))
+    if resize and max(transforms.crop_size) > resize:
+        raise ValueError(
+            f"{name} reads {max(transforms.crop_size)} pixels; allowed: "
+            f"at most {resize}, as the images at hand have"
+        )
     example = torch.rand(1, 3, *transforms.crop_size * 2)
     read = lambda image: transforms(image).numpy()  # noqa: E731
     return *snnjax.torch.function(module.eval(), example), read

@@ -51,7 +51,7 @@ class Row(NamedTuple):
         return f"T = {self.steps} {kind}"  # --only splits at commas
 
 
-ROWS = (Row(4), Row(4, 1), Row(6), Row(6, 3), Row(8), Row(8, 3))
+ROWS = (Row(4), Row(6), Row(6, 3), Row(8), Row(8, 3))
 ROWS += (Row(4, 3, 0), Row(6, 5, 0), Row(8, 7, 0))
 
 

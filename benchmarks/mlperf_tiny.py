@@ -11,12 +11,14 @@ Speech Commands v0.02 (Warden, 2018; CC BY 4.0): 4890 recordings in 12 folders, 
 MLTK_keyworkSpotting/dataset of github.com/thegtagamer/PICO-tinyML-benchmark.
 
 `best` converts them with 256 calibration inputs. ResNet-8 has training images for that,
-and 1000 test images. Of keywords there is only the test set: a seed draws 256, which
-calibrate without labels; the others, partly of the same speakers, are the test. All of
-them check the ANN, whose accuracy is 92 % by MLCommons. A second run keeps the rows.
+and 1000 test images. Of keywords, that repository has only the test set: a seed draws
+256, which calibrate without labels; the others, partly of the same speakers, are the
+test. All of them check the ANN, whose accuracy is 92 % by MLCommons. A second run keeps
+the rows.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +37,7 @@ CALIBRATION = 256
 TEST, AT_A_TIME = 1000, 250  # test images; inputs of a call, and of costs
 WORDS = "down go left no off on right stop up yes _silence_ _unknown_".split()
 RATE = 16_000  # samples of a recording, and in a second
+DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
 DS_CNN, RESNET_8 = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite"
 
 
@@ -71,10 +74,12 @@ def weights(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     def array(index: int) -> np.ndarray:
         tensor = graph.Tensors(index)
         stored = model.Buffers(tensor.Buffer()).DataAsNumpy().tobytes()
-        whole = tensor.Type() == tflite.TensorType.INT8
-        values = np.frombuffer(stored, np.int8 if whole else np.float32)
-        scale = tensor.Quantization().ScaleAsNumpy() if whole else 1
-        return (values.reshape(tensor.ShapeAsNumpy()) * scale).astype(np.float32)
+        values = np.frombuffer(stored, DTYPES[tensor.Type()])
+        values = values.reshape(tensor.ShapeAsNumpy()).astype(np.float32)
+        if tensor.Type() == tflite.TensorType.INT8:
+            (scale,) = tensor.Quantization().ScaleAsNumpy()
+            values *= scale
+        return values
 
     count = graph.OperatorsLength()
     inputs = [graph.Operators(index).InputsAsNumpy() for index in range(count)]
@@ -115,7 +120,12 @@ def resnet_8(params: list, x: Any):
 
 def samples(file: Path) -> np.ndarray:
     """A second of sound [16000]; zeros follow a shorter one."""
-    rate, sound = wavfile.read(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", wavfile.WavFileWarning)
+        try:
+            rate, sound = wavfile.read(file)
+        except wavfile.WavFileWarning as cut:  # which would be padded with zeros
+            raise ValueError(f"{cut} Download it anew") from None
     form, length = (rate, sound.dtype.name, sound.ndim), len(sound)
     if form != (RATE, "int16", 1) or not 0 < length <= RATE:
         found = f"it has {sound.dtype}{list(sound.shape)} at {rate} Hz"
@@ -160,16 +170,19 @@ def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def tasks(files: Any, count: int | None) -> dict[str, tuple[Task, tuple[Row, ...]]]:
     """The networks and their rows, with the first `count` test inputs of each."""
+    of_words, of_images = (
+        timing.read(files.folder / file, weights) for file in (DS_CNN, RESNET_8)
+    )
+    cifar = data.load("cifar10", files.data_dir)
     x, labels = timing.read(files.recordings, keywords)
     order = np.random.default_rng(0).permutation(len(labels))
     some, rest = order[:CALIBRATION], order[CALIBRATION:][:count]
-    network = weights(files.folder / DS_CNN)
-    whole = Task(ds_cnn, network, x[some], x[:count], labels[:count], target=90)
+    every = order[:count]
+    whole = Task(ds_cnn, of_words, x[some], x[every], labels[every], target=90)
     tested = whole._replace(x=x[rest], labels=labels[rest])
-    cifar = data.load("cifar10", files.data_dir)
     images = cifar.train_images[:CALIBRATION], cifar.test_images[:TEST][:count]
     pictures = *(x.astype(np.float32) for x in images), cifar.test_labels[:TEST][:count]
-    resnet = Task(resnet_8, weights(files.folder / RESNET_8), *pictures, target=85)
+    resnet = Task(resnet_8, of_images, *pictures, target=85)
     sides = {"DS-CNN, all": (whole, ()), "DS-CNN": (tested, ROWS)}
     return sides | {"ResNet-8": (resnet, ROWS)}
 
@@ -234,8 +247,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timing.check_files(options, choice.folder, DS_CNN, RESNET_8)
     result = timing.new_result(__doc__, ("jax", "numpy"), quick=choice.quick)
     timing.continued(result, choice.out, "quick")
-    count = AT_A_TIME if choice.quick else None
-    for name, (task, rows) in tasks(choice, count).items():
+    try:
+        sides = tasks(choice, AT_A_TIME if choice.quick else None)
+    except (ModuleNotFoundError, data.MissingDataError) as reason:
+        options.error(f"{reason}")
+    for name, (task, rows) in sides.items():
         if not (side := result["sides"].setdefault(name, [])):
             side += converted(task, ())  # the ANN
         timing.report(result, text(result), choice.out)

@@ -51,7 +51,8 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
     try:
         run, facts = prepare()
         once(run)
-    except ImportError as missing:
+    except ModuleNotFoundError as missing:
+        print(f"a side is left out: {missing}", file=sys.stderr)
         print(json.dumps({"missing": str(missing)}), file=channel)
         return
     print(json.dumps({"facts": facts, "versions": versions(names)}), file=channel)

@@ -20,7 +20,7 @@ from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
 
-def of_gaps(code: Code, models: Any, steps: int) -> None:
+def of_digits(code: Code, models: Any, steps: int) -> None:
     """Warn if neurons cannot send all multiples of the last digit, or float32 them."""
     for model in models_in(models):
         values = model.levels[1] * code.reach(steps) / code.finest(steps)

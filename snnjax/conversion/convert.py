@@ -133,7 +133,7 @@ def convert(
     steps, wait = int(steps), None if wait is None else int(wait)
     waits = (code.least_wait(each.levels, steps) for each in models_in(models))
     least = max(waits, default=0)
-    cautions.of_gaps(code, models, steps)
+    cautions.of_digits(code, models, steps)
     check_finite("the calibration images", jax.tree.leaves(images))
     cautions.of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
