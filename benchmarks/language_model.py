@@ -215,7 +215,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         row = {"windows": len(test), "float": own} | compute()
         row |= {f"{name} above": 100 * (row[name] / own - 1) for name in BOTH}
-        result["sides"][side] = row
+        both = result["sides"] | {side: row}
+        result["sides"] = {name: both[name] for name in rows if name in both}
         text = timing.table_of("network", COLUMNS, result["sides"])
         timing.report(result, text, choice.out)
     return result

@@ -320,11 +320,12 @@ def run(config: Methods) -> str:
 def draw(results: Sequence[Result], ann: float, path: Path) -> None:
     """Accuracy against latency and spikes: of binary spikes that count, of others."""
     kinds: dict[bool, list[Result]] = {}
-    for row in results:
+    for row in (row for row in results if row.final > ann / 4):  # not near chance
         kinds.setdefault(figures.kind_of(row) == "rate, binary", []).append(row)
     costs = ("latency", "spikes")
     panels = ([figures.against(r, ann, c) for c in costs] for r in kinds.values())
-    figures.write_accuracy(path, *panels)
+    if kinds:
+        figures.write_accuracy(path, *panels)
 
 
 def measure(task: Experiment, config: Methods) -> None:

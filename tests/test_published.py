@@ -29,7 +29,8 @@ def test_every_entry_has_a_source_and_a_place_in_the_table():
         assert entry.get("values_per_step", 2) >= 2, entry
         assert entry["epochs_after_conversion"] >= 0, entry
         assert entry["ann"] is None or 60 < entry["ann"] < 100, entry
-        assert {*map(int, entry["accuracies"])} <= {*published.STEPS}, entry
+        # The table of benchmarks.imagenet has T = 64, too.
+        assert {*map(int, entry["accuracies"])} <= {*published.STEPS, 64}, entry
         assert all(0 < percent < 100 for percent in entry["accuracies"].values()), entry
 
 
