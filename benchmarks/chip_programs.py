@@ -223,13 +223,16 @@ def _neurons(node: deploy.Population, count: int) -> Any:
 
 def _discretize(convolution: Any, neurons: Any) -> None:
     """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
+    import sinabs as package
 
     def numbers() -> list[np.ndarray]:
         parts = convolution.weight, convolution.bias, neurons.spike_threshold
         return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
 
     before = numbers()
-    _discretizer()(convolution, neurons)
+    # To import the package around it would download and install drivers of chips.
+    file = Path(*package.__path__, "backend", "dynapcnn", "discretize.py")
+    runpy.run_path(str(file))["discretize_conv_spike_"](convolution, neurons)
     names = "weights", "biases", "thresholds", "initial potentials"
     for name, old, new in zip(names, before, numbers(), strict=True):
         if not np.array_equal(old, new):
@@ -237,18 +240,6 @@ def _discretize(convolution: Any, neurons: Any) -> None:
             raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
     for part in (convolution.weight, convolution.bias, neurons.v_mem):
         part.data = part.data.double()
-
-
-@functools.cache
-def _discretizer() -> Any:
-    """discretize_conv_spike_ of sinabs.backend.dynapcnn.
-
-    To import the package around it would download and install drivers of chips.
-    """
-    import sinabs
-
-    file = Path(*sinabs.__path__, "backend", "dynapcnn", "discretize.py")
-    return runpy.run_path(str(file))["discretize_conv_spike_"]
 
 
 # ----------------------------------------------------------------- rules, in NumPy

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import snnjax
-from benchmarks import timing
+from benchmarks import networks, timing
 from experiments import data
 from experiments.running import CODES
 
@@ -122,28 +122,21 @@ def trained(model: nn.Module, clean: np.ndarray, folder: Path) -> Any:
     return params
 
 
-def answers(run, x: np.ndarray) -> np.ndarray:
-    return timing.in_parts(lambda part: np.asarray(run(part)), x, AT_A_TIME)
-
-
 def converted(row: Row, fn, params, x, test, ann: np.ndarray) -> dict[str, Any]:
     """Errors and costs of a spiking network; ``test`` are clean and noisy images."""
     clean, given = test
     options = {"code": CODES[row.code], "steps": row.steps}
     snn = snnjax.convert(fn, params, x, **options)
     run = functools.partial(jax.jit(snnjax.spiking(fn, answer=True)), snn)
-    noise = answers(run, given)
+    noise = timing.in_parts(run, given, AT_A_TIME)
     measures = snnjax.measure(fn, snn, given[:AT_A_TIME], params=params)
     sites = snnjax.sites(fn, params, given[:1])
-    energy = snnjax.energy(measures)
-    return {
+    return networks.energy_shares(measures) | {
         "psnr": psnr(clean, given - noise),
         "error": 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann)),
         "wait": snn.wait,
         "latency": snnjax.latency(sites, steps=row.steps, wait=snn.wait),
         "spikes": float(measures.spikes),
-        "operations": 100 * float(energy.operations.spiking / energy.operations.ann),
-        "memory": 100 * float(energy.memory.spiking / energy.memory.ann),
     }
 
 
@@ -169,7 +162,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.error(str(reason))
     # Seeds of training are multiples of 16.
     given, x = noisy(test, 2), noisy(clean[:CALIBRATION], 1)
-    ann = answers(functools.partial(jax.jit(model.apply), params), given)
+    ann = functools.partial(jax.jit(model.apply), params)
+    ann = timing.in_parts(ann, given, AT_A_TIME)
     kernels = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
     facts = {"images": name, "weights": hashlib.sha256(kernels).hexdigest()[:16]}
     packages = "jax", "flax", "optax", "numpy"

@@ -46,14 +46,13 @@ import numpy as np
 
 import snnjax
 from benchmarks import imagenet_val, timing
+from benchmarks.networks import convolution
 from experiments import ablation, published
 from experiments.running import CODES
 from snnjax import calibrators, neurons
 from snnjax.network import identity, with_activation
 
 MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
-
-
 # Function, params, and what the function reads of an image of PIL.
 Network = tuple[Callable, Any, Callable[[Any], np.ndarray]]
 
@@ -89,10 +88,8 @@ def squeezenet(params: Any, x):
     """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first."""
 
     def layer(name, x, stride=1, padding=0):
-        form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        form |= {"window_strides": (stride,) * 2, "padding": [(padding,) * 2] * 2}
-        current = jax.lax.conv_general_dilated(x, params[name]["w"], **form)
-        return jax.nn.relu(current + params[name]["b"])
+        kernel, sides = params[name]["w"], [(padding, padding)] * 2
+        return jax.nn.relu(convolution(x, kernel, stride, sides) + params[name]["b"])
 
     def pool(x):
         window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
@@ -107,9 +104,6 @@ def squeezenet(params: Any, x):
         if number in (4, 8):
             x = pool(x)
     return layer("conv10", x, padding=1).mean((1, 2))
-
-
-# ----------------------------------------------------------------------- data
 
 
 def squeezenet_in(folder: Path) -> Network:
@@ -166,9 +160,6 @@ def pixels(files: list[Any], read: Callable[[Any], np.ndarray]) -> np.ndarray:
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(of_one, files)))
-
-
-# ------------------------------------------------------------------- measures
 
 
 def outputs_of(images: Images, read: Callable, size: int, run: Callable) -> np.ndarray:
@@ -253,9 +244,6 @@ def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
     return {name: comparison(outputs, ann) for name, outputs in parts.items()}
 
 
-# --------------------------------------------------------------------- report
-
-
 def read_rows(text: str) -> list[Row]:
     """LOW:HIGH:T:WAIT or LOW:HIGH:T:WAIT:CODE, with commas between; none is "".
 
@@ -313,6 +301,35 @@ def text(result: dict) -> str:
     return "\n\n".join([*tables, sizes])
 
 
+def chosen(options: argparse.Namespace) -> tuple[Images, list, list, dict]:
+    """Images to test on, files to calibrate with and to hold out, and the networks.
+
+    Raises:
+        ValueError, OSError: a file or folder is missing or not what --help describes.
+        ImportError: a package is missing.
+    """
+    folder, count, held_out = options.data, options.calibration, []
+    if folder is not None:
+        names = options.networks or [*OWN, "mobilenet_v2"]
+        test, others = (at_hand(folder, split) for split in ("test", "calibration"))
+        calibration = others.files[:count]
+        if options.sites:
+            held_out = others.files[count:][-HELD_OUT:]
+            if len(held_out) < HELD_OUT:
+                needed = f"{count} for --calibration and {HELD_OUT} for --sites"
+                raise ValueError(f"{len(others.files)} images; needed: {needed}")
+        own, crop = OWN, 227
+    else:
+        names, own, crop = options.networks or OF_PAPERS, {}, None
+        test = Images(*imagenet_val.validation(options.val, options.labels))
+        train = options.train or options.val.parent / "train"
+        calibration = imagenet_val.spread(train, options.val, count)
+    test = Images(test.files[: options.test], test.labels[: options.test])
+    of_torch = functools.partial(imagenet_val.network, options.weights, crop)
+    networks = {n: own[n](folder) if n in own else of_torch(n) for n in names}
+    return test, calibration, held_out, networks
+
+
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
     sets = parser.add_mutually_exclusive_group(required=True)
@@ -335,25 +352,14 @@ def main(arguments: list[str] | None = None) -> dict:
         parser.error("--labels and --train are of --val")
     if options.sites and not at_home:
         parser.error("--sites needs --data")
-    names = options.networks or ([*OWN, "mobilenet_v2"] if at_home else OF_PAPERS)
+    if options.quick:
+        parser.error("there is no toy size; --test and --calibration make it short")
+    if at_home:
+        own = ["squeezenet.npz"] * ("squeezenet" in (options.networks or OWN))
+        timing.check_files(parser, options.data, "images.npz", *own)
     try:
-        if at_home:
-            files = ["images.npz", *["squeezenet.npz"] * ("squeezenet" in names)]
-            timing.check_files(parser, options.data, *files)
-            test, others = (at_hand(options.data, s) for s in ("test", "calibration"))
-            calibration = others.files[: options.calibration]
-            needed = len(calibration) + HELD_OUT * bool(options.sites)
-            if needed > len(others.files):
-                parser.error(f"--sites needs {HELD_OUT} images beside --calibration")
-        else:
-            test = Images(*imagenet_val.validation(options.val, options.labels))
-            train = options.train or options.val.parent / "train"
-            calibration = imagenet_val.spread(train, options.val, options.calibration)
-        test = Images(test.files[: options.test], test.labels[: options.test])
-        own, crop = (OWN, 227) if at_home else ({}, None)
-        of_torch = functools.partial(imagenet_val.network, options.weights, crop)
-        networks = {n: own[n](options.data) if n in own else of_torch(n) for n in names}
-        pixels(test.files[:1], networks[names[0]][2])  # or Pillow is missing
+        test, calibration, held_out, networks = chosen(options)
+        pixels(test.files[:1], next(iter(networks.values()))[2])  # or Pillow is missing
     except ImportError as error:
         packages = "'snnjax[torch]' torchvision pillow efficientnet_lite_pytorch"
         parser.error(
@@ -382,8 +388,8 @@ def main(arguments: list[str] | None = None) -> dict:
         sides[f"{name}: ANN"] = comparison(ann, ann, test.labels)
         x, some = (pixels(f, read) for f in (calibration, test.files[:4]))
         if options.sites:
-            held_out = pixels(others.files[-HELD_OUT:], read)
-            alone = one_at_a_time(networks[name], x, held_out, options.sites)
+            others = pixels(held_out, read)
+            alone = one_at_a_time(networks[name], x, others, options.sites)
             for site, loss in alone.items():
                 result["sites"][f"{name}, T = {options.sites}: {site}"] = loss
         for side, row in rows.items():

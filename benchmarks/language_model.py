@@ -29,6 +29,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
+from benchmarks.networks import energy_shares
 from examples.language_model import load, network
 from snnjax import calibrators
 
@@ -155,9 +156,7 @@ def spiking_row(row: Row, params: Any, texts: np.ndarray, test: Any, folder: Any
         result["latency"] = snnjax.latency(sites, steps=row.steps, wait=snn.wait)
         measures = snnjax.measure(network, snn, test[:1], params=params)
         result["spikes"] = float(measures.spikes)
-        energy = snnjax.energy(measures)._asdict()
-        for name in ("operations", "memory", "quantized"):
-            result[name] = 100 * float(energy[name].spiking / energy[name].ann)
+        result |= energy_shares(measures)
     return result
 
 
@@ -215,8 +214,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         row = {"windows": len(test), "float": own} | compute()
         row |= {f"{name} above": 100 * (row[name] / own - 1) for name in BOTH}
-        both = result["sides"] | {side: row}
-        result["sides"] = {name: both[name] for name in rows if name in both}
+        found = result["sides"] | {side: row}
+        result["sides"] = {name: found[name] for name in rows if name in found}
         text = timing.table_of("network", COLUMNS, result["sides"])
         timing.report(result, text, choice.out)
     return result

@@ -29,7 +29,7 @@ from scipy.fft import dct
 from scipy.io import wavfile
 
 import snnjax
-from benchmarks import timing
+from benchmarks import networks, timing
 from experiments import data
 from experiments.running import CODES
 
@@ -90,9 +90,8 @@ def weights(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 def convolution(layer: tuple, x: Any, stride: int = 1, kernel: str = "OHWI"):
     """With a kernel of axes "OHWI", or "IHWO" for one that is depthwise."""
     weights, bias = layer
-    form = {"dimension_numbers": ("NHWC", kernel, "NHWC"), "padding": "SAME"}
-    form |= {"feature_group_count": x.shape[-1] if kernel == "IHWO" else 1}
-    return jax.lax.conv_general_dilated(x, weights, (stride, stride), **form) + bias
+    weights = weights.transpose([kernel.index(axis) for axis in "HWIO"])
+    return networks.convolution(x, weights, stride) + bias
 
 
 def ds_cnn(params: list, x: Any):
@@ -196,11 +195,13 @@ def accuracy(run: Callable, task: Task) -> float:
 def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
     """Spikes of a neuron, operations in millions, energy in percent of the ANN's."""
     measures = snnjax.measure(task.fn, snn, task.x[:AT_A_TIME], params=task.params)
-    energy = snnjax.energy(measures)
-    numbers = {"spikes": measures.spikes, "synops": measures.synaptic_operations / 1e6}
-    numbers |= {"energy": 100 * energy.operations.spiking / energy.operations.ann}
-    numbers |= {"memory": 100 * energy.memory.spiking / energy.memory.ann}
-    return {name: float(number) for name, number in numbers.items()}
+    shares = networks.energy_shares(measures)
+    return {
+        "spikes": float(measures.spikes),
+        "synops": float(measures.synaptic_operations) / 1e6,
+        "energy": shares["operations"],
+        "memory": shares["memory"],
+    }
 
 
 def converted(task: Task, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:

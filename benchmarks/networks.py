@@ -1,12 +1,16 @@
-"""Parts of the small networks that benchmarks write as functions of JAX."""
+"""What benchmarks share: parts of small networks, and energy beside the ANN's."""
+
+from typing import Any
 
 import jax
+
+import snnjax
 
 Params = dict[str, jax.Array]
 
 
 def convolution(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "SAME"
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Any = "SAME"
 ) -> jax.Array:
     """Of images [B, H, W, I] and a kernel [K, K, I / groups, O]."""
     return jax.lax.conv_general_dilated(
@@ -23,3 +27,12 @@ def neurons(p: Params, name: str, current: jax.Array) -> jax.Array:
     """A site of this name, with a bias."""
     with jax.named_scope(name):
         return jax.nn.relu(current + p[f"{name}_bias"])
+
+
+def energy_shares(measures: snnjax.measures.Measures) -> dict[str, float]:
+    """Estimate -> energy of the SNN in percent of the ANN's."""
+    estimates = snnjax.energy(measures)._asdict()
+    return {
+        name: 100 * float(estimates[name].spiking / estimates[name].ann)
+        for name in ("operations", "memory", "quantized")
+    }

@@ -320,7 +320,8 @@ def run(config: Methods) -> str:
 def draw(results: Sequence[Result], ann: float, path: Path) -> None:
     """Accuracy against latency and spikes: of binary spikes that count, of others."""
     kinds: dict[bool, list[Result]] = {}
-    for row in (row for row in results if row.final > ann / 4):  # not near chance
+    far_from_chance = [row for row in results if row.final > ann / 4]
+    for row in far_from_chance:
         kinds.setdefault(figures.kind_of(row) == "rate, binary", []).append(row)
     costs = ("latency", "spikes")
     panels = ([figures.against(r, ann, c) for c in costs] for r in kinds.values())
