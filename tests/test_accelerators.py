@@ -260,7 +260,6 @@ def test_the_kind_of_a_device_says_its_platform():
     [
         ("by_step", 0),
         ("by_layer", 1),
-        (ByLayer(remat=True), 0),
         (ByLayer(segment=2), 0),
         ("closed_form", 4),
     ],

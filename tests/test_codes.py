@@ -456,7 +456,6 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
         ({"inputs": "poisson"}, "inputs='poisson' works with rate coding only"),
         ({"execution": ByLayer(segment=2)}, "segment"),
         ({"execution": "closed_form"}, "closed_form"),  # a wait of T - 1 is needed
-        ({"execution": ByLayer(remat=True)}, r"ByLayer\(remat=True\) works with"),
     ):
         data = np.ones((T, *x.shape)) if "sequence" in str(options) else x
         key = jax.random.key(0) if "inputs" in options else None

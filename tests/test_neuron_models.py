@@ -128,10 +128,11 @@ def slope(**options):
 
 
 def gradients_agree(snn, *executions):
-    """Both executions have the same outputs and gradients; the first one's."""
-    first, other = outputs_of([slope(execution=e) for e in executions], snn)
-    assert_close(first[0], other[0])
-    np.testing.assert_array_equal(first[1], other[1])
+    """The executions have the same outputs and gradients; the first one's."""
+    first, *others = outputs_of([slope(execution=e) for e in executions], snn)
+    for other in others:
+        assert_close(first[0], other[0])
+        np.testing.assert_array_equal(first[1], other[1])
     assert np.any(first[1])
     return first[0]
 
@@ -191,7 +192,7 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
 
 def test_executions_give_the_same_spikes():
     net, model = NETWORKS["max-pool before"], MODELS["synaptic"]
-    executions = "by_step", "by_layer", ByLayer(remat=True)
+    executions = "by_step", "by_layer", ByLayer(segment=3)
     snn = fresh(model, "max-pool before")
     first, *others = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
     assert np.any(first)
@@ -200,7 +201,7 @@ def test_executions_give_the_same_spikes():
 
 
 def test_gradients_of_the_executions_agree():
-    gradients_agree(ALL, "by_step", ByLayer(remat=True, segment=2))
+    gradients_agree(ALL, "by_step", "by_layer", ByLayer(segment=2))
 
 
 def test_gradients_of_soft_spikes_are_their_differences(x64):
@@ -524,19 +525,6 @@ def test_operations_of_recurrent_connections_are_counted():
     assert (within.bits, within.values) == (STEPS, STEPS + 1)
 
 
-def test_remat_needs_levels():
-    with pytest.raises(ValueError, match="states no levels"):
-        run(OWN_SNN, execution=ByLayer(remat=True))
-
-    class WithLevels(MyNeuron):
-        levels = (0, 1)
-
-    snn = dataclasses.replace(OWN_SNN, model=WithLevels())
-    executions = "by_layer", ByLayer(remat=True)
-    outputs = by_executions(NET.fn, executions, snn, NET.x, steps=STEPS)
-    np.testing.assert_array_equal(*outputs)
-
-
 def test_measures_of_a_model_without_levels_say_what_is_unknown():
     measure = functools.partial(snnjax.measure, NET.fn, params=NET.params, steps=STEPS)
     trains = functools.partial(snnjax.measures.spike_trains, NET.fn, steps=STEPS)
@@ -583,7 +571,7 @@ def test_sites_with_models_of_their_own_run():
     options = {"steps": STEPS}
     runs = [
         snnjax.spiking(NET.fn, execution="by_step", **options),
-        snnjax.spiking(NET.fn, execution=ByLayer(remat=True), **options),
+        snnjax.spiking(NET.fn, execution="by_layer", **options),
         functools.partial(snnjax.measures.spike_trains, NET.fn, **options),
         functools.partial(snnjax.measure, NET.fn, params=NET.params, **options),
     ]

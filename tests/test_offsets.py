@@ -119,24 +119,6 @@ def test_executions_agree(wait):
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), atol=1e-5)
 
 
-def test_outputs_and_gradients_with_spikes_as_bits_are_those_with_spikes():
-    snn = fitted()
-
-    def loss(snn, execution):
-        run = snnjax.spiking(gelu_network, steps=STEPS, execution=execution)
-        return (run(snn, X) ** 2).mean()
-
-    gradients = (
-        functools.partial(jax.value_and_grad(loss), execution=execution)
-        for execution in ("by_layer", ByLayer(remat=True))
-    )
-    plain, bits = outputs_of(gradients, snn)
-    assert np.abs(plain[1].neurons[ENCODER].offset).max() > 0
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, bits
-    )
-
-
 def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
     snn = fitted(wait=STEPS)
 
@@ -262,11 +244,9 @@ def test_an_offset_of_zero_changes_no_count(fn):
     assert counts[0] == counts[1]
 
 
-def test_in_bfloat16_bits_are_the_same_spikes():
+def test_in_bfloat16_levels_are_within_their_range():
     fn = snnjax.in_dtype(gelu_network, "bfloat16")
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))
     snn = fitted(fn, neuron=neuron)
-    executions = "by_layer", ByLayer(remat=True)
-    np.testing.assert_array_equal(*by_executions(fn, executions, snn, X))
     (trains,) = outputs_of([functools.partial(spike_trains, fn)], snn, X)
     assert all(np.abs(train).max() <= 7 for train in trains.values())

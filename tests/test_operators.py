@@ -307,7 +307,7 @@ def test_sites_that_fell_away_do_not_lend_their_numbers():
 @pytest.mark.parametrize("name", ["mixed", TRANSFORMER])
 def test_executions_agree(name):
     fn, snn = fitted(name)
-    executions = ["by_layer", "by_step", ByLayer(segment=3), ByLayer(remat=True)]
+    executions = ["by_layer", "by_step", ByLayer(segment=3)]
     expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
         # A potential within rounding of its threshold may differ in a spike.

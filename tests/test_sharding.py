@@ -107,9 +107,9 @@ def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     [
         (snnjax.integrate_and_fire(levels=(-1, 1)), "by_step"),
         (Recurrent(Synaptic(Adaptive(snnjax.lif()))), "by_step"),
-        pytest.param(snnjax.lif(), ByLayer(remat=True), marks=slow),
+        pytest.param(snnjax.lif(), ByLayer(segment=2), marks=slow),
     ],
-    ids=["signed", "recurrent", "remat"],
+    ids=["signed", "recurrent", "segments"],
 )
 def test_the_gradient_of_any_neuron_is_summed_over_the_devices(neuron, execution):
     net = NETWORKS["dense"]
@@ -137,15 +137,8 @@ class Normed(nn.Module):
         return nn.Dense(3)(relu(nn.Dense(4)(x)))
 
 
-@pytest.mark.parametrize(
-    "inputs, kind, remat",
-    [
-        pytest.param("constant", AUTO, True, marks=slow),
-        ("constant", EXPLICIT, False),
-        ("sequence", AUTO, False),
-    ],
-)
-def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
+@pytest.mark.parametrize("inputs, kind", [("constant", EXPLICIT), ("sequence", AUTO)])
+def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind):
     net, shape = Normed(), (BATCH, 4)
     variables = net.init(jax.random.key(0), jnp.zeros(shape))
     snn = snnjax.init(net.apply, variables, jnp.zeros(shape))
@@ -154,7 +147,6 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
         functools.partial(net.apply, train=True, mutable=["batch_stats"]),
         steps=STEPS,
         inputs=inputs,
-        execution=ByLayer(remat=remat),
         has_aux=True,
     )
 
@@ -166,8 +158,7 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
     shared = on_devices(x, kind=kind, axis=1 if inputs == "sequence" else 0)
     program = step.lower(snn, shared).compile()
     assert_close(program(snn, shared), step(snn, x))
-    if not remat:  # Its bits of all examples lie in one row.
-        assert communication(program) == {"all-reduce"}
+    assert communication(program) == {"all-reduce"}
 
 
 def test_conversion_and_measures_follow_the_sharding_of_the_images():

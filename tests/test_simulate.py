@@ -121,7 +121,7 @@ def test_executions_give_the_same_spikes(name, inputs):
     [
         ("vectors", "constant", 0, ["by_step", "by_layer"]),
         ("images", "constant", STEPS, ["by_layer", "closed_form"]),
-        ("several outputs", "sequence", 0, [ByLayer(segment=3), ByLayer(remat=True)]),
+        ("several outputs", "sequence", 0, [ByLayer(segment=3), "by_layer"]),
         ("dense", "poisson", 0, ["auto"]),
     ],
 )
@@ -358,7 +358,7 @@ def test_a_traced_temperature_may_decide_what_is_fired():
 FREE = dataclasses.replace(FITTED, steps=None, wait=None)
 
 
-def test_a_declared_step_has_a_closed_form_and_fits_into_bits():
+def test_a_declared_step_has_a_closed_form():
     width = step_with_derivative(lambda x, w: (abs(x) < w) / (2 * w))
     simulate = functools.partial(snnjax.spiking, DENSE.fn, steps=STEPS)
     waiting = simulate(wait=STEPS, surrogate=width)
@@ -366,12 +366,9 @@ def test_a_declared_step_has_a_closed_form_and_fits_into_bits():
     runs = [
         waiting,
         simulate(wait=STEPS, surrogate=width, execution="by_layer"),
-        simulate(surrogate=width, execution=ByLayer(remat=True)),
-        simulate(),
     ]
-    answer, layers, from_bits, by_step = outputs_of(runs, IF, VECTORS)
+    answer, layers = outputs_of(runs, IF, VECTORS)
     np.testing.assert_allclose(answer, layers, rtol=1e-6)
-    np.testing.assert_array_equal(from_bits, by_step)
 
 
 # ------------------------------------------------------------------- types of numbers
@@ -510,7 +507,7 @@ OTHER_SITE = dataclasses.replace(
         ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
-        ({"execution": ByLayer}, "ByLayer\\(segment=..., remat=...\\) \\(called"),
+        ({"execution": ByLayer}, "ByLayer\\(segment=...\\) \\(called"),
         ({"execution": ByLayer(segment=9)}, "segment is 9; allowed: 1 to steps=8"),
         ({"execution": ByLayer(segment=2), "wait": 1}, "segment needs wait 0, .*found"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
@@ -522,10 +519,6 @@ OTHER_SITE = dataclasses.replace(
         ({"has_aux": True, "execution": ByLayer(segment=2)}, "'by_layer' without"),
         ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
-        (
-            {"execution": ByLayer(remat=True), "surrogate": jax.nn.sigmoid},
-            "the surrogate must be a step; found",
-        ),
     ],
 )
 def test_a_wrong_option_is_refused(options, message):
@@ -534,12 +527,8 @@ def test_a_wrong_option_is_refused(options, message):
 
 
 def test_a_wrong_option_of_an_execution_is_refused():
-    for options, message in (
-        ({"segment": 0}, "segment is 0"),
-        ({"remat": 1}, "remat is 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ByLayer(**options)
+    with pytest.raises(ValueError, match="segment is 0"):
+        ByLayer(segment=0)
 
 
 POISSON_X, KEY = {"inputs": "poisson", "x": abs(VECTORS)}, jax.random.key(0)

@@ -137,7 +137,6 @@ def test_models_run_and_what_cannot_be_measured_is_a_nan_of_numpy():
 
 
 EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (ByLayer(segment=3), 0)]
-EXECUTIONS += [(ByLayer(remat=True), 1), (ByLayer(segment=3, remat=True), 0)]
 INPUTS = ("constant", "poisson", "sequence")
 
 

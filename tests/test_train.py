@@ -97,8 +97,8 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
     assert all(np.any(n.temperature) for n in slope.neurons.values())
 
 
-SEGMENTS = [ByLayer(segment=4), ByLayer(segment=3, remat=True)]
-ALL = ["by_layer", ByLayer(remat=True), *SEGMENTS]
+SEGMENTS = [ByLayer(segment=4), ByLayer(segment=3)]
+ALL = ["by_layer", *SEGMENTS]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_the_function_closes_over_may_be_differentiated():
     np.testing.assert_allclose(slopes, expected, rtol=1e-3)
 
 
-def test_remat_keeps_less_for_the_gradient():
+def test_segments_keep_less_for_the_gradient():
     def fn(w, x):
         return relu(relu(relu(x @ w) @ w) @ w)
 
@@ -178,11 +178,10 @@ def test_remat_keeps_less_for_the_gradient():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
     everything = residual_bytes("by_layer")
-    assert residual_bytes(ByLayer(remat=True)) < 0.1 * everything
-    assert residual_bytes(ByLayer(remat=True, segment=6)) < 0.3 * everything
+    assert residual_bytes(ByLayer(segment=6)) < 0.3 * everything
 
 
-@pytest.mark.parametrize("execution", [ByLayer(remat=True), ByLayer(segment=2)])
+@pytest.mark.parametrize("execution", ["by_layer", ByLayer(segment=2)])
 def test_no_array_of_a_gradient_lives_on(execution):
     fn, w, x = (lambda w, x: relu(x @ w)), jnp.eye(2), jnp.ones((1, 2))
     snn = snnjax.init(fn, w, x)
@@ -218,8 +217,8 @@ def training(variables, x):
 @pytest.mark.parametrize(
     "options",
     [
-        {"execution": ByLayer()},
-        {"inputs": "sequence", "execution": ByLayer(remat=True)},
+        {"execution": "by_layer"},
+        {"inputs": "sequence"},
         {"execution": "closed_form", "wait": STEPS},
     ],
 )
@@ -252,25 +251,6 @@ def test_the_closed_form_has_the_gradient_of_inference_beside_aux():
 
     with_aux = answer_and_gradient(lambda p, x: (net.fn(p, x), None), has_aux=True)
     assert_close(*outputs_of((with_aux, answer_and_gradient(net.fn)), snn), rtol=1e-4)
-
-
-def test_remat_gives_the_gradient_beside_whole_numbers_too():
-    net = NETWORKS["dense"]
-
-    def counting(params, x):  # as a network in training mode may count its calls
-        logits = net.fn(params, x)
-        return (jnp.argmax(logits, -1), logits), None
-
-    snn = snnjax.init(*net[:3])
-
-    def gradient(remat):
-        simulate = snnjax.spiking(
-            counting, steps=STEPS, has_aux=True, execution=ByLayer(remat=remat)
-        )
-        return jax.grad(lambda snn: (simulate(snn, net.x)[0][1] ** 2).sum())
-
-    kept, plain = outputs_of(map(gradient, (True, False)), snn)
-    assert_close(kept.params, plain.params)
 
 
 def test_training_mode_and_inference_agree_where_the_statistics_do():

@@ -42,11 +42,7 @@ def evaluate(
         axes = [0 if v in streams else None for v in equation.inputs]
         site = equation.site
         if site is None:
-            function = _of_examples(equation)
-            # [T, B, ...]: the map over time lies around that over examples.
-            if 0 in axes:
-                function = jax.vmap(function, in_axes=axes)
-            results = function(*arguments)
+            results = _of_steps(equation, axes)(*arguments)
         elif site.fires:
             results = [rule(site, *arguments)]
         else:
@@ -113,6 +109,33 @@ def firing(
         return at_operator(site, x, *operands)
 
     return rule
+
+
+def _of_steps(
+    equation: Equation, axes: list[int | None]
+) -> Callable[..., tuple[Any, ...]]:
+    """What an equation computes, mapped over the examples, and over time around them.
+
+    Where all that has examples has steps, too, [T, B, ...] is one batch of T B examples
+    in between: the gradient of a kernel is then one matrix product, which XLA computes
+    on CPU in half the time of one that sums over two axes.
+    """
+    function, mapped = _of_examples(equation), equation.mapped
+    if 0 not in axes:
+        return function
+    if [axis == 0 for axis in axes] != list(mapped):
+        return jax.vmap(function, in_axes=axes)
+
+    def folded(*arguments: Any) -> tuple[Any, ...]:
+        steps = next(a for a, each in zip(arguments, mapped, strict=True) if each)
+        lead = steps.shape[:2]
+        flat = [
+            a.reshape(-1, *a.shape[2:]) if each else a
+            for a, each in zip(arguments, mapped, strict=True)
+        ]
+        return tuple(a.reshape(*lead, *a.shape[1:]) for a in function(*flat))
+
+    return folded
 
 
 def _of_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:

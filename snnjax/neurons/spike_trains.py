@@ -3,7 +3,7 @@
     spikes = V_th (low + index) + offset     indices are packed along the first axis
 
 An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Conversion
-keeps spikes in this form between two sites, and a gradient with ``remat`` nothing else.
+keeps spikes in this form between two sites.
 """
 
 import dataclasses
@@ -133,15 +133,6 @@ def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
-def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
-    """Indices [T, ...] in the bytes of `SpikeTrain.bits`."""
-    groups = in_groups(indices, levels)
-    byte = jnp.zeros_like(groups[:, 0])
-    for place in range(per_byte(levels)):
-        byte = append(byte, groups[:, place], place, levels)
-    return byte
-
-
 def in_groups(stream: Any, levels: tuple[int, int]) -> jax.Array:
     """A stream [T, ...] as [bytes, steps of a byte, ...], filled up with zeros."""
     stream, group = jnp.asarray(stream), per_byte(levels)
@@ -158,7 +149,7 @@ def append(
 
 
 def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
-    """The indices [count, ...] from the bytes of `pack`."""
+    """The indices [count, ...] from the bytes of `SpikeTrain.bits`."""
     group = per_byte(levels)
     shifts = 8 // group * jnp.arange(group - 1, -1, -1, dtype=jnp.uint8)
     shifts = shifts.reshape(1, group, *[1] * (bits.ndim - 1))

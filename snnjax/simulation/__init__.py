@@ -1,8 +1,7 @@
 """From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
 ``simulate.py`` is the transform and ``options.py`` its arguments. ``executions.py``
-computes it, and ``remat.py`` with little memory for the gradient. ``choice.py`` is what
-"auto" takes.
+computes it, and ``choice.py`` is what "auto" takes.
 """
 
 from snnjax import _renamed

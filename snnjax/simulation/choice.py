@@ -19,7 +19,7 @@ from snnjax.snn import SNN
 from snnjax.surrogate import holds_tracer, is_step
 
 LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
-SEGMENT = ByLayer(segment=25, remat=True)
+SEGMENT = ByLayer(segment=25)
 CACHE = 3 * 2**20  # numbers; a gradient reads more from the memory of a CPU
 
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
-from snnjax._checks import check_flags
 from snnjax._examples import batch_of
 from snnjax._ranges import COUNT
 from snnjax._trees import is_floating
@@ -36,7 +35,6 @@ from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.schedule import schedule
 from snnjax.neurons.unroll import after_all_input, closed_form, fold, unroll
-from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
 
 
@@ -67,37 +65,30 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByLayer:
-    """The execution layer by layer, with options for less memory.
+    """The execution layer by layer, some steps at a time.
 
     Args:
-        segment: steps at a time, 1..T; None: all at once. On CPU, 25 steps of dense
-            layers stay in the cache: a long T is faster then, with a third less memory.
-        remat: the gradient keeps only the spikes, as bits (reverse mode only), and
-            recomputes the rest. With ``segment`` it keeps only the states between
-            segments, which is least for a segment near sqrt(T). A single layer gains
-            nothing. On CPU it needs the environment variable
-            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, and the
-            gradient of a convolution is ten times slower in segments.
+        segment: steps at a time, 1..T. The gradient keeps only the states between the
+            segments and computes each of them again, so the memory is least near
+            sqrt(T). On CPU, 25 steps of dense layers stay in the cache, and a long T is
+            faster; the gradient of a convolution is ten times slower.
 
     Raises:
-        ValueError: segment is no whole number >= 1, or remat no flag.
+        ValueError: segment is no whole number >= 1.
 
     A value for ``snnjax.spiking(..., execution=...)``:
 
     >>> ByLayer(segment=25)
-    ByLayer(segment=25, remat=False)
+    ByLayer(segment=25)
     """
 
-    segment: int | None = None
-    remat: bool = False
+    segment: int
 
     def __post_init__(self):
-        if self.segment is not None:
-            COUNT.check("segment", self.segment)
-        check_flags(remat=self.remat)
+        COUNT.check("segment", self.segment)
 
 
-def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
+def run_in_time(job: Job, size: int) -> Any:
     """T steps in segments of ``size`` steps, from one state to the next.
 
     Within a segment it goes layer by layer: equations map over time, and each site
@@ -106,12 +97,9 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     not run, need all of them.
 
     A gradient of one step at a time keeps the state of each neuron before it fires.
-    With ``remat`` it keeps the states between the segments, and one segment of steps
-    while it is computed: the least memory if ``size`` is sqrt(T). In a single segment
-    it keeps only the spikes, as bits.
+    One of segments keeps the states between them, and a segment of steps while it is
+    computed: the least memory if ``size`` is sqrt(T).
     """
-    if remat and size == job.steps:
-        return _run_from_bits(job)
     network, code = job.network, job.snn.code
     constants, streams, live = prepare(job)
     # Under a code whose clock does not run an operator is a function of what is decoded
@@ -149,10 +137,10 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
 
     def body(length: int) -> Callable:
         function = functools.partial(segment, length)
-        if remat:
-            return jax.checkpoint(function)
-        if size > 1 or job.steps == 1:
+        if size == job.steps:
             return function
+        if size > 1:
+            return jax.checkpoint(function)
         # Nothing between the sites is kept: from a state it is one step to recompute.
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
@@ -194,37 +182,6 @@ def _scan(
         _, more = body(rest)(state, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
     return outputs
-
-
-def _run_from_bits(job: Job) -> Any:
-    """All steps at once; the gradient keeps only the spikes, as bits."""
-    values, streams, _ = prepare(job)
-    if job.sequence:
-        values |= job.network.inputs(job.x)
-    steps, fire_all = job.steps, all_steps(job)
-
-    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        return fire_all(site, params, over_time(current, steps, len(site.shape)))
-
-    results = outputs_from_bits(
-        job.network, values, fire, streams, job.snn.neurons, job.models
-    )
-    pairs = zip(job.network.outputs, results, strict=True)
-    values |= {v: output for v, output in pairs if isinstance(v, int)}
-    return over_steps(job, values, streams)
-
-
-def all_steps(job: Job) -> Callable[..., jax.Array]:
-    """What a site sends in T steps: ``fire(site, params, currents [T, B, ...])``."""
-    # Not of the job itself: a gradient keeps the function, which must hold no arrays.
-    models, wait, code = job.models, job.wait, job.snn.code
-
-    def fire(site: Site, params: Any, currents: jax.Array) -> jax.Array:
-        currents = code.arriving(currents)
-        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return code.stream(spikes)
-
-    return fire
 
 
 def run_closed_form(job: Job) -> Any:
@@ -313,21 +270,23 @@ def run_closed_training(job: Job) -> tuple[Any, Any]:
     return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
 
 
-def run_training(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
+def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
     """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
         job: with an x from `time_in_batch`, for so many ``devices``.
-        remat: the gradient keeps only the spikes, as bits.
     """
-    steps, code, fire_all = job.steps, job.snn.code, all_steps(job)
+    steps, code = job.steps, job.snn.code
 
     def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
         a = a.reshape(devices, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        return time_in_batch(fire_all(site, params, split(current)), devices)
+        currents = code.arriving(split(current))
+        model = job.models[site.name]
+        spikes = unroll(model, params, currents, wait=job.wait, code=code)
+        return time_in_batch(code.stream(spikes), devices)
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
@@ -337,17 +296,11 @@ def run_training(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[An
         (increments,) = function._replace(live=(True,))(split(current))
         return time_in_batch(increments, devices)
 
-    network, neurons = job.network, job.snn.neurons
+    network = job.network
     values = network.arguments(job.snn.params, job.x)
-    if remat:
-        none = frozenset()  # has a time axis: time is a part of the batch
-        results = outputs_from_bits(
-            network, values, fire, none, neurons, job.models, at_operator
-        )
-        outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
-    else:
-        evaluate(network.equations, values, firing(fire, neurons, at_operator))
-        outputs, aux = network.results(values)
+    rule = firing(fire, job.snn.neurons, at_operator)
+    evaluate(network.equations, values, rule)
+    outputs, aux = network.results(values)
     return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code
 from snnjax.simulation.executions import ByLayer
-from snnjax.surrogate import Surrogate, dspike, is_step
+from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = get_args(Execution)
 
@@ -40,18 +40,13 @@ class Simulation(NamedTuple):
         return self.surrogate is not dspike or self.detach_reset
 
 
-def layer_options(execution: Execution | ByLayer) -> ByLayer:
-    """The options of by_layer; the defaults for another execution."""
-    return execution if isinstance(execution, ByLayer) else ByLayer()
-
-
 def check_execution(execution: Any) -> None:
     """Raise unless this is an execution."""
     is_word = isinstance(execution, str) and execution in EXECUTIONS
     if not is_word and not isinstance(execution, ByLayer):
         raise ValueError(
             f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
-            "or snnjax.simulation.ByLayer(segment=..., remat=...) (called)"
+            "or snnjax.simulation.ByLayer(segment=...) (called)"
         )
 
 
@@ -60,13 +55,11 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
 
     Steps and wait of ``sim``, and the code, may be unknown yet.
     """
-    options = layer_options(sim.execution)
-    segment, remat = options.segment, options.remat
+    segment = getattr(sim.execution, "segment", None)
     if code is not None and not code.clock_runs:
         options_of_rate = {
             f"inputs={sim.inputs!r}": sim.sequence,
             "ByLayer(segment=...)": segment is not None,
-            "ByLayer(remat=True)": remat,
         }
         if any(options_of_rate.values()):
             names = [option for option, is_set in options_of_rate.items() if is_set]
@@ -97,14 +90,5 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
             "that a norm sees all of its statistics; found execution="
             f"{sim.execution!r}, micro_batch={sim.micro_batch}, answer={sim.answer}; "
             "allowed: 'auto', 'closed_form' or 'by_layer' without segments, "
-            "micro_batch=None and answer=False. To save memory use "
-            "execution=snnjax.simulation.ByLayer(remat=True)"
-        )
-    if remat and segment is None and not is_step(sim.surrogate):
-        raise ValueError(
-            "remat keeps spikes as bits, so the surrogate must be a step; found "
-            f"{sim.surrogate!r}, which is not declared as one. Make it by "
-            "snnjax.surrogate.step_with_derivative or declare it by "
-            "snnjax.surrogate.step, or leave remat out"
-            + ("" if sim.has_aux else ", or give a segment with it: segment=...")
+            "micro_batch=None and answer=False"
         )

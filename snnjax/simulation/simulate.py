@@ -52,7 +52,6 @@ from snnjax.simulation.options import (
     Simulation,
     check_execution,
     check_options,
-    layer_options,
 )
 from snnjax.snn import (
     SNN,
@@ -157,9 +156,10 @@ def spiking(
             temperature of a site that has one; see `snnjax.surrogate`.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: how to compute the spikes; docs/accelerators.md has the reasons.
-            "by_layer" computes all steps of each layer; `snnjax.simulation.ByLayer` has
-            options for less memory. "by_step" computes all layers at each step, but
-            layer by layer with a wait or under another code than rate coding.
+            "by_layer" computes all steps of each layer; `snnjax.simulation.ByLayer`
+            some at a time, with less memory. "by_step" computes all layers at each
+            step, but layer by layer with a wait or under another code than rate coding;
+            it alone has a forward-mode derivative for more than four steps.
             "closed_form" needs no loop over time, but IF neurons with reset by
             subtraction and a wait of T, or T - 1 without rate coding. Its gradient is
             straight-through, so surrogate and detach_reset must be left out. "auto"
@@ -346,8 +346,7 @@ def simulate_training(
             leaf = jnp.broadcast_to(leaf, (sim.steps, *leaf.shape))
         return time_in_batch(leaf, devices)
 
-    job = _job(sim, snn, jax.tree.map(all_examples, x))
-    return run_training(job, devices, remat=layer_options(sim.execution).remat)
+    return run_training(_job(sim, snn, jax.tree.map(all_examples, x)), devices)
 
 
 def execute(job: Job, execution: Execution | ByLayer) -> Any:
@@ -356,11 +355,11 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
         return run_closed_form(job)
     if job.answer:
         return run_answer(job, lambda head: execute(head, execution))
-    options = layer_options(execution)
     # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
     by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
-    size = 1 if by_step else options.segment or job.steps
-    return run_in_time(job, size, remat=options.remat)
+    if isinstance(execution, ByLayer):
+        return run_in_time(job, execution.segment)
+    return run_in_time(job, 1 if by_step else job.steps)
 
 
 def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
