@@ -10,6 +10,7 @@ Source: Zenke and Vogels, Neural Computation 2021.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,6 +108,18 @@ class _DetachedReset(Wrapper):
         if "potential" in getattr(after, "_fields", ()):
             detached = after._replace(potential=detached.potential)
         return detached, spikes
+
+
+def through_time(model: Any) -> Callable[..., Step] | None:
+    """``(params, state, currents) -> (state, spikes)`` of a model that has all T steps.
+
+    Its ``through_time(params, state, currents [T, B, ...], spike)`` must give what its
+    ``integrate`` and ``fire`` give step by step.
+    """
+    own = getattr(without_surrogate(model), "through_time", None)
+    if own is None:
+        return None
+    return functools.partial(own, spike=getattr(model, "surrogate", dspike))
 
 
 def with_detached_reset(neuron: Any) -> Any:

@@ -19,6 +19,7 @@ from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code
 from snnjax.neurons.backward import fold_back, may_fold_back
+from snnjax.neurons.gradients import through_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, chain, drive, levels_of
 from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
@@ -94,8 +95,12 @@ def fold(
     A wait, and another code than rate coding, need the currents of all T steps.
     """
     few = len(currents) <= FEW_STEPS
-    if not few and not wait and ticks is None and may_fold_back(neuron, params, state):
-        return fold_back(neuron, params, state, currents)
+    if not wait and ticks is None:
+        if at_once := through_time(neuron):
+            state, spikes = at_once(params, state, drive(params, currents))
+            return state, spikes.astype(currents.dtype)
+        if not few and may_fold_back(neuron, params, state):
+            return fold_back(neuron, params, state, currents)
     state = _integrated(neuron, params, state, currents, wait, code)
     # The loop gives as many spikes as it takes currents: T, the last of them 0.
     arriving = arriving_while_firing(params, currents, wait, code)

@@ -21,6 +21,7 @@ from snnjax.surrogate import holds_tracer, is_step
 LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
 SEGMENT = ByLayer(segment=25)
 CACHE = 3 * 2**20  # numbers; a gradient reads more from the memory of a CPU
+SEGMENT_CACHE = 2**20  # of all numbers of a segment, which gains nothing beyond
 
 
 class Choice(NamedTuple):
@@ -84,7 +85,7 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
 
 
 def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
-    """Whether what the neurons' gradient keeps of all steps leaves the cache of a CPU.
+    """Whether a gradient of all steps leaves the cache of a CPU, and a segment's not.
 
     Then 25 steps at a time are faster, but not convolutions, which are slow in a loop.
     """
@@ -93,8 +94,8 @@ def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
     )
     if convolves or not isinstance(batch, int):  # a symbol where any batch is exported
         return False
-    neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
-    return steps * batch * neurons >= CACHE
+    step = batch * sum(math.prod(s.shape) for s in network.sites if s.fires)
+    return steps * step >= CACHE and SEGMENT.segment * step <= SEGMENT_CACHE
 
 
 def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:

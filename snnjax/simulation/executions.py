@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
 from snnjax._examples import batch_of
 from snnjax._ranges import COUNT
-from snnjax._trees import is_floating
+from snnjax._trees import is_floating, name_of
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
@@ -88,7 +88,9 @@ class ByLayer:
         COUNT.check("segment", self.segment)
 
 
-def run_in_time(job: Job, size: int) -> Any:
+def run_in_time(
+    job: Job, size: int, state: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """T steps in segments of ``size`` steps, from one state to the next.
 
     Within a segment it goes layer by layer: equations map over time, and each site
@@ -99,6 +101,12 @@ def run_in_time(job: Job, size: int) -> Any:
     A gradient of one step at a time keeps the state of each neuron before it fires.
     One of segments keeps the states between them, and a segment of steps while it is
     computed: the least memory if ``size`` is sqrt(T).
+
+    Args:
+        state: site name -> the state before the first step; None: that of the start.
+
+    Returns:
+        Outputs [T, B, ...], and the states after the last step.
     """
     network, code = job.network, job.snn.code
     constants, streams, live = prepare(job)
@@ -109,6 +117,8 @@ def run_in_time(job: Job, size: int) -> Any:
         for eq in live
         if eq.fires or (eq.site is not None and code.clock_runs)
     }
+    if state is not None:
+        states = _checked_state(state, states)
     constants_of_loop = _held_wide(constants)
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
@@ -147,8 +157,27 @@ def run_in_time(job: Job, size: int) -> Any:
 
     ticks = {name: schedule(code, m, job.steps) for name, m in job.models.items()}
     in_time = (job.x if job.sequence else None, ticks)  # None has no leaves
-    outputs = _scan(body, states, in_time, job.steps, size)
-    return over_steps(job, constants | outputs, streams)
+    states, outputs = _scan(body, states, in_time, job.steps, size)
+    return over_steps(job, constants | outputs, streams), states
+
+
+def _checked_state(given: Any, start: dict[str, Any]) -> dict[str, Any]:
+    """A state that somebody gives, if it has the structure and shapes of the start."""
+
+    def described(tree: Any) -> dict[str, str]:
+        pairs = jax.tree_util.tree_leaves_with_path(tree)
+        return {name_of(path): jax.typeof(leaf).str_short() for path, leaf in pairs}
+
+    found, allowed = described(given), described(start)
+    if found != allowed or jax.tree.structure(given) != jax.tree.structure(start):
+        odd = [n for n in found | allowed if found.get(n) != allowed.get(n)]
+        raise ValueError(
+            f"state is not of this SNN and batch: found "
+            f"{', '.join(f'{n} {found.get(n)}' for n in odd[:3]) or type(given)}; "
+            f"allowed: {', '.join(f'{n} {allowed.get(n)}' for n in odd[:3])}, the "
+            "second result of a call before, or None for the start"
+        )
+    return given
 
 
 def _held_wide(constants: Values) -> Callable[[], Values]:
@@ -165,10 +194,10 @@ def _held_wide(constants: Values) -> Callable[[], Values]:
 
 def _scan(
     body: Callable[[int], Callable], state: Any, xs: Any, steps: int, size: int
-) -> Any:
-    """Outputs of all steps; ``body(n)(state, xs of n steps) -> state, outputs``."""
+) -> tuple[Any, Any]:
+    """The last state and all outputs; ``body(n)(state, xs of n steps)`` gives both."""
     if size == steps:
-        return body(steps)(state, xs)[1]
+        return body(steps)(state, xs)
     count, rest = divmod(steps, size)
     whole = count * size
 
@@ -179,9 +208,9 @@ def _scan(
     outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
     if rest:
         last = jax.tree.map(lambda leaf: leaf[whole:], xs)
-        _, more = body(rest)(state, last)
+        state, more = body(rest)(state, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
-    return outputs
+    return state, outputs
 
 
 def run_closed_form(job: Job) -> Any:

@@ -28,6 +28,7 @@ class Simulation(NamedTuple):
     micro_batch: int | None
     has_aux: bool
     answer: bool
+    state: bool
 
     @property
     def sequence(self) -> bool:
@@ -60,6 +61,7 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
         options_of_rate = {
             f"inputs={sim.inputs!r}": sim.sequence,
             "ByLayer(segment=...)": segment is not None,
+            "state=True": sim.state,
         }
         if any(options_of_rate.values()):
             names = [option for option, is_set in options_of_rate.items() if is_set]
@@ -69,6 +71,14 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
                 "arrives at the first step. Leave it out, or convert with "
                 "code=snnjax.codes.rate()"
             )
+    options = ("has_aux", "answer", "micro_batch", "wait")
+    others = [f"{name}={getattr(sim, name)}" for name in options if getattr(sim, name)]
+    others += ["execution='closed_form'"] if sim.execution == "closed_form" else []
+    if sim.state and others:
+        raise ValueError(
+            "state=True returns all steps and the state after the last one; found "
+            f"{', '.join(others)} beside it. Leave it out"
+        )
     if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "

@@ -124,7 +124,11 @@ class SpikingFunction(Protocol):
     """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``."""
 
     def __call__(
-        self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
+        self,
+        snn: SNN,
+        x: chex.ArrayTree,
+        key: jax.Array | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Any: ...
 
 
@@ -141,8 +145,9 @@ def spiking(
     micro_batch: int | None = None,
     has_aux: bool = False,
     answer: bool = False,
+    state: bool = False,
 ) -> SpikingFunction:
-    """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
+    """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None, state=None)``.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
@@ -182,6 +187,9 @@ def spiking(
             neurons end with: an epoch costs one of the ANN.
         answer: return the answer alone, [B, ...] in the place of [T, B, ...]. What lies
             behind the last neurons is then computed once, of means.
+        state: return (outputs, state), site name -> the state after step T. A call that
+            gets it as ``state`` goes on from there: T steps at a time of a stream, or
+            of a truncated gradient. For rate coding without a wait, on one device.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
@@ -218,7 +226,8 @@ def spiking(
     elif wait is not None:  # and T is that of an SNN
         WHOLE.check("wait", wait)
     check_choice("inputs", inputs, INPUTS)
-    check_flags(detach_reset=detach_reset, has_aux=has_aux, answer=answer)
+    flags = dict(detach_reset=detach_reset, has_aux=has_aux, answer=answer, state=state)
+    check_flags(**flags)
     if micro_batch is not None:
         COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
@@ -234,12 +243,18 @@ def spiking(
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
         answer=bool(answer),
+        state=bool(state),
     )
     check_options(simulation)
 
-    @called_as("snnjax.spiking(fn)(snn, x, key=None)")
-    def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
-        return simulate(simulation, snn, x, key)
+    @called_as("snnjax.spiking(fn)(snn, x, key=None, state=None)")
+    def spiking_fn(
+        snn: SNN,
+        x: chex.ArrayTree,
+        key: jax.Array | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return simulate(simulation, snn, x, key, state)
 
     return spiking_fn
 
@@ -270,7 +285,7 @@ def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
 
 
 def simulate(
-    sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
+    sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None, state: Any
 ) -> Any:
     """Check SNN and input, encode the input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
@@ -285,6 +300,20 @@ def simulate(
     x = encode(x, sim.inputs, sim.steps, key)
     axis = int(sim.sequence)  # Poisson spikes have a time axis, too.
     choice = choose(sim, snn, sharding.platform(x))
+    if sim.state:
+        if batch_sharding is not None:
+            raise ValueError(
+                "state=True runs on one device; found an x that several share. Give "
+                "each its own examples, or leave state out"
+            )
+        job = _job(sim, snn, x)
+        execution = "by_layer" if sim.execution == "auto" else sim.execution
+        return run_in_time(job, _steps_at_once(execution, job), state)
+    if state is not None:
+        raise ValueError(
+            "a state is given to a function that returns none; allowed: "
+            "snnjax.spiking(fn, state=True)(snn, x, state=state)"
+        )
     if sim.has_aux:
         train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
@@ -355,11 +384,15 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
         return run_closed_form(job)
     if job.answer:
         return run_answer(job, lambda head: execute(head, execution))
+    return run_in_time(job, _steps_at_once(execution, job))[0]
+
+
+def _steps_at_once(execution: Execution | ByLayer, job: Job) -> int:
+    if isinstance(execution, ByLayer):
+        return execution.segment
     # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
     by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
-    if isinstance(execution, ByLayer):
-        return run_in_time(job, execution.segment)
-    return run_in_time(job, 1 if by_step else job.steps)
+    return 1 if by_step else job.steps
 
 
 def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:

@@ -1,0 +1,346 @@
+"""How fast does a spiking network train, and in how much memory?
+
+    python -m benchmarks.training --jax PYTHON313 --torch PYTHON311 \\
+        --out benchmarks/results/training.json
+
+Dense layers of LIF neurons with a trained leak, and a readout whose mean over T steps
+gives a cross-entropy; inputs are random spikes, one of ten. A timing is loss and
+gradient of a batch. ``--jax`` has Spyx and sparxml, ``--torch`` has SpikingJelly,
+snnTorch and Norse, each library with its own surrogate and its fastest way that its
+documentation shows. A plain ``lax.scan`` over the network is what one writes by hand.
+Every side has a process of its own; the memory is what XLA plans.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import timing
+
+
+class Size(NamedTuple):
+    """Layers of so many neurons, T steps of a batch."""
+
+    layers: int
+    steps: int
+    batch: int = 32
+    neurons: int = 256
+
+    @property
+    def name(self) -> str:
+        return f"{self.layers} x {self.neurons}, T={self.steps}, B={self.batch}"
+
+
+SIZES = (Size(1, 50), Size(1, 200), Size(3, 200), Size(1, 1000), Size(3, 1000))
+SIZES += (Size(2, 28, 128),)  # rows of MNIST
+QUICK = (Size(1, 6, 2, 8),)
+CLASSES = 10
+LEAK = 0.9
+PACKAGES = {
+    "jax": ("jax", "spyx", "sparxml"),
+    "torch": ("torch", "spikingjelly", "snntorch", "norse"),
+}
+
+
+def example(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes [T, B, N] and labels [B]."""
+    rng = np.random.default_rng(0)
+    spikes = rng.random((size.steps, size.batch, size.neurons)) < 0.1
+    return spikes.astype(np.float32), np.arange(size.batch) % CLASSES
+
+
+def kernels(size: Size) -> list[np.ndarray]:
+    """Kernels [N, N] of the layers, and of the readout [N, classes]."""
+    rng, widths = np.random.default_rng(1), [size.neurons] * (size.layers + 1)
+    pairs = zip(widths, [*widths[1:], CLASSES], strict=True)
+    return [
+        rng.normal(0, 2 / math.sqrt(n), (n, m)).astype(np.float32) for n, m in pairs
+    ]
+
+
+# ---------------------------------------------------------------------------------- JAX
+
+
+def snnjax_(size: Size, execution: Any = "auto", around: str = "") -> tuple:
+    import jax
+
+    import snnjax
+
+    def fn(params, x):
+        *hidden, readout = params
+        for kernel in hidden:
+            x = jax.nn.relu(x @ kernel)
+        return x @ readout
+
+    model = snnjax.lif(leak=LEAK)
+    model = getattr(snnjax.neurons, around)(model) if around else model
+    x, key = example(size)[0], jax.random.key(0)
+    snn = snnjax.init(fn, kernels(size), x[0], model=model, key=key)
+    if execution == "segments":
+        execution = snnjax.simulation.ByLayer(segment=min(25, size.steps))
+    options = dict(inputs="sequence", execution=execution, answer=True)
+    return snnjax.spiking(fn, steps=size.steps, **options), snn
+
+
+def spyx(size: Size, neurons: str = "LIF") -> tuple:
+    import spyx.nn
+    from flax import nnx
+
+    rngs, parts = nnx.Rngs(0), []
+    *hidden, readout = kernels(size)
+    for kernel in hidden:
+        parts.append(nnx.Linear(*kernel.shape, use_bias=False, rngs=rngs))
+        layer = getattr(spyx.nn, neurons)
+        parts.append(layer((size.neurons,), beta=LEAK, rngs=rngs))
+    parts.append(nnx.Linear(*readout.shape, use_bias=False, rngs=rngs))
+    graph, params, rest = nnx.split(spyx.nn.Sequential(*parts), nnx.Param, ...)
+
+    def run(params, x):
+        return spyx.nn.run(nnx.merge(graph, params, rest), x)[0].mean(0)
+
+    return run, params
+
+
+def sparxml(size: Size) -> tuple:
+    import flax.linen as nn
+    import jax
+    import sparx
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            *hidden, readout = kernels(size)
+            for kernel in hidden:
+                x = nn.Dense(kernel.shape[1], use_bias=False)(x)
+                x = sparx.nn.LIF(tau=-1 / math.log(LEAK), learn_tau=True)(x)
+            return nn.Dense(readout.shape[1], use_bias=False)(x).mean(0)
+
+    network = Network()
+    return network.apply, network.init(jax.random.key(0), example(size)[0])
+
+
+def plain_scan(size: Size) -> tuple:
+    import jax
+    import jax.numpy as jnp
+
+    @jax.custom_jvp
+    def spike(x):
+        return (x >= 0).astype(x.dtype)
+
+    @spike.defjvp
+    def _(primals, tangents):
+        return spike(*primals), tangents[0] / (1 + 25 * abs(primals[0])) ** 2
+
+    def run(params, xs):
+        (*hidden, readout), leaks = params
+
+        def step(potentials, x):
+            after = []
+            for kernel, leak, v in zip(hidden, leaks, potentials, strict=True):
+                v = leak * v + x @ kernel
+                x = spike(v - 1)
+                after.append(v - x)
+            return after, x @ readout
+
+        start = [jnp.zeros((size.batch, size.neurons))] * size.layers
+        return jax.lax.scan(step, start, xs)[1].mean(0)
+
+    return run, (kernels(size), [jnp.float32(LEAK)] * size.layers)
+
+
+# Each gives (run(params, x) -> answers, params).
+JAX = {
+    "snnjax, auto": snnjax_,
+    "snnjax, by_layer": functools.partial(snnjax_, execution="by_layer"),
+    "snnjax, by_step": functools.partial(snnjax_, execution="by_step"),
+    "snnjax, segments": functools.partial(snnjax_, execution="segments"),
+    "snnjax, recurrent": functools.partial(snnjax_, around="Recurrent"),
+    "snnjax, adaptive": functools.partial(snnjax_, around="Adaptive"),
+    "Spyx": spyx,
+    "Spyx, recurrent": functools.partial(spyx, neurons="RLIF"),
+    "sparxml": sparxml,
+    "plain scan": plain_scan,
+}
+
+
+def jax_side(make: Callable, size: Size) -> tuple[Callable[[], Any], dict]:
+    """A compiled loss and gradient, and its memory."""
+    import jax
+    import optax
+
+    run, params = make(size)
+    x, labels = example(size)
+    rule = optax.softmax_cross_entropy_with_integer_labels
+
+    @jax.jit
+    @jax.value_and_grad
+    def slope(params):
+        return rule(run(params, x), labels).mean()
+
+    program = slope.lower(params).compile()
+    loss, gradient = program(params)
+    leaves = [leaf for leaf in jax.tree.leaves(gradient) if leaf.ndim == 2]
+    assert np.isfinite(loss) and all(np.abs(leaf).max() > 0 for leaf in leaves)
+    memory = program.memory_analysis().temp_size_in_bytes / 2**20
+    return functools.partial(program, params), {"mib": memory}
+
+
+# ------------------------------------------------------------------------------ PyTorch
+
+
+def torch_network(library: str, size: Size) -> Any:
+    """A module [T, B, N] -> [T, B, classes]."""
+    import torch
+    from torch import nn
+
+    dense = [nn.Linear(*kernel.shape, bias=False) for kernel in kernels(size)]
+    for layer, kernel in zip(dense, kernels(size), strict=True):
+        layer.weight.data = torch.from_numpy(kernel.T.copy())
+    *hidden, readout = dense
+    if library == "SpikingJelly":
+        from spikingjelly.activation_based import functional, neuron
+
+        tau = 1 / (1 - LEAK)
+        each = [neuron.ParametricLIFNode(tau, decay_input=False) for _ in hidden]
+        pairs = [part for pair in zip(hidden, each, strict=True) for part in pair]
+        network = nn.Sequential(*pairs, readout)
+        functional.set_step_mode(network, "m")
+
+        def run(x: Any) -> Any:
+            functional.reset_net(network)
+            return network(x)
+
+        return network, run
+    if library == "snnTorch":
+        import snntorch
+
+        each = nn.ModuleList(snntorch.Leaky(LEAK, learn_beta=True) for _ in hidden)
+        network = nn.ModuleList([*dense, each])
+
+        def run(x: Any) -> Any:
+            states, outputs = [neuron.reset_mem() for neuron in each], []
+            for spikes in x:
+                for i, (layer, neuron) in enumerate(zip(hidden, each, strict=True)):
+                    spikes, states[i] = neuron(layer(spikes), states[i])
+                outputs.append(readout(spikes))
+            return torch.stack(outputs)
+
+        return network, run
+    from norse.torch import LIF, SequentialState
+
+    pairs = [part for layer in hidden for part in (layer, LIF())]  # its leak is fixed
+    network = SequentialState(*pairs, readout)
+    return network, lambda x: network(x)[0]
+
+
+TORCH = ("SpikingJelly", "snnTorch", "Norse")
+
+
+def torch_side(library: str, size: Size) -> tuple[Callable[[], Any], dict]:
+    import torch
+
+    x, labels = map(torch.from_numpy, example(size))
+    network, run = torch_network(library, size)
+
+    def slope() -> Any:
+        network.zero_grad()
+        loss = torch.nn.functional.cross_entropy(run(x).mean(0), labels)
+        loss.backward()
+        return loss
+
+    assert torch.isfinite(slope())
+    assert all(p.grad is not None for p in network.parameters() if p.ndim == 2)
+    return slope, {}
+
+
+# ------------------------------------------------------------------------------- report
+
+
+def text(result: dict[str, Any]) -> str:
+    """A row for each side, a column for each size: time over Spyx's (MiB)."""
+    rows = []
+    for side in dict.fromkeys(name.partition(": ")[0] for name in result["sides"]):
+        cells = []
+        for size in result["sizes"]:
+            own, spyx_ = (result["sides"].get(f"{s}: {size}") for s in (side, "Spyx"))
+            if own is None or "missing" in own:
+                cells.append(None)
+                continue
+            ratio = own["ms"]["best"] / spyx_["ms"]["best"] if spyx_ else math.nan
+            memory = f" ({own['facts']['mib']:.0f})" if own["facts"] else ""
+            cells.append(f"{ratio:.2f}{memory}")
+        rows.append([side, *cells])
+    milliseconds = [
+        result["sides"].get(f"Spyx: {size}", {}).get("ms", {}).get("best")
+        for size in result["sizes"]
+    ]
+    rows.append(["Spyx, ms", *milliseconds])
+    return timing.table(["time over Spyx's (MiB)", *result["sizes"]], rows)
+
+
+def goals(result: dict[str, Any]) -> list[dict]:
+    """Of the issue: Spyx's time, 0.8 of the fastest at T >= 200, 60 MiB."""
+    found = []
+    for size in result["sizes"]:
+        ms = {
+            name: result["sides"].get(f"{name}: {size}", {}).get("ms", {}).get("best")
+            for name in ("snnjax, auto", "Spyx", "sparxml", "plain scan")
+        }
+        if None in ms.values():
+            continue
+        own, spyx_, *_ = ms.values()
+        found.append(timing.target(f"time over Spyx's, {size}", own / spyx_, at_most=1))
+        if "T=200" in size or "T=1000" in size:
+            fastest = min(list(ms.values())[1:])
+            name = f"time over the fastest other's, {size}"
+            found.append(timing.target(name, own / fastest, at_most=0.8))
+    for side in ("auto", "recurrent", "adaptive"):
+        if own := result["sides"].get(f"snnjax, {side}: {Size(3, 1000).name}"):
+            name = f"MiB of snnjax, {side}, 3 layers, T=1000"
+            found.append(timing.target(name, own["facts"]["mib"], at_most=60))
+    return found
+
+
+def main() -> dict[str, Any]:
+    parser = timing.parser(__doc__)
+    parser.add_argument("--jax", metavar="PYTHON", default=sys.executable)
+    parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
+    timing.only_option(parser)
+    options = parser.parse_args()
+    sizes = {size.name: size for size in (QUICK if options.quick else SIZES)}
+    if options.side:
+        name, _, size = options.side.partition(": ")
+        if name in TORCH:
+            prepare = functools.partial(torch_side, name, sizes[size])
+        else:
+            prepare = functools.partial(jax_side, JAX[name], sizes[size])
+        timing.serve(prepare, PACKAGES["torch" if name in TORCH else "jax"])
+        return {}
+    packages = ("snnjax", "jax", "numpy")
+    result = timing.new_result(__doc__, packages, sizes=list(sizes))
+    result = timing.continued(result, options.out, "sizes")
+    for size in sizes:  # one after the other: all sides of a size alternate
+        names = [f"{name}: {size}" for name in (*JAX, *TORCH)]
+        names = [name for name in names if timing.is_selected(name, options.only)]
+        quick = ["--quick"] if options.quick else []
+        commands = {}
+        for name in names:
+            python = options.torch if name.startswith(TORCH) else options.jax
+            worker = [python, "-m", "benchmarks.training", "--side", name, *quick]
+            commands[name] = worker
+        for name, side in timing.rounds(commands, 1 if options.quick else 7, 1).items():
+            if "missing" not in side:
+                unit = functools.partial(float.__mul__, 1e3)
+                side["ms"] = timing.measures(side.pop("seconds"), unit)
+                result["versions"][name.partition(":")[0]] = side.pop("versions")
+            result["sides"][name] = side
+    result["targets"] = goals(result)
+    return timing.report(result, text(result), options.out)
+
+
+if __name__ == "__main__":
+    main()
