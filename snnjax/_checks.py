@@ -249,9 +249,11 @@ def check_labels(outputs: Any, labels: Any) -> None:
     """
     label_shape, shape = np.shape(labels), np.shape(outputs)
     if len(shape) != 3 or label_shape != shape[1:2]:
+        sequence = "; inputs='sequence' says that x is [T, B, ...]"
         raise ValueError(
             f"outputs have shape {shape}, labels {label_shape}; allowed: the readout "
             "at each step [T, B, classes], not its mean, and one class number each, [B]"
+            f"{sequence if len(shape) > 3 else ''}"
         )
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):

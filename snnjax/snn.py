@@ -316,7 +316,8 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
             raise ValueError(
                 f"the neurons of site {site.name!r} do not fit its shape "
                 f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
-                "of the shape that it was fitted to, and on others if each channel has "
+                "of the shape that it was fitted to (of a sequence x, snnjax.init "
+                "takes one step, x[0]), and on others if each channel has "
                 "one number, as snnjax.best() fits them under snnjax.codes.radix()"
             )
 

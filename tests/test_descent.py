@@ -35,6 +35,15 @@ def fresh(neuron=None):
     return snnjax.init(network, PARAMS, X, model=neuron)
 
 
+def test_a_step_outside_of_jit_refuses_a_loss_that_is_not_finite():
+    init, step = training.descent(
+        lambda snn: snn.params["scale"] * jnp.nan, optax.sgd(1)
+    )
+    with pytest.raises(FloatingPointError, match="the loss is nan; allowed: a finite"):
+        step(fresh(), init(fresh()))
+    assert np.isnan(jax.jit(step)(fresh(), init(fresh()))[2])
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_no_update_takes_a_neuron_out_of_its_range(sign):
     inside = snnjax.neurons.Synaptic(snnjax.lif(temperature=2.0))

@@ -646,3 +646,56 @@ def test_a_function_in_training_mode_takes_any_model():
     outputs, _ = compiled(fn, steps=STEPS, has_aux=True)(snn, x)
     plain = compiled(lambda w, x: fn(w, x)[0], steps=STEPS)(snn, x)
     np.testing.assert_allclose(outputs, plain, rtol=1e-6)
+
+
+# --------------------------------------------------------------- all steps at once
+
+
+class LeakParams(NamedTuple):
+    threshold: jax.Array
+    leak: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class InSteps:
+    """LIF without a reset."""
+
+    levels = (0, 1)
+
+    def init(self, shape=(), key=None):
+        return LeakParams(jnp.ones(()), jnp.full(shape[-1:], 0.5))
+
+    def start(self, params, shape):
+        return jnp.zeros(shape)
+
+    def integrate(self, params, v, current):
+        return params.leak * v + current
+
+    def fire(self, params, v, spike=dspike):
+        return v, params.threshold * spike((v - params.threshold) / 2)
+
+
+class AtOnce(InSteps):
+    def through_time(self, params, v, currents, spike):
+        def join(early, late):
+            return early[0] * late[0], late[0] * early[1] + late[1]
+
+        leaks = jnp.broadcast_to(params.leak, currents.shape)
+        factors, vs = jax.lax.associative_scan(join, (leaks, currents))
+        vs = vs + factors * v
+        return vs[-1], self.fire(params, vs, spike)[1]
+
+
+@pytest.mark.parametrize("execution", ["by_layer", "by_step", ByLayer(segment=2)])
+def test_a_model_may_compute_all_steps_at_once(execution):
+    options = {"execution": execution, "surrogate": snnjax.surrogate.triangle}
+    runs = [
+        slope(**options),
+        slope(execution="by_layer", surrogate=options["surrogate"]),
+    ]
+    at_once = outputs_of(runs[:1], fresh(AtOnce()))[0]
+    in_steps = outputs_of(runs[1:], fresh(InSteps()))[0]
+    np.testing.assert_array_equal(at_once[1], in_steps[1])
+    assert np.any(in_steps[0].neurons[FIRST].leak)
+    leaves = map(jax.tree.leaves, (at_once[0], in_steps[0]))
+    assert_close(*map(list, leaves))

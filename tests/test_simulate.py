@@ -627,3 +627,47 @@ def test_training_mode_without_has_aux_names_it():
     assert "training mode, give has_aux=True" in "".join(error.value.__notes__)
     with pytest.raises(ValueError, match="Return a pair.* or leave out has_aux"):
         snnjax.spiking(lambda p, x: x @ p, steps=2, has_aux=True)(snn, x)
+
+
+# ------------------------------------------------------------------ state in and out
+
+
+@pytest.mark.parametrize("name", ["dense", "max-pool before"])  # with an operator
+def test_a_stream_in_pieces_has_the_outputs_of_the_whole(name):
+    net, (x, _) = NETWORKS[name], input_of(NETWORKS[name], "sequence")
+    snn = snn_of(name)
+    whole = compiled(net.fn, steps=STEPS, inputs="sequence")(snn, x)
+    for execution in ("auto", "by_step", ByLayer(segment=1)):
+        options = {"steps": 2, "inputs": "sequence", "execution": execution}
+        piece, state, parts = compiled(net.fn, state=True, **options), None, []
+        for start in range(0, STEPS, 2):
+            outputs, state = piece(snn, x[start : start + 2], None, state)
+            parts.append(outputs)
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_truncated_gradient_ends_at_the_state():
+    piece = snnjax.spiking(DENSE.fn, steps=2, state=True)
+    _, state = piece(IF, VECTORS)
+
+    def loss(snn, state):
+        return (piece(snn, VECTORS, state=state)[0] ** 2).mean()
+
+    through = jax.grad(lambda snn: loss(snn, piece(snn, VECTORS)[1]))(IF)
+    cut = jax.grad(lambda snn: loss(snn, jax.lax.stop_gradient(state)))(IF)
+    assert any(
+        np.any(a != b)
+        for a, b in zip(*map(jax.tree.leaves, (through, cut)), strict=True)
+    )
+
+
+def test_a_wrong_state_is_refused():
+    piece = snnjax.spiking(DENSE.fn, steps=2, state=True)
+    _, state = piece(IF, VECTORS)
+    with pytest.raises(ValueError, match=r"not of this SNN and batch: .*potential"):
+        piece(IF, VECTORS[:1], state=state)
+    with pytest.raises(ValueError, match="given to a function that returns none"):
+        snnjax.spiking(DENSE.fn, steps=2)(IF, VECTORS, state=state)
+    for option in ({"wait": 1}, {"answer": True}, {"micro_batch": 2}):
+        with pytest.raises(ValueError, match=f"found {next(iter(option))}=.* Leave it"):
+            snnjax.spiking(DENSE.fn, steps=2, state=True, **option)

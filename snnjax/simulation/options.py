@@ -28,7 +28,7 @@ class Simulation(NamedTuple):
     micro_batch: int | None
     has_aux: bool
     answer: bool
-    state: bool
+    state: bool = False
 
     @property
     def sequence(self) -> bool:

@@ -155,8 +155,9 @@ def spiking(
             to; an SNN of `init` was fitted to none, so give them.
         wait: steps that each layer integrates before it fires, 0..T. It then fires for
             T steps, and in the last ``wait`` of them gets neither input nor bias. The
-            answer comes after T + depth x wait steps (`latency`). None: that of the
-            SNN, or 0 for one of `init`.
+            answer comes after T + depth x wait steps (`latency`). Of a sequence, step j
+            then depends on steps up to j + wait. None: that of the SNN, or 0 for one of
+            `init`.
         surrogate: spike function for the gradient, of (v - V_th) / (2 V_th) and of the
             temperature of a site that has one; see `snnjax.surrogate`.
         detach_reset: no gradient through the reset; the spikes stay the same.
@@ -450,6 +451,8 @@ def _with_gradient_of_layers(
     # A function with a derivative of its own must not close over traced arrays: all of
     # them are arguments.
     gradient = functools.partial(run, layers)
-    executed = jax.custom_jvp(functools.partial(run, execution))
-    executed.defjvp(lambda primals, tangents: jax.jvp(gradient, primals, tangents))
+    executed = jax.custom_vjp(functools.partial(run, execution))
+    executed.defvjp(
+        functools.partial(jax.vjp, gradient), lambda pull, slopes: pull(slopes)
+    )
     return executed(job.snn, job.x, job.network.constants)

@@ -1,6 +1,6 @@
 """Training of SNNs by surrogate gradients.
 
-* ``finetuning.py``: a training after a conversion.
+* ``finetuning.py``: a whole training of an SNN.
 * ``loop.py``: the epochs of any training, and how it resumes.
 * ``losses.py``: losses and a readout.
 * ``leaves.py``: which leaves of an SNN are trained.

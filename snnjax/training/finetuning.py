@@ -1,5 +1,6 @@
-"""Fine-tuning: a training that begins with a converted network."""
+"""A whole training of an SNN, from `snnjax.init` or from `snnjax.convert`."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def finetune(
     has_aux: bool = False,
     **options: Any,
 ) -> Finetuned:
-    """Train a converted network further, by surrogate gradients.
+    """Train an SNN of `snnjax.init` or of `snnjax.convert`, by surrogate gradients.
 
         L = (1 - c) loss(O, y) + c KL(softmax(teacher(x)) || softmax(mean_t O(t)))
 
@@ -62,7 +63,8 @@ def finetune(
 
     Args:
         fn: network, ``fn(params, x) -> outputs``, with has_aux in training mode.
-        snn: from `snnjax.convert`.
+        snn: the network; one of `snnjax.init` needs ``steps`` among the options. The
+            result has the steps and the wait that it was trained with.
         examples: pairs (x, labels), one for each step, or a function: epoch -> its
             pairs; see `train`. Pairs of equal shapes need one program. If x is sharded
             over a mesh, its devices share the work.
@@ -156,7 +158,7 @@ def finetune(
         folder=folder,
         depends_on=dict(**call, **(depends_on or {})),  # no name twice
     )
-    return Finetuned(snn, log)
+    return Finetuned(dataclasses.replace(snn, steps=fit[0], wait=fit[1]), log)
 
 
 def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:

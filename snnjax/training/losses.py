@@ -5,7 +5,9 @@ Any loss of ``O.mean(0)`` works as well, such as those of ``optax.losses``.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from snnjax._arrays import wide
 from snnjax._checks import check_labels
@@ -80,7 +82,8 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
 
     Args:
         outputs: readout at each step [T, B, ...].
-        leak: 0 < leak <= 1.
+        leak: 0 < leak <= 1, scalar or [C]; a traced one is not checked: the sigmoid of
+            a trained parameter stays in the range.
 
     Raises:
         ValueError: a leak outside that range.
@@ -89,7 +92,8 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     >>> print(membrane_readout(jnp.array([[1.0], [1.0], [0.0]]))[:, 0])
     [1.   1.5  0.75]
     """
-    LEAK.check("leak", leak)
+    for number in [] if isinstance(leak, Tracer) else np.ravel(leak).tolist():
+        LEAK.check("leak", number)
     outputs = wide(outputs)
 
     def step(v, output):

@@ -4,7 +4,8 @@
 
 Thresholds, temperatures and leaks stay > 0, leaks <= 1, adaptations >= 0. If a
 parameter p must be positive, low is p / 2 or `SMALLEST`, whichever is larger. So p at
-most halves in a step, and gradients in 1 / p stay finite.
+most halves in a step, and gradients in 1 / p stay finite. A threshold that halves again
+and again has too large a rate: give it a rule of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from snnjax._trees import name_of
 from snnjax.snn import FROZEN, SNN, check_snn, ranges_in
@@ -116,6 +118,8 @@ def descent(
 
     Raises:
         ValueError: as `optimizer`.
+        FloatingPointError: from ``step`` outside of ``jit``: the loss is not finite.
+            Inside of it the value says so, and the weights are lost.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
@@ -142,6 +146,11 @@ def descent(
         )
         value, gradient = slopes(floats)
         number = value[0] if has_aux else value
+        if not isinstance(number, Tracer) and not jnp.isfinite(number):
+            raise FloatingPointError(
+                f"the loss is {number}; allowed: a finite number. Go on with the SNN "
+                "before this step, at a lower rate; look for NaN in x, or wrong labels"
+            )
         updates, state = transformation.update(gradient, state, floats, value=number)
         return merge(optax.apply_updates(floats, updates)), state, value
 
