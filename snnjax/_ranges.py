@@ -38,6 +38,8 @@ class Range(NamedTuple):
     def describe(self, name: str) -> str:
         """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""
         kind = "a whole number " if self.whole else ""
+        if self == Range():
+            return "a finite number"
         if self.most == math.inf:
             least = f"{'>' if self.open_least else '>='} {self.least:g}"
             return f"{kind}{least}" if self.whole else f"{least}, and finite"

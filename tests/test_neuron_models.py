@@ -27,7 +27,15 @@ from networks import (
 
 import snnjax
 from snnjax import lif, training
-from snnjax.neurons import Adaptive, Recurrent, RecurrentParams, Synaptic, unroll
+from snnjax.neurons import (
+    Adaptive,
+    Recurrent,
+    RecurrentParams,
+    Synaptic,
+    TimeConstants,
+    Uniform,
+    unroll,
+)
 from snnjax.neurons.protocol import with_field
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
@@ -619,8 +627,9 @@ def test_a_conversion_takes_levels_by_site():
         {"w2/*": lif(leak=0.25), "*": Synaptic(lif(), synaptic_leak=0.75)},
         snnjax.integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75),
         lif(leak=0.25, lowest=-1.5),
+        lif(leak=TimeConstants(2, 20), threshold=Uniform(0.5, 1), temperature=[2]),
     ],
-    ids=["wrapped", "by site", "levels", "bounded"],
+    ids=["wrapped", "by site", "levels", "bounded", "drawn"],
 )
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)

@@ -1,14 +1,16 @@
 """Spiking neurons: models as values, and one site of them through time.
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
-around them; ``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule
-of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a
-model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates
-and resets.
+around them; ``fresh.py``: numbers, arrays and distributions of their parameters;
+``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule of thresholds;
+``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a model for
+every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and
+resets.
 """
 
 from snnjax import _renamed
 from snnjax.neurons.by_site import BySite
+from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
     IntegrateAndFire,
@@ -41,6 +43,8 @@ __all__ = [
     "RecurrentParams",
     "Synaptic",
     "SynapticParams",
+    "TimeConstants",
+    "Uniform",
     "WholeNumbers",
     "WithSurrogate",
     "after_all_input",

@@ -24,7 +24,8 @@ from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
 from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
-from snnjax.neurons.protocol import checked_levels, make_plain_numbers
+from snnjax.neurons.fresh import Numbers, make_plain_numbers, parameter
+from snnjax.neurons.protocol import checked_levels
 from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
@@ -90,7 +91,8 @@ class IntegrateAndFire:
         levels, reset, dead_zone, last_zone, lowest: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
-        threshold, leak, temperature: of fresh parameters; None: they have none.
+        threshold, leak, temperature: of fresh parameters, each a number, an array or a
+            distribution (`snnjax.neurons.Uniform`); None: they have none.
 
     `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
 
@@ -106,9 +108,9 @@ class IntegrateAndFire:
 
     levels: tuple[int, int] = (0, 1)
     reset: Reset = "subtract"
-    threshold: Annotated[float, POSITIVE] = 1.0
-    leak: Annotated[float | None, LEAK] = None
-    temperature: Annotated[float | None, POSITIVE] = None
+    threshold: Annotated[Numbers, POSITIVE] = 1.0
+    leak: Annotated[Numbers | None, LEAK] = None
+    temperature: Annotated[Numbers | None, POSITIVE] = None
     dead_zone: Annotated[float, Range(0, 1, open_most=True)] = 0.0
     last_zone: Annotated[float, Range(1 / 2, 1)] = 0.5
     rectifies: bool = True
@@ -117,7 +119,7 @@ class IntegrateAndFire:
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        make_plain_numbers(self)
+        make_plain_numbers(self, "dead_zone", "last_zone", "lowest")
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
@@ -136,11 +138,10 @@ class IntegrateAndFire:
         return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Scalar parameters, whatever the shape; nothing is drawn."""
-        del shape, key
-        threshold, zero = jnp.float32(self.threshold), jnp.zeros((), jnp.float32)
-        leak, temperature = jax.tree.map(jnp.float32, (self.leak, self.temperature))
-        return NeuronParams(threshold, zero, zero, leak, temperature)
+        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        names, zero = ("threshold", "leak", "temperature"), jnp.zeros((), jnp.float32)
+        threshold, *rest = (parameter(self, name, shape, key) for name in names)
+        return NeuronParams(threshold, zero, zero, *rest)
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
         """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
@@ -250,9 +251,9 @@ _NEAREST = 8  # levels whose steps are computed
 def integrate_and_fire(
     *,
     levels: tuple[int, int] = (0, 1),
-    threshold: float = 1.0,
+    threshold: Numbers = 1.0,
     reset: Reset = "subtract",
-    temperature: float | None = None,
+    temperature: Numbers | None = None,
     dead_zone: float = 0.0,
     last_zone: float = 0.5,
     lowest: float | None = None,
@@ -264,7 +265,7 @@ def integrate_and_fire(
             (0, 1) is binary, (-1, 1) signed, (0, n) and (-n, n) are graded. A negative
             spike takes back an earlier one; the total of a neuron stays >= 0.
         threshold: V_th of fresh parameters, > 0, in units of the current. A spike of
-            level k carries k V_th.
+            level k carries k V_th. A number, an array [C] or a distribution.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
@@ -301,16 +302,19 @@ def integrate_and_fire(
 def lif(
     *,
     levels: tuple[int, int] = (0, 1),
-    leak: float = 0.5,
-    threshold: float = 1.0,
+    leak: Numbers = 0.5,
+    threshold: Numbers = 1.0,
     reset: Reset = "subtract",
-    temperature: float | None = None,
+    temperature: Numbers | None = None,
     lowest: float | None = None,
 ) -> IntegrateAndFire:
     """The LIF neuron: v <- leak v + I.
 
     Args:
-        leak: factor on v before integration, 0 < leak <= 1.
+        leak: factor on v before integration, 0 < leak <= 1. As a threshold and a
+            temperature it is a number, an array that broadcasts to a site, such as one
+            for each channel [C], or a distribution, from which ``init`` draws one for
+            each channel: `snnjax.neurons.TimeConstants`, `snnjax.neurons.Uniform`.
         levels, threshold, reset, temperature, lowest: as for `integrate_and_fire`.
 
     Raises:
@@ -322,5 +326,6 @@ def lif(
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
-    LEAK.check("leak", leak)
+    if leak is None:
+        LEAK.check("leak", leak)
     return IntegrateAndFire(levels, reset, threshold, leak, temperature, lowest=lowest)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted
 from snnjax._checks import takes
-from snnjax._ranges import ranges_of
 from snnjax.surrogate import Surrogate, dspike
 
 Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
@@ -214,15 +213,3 @@ def check_model(neuron: Any, what: str = "model") -> None:
             f"{what} is {neuron!r}, which is not hashable ({error}); {allowed}. Keep "
             "arrays in its params, and make it a dataclass(frozen=True)"
         ) from None
-
-
-def make_plain_numbers(neuron: Any) -> None:
-    """Make the numbers of a model Python's own; raise where one is out of its range.
-
-    Equal models then have equal hashes and can be saved.
-    """
-    for name, limits in ranges_of(type(neuron)).items():
-        number = getattr(neuron, name)
-        if number is not None:
-            limits.check(name, number)
-            object.__setattr__(neuron, name, float(number))

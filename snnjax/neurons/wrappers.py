@@ -20,13 +20,13 @@ import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
 from snnjax._ranges import LEAK, NOT_NEGATIVE
+from snnjax.neurons.fresh import Numbers, make_plain_numbers, parameter
 from snnjax.neurons.protocol import (
     Wrapper,
     check_model,
     field,
     fire,
     levels_of,
-    make_plain_numbers,
     takes_surrogate,
 )
 from snnjax.surrogate import Surrogate, dspike
@@ -93,8 +93,8 @@ class Synaptic(_WithVariable):
     Args:
         neuron: the model that integrates i, e.g. `snnjax.lif`.
         synaptic_leak: 0 < synaptic_leak <= 1; exp(-dt / tau) of a synapse with the time
-            constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
-            and so does a bias.
+            constant tau: a number, an array or a distribution, as for `snnjax.lif`. A
+            constant current I settles at i = I / (1 - synaptic_leak), as a bias does.
 
     Raises:
         ValueError: no model, or a leak outside its range.
@@ -107,11 +107,11 @@ class Synaptic(_WithVariable):
     [1. 0. 0. 0.]
     """
 
-    synaptic_leak: Annotated[float, LEAK] = 0.5
+    synaptic_leak: Annotated[Numbers, LEAK] = 0.5
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
-        """The model's parameters, and a scalar leak."""
-        leak = jnp.asarray(self.synaptic_leak, jnp.float32)
+        """The model's parameters, and a leak."""
+        leak = parameter(self, "synaptic_leak", shape, key)
         return SynapticParams(self.neuron.init(shape, key), leak)
 
     def integrate(

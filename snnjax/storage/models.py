@@ -15,11 +15,13 @@ import jax
 
 from snnjax import codes
 from snnjax.neurons.by_site import BySite
+from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
 _MODELS = (IntegrateAndFire, Adaptive, Synaptic, Recurrent, WholeNumbers, BySite)
+_MODELS += Uniform, TimeConstants  # what their parameters are drawn from
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
 
 # The classes that a file can describe. Their names and fields must never change.
