@@ -38,7 +38,8 @@ def fresh(neuron=None):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_no_update_takes_a_neuron_out_of_its_range(sign):
     inside = snnjax.neurons.Synaptic(snnjax.lif(temperature=2.0))
-    neuron = snnjax.neurons.Adaptive(inside, adaptation=0.3)
+    numbers = {"subthreshold": 0.3, "spike_triggered": 0.3, "adaptation_leak": 0.9}
+    neuron = snnjax.neurons.Adaptive(inside, **numbers)
     floats, merge = differentiable(fresh(neuron))
     optimizer = training.optimizer(optax.sgd(1.0))
     state = optimizer.init(floats)

@@ -42,11 +42,12 @@ from snnjax.surrogate import dspike
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs
 KEY = jax.random.key(0)
+RISING = {"subthreshold": 0.5, "spike_triggered": 0.25, "adaptation_leak": 0.5}
 MODELS = {
     "synaptic": Synaptic(lif(leak=0.5)),
-    "adaptive": Adaptive(lif(leak=0.5), adaptation=0.5, adaptation_leak=0.5),
+    "adaptive": Adaptive(lif(leak=0.5), **RISING),
     "recurrent": Recurrent(lif(leak=0.5)),
-    "all of them": Recurrent(Synaptic(Adaptive(lif(leak=0.5, reset="zero")))),
+    "all of them": Recurrent(Synaptic(Adaptive(lif(leak=0.5, reset="zero"), **RISING))),
 }
 
 
@@ -172,15 +173,14 @@ def refused(table):
 )
 def test_spikes_are_those_of_the_oracle(kind, reset, wait):
     plain = lif(leak=0.5, threshold=0.5, reset=reset)
-    rising = {"adaptation": 0.5, "adaptation_leak": 0.5}
     kernel = np.asarray(eighths(3, (6, 6)))
     model, numbers = {
         "synaptic": (Synaptic(plain, synaptic_leak=0.25), {"synaptic_leak": 0.25}),
-        "adaptive": (Adaptive(plain, **rising), rising),
+        "adaptive": (Adaptive(plain, **RISING), RISING),
         "recurrent": (Recurrent(plain), {"kernel": kernel}),
         "all": (
-            Recurrent(Synaptic(Adaptive(plain, **rising))),
-            rising | {"synaptic_leak": 0.5, "kernel": kernel},
+            Recurrent(Synaptic(Adaptive(plain, **RISING))),
+            RISING | {"synaptic_leak": 0.5, "kernel": kernel},
         ),
     }[kind]
     currents = np.asarray(eighths(1, (STEPS, 3, 6), -8, 17))
@@ -315,9 +315,12 @@ def test_arguments_outside_their_range_are_refused():
         (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
         (lambda: Synaptic(lif), "without init"),
         (lambda: Recurrent(MyNeuron), "the class MyNeuron"),
-        (lambda: Adaptive(lif(levels=(-1, 1))), "the levels \\(0, 1\\)"),
-        (lambda: Adaptive(Straight()), "fires by the surrogate given"),
-        (lambda: Adaptive(lif(), adaptation=-1), "adaptation is -1; allowed: >= 0"),
+        (lambda: Adaptive(lif(), subthreshold=2), "0 <= subthreshold <= 1"),
+        (lambda: Adaptive(lif(), spike_triggered=-1), "spike_triggered is -1; allowed"),
+        (
+            lambda: run(fresh(Adaptive(MyNeuron()))),
+            "MyNeuron.* has no field of that name",
+        ),
         (lambda: Adaptive(lif(), adaptation_leak=2), "adaptation_leak is 2"),
         (lambda: Recurrent(lif()).init((3,)), "needs a key"),
         (lambda: with_field(inside, "tau", 1), "(?s)^RecurrentParams.* no field 'tau'"),

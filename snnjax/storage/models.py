@@ -83,7 +83,16 @@ def restore(description: Any, like: Any = None) -> Any:
             "program by stored.run(x), or load it with like=snn, an SNN that has it"
         )
     fields = {name: restore(each) for name, each in description.items()}
-    return CLASSES[fields.pop("class")](**fields)
+    kind = CLASSES[fields.pop("class")]
+    gone = fields.keys() - {field.name for field in dataclasses.fields(kind)}
+    if gone:
+        names = ", ".join(sorted(gone))
+        raise ValueError(
+            f"the file has a {kind.__name__} with {names}, which that of this version, "
+            "another neuron, has not. Load it with the version of snnjax in its card, "
+            "or its arrays by safetensors.numpy"
+        )
+    return kind(**fields)
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
