@@ -48,9 +48,11 @@ class Range(NamedTuple):
         return f"{kind}{self.least:g} {below} {name} {above} {self.most:g}"
 
     def holds(self, numbers: Any) -> Any:
-        """Which of the numbers are within, of NumPy's shape."""
-        above = numbers > self.least if self.open_least else numbers >= self.least
-        below = numbers < self.most if self.open_most else numbers <= self.most
+        """Which of the numbers are within, or what float32 makes of its ends."""
+        least, most = map(float, np.float32([self.least, self.most]))
+        least, most = min(least, self.least), max(most, self.most)
+        above = numbers > least if self.open_least else numbers >= least
+        below = numbers < most if self.open_most else numbers <= most
         return above & below & np.isfinite(numbers)
 
     def check(self, name: str, number: Any) -> None:

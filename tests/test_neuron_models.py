@@ -31,11 +31,13 @@ from snnjax.neurons import (
     Adaptive,
     Recurrent,
     RecurrentParams,
+    ResonateAndFire,
     Synaptic,
     TimeConstants,
     Uniform,
     unroll,
 )
+from snnjax.neurons.models import ResonateState
 from snnjax.neurons.protocol import with_field
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
@@ -197,6 +199,33 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
     assert 0 < (spikes > 0).mean() < 1
 
 
+def test_resonators_follow_the_equations_of_the_paper():
+    model = ResonateAndFire(omega=Uniform(0.1, 0.875), damping=Uniform(0.001, 0.25))
+    params = model.init((6,), KEY)._replace(threshold=np.float32(0.5))
+    currents = np.random.default_rng(0).normal(0.1, 0.4, (40, 3, 6)).astype(np.float32)
+    simulate = jax.jit(unroll, static_argnums=0)
+    spikes = simulate(model, params, currents)
+    dt, x, y, q, expected = 0.01, *np.zeros((3, 3, 6)), []
+    omega, offset = (np.asarray(leaf, float) / dt for leaf in params[2:4])
+    for current in currents:
+        b = (-1 + np.sqrt(1 - (dt * omega) ** 2)) / dt - offset - q
+        x, y = x + dt * (b * x - omega * y) + current, y + dt * (omega * x + b * y)
+        fired = x >= 0.5 + 0.5 * q
+        q = 0.9 * q + fired
+        expected.append(0.5 * fired)
+    np.testing.assert_array_equal(spikes, expected)
+    assert 0.02 < (spikes > 0).mean() < 0.5
+    gradient = gradients_agree(fresh(ResonateAndFire()), "by_step", ByLayer(remat=True))
+    assert all(jax.tree.leaves(jax.tree.map(np.any, gradient.neurons)))
+    # Nothing grows, at the ends of the ranges and after as many spikes as can be.
+    omega, damping = np.float32([[0, 7 / 8, 0, 7 / 8], [1 / 4, 1 / 4, 1e-6, 1e-6]])
+    params = ResonateAndFire().init((4,), KEY)._replace(omega=omega, damping=damping)
+    state = ResonateState(*np.ones((2, 1, 4)), 10 * np.ones((1, 4)))
+    for _ in range(50):
+        state = model.integrate(params, state, np.zeros((1, 4), np.float32))
+    assert (np.hypot(*state[:2]) <= np.sqrt(2)).all()
+
+
 def test_executions_give_the_same_spikes():
     net, model = NETWORKS["max-pool before"], MODELS["synaptic"]
     executions = "by_step", "by_layer", ByLayer(remat=True)
@@ -314,6 +343,7 @@ def test_arguments_outside_their_range_are_refused():
     table = [
         (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
         (lambda: Synaptic(lif), "without init"),
+        (lambda: ResonateAndFire(omega=1), "0 <= omega <= 0.875"),
         (lambda: Recurrent(MyNeuron), "the class MyNeuron"),
         (lambda: Adaptive(lif(), subthreshold=2), "0 <= subthreshold <= 1"),
         (lambda: Adaptive(lif(), spike_triggered=-1), "spike_triggered is -1; allowed"),
@@ -631,8 +661,9 @@ def test_a_conversion_takes_levels_by_site():
         snnjax.integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75),
         lif(leak=0.25, lowest=-1.5),
         lif(leak=TimeConstants(2, 20), threshold=Uniform(0.5, 1), temperature=[2]),
+        ResonateAndFire(temperature=2),
     ],
-    ids=["wrapped", "by site", "levels", "bounded", "drawn"],
+    ids=["wrapped", "by site", "levels", "bounded", "drawn", "resonate"],
 )
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)

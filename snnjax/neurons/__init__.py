@@ -8,7 +8,6 @@ every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates an
 resets.
 """
 
-from snnjax import _renamed
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.gradients import WithSurrogate
@@ -16,6 +15,8 @@ from snnjax.neurons.models import (
     IntegrateAndFire,
     NeuronParams,
     NeuronState,
+    ResonateAndFire,
+    ResonateParams,
     integrate_and_fire,
     lif,
 )
@@ -41,6 +42,8 @@ __all__ = [
     "NeuronState",
     "Recurrent",
     "RecurrentParams",
+    "ResonateAndFire",
+    "ResonateParams",
     "Synaptic",
     "SynapticParams",
     "TimeConstants",
@@ -54,12 +57,3 @@ __all__ = [
     "mean_and_pace",
     "unroll",
 ]
-__getattr__ = _renamed.renamed(
-    __name__,
-    {
-        "adaptive": "snnjax.neurons.Adaptive",
-        "mean_output": "snnjax.neurons.mean_and_pace(...)[0]",
-        "recurrent": "snnjax.neurons.Recurrent",
-        "synaptic": "snnjax.neurons.Synaptic",
-    },
-)

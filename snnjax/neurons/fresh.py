@@ -1,7 +1,5 @@
 """Numbers of fresh parameters: one, an array of them, or a distribution.
 
-    lif(leak=0.9)    lif(leak=[0.5, 0.9])    lif(leak=TimeConstants(5, 25))
-
 A model is a hashable value: its arrays become tuples. ``init`` makes the parameters.
 """
 
@@ -9,7 +7,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +28,12 @@ class Uniform:
     ((3,), True, True)
     """
 
-    low: float
-    high: float
+    low: Annotated[float, Range()]
+    high: Annotated[float, Range()]
 
     def __post_init__(self):
-        Range().check("low", self.low)
+        make_plain_numbers(self, "low", "high")
         Range(self.low).check("high", self.high)
-        for end in ("low", "high"):
-            object.__setattr__(self, end, float(getattr(self, end)))
 
     def of(self, drawn: Any) -> Any:
         """The parameter, of what is drawn; it rises with it."""
@@ -54,9 +50,7 @@ class TimeConstants(Uniform):
     [0.819 0.961]
     """
 
-    def __post_init__(self):
-        POSITIVE.check("low", self.low)
-        super().__post_init__()
+    low: Annotated[float, POSITIVE]
 
     def of(self, drawn: Any) -> Any:
         """exp(-1 / tau)."""
@@ -103,12 +97,16 @@ def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
                 f"site's shape {shape}, e.g. one for each channel, {shape[-1:]}"
             )
         return value
-    if key is None:
-        raise ValueError(
-            f"{name} is {value!r}, which is drawn and needs a key: snnjax.init(..., "
-            "key=jax.random.key(0)). Where nothing is drawn, as in snnjax.convert, "
-            "take a number or an array"
-        )
+    check_key(f"{name} is {value!r}, which", key)
     own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     size = shape[-1:], jnp.float32
     return value.of(jax.random.uniform(own_key, *size, value.low, value.high))
+
+
+def check_key(what: str, key: Any) -> None:
+    """Raise unless there is a key to draw with."""
+    if key is None:
+        raise ValueError(
+            f"{what} is drawn at random and needs a key: snnjax.init(..., "
+            "key=jax.random.key(0)). snnjax.convert draws nothing: take numbers there"
+        )

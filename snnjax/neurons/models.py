@@ -1,4 +1,4 @@
-"""Integrate-and-fire (IF) neurons, and their leaky form (LIF), as values.
+"""Integrate-and-fire (IF), leaky (LIF) and resonate-and-fire neurons, as values.
 
     v  <- max(leak v + I, lowest V_th)                    integrate
     k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
@@ -6,9 +6,8 @@
     v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
 A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
-Without a lower bound ``lowest`` is minus infinity.
 N is the sum of all levels so far: the total output stays >= 0, as that of a ReLU. With
-the levels (0, 1) a neuron spikes or does not. Source of the binary neuron: Li, Deng,
+no lower bound ``lowest`` is minus infinity. Source of the binary neuron: Li, Deng,
 Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 """
 
@@ -24,14 +23,16 @@ from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
 from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
-from snnjax.neurons.fresh import Numbers, make_plain_numbers, parameter
+from snnjax.neurons.fresh import Numbers, Uniform, make_plain_numbers, parameter
 from snnjax.neurons.protocol import checked_levels
 from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
 
 class NeuronParams(NamedTuple):
-    """Parameters of one site's neurons; every field broadcasts over the batch.
+    """Parameters of one site's neurons, ``snn.neurons[site_name]``.
+
+    Every field broadcasts over the batch; ``_replace`` changes some of them.
 
     Attributes:
         threshold: V_th > 0, scalar or per channel [C].
@@ -42,18 +43,6 @@ class NeuronParams(NamedTuple):
             None: the surrogate's own default, which is not trained.
         offset: the output of level 0, scalar or [C]; subtracted from every current and
             added to every output; None: 0.
-
-    ``snn.neurons[site_name]`` are those of a site; ``_replace`` changes some of them:
-
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import unroll
-    >>> neuron = integrate_and_fire()
-    >>> params = neuron.init()._replace(threshold=jnp.array([1.0, 2.0]))
-    >>> print(unroll(neuron, params, jnp.ones((4, 1, 2)))[:, 0])  # two channels
-    [[1. 0.]
-     [1. 2.]
-     [1. 0.]
-     [1. 2.]]
     """
 
     threshold: Annotated[jax.Array, POSITIVE]
@@ -70,13 +59,6 @@ class NeuronState(NamedTuple):
     Attributes:
         potential: the membrane potential v, [B, ...].
         total: N, the sum of all levels so far, [B, ...]; None if none is negative.
-
-    >>> import jax.numpy as jnp
-    >>> neuron = integrate_and_fire(levels=(-1, 1))
-    >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))
-    >>> state, spikes = neuron.fire(neuron.init(), state)
-    >>> print(state.potential, state.total)
-    [0.5] [1.]
     """
 
     potential: jax.Array
@@ -94,16 +76,7 @@ class IntegrateAndFire:
         threshold, leak, temperature: of fresh parameters, each a number, an array or a
             distribution (`snnjax.neurons.Uniform`); None: they have none.
 
-    `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
-
-    >>> import dataclasses, jax.numpy as jnp
-    >>> from snnjax.neurons import unroll
-    >>> neuron = integrate_and_fire(levels=(-1, 1))
-    >>> encoder = dataclasses.replace(neuron, rectifies=False)
-    >>> for model in (neuron, encoder):
-    ...     print(unroll(model, model.init(), -jnp.ones((3, 1)))[:, 0])
-    [0. 0. 0.]
-    [-1. -1. -1.]
+    `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it.
     """
 
     levels: tuple[int, int] = (0, 1)
@@ -217,11 +190,7 @@ def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
 
 
 def as_encoder(neuron: Any) -> Any:
-    """The model of a value that may be negative; others than IF and LIF stay.
-
-    >>> as_encoder(integrate_and_fire(levels=(0, 3))).levels
-    (-3, 3)
-    """
+    """The model of a value that may be negative; others than IF and LIF stay."""
     if not is_plain(neuron):
         return neuron
     low, high = neuron.levels
@@ -329,3 +298,97 @@ def lif(
     if leak is None:
         LEAK.check("leak", leak)
     return IntegrateAndFire(levels, reset, threshold, leak, temperature, lowest=lowest)
+
+
+# Within them an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
+_OMEGA, _DAMPING = Range(0, 7 / 8), Range(0, 1 / 4, open_least=True)
+
+
+class ResonateParams(NamedTuple):
+    """Parameters of resonate-and-fire neurons, each a scalar or one per channel [C].
+
+    Attributes:
+        threshold, bias, temperature: as of `NeuronParams`.
+        omega: sine of the angle that a step turns, 0 to 7/8: a period of 2 pi /
+            asin(omega) steps.
+        damping: distance of r from the divergence boundary, in (0, 1/4].
+    """
+
+    threshold: Annotated[jax.Array, POSITIVE]
+    bias: jax.Array
+    omega: Annotated[jax.Array, _OMEGA]
+    damping: Annotated[jax.Array, _DAMPING]
+    temperature: Annotated[jax.Array | None, POSITIVE] = None
+
+
+class ResonateState(NamedTuple):
+    """State of resonate-and-fire neurons: x, y and q, each [B, ...]."""
+
+    potential: jax.Array
+    quadrature: jax.Array
+    refractory: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResonateAndFire:
+    """The balanced resonate-and-fire neuron, which answers to a frequency.
+
+        x  <- r x - omega y + I,    y <- omega x + r y,    of the x and y before
+        r   = sqrt(1 - omega^2) - damping - 0.01 q
+        s   = V_th 1[x >= (1 + q) V_th],    q <- 0.9 q + s / V_th
+
+    Without the last two terms of r, at the divergence boundary, it oscillates forever.
+    A spike resets nothing; q makes the next one harder. Source: Higuchi, Kairat, Bohte
+    and Otte, ICML 2024, arXiv 2402.14603, with their time step 0.01 as the unit.
+
+    Args:
+        omega, damping: see `ResonateParams`; the defaults are the paper's for images.
+        threshold, temperature: as for `lif`. All may be arrays and distributions.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import unroll
+    >>> neuron = ResonateAndFire(omega=0.5, damping=0.01, threshold=1.5)
+    >>> beat = jnp.zeros((26, 1)).at[::12].set(1.0)  # a period of 12 steps
+    >>> print(jnp.nonzero(unroll(neuron, neuron.init(), beat)[:, 0])[0])
+    [12 24]
+    """
+
+    omega: Annotated[Numbers, _OMEGA] = Uniform(0.15, 0.5)
+    damping: Annotated[Numbers, _DAMPING] = Uniform(0.001, 0.01)
+    threshold: Annotated[Numbers, POSITIVE] = 1.0
+    temperature: Annotated[Numbers | None, POSITIVE] = None
+    levels = (0, 1)
+
+    def __post_init__(self):
+        make_plain_numbers(self)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> ResonateParams:
+        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        names = (field.name for field in dataclasses.fields(self))
+        own = {name: parameter(self, name, shape, key) for name in names}
+        return ResonateParams(bias=jnp.zeros((), jnp.float32), **own)
+
+    def start(self, params: ResonateParams, shape: tuple[int, ...]) -> ResonateState:
+        """Zeros in float32, or as wide as params."""
+        zeros = jnp.zeros(shape, wide_dtype(*jax.tree.leaves(params)))
+        return ResonateState(zeros, zeros, zeros)
+
+    def integrate(
+        self, params: ResonateParams, state: ResonateState, current: jax.Array
+    ) -> ResonateState:
+        """x and y turn and shrink, and the current arrives."""
+        x, y, q = state
+        omega, damping = like(params.omega, x), like(params.damping, x)
+        r = jnp.sqrt(1 - omega**2) - damping - 0.01 * q
+        x, y = r * x - omega * y + current.astype(x.dtype), omega * x + r * y
+        return ResonateState(x, y, q)
+
+    def fire(
+        self, params: ResonateParams, state: ResonateState, spike: Surrogate = dspike
+    ) -> tuple[ResonateState, jax.Array]:
+        """Spikes s, as those of an IF neuron whose potential is x - q V_th."""
+        x, _, q = state
+        v_th = like(params.threshold, x)
+        plain = NeuronParams(v_th, v_th, v_th, temperature=params.temperature)
+        _, s = IntegrateAndFire().fire(plain, NeuronState(x - q * v_th), spike)
+        return state._replace(refractory=0.9 * q + s / v_th), s

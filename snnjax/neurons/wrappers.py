@@ -13,31 +13,20 @@ subtracts a raised threshold, and W connects no neuron to itself.
 
 import dataclasses
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
 from snnjax._ranges import LEAK, NOT_NEGATIVE, SHARE
-from snnjax.neurons.fresh import (
-    Numbers,
-    TimeConstants,
-    Uniform,
-    make_plain_numbers,
-    parameter,
-)
+from snnjax.neurons import fresh
 from snnjax.neurons.protocol import Wrapper, check_model, field, fire
 from snnjax.surrogate import Surrogate, dspike
 
 
 class WrapperState(NamedTuple):
-    """State of these neurons.
-
-    Attributes:
-        neuron: that of the model inside.
-        variable: [B, ...]; i of `Synaptic`, w of `Adaptive`, s(t - 1) of `Recurrent`.
-    """
+    """State of the model inside; i, w or s(t - 1), [B, ...]."""
 
     neuron: Any
     variable: jax.Array
@@ -47,9 +36,18 @@ class WrapperState(NamedTuple):
 class _WithVariable(Wrapper):
     """A wrapper whose state has a variable of its own, 0 at the start."""
 
+    _params: ClassVar[Any]
+
     def __post_init__(self):
         check_model(self.neuron)
-        make_plain_numbers(self)
+        fresh.make_plain_numbers(self)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
+        """The model's parameters, and those of the other fields."""
+        own = (
+            fresh.parameter(self, name, shape, key) for name in self._params._fields[1:]
+        )
+        return self._params(self.neuron.init(shape, key), *own)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
@@ -95,9 +93,6 @@ class Synaptic(_WithVariable):
             constant tau: a number, an array or a distribution, as for `snnjax.lif`. A
             constant current I settles at i = I / (1 - synaptic_leak), as a bias does.
 
-    Raises:
-        ValueError: no model, or a leak outside its range.
-
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> neuron = Synaptic(lif(leak=1.0), synaptic_leak=0.5)
@@ -106,12 +101,8 @@ class Synaptic(_WithVariable):
     [1. 0. 0. 0.]
     """
 
-    synaptic_leak: Annotated[Numbers, LEAK] = 0.5
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
-        """The model's parameters, and a leak."""
-        leak = parameter(self, "synaptic_leak", shape, key)
-        return SynapticParams(self.neuron.init(shape, key), leak)
+    synaptic_leak: Annotated[fresh.Numbers, LEAK] = 0.5
+    _params = SynapticParams
 
     def integrate(
         self, params: SynapticParams, state: WrapperState, current: jax.Array
@@ -157,10 +148,6 @@ class Adaptive(_WithVariable):
         spike_triggered: b >= 0; s is V_th for a spike.
         adaptation_leak: beta, 0 < beta <= 1.
 
-    Raises:
-        ValueError: no model, a state without a potential, a number outside its range,
-            or no key to draw with.
-
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> options = dict(subthreshold=0.0, spike_triggered=1.0, adaptation_leak=0.5)
@@ -169,25 +156,10 @@ class Adaptive(_WithVariable):
     [1. 0. 0. 1. 0. 0.]
     """
 
-    subthreshold: Annotated[Numbers, SHARE] = Uniform(0, 0.2)
-    spike_triggered: Annotated[Numbers, NOT_NEGATIVE] = Uniform(0, 0.4)
-    adaptation_leak: Annotated[Numbers, LEAK] = TimeConstants(10, 50)
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> AdaptiveParams:
-        """The model's parameters, and a, b and beta."""
-        names = AdaptiveParams._fields[1:]
-        own = (parameter(self, name, shape, key) for name in names)
-        return AdaptiveParams(self.neuron.init(shape, key), *own)
-
-    def start(self, params: AdaptiveParams, shape: tuple[int, ...]) -> WrapperState:
-        """That of the model, and w = 0."""
-        state = super().start(params, shape)
-        if field(state.neuron, "potential") is None:
-            raise ValueError(
-                f"an adaptation needs a potential, and the state of {self.neuron!r} "
-                "has no field of that name; allowed: a model with one, e.g. snnjax.lif"
-            )
-        return state
+    subthreshold: Annotated[fresh.Numbers, SHARE] = fresh.Uniform(0, 0.2)
+    spike_triggered: Annotated[fresh.Numbers, NOT_NEGATIVE] = fresh.Uniform(0, 0.4)
+    adaptation_leak: Annotated[fresh.Numbers, LEAK] = fresh.TimeConstants(10, 50)
+    _params = AdaptiveParams
 
     def integrate(
         self, params: AdaptiveParams, state: WrapperState, current: jax.Array
@@ -202,6 +174,11 @@ class Adaptive(_WithVariable):
         """As the model does, and then w <- beta w + a v + b s."""
         state, spikes = super().fire(params, state, spike)
         w, v = state.variable, field(state.neuron, "potential")
+        if v is None:
+            raise ValueError(
+                f"an adaptation needs a potential, and the state of {self.neuron!r} "
+                "has no field of that name; allowed: a model with one, e.g. snnjax.lif"
+            )
         a, b, leak = (lead(leaf, w.ndim).astype(w.dtype) for leaf in params[1:])
         w = leak * w + a * v.astype(w.dtype) + b * spikes.astype(w.dtype)
         return state._replace(variable=w), spikes
@@ -230,9 +207,6 @@ class Recurrent(_WithVariable):
     Args:
         neuron: the model, e.g. `snnjax.lif`.
 
-    Raises:
-        ValueError: no model.
-
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> neuron = Recurrent(lif(leak=1.0))
@@ -247,11 +221,7 @@ class Recurrent(_WithVariable):
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> RecurrentParams:
         """The model's parameters, and weights drawn from N(0, 1/N)."""
-        if key is None:
-            raise ValueError(
-                "a recurrent kernel is drawn at random and needs a key: "
-                "snnjax.init(..., key=jax.random.key(0))"
-            )
+        fresh.check_key("a recurrent kernel", key)
         kernel_key, model_key = jax.random.split(key)
         count = math.prod(shape)
         # The variance of a sum of N spikes does not grow with N.

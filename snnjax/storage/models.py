@@ -16,16 +16,16 @@ import jax
 from snnjax import codes
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.fresh import TimeConstants, Uniform
-from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
 from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
-_MODELS = (IntegrateAndFire, Adaptive, Synaptic, Recurrent, WholeNumbers, BySite)
-_MODELS += Uniform, TimeConstants  # what their parameters are drawn from
+_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, BySite)
+_NUMBERS = (WholeNumbers, Uniform, TimeConstants)
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
 
 # The classes that a file can describe. Their names and fields must never change.
-CLASSES: dict[str, Any] = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_CODES)}
+CLASSES = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_NUMBERS, *_CODES)}
 
 
 def describe(value: Any) -> Any:
