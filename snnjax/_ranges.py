@@ -16,7 +16,9 @@ from jax.core import Tracer
 
 
 class Range(NamedTuple):
-    """An interval of finite numbers.
+    """An interval of finite numbers, of a parameter: ``Annotated[Array, Range(0, 1)]``.
+
+    `snnjax.training.optimizer` keeps such a parameter of a neuron model within.
 
     Attributes:
         least, most: its ends.

@@ -8,6 +8,7 @@ every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates an
 resets.
 """
 
+from snnjax._ranges import Range
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.gradients import WithSurrogate
@@ -40,6 +41,7 @@ __all__ = [
     "Neuron",
     "NeuronParams",
     "NeuronState",
+    "Range",
     "Recurrent",
     "RecurrentParams",
     "ResonateAndFire",

@@ -44,9 +44,8 @@ class _WithVariable(Wrapper):
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """The model's parameters, and those of the other fields."""
-        own = (
-            fresh.parameter(self, name, shape, key) for name in self._params._fields[1:]
-        )
+        names = self._params._fields[1:]
+        own = (fresh.parameter(self, name, shape, key) for name in names)
         return self._params(self.neuron.init(shape, key), *own)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
