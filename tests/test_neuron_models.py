@@ -672,22 +672,30 @@ def test_a_file_brings_the_models_back(neuron, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, snn)
 
 
-def test_a_file_of_another_model_holds_its_program(tmp_path):
+def test_a_file_of_another_model_needs_it_or_holds_its_program(tmp_path):
+    snn = fresh(model := {FIRST: Recurrent(MyNeuron()), "*": lif()})
+    path = snnjax.save(tmp_path / "snn.safetensors", snn)
+    again = snnjax.load(path, model=model).snn
+    assert again.model == snn.model
+    jax.tree.map(np.testing.assert_array_equal, again, snn)
+    with pytest.raises(
+        ValueError, match="factor=0.5.*and the model is .*factor=0.25.*Pass"
+    ):
+        snnjax.load(path, model={FIRST: Recurrent(MyNeuron(0.25)), "*": lif()})
     snn = fresh(Recurrent(MyNeuron()))
-    path = tmp_path / "snn.safetensors"
-    with pytest.raises(ValueError, match="cannot describe .*MyNeuron.* Pass fn and x"):
-        snnjax.save(path, snn)
     snnjax.save(path, snn, fn=NET.fn, x=NET.x, steps=STEPS)
     stored, expected = snnjax.load(path), run(snn)
     np.testing.assert_array_equal(stored.run(NET.x), expected)
-    with pytest.raises(ValueError, match="model is .Recurrent.*MyNeuron.* like=snn"):
+    with pytest.raises(
+        ValueError, match="model is .Recurrent.*MyNeuron.* model=\\.\\."
+    ):
         run(stored.snn)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
     for same in (again, dataclasses.replace(stored.snn, model=snn.model)):
         np.testing.assert_array_equal(run(same), expected)
     other = fresh(Recurrent(MyNeuron(0.25)))
-    with pytest.raises(ValueError, match="written with .* like has"):
+    with pytest.raises(ValueError, match="written with .* the model is"):
         snnjax.load(path, like=other)
 
 
