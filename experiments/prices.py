@@ -45,7 +45,7 @@ PARTS = (
     Part("the SNN as a value", "snn", "strict types", 400),
     Part("trace fn", "capture", "capture operators refusals architectures", 2400),
     Part("equations", "network", "soak", 950),
-    Part("neurons", "neurons", "neurons neuron_models libraries", 1850),
+    Part("neurons", "neurons", "neurons neuron_models libraries", 1950),
     Part("checks, texts, small files", "", "layout sweep text conformance", 1700),
 )
 FOLDERS = {"snnjax": 23_050, "experiments": 7000, "benchmarks": 4950, "tests": 20_100}

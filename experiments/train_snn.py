@@ -47,9 +47,7 @@ SURROGATES: dict[str, Callable] = {
 NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
     "synaptic": lambda lif: snnjax.neurons.Synaptic(lif, synaptic_leak=0.5),
-    "adaptive": lambda lif: snnjax.neurons.Adaptive(
-        lif, adaptation=0.5, adaptation_leak=0.9
-    ),
+    "adaptive": snnjax.neurons.Adaptive,
     "recurrent": snnjax.neurons.Recurrent,
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it

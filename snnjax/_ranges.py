@@ -16,7 +16,9 @@ from jax.core import Tracer
 
 
 class Range(NamedTuple):
-    """An interval of finite numbers.
+    """An interval of finite numbers, of a parameter: ``Annotated[Array, Range(0, 1)]``.
+
+    `snnjax.training.optimizer` keeps such a parameter of a neuron model within.
 
     Attributes:
         least, most: its ends.
@@ -38,6 +40,8 @@ class Range(NamedTuple):
     def describe(self, name: str) -> str:
         """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""
         kind = "a whole number " if self.whole else ""
+        if self == Range():
+            return "a finite number"
         if self.most == math.inf:
             least = f"{'>' if self.open_least else '>='} {self.least:g}"
             return f"{kind}{least}" if self.whole else f"{least}, and finite"
@@ -46,9 +50,11 @@ class Range(NamedTuple):
         return f"{kind}{self.least:g} {below} {name} {above} {self.most:g}"
 
     def holds(self, numbers: Any) -> Any:
-        """Which of the numbers are within, of NumPy's shape."""
-        above = numbers > self.least if self.open_least else numbers >= self.least
-        below = numbers < self.most if self.open_most else numbers <= self.most
+        """Which of the numbers are within, or what float32 makes of its ends."""
+        least, most = map(float, np.float32([self.least, self.most]))
+        least, most = min(least, self.least), max(most, self.most)
+        above = numbers > least if self.open_least else numbers >= least
+        below = numbers < most if self.open_most else numbers <= most
         return above & below & np.isfinite(numbers)
 
     def check(self, name: str, number: Any) -> None:

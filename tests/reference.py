@@ -57,29 +57,31 @@ def population(
     leak=1.0,
     reset="subtract",
     synaptic_leak=0.0,
-    adaptation=0.0,
+    subthreshold=0.0,
+    spike_triggered=0.0,
     adaptation_leak=0.0,
     kernel=None,
     wait=0,
 ):
     """Spikes [T, N] of N neurons with a synapse, an adaptation and a recurrence."""
     steps, count = currents.shape
-    v, i, a, last, spikes = *np.zeros((4, count)), []
+    v, i, w, last, spikes = *np.zeros((4, count)), []
     kernel = np.zeros((count, count)) if kernel is None else kernel
     for step in range(steps + wait):
         arriving = currents[step] if step < steps else np.zeros(count)
         for n in range(count):
             back = sum(last[m] * kernel[m, n] for m in range(count))
             i[n] = synaptic_leak * i[n] + arriving[n] + back
-            v[n] = leak * v[n] + i[n]
+            v[n] = leak * v[n] + i[n] - w[n]
         if step < wait:
             continue
         fired = np.zeros(count)
         for n in range(count):
-            if v[n] >= threshold + adaptation * a[n]:
+            if v[n] >= threshold:
                 fired[n] = threshold
                 v[n] = v[n] - threshold if reset == "subtract" else 0.0
-            a[n] = adaptation_leak * a[n] + fired[n]
+            driven = subthreshold * v[n] + spike_triggered * fired[n]
+            w[n] = adaptation_leak * w[n] + driven
         last = fired
         spikes.append(fired)
     return np.array(spikes)

@@ -1,6 +1,7 @@
 """Descent on an SNN: ranges, and leaves that are frozen."""
 
 import dataclasses
+from typing import Annotated, NamedTuple
 
 import chex
 import jax
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import compiled, converted
+from networks import converted
 
 import snnjax
 from snnjax import training
+from snnjax.neurons import Range
 from snnjax.neurons.protocol import field
+from snnjax.snn import check_values
 from snnjax.training.leaves import differentiable
 
 RNG = np.random.default_rng(0)
@@ -36,18 +39,17 @@ def fresh(neuron=None):
 
 
 def test_a_step_outside_of_jit_refuses_a_loss_that_is_not_finite():
-    init, step = training.descent(
-        lambda snn: snn.params["scale"] * jnp.nan, optax.sgd(1)
-    )
+    def loss(snn):
+        return snn.params["scale"] * jnp.nan
+
+    init, step = training.descent(loss, optax.sgd(1.0))
     with pytest.raises(FloatingPointError, match="the loss is nan; allowed: a finite"):
         step(fresh(), init(fresh()))
     assert np.isnan(jax.jit(step)(fresh(), init(fresh()))[2])
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_no_update_takes_a_neuron_out_of_its_range(sign):
-    inside = snnjax.neurons.Synaptic(snnjax.lif(temperature=2.0))
-    neuron = snnjax.neurons.Adaptive(inside, adaptation=0.3)
+def pushed(neuron, sign):
+    """The parameters of neurons after steep steps down, or up where sign is -1."""
     floats, merge = differentiable(fresh(neuron))
     optimizer = training.optimizer(optax.sgd(1.0))
     state = optimizer.init(floats)
@@ -60,15 +62,46 @@ def test_no_update_takes_a_neuron_out_of_its_range(sign):
 
     for _ in range(60):
         state, floats = step(state, floats)
-    snn = merge(floats)
-    compiled(network, steps=2)(snn, X)  # raises where one is out of its range
-    threshold = float(field(snn.neurons["w/relu"], "threshold"))
+    check_values(merge(floats))
+    return merge(floats), floats.neurons["w/relu"]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_update_takes_a_neuron_out_of_its_range(sign):
+    inside = snnjax.neurons.Synaptic(snnjax.lif(temperature=2.0))
+    numbers = {"subthreshold": 0.3, "spike_triggered": 0.3, "adaptation_leak": 0.9}
+    _, params = pushed(snnjax.neurons.Adaptive(inside, **numbers), sign)
+    threshold = float(field(params, "threshold"))
     assert threshold == pytest.approx(1e-6) if sign > 0 else threshold > 1
-    leak = float(field(snn.neurons["w/relu"], "leak"))
     if sign < 0:
-        assert leak == 1
+        assert field(params, "leak") == 1
     else:
-        assert 0 < leak < 0.1
+        assert 0 < field(params, "leak") < 0.1
+
+
+class Own(NamedTuple):
+    threshold: Annotated[jax.Array, Range(0.1, 3, open_least=True, open_most=True)]
+    gain: Annotated[jax.Array, Range(-0.3, 0.7)]
+    bias: jax.Array | None = None
+    initial_potential: float = 0.0
+    leak: jax.Array | None = None
+    temperature: jax.Array | None = None
+    offset: jax.Array | None = None
+
+
+class OwnModel(snnjax.neurons.IntegrateAndFire):
+    def init(self, shape=(), key=None):
+        return Own(jnp.ones(shape), jnp.zeros(shape))
+
+
+def test_a_parameter_of_ones_own_stays_in_its_range():
+    for sign, threshold, gain in ((1, 0.1, -0.3), (-1, 3, 0.7)):
+        snn, params = pushed(OwnModel(), sign)
+        np.testing.assert_allclose(params.threshold, threshold, rtol=1e-4)
+        np.testing.assert_allclose(params.gain, gain, rtol=1e-6)
+    broken = {"w/relu": params._replace(gain=np.float32(0.8))}
+    with pytest.raises(ValueError, match="gain of site 'w/relu' is 0.8.* -0.3 <= gain"):
+        check_values(dataclasses.replace(snn, neurons=broken))
 
 
 def test_updates_within_the_ranges_stay_as_they_are():

@@ -264,7 +264,7 @@ def test_what_has_no_layers_is_refused():
     of = functools.partial(deploy.layers, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
     adaptive = snnjax.neurons.Adaptive(IF)
-    adaptive = snnjax.init(net.fn, net.params, net.x, model=adaptive)
+    adaptive = snnjax.init(*net[:3], model=adaptive, key=jax.random.key(0))
 
     def encoded(p, x):
         return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])

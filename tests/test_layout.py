@@ -108,10 +108,6 @@ def test_a_name_that_is_gone_says_what_stands_in_its_place():
     for older, newer in {
         **dict.fromkeys("chips from_nir integers layers nir".split(), "deploy"),
         **{"quantize": "deploy.quantize", "to_nir": "deploy.to_nir"},
-        "neurons.adaptive": "neurons.Adaptive",
-        "neurons.synaptic": "neurons.Synaptic",
-        "neurons.recurrent": "neurons.Recurrent",
-        "neurons.mean_output": "neurons.mean_and_pace",
         "simulation.by_layer": "simulation.ByLayer",
     }.items():
         with pytest.raises(

@@ -27,18 +27,29 @@ from networks import (
 
 import snnjax
 from snnjax import lif, training
-from snnjax.neurons import Adaptive, Recurrent, RecurrentParams, Synaptic, unroll
+from snnjax.neurons import (
+    Adaptive,
+    Recurrent,
+    RecurrentParams,
+    ResonateAndFire,
+    Synaptic,
+    TimeConstants,
+    Uniform,
+    unroll,
+)
+from snnjax.neurons.models import ResonateState
 from snnjax.neurons.protocol import with_field
 from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs
 KEY = jax.random.key(0)
+RISING = {"subthreshold": 0.5, "spike_triggered": 0.25, "adaptation_leak": 0.5}
 MODELS = {
     "synaptic": Synaptic(lif(leak=0.5)),
-    "adaptive": Adaptive(lif(leak=0.5), adaptation=0.5, adaptation_leak=0.5),
+    "adaptive": Adaptive(lif(leak=0.5), **RISING),
     "recurrent": Recurrent(lif(leak=0.5)),
-    "all of them": Recurrent(Synaptic(Adaptive(lif(leak=0.5, reset="zero")))),
+    "all of them": Recurrent(Synaptic(Adaptive(lif(leak=0.5, reset="zero"), **RISING))),
 }
 
 
@@ -165,15 +176,14 @@ def refused(table):
 )
 def test_spikes_are_those_of_the_oracle(kind, reset, wait):
     plain = lif(leak=0.5, threshold=0.5, reset=reset)
-    rising = {"adaptation": 0.5, "adaptation_leak": 0.5}
     kernel = np.asarray(eighths(3, (6, 6)))
     model, numbers = {
         "synaptic": (Synaptic(plain, synaptic_leak=0.25), {"synaptic_leak": 0.25}),
-        "adaptive": (Adaptive(plain, **rising), rising),
+        "adaptive": (Adaptive(plain, **RISING), RISING),
         "recurrent": (Recurrent(plain), {"kernel": kernel}),
         "all": (
-            Recurrent(Synaptic(Adaptive(plain, **rising))),
-            rising | {"synaptic_leak": 0.5, "kernel": kernel},
+            Recurrent(Synaptic(Adaptive(plain, **RISING))),
+            RISING | {"synaptic_leak": 0.5, "kernel": kernel},
         ),
     }[kind]
     currents = np.asarray(eighths(1, (STEPS, 3, 6), -8, 17))
@@ -188,6 +198,33 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
         expected = reference.population(into, 0.5, **options)
         np.testing.assert_array_equal(spikes[:, example], expected)
     assert 0 < (spikes > 0).mean() < 1
+
+
+def test_resonators_follow_the_equations_of_the_paper():
+    model = ResonateAndFire(omega=Uniform(0.1, 0.875), damping=Uniform(0.001, 0.25))
+    params = model.init((6,), KEY)._replace(threshold=np.float32(0.5))
+    currents = np.random.default_rng(0).normal(0.1, 0.4, (40, 3, 6)).astype(np.float32)
+    simulate = jax.jit(unroll, static_argnums=0)
+    spikes = simulate(model, params, currents)
+    dt, x, y, q, expected = 0.01, *np.zeros((3, 3, 6)), []
+    omega, offset = (np.asarray(leaf, float) / dt for leaf in params[2:4])
+    for current in currents:
+        b = (-1 + np.sqrt(1 - (dt * omega) ** 2)) / dt - offset - q
+        x, y = x + dt * (b * x - omega * y) + current, y + dt * (omega * x + b * y)
+        fired = x >= 0.5 + 0.5 * q
+        q = 0.9 * q + fired
+        expected.append(0.5 * fired)
+    np.testing.assert_array_equal(spikes, expected)
+    assert 0.02 < (spikes > 0).mean() < 0.5
+    gradient = gradients_agree(fresh(ResonateAndFire()), "by_step", "by_layer")
+    assert all(jax.tree.leaves(jax.tree.map(np.any, gradient.neurons)))
+    # Nothing grows, at the ends of the ranges and after as many spikes as can be.
+    omega, damping = np.float32([[0, 7 / 8, 0, 7 / 8], [1 / 4, 1 / 4, 1e-6, 1e-6]])
+    params = ResonateAndFire().init((4,), KEY)._replace(omega=omega, damping=damping)
+    state = ResonateState(*np.ones((2, 1, 4)), 10 * np.ones((1, 4)))
+    for _ in range(50):
+        state = model.integrate(params, state, np.zeros((1, 4), np.float32))
+    assert (np.hypot(*state[:2]) <= np.sqrt(2)).all()
 
 
 def test_executions_give_the_same_spikes():
@@ -307,10 +344,14 @@ def test_arguments_outside_their_range_are_refused():
     table = [
         (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
         (lambda: Synaptic(lif), "without init"),
+        (lambda: ResonateAndFire(omega=1), "0 <= omega <= 0.875"),
         (lambda: Recurrent(MyNeuron), "the class MyNeuron"),
-        (lambda: Adaptive(lif(levels=(-1, 1))), "the levels \\(0, 1\\)"),
-        (lambda: Adaptive(Straight()), "fires by the surrogate given"),
-        (lambda: Adaptive(lif(), adaptation=-1), "adaptation is -1; allowed: >= 0"),
+        (lambda: Adaptive(lif(), subthreshold=2), "0 <= subthreshold <= 1"),
+        (lambda: Adaptive(lif(), spike_triggered=-1), "spike_triggered is -1; allowed"),
+        (
+            lambda: run(fresh(Adaptive(MyNeuron()))),
+            "MyNeuron.* has no field of that name",
+        ),
         (lambda: Adaptive(lif(), adaptation_leak=2), "adaptation_leak is 2"),
         (lambda: Recurrent(lif()).init((3,)), "needs a key"),
         (lambda: with_field(inside, "tau", 1), "(?s)^RecurrentParams.* no field 'tau'"),
@@ -607,8 +648,10 @@ def test_a_conversion_takes_levels_by_site():
         {"w2/*": lif(leak=0.25), "*": Synaptic(lif(), synaptic_leak=0.75)},
         snnjax.integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75),
         lif(leak=0.25, lowest=-1.5),
+        lif(leak=TimeConstants(2, 20), threshold=Uniform(0.5, 1), temperature=[2]),
+        ResonateAndFire(temperature=2),
     ],
-    ids=["wrapped", "by site", "levels", "bounded"],
+    ids=["wrapped", "by site", "levels", "bounded", "drawn", "resonate"],
 )
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)
@@ -617,22 +660,30 @@ def test_a_file_brings_the_models_back(neuron, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, snn)
 
 
-def test_a_file_of_another_model_holds_its_program(tmp_path):
+def test_a_file_of_another_model_needs_it_or_holds_its_program(tmp_path):
+    snn = fresh(model := {FIRST: Recurrent(MyNeuron()), "*": lif()})
+    path = snnjax.save(tmp_path / "snn.safetensors", snn)
+    again = snnjax.load(path, model=model).snn
+    assert again.model == snn.model
+    jax.tree.map(np.testing.assert_array_equal, again, snn)
+    with pytest.raises(
+        ValueError, match="factor=0.5.*and the model is .*factor=0.25.*Pass"
+    ):
+        snnjax.load(path, model={FIRST: Recurrent(MyNeuron(0.25)), "*": lif()})
     snn = fresh(Recurrent(MyNeuron()))
-    path = tmp_path / "snn.safetensors"
-    with pytest.raises(ValueError, match="cannot describe .*MyNeuron.* Pass fn and x"):
-        snnjax.save(path, snn)
     snnjax.save(path, snn, fn=NET.fn, x=NET.x, steps=STEPS)
     stored, expected = snnjax.load(path), run(snn)
     np.testing.assert_array_equal(stored.run(NET.x), expected)
-    with pytest.raises(ValueError, match="model is .Recurrent.*MyNeuron.* like=snn"):
+    with pytest.raises(
+        ValueError, match="model is .Recurrent.*MyNeuron.* model=\\.\\."
+    ):
         run(stored.snn)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
     for same in (again, dataclasses.replace(stored.snn, model=snn.model)):
         np.testing.assert_array_equal(run(same), expected)
     other = fresh(Recurrent(MyNeuron(0.25)))
-    with pytest.raises(ValueError, match="written with .* like has"):
+    with pytest.raises(ValueError, match="written with .* the model is"):
         snnjax.load(path, like=other)
 
 
@@ -699,3 +750,31 @@ def test_a_model_may_compute_all_steps_at_once(execution):
     assert np.any(in_steps[0].neurons[FIRST].leak)
     leaves = map(jax.tree.leaves, (at_once[0], in_steps[0]))
     assert_close(*map(list, leaves))
+
+
+# -------------------------------------------------------------------------- delays
+
+
+@pytest.mark.parametrize("execution", ["by_layer", "by_step", ByLayer(segment=2)])
+def test_a_delay_interpolates_between_the_steps_before(execution):
+    steps, delay = 6, np.array([0.0, 2.0, 1.25, 3.0, 9.0])
+    u = eighths(3, (steps, 2, 5))
+    neuron = snnjax.neurons.Delay(delay=delay, longest=3)
+    snn = snnjax.init(lambda w, x: snnjax.encode(x) * w, 1.0, u[0], model=neuron)
+    options = {"steps": steps, "inputs": "sequence", "execution": execution}
+    simulate = snnjax.spiking(lambda w, x: snnjax.encode(x) * w, **options)
+
+    def loss(snn):
+        outputs = simulate(snn, u)
+        return (outputs * eighths(4, u.shape)).sum(), outputs
+
+    (slope, outputs), at = outputs_of([jax.grad(loss, has_aux=True)], snn)[0], np.zeros
+    padded = np.concatenate([at((5, 2, 5)), u])
+    for channel, d in enumerate(np.minimum(delay, 3)):
+        late = [padded[5 - k :][:steps, :, channel] for k in (int(d), int(d) + 1)]
+        expected = (1 - d % 1) * late[0] + d % 1 * late[1]
+        np.testing.assert_allclose(outputs[..., channel], expected, atol=1e-6)
+        if d < 3:
+            rise = ((late[1] - late[0]) * eighths(4, u.shape)[..., channel]).sum()
+            found = slope.neurons["encoder"].delay[channel]
+            np.testing.assert_allclose(found, rise, atol=1e-5)

@@ -64,7 +64,12 @@ def test_a_neuron_outside_its_range_is_refused():
         (neurons.lif, {"leak": 1.5}, "leak is 1.5"),
         (neurons.lif, {"leak": None}, "leak is None; allowed"),
         (neurons.lif, {"threshold": 0.0}, "threshold is 0.0; allowed"),
-        (neurons.lif, {"threshold": np.ones(2)}, "threshold is array"),
+        (neurons.lif, {"threshold": [1.0, 0.0]}, "threshold is 0.0; allowed"),
+        (neurons.lif, {"leak": []}, "leak is \\[\\]; allowed"),
+        (neurons.lif, {"leak": neurons.Uniform(0.5, 1.5)}, "leak is 1.5; allowed"),
+        (neurons.TimeConstants, {"low": 0, "high": 2}, "low is 0; allowed"),
+        (neurons.Uniform, {"low": 2, "high": 1}, "high is 1.0; allowed: >= 2"),
+        (IF, {"lowest": [-1.0, -2.0]}, "lowest is .*; allowed"),
         (neurons.lif, {"reset": "soft"}, "allowed: 'subtract', 'zero'"),
         *((IF, {"levels": each}, "levels are .*two whole num") for each in NO_LEVELS),
         (IF, SIGNED | {"dead_zone": 1.0}, "allowed: 0 <= dead_zone < 1"),
@@ -111,6 +116,35 @@ def test_a_model_is_a_value():
     assert build(leak=0.5) == build(leak=jnp.float32(0.5))
     assert hash(build()) == hash(build(leak=np.float64(0.5)))
     assert build() != build(reset="zero") != IF(reset="zero")
+
+
+def test_a_number_of_each_channel_is_given_or_drawn():
+    build, tau = neurons.lif, neurons.TimeConstants(2, 20)
+    arrays = np.array([0.5, 1, 0.75]), jnp.array([0.5, 1, 0.75]), (0.5, 1, 0.75)
+    first, *others = (build(leak=tau, threshold=each) for each in arrays)
+    assert {first, *others} == {first}
+    params, other = (first.init((2, 3), jax.random.key(seed)) for seed in (0, 1))
+    leak = np.asarray(params.leak)
+    assert leak.shape == (3,) and (leak != other.leak).all()
+    assert ((np.exp(-1 / 2) <= leak) & (leak <= np.exp(-1 / 20))).all()
+    currents = np.random.default_rng(0).normal(0.2, 0.5, (9, 2, 3)).astype(np.float32)
+    run = jax.jit(neurons.unroll, static_argnums=0)
+    spikes = run(first, params, currents)
+    for c in range(3):
+        into, numbers = currents[..., c].astype(float), {"leak": float(leak[c])}
+        expected = reference.simulate(into, arrays[0][c], **numbers)
+        np.testing.assert_allclose(spikes[..., c], expected)
+    shares = neurons.Uniform(0.25, 0.75)
+    both = neurons.Synaptic(build(leak=shares), synaptic_leak=shares)
+    params = both.init((3,), jax.random.key(0))
+    assert (params.synaptic_leak != params.neuron.leak).all()
+    with pytest.raises(ValueError, match="leak is Time.* drawn .* needs a key"):
+        first.init((3,))
+    with pytest.raises(ValueError, match="threshold has shape .3,.; allowed: .* .2,."):
+        first.init((4, 2), jax.random.key(0))
+    with pytest.raises(ValueError, match="snnjax.convert draws nothing"):
+        one, options = np.eye(2), {"steps": 4, "model": IF(threshold=shares)}
+        snnjax.convert(lambda w, x: jax.nn.relu(x @ w), one, one, **options)
 
 
 def test_the_pace_of_many_steps_does_not_overflow():

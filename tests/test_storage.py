@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS, compiled
 
 import snnjax
-from snnjax.storage import archive, tree
+from snnjax.storage import archive, models, tree
 
 safetensors = pytest.importorskip("safetensors.numpy")
 pytest.importorskip("flatbuffers")
@@ -289,7 +289,7 @@ def test_a_program_of_64_bits_says_what_it_needs(x64, path):
 
 
 def golden_snn():
-    models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.Adaptive(snnjax.lif())}
+    models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.Synaptic(snnjax.lif())}
     return snnjax.init(*DENSE[:3], model=models)
 
 
@@ -306,6 +306,14 @@ def test_an_snn_of_its_format_is_readable_and_its_program_runs_or_says_what_to_d
     else:
         expected = snnjax.spiking(DENSE.fn, steps=STEPS)(golden_snn(), DENSE.x)
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+def test_the_adaptive_threshold_of_an_old_file_is_no_adaptation_current(path):
+    snnjax.save(path, snnjax.init(*DENSE[:3]))
+    old = {"class": "Adaptive", "neuron": models.describe(snnjax.lif())}
+    old |= {"adaptation": 1.0, "adaptation_leak": 0.9}
+    with pytest.raises(ValueError, match="Adaptive with adaptation, which .* its card"):
+        snnjax.load(rewritten(path, path, {"model": old}))
 
 
 def test_an_snn_whose_program_is_refused_can_be_saved_again(whole_file, path):

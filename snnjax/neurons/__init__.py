@@ -1,19 +1,24 @@
 """Spiking neurons: models as values, and one site of them through time.
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
-around them; ``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule
-of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a
-model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates
-and resets.
+around them; ``delays.py``: delays; ``fresh.py``: their fresh parameters;
+``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule of thresholds;
+``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a model for
+every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and
+resets; ``backward.py``: the way back through T steps.
 """
 
-from snnjax import _renamed
+from snnjax._ranges import Range
 from snnjax.neurons.by_site import BySite
+from snnjax.neurons.delays import Delay, DelayParams
+from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
     IntegrateAndFire,
     NeuronParams,
     NeuronState,
+    ResonateAndFire,
+    ResonateParams,
     integrate_and_fire,
     lif,
 )
@@ -33,14 +38,21 @@ __all__ = [
     "Adaptive",
     "AdaptiveParams",
     "BySite",
+    "Delay",
+    "DelayParams",
     "IntegrateAndFire",
     "Neuron",
     "NeuronParams",
     "NeuronState",
+    "Range",
     "Recurrent",
     "RecurrentParams",
+    "ResonateAndFire",
+    "ResonateParams",
     "Synaptic",
     "SynapticParams",
+    "TimeConstants",
+    "Uniform",
     "WholeNumbers",
     "WithSurrogate",
     "after_all_input",
@@ -50,12 +62,3 @@ __all__ = [
     "mean_and_pace",
     "unroll",
 ]
-__getattr__ = _renamed.renamed(
-    __name__,
-    {
-        "adaptive": "snnjax.neurons.Adaptive",
-        "mean_output": "snnjax.neurons.mean_and_pace(...)[0]",
-        "recurrent": "snnjax.neurons.Recurrent",
-        "synaptic": "snnjax.neurons.Synaptic",
-    },
-)

@@ -20,15 +20,7 @@ class BySite:
     Attributes:
         models: pairs (site name, model), in the order of the sites.
 
-    An SNN has one where its sites have different models:
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["first"]) @ p["second"])
-    >>> params = {"first": jnp.eye(2), "second": jnp.eye(2)}
-    >>> neuron = {"second/*": snnjax.lif(leak=0.9), "*": snnjax.lif(leak=0.5)}
-    >>> snn = snnjax.init(fn, params, jnp.eye(2), model=neuron)
-    >>> [name for name, _ in snn.model.models], snn.model_of("second/relu").leak
-    (['first/relu', 'second/relu'], 0.9)
+    An SNN has one where its sites have different models, as ``init(model={...})`` does.
     """
 
     models: tuple[tuple[str, Neuron], ...]

@@ -1,4 +1,4 @@
-"""Integrate-and-fire (IF) neurons, and their leaky form (LIF), as values.
+"""Integrate-and-fire (IF), leaky (LIF) and resonate-and-fire neurons, as values.
 
     v  <- max(leak v + I, lowest V_th)                    integrate
     k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
@@ -6,9 +6,8 @@
     v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
 A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
-Without a lower bound ``lowest`` is minus infinity.
 N is the sum of all levels so far: the total output stays >= 0, as that of a ReLU. With
-the levels (0, 1) a neuron spikes or does not. Source of the binary neuron: Li, Deng,
+no lower bound ``lowest`` is minus infinity. Source of the binary neuron: Li, Deng,
 Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 """
 
@@ -24,13 +23,16 @@ from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice
 from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
-from snnjax.neurons.protocol import checked_levels, make_plain_numbers
+from snnjax.neurons.fresh import Numbers, Uniform, make_plain_numbers, parameter
+from snnjax.neurons.protocol import checked_levels
 from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
 
 class NeuronParams(NamedTuple):
-    """Parameters of one site's neurons; every field broadcasts over the batch.
+    """Parameters of one site's neurons, ``snn.neurons[site_name]``.
+
+    Every field broadcasts over the batch; ``_replace`` changes some of them.
 
     Attributes:
         threshold: V_th > 0, scalar or per channel [C].
@@ -41,18 +43,6 @@ class NeuronParams(NamedTuple):
             None: the surrogate's own default, which is not trained.
         offset: the output of level 0, scalar or [C]; subtracted from every current and
             added to every output; None: 0.
-
-    ``snn.neurons[site_name]`` are those of a site; ``_replace`` changes some of them:
-
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import unroll
-    >>> neuron = integrate_and_fire()
-    >>> params = neuron.init()._replace(threshold=jnp.array([1.0, 2.0]))
-    >>> print(unroll(neuron, params, jnp.ones((4, 1, 2)))[:, 0])  # two channels
-    [[1. 0.]
-     [1. 2.]
-     [1. 0.]
-     [1. 2.]]
     """
 
     threshold: Annotated[jax.Array, POSITIVE]
@@ -69,13 +59,6 @@ class NeuronState(NamedTuple):
     Attributes:
         potential: the membrane potential v, [B, ...].
         total: N, the sum of all levels so far, [B, ...]; None if none is negative.
-
-    >>> import jax.numpy as jnp
-    >>> neuron = integrate_and_fire(levels=(-1, 1))
-    >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))
-    >>> state, spikes = neuron.fire(neuron.init(), state)
-    >>> print(state.potential, state.total)
-    [0.5] [1.]
     """
 
     potential: jax.Array
@@ -90,25 +73,17 @@ class IntegrateAndFire:
         levels, reset, dead_zone, last_zone, lowest: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
-        threshold, leak, temperature: of fresh parameters; None: they have none.
+        threshold, leak, temperature: of fresh parameters, each a number, an array or a
+            distribution (`snnjax.neurons.Uniform`); None: they have none.
 
-    `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
-
-    >>> import dataclasses, jax.numpy as jnp
-    >>> from snnjax.neurons import unroll
-    >>> neuron = integrate_and_fire(levels=(-1, 1))
-    >>> encoder = dataclasses.replace(neuron, rectifies=False)
-    >>> for model in (neuron, encoder):
-    ...     print(unroll(model, model.init(), -jnp.ones((3, 1)))[:, 0])
-    [0. 0. 0.]
-    [-1. -1. -1.]
+    `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it.
     """
 
     levels: tuple[int, int] = (0, 1)
     reset: Reset = "subtract"
-    threshold: Annotated[float, POSITIVE] = 1.0
-    leak: Annotated[float | None, LEAK] = None
-    temperature: Annotated[float | None, POSITIVE] = None
+    threshold: Annotated[Numbers, POSITIVE] = 1.0
+    leak: Annotated[Numbers | None, LEAK] = None
+    temperature: Annotated[Numbers | None, POSITIVE] = None
     dead_zone: Annotated[float, Range(0, 1, open_most=True)] = 0.0
     last_zone: Annotated[float, Range(1 / 2, 1)] = 0.5
     rectifies: bool = True
@@ -117,7 +92,7 @@ class IntegrateAndFire:
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        make_plain_numbers(self)
+        make_plain_numbers(self, "dead_zone", "last_zone", "lowest")
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
@@ -136,11 +111,10 @@ class IntegrateAndFire:
         return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Scalar parameters, whatever the shape; nothing is drawn."""
-        del shape, key
-        threshold, zero = jnp.float32(self.threshold), jnp.zeros((), jnp.float32)
-        leak, temperature = jax.tree.map(jnp.float32, (self.leak, self.temperature))
-        return NeuronParams(threshold, zero, zero, leak, temperature)
+        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        names, zero = ("threshold", "leak", "temperature"), jnp.zeros((), jnp.float32)
+        threshold, *rest = (parameter(self, name, shape, key) for name in names)
+        return NeuronParams(threshold, zero, zero, *rest)
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
         """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
@@ -216,11 +190,7 @@ def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
 
 
 def as_encoder(neuron: Any) -> Any:
-    """The model of a value that may be negative; others than IF and LIF stay.
-
-    >>> as_encoder(integrate_and_fire(levels=(0, 3))).levels
-    (-3, 3)
-    """
+    """The model of a value that may be negative; others than IF and LIF stay."""
     if not is_plain(neuron):
         return neuron
     low, high = neuron.levels
@@ -250,9 +220,9 @@ _NEAREST = 8  # levels whose steps are computed
 def integrate_and_fire(
     *,
     levels: tuple[int, int] = (0, 1),
-    threshold: float = 1.0,
+    threshold: Numbers = 1.0,
     reset: Reset = "subtract",
-    temperature: float | None = None,
+    temperature: Numbers | None = None,
     dead_zone: float = 0.0,
     last_zone: float = 0.5,
     lowest: float | None = None,
@@ -264,7 +234,7 @@ def integrate_and_fire(
             (0, 1) is binary, (-1, 1) signed, (0, n) and (-n, n) are graded. A negative
             spike takes back an earlier one; the total of a neuron stays >= 0.
         threshold: V_th of fresh parameters, > 0, in units of the current. A spike of
-            level k carries k V_th.
+            level k carries k V_th. A number, an array [C] or a distribution.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
@@ -301,16 +271,19 @@ def integrate_and_fire(
 def lif(
     *,
     levels: tuple[int, int] = (0, 1),
-    leak: float = 0.5,
-    threshold: float = 1.0,
+    leak: Numbers = 0.5,
+    threshold: Numbers = 1.0,
     reset: Reset = "subtract",
-    temperature: float | None = None,
+    temperature: Numbers | None = None,
     lowest: float | None = None,
 ) -> IntegrateAndFire:
     """The LIF neuron: v <- leak v + I.
 
     Args:
-        leak: factor on v before integration, 0 < leak <= 1.
+        leak: factor on v before integration, 0 < leak <= 1. As a threshold and a
+            temperature it is a number, an array that broadcasts to a site, such as one
+            for each channel [C], or a distribution, from which ``init`` draws one for
+            each channel: `snnjax.neurons.TimeConstants`, `snnjax.neurons.Uniform`.
         levels, threshold, reset, temperature, lowest: as for `integrate_and_fire`.
 
     Raises:
@@ -322,5 +295,100 @@ def lif(
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
-    LEAK.check("leak", leak)
+    if leak is None:
+        LEAK.check("leak", leak)
     return IntegrateAndFire(levels, reset, threshold, leak, temperature, lowest=lowest)
+
+
+# Within them an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
+_OMEGA, _DAMPING = Range(0, 7 / 8), Range(0, 1 / 4, open_least=True)
+
+
+class ResonateParams(NamedTuple):
+    """Parameters of resonate-and-fire neurons, each a scalar or one per channel [C].
+
+    Attributes:
+        threshold, bias, temperature: as of `NeuronParams`.
+        omega: sine of the angle that a step turns, 0 to 7/8: a period of 2 pi /
+            asin(omega) steps.
+        damping: distance of r from the divergence boundary, in (0, 1/4].
+    """
+
+    threshold: Annotated[jax.Array, POSITIVE]
+    bias: jax.Array
+    omega: Annotated[jax.Array, _OMEGA]
+    damping: Annotated[jax.Array, _DAMPING]
+    temperature: Annotated[jax.Array | None, POSITIVE] = None
+
+
+class ResonateState(NamedTuple):
+    """State of resonate-and-fire neurons: x, y and q, each [B, ...]."""
+
+    potential: jax.Array
+    quadrature: jax.Array
+    refractory: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResonateAndFire:
+    """The balanced resonate-and-fire neuron, which answers to a frequency.
+
+        x  <- r x - omega y + I,    y <- omega x + r y,    of the x and y before
+        r   = sqrt(1 - omega^2) - damping - 0.01 q
+        s   = V_th 1[x >= (1 + q) V_th],    q <- 0.9 q + s / V_th
+
+    Without the last two terms of r, at the divergence boundary, it oscillates forever.
+    A spike resets nothing; q makes the next one harder. Source: Higuchi, Kairat, Bohte
+    and Otte, ICML 2024, arXiv 2402.14603, with their time step 0.01 as the unit.
+
+    Args:
+        omega, damping: see `ResonateParams`; the defaults are the paper's for images.
+        threshold, temperature: as for `lif`. All may be arrays and distributions.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import unroll
+    >>> neuron = ResonateAndFire(omega=0.5, damping=0.01, threshold=1.5)
+    >>> beat = jnp.zeros((26, 1)).at[::12].set(1.0)  # a period of 12 steps
+    >>> print(jnp.nonzero(unroll(neuron, neuron.init(), beat)[:, 0])[0])
+    [12 24]
+    """
+
+    omega: Annotated[Numbers, _OMEGA] = Uniform(0.15, 0.5)
+    damping: Annotated[Numbers, _DAMPING] = Uniform(0.001, 0.01)
+    threshold: Annotated[Numbers, POSITIVE] = 1.0
+    temperature: Annotated[Numbers | None, POSITIVE] = None
+    levels = (0, 1)
+
+    def __post_init__(self):
+        make_plain_numbers(self)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> ResonateParams:
+        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        names = (field.name for field in dataclasses.fields(self))
+        own = {name: parameter(self, name, shape, key) for name in names}
+        return ResonateParams(bias=jnp.zeros((), jnp.float32), **own)
+
+    def start(self, params: ResonateParams, shape: tuple[int, ...]) -> ResonateState:
+        """Zeros in float32, or as wide as params."""
+        zeros = jnp.zeros(shape, wide_dtype(*jax.tree.leaves(params)))
+        return ResonateState(zeros, zeros, zeros)
+
+    def integrate(
+        self, params: ResonateParams, state: ResonateState, current: jax.Array
+    ) -> ResonateState:
+        """x and y turn and shrink, and the current arrives."""
+        x, y, q = state
+        omega, damping = like(params.omega, x), like(params.damping, x)
+        r = jnp.sqrt(1 - omega**2) - damping - 0.01 * q
+        x, y = r * x - omega * y + current.astype(x.dtype), omega * x + r * y
+        return ResonateState(x, y, q)
+
+    def fire(
+        self, params: ResonateParams, state: ResonateState, spike: Surrogate = dspike
+    ) -> tuple[ResonateState, jax.Array]:
+        """Spikes s, as those of an IF neuron whose potential is x - q V_th."""
+        x, _, q = state
+        v_th = like(params.threshold, x)
+        plain = NeuronParams(v_th, v_th, v_th, temperature=params.temperature)
+        _, s = IntegrateAndFire().fire(plain, NeuronState(x - q * v_th), spike)
+        return state._replace(refractory=0.9 * q + s / v_th), s

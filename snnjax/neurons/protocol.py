@@ -17,29 +17,13 @@ import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted
 from snnjax._checks import takes
-from snnjax._ranges import ranges_of
 from snnjax.surrogate import Surrogate, dspike
 
 Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
 
 
 class Neuron(Protocol):
-    """A neuron model; its params are a NamedTuple, its state is any pytree.
-
-    The library calls its functions in this order:
-
-    >>> import jax.numpy as jnp, snnjax
-    >>> neuron = snnjax.lif(leak=0.5)  # or a model of your own, see docs/neurons.md
-    >>> params = neuron.init((1,))
-    >>> state = neuron.start(params, (1, 1))  # one example, one neuron
-    >>> for current in jnp.full((3, 1, 1), 0.75):
-    ...     state = neuron.integrate(params, state, current)
-    ...     state, spikes = neuron.fire(params, state)
-    ...     print(spikes[0], state.potential[0])
-    [0.] [0.75]
-    [1.] [0.125]
-    [0.] [0.8125]
-    """
+    """A neuron model; its params are a NamedTuple, its state is any pytree."""
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """Parameters of a fresh site whose neurons have this shape.
@@ -108,13 +92,7 @@ def chain(neuron: Any) -> tuple[Any, ...]:
 
 
 def field(tree: Any, name: str) -> Any:
-    """A field of params or of a state, or of those inside; None if there is none.
-
-    >>> from snnjax.neurons import lif, Recurrent
-    >>> params = Recurrent(lif(leak=0.25)).init((2,), jax.random.key(0))
-    >>> float(field(params, "leak")), field(params, "temperature")
-    (0.25, None)
-    """
+    """A field of params or of a state, or of those inside; None if there is none."""
     values = (getattr(part, name) for part in chain(tree) if name in _fields(part))
     return next((value for value in values if value is not None), None)
 
@@ -214,15 +192,3 @@ def check_model(neuron: Any, what: str = "model") -> None:
             f"{what} is {neuron!r}, which is not hashable ({error}); {allowed}. Keep "
             "arrays in its params, and make it a dataclass(frozen=True)"
         ) from None
-
-
-def make_plain_numbers(neuron: Any) -> None:
-    """Make the numbers of a model Python's own; raise where one is out of its range.
-
-    Equal models then have equal hashes and can be saved.
-    """
-    for name, limits in ranges_of(type(neuron)).items():
-        number = getattr(neuron, name)
-        if number is not None:
-            limits.check(name, number)
-            object.__setattr__(neuron, name, float(number))

@@ -1,44 +1,32 @@
-"""Models around a model: a synapse before it, an adaptive threshold, recurrence.
+"""Models around a model: a synapse before it, an adaptation current, recurrence.
 
     Synaptic     i <- synaptic_leak i + I,    which the model integrates
-    Adaptive     s  = V_th 1[v >= V_th + adaptation a],    a <- adaptation_leak a + s
+    Adaptive     v integrates I - w,    w <- adaptation_leak w + a v + b s
     Recurrent    I <- I + s(t - 1) W,    W [N, N] among the N neurons of a site
 
 Each is a value with the fields of fresh parameters; its params and its state hold those
 of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, IEEE Signal
-Processing Magazine 2019, where v integrates i of the step before; Bellec et al., Nature
-Communications 2020; Bellec et al., NeurIPS 2018, where a <- rho a + (1 - rho) s, the
-reset subtracts the raised threshold, and W connects no neuron to itself.
+Processing Magazine 2019, where v integrates i of the step before; Baronig, Ferrand,
+Sabathiel and Legenstein, arXiv 2408.07517; Bellec et al., NeurIPS 2018, where the reset
+subtracts a raised threshold, and W connects no neuron to itself.
 """
 
 import dataclasses
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
-from snnjax._ranges import LEAK, NOT_NEGATIVE
-from snnjax.neurons.protocol import (
-    Wrapper,
-    check_model,
-    field,
-    fire,
-    levels_of,
-    make_plain_numbers,
-    takes_surrogate,
-)
+from snnjax._ranges import LEAK, NOT_NEGATIVE, SHARE
+from snnjax.neurons import fresh
+from snnjax.neurons.protocol import Wrapper, check_model, field, fire
 from snnjax.surrogate import Surrogate, dspike
 
 
 class WrapperState(NamedTuple):
-    """State of these neurons.
-
-    Attributes:
-        neuron: that of the model inside.
-        variable: [B, ...]; i of `Synaptic`, a of `Adaptive`, s(t - 1) of `Recurrent`.
-    """
+    """State of the model inside; i, w or s(t - 1), [B, ...]."""
 
     neuron: Any
     variable: jax.Array
@@ -48,9 +36,17 @@ class WrapperState(NamedTuple):
 class _WithVariable(Wrapper):
     """A wrapper whose state has a variable of its own, 0 at the start."""
 
+    _params: ClassVar[Any]
+
     def __post_init__(self):
         check_model(self.neuron)
-        make_plain_numbers(self)
+        fresh.make_plain_numbers(self)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
+        """The model's parameters, and those of the other fields."""
+        names = self._params._fields[1:]
+        own = (fresh.parameter(self, name, shape, key) for name in names)
+        return self._params(self.neuron.init(shape, key), *own)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
@@ -93,11 +89,8 @@ class Synaptic(_WithVariable):
     Args:
         neuron: the model that integrates i, e.g. `snnjax.lif`.
         synaptic_leak: 0 < synaptic_leak <= 1; exp(-dt / tau) of a synapse with the time
-            constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
-            and so does a bias.
-
-    Raises:
-        ValueError: no model, or a leak outside its range.
+            constant tau: a number, an array or a distribution, as for `snnjax.lif`. A
+            constant current I settles at i = I / (1 - synaptic_leak), as a bias does.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
@@ -107,12 +100,8 @@ class Synaptic(_WithVariable):
     [1. 0. 0. 0.]
     """
 
-    synaptic_leak: Annotated[float, LEAK] = 0.5
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
-        """The model's parameters, and a scalar leak."""
-        leak = jnp.asarray(self.synaptic_leak, jnp.float32)
-        return SynapticParams(self.neuron.init(shape, key), leak)
+    synaptic_leak: Annotated[fresh.Numbers, LEAK] = 0.5
+    _params = SynapticParams
 
     def integrate(
         self, params: SynapticParams, state: WrapperState, current: jax.Array
@@ -125,89 +114,73 @@ class Synaptic(_WithVariable):
 
 
 class AdaptiveParams(NamedTuple):
-    """Parameters of neurons with an adaptive threshold.
+    """Parameters of neurons with an adaptation current.
 
     Attributes:
-        neuron: those of the model; its threshold is the one without adaptation, and
-            the size of all spikes.
-        adaptation: by how much a spike of size 1 raises the threshold, scalar or [C].
-        adaptation_leak: factor on a at every step, in (0, 1], scalar or [C].
+        neuron: those of the model.
+        subthreshold: a, what a potential of 1 adds to w, in [0, 1], scalar or [C].
+        spike_triggered: b, what a spike of size 1 adds to w, >= 0, scalar or [C].
+        adaptation_leak: beta, factor on w at every step, in (0, 1], scalar or [C].
     """
 
     neuron: Any
-    adaptation: Annotated[jax.Array, NOT_NEGATIVE]
+    subthreshold: Annotated[jax.Array, SHARE]
+    spike_triggered: Annotated[jax.Array, NOT_NEGATIVE]
     adaptation_leak: Annotated[jax.Array, LEAK]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive(_WithVariable):
-    """A neuron whose threshold is V_th + adaptation a, with a <- adaptation_leak a + s.
+    """A neuron whose potential and spikes feed a current w against its input.
 
-    The variable of its state is a.
+    With `snnjax.lif` it is SE-adLIF. The model integrates I - w. After it has fired, w
+    <- beta w + a v + b s, with the *new* potential v: symplectic Euler. Around a LIF of
+    leak alpha, v and w are stable for all a <= 1, and where they oscillate they shrink
+    by sqrt(alpha beta) a step; with the old v (explicit Euler) they would diverge from
+    a = 1 - alpha beta on. The paper's factors, 1 - alpha on I - w and 1 - beta on what
+    w gets, are part of the weights, a and b here.
 
     Args:
-        neuron: the model, with the levels (0, 1), e.g. `snnjax.lif`.
-        adaptation: >= 0; by how much a spike of size 1 raises the threshold. Spikes
-            carry V_th whatever the adaptation.
-        adaptation_leak: 0 < adaptation_leak <= 1; exp(-dt / tau) of a threshold that
-            returns with the time constant tau.
-
-    Raises:
-        ValueError: a model with other levels or a surrogate of its own, or a number
-            outside its range.
+        neuron: the model, whose state has a ``potential``, e.g. `snnjax.lif`.
+        subthreshold: a, 0 <= a <= 1. As the others it is a number, an array or a
+            distribution, as for `snnjax.lif`; by default ``init`` draws all of them.
+        spike_triggered: b >= 0; s is V_th for a spike.
+        adaptation_leak: beta, 0 < beta <= 1.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
-    >>> neuron = Adaptive(lif(leak=1.0), adaptation=2.0, adaptation_leak=0.5)
+    >>> options = dict(subthreshold=0.0, spike_triggered=1.0, adaptation_leak=0.5)
+    >>> neuron = Adaptive(lif(leak=1.0), **options)
     >>> print(unroll(neuron, neuron.init(), jnp.full((6, 1), 1.0))[:, 0])
-    [1. 0. 1. 0. 1. 0.]
+    [1. 0. 0. 1. 0. 0.]
     """
 
-    adaptation: Annotated[float, NOT_NEGATIVE] = 1.0
-    adaptation_leak: Annotated[float, LEAK] = 0.9
+    subthreshold: Annotated[fresh.Numbers, SHARE] = fresh.Uniform(0, 0.2)
+    spike_triggered: Annotated[fresh.Numbers, NOT_NEGATIVE] = fresh.Uniform(0, 0.4)
+    adaptation_leak: Annotated[fresh.Numbers, LEAK] = fresh.TimeConstants(10, 50)
+    _params = AdaptiveParams
 
-    def __post_init__(self):
-        super().__post_init__()
-        if levels_of(self.neuron) != (0, 1) or not takes_surrogate(self.neuron):
-            raise ValueError(
-                f"model is {self.neuron!r}; allowed: a model with the levels (0, 1) "
-                "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
-                "adaptive threshold moves the surrogate's argument"
-            )
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> AdaptiveParams:
-        """The model's parameters and two scalars."""
-        numbers = jnp.float32(self.adaptation), jnp.float32(self.adaptation_leak)
-        return AdaptiveParams(self.neuron.init(shape, key), *numbers)
+    def integrate(
+        self, params: AdaptiveParams, state: WrapperState, current: jax.Array
+    ) -> WrapperState:
+        """The model integrates I - w."""
+        w = state.variable
+        return super().integrate(params, state, current.astype(w.dtype) - w)
 
     def fire(
         self, params: AdaptiveParams, state: WrapperState, spike: Surrogate = dspike
     ) -> tuple[WrapperState, jax.Array]:
-        """Spikes of the model, whose surrogate is evaluated at the raised threshold.
-
-        In place of x = (v - V_th) / (2 V_th), at (v - V_th - adaptation a) / (2 V_th).
-        This comparison is rounded: a potential equal to the raised threshold may fire
-        or not.
-        """
-        a = state.variable
-        own_threshold = field(params.neuron, "threshold")
-        if own_threshold is None:
+        """As the model does, and then w <- beta w + a v + b s."""
+        state, spikes = super().fire(params, state, spike)
+        w, v = state.variable, field(state.neuron, "potential")
+        if v is None:
             raise ValueError(
-                f"an adaptive threshold needs a parameter threshold, and those of "
-                f"{self.neuron!r} have none"
+                f"an adaptation needs a potential, and the state of {self.neuron!r} "
+                "has no field of that name; allowed: a model with one, e.g. snnjax.lif"
             )
-        threshold, adaptation, leak = (
-            lead(leaf, a.ndim).astype(a.dtype) for leaf in (own_threshold, *params[1:])
-        )
-        # The model compares v with its own V_th, so its surrogate's argument moves.
-        shift = adaptation * a / (2 * threshold)
-
-        def raised(x: jax.Array, *args: Any, **options: Any) -> jax.Array:
-            return spike(x - shift.astype(x.dtype), *args, **options)
-
-        inside, spikes = fire(self.neuron, params.neuron, state.neuron, raised)
-        a = leak * a + spikes.astype(a.dtype)
-        return state._replace(neuron=inside, variable=a), spikes
+        a, b, leak = (lead(leaf, w.ndim).astype(w.dtype) for leaf in params[1:])
+        w = leak * w + a * v.astype(w.dtype) + b * spikes.astype(w.dtype)
+        return state._replace(variable=w), spikes
 
 
 class RecurrentParams(NamedTuple):
@@ -233,9 +206,6 @@ class Recurrent(_WithVariable):
     Args:
         neuron: the model, e.g. `snnjax.lif`.
 
-    Raises:
-        ValueError: no model.
-
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.neurons import lif, unroll
     >>> neuron = Recurrent(lif(leak=1.0))
@@ -250,11 +220,7 @@ class Recurrent(_WithVariable):
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> RecurrentParams:
         """The model's parameters, and weights drawn from N(0, 1/N)."""
-        if key is None:
-            raise ValueError(
-                "a recurrent kernel is drawn at random and needs a key: "
-                "snnjax.init(..., key=jax.random.key(0))"
-            )
+        fresh.check_key("a recurrent kernel", key)
         kernel_key, model_key = jax.random.split(key)
         count = math.prod(shape)
         # The variance of a sum of N spikes does not grow with N.

@@ -22,7 +22,8 @@ import numpy as np
 from snnjax._ranges import SHARE
 from snnjax._types import Inputs
 from snnjax._version import __version__
-from snnjax.neurons.by_site import model_of
+from snnjax.neurons.by_site import model_of, resolve_models
+from snnjax.neurons.models import lif
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
 from snnjax.storage import archive, models, program, tree
 
@@ -68,7 +69,8 @@ def save(
 
     Args:
         path: ends in ``.safetensors``; an existing file is replaced.
-        snn: from `snnjax.convert` or `snnjax.init`, trained or not.
+        snn: from `snnjax.convert` or `snnjax.init`, trained or not. Of a neuron model
+            of your own the file has the name and the fields, its repr.
         fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
             reads a program for six months at least; load and save the SNN again then.
@@ -88,8 +90,7 @@ def save(
 
     Raises:
         ValueError: an argument is out of range; a leaf is neither an array nor a
-            number; a neuron model of your own comes without fn; or only some of fn, x
-            and steps are given.
+            number; or only some of fn, x and steps are given.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -141,7 +142,9 @@ def save(
     return path
 
 
-def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stored:
+def load(
+    path: str | os.PathLike, *, like: chex.ArrayTree | None = None, model: Any = None
+) -> Stored:
     """Read a file of `save`.
 
     The SNN of a file can always be read; only the program, which ``run`` uses, can
@@ -152,16 +155,17 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
         like: params or an SNN of the same network, for example new ones. The loaded
             params get the structure of ``like``, after a check of shapes. Without it,
             containers other than dict, list and tuple (a NamedTuple, nnx.State, equinox
-            modules) become dicts. For a neuron model of your own, ``like`` must be an
-            SNN that has it; otherwise only ``run`` works.
+            modules) become dicts.
+        model: as for `snnjax.init`: equal to that of the file, which needs it, or an
+            SNN with it as ``like``, where it is of your own, or only ``run`` works.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, has another format or holds no SNN; or ``like``
-            has another structure.
+        ValueError: the file is damaged, has another format or holds no SNN; ``like``
+            has another structure, or the model is another one.
         ImportError: safetensors is missing.
 
     >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
@@ -179,20 +183,21 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     card, arrays, code = archive.read(path)
     with archive.restoring(path):
         structure = card.pop("structure")
-        snn = _snn(card, structure, arrays, like)
+        snn = _snn(card, structure, arrays, like, model)
         run = program.runner(path, card, structure["outputs"], arrays, code)
     return Stored(snn, card, run)
 
 
-def _snn(
-    card: dict[str, Any], structure: dict[str, Any], arrays: dict[str, Any], like: Any
-) -> SNN:
+def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SNN:
     """The SNN of a file, in the structure of ``like`` if there is one."""
     params = tree.rebuild(structure["params"], arrays)
     sites = tree.rebuild(structure["neurons"], arrays)
     own: Any = like if isinstance(like, SNN) else None
     like = own.params if own else like
-    model = models.restore(card["model"], own and own.model)
+    known = own and own.model
+    if is_given := model is not None:
+        known = resolve_models(model, list(sites), lif())
+    model = models.restore(card["model"], known, check=is_given)
     neurons = {
         name: models.restore_params(
             model_of(model, name), fields, own and own.neurons.get(name)
@@ -220,13 +225,6 @@ def _check_without_program(snn: SNN, **options: Any) -> None:
         raise ValueError(
             f"{', '.join(names)} describe a program, and without fn there is none; "
             "pass fn, the network, or leave these arguments out"
-        )
-    texts = models.unknown(models.describe(snn.model))
-    if texts:
-        raise ValueError(
-            f"a file cannot describe the neuron model {', '.join(texts)}, which is "
-            "none of snnjax.neurons. Pass fn and x: then the file has a program, "
-            "and stored.run(x) needs no model"
         )
     if models.unknown(models.describe(snn.code)):
         raise ValueError(

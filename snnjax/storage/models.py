@@ -3,7 +3,7 @@
     {"class": "Recurrent", "neuron": {"class": "IntegrateAndFire", ...}, ...}
 
 A file holds no Python code. Of a class that is not in CLASSES it holds only the text.
-To run such a model, use the file's program or load the file with an SNN that has it.
+To run such a model, load the file with it, or use the file's program.
 """
 
 import collections
@@ -15,15 +15,17 @@ import jax
 
 from snnjax import codes
 from snnjax.neurons.by_site import BySite
-from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.fresh import TimeConstants, Uniform
+from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
 from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
-_MODELS = (IntegrateAndFire, Adaptive, Synaptic, Recurrent, WholeNumbers, BySite)
+_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, BySite)
+_NUMBERS = (WholeNumbers, Uniform, TimeConstants)
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
 
 # The classes that a file can describe. Their names and fields must never change.
-CLASSES: dict[str, Any] = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_CODES)}
+CLASSES = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_NUMBERS, *_CODES)}
 
 
 def describe(value: Any) -> Any:
@@ -58,17 +60,18 @@ def unknown(description: Any) -> list[str]:
     return sum(map(unknown, description), []) if isinstance(description, list) else []
 
 
-def restore(description: Any, like: Any = None) -> Any:
+def restore(description: Any, like: Any = None, *, check: bool = False) -> Any:
     """The model or code of a description, or ``like``, the same model or code.
 
+    With ``check`` it has to be the same; otherwise only where text is left of a model.
     Without ``like``, text takes the place of what a description only names, and says so
     where it is used.
     """
-    if like is not None and unknown(description):
+    if like is not None and (check or unknown(description)):
         if describe(like) != description:
             raise ValueError(
-                f"the file was written with {description}, and like has "
-                f"{describe(like)}. Pass an SNN with the former"
+                f"the file was written with {description}, and the model is "
+                f"{describe(like)}. Pass the former"
             )
         return like
     if isinstance(description, list):
@@ -77,11 +80,21 @@ def restore(description: Any, like: Any = None) -> Any:
         return description
     if "text" in description:
         return (
-            f"{description['text']}, whose code the file does not hold: run its "
-            "program by stored.run(x), or load it with like=snn, an SNN that has it"
+            f"{description['text']}, whose code the file does not hold: load it by "
+            "snnjax.load(path, model=...) with this model, or run its program by "
+            "stored.run(x)"
         )
     fields = {name: restore(each) for name, each in description.items()}
-    return CLASSES[fields.pop("class")](**fields)
+    kind = CLASSES[fields.pop("class")]
+    gone = fields.keys() - {field.name for field in dataclasses.fields(kind)}
+    if gone:
+        names = ", ".join(sorted(gone))
+        raise ValueError(
+            f"the file has a {kind.__name__} with {names}, which that of this version, "
+            "another neuron, has not. Load it with the version of snnjax in its card, "
+            "or its arrays by safetensors.numpy"
+        )
+    return kind(**fields)
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:

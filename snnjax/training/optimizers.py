@@ -90,10 +90,12 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         limits = of_site.get(name_of(path[2:]))
         if limits is None:
             return update
-        low = jnp.full_like(value, limits.least)
+        low, high = (jnp.full_like(value, end) for end in limits[:2])
         if limits.open_least:  # halfway there, since the end itself is excluded
             low = jnp.minimum(value, jnp.maximum((value + low) / 2, low + SMALLEST))
-        target = jnp.clip(value + update, low, limits.most)
+        if limits.open_most:
+            high = jnp.maximum(value, jnp.minimum((value + high) / 2, high - SMALLEST))
+        target = jnp.clip(value + update, low, high)
         # An update that stays within the range is passed on without rounding.
         return jnp.where(target == value + update, update, target - value)
 

@@ -1,0 +1,112 @@
+"""Numbers of fresh parameters: one, an array of them, or a distribution.
+
+A model is a hashable value: its arrays become tuples. ``init`` makes the parameters.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import broadcasts, namespace
+from snnjax._ranges import POSITIVE, Range, ranges_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """A number for each channel, the last axis of a site, drawn between two ends.
+
+    >>> import jax, snnjax
+    >>> neuron = snnjax.lif(leak=Uniform(0.5, 0.9))
+    >>> leak = neuron.init((8, 8, 3), jax.random.key(0)).leak
+    >>> leak.shape, bool(leak.min() >= 0.5), bool(leak.max() < 0.9)
+    ((3,), True, True)
+    """
+
+    low: Annotated[float, Range()]
+    high: Annotated[float, Range()]
+
+    def __post_init__(self):
+        make_plain_numbers(self, "low", "high")
+        Range(self.low).check("high", self.high)
+
+    def of(self, drawn: Any) -> Any:
+        """The parameter, of what is drawn; it rises with it."""
+        return drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeConstants(Uniform):
+    """Leaks exp(-1 / tau), with tau > 0 drawn between two ends, in steps.
+
+    Source: Perez-Nieves, Leung, Dragotti and Goodman, Nature Communications 2021.
+
+    >>> print(TimeConstants(5, 25).of(np.array([5.0, 25.0])).round(3))
+    [0.819 0.961]
+    """
+
+    low: Annotated[float, POSITIVE]
+
+    def of(self, drawn: Any) -> Any:
+        """exp(-1 / tau)."""
+        return namespace(drawn).exp(-1 / drawn)
+
+
+Numbers = float | Uniform | Sequence | np.ndarray | jax.Array
+
+
+def make_plain_numbers(neuron: Any, *single: str) -> None:
+    """Make the numbers of a model Python's own; raise where one is out of its range.
+
+    Equal models then have equal hashes and can be saved. The fields that are named are
+    one number each.
+    """
+
+    def plain(name: str, limits: Range, value: Any) -> Any:
+        if name not in single:
+            if isinstance(value, Uniform):
+                for end in (value.low, value.high):
+                    limits.check(name, float(value.of(np.float32(end))))
+                return value
+            if np.ndim(value) and len(value):
+                return tuple(plain(name, limits, each) for each in value)
+        limits.check(name, value)
+        return float(value)
+
+    for name, limits in ranges_of(type(neuron)).items():
+        if (value := getattr(neuron, name)) is not None:
+            object.__setattr__(neuron, name, plain(name, limits, value))
+
+
+def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
+    """The parameter of a fresh site of this shape that a field of a model describes."""
+    value = getattr(neuron, name)
+    if value is None:
+        return None
+    if not isinstance(value, Uniform):
+        value = jnp.asarray(value, jnp.float32)
+        # A shape of one neuron only asks for a model's parameters.
+        if math.prod(shape) > 1 and not broadcasts(value.shape, shape):
+            raise ValueError(
+                f"{name} has shape {value.shape}; allowed: what broadcasts to the "
+                f"site's shape {shape}, e.g. one for each channel, {shape[-1:]}"
+            )
+        return value
+    check_key(f"{name} is {value!r}, which", key)
+    own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    size = shape[-1:], jnp.float32
+    return value.of(jax.random.uniform(own_key, *size, value.low, value.high))
+
+
+def check_key(what: str, key: Any) -> None:
+    """Raise unless there is a key to draw with."""
+    if key is None:
+        raise ValueError(
+            f"{what} is drawn at random and needs a key: snnjax.init(..., "
+            "key=jax.random.key(0)). snnjax.convert draws nothing: take numbers there"
+        )
