@@ -218,7 +218,7 @@ def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
     those of the ANN, so nothing arrives unevenly and nothing is inherited.
     """
     thresholds = calibrators.least_squares_threshold("channel", 0.5)
-    recipe = ablation.one_sweep(thresholds, calibrators.half_charge())
+    recipe = snnjax.Recipe([thresholds, calibrators.half_charge()])
     fn, params, _ = network
     options = {"steps": steps, "wait": steps, "recipe": recipe}
     snn = snnjax.convert(fn, params, calibration, **options)
