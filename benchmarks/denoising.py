@@ -101,25 +101,14 @@ def trained(model: nn.Module, clean: np.ndarray, folder: Path) -> Any:
     steps = EPOCHS * (len(clean) // BATCH)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        params, moments = state
-        x, noise = batch
-
-        def error(params):
-            return optax.losses.squared_error(model.apply(params, x), noise).mean()
-
-        loss, slopes = jax.value_and_grad(error)(params)
-        updates, moments = optimizer.update(slopes, moments, params)
-        report = {"loss": loss, "finite": jnp.isfinite(loss)}
-        return (optax.apply_updates(params, updates), moments), report
+    def loss(params, x, noise):
+        return optax.losses.squared_error(model.apply(params, x), noise).mean()
 
     params = model.init(jax.random.key(0), clean[:1])
-    state, draw = (params, optimizer.init(params)), functools.partial(batches, clean)
+    draw = functools.partial(batches, clean)
     depends_on = {"clean": clean, "options": (BATCH, LEARNING_RATE, NOISE)}
-    options = {"folder": folder, "depends_on": depends_on}
-    (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
-    return params
+    options = {"epochs": EPOCHS, "folder": folder, "depends_on": depends_on}
+    return networks.trained(loss, params, optimizer, draw, **options)
 
 
 def converted(row: Row, fn, params, x, test, ann: np.ndarray) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""What benchmarks share: parts of small networks, and energy beside the ANN's."""
+"""What benchmarks share: parts of small networks, training, energy beside the ANN's."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 import snnjax
 
@@ -27,6 +31,23 @@ def neurons(p: Params, name: str, current: jax.Array) -> jax.Array:
     """A site of this name, with a bias."""
     with jax.named_scope(name):
         return jax.nn.relu(current + p[f"{name}_bias"])
+
+
+def trained(
+    loss: Callable, params: Any, optimizer: Any, batches: Callable, **options: Any
+) -> Any:
+    """The params that lower ``loss(params, *batch)``; options of `training.train`."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        params, moments = state
+        value, slopes = jax.value_and_grad(loss)(params, *batch)
+        updates, moments = optimizer.update(slopes, moments, params)
+        report = {"loss": value, "finite": jnp.isfinite(value)}
+        return (optax.apply_updates(params, updates), moments), report
+
+    state = params, optimizer.init(params)
+    return snnjax.training.train(step, state, batches, **options)[0][0]
 
 
 def energy_shares(measures: snnjax.measures.Measures) -> dict[str, float]:
