@@ -19,7 +19,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,16 +37,9 @@ TRAINING, CALIBRATION, TEST, AT_A_TIME = 10_000, 128, 500, 50  # images
 EPOCHS, BATCH, LEARNING_RATE = 4, 64, 2e-3
 
 
-class Row(NamedTuple):
-    code: str
-    steps: int
-
-    def __str__(self) -> str:
-        return f"{self.code} T = {self.steps}"  # --only splits at commas
-
-
-ROWS = [Row("radix", steps) for steps in (4, 6, 8)]
-ROWS += [Row("rate", steps) for steps in (8, 16, 32)]
+PAIRS = [("radix", 4), ("radix", 6), ("radix", 8)]
+PAIRS += [("rate", 8), ("rate", 16), ("rate", 32)]
+ROWS = {f"{code} T = {steps}": (code, steps) for code, steps in PAIRS}
 
 
 class UNet(nn.Module):
@@ -111,11 +104,12 @@ def trained(model: nn.Module, clean: np.ndarray, folder: Path) -> Any:
     return networks.trained(loss, params, optimizer, draw, **options)
 
 
-def converted(row: Row, fn, params, x, test, ann: np.ndarray) -> dict[str, Any]:
+def converted(
+    code: str, steps: int, fn, params, x, test, ann: np.ndarray
+) -> dict[str, Any]:
     """Errors and costs of a spiking network; ``test`` are clean and noisy images."""
     clean, given = test
-    options = {"code": CODES[row.code], "steps": row.steps}
-    snn = snnjax.convert(fn, params, x, **options)
+    snn = snnjax.convert(fn, params, x, code=CODES[code], steps=steps)
     run = functools.partial(jax.jit(snnjax.spiking(fn, answer=True)), snn)
     noise = timing.in_parts(run, given, AT_A_TIME)
     measures = snnjax.measure(fn, snn, given[:AT_A_TIME], params=params)
@@ -124,7 +118,7 @@ def converted(row: Row, fn, params, x, test, ann: np.ndarray) -> dict[str, Any]:
         "psnr": psnr(clean, given - noise),
         "error": 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann)),
         "wait": snn.wait,
-        "latency": snnjax.latency(sites, steps=row.steps, wait=snn.wait),
+        "latency": snnjax.latency(sites, steps=steps, wait=snn.wait),
         "spikes": float(measures.spikes),
     }
 
@@ -160,11 +154,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sides = timing.continued(result, choice.out, *facts)["sides"]
     sides["noisy image"] = {"psnr": psnr(test, given)}
     sides["ANN"] = {"psnr": psnr(test, given - ann), "error": 0.0}
-    for row in ROWS:
+    for side, row in ROWS.items():
         timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
-        if str(row) not in sides and timing.is_selected(str(row), choice.only):
+        if side not in sides and timing.is_selected(side, choice.only):
             pair = test, given
-            sides[str(row)] = converted(row, model.apply, params, x, pair, ann)
+            sides[side] = converted(*row, model.apply, params, x, pair, ann)
     text = timing.table_of("network", COLUMNS, sides)
     return timing.report(result, text, choice.out)
 

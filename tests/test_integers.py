@@ -6,20 +6,11 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
-from networks import (
-    FLAT,
-    IMAGES,
-    PIXELS,
-    VECTORS,
-    conv,
-    converted,
-    outputs_of,
-    relu,
-    together,
-)
+from networks import FLAT, IMAGES, PIXELS, VECTORS, conv, converted, relu, together
 from reference import windows
 from test_layers import AFFINE, RATE, changed, fitted
 
@@ -204,7 +195,7 @@ def test_a_chip_and_every_execution_send_the_same_spikes(case, every):
     fn, snn = deploy.as_function(integers)
     runs = [functools.partial(snnjax.measures.spike_trains, fn), snnjax.spiking(fn)]
     runs += [snnjax.spiking(fn, execution=execution)] if execution else []
-    sent, *results = outputs_of(runs, snn, deploy.on_grid(integers, net.x))
+    sent, *results = networks.outputs_of(runs, snn, deploy.on_grid(integers, net.x))
     for site in trace.spikes:
         np.testing.assert_array_equal(sent[site], np.asarray(trace.spikes[site]))
     for i, outputs in enumerate(results):

@@ -16,20 +16,7 @@ import numpy as np
 import pytest
 import reference
 import test_libraries
-from networks import (
-    FLAT,
-    NETWORKS,
-    PIXELS,
-    VECTORS,
-    Net,
-    average_pool,
-    compiled,
-    conv,
-    eighths,
-    relu,
-    together,
-    weights,
-)
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 from reference import windows
 from test_layers import RATE, TOGETHER, changed, fitted, spikes_and_outputs
 
@@ -216,8 +203,8 @@ VECTOR_NETS = {
 }
 LIBRARIES = ("nnx_split", "equinox")  # it maps over the batch and moves axes
 WRITTEN = TOGETHER | {
-    "parts of images": together(IMAGES),
-    "parts of vectors": together(VECTOR_NETS),
+    "parts of images": networks.together(IMAGES),
+    "parts of vectors": networks.together(VECTOR_NETS),
     "several axes, with a constant": Net(
         lambda p, x: relu(relu(x + 0.25)[:, ::-1].reshape(len(x), -1) @ p["w"]),
         weights(w=(24, 3)),
@@ -256,7 +243,7 @@ def test_channels_first_networks_have_the_same_graph():
     graph = deploy.to_nir(deploy.layers(fn, snn, x), extended=True)
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
-    images, logits = compiled(fn, steps=STEPS)(snn, x)
+    images, logits = networks.compiled(fn, steps=STEPS)(snn, x)
     by_itself = run_graph(graph, x, channel=1)
     for a, b in zip((np.moveaxis(images, 2, -1), logits), by_itself, strict=True):
         assert np.any(a)
@@ -340,7 +327,7 @@ def flattened(p, x):
     """Convolution, BatchNorm, average pooling, flatten, dense."""
     scale = p["scale"] / jnp.sqrt(p["var"] + 1e-5)
     x = relu((conv(x, p["w1"]) - p["mean"]) * scale + p["offset"])
-    return relu(average_pool(x).reshape(x.shape[0], -1) @ p["w5"])
+    return relu(networks.average_pool(x).reshape(x.shape[0], -1) @ p["w5"])
 
 
 FLATTENED = Net(
@@ -551,7 +538,7 @@ def skip(p, x):
 
 def pool(p, x):
     x = relu(conv(relu(conv(x, p["w1"], stride=2)), p["w2"]))
-    return relu(average_pool(x).reshape(x.shape[0], -1) @ p["w3"])
+    return relu(networks.average_pool(x).reshape(x.shape[0], -1) @ p["w3"])
 
 
 SHAPES = dict(w1=(6, 20), w2=(20, 15), w3=(15, 5))
@@ -581,7 +568,7 @@ def written(network, neuron, tmp_path, steps=12):
         snn.neurons[name] = snn.neurons[name]._replace(threshold=threshold)
     layers = deploy.layers(fn, snn, x)
     graph = deploy.to_nir(layers, extended=neuron.reset == "subtract")
-    spikes = np.asarray(compiled(fn, steps=steps)(snn, x))
+    spikes = np.asarray(networks.compiled(fn, steps=steps)(snn, x))
     assert 0.1 < spikes.mean() < 0.9
     if x.ndim == 4:
         x, spikes = np.moveaxis(x, -1, 1), np.moveaxis(spikes, -1, 2)
@@ -711,7 +698,7 @@ def neurons(*shape):
 def run(graph, x, steps, dt=None):
     """Outputs [T, B, ...] of the network of a graph."""
     fn, snn = deploy.as_function(deploy.from_nir(graph, dt=dt))
-    return np.asarray(compiled(fn, steps=steps)(snn, x))
+    return np.asarray(networks.compiled(fn, steps=steps)(snn, x))
 
 
 def test_resistance_threshold_tau_and_leak_voltage_are_those_of_euler():

@@ -10,18 +10,11 @@ import functools
 import hypothesis
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import (
-    by_executions,
-    compiled,
-    conv,
-    converted,
-    max_pool,
-    outputs_of,
-    relu,
-)
+from networks import by_executions, conv, converted, max_pool, outputs_of, relu
 
 import snnjax
 from snnjax.capture.capture import capture
@@ -427,7 +420,7 @@ def test_a_file_keeps_encoders(tmp_path):
     path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=X)
     stored = snnjax.load(path)
     assert stored.snn.model == snn.model
-    expected = compiled(fn, steps=STEPS)(snn, X)
+    expected = networks.compiled(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(stored.run(X), expected, rtol=1e-4, atol=1e-4)
 
 
