@@ -80,9 +80,8 @@ def fitted_run(fn, *arguments, **options):
 @pytest.fixture
 def in_groups_of(monkeypatch):
     """Called with a number, it sets how many images are computed at a time."""
-    module = sys.modules["snnjax.conversion.convert"]
-    name = "_micro_batch_size"
-    return lambda size: monkeypatch.setattr(module, name, lambda *_: size)
+    here = snnjax.conversion.convert, "_micro_batch_size"
+    return lambda size: monkeypatch.setattr(*here, lambda *_: size)
 
 
 assert_close = functools.partial(assert_trees_all_close, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,6 @@ the same neuron without an offset, whose input and output are moved.
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +214,7 @@ def test_an_offset_is_no_spike_and_no_addition(largest):
 
 def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
-    module = sys.modules["snnjax.conversion.convert"]
+    module = snnjax.conversion.convert
     monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 16)
     options = {"steps": STEPS, "model": SIGNED, "recipe": WITH}
     parts = snnjax.convert(gelu_network, PARAMS, X, **options)
