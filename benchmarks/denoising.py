@@ -112,15 +112,9 @@ def converted(
     snn = snnjax.convert(fn, params, x, code=CODES[code], steps=steps)
     run = functools.partial(jax.jit(snnjax.spiking(fn, answer=True)), snn)
     noise = timing.in_parts(run, given, AT_A_TIME)
-    measures = snnjax.measure(fn, snn, given[:AT_A_TIME], params=params)
-    sites = snnjax.sites(fn, params, given[:1])
-    return networks.energy_shares(measures) | {
-        "psnr": psnr(clean, given - noise),
-        "error": 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann)),
-        "wait": snn.wait,
-        "latency": snnjax.latency(sites, steps=steps, wait=snn.wait),
-        "spikes": float(measures.spikes),
-    }
+    error = 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann))
+    errors = {"psnr": psnr(clean, given - noise), "error": error}
+    return errors | networks.costs(fn, params, snn, given[:AT_A_TIME])
 
 
 COLUMNS = {"psnr": "PSNR dB", "error": "from the ANN %", "wait": "wait"}

@@ -1,4 +1,4 @@
-"""What benchmarks share: parts of small networks, training, energy beside the ANN's."""
+"""What benchmarks share: parts of small networks, training, costs beside the ANN's."""
 
 import functools
 from collections.abc import Callable
@@ -50,10 +50,18 @@ def trained(
     return snnjax.training.train(step, state, batches, **options)[0][0]
 
 
-def energy_shares(measures: snnjax.measures.Measures) -> dict[str, float]:
-    """Estimate -> energy of the SNN in percent of the ANN's."""
+def costs(fn: Callable, params: Any, snn: snnjax.SNN, x: Any) -> dict[str, Any]:
+    """Wait, latency and spikes of an SNN, and its energy in percent of the ANN's."""
+    measures = snnjax.measure(fn, snn, x, params=params)
+    wait, sites = snn.wait or 0, snnjax.sites(fn, params, x[:1])
     estimates = snnjax.energy(measures)._asdict()
     return {
-        name: 100 * float(estimates[name].spiking / estimates[name].ann)
-        for name in ("operations", "memory", "quantized")
+        "wait": wait,
+        "latency": snnjax.latency(sites, steps=snn.steps, wait=wait),
+        "spikes": float(measures.spikes),
+        "synops": float(measures.synaptic_operations) / 1e6,
+        **{
+            name: 100 * float(estimates[name].spiking / estimates[name].ann)
+            for name in ("operations", "memory", "quantized")
+        },
     }
