@@ -252,10 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"recipes": running.RECIPES, "models": models.NAMES}
     config = running.parse(Convert, PRESETS_CONVERT, argv, names)
-    if config.restore is not None:
-        running.run(lambda: restore(config))
-    else:
-        running.run(lambda: run(config))
+    work = run if config.restore is None else restore
+    running.run(lambda: work(config))
 
 
 if __name__ == "__main__":
