@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from test_layers import changed
 
 import snnjax
 from benchmarks import chip_programs, conformance, timing
@@ -84,17 +85,6 @@ def drawn(
     return layers, x
 
 
-def with_higher_thresholds(layers):
-    """A quarter more in each threshold of the first population."""
-    nodes = [
-        dataclasses.replace(n, threshold=n.threshold * 5 // 4 + 1)
-        if n.name == "a"
-        else n
-        for n in layers.nodes
-    ]
-    return dataclasses.replace(layers, nodes=tuple(nodes))
-
-
 def check(program, layers, x):
     """All spikes agree; and those of another network do not."""
     counts = conformance.counts_of(program, layers, x)
@@ -103,7 +93,8 @@ def check(program, layers, x):
     trace = snnjax.deploy.run(layers, x)
     for name, levels in trace.spikes.items():
         assert np.any(np.asarray(levels)), name
-    other = program(with_higher_thresholds(layers), x)
+    other = changed(layers, "a", threshold=lambda n: n.threshold * 5 // 4 + 1)
+    other = program(other, x)
     assert np.any(other["a"] != np.asarray(trace.spikes["a"]))
 
 

@@ -59,13 +59,19 @@ def fitted(
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 
 
-def changed(layers, **fields):
-    """Layers whose populations have other fields."""
-    nodes = (
-        dataclasses.replace(n, **fields) if isinstance(n, Population) else n
-        for n in layers.nodes
-    )
-    return dataclasses.replace(layers, nodes=tuple(nodes))
+def changed(layers, name=None, **fields):
+    """Layers whose populations, or the node of a name, have other fields.
+
+    A field may be a function of the node.
+    """
+
+    def of(node):
+        if not (node.name == name if name else isinstance(node, Population)):
+            return node
+        values = {n: v(node) if callable(v) else v for n, v in fields.items()}
+        return dataclasses.replace(node, **values)
+
+    return dataclasses.replace(layers, nodes=tuple(map(of, layers.nodes)))
 
 
 CODED = {  # test_nir.py has rate coding, test_integers.py a reset to zero
