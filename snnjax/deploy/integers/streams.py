@@ -127,12 +127,12 @@ def mapped(
 def received(stream: Stream, times: Timing) -> jax.Array:
     """What arrives at each of the T steps, in units, without a bias: [T, B, ...]."""
     constant, spikes = stream
-    return add(
-        [
-            None if constant is None else _at_each_step(times.inputs, constant[None]),
-            None if spikes is None else _at_each_step(times.multiples, spikes),
-        ]
-    )
+    parts = []
+    if constant is not None:
+        parts.append(_at_each_step(times.inputs, constant[None]))
+    if spikes is not None:
+        parts.append(_at_each_step(times.multiples, spikes))
+    return add(parts)
 
 
 def with_bias(currents: jax.Array, bias: jax.Array, times: Timing) -> jax.Array:
