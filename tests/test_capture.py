@@ -204,14 +204,7 @@ def test_every_form_of_convolution_and_the_first_power_are_affine():
 
     def fn(p, x):
         x = relu(jax.lax.conv_transpose(x, p, (2, 2), "SAME") ** 1) ** 1
-        return jax.lax.conv_general_dilated(
-            relu(networks.conv(x, p)),
-            p,
-            (1, 1),
-            "SAME",
-            rhs_dilation=(2, 2),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return networks.conv(relu(networks.conv(x, p)), p, dilation=2)
 
     assert len(snnjax.sites(fn, kernel, PIXELS)) == 2
 
@@ -275,13 +268,7 @@ def with_own_derivative(f):
 def test_a_call_hides_neither_products_nor_channels():
     kernel, identity_matrix = eighths(1, (5, 3, 3, 3)), np.eye(5, dtype=np.float32)
     x = eighths(2, (4, 3, 6, 6))
-    numbers = ("NCHW", "OIHW", "NCHW")  # channels first
-
-    def first(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-        )
-
+    first = functools.partial(networks.conv, order=networks.CHANNELS_FIRST)
     snn = None
     for call in (lambda f: jax.jit(jax.checkpoint(f)), with_own_derivative):
         first_called = call(first)

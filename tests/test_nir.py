@@ -5,6 +5,7 @@ A graph is also run by itself, channels first, by an interpreter of NIR in NumPy
 
 import contextlib
 import dataclasses
+import functools
 import io
 import sys
 from itertools import pairwise
@@ -227,11 +228,7 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
 
 
 def test_channels_first_networks_have_the_same_graph():
-    def first(x, kernel):
-        numbers = ("NCHW", "OIHW", "NCHW")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-        )
+    first = functools.partial(conv, order=networks.CHANNELS_FIRST)
 
     def fn(p, x):
         y = relu(first((x - 0.5) * 2, p["w1"]))
@@ -285,15 +282,7 @@ def random_layer(generator, channels):
     chosen = generator.integers(0, channels, out)
 
     def convolution(x):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+        return conv(x, kernel, strides, padding, groups, dilation)
 
     def pool(x):
         window, stride = (1, rows, columns, 1), (1, *strides, 1)

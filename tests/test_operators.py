@@ -310,19 +310,8 @@ def test_executions_agree(name):
 
 def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
     fn, snn = fitted("mixed", wait=STEPS)
-
-    def quantized(site, x, *operands):
-        if not site.fires:
-            return identity(site, x, *operands)
-        params = snn.neurons[site.name]
-        low = -STEPS if site.is_encoder else 0
-        drive = STEPS * (x + params.bias) + params.initial_potential
-        level = jnp.clip(jnp.floor(drive / params.threshold), low, STEPS)
-        return level * params.threshold / STEPS
-
     runs = [snnjax.spiking(fn, execution=e) for e in ("by_layer", "closed_form")]
-    ann = lambda snn, x: with_activation(fn, quantized)(snn.params, x)  # noqa: E731
-    *outputs, expected = outputs_of([*runs, ann], snn, X)
+    *outputs, expected = outputs_of([*runs, networks.quantized_ann(fn)], snn, X)
     for output in outputs:
         assert (np.abs(output.mean(0) - expected) < 1e-4).mean() > 0.9
 
