@@ -29,8 +29,6 @@ RECIPES = {"light": snnjax.light, "best": snnjax.best}
 TARGETS = {"light": 2.2, "best": 5}  # at most so many times T + 1 passes
 COLUMNS = {"seconds": "seconds", "passes": "ANN passes", "over_t": "/ (T + 1)"}
 COLUMNS |= {"compiling": "first, seconds"}
-
-
 # Side -> recipe, code, T.
 SIDES = {
     f"{recipe}, {code}, T = {steps}": (recipe, code, steps)

@@ -152,8 +152,7 @@ def sparxml(steps: int, batch: int, size: int):
 
 def peer(side: str) -> str:
     """The library that a side belongs to."""
-    names = [library for library, sides in PEERS.items() if side in sides]
-    return names[0] if names else "snnjax"
+    return next((name for name, sides in PEERS.items() if side in sides), "snnjax")
 
 
 def add_ratios(results: dict[str, dict]) -> None:

@@ -19,7 +19,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,16 +37,9 @@ TRAINING, CALIBRATION, TEST, AT_A_TIME = 10_000, 128, 500, 50  # images
 EPOCHS, BATCH, LEARNING_RATE = 4, 64, 2e-3
 
 
-class Row(NamedTuple):
-    code: str
-    steps: int
-
-    def __str__(self) -> str:
-        return f"{self.code} T = {self.steps}"  # --only splits at commas
-
-
-ROWS = [Row("radix", steps) for steps in (4, 6, 8)]
-ROWS += [Row("rate", steps) for steps in (8, 16, 32)]
+PAIRS = [("radix", 4), ("radix", 6), ("radix", 8)]
+PAIRS += [("rate", 8), ("rate", 16), ("rate", 32)]
+ROWS = {f"{code} T = {steps}": (code, steps) for code, steps in PAIRS}
 
 
 class UNet(nn.Module):
@@ -101,43 +94,27 @@ def trained(model: nn.Module, clean: np.ndarray, folder: Path) -> Any:
     steps = EPOCHS * (len(clean) // BATCH)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        params, moments = state
-        x, noise = batch
-
-        def error(params):
-            return optax.losses.squared_error(model.apply(params, x), noise).mean()
-
-        loss, slopes = jax.value_and_grad(error)(params)
-        updates, moments = optimizer.update(slopes, moments, params)
-        report = {"loss": loss, "finite": jnp.isfinite(loss)}
-        return (optax.apply_updates(params, updates), moments), report
+    def loss(params, x, noise):
+        return optax.losses.squared_error(model.apply(params, x), noise).mean()
 
     params = model.init(jax.random.key(0), clean[:1])
-    state, draw = (params, optimizer.init(params)), functools.partial(batches, clean)
+    draw = functools.partial(batches, clean)
     depends_on = {"clean": clean, "options": (BATCH, LEARNING_RATE, NOISE)}
-    options = {"folder": folder, "depends_on": depends_on}
-    (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
-    return params
+    options = {"epochs": EPOCHS, "folder": folder, "depends_on": depends_on}
+    return networks.trained(loss, params, optimizer, draw, **options)
 
 
-def converted(row: Row, fn, params, x, test, ann: np.ndarray) -> dict[str, Any]:
+def converted(
+    code: str, steps: int, fn, params, x, test, ann: np.ndarray
+) -> dict[str, Any]:
     """Errors and costs of a spiking network; ``test`` are clean and noisy images."""
     clean, given = test
-    options = {"code": CODES[row.code], "steps": row.steps}
-    snn = snnjax.convert(fn, params, x, **options)
+    snn = snnjax.convert(fn, params, x, code=CODES[code], steps=steps)
     run = functools.partial(jax.jit(snnjax.spiking(fn, answer=True)), snn)
     noise = timing.in_parts(run, given, AT_A_TIME)
-    measures = snnjax.measure(fn, snn, given[:AT_A_TIME], params=params)
-    sites = snnjax.sites(fn, params, given[:1])
-    return networks.energy_shares(measures) | {
-        "psnr": psnr(clean, given - noise),
-        "error": 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann)),
-        "wait": snn.wait,
-        "latency": snnjax.latency(sites, steps=row.steps, wait=snn.wait),
-        "spikes": float(measures.spikes),
-    }
+    error = 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann))
+    errors = {"psnr": psnr(clean, given - noise), "error": error}
+    return errors | networks.costs(fn, params, snn, given[:AT_A_TIME])
 
 
 COLUMNS = {"psnr": "PSNR dB", "error": "from the ANN %", "wait": "wait"}
@@ -171,11 +148,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sides = timing.continued(result, choice.out, *facts)["sides"]
     sides["noisy image"] = {"psnr": psnr(test, given)}
     sides["ANN"] = {"psnr": psnr(test, given - ann), "error": 0.0}
-    for row in ROWS:
+    for side, row in ROWS.items():
         timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
-        if str(row) not in sides and timing.is_selected(str(row), choice.only):
+        if side not in sides and timing.is_selected(side, choice.only):
             pair = test, given
-            sides[str(row)] = converted(row, model.apply, params, x, pair, ann)
+            sides[side] = converted(*row, model.apply, params, x, pair, ann)
     text = timing.table_of("network", COLUMNS, sides)
     return timing.report(result, text, choice.out)
 

@@ -40,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,10 +92,7 @@ def squeezenet(params: Any, x):
         kernel, sides = params[name]["w"], [(padding, padding)] * 2
         return jax.nn.relu(convolution(x, kernel, stride, sides) + params[name]["b"])
 
-    def pool(x):
-        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, "VALID")
-
+    pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
     x = pool(layer("conv1", x, stride=2))
     for number in range(2, 10):
         channels = layer(f"fire{number}/s", x)
@@ -218,7 +216,7 @@ def one_at_a_time(network: Network, calibration, held_out, steps: int) -> dict:
     those of the ANN, so nothing arrives unevenly and nothing is inherited.
     """
     thresholds = calibrators.least_squares_threshold("channel", 0.5)
-    recipe = ablation.one_sweep(thresholds, calibrators.half_charge())
+    recipe = snnjax.Recipe([thresholds, calibrators.half_charge()])
     fn, params, _ = network
     options = {"steps": steps, "wait": steps, "recipe": recipe}
     snn = snnjax.convert(fn, params, calibration, **options)

@@ -55,14 +55,11 @@ def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarra
     return [file for file, _ in pairs], np.array([classes.index(c) for _, c in pairs])
 
 
-def _is_within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
 def spread(folder: Path, validation: Path, count: int) -> list[Path]:
     """So many images of a folder and its folders, evenly spaced."""
     folders = sorted(path for path in folder.rglob("*") if path.is_dir())
-    others = [p for p in (folder, *folders) if not _is_within(p, validation)]
+    inside = validation.resolve()
+    others = [p for p in (folder, *folders) if not p.resolve().is_relative_to(inside)]
     files = [file for path in others for file in _images(path)]
     if len(files) < count:
         raise ValueError(

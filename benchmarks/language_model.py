@@ -29,7 +29,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
-from benchmarks.networks import energy_shares
+from benchmarks.networks import costs
 from examples.language_model import load, network
 from snnjax import calibrators
 
@@ -151,13 +151,7 @@ def spiking_row(row: Row, params: Any, texts: np.ndarray, test: Any, folder: Any
     whole = dataclasses.replace(snn, params=rounded(snn.params))
     both = perplexities(spiking, test, snn, whole)
     result = dict(zip(BOTH, both, strict=True)) | {"wait": snn.wait}
-    if row.price:
-        sites = snnjax.sites(network, params, test[:1])
-        result["latency"] = snnjax.latency(sites, steps=row.steps, wait=snn.wait)
-        measures = snnjax.measure(network, snn, test[:1], params=params)
-        result["spikes"] = float(measures.spikes)
-        result |= energy_shares(measures)
-    return result
+    return result | (costs(network, params, snn, test[:1]) if row.price else {})
 
 
 COLUMNS = {

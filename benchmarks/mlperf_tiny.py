@@ -192,22 +192,9 @@ def accuracy(run: Callable, task: Task) -> float:
     return 100 * float(snnjax.accuracy(outputs, task.labels)[-1])
 
 
-def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
-    """Spikes of a neuron, operations in millions, energy in percent of the ANN's."""
-    measures = snnjax.measure(task.fn, snn, task.x[:AT_A_TIME], params=task.params)
-    shares = networks.energy_shares(measures)
-    return {
-        "spikes": float(measures.spikes),
-        "synops": float(measures.synaptic_operations) / 1e6,
-        "energy": shares["operations"],
-        "memory": shares["memory"],
-    }
-
-
 def converted(task: Task, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """The ANN, and the rows of its conversions."""
     fn, params, x = task.fn, task.params, task.calibration
-    sites = snnjax.sites(fn, params, x)
     ann = accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
     common = {"inputs": len(task.labels), "target": task.target}
     yield common | {"numbers": "ANN, float", "accuracy": ann}
@@ -215,10 +202,12 @@ def converted(task: Task, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     for name, steps, wait, bits in rows:
         options = {"code": CODES[name], "model": model, "steps": steps, "wait": wait}
         snn = snnjax.convert(fn, params, x, **options)
-        latency = snnjax.latency(sites, steps=steps, wait=snn.wait)
-        row = common | {"code": name, "T": steps, "wait": snn.wait, "latency": latency}
+        costs = networks.costs(fn, params, snn, task.x[:AT_A_TIME])
+        row = common | {"code": name, "T": steps}
+        row |= {"wait": snn.wait, "latency": costs["latency"]}
         right = accuracy(functools.partial(jax.jit(snnjax.spiking(fn)), snn), task)
-        yield row | {"numbers": "float", "accuracy": right} | costs(task, snn)
+        costs["energy"] = costs.pop("operations")
+        yield row | {"numbers": "float", "accuracy": right} | costs
         if bits:
             layers = snnjax.deploy.layers(fn, snn, x)
             integers = snnjax.deploy.quantize(layers, x, weight_bits=bits)

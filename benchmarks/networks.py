@@ -1,8 +1,12 @@
-"""What benchmarks share: parts of small networks, and energy beside the ANN's."""
+"""What benchmarks share: parts of small networks, training, costs beside the ANN's."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 import snnjax
 
@@ -29,10 +33,35 @@ def neurons(p: Params, name: str, current: jax.Array) -> jax.Array:
         return jax.nn.relu(current + p[f"{name}_bias"])
 
 
-def energy_shares(measures: snnjax.measures.Measures) -> dict[str, float]:
-    """Estimate -> energy of the SNN in percent of the ANN's."""
+def trained(
+    loss: Callable, params: Any, optimizer: Any, batches: Callable, **options: Any
+) -> Any:
+    """The params that lower ``loss(params, *batch)``; options of `training.train`."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        params, moments = state
+        value, slopes = jax.value_and_grad(loss)(params, *batch)
+        updates, moments = optimizer.update(slopes, moments, params)
+        report = {"loss": value, "finite": jnp.isfinite(value)}
+        return (optax.apply_updates(params, updates), moments), report
+
+    state = params, optimizer.init(params)
+    return snnjax.training.train(step, state, batches, **options)[0][0]
+
+
+def costs(fn: Callable, params: Any, snn: snnjax.SNN, x: Any) -> dict[str, Any]:
+    """Wait, latency and spikes of an SNN, and its energy in percent of the ANN's."""
+    measures = snnjax.measure(fn, snn, x, params=params)
+    wait, sites = snn.wait or 0, snnjax.sites(fn, params, x[:1])
     estimates = snnjax.energy(measures)._asdict()
     return {
-        name: 100 * float(estimates[name].spiking / estimates[name].ann)
-        for name in ("operations", "memory", "quantized")
+        "wait": wait,
+        "latency": snnjax.latency(sites, steps=snn.steps, wait=wait),
+        "spikes": float(measures.spikes),
+        "synops": float(measures.synaptic_operations) / 1e6,
+        **{
+            name: 100 * float(estimates[name].spiking / estimates[name].ann)
+            for name in ("operations", "memory", "quantized")
+        },
     }

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import snnjax
-from benchmarks import nmnist, timing
+from benchmarks import networks, nmnist, timing
 from benchmarks.mlperf_tiny import Task
 from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.models import load_source, source_function
@@ -84,18 +84,13 @@ def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
         answers = timing.in_parts(lambda x: np.mean(outputs(x), 0), task.x, AT_A_TIME)
         return timing.percent(answers, task.labels)
 
-    measures = snnjax.measure(fn, snn, task.x[:MEASURED], params=params)
     rows = deploy.report(integers, chip).rows
     lacks = {f.field for r in rows for f in r.findings if f.verdict == "no"}
-    sites = snnjax.sites(fn, params, task.x[:1])
-    return {
+    return networks.costs(fn, params, snn, task.x[:MEASURED]) | {
         "code": repr(snn.code),
         "levels": str(snn.model.levels),
-        "wait": snn.wait,
-        "latency": snnjax.latency(sites, steps=steps, wait=snn.wait or 0),
         "floats": accuracy(simulate),
         "whole": accuracy(lambda x: deploy.outputs(integers, x).outputs),
-        "spikes": float(measures.spikes),
         "lacks": ", ".join(sorted(lacks)),
     }
 

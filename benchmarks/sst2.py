@@ -27,12 +27,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import snnjax
-from benchmarks import mlperf_tiny, timing
+from benchmarks import mlperf_tiny, networks, timing
 from benchmarks.mlperf_tiny import Row
 from experiments.models import vit
 
@@ -128,21 +127,11 @@ def trained(
     rate = optax.cosine_onecycle_schedule(steps, LEARNING_RATE, pct_start=0.1)
     optimizer = optax.adamw(rate, weight_decay=0.01)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        params, moments = state
-        tokens, labels, seed = batch
-
-        def mean_loss(params):
-            dropout = {"dropout": jax.random.key(seed)}
-            logits = model.apply(params, tokens, train=True, rngs=dropout)
-            entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-            return entropy(logits, labels).mean()
-
-        loss, slopes = jax.value_and_grad(mean_loss)(params)
-        updates, moments = optimizer.update(slopes, moments, params)
-        report = {"loss": loss, "finite": jnp.isfinite(loss)}
-        return (optax.apply_updates(params, updates), moments), report
+    def loss(params, tokens, labels, seed):
+        dropout = {"dropout": jax.random.key(seed)}
+        logits = model.apply(params, tokens, train=True, rngs=dropout)
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+        return entropy(logits, labels).mean()
 
     def measure(state, log):
         tokens, labels = held_out
@@ -152,9 +141,8 @@ def trained(
     parts = {"training": training, "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED)}
     options = {"measure": measure, "folder": folder, "depends_on": parts}
     params = model.init(jax.random.key(0), training[0][:1])
-    state, draw = (params, optimizer.init(params)), functools.partial(batches, training)
-    (params, _), _ = snnjax.training.train(step, state, draw, epochs=EPOCHS, **options)
-    return params
+    draw = functools.partial(batches, training)
+    return networks.trained(loss, params, optimizer, draw, epochs=EPOCHS, **options)
 
 
 COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "wait": "wait"}

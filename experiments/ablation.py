@@ -26,7 +26,6 @@ from experiments.report import markdown_table
 from experiments.running import CODES, command, options, parse, writable, write
 from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
-from snnjax.calibrators import Calibrator
 
 THRESHOLD = calibrators.least_squares_threshold("channel", 0.5)
 CHARGE = calibrators.half_charge()
@@ -34,13 +33,6 @@ POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
 POTENTIAL = calibrators.correct_potential(3)
 LEAST_SQUARES = calibrators.least_squares_weights()
-
-
-def one_sweep(*chain: Calibrator) -> Recipe:
-    """A recipe of one sweep, with these calibrators at every site."""
-    return Recipe(chain)
-
-
 # The refined part of `best()` with rate coding, by thresholds of least squares and
 # without the weights of `by_effect`.
 PARTS = (
@@ -61,24 +53,22 @@ ANY_PACE = (
 )
 ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
-    "thresholds, half charge": one_sweep(THRESHOLD, CHARGE),
-    "potential correction": one_sweep(THRESHOLD, CHARGE, POTENTIAL),
-    "+ scaled threshold": one_sweep(THRESHOLD, CHARGE, SCALE, POTENTIAL),
-    "+ postponed charge": one_sweep(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
-    "+ both": one_sweep(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
-    "+ weights by least squares": one_sweep(
-        LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
-    ),
+    "thresholds, half charge": Recipe([THRESHOLD, CHARGE]),
+    "potential correction": Recipe([THRESHOLD, CHARGE, POTENTIAL]),
+    "+ scaled threshold": Recipe([THRESHOLD, CHARGE, SCALE, POTENTIAL]),
+    "+ postponed charge": Recipe([THRESHOLD, CHARGE, POSTPONE, POTENTIAL]),
+    "+ both": Recipe([THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL]),
+    "+ weights by least squares": Recipe([LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL]),
     "best": snnjax.best(),
-    "best, whatever the effect": one_sweep(*PARTS),
-    "best, weights as they are": one_sweep(*PARTS[1:]),
-    "best, no offsets": one_sweep(LEAST_SQUARES, *PARTS[2:]),
-    "best, one threshold per layer": one_sweep(*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]),
-    "best, one round of potentials": one_sweep(
-        *PARTS[:-1], calibrators.correct_potential(1)
+    "best, whatever the effect": Recipe(PARTS),
+    "best, weights as they are": Recipe(PARTS[1:]),
+    "best, no offsets": Recipe([LEAST_SQUARES, *PARTS[2:]]),
+    "best, one threshold per layer": Recipe([*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]]),
+    "best, one round of potentials": Recipe(
+        [*PARTS[:-1], calibrators.correct_potential(1)]
     ),
-    "best, bias for potential": one_sweep(*PARTS[:-1], calibrators.correct_bias(3)),
-    "best, whatever the pace": one_sweep(*PARTS[:4], *ANY_PACE, PARTS[-1]),
+    "best, bias for potential": Recipe([*PARTS[:-1], calibrators.correct_bias(3)]),
+    "best, whatever the pace": Recipe([*PARTS[:4], *ANY_PACE, PARTS[-1]]),
 }
 
 

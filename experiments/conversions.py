@@ -262,14 +262,15 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         statistics.median(draw.seconds for draw in draws),
         measures,
         levels_of(task.sites, snn),
-        code_name(snn.code),
+        next((n for n, code in CODES.items() if code == snn.code), repr(snn.code)),
         held_out,
     )
 
 
-def code_name(code: snnjax.codes.Code) -> str:
-    """The name of a code in `CODES`, or how Python prints it."""
-    return next((name for name, each in CODES.items() if each == code), repr(code))
+def evaluated(task: Experiment, name: str, snn: snnjax.SNN, seconds: float) -> Result:
+    """The row of a single SNN, whose right answers are counted first."""
+    hits = count_hits(task.count, snn, task.test, task.mesh)
+    return result_of(task, name, [Draw(snn, hits, seconds)])
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:

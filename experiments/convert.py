@@ -18,41 +18,14 @@ from typing import Any
 import jax
 
 import snnjax
-from experiments.conversions import (
-    MEASURED,
-    Experiment,
-    calibration_images,
-    carry_out,
-    count_hits,
-    counter,
-    forget,
-    held_out_images,
-    images_to_test,
-    width_of,
-)
+from experiments import conversions, models, running
+from experiments.conversions import Experiment
 from experiments.data import Dataset, load, normalized_as
 from experiments.integers import Integers, in_whole_numbers, text_of, write_integers
-from experiments.models import (
-    NAMES,
-    SNN_FILE,
-    Source,
-    load_snn,
-    load_source,
-    source_function,
-)
+from experiments.models import Source
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import LEGEND, Result, choice, figures, header, write_results
-from experiments.running import (
-    OF_A_MACHINE,
-    RECIPES,
-    Convert,
-    check_writable,
-    command,
-    devices,
-    parse,
-    writable,
-)
-from experiments.running import run as run_command
+from experiments.running import Convert, devices
 from experiments.train_ann import train
 
 
@@ -60,11 +33,11 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
     task = prepare(config, data)
-    print(f"{LEGEND}\n{header(width_of(config))}", flush=True)
-    results, snns = carry_out(task)
+    print(f"{LEGEND}\n{header(conversions.width_of(config))}", flush=True)
+    results, snns = conversions.carry_out(task)
     if devices.first():
         _write(task, results, snns)
-        forget(config)
+        conversions.forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
     return results
@@ -86,7 +59,7 @@ def prepare(
         calibrates: whether a conversion follows, which needs calibration images.
         check: raises if the network does not suit the options.
     """
-    check_writable(config.out, "--out")
+    running.check_writable(config.out, "--out")
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
     _check_images("test_images", config.test_images, data.test_images, data.name)
@@ -96,11 +69,12 @@ def prepare(
         devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
     data = normalized_as(data, source.card)
-    fn, params = in_dtype(source_function(source), config.dtype), source.variables
-    test = images_to_test(config, data)
+    fn = in_dtype(models.source_function(source), config.dtype)
+    params = source.variables
+    test = conversions.images_to_test(config, data)
     sites = snnjax.sites(fn, params, test.images[:1])
     check(sites)
-    writable(config.out, "--out")
+    running.writable(config.out, "--out")
     ann = devices.accuracy(fn, test.images, test.labels)(params)
     images = f"{len(test.labels)} {data.evaluated_on}"
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{_of_card(source.card)}\n")
@@ -111,8 +85,8 @@ def prepare(
         params=params,
         sites=sites,
         test=test,
-        held_out=held_out_images(config, data) if calibrates else None,
-        count=counter(fn),
+        held_out=conversions.held_out_images(config, data) if calibrates else None,
+        count=conversions.counter(fn),
         mesh=mesh,
         source=source,
         ann=ann,
@@ -121,7 +95,7 @@ def prepare(
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
     """Evaluate the spiking network at ``config.restore``; its accuracy."""
-    model, snn, card = load_snn(config.restore)
+    model, snn, card = models.load_snn(config.restore)
     name = card["dataset"]
     if name.endswith(".npz"):
         raise ValueError(
@@ -136,10 +110,10 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
         )
     data = load(name, config.data_dir) if data is None else data
     _check_images("test_images", config.test_images, data.test_images, data.name)
-    test = images_to_test(config, normalized_as(data, card))
-    fn = source_function(Source(model, {}, card))
-    count = counter(in_dtype(fn, card.get("dtype", "float32")))
-    hits = count_hits(count, snn, test, devices.make_mesh(config.mesh))
+    test = conversions.images_to_test(config, normalized_as(data, card))
+    fn = models.source_function(Source(model, {}, card))
+    count = conversions.counter(in_dtype(fn, card.get("dtype", "float32")))
+    hits = conversions.count_hits(count, snn, test, devices.make_mesh(config.mesh))
     accuracy = hits[-1] / len(test.labels)
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
@@ -165,7 +139,7 @@ def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> N
     config, saved = task.config, choice(results)
     snn = next(s for r, s in zip(results, snns, strict=True) if r is saved)
     facts = facts_of(task, "experiments.convert", config)
-    images = calibration_images(config, task.data, config.seeds[0])
+    images = conversions.calibration_images(config, task.data, config.seeds[0])
     integers = None
     if config.weight_bits or config.chip:
         try:
@@ -194,7 +168,7 @@ def write_files(
     config, saved = task.config, choice(results)
     out = Path(config.out).expanduser()
     file = snnjax.save(
-        out / SNN_FILE,
+        out / models.SNN_FILE,
         snn,
         extras=facts["source"] | {"dtype": config.dtype},
         recipe=saved.recipe,
@@ -215,8 +189,8 @@ def facts_of(task: Experiment, module: str, config: Any) -> dict:
     packages, images = ("jax", "flax", "optax"), len(task.test.labels)
     return {
         # Folders and files of this machine are nobody else's.
-        "config": dataclasses.asdict(config) | dict.fromkeys(OF_A_MACHINE),
-        "command": command(module, config),
+        "config": dataclasses.asdict(config) | dict.fromkeys(running.OF_A_MACHINE),
+        "command": running.command(module, config),
         "versions": {
             "snnjax": snnjax.__version__,
             **{package: version(package) for package in packages},
@@ -226,7 +200,7 @@ def facts_of(task: Experiment, module: str, config: Any) -> dict:
         "ann_accuracy": task.ann,
         "test_images": images,
         "evaluated_on": task.data.evaluated_on,
-        "measured_images": min(MEASURED, images),
+        "measured_images": min(conversions.MEASURED, images),
     }
 
 
@@ -241,7 +215,7 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
         description = {"model": config.model, **data.facts()}
     default = config.checkpoint == Convert.checkpoint and config.model is None
     try:
-        source = load_source(config.checkpoint, description)
+        source = models.load_source(config.checkpoint, description)
     except (FileNotFoundError, ValueError):
         if config.dataset != "digits" or not default:
             raise
@@ -276,12 +250,10 @@ def _check_images(option: str, count: int | None, images: Any, name: str) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    names = {"recipes": RECIPES, "models": NAMES}
-    config = parse(Convert, PRESETS_CONVERT, argv, names)
-    if config.restore is not None:
-        run_command(lambda: restore(config))
-    else:
-        run_command(lambda: run(config))
+    names = {"recipes": running.RECIPES, "models": models.NAMES}
+    config = running.parse(Convert, PRESETS_CONVERT, argv, names)
+    work = run if config.restore is None else restore
+    running.run(lambda: work(config))
 
 
 if __name__ == "__main__":

@@ -22,34 +22,14 @@ import numpy as np
 import optax
 
 import snnjax
-from experiments.conversions import (
-    Draw,
-    Experiment,
-    calibration_images,
-    carry_out,
-    count_hits,
-    counter,
-    forget,
-    neuron_of,
-    result_of,
-    widen_all,
-)
+from experiments import conversions, running
+from experiments.conversions import Experiment
 from experiments.convert import facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, Source
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, header, row
-from experiments.running import (
-    CODES,
-    RECIPES,
-    FineTune,
-    check_writable,
-    devices,
-    options_of_results,
-    parse,
-    training_loop,
-)
-from experiments.running import run as run_command
+from experiments.running import FineTune, devices, training_loop
 from snnjax import SNN, training
 
 
@@ -60,7 +40,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     data = whole.first(config.train_images).held_back(config.held_back)
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
     training_loop.steps_per_epoch(config, data)
-    check_writable(config.out, "--out")
+    running.check_writable(config.out, "--out")
     task = prepare(
         config.conversion(),
         data,
@@ -74,11 +54,12 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     learner = _learner(config, task, snn)
     if config.weight_bits is not None:
         name = f"{first.recipe}, {config.weight_bits} bits"
-        first = _evaluate(learner.task, name, learner.snn, first.seconds)
+        first = conversions.evaluated(learner.task, name, learner.snn, first.seconds)
         print(row(first, task.ann), flush=True)
     snn, log = _train(config, task, learner)
     seconds = sum(line["seconds"] for line in log)
-    last = _evaluate(learner.task, _name(config, first, task.sites), snn, seconds)
+    name = _name(config, first, task.sites)
+    last = conversions.evaluated(learner.task, name, snn, seconds)
     results = [first, last]
     print(f"\n{console_table(results, task.ann)}")
     if devices.first():
@@ -121,9 +102,9 @@ def _write(
     facts["accuracy_after_epochs"] = accuracies
     images = None
     if not config.from_scratch:
-        images = calibration_images(task.config, task.data, config.seed)
+        images = conversions.calibration_images(task.config, task.data, config.seed)
     file = write_files(task, facts, results, snn, images)
-    forget(task.config)
+    conversions.forget(task.config)
     evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
     if config.weight_bits is not None:
         evaluation = "its function is that of snnjax.deploy.trainable."
@@ -137,10 +118,10 @@ def _write(
 def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
     if not config.from_scratch:
-        (result,), (snn,) = carry_out(task)
+        (result,), (snn,) = conversions.carry_out(task)
         return result, snn
     snn = _fresh(config, task)
-    result = _evaluate(task, "from scratch", snn, 0.0)
+    result = conversions.evaluated(task, "from scratch", snn, 0.0)
     print(row(result, task.ann), flush=True)
     return result, snn
 
@@ -153,16 +134,11 @@ def _fresh(config: FineTune, task: Experiment) -> SNN:
     """
     key, image = jax.random.key(config.seed), task.test.images[:1]
     variables = jax.jit(task.source.model.init)(key, image)
-    neuron = neuron_of(config.levels, config.code, config)
-    code = CODES[config.code]
+    neuron = conversions.neuron_of(config.levels, config.code, config)
+    code = running.CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
-    return widen_all(snn, task.sites)
-
-
-def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
-    hits = count_hits(task.count, snn, task.test, task.mesh)
-    return result_of(task, name, [Draw(snn, hits, seconds)])
+    return conversions.widen_all(snn, task.sites)
 
 
 class Learner(NamedTuple):
@@ -187,7 +163,7 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
     if config.weight_bits is None:
         fn = _in_training(task.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
-    images = calibration_images(task.config, task.data, config.seed)
+    images = conversions.calibration_images(task.config, task.data, config.seed)
     layers = snnjax.deploy.layers(task.fn, snn, images)
     layers = snnjax.deploy.quantize(layers, images, weight_bits=config.weight_bits)
     fn, snn = snnjax.deploy.trainable(layers)
@@ -198,7 +174,7 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
         params=snn.params,
         sites=snnjax.sites(fn, snn.params, test.images[:1]),
         test=test,
-        count=counter(fn),
+        count=conversions.counter(fn),
     )
     return Learner(task, snn, fn, False, read, {"weights": adam})
 
@@ -208,11 +184,12 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
     task, out = learner.task, Path(config.out).expanduser()
 
     def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
-        hits = count_hits(task.count, snn, task.test, task.mesh)
+        hits = conversions.count_hits(task.count, snn, task.test, task.mesh)
         accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
         training_loop.print_line({**line, **accuracy})
         return accuracy
 
+    options = running.options_of_results(config)
     snn, log = training.finetune(
         learner.fn,
         learner.snn,
@@ -224,7 +201,7 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
         measure=measure,
         folder=training_loop.state_folder(config),
         # The teacher is a function, which cannot be compared; its network can.
-        depends_on=options_of_results(config) | {"source_network": ann.source[1:]},
+        depends_on=options | {"source_network": ann.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():
@@ -265,9 +242,9 @@ def _in_training(source: Source, dtype: str) -> Callable:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    names = {"recipes": RECIPES, "models": NAMES}
-    config = parse(FineTune, PRESETS_FINETUNE, argv, names)
-    run_command(lambda: run(config))
+    names = {"recipes": running.RECIPES, "models": NAMES}
+    config = running.parse(FineTune, PRESETS_FINETUNE, argv, names)
+    running.run(lambda: run(config))
 
 
 if __name__ == "__main__":

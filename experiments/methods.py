@@ -26,15 +26,8 @@ import jax
 import jax.numpy as jnp
 
 import snnjax
-from experiments import convert, published
-from experiments.conversions import (
-    Draw,
-    Experiment,
-    calibration_images,
-    count_hits,
-    result_of,
-    widen_all,
-)
+from experiments import conversions, convert, published
+from experiments.conversions import Experiment
 from experiments.presets import CHECKPOINTS
 from experiments.report import Result, figures, header, read_results
 from experiments.report import results as report
@@ -333,7 +326,7 @@ def measure(task: Experiment, config: Methods) -> None:
     """Add the rows of a network that its file does not have yet."""
     file = Path(config.out) / "metrics.json"
     results = _finished(task, config, file)
-    images = calibration_images(task.config, task.data, 0)
+    images = conversions.calibration_images(task.config, task.data, 0)
     print(header(30), flush=True)
     for steps, name in itertools.product(config.steps, config.methods):
         if any((row.recipe, row.steps) == (name, steps) for row in results):
@@ -347,9 +340,8 @@ def measure(task: Experiment, config: Methods) -> None:
             continue
         jax.block_until_ready(snn)
         seconds = time.perf_counter() - start
-        snn = widen_all(snn, task.sites)
-        hits = count_hits(task.count, snn, task.test, task.mesh)
-        results.append(result_of(task, name, [Draw(snn, hits, seconds)]))
+        snn = conversions.widen_all(snn, task.sites)
+        results.append(conversions.evaluated(task, name, snn, seconds))
         print(report.row(results[-1], task.ann, 30), flush=True)
         results.sort(key=lambda row: (list(METHODS).index(row.recipe), row.steps))
         names = tuple(dict.fromkeys(row.recipe for row in results))

@@ -81,10 +81,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
 
 def make_optimizer(config: TrainANN, data: Dataset) -> optax.GradientTransformation:
     """SGD with Nesterov momentum; kernels decay."""
-
-    def kernels(params):
-        return jax.tree.map(lambda x: x.ndim > 1, params)
-
+    kernels = partial(jax.tree.map, lambda x: x.ndim > 1)
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=kernels),
         optax.sgd(training_loop.schedule(config, data), momentum=0.9, nesterov=True),

@@ -67,13 +67,13 @@ from snnjax import (
 )
 from snnjax._version import __version__
 from snnjax.activations import clipped_relu, encode, quantized_relu
-from snnjax.conversion import (
+from snnjax.conversion.convert import convert
+from snnjax.conversion.recipes import (
     Recipe,
     advanced,
     best,
     best_of,
     bias_shift,
-    convert,
     light,
     max_activation,
     percentile,

@@ -5,11 +5,11 @@ extra that installs the missing ones.
 """
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import jax
 
 import snnjax
+from snnjax._version import version_of
 
 OPTIONAL = {  # package: (extra, what it is for)
     "safetensors": ("share", "save and load"),
@@ -27,10 +27,10 @@ def report() -> str:
         f"{platform.system()} {platform.machine()}"
     ]
     for package in ("jax", "jaxlib", "numpy", "optax", "chex"):
-        lines.append(f"  {package:20} {_version(package) or 'missing'}")
+        lines.append(f"  {package:20} {version_of(package) or 'missing'}")
     for package, (extra, purpose) in OPTIONAL.items():
         missing = f'missing: {purpose}; pip install "snnjax[{extra}]"'
-        lines.append(f"  {package:20} {_version(package) or missing}")
+        lines.append(f"  {package:20} {version_of(package) or missing}")
     lines.append(_devices())
     lines.append("documentation: help(snnjax), README.md, docs/ (a site: mkdocs serve)")
     return "\n".join(lines)
@@ -43,13 +43,6 @@ def _devices() -> str:
         return f"JAX finds no devices: {str(error) or type(error).__name__}"
     counts = (f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     return f"backend {jax.default_backend()}: {', '.join(counts)}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

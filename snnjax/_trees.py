@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,15 +60,7 @@ def common_path(paths: Sequence[str]) -> str:
     >>> common_path(["block/conv/kernel", "block/norm/scale"])
     'block'
     """
-    if len(paths) == 1:
-        return paths[0]
-    split = [path.split("/") for path in paths]
-    prefix = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        prefix.append(parts[0])
-    return "/".join(prefix)
+    return "/".join(os.path.commonprefix([path.split("/") for path in paths]))
 
 
 def is_floating(leaf: Any) -> bool:

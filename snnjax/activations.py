@@ -194,6 +194,4 @@ def snnjax_encode(x):
     return x
 
 
-@snnjax_encode.defjvp
-def _encode_jvp(primals, tangents):
-    return encode(*primals), *tangents
+snnjax_encode.defjvp(lambda primals, tangents: (encode(*primals), *tangents))

@@ -15,14 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import (
-    AbstractMesh,
-    AxisType,
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-)
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from snnjax import _renamed
 from snnjax._examples import batch_of
@@ -106,7 +99,7 @@ def platform(x: Any) -> str:
     return default if isinstance(default, str) else default.platform
 
 
-def put(tree: _Tree, sharding: Sharding | None) -> _Tree:
+def put(tree: _Tree, sharding: jax.sharding.Sharding | None) -> _Tree:
     """Arrays with this sharding; traced ones stay as they are, all of them for None."""
     if sharding is None:
         return tree
@@ -130,7 +123,7 @@ def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
     >>> [tuple(params[name].sharding.spec) for name in ("w", "rows")]
     [(), ('data',)]
     """
-    if sharding is None or isinstance(sharding.mesh, AbstractMesh):
+    if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return tree
     mesh = sharding.mesh
 
@@ -190,7 +183,7 @@ def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array
 
     If they cannot have equally many of the examples, each gets a copy of all.
     """
-    if sharding is None or isinstance(sharding.mesh, AbstractMesh):
+    if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return x
     is_even = x.shape[axis] % size(sharding) == 0
     spread = along(axis if is_even else None, sharding)

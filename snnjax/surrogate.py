@@ -103,8 +103,12 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
     @function.defjvp
     def jvp(primals, tangents):
         (x, sharpness), (dx, _) = primals, tangents
-        slope = derivative(*_common(x, sharpness))  # type: ignore[call-arg]
-        slope = jnp.asarray(slope, x.dtype)
+        # Both with one dtype and number of axes, as JAX's strict settings require.
+        sharpness, dtype = jnp.asarray(sharpness), x.dtype
+        if not sharpness.weak_type:  # that of a Python number adapts to x
+            dtype = promoted(dtype, sharpness.dtype)
+        both = x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
+        slope = jnp.asarray(derivative(*both), x.dtype)  # type: ignore[call-arg]
         return _step(x), slope * dx
 
     @step
@@ -117,15 +121,6 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
 
 def _step(x: jax.Array) -> jax.Array:
     return (x >= 0).astype(x.dtype)
-
-
-def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both with one dtype and number of axes, as JAX's strict settings require."""
-    sharpness = jnp.asarray(sharpness)
-    dtype = x.dtype
-    if not sharpness.weak_type:  # that of a Python number adapts to x
-        dtype = promoted(dtype, sharpness.dtype)
-    return x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
 
 
 # ------------------------------------------ surrogates: each returns its derivative

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import functools
 import importlib
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._version import version_of
 from snnjax.capture.jaxprs import TORCH_SCOPE
 
 __all__ = ["function", "state_dict"]
@@ -127,7 +127,10 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
         is_fast = torch.backends.mha.get_fastpath_enabled()
         torchax: Any = importlib.import_module("torchax")
     except (ImportError, AttributeError) as error:  # an old one asks torch for names
-        packages = ", ".join(map(_with_version, ("torch", "torchax")))
+        versions = {name: version_of(name) for name in ("torch", "torchax")}
+        packages = ", ".join(
+            f"{n} {v}" if v else f"no {n}" for n, v in versions.items()
+        )
         raise ImportError(
             "modules of PyTorch need torchax, with PyTorch from 2.13 on "
             f"torchax >= {_NEEDED}; found {packages} ({error}). Install them by pip "
@@ -148,13 +151,6 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
 
 # The first torchax that runs with PyTorch 2.13 and later.
 _NEEDED = "0.0.14.dev20261026"
-
-
-def _with_version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"no {package}"
 
 
 def _check_equal(module: Any, example: Any, fn: Callable) -> None:

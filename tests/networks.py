@@ -14,6 +14,7 @@ import numpy as np
 
 import snnjax
 from snnjax import calibrators
+from snnjax.network import identity, with_activation
 
 relu = jax.nn.relu
 
@@ -78,6 +79,25 @@ def outputs_of(functions, *arguments):
     return jax.device_get(jax.jit(lambda *a: [f(*a) for f in functions])(*arguments))
 
 
+def quantized_ann(fn):
+    """(snn, x) -> what an SNN with a wait of T gives: the ANN with quantized values."""
+
+    def run(snn, x):
+        def quantized(site, x, *operands):
+            if not site.fires:
+                return identity(site, x, *operands)
+            p = snn.neurons[site.name]
+            offset = 0 if p.offset is None else p.offset
+            drive = snn.steps * (x + p.bias - offset) + p.initial_potential
+            low = -snn.steps if site.is_encoder else 0
+            level = jnp.clip(jnp.floor(drive / p.threshold), low, snn.steps)
+            return offset + level * p.threshold / snn.steps
+
+        return with_activation(fn, quantized)(snn.params, x)
+
+    return run
+
+
 def by_executions(fn, executions, snn, x, **options):
     """Outputs of each of the executions, in NumPy, computed by one program."""
     runs = [snnjax.spiking(fn, execution=e, **options) for e in executions]
@@ -125,13 +145,25 @@ REFINED = snnjax.Recipe(
 )
 
 
-def conv(x, kernel, stride=1, padding="SAME", groups=1):
+CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
+
+
+def conv(
+    x,
+    kernel,
+    stride=1,
+    padding="SAME",
+    groups=1,
+    dilation=1,
+    order=("NHWC", "HWIO", "NHWC"),
+):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        (stride, stride),
+        np.broadcast_to(stride, 2).tolist(),
         padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=np.broadcast_to(dilation, 2).tolist(),
+        dimension_numbers=order,
         feature_group_count=groups,
     )
 

@@ -13,14 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    NETWORKS,
-    compiled,
-    eighths,
-    halves,
-    outputs_of,
-    relaxed_dspike,
-)
+from networks import NETWORKS, compiled, eighths, halves, outputs_of, relaxed_dspike
 from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax

@@ -6,22 +6,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
-from networks import (
-    FLAT,
-    NETWORKS,
-    PIXELS,
-    VECTORS,
-    Net,
-    by_executions,
-    compiled,
-    conv,
-    converted,
-    eighths,
-    outputs_of,
-    relu,
-)
+from chex import assert_trees_all_equal
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, eighths, outputs_of, relu
 
 import snnjax
 from snnjax import calibrators
@@ -106,10 +95,6 @@ def net(request):
     return TABLE[request.param]()
 
 
-def _assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_identity_rule_has_the_networks_outputs_bit_for_bit_and_its_gradients():
     """All networks in one program, each with an x of its own.
 
@@ -131,7 +116,7 @@ def test_identity_rule_has_the_networks_outputs_bit_for_bit_and_its_gradients():
         jax.jit(jax.grad(functools.partial(loss, f), (0, 1), has_aux=True))(params, xs)
         for f in (with_activation(fn, identity), fn)
     )
-    _assert_equal(outputs, expected)
+    assert_trees_all_equal(outputs, expected)
     for of_leaves, of_ann in zip(slopes, expected_slopes, strict=True):
         for name in nets:
             tolerance = 1e-2 if name in ("bfloat16", "linen") else 1e-5
@@ -219,14 +204,7 @@ def test_every_form_of_convolution_and_the_first_power_are_affine():
 
     def fn(p, x):
         x = relu(jax.lax.conv_transpose(x, p, (2, 2), "SAME") ** 1) ** 1
-        return jax.lax.conv_general_dilated(
-            relu(conv(x, p)),
-            p,
-            (1, 1),
-            "SAME",
-            rhs_dilation=(2, 2),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return networks.conv(relu(networks.conv(x, p)), p, dilation=2)
 
     assert len(snnjax.sites(fn, kernel, PIXELS)) == 2
 
@@ -272,7 +250,7 @@ def test_what_stays_within_an_example_is_allowed():
     snn = snnjax.init(fn, np.float32(1), eighths(1, (4, 3, 2)), model=neuron)
     x = np.asarray(eighths(2, (4, 3, 2)))
     first_alone = x * np.float32(np.arange(4) == 0)[:, None, None]
-    simulate = compiled(fn, steps=4)
+    simulate = networks.compiled(fn, steps=4)
     outputs, others = jax.device_get([simulate(snn, x), simulate(snn, first_alone)])
     for name in WITHIN:
         first, rest = outputs[name][:, 0], outputs[name][:, 1:]
@@ -290,13 +268,7 @@ def with_own_derivative(f):
 def test_a_call_hides_neither_products_nor_channels():
     kernel, identity_matrix = eighths(1, (5, 3, 3, 3)), np.eye(5, dtype=np.float32)
     x = eighths(2, (4, 3, 6, 6))
-    numbers = ("NCHW", "OIHW", "NCHW")  # channels first
-
-    def first(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-        )
-
+    first = functools.partial(networks.conv, order=networks.CHANNELS_FIRST)
     snn = None
     for call in (lambda f: jax.jit(jax.checkpoint(f)), with_own_derivative):
         first_called = call(first)
@@ -308,7 +280,7 @@ def test_a_call_hides_neither_products_nor_channels():
         (site,) = snnjax.sites(fn, kernel, x)
         assert (site.shape, site.channel) == ((5, 6, 6), -3)
         recipe = snnjax.max_activation("channel")
-        snn = snn or converted(fn, kernel, x, steps=2, recipe=recipe)
+        snn = snn or networks.converted(fn, kernel, x, steps=2, recipe=recipe)
         assert snn.neurons["relu"].threshold.shape == (5, 1, 1)
         measures = snnjax.measure(fn, snn, x, params=kernel, steps=2)
         assert measures.macs == 5 * 3 * 16**2 + 25  # 3x3 on 6x6, borders apart
@@ -333,7 +305,9 @@ def test_vmap_may_leave_the_batch_behind():
 
     (site,) = snnjax.sites(fn, kernels, x)
     assert (site.shape, site.channel) == ((6,), -1)
-    pair = [converted(f, kernels, x, steps=4, recipe=SHORT) for f in (fn, usual)]
+    pair = [
+        networks.converted(f, kernels, x, steps=4, recipe=SHORT) for f in (fn, usual)
+    ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *pair)
     runs = [snnjax.spiking(f) for f in (fn, usual)]
     np.testing.assert_allclose(*outputs_of(runs, pair[0], x), atol=1e-6)
@@ -344,7 +318,7 @@ def test_a_barrier_leaves_each_array_its_own_axes():
     kernel = eighths(1, (3, 3, 2, 5))
 
     def fn(p, x):
-        image = conv(x, kernel).transpose(0, 3, 1, 2)  # channels first
+        image = networks.conv(x, kernel).transpose(0, 3, 1, 2)  # channels first
         flat = x.reshape(len(x), -1) @ p
         flat, image = jax.lax.optimization_barrier((flat, image))
         return relu(image).sum((2, 3)) @ jnp.ones((5, 2)), relu(flat)
@@ -444,7 +418,7 @@ def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
 
     w, x = np.ones((3, 1), np.float32), np.ones((4, 2, 3), np.float32)
     outputs, expected = outputs_of([with_activation(fn, identity), fn], w, x)
-    _assert_equal(outputs, expected)
+    assert_trees_all_equal(outputs, expected)
     assert outputs.shape == (4,)
 
 
@@ -453,9 +427,11 @@ def test_an_output_that_does_not_depend_on_x_has_all_examples():
         return {"logits": relu(x @ w), "bias": jnp.broadcast_to(w[0], (len(x), 6))}
 
     w, x = np.ones((3, 6), np.float32), np.ones((4, 3), np.float32)
-    _assert_equal(*outputs_of([with_activation(fn, identity), fn], w, x))
+    assert_trees_all_equal(*outputs_of([with_activation(fn, identity), fn], w, x))
     executions = "by_step", snnjax.simulation.ByLayer(segment=2)
-    for outputs in by_executions(fn, executions, snnjax.init(fn, w, x), x, steps=3):
+    for outputs in networks.by_executions(
+        fn, executions, snnjax.init(fn, w, x), x, steps=3
+    ):
         assert [leaf.shape for leaf in jax.tree.leaves(outputs)] == [(3, 4, 6)] * 2
 
 
@@ -471,16 +447,16 @@ def test_a_maximum_per_last_axis_makes_it_the_channels():
     kernel, maximum = eighths(1, (1, 1, 2, 5)), np.arange(1, 4, dtype=np.float32)
 
     def fn(p, x):
-        image = conv(x, p).transpose(0, 3, 1, 2)  # [B, C, H, W]
+        image = networks.conv(x, p).transpose(0, 3, 1, 2)  # [B, C, H, W]
         return snnjax.clipped_relu(image, maximum).sum((2, 3))
 
     x = np.float32(4 * np.random.default_rng(0).normal(size=(16, 3, 3, 2)))
     (site,) = snnjax.sites(fn, kernel, x)
     assert (site.shape, site.channel, site.maximum_per_channel) == ((5, 3, 3), -1, True)
-    snn = converted(fn, kernel, x, steps=64, recipe=SHORT)
+    snn = networks.converted(fn, kernel, x, steps=64, recipe=SHORT)
     thresholds = np.asarray(snn.neurons[site.name].threshold)
     assert thresholds.shape == (3,) and (thresholds <= maximum).all()
-    outputs = np.asarray(compiled(fn, steps=64)(snn, x)).mean(0)
+    outputs = np.asarray(networks.compiled(fn, steps=64)(snn, x)).mean(0)
     np.testing.assert_allclose(outputs, jax.jit(fn)(kernel, x), atol=0.6)
 
 
@@ -689,7 +665,7 @@ def test_custom_derivatives_are_kept():
         for f in (with_activation(fn, identity), fn)
     ]
     slope, expected = outputs_of(slopes, FLAT)
-    _assert_equal(slope, expected)
+    assert_trees_all_equal(slope, expected)
     assert np.any(slope["w1"]) and np.any(slope["w3"])
 
 
@@ -700,7 +676,7 @@ def test_parameters_whose_paths_print_alike_are_told_apart():
         return relu(relu(x @ p["l/a"]) @ p["l"]["a"]) @ p["c"]
 
     ann, outputs = outputs_of([fn, with_activation(fn, identity)], p, VECTORS)
-    _assert_equal(outputs, ann)
+    assert_trees_all_equal(outputs, ann)
     sites = snnjax.sites(fn, p, VECTORS)
     paths = [site.parameters for site in sites]
     assert len({*paths}) == 2 and {*paths} == {("l/a",), ("l/a_1",)}

@@ -13,20 +13,7 @@ from networks import conv, relu, weights
 
 import snnjax
 from snnjax import deploy
-from snnjax.deploy import (
-    Arithmetic,
-    Connection,
-    Convolution,
-    Core,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Output,
-    Population,
-    Scale,
-    SumPool,
-)
+from snnjax.deploy import Connection, Convolution, Core, Layers, Output, SumPool
 from snnjax.deploy.chips import geometry
 
 SPECK, XYLO, LOIHI = deploy.speck(), deploy.xylo(), deploy.loihi2()
@@ -35,7 +22,9 @@ CATALYST = deploy.catalyst_n1()
 PROFILES = [SPECK, XYLO, LOIHI, AKIDA, SPINNAKER, CATALYST, deploy.loihi1()]
 # A Speck with steps, whose potentials can be read: what is left are its limits.
 CLOCKED = dataclasses.replace(SPECK, event_driven=False, readout="potential")
-EIGHT_BITS = Arithmetic(weight_bits=8, input_bits=8, state_bits=16, overflow="saturate")
+EIGHT_BITS = deploy.Arithmetic(
+    weight_bits=8, input_bits=8, state_bits=16, overflow="saturate"
+)
 IF = snnjax.integrate_and_fire()
 
 
@@ -75,10 +64,10 @@ def network(
 
     def population(name, source, shape):
         arrays = (np.asarray(n, float) for n in (threshold, start, bias))
-        return Population(name, (source,), shape, model, *arrays, leak)
+        return deploy.Population(name, (source,), shape, model, *arrays, leak)
 
     nodes = [
-        Input("input", (), (inputs, image, image), np.ones(())),
+        deploy.Input("input", (), (inputs, image, image), np.ones(())),
         Convolution(
             "conv",
             ("input",),
@@ -95,8 +84,10 @@ def network(
         rows = (channels, pooled, pooled)
         nodes += [
             SumPool(f"pool{n}", ("first",), window, (pool - overlap,) * 2),
-            Flatten(f"flat{n}", (f"pool{n}",), rows),
-            Dense(f"dense{n}", (f"flat{n}",), ones(classes, np.prod(rows)), None),
+            deploy.Flatten(f"flat{n}", (f"pool{n}",), rows),
+            deploy.Dense(
+                f"dense{n}", (f"flat{n}",), ones(classes, np.prod(rows)), None
+            ),
             population(f"last{n}", f"dense{n}", (classes,)),
         ]
     last = tuple(f"last{n}" for n in range(copies))
@@ -348,7 +339,7 @@ def test_maps_in_a_row_and_paths_that_meet():
     zero = np.zeros(())
 
     def ending(*maps, shape=(4, 16, 16), sources=None):
-        last = Population(
+        last = deploy.Population(
             "last", sources or (maps[-1].name,), shape, IF, zero + 1, zero, zero
         )
         output = Output("output", ("last",), shape, zero)
@@ -360,7 +351,7 @@ def test_maps_in_a_row_and_paths_that_meet():
         return Convolution(name, (source,), weight, None, (16, 16), padding=(1, 1))
 
     one = again("one", "first")
-    scale = Scale("scale", ("first",), ones(), None, (4, 16, 16))
+    scale = deploy.Scale("scale", ("first",), ones(), None, (4, 16, 16))
     assert ending(one) == []
     assert ending(one, again("two", "one")) == ["successive_maps"]
     pool = SumPool("pool", ("one",), (2, 2), (2, 2))
@@ -394,8 +385,8 @@ def test_sizes_are_those_of_the_maps():
         "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), (2, 2), (2, 2)
     )
     pool = SumPool("pool", ("conv",), (2, 2), (2, 2))
-    flatten = Flatten("flatten", ("pool",), (4, 6, 6))
-    dense = Dense("dense", ("flatten",), ones(5, 144), None)
+    flatten = deploy.Flatten("flatten", ("pool",), (4, 6, 6))
+    dense = deploy.Dense("dense", ("flatten",), ones(5, 144), None)
     way = Connection("input", "last", (conv_node, pool, flatten, dense))
     one, other = geometry.kernels(way, (2, 12, 12), SPECK)
     assert one == (2, (5, 5), (1, 1), (2, 2), (12, 12), ("SAME",))

@@ -8,20 +8,12 @@ import json
 
 import numpy as np
 import pytest
+from test_layers import changed
 
 import snnjax
 from benchmarks import chip_programs, conformance, timing
-from snnjax.deploy import (
-    Arithmetic,
-    Convolution,
-    Dense,
-    Flatten,
-    Input,
-    Layers,
-    Output,
-    Population,
-    SumPool,
-)
+from snnjax import deploy
+from snnjax.deploy import Convolution, Dense, Layers
 
 IMAGE = (1, 5, 5)
 
@@ -48,7 +40,7 @@ def drawn(
         each = (shape[0], *[1] * len(shape[1:])) if per == "channel" else ()
         least = max(2, int(weight * fan_in**0.5 / high))
         bias = generator.integers(-5, 6, (shape[0], *[1] * len(shape[1:])))
-        return Population(
+        return deploy.Population(
             name,
             sources,
             shape,
@@ -60,7 +52,7 @@ def drawn(
 
     kernel = {"bias": None, "padding": (1, 1)}
     nodes = [
-        Input("x", (), IMAGE, np.ones(())),
+        deploy.Input("x", (), IMAGE, np.ones(())),
         Convolution("a/0", ("x",), weights(4, 1, 3, 3), size=(5, 5), **kernel),
         neurons("a", ("a/0",), (4, 5, 5), 9 * largest_x),
         Convolution(
@@ -76,32 +68,21 @@ def drawn(
                 "c/1", ("a",), weights(3, 4, 1, 1), None, size=(5, 5), stride=(2, 2)
             ),
             neurons("c", ("c/0", "c/1"), (3, 3, 3), 31),
-            SumPool("pool", ("c",), (2, 2), (1, 1)),
+            deploy.SumPool("pool", ("c",), (2, 2), (1, 1)),
         ]
         source, shape = "pool", (3, 2, 2)
     size = int(np.prod(shape))
     nodes += [
-        Flatten("flat", (source,), shape),
+        deploy.Flatten("flat", (source,), shape),
         Dense("d/0", ("flat",), weights(6, size), None),
         neurons("d", ("d/0",), (6,), size),
         Dense("out/0", ("d",), weights(2, 6), None),
-        Output("out", ("out/0",), (2,), np.zeros(()), np.ones(())),
+        deploy.Output("out", ("out/0",), (2,), np.zeros(()), np.ones(())),
     ]
-    arithmetic = Arithmetic(8, 9, 16, "saturate")
+    arithmetic = deploy.Arithmetic(8, 9, 16, "saturate")
     layers = Layers(tuple(nodes), steps, 0, arithmetic=arithmetic)
     x = generator.integers(0, largest_x + 1, (5, 5, 5, 1)).astype(np.float32)
     return layers, x
-
-
-def with_higher_thresholds(layers):
-    """A quarter more in each threshold of the first population."""
-    nodes = [
-        dataclasses.replace(n, threshold=n.threshold * 5 // 4 + 1)
-        if n.name == "a"
-        else n
-        for n in layers.nodes
-    ]
-    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
 def check(program, layers, x):
@@ -112,7 +93,8 @@ def check(program, layers, x):
     trace = snnjax.deploy.run(layers, x)
     for name, levels in trace.spikes.items():
         assert np.any(np.asarray(levels)), name
-    other = program(with_higher_thresholds(layers), x)
+    other = changed(layers, "a", threshold=lambda n: n.threshold * 5 // 4 + 1)
+    other = program(other, x)
     assert np.any(other["a"] != np.asarray(trace.spikes["a"]))
 
 

@@ -14,19 +14,13 @@ import networks
 import numpy as np
 import pytest
 import reference
+from chex import assert_trees_all_close
+from chex import assert_trees_all_equal as assert_equal
 from networks import FLAT, IMAGES, NETWORKS, REFINED, VECTORS, outputs_of, relu
 
 import snnjax
-from snnjax import Recipe, _progress
-from snnjax.calibrators import (
-    calibrate_weights,
-    half_charge,
-    least_squares_threshold,
-    least_squares_weights,
-    max_threshold,
-    scale_threshold,
-)
-from snnjax.calibrators import sample as sample_of_site
+from snnjax import Recipe, _progress, calibrators
+from snnjax.calibrators import max_threshold
 from snnjax.conversion.engine import site_view, state
 
 STEPS = 4
@@ -41,9 +35,9 @@ RECIPES = {
 # Without a search, so that it compiles as a part of one program.
 REFITTING = Recipe(
     [
-        least_squares_weights(iterations=3),
-        least_squares_threshold("channel", 0.5),
-        half_charge(),
+        calibrators.least_squares_weights(iterations=3),
+        calibrators.least_squares_threshold("channel", 0.5),
+        calibrators.half_charge(),
     ]
 )
 NET = NETWORKS["concatenation"]
@@ -86,18 +80,11 @@ def fitted_run(fn, *arguments, **options):
 @pytest.fixture
 def in_groups_of(monkeypatch):
     """Called with a number, it sets how many images are computed at a time."""
-    module = sys.modules["snnjax.conversion.convert"]
-    name = "_micro_batch_size"
-    return lambda size: monkeypatch.setattr(module, name, lambda *_: size)
+    here = snnjax.conversion.convert, "_micro_batch_size"
+    return lambda size: monkeypatch.setattr(*here, lambda *_: size)
 
 
-def assert_close(a, b, **tolerance):
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} | tolerance
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+assert_close = functools.partial(assert_trees_all_close, rtol=1e-5, atol=1e-5)
 
 
 def test_light_is_the_oracles_sweep():
@@ -185,15 +172,15 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, monkeypatch):
     if name == "channels first":
         fn, params, x = channels_first, IMAGES, jnp.moveaxis(x, -1, 1)
     monkeypatch.setattr(site_view, "CACHE_BYTES", 0)
-    monkeypatch.setattr(sample_of_site, "SAMPLES", 3 * len(x))
-    recipe = Recipe([max_threshold(), look, scale_threshold((0.5, 1))])
+    monkeypatch.setattr(calibrators.sample, "SAMPLES", 3 * len(x))
+    recipe = Recipe([max_threshold(), look, calibrators.scale_threshold((0.5, 1))])
     snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe)
     assert compared
 
 
 def test_with_wait_T_the_pace_of_spikes_does_not_count():
     def fitted(pace):
-        chain = max_threshold("channel"), scale_threshold(pace=pace)
+        chain = max_threshold("channel"), calibrators.scale_threshold(pace=pace)
         return convert(recipe=Recipe(chain), wait=STEPS)
 
     assert_equal(fitted(0.0), fitted(0.5))
@@ -247,8 +234,8 @@ def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_o
 def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of):
     """One in three of 96, which 40 does not divide."""
     chain = (
-        least_squares_weights(samples=1),
-        least_squares_threshold("channel"),
+        calibrators.least_squares_weights(samples=1),
+        calibrators.least_squares_threshold("channel"),
     )
     run = functools.partial(convert, x=images(96), steps=2, recipe=Recipe(chain))
     plain = run()
@@ -295,7 +282,7 @@ def test_light_lowers_the_error_of_the_outputs():
 
 
 def test_kernels_change_where_spikes_come_in_and_nothing_else():
-    descent = calibrate_weights(iterations=3, learning_rate=1e-2)
+    descent = calibrators.calibrate_weights(iterations=3, learning_rate=1e-2)
     recipe = Recipe([max_threshold(), descent])
     runs = [conversion(NET.fn, recipe, wait=wait) for wait in (0, STEPS)]
     runs.append(conversion(NET.fn, REFITTING, steps=2))
@@ -456,7 +443,10 @@ def carried(p, x):
     [(tied, "w2"), (tied_to_the_readout, "w1"), (carried, "w2")],
 )
 def test_weights_of_several_sites_stay_as_they_are(fn, shared):
-    fits = least_squares_weights(iterations=2), calibrate_weights(iterations=2)
+    fits = (
+        calibrators.least_squares_weights(iterations=2),
+        calibrators.calibrate_weights(iterations=2),
+    )
     with pytest.warns(UserWarning, match=f"the weights {shared} stay as they are"):
         run = jax.jit(conversion(fn, Recipe([max_threshold(), *fits])))
         snn = run(FLAT, images())
@@ -700,7 +690,7 @@ def test_a_wrong_recipe_is_refused():
         ((), "needs at least one sweep"),
         (([],), "needs at least one sweep"),
         ((None,), "a sweep of the recipe is None; allowed: a list"),
-        ((half_charge(),), "allowed: a list of calibrators"),
+        ((calibrators.half_charge(),), "allowed: a list of calibrators"),
         (([snnjax.calibrators.max_threshold],), "called in a recipe, e.g. .*max_thr"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -730,4 +720,4 @@ def test_a_conversion_may_run_without_jit():
 
 def test_a_recipe_without_thresholds_warns():
     with pytest.warns(UserWarning, match="no calibrator.*thresholds of w1/relu"):
-        convert(NETWORKS["dense"], recipe=Recipe([half_charge()]))
+        convert(NETWORKS["dense"], recipe=Recipe([calibrators.half_charge()]))

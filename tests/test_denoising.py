@@ -12,7 +12,7 @@ from benchmarks import denoising
 def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(denoising, "UNet", functools.partial(denoising.UNet, 8))
     monkeypatch.setattr(denoising, "TEST", 50)
-    monkeypatch.setattr(denoising, "ROWS", [denoising.Row("radix", 6)])
+    monkeypatch.setattr(denoising, "ROWS", {"radix T = 6": ("radix", 6)})
     out = tmp_path / "a.json"
     line = ["--quick", "--training", str(tmp_path / "weights"), "--out", str(out)]
     sides = denoising.main(line)["sides"]

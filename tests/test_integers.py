@@ -6,20 +6,11 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
-from networks import (
-    FLAT,
-    IMAGES,
-    PIXELS,
-    VECTORS,
-    conv,
-    converted,
-    outputs_of,
-    relu,
-    together,
-)
+from networks import FLAT, IMAGES, PIXELS, VECTORS, conv, converted, relu, together
 from reference import windows
 from test_layers import AFFINE, RATE, changed, fitted
 
@@ -204,7 +195,7 @@ def test_a_chip_and_every_execution_send_the_same_spikes(case, every):
     fn, snn = deploy.as_function(integers)
     runs = [functools.partial(snnjax.measures.spike_trains, fn), snnjax.spiking(fn)]
     runs += [snnjax.spiking(fn, execution=execution)] if execution else []
-    sent, *results = outputs_of(runs, snn, deploy.on_grid(integers, net.x))
+    sent, *results = networks.outputs_of(runs, snn, deploy.on_grid(integers, net.x))
     for site in trace.spikes:
         np.testing.assert_array_equal(sent[site], np.asarray(trace.spikes[site]))
     for i, outputs in enumerate(results):
@@ -422,13 +413,8 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
     """Weights fill -128 .. 127 on one side; all thresholds are given, and equal."""
     layers, x = events_layers()
     layers = dataclasses.replace(layers, steps=4, wait=0)
-    each = (  # as a NIR graph has them: one number per neuron
-        dataclasses.replace(n, threshold=np.full(n.shape, 0.7))
-        if isinstance(n, Population)
-        else n
-        for n in layers.nodes
-    )
-    layers = dataclasses.replace(layers, nodes=tuple(each))
+    # As a NIR graph has them: one number per neuron.
+    layers = changed(layers, threshold=lambda n: np.full(n.shape, 0.7))
     integers = deploy.quantize(layers, x[0], scale="range")
     receivers = {node.name: node for node in integers.receivers}
     for before, after in zip(layers.connections, integers.connections, strict=True):
@@ -540,13 +526,10 @@ def test_numbers_that_32_bits_do_not_hold_are_refused():
 
 
 def with_model(layers, **changes):
-    def of(node):
-        if not isinstance(node, Population):
-            return node
-        model = dataclasses.replace(without_surrogate(node.model), **changes)
-        return dataclasses.replace(node, model=model)
+    def model(node):
+        return dataclasses.replace(without_surrogate(node.model), **changes)
 
-    return dataclasses.replace(layers, nodes=tuple(map(of, layers.nodes)))
+    return changed(layers, model=model)
 
 
 def test_each_map_of_a_shortcut_has_its_own_numbers():

@@ -5,23 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
-from networks import (
-    FLAT,
-    NETWORKS,
-    PIXELS,
-    VECTORS,
-    Net,
-    average_pool,
-    conv,
-    eighths,
-    max_pool,
-    outputs_of,
-    relu,
-    together,
-    weights,
-)
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 
 import snnjax
 from snnjax import deploy
@@ -30,8 +17,12 @@ from snnjax.deploy import Convolution, Dense, Population, Scale, SumPool
 AFFINE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 # Networks of one input are one program, which is compiled several times faster.
 TOGETHER = {
-    "images": together({n: net for n, net in AFFINE.items() if net.x is PIXELS}),
-    "vectors": together({n: net for n, net in AFFINE.items() if net.x is VECTORS}),
+    "images": networks.together(
+        {n: net for n, net in AFFINE.items() if net.x is PIXELS}
+    ),
+    "vectors": networks.together(
+        {n: net for n, net in AFFINE.items() if net.x is VECTORS}
+    ),
 }
 RATE = snnjax.codes.rate()
 IF = snnjax.integrate_and_fire()
@@ -68,13 +59,19 @@ def fitted(
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 
 
-def changed(layers, **fields):
-    """Layers whose populations have other fields."""
-    nodes = (
-        dataclasses.replace(n, **fields) if isinstance(n, Population) else n
-        for n in layers.nodes
-    )
-    return dataclasses.replace(layers, nodes=tuple(nodes))
+def changed(layers, name=None, **fields):
+    """Layers whose populations, or the node of a name, have other fields.
+
+    A field may be a function of the node.
+    """
+
+    def of(node):
+        if not (node.name == name if name else isinstance(node, Population)):
+            return node
+        values = {n: v(node) if callable(v) else v for n, v in fields.items()}
+        return dataclasses.replace(node, **values)
+
+    return dataclasses.replace(layers, nodes=tuple(map(of, layers.nodes)))
 
 
 CODED = {  # test_nir.py has rate coding, test_integers.py a reset to zero
@@ -91,7 +88,9 @@ def test_layers_send_the_same_spikes(name):
     fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
     pair = ((net.fn, snn), (fn, same))
-    before, after = outputs_of([spikes_and_outputs(*run) for run in pair], net.x)
+    before, after = networks.outputs_of(
+        [spikes_and_outputs(*run) for run in pair], net.x
+    )
     names = [population.name for population in layers.populations]
     assert [*same.neurons] == names
     for name in names:
@@ -140,7 +139,7 @@ def test_connections_have_the_maps_between_two_populations():
     def fn(p, x):
         x = relu((conv(x, p["w1"]) - p["mean"]) * p["scale"])
         y = relu(conv(x, p["depthwise"], groups=4) + x)
-        y = average_pool(y)
+        y = networks.average_pool(y)
         return y.reshape(len(y), -1) @ p["w2"]
 
     params = weights(
@@ -180,11 +179,11 @@ def test_layers_are_a_pytree_with_hashable_structure():
 def test_every_root_obstacle_is_in_one_error_and_nothing_that_follows_from_it():
     def fn(p, x):
         with jax.named_scope("first"):
-            x = max_pool(relu(conv(x, p["w1"])))
+            x = networks.max_pool(relu(conv(x, p["w1"])))
         with jax.named_scope("second"):
             x = relu(conv(x, p["w2"]))  # the graph has no image to convolve
         with jax.named_scope("third"):
-            x = max_pool(relu(jnp.cumsum(x, 1)), 3, 3)
+            x = networks.max_pool(relu(jnp.cumsum(x, 1)), 3, 3)
         return x.reshape(len(x), -1) @ p["w3"]
 
     params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(4, 2))

@@ -40,8 +40,8 @@ DEPLOY = {
     "nir": {"nir", "lowering"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.deploy snnjax.measures "
-    "snnjax.network snnjax.neurons snnjax.simulation snnjax.storage snnjax.training"
+    "snnjax snnjax.calibrators snnjax.deploy snnjax.measures snnjax.network "
+    "snnjax.neurons snnjax.simulation snnjax.storage snnjax.training"
 ).split()
 
 

@@ -8,18 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 import reference
-from networks import (
-    NETWORKS,
-    converted,
-    eighths,
-    halves,
-    outputs_of,
-    relaxed_dspike,
-    relu,
-)
+from networks import NETWORKS, converted, eighths, halves, outputs_of, relaxed_dspike
 
 import snnjax
 from snnjax import deploy
@@ -244,7 +237,7 @@ def test_levels_are_fields_beyond_nir():
 
 def test_operations_of_graded_spikes_are_counted_both_ways():
     def fn(weights, x):
-        return relu(x) @ weights
+        return networks.relu(x) @ weights
 
     weights, x = np.ones((2, 3), np.float32), np.float32([[2, 1]])
     snn = snnjax.init(fn, weights, x, model=integrate_and_fire(levels=(0, 3)))

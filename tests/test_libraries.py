@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import converted, outputs_of
+from networks import conv, converted, outputs_of
 
 import snnjax
 from snnjax import calibrators, neurons
@@ -39,10 +39,7 @@ def fill(params):
 
 def plain():
     def fn(p, x):
-        x = jax.lax.conv_general_dilated(
-            x, p[0], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = jax.nn.relu(x + p[1]).mean((1, 2))
+        x = jax.nn.relu(conv(x, p[0]) + p[1]).mean((1, 2))
         return jax.nn.relu(x @ p[2] + p[3]) @ p[4] + p[5]
 
     return fn, arrays()

@@ -11,19 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 import reference
-from networks import (
-    NETWORKS,
-    by_executions,
-    compiled,
-    converted,
-    eighths,
-    outputs_of,
-    relaxed_dspike,
-    relu,
-)
+from chex import assert_trees_all_close
+from networks import NETWORKS, by_executions, compiled, eighths, outputs_of, relu
 
 import snnjax
 from snnjax import lif, training
@@ -148,9 +141,7 @@ def gradients_agree(snn, *executions):
     return first[0]
 
 
-def assert_close(a, b):
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, a, b)
+assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-5)
 
 
 def refused(table):
@@ -245,7 +236,7 @@ def test_gradients_of_soft_spikes_are_their_differences(x64):
     x64()
     snn = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), ALL)
     x = np.asarray(NET.x, np.float64) / 2
-    simulate = snnjax.spiking(NET.fn, steps=STEPS, surrogate=relaxed_dspike)
+    simulate = snnjax.spiking(NET.fn, steps=STEPS, surrogate=networks.relaxed_dspike)
     loss = jax.jit(jax.value_and_grad(lambda snn: (simulate(snn, x) ** 2).sum()))
     _, slope = loss(snn)
     generator, h = np.random.default_rng(0), 1e-6
@@ -400,7 +391,7 @@ def test_a_model_without_a_surrogate_runs_and_its_gradient_is_an_error():
 
 def test_a_surrogate_that_a_model_ignores_is_refused():
     for model in (Straight(), Recurrent(Straight())):
-        for options in ({"surrogate": relaxed_dspike}, {"detach_reset": True}):
+        for options in ({"surrogate": networks.relaxed_dspike}, {"detach_reset": True}):
             with pytest.raises(ValueError, match="has a surrogate of its own"):
                 run(fresh(model), **options)
 
@@ -625,7 +616,7 @@ def test_sites_with_models_of_their_own_run():
 def test_a_conversion_takes_levels_by_site():
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
     options = {"steps": STEPS, "wait": STEPS, "recipe": snnjax.max_activation()}
-    snn = converted(*NET[:3], **options, model={SECOND: signed})
+    snn = networks.converted(*NET[:3], **options, model={SECOND: signed})
     assert snn.model_of(FIRST).levels == (0, 1) and snn.model_of(SECOND) == signed
     executions = "by_layer", "closed_form"
     layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)

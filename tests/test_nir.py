@@ -5,6 +5,7 @@ A graph is also run by itself, channels first, by an interpreter of NIR in NumPy
 
 import contextlib
 import dataclasses
+import functools
 import io
 import sys
 from itertools import pairwise
@@ -16,20 +17,7 @@ import numpy as np
 import pytest
 import reference
 import test_libraries
-from networks import (
-    FLAT,
-    NETWORKS,
-    PIXELS,
-    VECTORS,
-    Net,
-    average_pool,
-    compiled,
-    conv,
-    eighths,
-    relu,
-    together,
-    weights,
-)
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 from reference import windows
 from test_layers import RATE, TOGETHER, changed, fitted, spikes_and_outputs
 
@@ -216,8 +204,8 @@ VECTOR_NETS = {
 }
 LIBRARIES = ("nnx_split", "equinox")  # it maps over the batch and moves axes
 WRITTEN = TOGETHER | {
-    "parts of images": together(IMAGES),
-    "parts of vectors": together(VECTOR_NETS),
+    "parts of images": networks.together(IMAGES),
+    "parts of vectors": networks.together(VECTOR_NETS),
     "several axes, with a constant": Net(
         lambda p, x: relu(relu(x + 0.25)[:, ::-1].reshape(len(x), -1) @ p["w"]),
         weights(w=(24, 3)),
@@ -240,11 +228,7 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
 
 
 def test_channels_first_networks_have_the_same_graph():
-    def first(x, kernel):
-        numbers = ("NCHW", "OIHW", "NCHW")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-        )
+    first = functools.partial(conv, order=networks.CHANNELS_FIRST)
 
     def fn(p, x):
         y = relu(first((x - 0.5) * 2, p["w1"]))
@@ -256,7 +240,7 @@ def test_channels_first_networks_have_the_same_graph():
     graph = deploy.to_nir(deploy.layers(fn, snn, x), extended=True)
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
-    images, logits = compiled(fn, steps=STEPS)(snn, x)
+    images, logits = networks.compiled(fn, steps=STEPS)(snn, x)
     by_itself = run_graph(graph, x, channel=1)
     for a, b in zip((np.moveaxis(images, 2, -1), logits), by_itself, strict=True):
         assert np.any(a)
@@ -298,15 +282,7 @@ def random_layer(generator, channels):
     chosen = generator.integers(0, channels, out)
 
     def convolution(x):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+        return conv(x, kernel, strides, padding, groups, dilation)
 
     def pool(x):
         window, stride = (1, rows, columns, 1), (1, *strides, 1)
@@ -340,7 +316,7 @@ def flattened(p, x):
     """Convolution, BatchNorm, average pooling, flatten, dense."""
     scale = p["scale"] / jnp.sqrt(p["var"] + 1e-5)
     x = relu((conv(x, p["w1"]) - p["mean"]) * scale + p["offset"])
-    return relu(average_pool(x).reshape(x.shape[0], -1) @ p["w5"])
+    return relu(networks.average_pool(x).reshape(x.shape[0], -1) @ p["w5"])
 
 
 FLATTENED = Net(
@@ -551,7 +527,7 @@ def skip(p, x):
 
 def pool(p, x):
     x = relu(conv(relu(conv(x, p["w1"], stride=2)), p["w2"]))
-    return relu(average_pool(x).reshape(x.shape[0], -1) @ p["w3"])
+    return relu(networks.average_pool(x).reshape(x.shape[0], -1) @ p["w3"])
 
 
 SHAPES = dict(w1=(6, 20), w2=(20, 15), w3=(15, 5))
@@ -581,7 +557,7 @@ def written(network, neuron, tmp_path, steps=12):
         snn.neurons[name] = snn.neurons[name]._replace(threshold=threshold)
     layers = deploy.layers(fn, snn, x)
     graph = deploy.to_nir(layers, extended=neuron.reset == "subtract")
-    spikes = np.asarray(compiled(fn, steps=steps)(snn, x))
+    spikes = np.asarray(networks.compiled(fn, steps=steps)(snn, x))
     assert 0.1 < spikes.mean() < 0.9
     if x.ndim == 4:
         x, spikes = np.moveaxis(x, -1, 1), np.moveaxis(spikes, -1, 2)
@@ -711,7 +687,7 @@ def neurons(*shape):
 def run(graph, x, steps, dt=None):
     """Outputs [T, B, ...] of the network of a graph."""
     fn, snn = deploy.as_function(deploy.from_nir(graph, dt=dt))
-    return np.asarray(compiled(fn, steps=steps)(snn, x))
+    return np.asarray(networks.compiled(fn, steps=steps)(snn, x))
 
 
 def test_resistance_threshold_tau_and_leak_voltage_are_those_of_euler():

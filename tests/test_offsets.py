@@ -6,19 +6,17 @@ the same neuron without an offset, whose input and output are moved.
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import by_executions, outputs_of
+from networks import by_executions, outputs_of, quantized_ann
 
 import snnjax
 from snnjax import calibrators
 from snnjax.calibrators import formulas
 from snnjax.measures import spike_trains
-from snnjax.network import identity, with_activation
 from snnjax.neurons import unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.simulation import ByLayer
@@ -120,20 +118,8 @@ def test_executions_agree(wait):
 
 
 def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
-    snn = fitted(wait=STEPS)
-
-    def quantized(site, x, *operands):
-        if not site.fires:
-            return identity(site, x, *operands)
-        p = snn.neurons[site.name]
-        offset = 0 if p.offset is None else p.offset
-        drive = STEPS * (x + p.bias - offset) + p.initial_potential
-        low = -STEPS if site.is_encoder else 0
-        level = jnp.clip(jnp.floor(drive / p.threshold), low, STEPS)
-        return offset + level * p.threshold / STEPS
-
-    ann = lambda snn, x: with_activation(gelu_network, quantized)(snn.params, x)  # noqa: E731
-    expected, outputs = outputs_of([ann, snnjax.spiking(gelu_network)], snn, X)
+    runs = quantized_ann(gelu_network), snnjax.spiking(gelu_network)
+    expected, outputs = outputs_of(runs, fitted(wait=STEPS), X)
     assert (np.abs(outputs.mean(0) - expected) < 1e-4).mean() > 0.9
 
 
@@ -197,7 +183,7 @@ def test_an_offset_is_no_spike_and_no_addition(largest):
 
 def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
-    module = sys.modules["snnjax.conversion.convert"]
+    module = snnjax.conversion.convert
     monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 16)
     options = {"steps": STEPS, "model": SIGNED, "recipe": WITH}
     parts = snnjax.convert(gelu_network, PARAMS, X, **options)

@@ -10,18 +10,11 @@ import functools
 import hypothesis
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import (
-    by_executions,
-    compiled,
-    conv,
-    converted,
-    max_pool,
-    outputs_of,
-    relu,
-)
+from networks import by_executions, conv, converted, max_pool, outputs_of, relu
 
 import snnjax
 from snnjax.capture.capture import capture
@@ -317,19 +310,8 @@ def test_executions_agree(name):
 
 def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
     fn, snn = fitted("mixed", wait=STEPS)
-
-    def quantized(site, x, *operands):
-        if not site.fires:
-            return identity(site, x, *operands)
-        params = snn.neurons[site.name]
-        low = -STEPS if site.is_encoder else 0
-        drive = STEPS * (x + params.bias) + params.initial_potential
-        level = jnp.clip(jnp.floor(drive / params.threshold), low, STEPS)
-        return level * params.threshold / STEPS
-
     runs = [snnjax.spiking(fn, execution=e) for e in ("by_layer", "closed_form")]
-    ann = lambda snn, x: with_activation(fn, quantized)(snn.params, x)  # noqa: E731
-    *outputs, expected = outputs_of([*runs, ann], snn, X)
+    *outputs, expected = outputs_of([*runs, networks.quantized_ann(fn)], snn, X)
     for output in outputs:
         assert (np.abs(output.mean(0) - expected) < 1e-4).mean() > 0.9
 
@@ -427,7 +409,7 @@ def test_a_file_keeps_encoders(tmp_path):
     path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=X)
     stored = snnjax.load(path)
     assert stored.snn.model == snn.model
-    expected = compiled(fn, steps=STEPS)(snn, X)
+    expected = networks.compiled(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(stored.run(X), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments import comparison, convert, finetune, train_ann, train_snn
+from experiments import comparison, conversions, convert, finetune, train_ann, train_snn
 from experiments.presets import PRESETS_ANN, PRESETS_SNN
 from experiments.running import Convert, training_loop
 
@@ -17,7 +17,7 @@ def never(monkeypatch):
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(training_loop.training, "train", work)
-    monkeypatch.setattr(convert, "carry_out", work)
+    monkeypatch.setattr(conversions, "carry_out", work)
 
 
 RUNS = {

@@ -8,20 +8,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
-from networks import (
-    FLAT,
-    PIXELS,
-    VECTORS,
-    Net,
-    compiled,
-    converted,
-    max_pool,
-    outputs_of,
-    relu,
-    together,
-)
+from networks import FLAT, PIXELS, VECTORS, Net, converted, max_pool, outputs_of, relu
 
 import snnjax
 from snnjax.network import identity, with_activation
@@ -254,7 +244,7 @@ def test_allowed(x):
     for name, net in allowed(x).items():
         sites = snnjax.sites(*net[:3])
         assert any(not site.fires for site in sites), name
-    fn, params, x, _ = together(allowed(x))
+    fn, params, x, _ = networks.together(allowed(x))
     outputs = jax.jit(with_activation(fn, identity))(params, x)
     for name, ann_outputs in jax.jit(fn)(params, x).items():
         np.testing.assert_allclose(outputs[name], ann_outputs, 1e-5, 1e-6, err_msg=name)
@@ -265,11 +255,11 @@ def test_allowed(x):
 def test_fine_levels_give_the_ann(x):
     """test_architectures.py and test_operators.py show the same of the usual ones."""
     nets = {name: net for name, net in allowed(x).items() if name not in JUMPS}
-    fn, params, x, _ = together(nets)
+    fn, params, x, _ = networks.together(nets)
     fine_levels = snnjax.integrate_and_fire(levels=(-100, 100))
     recipe = snnjax.max_activation()
     snn = converted(fn, params, x, steps=8, recipe=recipe, model=fine_levels)
-    spiking_outputs, ann_outputs = compiled(fn)(snn, x), jax.jit(fn)(params, x)
+    spiking_outputs, ann_outputs = networks.compiled(fn)(snn, x), jax.jit(fn)(params, x)
     for name in nets:
         mean, ann = np.asarray(spiking_outputs[name]).mean(0), ann_outputs[name]
         atol = 0.05 * abs(ann).max()

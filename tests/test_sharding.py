@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chex import assert_trees_all_close
+from chex import assert_trees_all_equal as assert_equal
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import NETWORKS, REFINED, eighths, relu
 
@@ -42,16 +44,7 @@ def batch(net, inputs="constant"):
     return eighths(7, (STEPS, *shape) if inputs == "sequence" else shape), None
 
 
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a, b, tolerance=2e-5):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
-        a,
-        b,
-    )
+assert_close = functools.partial(assert_trees_all_close, rtol=2e-5, atol=2e-5)
 
 
 def communication(program):
@@ -204,10 +197,10 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     options = {"steps": FEW, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
-    module = snnjax.conversion.convert.__globals__
-    monkeypatch.setitem(module, "_micro_batch_size", lambda *_: 5)
+    module = snnjax.conversion.convert
+    monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 5)
     shared = snnjax.convert(net.fn, net.params, on_devices(x, devices), **options)
-    assert_close(shared, alone, 1e-4)
+    assert_close(shared, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(AUTO, marks=slow), EXPLICIT])
@@ -223,7 +216,8 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     shared_x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     options = {"steps": FEW, "recipe": REFITTING}
     shared = snnjax.convert(net.fn, params, shared_x, **options)
-    assert_close(shared, snnjax.convert(net.fn, net.params, x, **options), 1e-4)
+    alone = snnjax.convert(net.fn, net.params, x, **options)
+    assert_close(shared, alone, rtol=1e-4, atol=1e-4)
     leaves = jax.tree.leaves(shared.params)
     assert any(parts) and [not p.is_fully_replicated for p in leaves] == parts
 

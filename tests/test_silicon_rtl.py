@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_conformance import drawn
+from test_layers import changed
 
 import snnjax
 from benchmarks import catalyst, silicon_rtl
@@ -151,13 +152,6 @@ def test_convolutions_and_pools():
     counts = counts_of(layers, x[:2])
     assert counts["mismatches"] == 0 and counts["equal"] == counts["sums"] == 4
     assert counts["not_0"] > counts["spikes"] / 20
-
-
-def changed(layers, name, **fields):
-    nodes = [
-        dataclasses.replace(n, **fields) if n.name == name else n for n in layers.nodes
-    ]
-    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
 def refused():

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chex import assert_trees_all_equal as assert_equal
 
 from experiments import convert
 from experiments.data import load, normalize, normalized_as
@@ -24,10 +25,6 @@ from experiments.models import zoo as models
 from experiments.running import Convert
 
 PUBLISHED = Path(__file__).parents[1] / "experiments" / "sources"
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 class Network(NamedTuple):

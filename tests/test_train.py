@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from chex import assert_trees_all_close
 from flax import nnx
 from networks import NETWORKS, compiled, eighths, outputs_of, relaxed_dspike, relu
 
@@ -45,9 +46,7 @@ def problem(seed=0):
     return kernels, x
 
 
-def assert_close(a, b, **tolerance):
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} | tolerance
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
+assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------- the gradient itself

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from chex import assert_trees_all_equal as assert_equal
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import snnjax
@@ -25,10 +26,6 @@ def trained(small_network, digits, tmp_path_factory):
     return out, source
 
 
-def _assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_learns_logs_and_is_loaded(trained, digits):
     out, source = trained
     first, second = training_loop.read_log(out)
@@ -37,7 +34,7 @@ def test_learns_logs_and_is_loaded(trained, digits):
     assert source.card["test_accuracy"] == second["test_accuracy"]
     for path in (out, out / "source.safetensors"):
         loaded = load_source(path)
-        _assert_equal(loaded.variables, source.variables)
+        assert_equal(loaded.variables, source.variables)
         assert len(loaded.card.pop("sha256")) == 64
         assert loaded.card == source.card
     logits = jax.jit(source_function(loaded))(
@@ -63,7 +60,7 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
     weights = flatten_dict(begun.variables["params"])
     maxima = {path: weights.pop(path) for path in set(weights) if "log" in path[-1]}
     assert len(maxima) == 2 and len({float(m) for m in maxima.values()}) == 2
-    _assert_equal(unflatten_dict(weights), source.variables["params"])
+    assert_equal(unflatten_dict(weights), source.variables["params"])
 
     quantized = train_ann.train(config, data=digits)
     assert quantized.card["levels"] == 4

@@ -200,17 +200,16 @@ def own_maximum_threshold() -> Calibrator:
     [6.]
     """
 
-    return threshold(_own_maximum, "channel")
+    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+        if view.own_maximum is None:
+            raise ValueError(
+                f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
+                "no maximum of its own; allowed: the kinds 'quantized relu' and "
+                "'clipped relu'. Take another recipe, e.g. snnjax.best()"
+            )
+        return view.own_maximum
 
-
-def _own_maximum(view: View, fit: Fit, per: Per) -> jax.Array:
-    if view.own_maximum is None:
-        raise ValueError(
-            f"site {view.site.name!r} has the kind {view.site.kind!r}, which has no "
-            "maximum of its own; allowed: the kinds 'quantized relu' and 'clipped "
-            "relu'. Take another recipe, e.g. snnjax.best()"
-        )
-    return view.own_maximum
+    return threshold(of, "channel")
 
 
 @named
@@ -236,7 +235,8 @@ def least_squares_offset() -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if not view.site.is_encoder or not view.code.clock_runs:
             return fit
-        offset = _middle(view.sample, intervals=2 * view.values)
+        sample, intervals = view.sample, 2 * view.values
+        offset = _middle(sample.activation, intervals, weight=sample.weight)
         shape = parameter_shapes(view.site)["offset"]
         return fit.with_neurons(offset=offset.reshape(shape))
 
@@ -244,6 +244,7 @@ def least_squares_offset() -> Calibrator:
 
 
 _divided = by_numpy_or_xla(operator.truediv)
+_middle = jax.jit(formulas.middle, static_argnames="intervals")
 
 
 @functools.partial(jax.jit, static_argnames="per")
@@ -270,8 +271,3 @@ def _least_squares(sample: Sample, offset, per, shift, values) -> jax.Array:
         weight=sample.weight,
         maxima=sample.maxima(offset),
     )
-
-
-@functools.partial(jax.jit, static_argnames="intervals")
-def _middle(sample: Sample, intervals: int) -> jax.Array:
-    return formulas.middle(sample.activation, intervals, weight=sample.weight)

@@ -27,7 +27,10 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
     """The network of a program, whose sites know their place in it."""
     avals, equations = program.avals, list(program.equations)
     facts = Facts(program)
-    depths = _depths(equations, avals)
+    depths = dict.fromkeys(avals, 0)  # firing sites on the longest way to a variable
+    for eq in equations:
+        depth = max((depths[v] for v in eq.variables), default=0) + eq.fires
+        depths.update(dict.fromkeys(eq.outputs, depth))
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     direct, of_values = _parameters_behind(equations, parameters)
     channels = _channels(facts)
@@ -65,15 +68,6 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         readout=frozenset().union(*outputs),
         operands=frozenset().union(*operands),
     )
-
-
-def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
-    """Variable -> number of firing sites on the longest way to it."""
-    depths = dict.fromkeys(avals, 0)
-    for eq in equations:
-        depth = max((depths[v] for v in eq.variables), default=0) + eq.fires
-        depths.update(dict.fromkeys(eq.outputs, depth))
-    return depths
 
 
 def _parameters_behind(

@@ -4,10 +4,10 @@ trace       fn is called for its jaxpr (``trace.py``)
 flatten     that becomes numbered equations, with every call inlined (``jaxprs.py``)
 grow        traces of one and of several examples show where they meet (``examples.py``)
 recognize   ReLUs and max-pools become sites (``recognize.py``)
-rewrite     encoders and operators take their places
+rewrite     encoders and operators take their places (``encoders.py``, ``operators.py``)
 one         x, sites and outputs lose their axis of one example (``examples.py``)
-annotate    every site gets its name, parameters, depth and channels
-check       what is left between the sites is affine, or the network is refused
+annotate    every site gets name, parameters, depth and channels (``annotate.py``)
+check       what lies between them is affine, or the network is refused (``check.py``)
 fold        calls that hold no site become calls again, as fn wrote them
 """
 

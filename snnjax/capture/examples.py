@@ -269,7 +269,9 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
         config = options["padding_config"]
         return {axis for axis in every_axis if tuple(config[axis]) != (0, 0, 0)}
     if name in ("slice", "dynamic_slice", "gather") and i == 0:
-        sizes = _slice_sizes(eq)
+        sizes: Any = options.get("slice_sizes")
+        if name == "slice":
+            sizes = np.subtract(options["limit_indices"], options["start_indices"])
         parts = {axis for axis in every_axis if sizes[axis] != shape[axis]}
         if name != "gather":
             return parts
@@ -283,11 +285,3 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     if name.startswith("scatter") and i == 0:
         return set(numbers.scatter_dims_to_operand_dims)
     return set()
-
-
-def _slice_sizes(eq: Equation) -> Sequence[int]:
-    options = eq.options
-    if eq.name != "slice":
-        return options["slice_sizes"]
-    pairs = zip(options["start_indices"], options["limit_indices"], strict=True)
-    return [stop - start for start, stop in pairs]

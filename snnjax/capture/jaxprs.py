@@ -194,9 +194,10 @@ class _Flattener:
         calls = (*calls, call)
         equations, results = self.call(body, inputs, path, calls)
         if eqn.primitive.name in CUSTOM:  # an input that it hands on has a derivative
+            copy = functools.partial(jnp.array, copy=True)
             for i, v in enumerate(results):
                 if not any(v in eq.outputs for eq in equations):
-                    copies, (results[i],) = self.apply(_copy, [v], path, calls)
+                    copies, (results[i],) = self.apply(copy, [v], path, calls)
                     equations += copies
         if eqn.primitive.name in (*CUSTOM, *REMAT):
             inner = {v for eq in equations for v in eq.outputs}
@@ -296,10 +297,6 @@ def _is_empty(v: Any) -> bool:
 
 def _zeros(v: Any) -> Static:
     return Static(np.zeros(v.aval.shape, v.aval.dtype))
-
-
-def _copy(array: Any) -> Any:
-    return jnp.array(array, copy=True)
 
 
 def _stack(*arrays: Any) -> Any:

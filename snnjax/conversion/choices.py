@@ -15,12 +15,8 @@ from typing import Any
 from snnjax.calibrators.spending import HIGHEST, Curve, price_of, total
 from snnjax.codes import Code
 from snnjax.conversion import cautions
-from snnjax.conversion.engine.judging import (
-    Outcome,
-    nearest,
-    output_errors,
-    spikes_sent,
-)
+from snnjax.conversion.engine import judging
+from snnjax.conversion.engine.judging import Outcome
 from snnjax.conversion.engine.state import State
 from snnjax.conversion.engine.sweep import ann_outputs, survey, sweep
 from snnjax.conversion.recipes import AnyOfSite, BestOf, Priced, Recipe, sweeps_by_site
@@ -109,11 +105,9 @@ def fitted(
 def _text_of(outcome: Outcome, others: str) -> str:
     """What was measured and kept, for `SNN.fit`."""
     error, spikes = outcome.means()
-    lines = [f"{spikes:.3g} spikes per neuron"]
-    lines[0] += f", squared error of the outputs {error:.2g}"
-    lines += [f"other waits: {others}"] if others else []
-    lines += [f"kept {outcome.kept}"] if outcome.kept else []
-    return "\n".join(lines)
+    text = f"{spikes:.3g} spikes per neuron, squared error of the outputs {error:.2g}"
+    text += f"\nother waits: {others}" if others else ""
+    return text + (f"\nkept {outcome.kept}" if outcome.kept else "")
 
 
 def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome:
@@ -124,10 +118,10 @@ def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome
         for chains in sweeps:
             start = begin._replace(snn=end.snn)
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
-        errors = output_errors(end, ann_outputs(end))
+        errors = judging.output_errors(end, ann_outputs(end))
         images = sum(begin.sizes[: begin.fitted])
-        candidates.append(Outcome(end.snn, errors, spikes_sent(end), images))
-    return nearest(candidates, price)
+        candidates.append(Outcome(end.snn, errors, judging.spikes_sent(end), images))
+    return judging.nearest(candidates, price)
 
 
 def cheapest_zone(

@@ -7,6 +7,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 
 import dataclasses
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,12 +104,9 @@ class BestOf:
     alternatives: tuple[Recipe, ...]
 
     def __str__(self) -> str:
-        count = len(self.alternatives)
-        parts = []
-        for number, recipe in enumerate(self.alternatives, 1):
-            text = "\n".join(f"  {line}" for line in str(recipe).splitlines())
-            parts.append(f"alternative {number} of {count}:\n{text}")
-        return "\n".join(parts)
+        texts = [textwrap.indent(str(recipe), "  ") for recipe in self.alternatives]
+        numbered = enumerate(texts, 1)
+        return "\n".join(f"alternative {i} of {len(texts)}:\n{t}" for i, t in numbered)
 
     _repr_pretty_ = repr_pretty
 
@@ -141,7 +139,7 @@ class Priced:
         parts = [f"at most {self.spikes:g} spikes per neuron:"] if self.spikes else []
         for title, code in ("rate coding", rate()), ("other codes", radix()):
             text = str(self.at(code, self.price_under(code)))
-            parts += [f"with {title}:", *(f"  {line}" for line in text.splitlines())]
+            parts += [f"with {title}:", textwrap.indent(text, "  ")]
         return "\n".join(parts)
 
     _repr_pretty_ = repr_pretty

@@ -19,13 +19,8 @@ from jax.core import Tracer
 from snnjax._arrays import lead
 from snnjax._checks import check_choice, check_numbers
 from snnjax._ranges import Range
-from snnjax.deploy.integers import streams
-from snnjax.deploy.integers.timing import (
-    arithmetic_of,
-    check_state,
-    fraction_bits,
-    timing,
-)
+from snnjax.deploy.integers import streams, timing
+from snnjax.deploy.integers.timing import arithmetic_of
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
@@ -185,7 +180,7 @@ def _compute(
             'sequence x [T, B, ...] with inputs="sequence"'
         )
     Range(0, layers.steps, whole=True).check("delay", delay)
-    check_state(layers)
+    timing.check_state(layers)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other
@@ -225,11 +220,11 @@ def largest_values(layers: values.Layers) -> dict[str, int]:
 
 def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
     """Raise if a weighted sum could reach 2^30; `_int32` keeps biases below it."""
-    times = timing(layers)
+    times = timing.timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
     # A potential and a sum are added before the limit acts, so each has 30 bits.
-    bits = 30 - fraction_bits(layers)
+    bits = 30 - timing.fraction_bits(layers)
     if largest[name] * worth >= 2**bits:
         raise ValueError(
             f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
@@ -248,7 +243,7 @@ def _run(
 ) -> Trace:
     keep, in_time, delay = options
     layers = streams.without_arrays(structure)
-    times, arithmetic = timing(layers), arithmetic_of(layers)
+    times, arithmetic = timing.timing(layers), arithmetic_of(layers)
     sent: dict[str, streams.Stream] = {}
     results: dict[str, jax.Array] = {}
     activity: dict[str, streams.Fired] = {}

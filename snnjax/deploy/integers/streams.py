@@ -25,13 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax.deploy.integers.timing import (
-    Timing,
-    arithmetic_of,
-    fraction_bits,
-    most_state_bits,
-    timing,
-)
+from snnjax.deploy.integers import timing
+from snnjax.deploy.integers.timing import Timing
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
 from snnjax.neurons.gradients import without_surrogate
@@ -44,7 +39,7 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
-    bits = 30 - fraction_bits(layers)  # of what is added to a potential
+    bits = 30 - timing.fraction_bits(layers)  # of what is added to a potential
     match node:
         case values.Input(unit=unit_of_x):
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
@@ -52,12 +47,12 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / layers.potential_unit
             arrays |= {
-                "threshold": _int32(threshold, most_state_bits(layers)),
+                "threshold": _int32(threshold, timing.most_state_bits(layers)),
                 "start": _int32(start, bits),
-                "bars": _int32(timing(layers).bars(node.model, threshold), bits),
+                "bars": _int32(timing.timing(layers).bars(node.model, threshold), bits),
             }
             if node.is_leaky:
-                rule = arithmetic_of(layers).leak
+                rule = timing.arithmetic_of(layers).leak
                 assert rule is not None and node.leak is not None
                 arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
         case values.Output(unit=unit):
@@ -132,12 +127,12 @@ def mapped(
 def received(stream: Stream, times: Timing) -> jax.Array:
     """What arrives at each of the T steps, in units, without a bias: [T, B, ...]."""
     constant, spikes = stream
-    return add(
-        [
-            None if constant is None else _at_each_step(times.inputs, constant[None]),
-            None if spikes is None else _at_each_step(times.multiples, spikes),
-        ]
-    )
+    parts = []
+    if constant is not None:
+        parts.append(_at_each_step(times.inputs, constant[None]))
+    if spikes is not None:
+        parts.append(_at_each_step(times.multiples, spikes))
+    return add(parts)
 
 
 def with_bias(currents: jax.Array, bias: jax.Array, times: Timing) -> jax.Array:
@@ -178,7 +173,7 @@ class Fired(NamedTuple):
 def fire(node: values.Population, layers: values.Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents, int32 [T, B, ...]."""
     neuron, p = without_surrogate(node.model), arrays_of(node, layers)
-    return all_steps(neuron, timing(layers), layers.arithmetic, p, currents)
+    return all_steps(neuron, timing.timing(layers), layers.arithmetic, p, currents)
 
 
 # Inlined in `run`, so that what a caller leaves unread is not computed.

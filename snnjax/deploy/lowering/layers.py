@@ -20,18 +20,10 @@ from snnjax._checks import check_examples
 from snnjax._examples import is_all_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering import sums, values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.rules import add_equation, check_operation, pads
-from snnjax.deploy.lowering.sums import (
-    Builder,
-    NoLayer,
-    Sum,
-    Term,
-    compact,
-    image_axes,
-    numbers,
-)
+from snnjax.deploy.lowering.sums import Builder, NoLayer, Sum, Term, compact, image_axes
 from snnjax.deploy.lowering.windows import vectorize
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
@@ -185,7 +177,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     order = builder.sums[current].order
 
     def of_each_neuron(leaf: Any) -> np.ndarray:
-        return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
+        return np.broadcast_to(sums.numbers(leaf), site.shape).ravel()[order]
 
     names, constant = builder.received(current, site.name)
     population = values.Population(
