@@ -52,7 +52,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from snnjax import (
-    _renamed,
     calibrators,
     codes,
     measures,
@@ -135,32 +134,11 @@ __all__ = [
 ]
 
 
-# Names of the last release, and where they are now. Gone with the next one.
-_missing = _renamed.renamed(
-    "snnjax",
-    {
-        "chips": "snnjax.deploy, e.g. deploy.report(layers, deploy.speck())",
-        "from_nir": (
-            "snnjax.deploy.from_nir(graph), which returns layers; "
-            "fn, snn = snnjax.deploy.as_function(layers)"
-        ),
-        "integers": "snnjax.deploy, e.g. snnjax.deploy.run(layers, x)",
-        "layers": (
-            "snnjax.deploy.layers(fn, snn, x), and snnjax.layers.function is "
-            "snnjax.deploy.as_function"
-        ),
-        "nir": "snnjax.deploy.to_nir(layers) and snnjax.deploy.from_nir(graph)",
-        "quantize": "snnjax.deploy.quantize",
-        "to_nir": "snnjax.deploy.to_nir(snnjax.deploy.layers(fn, snn, x))",
-    },
-)
-
-
 def __getattr__(name: str) -> Any:
     """`snnjax.deploy`, which is loaded when it is used first."""
     if name == "deploy":
         return importlib.import_module("snnjax.deploy")
-    return _missing(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,14 +17,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from snnjax import _renamed
 from snnjax._examples import batch_of
 
 __all__ = ["batch_sharding", "on_each_device", "on_mesh", "put", "size"]
 
-__getattr__ = _renamed.renamed(
-    __name__, {"in_groups": "jax.lax.map(..., batch_size=n)"}
-)
 _Tree = TypeVar("_Tree")
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import operator
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _renamed _progress _types _text _patterns _trees "
+    "_version _progress _types _text _patterns _trees "
     "_ranges _arrays _examples _checks codes inputs surrogate activations sharding "
     "neurons network capture conformance snn firing calibrators"
 ).split()
@@ -104,19 +103,6 @@ def test_deploy_is_a_door_that_opens_when_it_is_used():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=FOLDER.parent)
 
 
-def test_a_name_that_is_gone_says_what_stands_in_its_place():
-    for older, newer in {
-        **dict.fromkeys("chips from_nir integers layers nir".split(), "deploy"),
-        **{"quantize": "deploy.quantize", "to_nir": "deploy.to_nir"},
-        "simulation.by_layer": "simulation.ByLayer",
-    }.items():
-        with pytest.raises(
-            AttributeError, match=rf"{older} is gone; use snnjax.{newer}"
-        ):
-            operator.attrgetter(older)(snnjax)
-        assert operator.attrgetter(newer)(snnjax)
-
-
 def test_the_library_imports_a_name_from_the_module_that_defines_it():
     for module in FOLDER.rglob("*.py"):
         if module.name == "__init__.py":
@@ -142,7 +128,7 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    assert set(package.__all__) == {name for _, name in imports(file)} - {"_renamed"}
+    assert set(package.__all__) == {name for _, name in imports(file)}
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public

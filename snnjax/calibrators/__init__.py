@@ -9,7 +9,6 @@ average, and weights are refitted by least squares or by descent. The mathematic
 the same access.
 """
 
-from snnjax import _renamed
 from snnjax.calibrators import formulas
 from snnjax.calibrators.conditions import by_effect, streaming_only
 from snnjax.calibrators.corrections import (
@@ -64,5 +63,3 @@ __all__ = [
     "streaming_only",
     "threshold",
 ]
-
-__getattr__ = _renamed.renamed(__name__, {"widen": "broadcast"})

@@ -6,8 +6,6 @@ with a rule at every site, ``increments.py`` computes operators in time, and
 ``stages.py`` cuts a network at its sites.
 """
 
-from snnjax import _renamed
-
 # This file alone looks up, to capture/: users find in one place what belongs together.
 from snnjax.capture.capture import in_dtype, sites, with_activation
 from snnjax.capture.check import ConversionError, Problem
@@ -24,6 +22,3 @@ __all__ = [
     "sites",
     "with_activation",
 ]
-__getattr__ = _renamed.renamed(
-    __name__, {"connections": "snnjax.sites, with the parameters of each site"}
-)

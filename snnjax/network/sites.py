@@ -7,7 +7,6 @@ the name of the activation that stood there.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from snnjax import _renamed
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import common_path
 
@@ -46,19 +45,6 @@ class Site(NamedTuple):
     homogeneous: bool = False
     maximum_per_channel: bool = False
     near_relu: bool = False
-
-
-def _older_field(site: Site, name: str) -> Any:
-    del site
-    fields = {
-        "accumulates": "not site.fires",
-        "own_maxima": "site.maximum_per_channel",
-        "signed": "site.is_encoder",
-    }
-    return _renamed.renamed("snnjax.network.Site", fields)(name)
-
-
-Site.__getattr__ = _older_field  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:

@@ -4,9 +4,7 @@
 computes it, and ``choice.py`` is what "auto" takes.
 """
 
-from snnjax import _renamed
 from snnjax.simulation.executions import ByLayer
 from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
 
 __all__ = ["ByLayer", "SpikingFunction", "init", "latency", "spiking"]
-__getattr__ = _renamed.renamed(__name__, {"by_layer": "snnjax.simulation.ByLayer"})

@@ -5,11 +5,6 @@
 runs without the network's code.
 """
 
-from snnjax import _renamed
 from snnjax.storage.files import Stored, load, save
 
 __all__ = ["Stored", "load", "save"]
-
-__getattr__ = _renamed.renamed(
-    __name__, {"renew": "save(path, load(path, like=params).snn, fn=fn, x=x)"}
-)

@@ -8,7 +8,6 @@
 * ``temperature.py``: the temperature of Dspike, by finite differences of the loss.
 """
 
-from snnjax import _renamed
 from snnjax.training.finetuning import Finetuned, finetune
 from snnjax.training.leaves import check_gradients, kernels, param_labels
 from snnjax.training.loop import train
@@ -36,15 +35,3 @@ __all__ = [
     "tet",
     "train",
 ]
-
-__getattr__ = _renamed.renamed(
-    __name__,
-    {
-        "Choice": "choose_temperature, which returns the SNN and the cosines",
-        "Descent": "descent, which returns the pair init, step",
-        "differentiable": "descent, for SNNs with integers and random keys, too",
-        "distillation": "optax.losses.kl_divergence_with_log_targets of two "
-        "jax.nn.log_softmax, or finetune(..., teacher=...)",
-        "with_temperatures": "init(..., model=snnjax.lif(temperature=...))",
-    },
-)
