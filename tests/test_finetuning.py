@@ -107,6 +107,26 @@ def test_it_is_the_loop_that_one_would_write(snn, has_aux, wait):
     assert np.any(old != new) == has_aux
 
 
+def test_an_snn_of_init_learns_a_sequence_and_keeps_its_steps():
+    """What comes first decides, so the mean over time says nothing."""
+    x = np.zeros((6, 32, 4), np.float32)
+    x[0, ::2, 0] = x[5, 1::2, 0] = x[5, ::2, 1] = x[0, 1::2, 1] = 1
+    labels = np.arange(32) % 2
+
+    def fn(params, x):
+        return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+    first, second = (jax.random.normal(jax.random.key(i), (4, 4)) for i in (0, 1))
+    params, neuron = {"first": first, "second": second}, snnjax.lif(leak=0.9)
+    model, key = snnjax.neurons.Recurrent(neuron), jax.random.key(2)
+    snn = snnjax.init(fn, params, x[0], model=model, key=key)
+    options = {"steps": 6, "inputs": "sequence", "rules": optax.adam(0.03)}
+    tuned, log = training.finetune(fn, snn, [(x, labels)], epochs=60, **options)
+    assert (tuned.steps, tuned.wait) == (6, 0) and log[-1]["accuracy"] == 1
+    outputs = snnjax.spiking(fn, inputs="sequence")(tuned, x)
+    np.testing.assert_array_equal(outputs.mean(0)[:, :4].argmax(-1), labels)
+
+
 def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
     """Also of bfloat16 and a random key, which NumPy does not store."""
     narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), snn.params)

@@ -340,6 +340,9 @@ def test_a_membrane_integrates_the_outputs_in_float32():
     for dtype in (jnp.bfloat16, jnp.int32):
         potentials = readout(np.ones((3, 1), dtype), leak=np.float32(0.5))
         np.testing.assert_array_equal(potentials, np.array([[1], [1.5], [1.75]], "f4"))
+    trained = jax.grad(lambda leak: readout.__wrapped__(OUTPUTS, leak=leak)[-1].sum())
+    slope = np.tensordot(ages * 0.5 ** (ages - 1.0), OUTPUTS, 1).sum()
+    np.testing.assert_allclose(trained(0.5), slope, rtol=1e-5)
 
 
 # --------------------------------------------------------------- what is trained
