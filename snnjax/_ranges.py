@@ -51,7 +51,7 @@ class Range(NamedTuple):
 
     def holds(self, numbers: Any) -> Any:
         """Which of the numbers are within, or what float32 makes of its ends."""
-        least, most = map(float, np.float32([self.least, self.most]))
+        least, most = np.array([self.least, self.most], np.float32).tolist()
         least, most = min(least, self.least), max(most, self.most)
         above = numbers > least if self.open_least else numbers >= least
         below = numbers < most if self.open_most else numbers <= most

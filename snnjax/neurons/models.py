@@ -342,7 +342,7 @@ class ResonateAndFire:
     and Otte, ICML 2024, arXiv 2402.14603, with their time step 0.01 as the unit.
 
     Args:
-        omega, damping: see `ResonateParams`; the defaults are the paper's for images.
+        omega, damping: see `ResonateParams`; the paper damps less, by 0.001 to 0.01.
         threshold, temperature: as for `lif`. All may be arrays and distributions.
 
     >>> import jax.numpy as jnp
@@ -353,8 +353,8 @@ class ResonateAndFire:
     [12 24]
     """
 
-    omega: Annotated[Numbers, _OMEGA] = Uniform(0.15, 0.5)
-    damping: Annotated[Numbers, _DAMPING] = Uniform(0.001, 0.01)
+    omega: Annotated[Numbers, _OMEGA] = Uniform(0.05, 0.5)
+    damping: Annotated[Numbers, _DAMPING] = Uniform(0.01, 0.2)
     threshold: Annotated[Numbers, POSITIVE] = 1.0
     temperature: Annotated[Numbers | None, POSITIVE] = None
     levels = (0, 1)

@@ -155,8 +155,8 @@ class Adaptive(_WithVariable):
     [1. 0. 0. 1. 0. 0.]
     """
 
-    subthreshold: Annotated[fresh.Numbers, SHARE] = fresh.Uniform(0, 0.2)
-    spike_triggered: Annotated[fresh.Numbers, NOT_NEGATIVE] = fresh.Uniform(0, 0.4)
+    subthreshold: Annotated[fresh.Numbers, SHARE] = fresh.Uniform(0, 0.5)
+    spike_triggered: Annotated[fresh.Numbers, NOT_NEGATIVE] = fresh.Uniform(0, 0.5)
     adaptation_leak: Annotated[fresh.Numbers, LEAK] = fresh.TimeConstants(10, 50)
     _params = AdaptiveParams
 
