@@ -49,6 +49,8 @@ _SEQUENCE = TrainSNN(
     learn="fixed",
     learn_neurons=True,
     learning_rate=6e-3,
+    reset="subtract",  # chosen: 69.1 % after 2 epochs of permuted MNIST, with zero 58.5
+    padding=0,
     choice=0.1,
     answer_from=0.5,
     time_constants=(1.0, 20.0),
@@ -58,7 +60,7 @@ _PERMUTED = replace(
     dataset="mnist",
     sequence="permuted",
     time_constants=(5.0, 300.0),
-    epochs=12,
+    epochs=8,
     clip_norm=1.0,
     out="runs/permuted",
 )
@@ -134,7 +136,15 @@ PRESETS_SNN: dict[str, TrainSNN] = {
         _SEQUENCE, dataset="nmnist_small.npz", steps=20, out="runs/nmnist_dense"
     ),
     # MFCCs of a second of sound; speakers of the test are in no other part.
-    "keywords": replace(_SEQUENCE, dataset="keywords", epochs=40, out="runs/keywords"),
+    "keywords": replace(
+        _SEQUENCE,
+        dataset="keywords",
+        width=256,
+        padding=5,
+        mask=8,
+        epochs=60,
+        out="runs/keywords",
+    ),
     # Spiking Heidelberg Digits and Speech Commands, from their HDF5 files.
     "shd": replace(
         _SEQUENCE, dataset="shd", steps=100, epochs=40, width=256, out="runs/shd"

@@ -24,6 +24,7 @@ import snnjax
 from experiments.data import (
     Dataset,
     augment,
+    augment_sequences,
     in_parts,
     load,
     load_cochlea,
@@ -219,7 +220,7 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Arra
 def _step(setting: Setting, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
     config, (snn, opt_state) = setting.config, state
-    loss_of = setting.loss(_augmented(config, key, images), labels)
+    loss_of = setting.loss(_augmented(setting, key, images), labels)
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
     alive = jax.tree.map(lambda slope: jnp.any(slope != 0), gradient)
@@ -288,10 +289,13 @@ def _temperatures(config: TrainSNN, sites: int) -> tuple[float, ...]:
     return given
 
 
-def _augmented(config: TrainSNN, key, images):
-    """Crops and mirrors; all frames of a recording alike."""
+def _augmented(setting: Setting, key, images):
+    """Crops and mirrors, all frames of a recording alike; shifts of a sequence."""
+    config = setting.config
     if images.ndim == 3:
-        return images
+        mean, changes = jnp.asarray(setting.data.mean), (config.padding, config.mask)
+        shift, mask = changes if config.sequence is None else (0, config.mask)
+        return augment_sequences(key, images, mean, shift=shift, mask=mask)
     change = functools.partial(augment, key, flip=config.flip, padding=config.padding)
     return jax.vmap(change, 1, 1)(images) if images.ndim == 5 else change(images)
 

@@ -176,7 +176,7 @@ def test_keywords_of_a_folder_are_split_by_speaker(tmp_path):
             name = f"{word}_{speaker:08x}_nohash_0.wav"
             wavfile.write(tmp_path / word / name, 16_000, sound)
     words = data.load_keywords(tmp_path)
-    assert words.train_images.shape == (36, 49, 40) and len(words.test_labels) == 4
+    assert words.train_images.shape == (36, 49, 20) and len(words.test_labels) == 4
     assert len({*words.train_groups}) == 18
     (tmp_path / "no" / "cut.wav").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match=r"cut\.wav cannot be read"):

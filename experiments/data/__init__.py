@@ -4,6 +4,7 @@ from experiments.data.dataset import (
     Dataset,
     MissingDataError,
     augment,
+    augment_sequences,
     normalize,
     normalized_as,
     split,

@@ -169,3 +169,33 @@ def augment(
         mirror = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
         images = jnp.where(mirror, images[:, :, ::-1], images)
     return images
+
+
+@partial(jax.jit, static_argnames=("shift", "mask"))
+def augment_sequences(
+    key: jax.Array, x: jax.Array, mean: jax.Array, *, shift: int, mask: int
+) -> jax.Array:
+    """Sequences [N, T, F] shifted in time, with a band of steps and of features off.
+
+    As SpecAugment (Park et al., 2019) does for sound, what is off has the mean.
+
+    Args:
+        key: the only source of randomness.
+        x: of any dtype; the result has the same.
+        mean: of the features [F].
+        shift: steps by which an example is earlier or later, at most; edges are held.
+        mask: the widest band.
+    """
+    keys = jax.random.split(key, 5)
+    (count, *sizes), steps = x.shape, x.shape[1]
+    if shift:
+        by = jax.random.randint(keys[0], (count, 1), -shift, shift + 1)
+        times = jnp.clip(jnp.arange(steps) + by, 0, steps - 1)
+        x = jnp.take_along_axis(x, times[..., None], 1)
+    for axis, size in enumerate(sizes if mask else ()):
+        first = jax.random.randint(keys[1 + axis], (count, 1, 1), 0, size)
+        width = jax.random.randint(keys[3 + axis], (count, 1, 1), 0, mask + 1)
+        place = jnp.arange(size).reshape((1, size, 1) if axis == 0 else (1, 1, size))
+        off = (place >= first) & (place < first + width)
+        x = jnp.where(off, mean.astype(x.dtype), x)
+    return x

@@ -4,6 +4,7 @@ Keywords are the second x of sound in each file FOLDER/WORD/SPEAKER_*.wav; SHD a
 are HDF5 files as they are published (Cramer et al., 2022).
 """
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -90,8 +91,8 @@ def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     return dct(np.log(1e-6 + spectra @ triangles))[:, :count] / np.sqrt(2 * 40)
 
 
-def load_keywords(folder: Path, coefficients: int = 40) -> Dataset:
-    """MFCCs [N, 49, 40] of FOLDER/WORD/*.wav; a tenth of the speakers is the test.
+def load_keywords(folder: Path, coefficients: int = 20) -> Dataset:
+    """MFCCs [N, 49, 20] of FOLDER/WORD/*.wav; a tenth of the speakers is the test.
 
     The name of a file up to the first "_nohash_" ends with its speaker, as in Speech
     Commands (Warden, 2018). A file without one is a speaker of its own.
@@ -103,7 +104,7 @@ def load_keywords(folder: Path, coefficients: int = 40) -> Dataset:
     for i, file in enumerate(files):
         try:
             x[i] = mfccs(samples(file), coefficients)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, struct.error) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
     y = np.array([names.index(file.parent.name) for file in files], np.int32)
     speakers = np.array(

@@ -83,7 +83,7 @@ RULES: dict[str, Rule] = {
         POSITIVE,
     ),
     **dict.fromkeys(
-        "mesh weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
+        "mesh mask weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
     ),
     "steps": at_most(MOST_STEPS),
     "warmup": Rule("in [0, 1)", lambda value: 0 <= value < 1),
@@ -175,7 +175,8 @@ class Training(Work):
     weight_decay: float = 0.0
     # Mirror training images at random; not for digits.
     flip: bool = False
-    # Random crops after padding by this many pixels; 0 for none.
+    # Random crops after padding by this many pixels; 0 for none. Of a sequence that is
+    # no image, random shifts by so many steps.
     padding: int = 1
     # Training images used, the first of the data set; by default all.
     train_images: int | None = None
@@ -240,6 +241,8 @@ class TrainSNN(Training):
     sequence: str | None = None
     # Pixels of a step ("permuted").
     pixels: int = 1
+    # Widest band of steps, and of features, that training sets to their mean.
+    mask: int = 0
     # Share of the training examples (whole speakers, where these are known) that is
     # held out: the log has its accuracy, by which options can be chosen.
     choice: float = 0.0
