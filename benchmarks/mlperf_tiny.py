@@ -18,25 +18,21 @@ the rows.
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.fft import dct
-from scipy.io import wavfile
 
 import snnjax
 from benchmarks import networks, timing
 from experiments import data
+from experiments.data.sequences import WORDS, mfccs, samples
 from experiments.running import CODES
 
 CALIBRATION = 256
 TEST, AT_A_TIME = 1000, 250  # test images; inputs of a call, and of costs
-WORDS = "down go left no off on right stop up yes _silence_ _unknown_".split()
-RATE = 16_000  # samples of a recording, and in a second
 DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
 DS_CNN, RESNET_8 = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite"
 
@@ -115,43 +111,6 @@ def resnet_8(params: list, x: Any):
         branch = convolution(b, jax.nn.relu(convolution(a, x, stride=2)))
         x = jax.nn.relu(convolution(shortcut, x, stride=2) + branch)
     return x.mean((1, 2)) @ last[0].T + last[1]
-
-
-def samples(file: Path) -> np.ndarray:
-    """A second of sound [16000]; zeros follow a shorter one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)
-        try:
-            rate, sound = wavfile.read(file)
-        except wavfile.WavFileWarning as cut:  # which would be padded with zeros
-            raise ValueError(f"{cut} Download it anew") from None
-    form, length = (rate, sound.dtype.name, sound.ndim), len(sound)
-    if form != (RATE, "int16", 1) or not 0 < length <= RATE:
-        found = f"it has {sound.dtype}{list(sound.shape)} at {rate} Hz"
-        allowed = f"int16[N] at {RATE} Hz, one channel, N <= {RATE}"
-        raise ValueError(f"{found}; allowed: {allowed}; sox converts sound")
-    return np.pad(sound, (0, RATE - length))
-
-
-def mfccs(sound: np.ndarray) -> np.ndarray:
-    """MFCCs [49, 10] of a second x of sound, as MLCommons and tf.signal compute them.
-
-    Frames t of x / max x have 480 samples, every 320. With a periodic Hann window w and
-    40 triangles H_b, whose edges divide 20 to 4000 Hz evenly in ln(1 + f / 700):
-
-        L_tb = ln(1e-6 + sum_f H_b(f) |FFT_512(w x_t)(f)|),  b = 0..39
-        MFCC_tk = sqrt(2 / 40) sum_b L_tb cos(pi k (b + 1/2) / 40),  k = 0..9
-
-    Source: get_dataset.py of mlcommons/tiny, `get_preprocess_audio_func`.
-    """
-    frames = np.lib.stride_tricks.sliding_window_view(sound, 480)[::320]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(480) / 480)
-    spectra = np.abs(np.fft.rfft(frames * window / (sound.max() or 1), 512))
-    hertz = np.array([20, 4000, *np.fft.rfftfreq(512, 1 / RATE)])
-    low, high, *places = np.log1p(hertz / 700)
-    rises = (np.array(places)[:, None] - np.linspace(low, high, 42)) / (high - low) * 41
-    triangles = np.clip(np.minimum(rises[:, :-2], -rises[:, 2:]), 0, None)
-    return dct(np.log(1e-6 + spectra @ triangles))[:, :10] / np.sqrt(2 * 40)
 
 
 def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,21 @@
 """Compares trainings: ``python -m experiments.comparison --preset surrogates``.
 
-Trains one network of `experiments.train_snn` with several options and seeds, and writes
-the accuracies as a table. ``surrogates`` compares spike functions and draws their
-derivatives; ``neurons`` compares neuron models, of which a recurrent network has more
-weights than the others. Start an interrupted comparison again to resume it.
+Trains networks of `experiments.train_snn` with several options and seeds, and writes a
+table. ``surrogates`` compares spike functions and draws their derivatives; ``neurons``
+compares neuron models, of which a recurrent network has more weights than the others;
+``tasks`` does so on sequences. Start an interrupted comparison again to resume it.
 """
 
+import argparse
 import dataclasses
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +36,30 @@ SURROGATE_ROWS = {
 }
 # The temperature is fixed, so only the models differ.
 NEURON_ROWS = {name: dict(neuron=name, learn="fixed") for name in NEURONS}
-ROWS = SURROGATE_ROWS | NEURON_ROWS
+# Where surrogates could differ: deep in layers and long in time.
+DEEP_ROWS = {
+    name: options for name, options in SURROGATE_ROWS.items() if name[:6] != "Dspike"
+}
+DEEP_ROWS |= {
+    f"Dspike, b = {b:g}": dict(learn="fixed", temperature=b)
+    for b in (0.5, 1.0, 3.0, 6.0)
+}
+DEEP_ROWS |= {
+    f"Dspike, chosen, from b = {b:g}": dict(learn="choose", temperature=b)
+    for b in (3.0, 6.0)
+}
+ROWS = SURROGATE_ROWS | NEURON_ROWS | DEEP_ROWS
+
+PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "published_sequences.json"
+Line = dict[str, Any]  # task, row, seed, and the last line of the log
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Trainings that differ in a few options; results go to the folder `out`."""
 
-    # Preset of train_snn that all rows change.
-    training: str = "digits"
+    # Presets of train_snn, each of which all rows change.
+    training: tuple[str, ...] = ("digits",)
     # Rows of the table, of experiments.comparison.ROWS.
     rows: tuple[str, ...] = tuple(SURROGATE_ROWS)
     # Seeds of every row.
@@ -54,7 +72,7 @@ class Comparison:
     dataset: str | None = None
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # Folder for the runs, comparison.md, comparison.json and surrogates.png.
+    # Folder for the runs, comparison.md, comparison.json and, of surrogates, a figure.
     out: str = "runs/surrogates"
 
     def __post_init__(self):
@@ -67,51 +85,97 @@ _NEURONS = Comparison(rows=tuple(NEURON_ROWS), out="runs/neurons")
 PRESETS = {
     "surrogates": Comparison(),
     "neurons": _NEURONS,
-    "neurons_nmnist": dataclasses.replace(_NEURONS, training="nmnist"),
+    "neurons_nmnist": dataclasses.replace(_NEURONS, training=("nmnist",)),
+    "tasks": dataclasses.replace(
+        _NEURONS, training=("rows", "keywords", "cifar_rows"), out="runs/tasks"
+    ),
+    "surrogates_deep": Comparison(
+        training=("permuted_deep",),
+        rows=tuple(DEEP_ROWS),
+        seeds=(0,),
+        out="runs/surrogates_deep",
+    ),
 }
 
 
-def run(config: Comparison) -> dict[str, list[float]]:
-    """Accuracy after the last epoch: row -> one number per seed.
+def run(config: Comparison) -> list[Line]:
+    """The last line of the log of each training, with its task, row and seed.
 
     The table is written after every training.
     """
     out = writable(config.out, "--out")
     if set(config.rows) & set(SURROGATE_ROWS):
         draw(out / "surrogates.png")
-    accuracies: dict[str, list[float]] = {}
-    for row, training in _trainings(config, out):
-        print(f"\n{row}, seed {training.seed}", flush=True)
+    lines: list[Line] = []
+    for task, row, training in _trainings(config, out):
+        print(f"\n{task}, {row}, seed {training.seed}", flush=True)
         train(training)
-        last = training_loop.read_log(training.out)[-1]
-        accuracies.setdefault(row, []).append(last["test_accuracy"])
+        log = training_loop.read_log(training.out)
+        seconds = statistics.median(line.get("seconds", 0.0) for line in log)
+        named = {"task": task, "row": row, "seed": training.seed}
+        lines.append(named | log[-1] | {"seconds": round(seconds, 1)})
         jax.clear_caches()  # each run compiles its own programs
-        write(out / "comparison.md", table(accuracies))
-        write(out / "comparison.json", json.dumps(accuracies, indent=1) + "\n")
-    print(f"\n{table(accuracies)}")
-    return accuracies
+        write(out / "comparison.md", table(lines))
+        write(out / "comparison.json", json.dumps(lines, indent=1) + "\n")
+    print(f"\n{table(lines)}")
+    return lines
 
 
-def _trainings(config: Comparison, out: Path) -> Iterator[tuple[str, TrainSNN]]:
-    """(row, configuration) of every training, each with its own folder."""
+def _trainings(config: Comparison, out: Path) -> Iterator[tuple[str, str, TrainSNN]]:
+    """(task, row, configuration) of every training, each with its own folder."""
     names = ("epochs", "train_images", "dataset", "data_dir")
     common = {name: getattr(config, name) for name in names}
     common = {name: value for name, value in common.items() if value is not None}
-    for row in config.rows:
-        for seed in config.seeds:
-            folder = re.sub(r"\W+", "_", row).strip("_") + f"_{seed}"
-            changes = {**ROWS[row], **common, "seed": seed, "out": str(out / folder)}
-            yield row, dataclasses.replace(PRESETS_SNN[config.training], **changes)
+    for task in config.training:
+        parent = out if len(config.training) == 1 else out / task
+        for row in config.rows:
+            for seed in config.seeds:
+                folder = re.sub(r"\W+", "_", row).strip("_") + f"_{seed}"
+                changes = {**ROWS[row], **common, "seed": seed}
+                changes["out"] = str(parent / folder)
+                yield task, row, dataclasses.replace(PRESETS_SNN[task], **changes)
 
 
-def table(accuracies: Mapping[str, list[float]]) -> str:
-    """Mean and standard deviation over the seeds, in percent."""
-    rows = []
-    for name, of_seeds in accuracies.items():
-        percent = [100 * accuracy for accuracy in of_seeds]
-        cell = f"{statistics.mean(percent):.2f} ± {deviation(percent):.2f}"
-        rows.append((name, cell))
-    return markdown_table(("training", "test accuracy %"), rows)
+def table(lines: Sequence[Line]) -> str:
+    """Mean and deviation over the seeds: accuracies in percent, spikes and seconds."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line["task"], line["row"]), []).append(line)
+
+    def percent(of_seeds: list[Line], name: str) -> str:
+        values = [100 * line[name] for line in of_seeds if name in line]
+        if len(values) < 2:
+            return f"{values[0]:.2f}" if values else ""
+        return f"{statistics.mean(values):.2f} ± {deviation(values):.2f}"
+
+    def mean(of_seeds: list[Line], name: str, form: str) -> str:
+        values = [line[name] for line in of_seeds if name in line]
+        return format(statistics.mean(values), form) if values else ""
+
+    rows = [
+        (
+            *(task, row, str(len(of_seeds)), mean(of_seeds, "epoch", ".0f")),
+            *(percent(of_seeds, f"{name}_accuracy") for name in ("choice", "test")),
+            *(mean(of_seeds, "spikes", ".3f"), mean(of_seeds, "seconds", ".0f")),
+        )
+        for (task, row), of_seeds in groups.items()
+    ]
+    head = "task", "training", "seeds", "epochs", "choice accuracy %"
+    return markdown_table((*head, "test accuracy %", "spikes", "s per epoch"), rows)
+
+
+def table_of(argv: Sequence[str]) -> str:
+    """The table of comparison.json files, or of what papers report, for pages."""
+    parser = argparse.ArgumentParser(prog="comparison")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--published", action="store_true")
+    options = parser.parse_args(argv)
+    if options.published:
+        head = "task", "network", "accuracy %", "protocol", "read in"
+        entries = json.loads(PUBLISHED.read_text())
+        return markdown_table(head, [[str(e[name]) for name in head] for e in entries])
+    files = [PUBLISHED.parent / "results" / file for file in options.table or ()]
+    return table([line for file in files for line in json.loads(file.read_text())])
 
 
 def draw(path: Path) -> None:
@@ -130,6 +194,10 @@ def draw(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
+    words = sys.argv[1:] if argv is None else argv
+    if {"--table", "--published"} & {*words}:
+        print(table_of(words), end="")
+        return
     config = parse(Comparison, PRESETS, argv)
     run_command(lambda: run(config))
 

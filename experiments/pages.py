@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
-from experiments import codes, prices, published, results
+from experiments import codes, comparison, prices, published, results
 from experiments.running import run
 from experiments.sources import __main__ as source_networks
 
@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], str]] = {
     "python -m experiments.results": results.table_of,
     "python -m experiments.sources": source_networks.table_of,
     "python -m experiments.codes": codes.table_of,
+    "python -m experiments.comparison": comparison.table_of,
     "python -m experiments.published": published.table_of,
     "python -m experiments.prices": prices.table_of,
 }

@@ -1,9 +1,9 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
 Surrogate gradients through T steps of LIF neurons, with Adam and BatchNorm over time
-and batch. Dspike's temperature is chosen once per epoch, as in the paper, or stays
-fixed. Start an interrupted run again to resume it; it ends with the same weights, bit
-for bit.
+and batch. Dspike's temperature is chosen once per epoch, as in the paper, stays fixed
+or follows a schedule. Sequences are read step by step. Start an interrupted run again
+to resume it; it ends with the same weights, bit for bit.
 """
 
 import dataclasses
@@ -17,10 +17,21 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import snnjax
-from experiments.data import Dataset, augment, load, load_events, normalize
+from experiments.data import (
+    Dataset,
+    augment,
+    augment_sequences,
+    in_parts,
+    load,
+    load_cochlea,
+    load_events,
+    load_keywords,
+    normalize,
+)
 from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
@@ -49,8 +60,19 @@ NEURONS: dict[str, Callable[[Any], Any]] = {
     "synaptic": lambda lif: snnjax.neurons.Synaptic(lif, synaptic_leak=0.5),
     "adaptive": snnjax.neurons.Adaptive,
     "recurrent": snnjax.neurons.Recurrent,
+    "recurrent_synaptic": lambda lif: recurrent("synaptic", lif),
+    "recurrent_adaptive": lambda lif: recurrent("adaptive", lif),
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
+# Parameters of neurons that --learn_neurons leaves as they are: weights have the same
+# effect, or, of the temperature, there is no gradient.
+KEPT = ("frozen", "threshold", "bias", "initial_potential", "offset", "temperature")
+NEURON_RATE = 0.1  # of the learning rate, since a leak near 1 is changed by small steps
+
+
+def recurrent(inside: str, lif: Any) -> Any:
+    """A recurrent neuron around another one of `NEURONS`."""
+    return snnjax.neurons.Recurrent(NEURONS[inside](lif))
 
 
 class State(NamedTuple):
@@ -69,23 +91,32 @@ class Setting(NamedTuple):
     kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
+    averages: bool  # the network has running averages
 
     @property
-    def sequence(self) -> bool:
-        """Whether examples are event frames, with a time axis of their own."""
-        return self.data.train_images.ndim == 5
+    def steps(self) -> int:
+        """T: that of a sequence, or of the options."""
+        data = self.data
+        return data.train_images.shape[1] if data.is_sequence else self.config.steps
+
+    @property
+    def inputs(self) -> Any:
+        """How `snnjax.spiking` reads an example."""
+        return "sequence" if self.data.is_sequence else "constant"
 
     def spiking(self, *, train: bool) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
-        config, in_training = self.config, {"mutable": ["batch_stats"]} if train else {}
-        remat = snnjax.simulation.ByLayer(remat=True)
+        config, remat = self.config, snnjax.simulation.ByLayer(remat=True)
+        has_aux = train and self.averages
+        in_training = {"mutable": ["batch_stats"]} if has_aux else {}
         return snnjax.spiking(
-            functools.partial(self.model.apply, train=train, **in_training),
-            steps=config.steps,
+            functools.partial(self.model.apply, train=has_aux, **in_training),
+            steps=self.steps,
             surrogate=SURROGATES[config.surrogate],
-            inputs="sequence" if self.sequence else "constant",
+            detach_reset=config.detach_reset,
+            inputs=self.inputs,
             execution=remat if train and config.remat else "auto",
-            has_aux=train,
+            has_aux=has_aux,
         )
 
     def loss(self, images: jax.Array, labels: jax.Array) -> Callable[[SNN], tuple]:
@@ -93,16 +124,22 @@ class Setting(NamedTuple):
         x, simulate = self.current(images), self.spiking(train=True)
 
         def loss(snn: SNN) -> tuple:
-            outputs, updates = simulate(snn, x)
+            outputs = simulate(snn, x)
+            outputs, updates = outputs if self.averages else (outputs, {})
+            outputs = self.last(outputs)
             accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
             return training.mean_cross_entropy(outputs, labels), (accuracy, updates)
 
         return loss
 
+    def last(self, outputs: jax.Array) -> jax.Array:
+        """The outputs [T, B, classes] whose mean is the answer."""
+        return outputs[int(self.config.answer_from * len(outputs)) :]
+
     def current(self, images: jax.Array) -> jax.Array:
-        """Images as they enter: [B, H, W, C], or frames [T, B, H, W, C]."""
+        """Examples as they enter: [B, H, W, C], or sequences [T, B, ...]."""
         x = normalize(self.data, images)
-        return jnp.moveaxis(x, 1, 0) if self.sequence else x
+        return jnp.moveaxis(x, 1, 0) if self.data.is_sequence else x
 
 
 def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
@@ -113,22 +150,29 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     options.check_range(config, "surrogate", options.one_of(*SURROGATES))
     options.check_range(config, "neuron", options.one_of(*NEURONS))
     check_writable(config.out, "--out")
-    data = (_load(config) if data is None else data).first(config.train_images)
+    data = _load(config) if data is None else data
+    data = data.with_choice(config.choice).first(config.train_images)
+    if config.sequence is not None:
+        data = in_parts(data, config.sequence, config.pixels)
     training_loop.steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     simulate = setting.spiking(train=False)
 
     def predict(snn, images):
-        return simulate(snn, setting.current(images)).mean(0)
+        return setting.last(simulate(snn, setting.current(images))).mean(0)
 
-    test = data.test_images, data.test_labels
-    evaluate = devices.accuracy(predict, *test, devices.make_mesh(config.mesh))
+    sets = {"test_accuracy": (data.test_images, data.test_labels)}
+    if data.choice is not None:
+        sets["choice_accuracy"] = data.choice
+    mesh = devices.make_mesh(config.mesh)
+    evaluate = {n: devices.accuracy(predict, *of, mesh) for n, of in sets.items()}
 
     def measure(state: State, log: list[dict]) -> dict[str, Any]:
         temperatures = training.temperatures(state.snn).values()
         means = [float(b.mean()) for b in temperatures]
-        entries = {"test_accuracy": evaluate(state.snn), "temperature": means}
+        entries: dict[str, Any] = {n: f(state.snn) for n, f in evaluate.items()}
+        entries |= {"spikes": spikes_of(setting, state.snn), "temperature": means}
         log = [*log[:-1], log[-1] | entries]
         if devices.first():
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
@@ -138,6 +182,18 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     if devices.first():
         _save(setting, state.snn, log[-1]["test_accuracy"], out / SNN_FILE)
     return state.snn
+
+
+def spikes_of(setting: Setting, snn: SNN, count: int = 200) -> float:
+    """Spikes per neuron and step, on the first test examples."""
+    trains = snnjax.measures.spike_trains(
+        functools.partial(setting.model.apply, train=False),
+        snn,
+        setting.current(setting.data.test_images[:count]),
+        steps=setting.steps,
+        inputs=setting.inputs,
+    ).values()
+    return sum(map(np.count_nonzero, trains)) / sum(train.size for train in trains)
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
@@ -162,13 +218,15 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Arra
 def _step(setting: Setting, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
     config, (snn, opt_state) = setting.config, state
-    loss_of = setting.loss(_augmented(config, key, images), labels)
+    loss_of = setting.loss(_augmented(setting, key, images), labels)
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
     alive = jax.tree.map(lambda slope: jnp.any(slope != 0), gradient)
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
+    if config.temperature_end is not None:
+        snn = _cooled(setting, snn)
     report = training_loop.report(loss, accuracy, snn.params)
     return State(snn, opt_state), report, alive
 
@@ -189,8 +247,53 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     return state._replace(snn=snn)
 
 
-def _augmented(config: TrainSNN, key, images):
-    """Crops and mirrors; all frames of a recording alike."""
+def _cooled(setting: Setting, snn: SNN) -> SNN:
+    """Temperatures a step nearer to the last one, by a factor that is always the same.
+
+    So the schedule needs no count of steps, and a training can be resumed.
+    """
+    config = setting.config
+    end, steps = config.temperature_end, config.epochs
+    steps *= training_loop.steps_per_epoch(config, setting.data)
+
+    def factor(number: int, name: str, leaf: jax.Array) -> jax.Array:
+        if name != "temperature":
+            return leaf
+        return leaf * (end / _temperatures(config, len(snn.neurons))[number]) ** (
+            1 / steps
+        )
+
+    return _with_neurons(snn, factor)
+
+
+def _with_neurons(snn: SNN, change: Callable[[int, str, jax.Array], jax.Array]) -> SNN:
+    """Each leaf of the neurons changed, given the number of its site and its field."""
+    neurons = {
+        site: jax.tree_util.tree_map_with_path(
+            lambda path, leaf, number=number: change(number, path[-1].name, leaf), own
+        )
+        for number, (site, own) in enumerate(snn.neurons.items())
+    }
+    return dataclasses.replace(snn, neurons=neurons)
+
+
+def _temperatures(config: TrainSNN, sites: int) -> tuple[float, ...]:
+    given = config.temperatures or (config.temperature,) * sites
+    if len(given) != sites:
+        raise ValueError(
+            f"temperatures has {len(given)} numbers; allowed: one for each of the "
+            f"{sites} sites of {config.model}"
+        )
+    return given
+
+
+def _augmented(setting: Setting, key, images):
+    """Crops and mirrors, all frames of a recording alike; shifts of a sequence."""
+    config = setting.config
+    if images.ndim == 3:
+        mean, changes = jnp.asarray(setting.data.mean), (config.padding, config.mask)
+        shift, mask = changes if config.sequence is None else (0, config.mask)
+        return augment_sequences(key, images, mean, shift=shift, mask=mask)
     change = functools.partial(augment, key, flip=config.flip, padding=config.padding)
     return jax.vmap(change, 1, 1)(images) if images.ndim == 5 else change(images)
 
@@ -199,31 +302,66 @@ def _augmented(config: TrainSNN, key, images):
 
 
 def _load(config: TrainSNN) -> Dataset:
-    if config.dataset.endswith(".npz"):
-        path = Path(config.data_dir or ".") / config.dataset
+    path = Path(config.data_dir or ".").expanduser() / config.dataset
+    if config.dataset in ("shd", "ssc"):
+        return load_cochlea(path.parent, config.dataset, config.steps)
+    if path.is_dir() and any(path.glob("*/*.wav")):
+        return load_keywords(path)
+    recordings = ("Train", "trials_to_train.txt", "ibmGestureTrain")
+    if path.suffix == ".npz" or any((path / name).exists() for name in recordings):
         return load_events(path, config.steps)
     return load(config.dataset, config.data_dir)
 
 
 def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
-    model = build(config.model, data.num_classes, norm=config.norm)
-    example = jnp.zeros((1, *data.train_images.shape[-3:]))
+    sizes = {"width": config.width, "depth": config.depth}
+    model = build(config.model, data.num_classes, norm=config.norm, **sizes)
+    example = jnp.zeros((1, *data.train_images.shape[1 + data.is_sequence :]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
     sites = snnjax.sites(model.apply, variables, example)
     neuron, key = _neuron(config, sites), jax.random.key(config.seed)
     snn = snnjax.init(model.apply, variables, example, model=neuron, key=key)
-    # All weights are trained, and nothing else.
-    names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
-    kinds = training.param_labels(snn, names)
+    snn = _of_each_neuron(config, snn, [s.shape for s in sites if s.fires])
+    # All weights are trained, and of neurons what --learn_neurons adds.
+    labels = {*jax.tree.leaves(training.param_labels(snn))}
+    names = ["weights", *(labels & {"kernel"})]
+    own = sorted(labels - {*names, *KEPT}) if config.learn_neurons else []
+    schedule = training_loop.schedule(config, data)
     adam = optax.adamw(
-        training_loop.schedule(config, data),
-        weight_decay=config.weight_decay,
-        mask=training.kernels,
+        schedule, weight_decay=config.weight_decay, mask=training.kernels
     )
-    optimizer = training.optimizer(dict.fromkeys(names, adam))
+    slow = optax.adam(lambda count: NEURON_RATE * schedule(count))
+    rules = dict.fromkeys(names, adam) | dict.fromkeys(own, slow)
+    optimizer = training.optimizer(rules)
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+        optimizer = optax.chain(clip, optimizer)
+    kinds = training.param_labels(snn, rules)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
-    setting = Setting(config, data, model, kinds, optimizer, first)
+    averages = "batch_stats" in variables
+    setting = Setting(config, data, model, kinds, optimizer, first, averages)
     return setting, State(snn, optimizer.init(snn))
+
+
+def _of_each_neuron(config: TrainSNN, snn: SNN, shapes: Sequence[tuple]) -> SNN:
+    """Leaks that differ from neuron to neuron, and temperatures of each site.
+
+    What is trained of a neuron is its own.
+    """
+    draw = np.random.default_rng((config.seed, 1))
+    temperatures = _temperatures(config, len(shapes))
+
+    def change(number: int, name: str, leaf: jax.Array) -> jax.Array:
+        shape = shapes[number]
+        if name == "temperature":
+            return jnp.full_like(leaf, temperatures[number])
+        if name == "leak" and config.time_constants is not None:
+            tau = np.exp(draw.uniform(*np.log(config.time_constants), shape))
+            return jnp.asarray(np.exp(-1 / tau), leaf.dtype)
+        is_own = config.learn_neurons and name not in ("kernel", *KEPT)
+        return jnp.broadcast_to(leaf, shape) if is_own else leaf
+
+    return _with_neurons(snn, change)
 
 
 def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
@@ -235,7 +373,7 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
         temperature=config.temperature,
     )
     model = NEURONS[config.neuron](lif)
-    if config.neuron != "recurrent":
+    if not isinstance(model, snnjax.neurons.Recurrent):
         return model
     sizes = {site.name: math.prod(site.shape) for site in sites if site.fires}
     names = [name for name, size in sizes.items() if size <= MOST_RECURRENT]
@@ -254,14 +392,14 @@ def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
     config, data = setting.config, setting.data
     card = {
         "model": config.model,
-        "norm": config.norm,
+        **{name: getattr(config, name) for name in ("norm", "width", "depth")},
         "clip": None,
         **data.facts(),
         "training": dataclasses.asdict(config),
         "packages": {package: version(package) for package in ("flax", "optax")},
     }
     recipe = f"direct training, {config.surrogate}, {config.learn}"
-    snn = dataclasses.replace(snn, steps=config.steps, wait=0)
+    snn = dataclasses.replace(snn, steps=setting.steps, wait=0)
     snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)
 
 

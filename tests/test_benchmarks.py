@@ -32,6 +32,7 @@ from benchmarks import (
     timing,
 )
 from experiments import data, models
+from experiments.data import sequences
 from experiments.models.zoo import Plain
 
 
@@ -556,7 +557,7 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     for i, (sound, label) in enumerate(zip(sounds, spoken, strict=True)):
         file = tmp_path / "words" / mlperf_tiny.WORDS[label] / f"{i}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
-        wavfile.write(file, mlperf_tiny.RATE, sound)
+        wavfile.write(file, sequences.RATE, sound)
     images = rng.integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
     answers = jax.jit(mlperf_tiny.resnet_8)(resnet, images.astype(np.float32))
     splits = [images, np.asarray(answers).argmax(-1)] * 2
@@ -586,14 +587,14 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     assert "| 8 bits" in table and "| 90 " in table
 
 
-def noise(rng, shape=mlperf_tiny.RATE):
+def noise(rng, shape=sequences.RATE):
     return rng.integers(-900, 999, shape).astype(np.int16)
 
 
 def test_mfccs_are_those_of_their_definition(tmp_path):
     """For MLPerf Tiny: sums one by one, and zeros behind a short recording."""
     sound = noise(np.random.default_rng(0), 9000)
-    wavfile.write(tmp_path / "a.wav", mlperf_tiny.RATE, sound)
+    wavfile.write(tmp_path / "a.wav", sequences.RATE, sound)
     read = mlperf_tiny.samples(tmp_path / "a.wav")
     np.testing.assert_array_equal(read, [*sound, *[0] * 7000])
     found, n, k = mlperf_tiny.mfccs(read), np.arange(480), np.arange(10)

@@ -180,13 +180,15 @@ def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(tmp_path, monkey
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
     monkeypatch.setattr(comparison, "train", train)
-    accuracies = comparison.run(comparison.Comparison(seeds=(0, 1), out=str(tmp_path)))
+    lines = comparison.run(comparison.Comparison(seeds=(0, 1), out=str(tmp_path)))
     assert len(seen) == 2 * len(comparison.SURROGATE_ROWS) == len({*seen})
-    assert accuracies["rectangle"] == [0.9, 0.92]
-    text = (tmp_path / "comparison.md").read_text()
-    assert "| rectangle | 91.00 ± 1.41 |" in text
+    assert lines == json.loads((tmp_path / "comparison.json").read_text())
+    table = comparison.table_of(["--table", str(tmp_path / "comparison.json")])
+    assert table == (tmp_path / "comparison.md").read_text()
+    assert "| digits | rectangle | 2 | | | 91.00 ± 1.41 |" in table
     assert (tmp_path / "surrogates.png").stat().st_size > 10_000
     out = tmp_path / "neurons"
     rows = dataclasses.replace(comparison.PRESETS["neurons"], out=str(out))
-    assert list(comparison.run(rows)) == list(train_snn.NEURONS)
+    done = comparison.run(dataclasses.replace(rows, seeds=(0,)))
+    assert [line["row"] for line in done] == list(train_snn.NEURONS)
     assert not (out / "surrogates.png").exists()

@@ -1,7 +1,7 @@
 """A data set as a value, and the images that a network sees of it.
 
-Images are uint8. `augment` and `normalize` are JAX, for use inside a jitted step of
-training.
+Images are uint8, and so are the steps of most sequences. `augment` and `normalize` are
+JAX, for use inside a jitted step of training.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,10 @@ class MissingDataError(RuntimeError):
 
 
 class Dataset(NamedTuple):
-    """Images [N, H, W, C] as uint8 with labels [N] as int32, for training and test."""
+    """Images [N, H, W, C] with labels [N] as int32, for training and test.
+
+    Or sequences of features [N, T, F], or of images [N, T, H, W, C].
+    """
 
     name: str
     train_images: np.ndarray
@@ -29,6 +32,13 @@ class Dataset(NamedTuple):
     std: tuple[float, ...]
     num_classes: int
     evaluated_on: str = "test images"  # kind of the test images, for texts
+    train_groups: np.ndarray | None = None  # [N], such as the speaker of a recording
+    choice: tuple[np.ndarray, np.ndarray] | None = None  # held out, to choose options
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether examples have a time axis of their own."""
+        return self.train_images.ndim != 4
 
     def facts(self) -> dict[str, Any]:
         """Fields that describe the images in the card of a network."""
@@ -47,10 +57,28 @@ class Dataset(NamedTuple):
                 f"train_images {count} exceeds the {len(self.train_images)} training "
                 f"images of {self.name}; choose fewer"
             )
+        return self._only(slice(count))
+
+    def _only(self, part: Any) -> "Dataset":
+        groups = self.train_groups
         return self._replace(
-            train_images=self.train_images[:count],
-            train_labels=self.train_labels[:count],
+            train_images=self.train_images[part],
+            train_labels=self.train_labels[part],
+            train_groups=None if groups is None else groups[part],
         )
+
+    def with_choice(self, share: float) -> "Dataset":
+        """Holds out a share of the training examples, whole groups, for choices.
+
+        A data set that came with such examples keeps its own.
+        """
+        if self.choice is not None or not share:
+            return self
+        groups = self.train_groups
+        groups = np.arange(len(self.train_labels)) if groups is None else groups
+        rest, chosen = split(groups, (1 - share, share))
+        choice = self.train_images[chosen], self.train_labels[chosen]
+        return self._only(rest)._replace(choice=choice)
 
     def held_back(self, count: int) -> "Dataset":
         """Takes the last `count` training images as test images; 0: no change."""
@@ -69,11 +97,27 @@ class Dataset(NamedTuple):
         )
 
 
+def split(groups: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
+    """Numbers of examples, in parts of about these shares; no group is in two parts.
+
+    The same groups are split alike, whatever the seed of a training.
+    """
+    names, of_examples = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    sizes = np.bincount(of_examples)[order].cumsum() - np.bincount(of_examples)[order]
+    part_of_name = np.empty(len(names), int)
+    ends = np.cumsum(shares)[:-1] * len(groups)
+    part_of_name[order] = np.searchsorted(ends - 1e-6, sizes)
+    parts = part_of_name[of_examples]
+    return [np.flatnonzero(parts == part) for part in range(len(shares))]
+
+
 def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
-    """Images [N, H, W, C] in 0..255 as float32 of mean 0, deviation 1 per channel."""
-    mean = jnp.asarray(dataset.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(dataset.std, jnp.float32).reshape(1, 1, 1, -1)
-    return (jnp.asarray(images).astype(jnp.float32) - mean) / std
+    """Images in 0..255 as float32 of mean 0, deviation 1 per channel, the last axis."""
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (dataset.mean, dataset.std))
+    images = jnp.asarray(images).astype(jnp.float32)
+    axes = (1,) * (images.ndim - 1)
+    return (images - mean.reshape(*axes, -1)) / std.reshape(*axes, -1)
 
 
 def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
@@ -125,3 +169,33 @@ def augment(
         mirror = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
         images = jnp.where(mirror, images[:, :, ::-1], images)
     return images
+
+
+@partial(jax.jit, static_argnames=("shift", "mask"))
+def augment_sequences(
+    key: jax.Array, x: jax.Array, mean: jax.Array, *, shift: int, mask: int
+) -> jax.Array:
+    """Sequences [N, T, F] shifted in time, with a band of steps and of features off.
+
+    As SpecAugment (Park et al., 2019) does for sound, what is off has the mean.
+
+    Args:
+        key: the only source of randomness.
+        x: of any dtype; the result has the same.
+        mean: of the features [F].
+        shift: steps by which an example is earlier or later, at most; edges are held.
+        mask: the widest band.
+    """
+    keys = jax.random.split(key, 5)
+    (count, *sizes), steps = x.shape, x.shape[1]
+    if shift:
+        by = jax.random.randint(keys[0], (count, 1), -shift, shift + 1)
+        times = jnp.clip(jnp.arange(steps) + by, 0, steps - 1)
+        x = jnp.take_along_axis(x, times[..., None], 1)
+    for axis, size in enumerate(sizes if mask else ()):
+        first = jax.random.randint(keys[1 + axis], (count, 1, 1), 0, size)
+        width = jax.random.randint(keys[3 + axis], (count, 1, 1), 0, mask + 1)
+        place = jnp.arange(size).reshape((1, size, 1) if axis == 0 else (1, 1, size))
+        off = (place >= first) & (place < first + width)
+        x = jnp.where(off, mean.astype(x.dtype), x)
+    return x

@@ -5,9 +5,16 @@ prefixes ``train_`` and ``test_``: x and y (pixels), p (polarity, 0 or 1) and t_
 (microseconds). ``offsets`` (N + 1 numbers) says where each recording begins and ends.
 ``labels`` holds the classes. `prepare` writes such a file from a data set of the
 `tonic` package.
+
+A folder of published files is read as it is, by `recordings_of`:
+
+    Train/DIGIT/*.bin, Test/DIGIT/*.bin     N-MNIST (Orchard et al., 2015)
+    trials_to_train.txt, *.aedat, *.csv     DVS-Gesture (Amir et al., 2017), AEDAT 3.1
+    ibmGestureTrain/*/N.npy and ...Test     the same, as `tonic` unpacks it
 """
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +27,15 @@ FIELDS = ("x", "y", "p", "t_us", "offsets", "labels")
 
 
 def load_events(path: str | Path, frames: int) -> Dataset:
-    """Event frames of a prepared file, [N, T, H, W, 2]; T = `frames`.
+    """Event frames of a prepared file or a folder, [N, T, H, W, 2]; T = `frames`.
 
     They count the events of each pixel and polarity in equal parts of the duration of a
     recording, as uint8 (a count of 255 and more is 255).
     """
     file = Path(path).expanduser()
+    if file.is_dir():
+        train, test = (recordings_of(file, part) for part in PARTS)
+        return _dataset(file.name, columns(train=train, test=test), frames)
     if not file.is_file():
         raise MissingDataError(
             f"no file {path} of events. Prepare one where there is network:\n"
@@ -43,6 +53,10 @@ def load_events(path: str | Path, frames: int) -> Dataset:
         if absent := [name for name in names if name not in archive]:
             raise ValueError(f"{path} is no prepared file: it lacks {absent}")
         arrays = {name: archive[name] for name in names}
+    return _dataset(file.name, arrays, frames)
+
+
+def _dataset(name: str, arrays: dict[str, Any], frames: int) -> Dataset:
     size = tuple(
         1 + max(int(arrays[f"{part}_{axis}"].max()) for part in PARTS) for axis in "yx"
     )
@@ -50,7 +64,7 @@ def load_events(path: str | Path, frames: int) -> Dataset:
     train_y, test_y = (arrays[f"{part}_labels"].astype(np.int32) for part in PARTS)
     squares = np.square(train_x, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
     return Dataset(
-        name=file.name,
+        name=name,
         train_images=train_x,
         train_labels=train_y,
         test_images=test_x,
@@ -59,6 +73,7 @@ def load_events(path: str | Path, frames: int) -> Dataset:
         mean=(0.0, 0.0),
         std=tuple(square**0.5 for square in squares),
         num_classes=1 + int(max(train_y.max(), test_y.max())),
+        train_groups=arrays.get("train_groups"),
     )
 
 
@@ -88,11 +103,90 @@ def prepare_nmnist(path: str | Path, folder: str) -> None:
 
 def prepare(path: str | Path, *, train: Iterable, test: Iterable) -> None:
     """Write recordings, pairs of events (fields x, y, p, t) and label, as a file."""
-    columns = {}
-    for part, recordings in zip(PARTS, (train, test), strict=True):
-        events, labels = zip(*recordings, strict=True)
-        for field, source in zip(FIELDS[:4], ("x", "y", "p", "t"), strict=True):
-            columns[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
-        columns[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
-        columns[f"{part}_labels"] = np.asarray(labels)
-    np.savez_compressed(path, **columns)
+    np.savez_compressed(path, **columns(train=train, test=test))
+
+
+def columns(**parts: Iterable) -> dict[str, np.ndarray]:
+    """The arrays of a prepared file; who was recorded may follow the label."""
+    arrays = {}
+    for part, recordings in parts.items():
+        events, labels, *groups = zip(*recordings, strict=True)
+        for field, source in zip(FIELDS[:4], "xypt", strict=True):
+            arrays[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
+        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
+        arrays[f"{part}_labels"] = np.asarray(labels)
+        if groups:
+            arrays[f"{part}_groups"] = np.asarray(groups[0])
+    return arrays
+
+
+# ------------------------------------------------------------- published formats
+
+EVENT = np.dtype([("x", "i2"), ("y", "i2"), ("p", "u1"), ("t", "i8")])
+POOLED = 4  # pixels of DVS-Gesture along an edge that count as one, as papers do
+
+
+def recordings_of(folder: Path, part: str) -> Iterator[tuple]:
+    """(events, label) or (events, label, person) of a folder's "train" or "test"."""
+    if (root := folder / part.capitalize()).is_dir():
+        for file in sorted(root.glob("*/*.bin")):
+            yield events_of_bin(file.read_bytes()), int(file.parent.name)
+    elif (trials := folder / f"trials_to_{part}.txt").is_file():
+        for name in trials.read_text().split():
+            yield from gestures_of(folder / name)
+    elif (root := folder / f"ibmGesture{part.capitalize()}").is_dir():
+        for file in sorted(root.glob("*/*.npy")):  # x, y, polarity, milliseconds
+            x, y, p, t = np.load(file).T
+            pooled = _events(x // POOLED, y // POOLED, p, 1000 * t)
+            yield pooled, int(file.stem), file.parent.name.partition("_")[0]
+    else:
+        raise MissingDataError(
+            f"{folder} has no recordings for {part}; allowed: {part.capitalize()}/"
+            f"DIGIT/*.bin of N-MNIST, trials_to_{part}.txt of DVS-Gesture, or "
+            f"ibmGesture{part.capitalize()}/ of tonic"
+        )
+
+
+def events_of_bin(content: bytes) -> np.ndarray:
+    """Events of 40 bits: x, y (8 each), polarity (1), microseconds (23)."""
+    if len(content) % 5:
+        raise ValueError(
+            f"a file of N-MNIST has {len(content)} bytes; allowed: 5 for each event. "
+            "Download it anew"
+        )
+    b = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64).T
+    return _events(b[0], b[1], b[2] >> 7, (b[2] & 127) << 16 | b[3] << 8 | b[4])
+
+
+def gestures_of(file: Path) -> Iterator[tuple]:
+    """The gestures of an AEDAT 3.1 file, whose times are in NAME_labels.csv."""
+    content = file.read_bytes()
+    mark = b"#!END-HEADER\r\n"
+    if not content.startswith(b"#!AER-DAT3.1") or mark not in content:
+        raise ValueError(f"{file} is no AEDAT 3.1 file; allowed: those of DVS-Gesture")
+    at, parts = content.index(mark) + len(mark), [_events(*np.zeros((4, 0), int))]
+    while at + 28 <= len(content):  # packets: a header of 28 bytes, then events
+        kind, _ = np.frombuffer(content, "<i2", 2, at)
+        size, _, overflow, _, number, _ = np.frombuffer(content, "<i4", 6, at + 4)
+        if kind == 1:  # of polarity: valid, polarity, y (15 bits), x; microseconds
+            data, t = (
+                np.frombuffer(content, "<u4", 2 * number, at + 28).reshape(-1, 2).T
+            )
+            x, y = (data >> 17) // POOLED, (data >> 2 & 0x7FFF) // POOLED
+            valid = data & 1 == 1
+            t = t.astype(np.int64) + (int(overflow) << 31)
+            parts.append(_events(x, y, data >> 1 & 1, t)[valid])
+        at += 28 + int(size) * int(number)
+    events = np.concatenate(parts)
+    with file.with_name(f"{file.stem}_labels.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            label, first, last = map(int, row.values())
+            during = (events["t"] >= first) & (events["t"] < last)
+            yield events[during], label - 1, file.stem.partition("_")[0]
+
+
+def _events(*fields: np.ndarray) -> np.ndarray:
+    events = np.empty(len(fields[0]), EVENT)
+    for name, field in zip(EVENT.names or (), fields, strict=True):
+        events[name] = field
+    return events

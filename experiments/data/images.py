@@ -1,9 +1,12 @@
 """Data sets of images: embedded digits, a TFDS set or a folder of images per class.
 
-All images are in memory, as uint8. TensorFlow is not needed.
+All images are in memory, as uint8. TensorFlow is not needed. A folder may also have the
+four files of MNIST, as they are published or unpacked.
 """
 
+import gzip
 import io
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Args:
         name: "digits" (8x8 grayscale, from scikit-learn), a folder, or the name of a
             TFDS set such as "cifar10". A folder is absolute or in `data_dir`, and holds
-            `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`.
+            `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`, or the files
+            `train-images-idx3-ubyte` and so on of MNIST, which may end in `.gz`.
         data_dir: folder of the data sets; None is TFDS's own, `~/tensorflow_datasets`.
 
     Raises:
@@ -31,6 +35,9 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """
     if name == "digits":
         train, test, num_classes = _digits()
+    elif (pair := _idx_folder(name, data_dir)) is not None:
+        train, test = pair
+        num_classes = 1 + int(train[1].max())
     elif (root := _image_folder(name, data_dir)) is not None:
         classes = [folder.name for folder in _folders(root / "train")]
         train = _read_folder(root / "train", classes)
@@ -67,6 +74,38 @@ def _digits():
         images, labels, test_size=500, stratify=labels, random_state=0
     )
     return (train_x, train_y), (test_x, test_y), 10
+
+
+def _idx_folder(name: str, data_dir: str | None):
+    """Images and labels of MNIST's files for training and test; None: they are not."""
+    for root in (Path(name).expanduser(), Path(data_dir or ".").expanduser() / name):
+        if any(root.glob("train-images-idx3-ubyte*")):
+            return [
+                (_idx(root, f"{part}-images-idx3")[..., None], labels.astype(np.int32))
+                for part in ("train", "t10k")
+                for labels in [_idx(root, f"{part}-labels-idx1")]
+            ]
+    return None
+
+
+def _idx(root: Path, name: str) -> np.ndarray:
+    """A file of bytes: 0, 0, type 8, number of axes, sizes as big-endian int32."""
+    try:
+        (file, *_) = sorted(root.glob(f"{name}-ubyte*"))
+        raw = gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+        with raw:
+            content = raw.read()
+        axes = content[3]
+        shape = np.frombuffer(content, ">i4", axes, 4)
+        size = 4 + 4 * axes + math.prod(shape)
+        if content[:3] != b"\0\0\x08" or len(content) != size:
+            raise ValueError("its bytes are not those of its sizes")
+    except (ValueError, OSError, EOFError, IndexError) as error:
+        raise ValueError(
+            f"{root}/{name}-ubyte is no file of MNIST ({error}); copy the four files "
+            "anew"
+        ) from None
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def _image_folder(name: str, data_dir: str | None) -> Path | None:

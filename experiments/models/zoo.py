@@ -30,6 +30,8 @@ def build(
     norm: bool | None = None,
     clip: float | None = None,
     levels: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
 ) -> nn.Module:
     """A module with `apply(variables, images [B, H, W, C], train=False) -> logits`.
 
@@ -41,11 +43,15 @@ def build(
             other.
         clip: maximum of a clipped ReLU, > 0; None keeps the activation of the network.
         levels: L >= 1 of quantized ReLUs with trained maxima; None: no quantization.
+        width, depth: neurons of a layer and layers of `dense`; others have none.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
     network = MODELS[name](num_classes)
     options: dict[str, Any] = {}
+    if isinstance(network, Dense):
+        sizes = {"width": width, "depth": depth}
+        options |= {name: size for name, size in sizes.items() if size is not None}
     if norm is not None and hasattr(network, "norm"):
         options["norm"] = norm
     elif norm is False:
@@ -72,7 +78,8 @@ def build(
 
 def build_from(card: Mapping[str, Any]) -> nn.Module:
     """The network that a card describes."""
-    options = {name: card.get(name) for name in ("norm", "clip", "levels")}
+    names = ("norm", "clip", "levels", "width", "depth")
+    options = {name: card.get(name) for name in names}
     return build(card["model"], card["num_classes"], **options)
 
 
@@ -357,6 +364,26 @@ class Plain(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
+class Dense(nn.Module):
+    """Dense layers on all features of an example, or of a step, and a dense readout."""
+
+    num_classes: int
+    width: int = 128
+    depth: int = 2
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(self.depth):
+            x = nn.Dense(self.width, use_bias=not self.norm)(x)
+            if self.norm:
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = self.activation(x)
+        return nn.Dense(self.num_classes)(x)
+
+
 _torchvision_resnet = partial(
     ResNet,
     channels=(64, 128, 256, 512),
@@ -392,6 +419,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "whitened_resnet9": partial(Whitened, stages=((128, 2), (256, 0), (304, 2))),
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
+    "dense": Dense,  # of sequences
     # For images of 224x224.
     "torchvision_resnet18": partial(_torchvision_resnet, blocks=(2, 2, 2, 2)),
     "torchvision_resnet34": partial(_torchvision_resnet, blocks=(3, 4, 6, 3)),

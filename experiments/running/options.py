@@ -78,11 +78,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "epochs batch_size learning_rate train_images calibration_images test_images "
         "images columns iterations clip threshold temperature lowest temperature_rate "
-        "difference_step difference_images spikes".split(),
+        "difference_step difference_images spikes temperatures temperature_end "
+        "clip_norm width depth pixels time_constants".split(),
         POSITIVE,
     ),
     **dict.fromkeys(
-        "mesh weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
+        "mesh mask weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
     ),
     "steps": at_most(MOST_STEPS),
     "warmup": Rule("in [0, 1)", lambda value: 0 <= value < 1),
@@ -92,6 +93,10 @@ RULES: dict[str, Rule] = {
     "waits": Rule(
         "a whole number >= 0, T or T-1", lambda w: w in ("T", "T-1") or w.isdecimal()
     ),
+    **dict.fromkeys(
+        ("choice", "answer_from"), Rule("in [0, 1)", lambda value: 0 <= value < 1)
+    ),
+    "sequence": one_of("rows", "permuted"),
     "reset": one_of("zero", "subtract"),
     "learn": one_of("fixed", "choose"),
     "dtype": one_of("float32", "bfloat16"),
@@ -99,6 +104,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("code", "codes"), one_of(*CODES)),
     "chip": one_of(*CHIPS),
 }
+
+
+MAY_REPEAT = ("levels", "temperatures", "time_constants")  # numbers in an order
 
 
 def check_range(config: object, name: str, rule: Rule) -> None:
@@ -116,12 +124,11 @@ def check_range(config: object, name: str, rule: Rule) -> None:
 def check(config: Any, rules: Mapping[str, Rule] = RULES) -> None:
     """Raise unless all fields of a dataclass obey their rules.
 
-    A tuple has one entry at least, and none twice; only `levels` are pairs, whose
-    numbers may be equal.
+    A tuple has one entry at least, and none twice, but in `MAY_REPEAT`.
     """
     for field in fields(config):
         name, option = field.name, getattr(config, field.name)
-        if isinstance(option, tuple) and name != "levels":
+        if isinstance(option, tuple) and name not in MAY_REPEAT:
             if not option:
                 raise ValueError(f"{name} is empty; give at least one")
             repeats = [entry for entry in option if option.count(entry) > 1]
@@ -138,7 +145,8 @@ class Work:
     """Options of every command."""
 
     # Data set: "digits", the name of a TFDS set, a folder with train/<class>/ and
-    # test/<class>/, or, for train_snn, events (.npz file).
+    # test/<class>/ or with MNIST's files, or, for train_snn, events (.npz file, or a
+    # folder of N-MNIST or DVS-Gesture), keywords (a folder of WORD/*.wav), shd or ssc.
     dataset: str = "digits"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
@@ -167,7 +175,8 @@ class Training(Work):
     weight_decay: float = 0.0
     # Mirror training images at random; not for digits.
     flip: bool = False
-    # Random crops after padding by this many pixels; 0 for none.
+    # Random crops after padding by this many pixels; 0 for none. Of a sequence that is
+    # no image, random shifts by so many steps.
     padding: int = 1
     # Training images used, the first of the data set; by default all.
     train_images: int | None = None
@@ -225,14 +234,33 @@ class TrainSNN(Training):
     weight_decay: float = 1e-4
     # BatchNorm after each convolution.
     norm: bool = True
-    # Time steps T; for events, the number of frames that they are binned into.
+    # Neurons of a layer, and layers, of the model "dense".
+    width: int = 128
+    depth: int = 2
+    # Read an image as a sequence: its "rows", or its pixels in a "permuted" order.
+    sequence: str | None = None
+    # Pixels of a step ("permuted").
+    pixels: int = 1
+    # Widest band of steps, and of features, that training sets to their mean.
+    mask: int = 0
+    # Share of the training examples (whole speakers, where these are known) that is
+    # held out: the log has its accuracy, by which options can be chosen.
+    choice: float = 0.0
+    # Time steps T; for events, the number of frames that they are binned into. Rows,
+    # pixels and keywords bring their own.
     steps: int = 4
     # Neuron model, one of experiments.train_snn.NEURONS: "lif", behind a "synaptic"
     # current, with an "adaptive" threshold, or "recurrent" at sites of at most 2048
-    # neurons, whose connections among each other are trained.
+    # neurons, whose connections among each other are trained; "recurrent_adaptive" and
+    # "recurrent_synaptic" are both.
     neuron: str = "lif"
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
+    # Shortest and longest time constant, in steps, of neurons that differ: each has its
+    # own leak exp(-1 / tau), tau drawn log-uniformly. By default all have `leak`.
+    time_constants: tuple[float, ...] | None = None
+    # Train the leaks and adaptations of every neuron, too, at a tenth of the rate.
+    learn_neurons: bool = False
     # V_th of all neurons at the start.
     threshold: float = 1.0
     # After a spike: "zero" the potential or "subtract" the threshold.
@@ -241,6 +269,16 @@ class TrainSNN(Training):
     surrogate: str = "dspike"
     # Temperature b at the start (of the other surrogates: width or slope).
     temperature: float = 3.0
+    # The same for each site, in their order; by default all have `temperature`.
+    temperatures: tuple[float, ...] | None = None
+    # Temperature that all sites reach after the last step, geometrically ("fixed").
+    temperature_end: float | None = None
+    # No gradient through the reset.
+    detach_reset: bool = False
+    # Largest norm of the gradient; by default it is not clipped.
+    clip_norm: float | None = None
+    # The answer, and the loss, are of the mean output after this share of the steps.
+    answer_from: float = 0.0
     # Dspike's temperature: "choose" it once per epoch, as in the paper, or "fixed".
     learn: str = "choose"
     # Step of the finite differences ("choose"), in units of the weights.
@@ -260,6 +298,16 @@ class TrainSNN(Training):
             raise ValueError(
                 f"temperature {self.temperature} is below lowest {self.lowest}, the "
                 "least that training may reach; change one of them, or learn fixed"
+            )
+        if self.learn == "choose" and self.temperature_end is not None:
+            raise ValueError(
+                f"temperature_end {self.temperature_end} is a schedule, and learn "
+                "chooses the temperature; add --learn fixed"
+            )
+        if len(self.time_constants or (1, 1)) != 2:
+            raise ValueError(
+                "time_constants must be the shortest and the longest, not "
+                f"{self.time_constants}"
             )
 
 
