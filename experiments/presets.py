@@ -84,7 +84,6 @@ PRESETS_SNN: dict[str, TrainSNN] = {
         flip=True,
         padding=4,
         difference_step=0.03,
-        remat=True,
     ),
     # Six convolutions of 32 to 128 channels, T = 2, for two CPU cores. Measured: 81.1 %
     # (seed 0, jax 0.10.2) after about 70 minutes of one core's time, 85 by the clock

@@ -59,20 +59,22 @@ NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
     "synaptic": lambda lif: snnjax.neurons.Synaptic(lif, synaptic_leak=0.5),
     "adaptive": snnjax.neurons.Adaptive,
+    "resonate": lambda lif: snnjax.neurons.ResonateAndFire(
+        threshold=lif.threshold, temperature=lif.temperature
+    ),
     "recurrent": snnjax.neurons.Recurrent,
-    "recurrent_synaptic": lambda lif: recurrent("synaptic", lif),
-    "recurrent_adaptive": lambda lif: recurrent("adaptive", lif),
+    "recurrent_adaptive": lambda lif: snnjax.neurons.Recurrent(
+        NEURONS["adaptive"](lif)
+    ),
+    "recurrent_resonate": lambda lif: snnjax.neurons.Recurrent(
+        NEURONS["resonate"](lif)
+    ),
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 # Parameters of neurons that --learn_neurons leaves as they are: weights have the same
 # effect, or, of the temperature, there is no gradient.
 KEPT = ("frozen", "threshold", "bias", "initial_potential", "offset", "temperature")
 NEURON_RATE = 0.1  # of the learning rate, since a leak near 1 is changed by small steps
-
-
-def recurrent(inside: str, lif: Any) -> Any:
-    """A recurrent neuron around another one of `NEURONS`."""
-    return snnjax.neurons.Recurrent(NEURONS[inside](lif))
 
 
 class State(NamedTuple):
@@ -106,7 +108,7 @@ class Setting(NamedTuple):
 
     def spiking(self, *, train: bool) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
-        config, remat = self.config, snnjax.simulation.ByLayer(remat=True)
+        config = self.config
         has_aux = train and self.averages
         in_training = {"mutable": ["batch_stats"]} if has_aux else {}
         return snnjax.spiking(
@@ -115,7 +117,6 @@ class Setting(NamedTuple):
             surrogate=SURROGATES[config.surrogate],
             detach_reset=config.detach_reset,
             inputs=self.inputs,
-            execution=remat if train and config.remat else "auto",
             has_aux=has_aux,
         )
 
@@ -344,20 +345,13 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
 
 
 def _of_each_neuron(config: TrainSNN, snn: SNN, shapes: Sequence[tuple]) -> SNN:
-    """Leaks that differ from neuron to neuron, and temperatures of each site.
-
-    What is trained of a neuron is its own.
-    """
-    draw = np.random.default_rng((config.seed, 1))
+    """Temperatures of each site; what is trained of a neuron is its own."""
     temperatures = _temperatures(config, len(shapes))
 
     def change(number: int, name: str, leaf: jax.Array) -> jax.Array:
         shape = shapes[number]
         if name == "temperature":
             return jnp.full_like(leaf, temperatures[number])
-        if name == "leak" and config.time_constants is not None:
-            tau = np.exp(draw.uniform(*np.log(config.time_constants), shape))
-            return jnp.asarray(np.exp(-1 / tau), leaf.dtype)
         is_own = config.learn_neurons and name not in ("kernel", *KEPT)
         return jnp.broadcast_to(leaf, shape) if is_own else leaf
 
@@ -366,8 +360,9 @@ def _of_each_neuron(config: TrainSNN, snn: SNN, shapes: Sequence[tuple]) -> SNN:
 
 def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     """The model of all sites, recurrent where the kernel is not too large."""
+    drawn = config.time_constants
     lif = snnjax.lif(
-        leak=config.leak,
+        leak=config.leak if drawn is None else snnjax.neurons.TimeConstants(*drawn),
         threshold=config.threshold,
         reset=config.reset,
         temperature=config.temperature,

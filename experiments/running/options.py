@@ -257,7 +257,7 @@ class TrainSNN(Training):
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
     # Shortest and longest time constant, in steps, of neurons that differ: each has its
-    # own leak exp(-1 / tau), tau drawn log-uniformly. By default all have `leak`.
+    # own leak exp(-1 / tau), tau drawn evenly. By default all have `leak`.
     time_constants: tuple[float, ...] | None = None
     # Train the leaks and adaptations of every neuron, too, at a tenth of the rate.
     learn_neurons: bool = False
@@ -289,8 +289,6 @@ class TrainSNN(Training):
     temperature_rate: float = 0.25
     # Lowest temperature ("choose").
     lowest: float = 0.5
-    # Store only the spikes for the gradient and recompute the rest, to save memory.
-    remat: bool = False
 
     def __post_init__(self):
         super().__post_init__()
