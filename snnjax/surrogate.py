@@ -109,7 +109,8 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
             dtype = promoted(dtype, sharpness.dtype)
         both = x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
         slope = jnp.asarray(derivative(*both), x.dtype)  # type: ignore[call-arg]
-        return _step(x), slope * dx
+        # Not _step(x), which has no derivative of its own for a second one.
+        return function(x, primals[1]), slope * dx
 
     @step
     @functools.wraps(derivative)

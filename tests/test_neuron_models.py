@@ -748,7 +748,7 @@ def test_a_model_may_compute_all_steps_at_once(execution):
 
 @pytest.mark.parametrize("execution", ["by_layer", "by_step", ByLayer(segment=2)])
 def test_a_delay_interpolates_between_the_steps_before(execution):
-    steps, delay = 6, np.array([0.0, 2.0, 1.25, 3.0, 9.0])
+    steps, delay = 6, np.array([0.0, 2.0, 1.25, 3.0, 2.5])
     u = eighths(3, (steps, 2, 5))
     neuron = snnjax.neurons.Delay(delay=delay, longest=3)
     snn = snnjax.init(lambda w, x: snnjax.encode(x) * w, 1.0, u[0], model=neuron)
@@ -761,11 +761,53 @@ def test_a_delay_interpolates_between_the_steps_before(execution):
 
     (slope, outputs), at = outputs_of([jax.grad(loss, has_aux=True)], snn)[0], np.zeros
     padded = np.concatenate([at((5, 2, 5)), u])
-    for channel, d in enumerate(np.minimum(delay, 3)):
-        late = [padded[5 - k :][:steps, :, channel] for k in (int(d), int(d) + 1)]
-        expected = (1 - d % 1) * late[0] + d % 1 * late[1]
+    for channel, d in enumerate(delay):
+        k = min(int(d), 2)  # of the longest, the slope is that just before it
+        early, late = (padded[5 - j :][:steps, :, channel] for j in (k, k + 1))
+        expected = (k + 1 - d) * early + (d - k) * late
         np.testing.assert_allclose(outputs[..., channel], expected, atol=1e-6)
-        if d < 3:
-            rise = ((late[1] - late[0]) * eighths(4, u.shape)[..., channel]).sum()
-            found = slope.neurons["encoder"].delay[channel]
-            np.testing.assert_allclose(found, rise, atol=1e-5)
+        rise = ((late - early) * eighths(4, u.shape)[..., channel]).sum()
+        found = slope.neurons["encoder"].delay[channel]
+        np.testing.assert_allclose(found, rise, atol=1e-5)
+
+
+def test_a_delay_that_is_too_long_or_at_a_relu_is_refused():
+    with pytest.raises(ValueError, match="the longest delay is 9.0; allowed: 0 <= "):
+        snnjax.neurons.Delay(delay=[1, 9], longest=3)
+    with pytest.raises(ValueError, match="does not rectify; allowed: at snnjax.encode"):
+        fresh(snnjax.neurons.Delay(delay=1.0, longest=3))
+
+
+# ------------------------------------------------------- the gradient through time
+
+
+@pytest.mark.parametrize("steps", [3, 6])  # few steps have JAX's own gradient
+def test_a_second_derivative_is_that_of_the_relaxed_spikes(steps):
+    def slope(current, execution):
+        simulate = snnjax.spiking(NET.fn, steps=steps, execution=execution)
+        return jax.grad(lambda x: (simulate(LIF, x) ** 2).sum())(current)
+
+    def second(execution):
+        return jax.grad(lambda x: (slope(x, execution) ** 2).sum())
+
+    layers, by_step = outputs_of(map(second, ("by_layer", "by_step")), NET.x)
+    assert np.any(layers)
+    np.testing.assert_allclose(layers, by_step, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_may_close_over_a_traced_number():
+    class Scaled(InSteps):
+        def integrate(self, params, v, current):
+            return super().integrate(params, v, scale[0] * current)
+
+    scale = []
+
+    def loss(number, execution):
+        scale[:] = [number]
+        snn = snnjax.init(*NET[:3], model=Scaled())
+        simulate = snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
+        return (simulate(snn, NET.x) ** 2).sum()
+
+    runs = [functools.partial(loss, execution=e) for e in ("by_layer", "by_step")]
+    layers, by_step = (jax.grad(run)(1.0) for run in runs)
+    np.testing.assert_allclose(layers, by_step, rtol=1e-5)

@@ -629,7 +629,7 @@ def test_a_stream_in_pieces_has_the_outputs_of_the_whole(name):
         options = {"steps": 2, "inputs": "sequence", "execution": execution}
         piece, state, parts = networks.compiled(net.fn, state=True, **options), None, []
         for start in range(0, STEPS, 2):
-            outputs, state = piece(snn, x[start : start + 2], None, state)
+            outputs, state = piece(snn, x[start : start + 2], state=state)
             parts.append(outputs)
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 

@@ -14,21 +14,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from snnjax._arrays import wide
 from snnjax._trees import is_floating
+from snnjax.neurons.gradients import WithoutGradient
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.protocol import Neuron, chain, drive, fire
-from snnjax.surrogate import holds_tracer
 
 _SMALL = 2**16  # numbers that stay in the cache of a core beside the others
 
 
-def may_fold_back(neuron: Neuron, params: Any, state: Any) -> bool:
-    """Whether all numbers have slopes, and no model holds a traced one."""
-    surrogates = (getattr(part, "surrogate", None) for part in chain(neuron))
-    floating = all(map(is_floating, jax.tree.leaves((params, state))))
-    return floating and not any(map(holds_tracer, surrogates))
+def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool:
+    """Whether all numbers have slopes, and the model closes over no traced one.
+
+    A function with a derivative of its own must not close over a traced array, such as
+    the trained width of a surrogate.
+    """
+    has_slopes = all(map(is_floating, jax.tree.leaves((params, state))))
+    if not has_slopes or any(isinstance(m, WithoutGradient) for m in chain(neuron)):
+        return False
+
+    def step(params: Any, v: Any, current: jax.Array) -> Any:
+        return fire(neuron, params, neuron.integrate(params, v, drive(params, current)))
+
+    try:
+        jaxpr = jax.make_jaxpr(functools.partial(jax.vjp, step))(params, state, current)
+    except jax.errors.UnexpectedTracerError:
+        return False
+    return not any(isinstance(const, Tracer) for const in jaxpr.consts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,7 +68,10 @@ def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
     of_after, of_spikes = slopes
 
     def spread(params: Any) -> Any:
-        """An array for the slopes of each number, which is summed behind the loop."""
+        """An array for the slopes of each number, which is summed behind the loop.
+
+        A sum at every step is slow; so are more arrays than the cache holds.
+        """
         if not isinstance(params, NeuronParams) or currents[0].size > _SMALL:
             return params
         shape = currents.shape[1:]
@@ -74,19 +91,18 @@ def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
         t, current, of_spike = now
         u_now, u_before = (jax.tree.map(itemgetter(i), u) for i in (t, t - 1))
         v, _ = fired(spread_params, u_before)
+        # Before the first step is the start; u[t - 1] is there the last one's.
         v = jax.tree.map(functools.partial(jnp.where, t == 0), start, v)
         at_fire, of_u = _pull(fired, (of_v, of_spike), spread_params, u_now)
-        at_integrate, *of_v_and_current = _pull(
-            integrated, of_u, spread_params, v, current
-        )
+        arguments = spread_params, v, current
+        at_integrate, of_v, of_current = _pull(integrated, of_u, *arguments)
         of_params = jax.tree.map(_add, of_params, at_fire, at_integrate)
-        of_v, of_current = of_v_and_current
         return (of_v, of_params), of_current
 
-    none = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), spread_params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), spread_params)
     per_step = jnp.arange(len(currents)), currents, of_spikes
     (of_start, of_params), of_currents = jax.lax.scan(
-        step_back, (of_after, none), per_step, reverse=True
+        step_back, (of_after, zeros), per_step, reverse=True
     )
     (of_params,) = _pull(spread, of_params, jax.tree.map(wide, params))
     of_params = jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params)

@@ -7,22 +7,25 @@ Hammouamri, Khalfaoui-Hassani and Masquelier, ICLR 2024, who narrow a Gaussian i
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax._arrays import lead, wide_dtype
-from snnjax._ranges import COUNT, NOT_NEGATIVE
-from snnjax.neurons.fresh import Numbers, make_plain_numbers, parameter
+from snnjax._ranges import COUNT, NOT_NEGATIVE, Range
+from snnjax.neurons.fresh import Numbers, Uniform, make_plain_numbers, parameter
 
 
 class DelayParams(NamedTuple):
     """Parameters of delays.
 
     Attributes:
-        delay: d >= 0 in steps, scalar, per channel [C] or per neuron; at ``longest`` it
-            ends.
+        delay: d >= 0 in steps, scalar, per channel [C] or per neuron. One beyond the
+            model's ``longest`` counts as that.
     """
 
     delay: Annotated[jax.Array, NOT_NEGATIVE]
@@ -38,7 +41,7 @@ class Delay:
     Args:
         delay: of fresh parameters: a number, an array or a distribution, as for
             `snnjax.lif`.
-        longest: 1 or more; a longer delay is this one.
+        longest: 1 or more, and no less than any delay.
 
     Raises:
         ValueError: a number outside its range.
@@ -63,6 +66,9 @@ class Delay:
     def __post_init__(self):
         COUNT.check("longest", self.longest)
         make_plain_numbers(self)
+        drawn = isinstance(self.delay, Uniform)
+        most = self.delay.high if drawn else float(np.max(self.delay))
+        Range(0, self.longest).check("the longest delay", most)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> DelayParams:
         """The delays: a scalar, an array, or numbers drawn for each channel."""
@@ -86,7 +92,8 @@ class Delay:
         """The inputs of d steps before."""
         del spike  # nothing is compared with a threshold
         shares = self._shares(params, state.ndim - 1)
-        return state, sum(state[..., k] * share for k, share in enumerate(shares))
+        outputs = [state[..., k] * share for k, share in enumerate(shares)]
+        return state, functools.reduce(operator.add, outputs)
 
     def through_time(
         self, params: DelayParams, state: jax.Array, currents: jax.Array, spike: Any
@@ -96,16 +103,21 @@ class Delay:
         before = jnp.moveaxis(state[..., ::-1], -1, 0)
         stream = jnp.concatenate([before, currents.astype(state.dtype)])
         steps, first = len(currents), self.longest + 1
-        shares = self._shares(params, currents.ndim - 1)
+        shares = self._shares(params, currents.ndim)
         at = (stream[first - k : first - k + steps] for k in range(first))
-        outputs = sum(u * share for u, share in zip(at, shares, strict=True))
-        return jnp.moveaxis(stream[-first:][::-1], 0, -1), outputs
+        outputs = [u * share for u, share in zip(at, shares, strict=True)]
+        after = jnp.moveaxis(stream[-first:][::-1], 0, -1)
+        return after, functools.reduce(operator.add, outputs)
 
     def _shares(self, params: DelayParams, ndim: int) -> list[jax.Array]:
         """What of the input of k steps before comes out, for each k."""
-        delay = jnp.minimum(lead(params.delay, ndim), self.longest)
-        whole = jnp.floor(delay)
+        delay = lead(params.delay, ndim)
+        # At the longest and beyond, the slope is that of the steps just before it, or a
+        # trained delay would never come back.
+        beyond = jax.lax.stop_gradient(jnp.minimum(delay, self.longest) - delay)
+        delay = delay + beyond
+        whole = jnp.minimum(jnp.floor(delay), self.longest - 1)
         part = delay - jax.lax.stop_gradient(whole)
         late = [jnp.where(whole == k, part, 0) for k in range(-1, self.longest)]
-        steps = enumerate(late)
-        return [jnp.where(whole == k, 1 - part, share) for k, share in steps]
+        pairs = enumerate(late)
+        return [jnp.where(whole == k, 1 - part, share) for k, share in pairs]

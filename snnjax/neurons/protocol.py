@@ -4,8 +4,9 @@
     state          = integrate(params, state, current + bias)    at every step, and then
     state, spikes  = fire(params, state, spike)
 
-Optional attributes are ``levels`` (low, high), if its spikes are whole multiples of the
-parameter ``threshold``, and ``neuron``, the model that it wraps.
+Optional are ``levels`` (low, high), if its spikes are whole multiples of the parameter
+``threshold``; ``neuron``, the model that it wraps; ``through_time``, all steps at once;
+and ``fan_out``, the neurons of its site that a spike reaches.
 """
 
 import dataclasses

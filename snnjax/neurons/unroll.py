@@ -97,9 +97,16 @@ def fold(
     few = len(currents) <= FEW_STEPS
     if not wait and ticks is None:
         if at_once := through_time(neuron):
-            state, spikes = at_once(params, state, drive(params, currents))
-            return state, spikes.astype(currents.dtype)
-        if not few and may_fold_back(neuron, params, state):
+            after, spikes = at_once(params, state, drive(params, currents))
+            found, allowed = (jax.tree.map(jnp.shape, s) for s in (after, state))
+            if found != allowed or spikes.shape != currents.shape:
+                raise ValueError(
+                    f"through_time of {neuron!r} returns the state {found} and spikes "
+                    f"of shape {spikes.shape}; allowed: the state after all steps, "
+                    f"{allowed}, and the spikes of each step, {currents.shape}"
+                )
+            return after, spikes.astype(currents.dtype)
+        if not few and may_fold_back(neuron, params, state, currents[0]):
             return fold_back(neuron, params, state, currents)
     state = _integrated(neuron, params, state, currents, wait, code)
     # The loop gives as many spikes as it takes currents: T, the last of them 0.

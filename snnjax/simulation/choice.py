@@ -66,6 +66,7 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
         return Choice(sim.execution)
     takes_steps = snn.code.clock_runs and sim.wait == 0
     is_long = takes_steps and platform == "cpu" and sim.steps > SEGMENT.segment
+    is_long &= not holds_tracer(sim.surrogate)  # jax.checkpoint refuses one
     # A user's model may have a reverse-mode derivative only, and a custom derivative
     # must not close over a traced value.
     is_hard = is_step(sim.surrogate) and not holds_tracer(sim.surrogate)

@@ -166,16 +166,16 @@ def _checked_state(given: Any, start: dict[str, Any]) -> dict[str, Any]:
 
     def described(tree: Any) -> dict[str, str]:
         pairs = jax.tree_util.tree_leaves_with_path(tree)
-        return {name_of(path): jax.typeof(leaf).str_short() for path, leaf in pairs}
+        return {name_of(p): f"{a.dtype}{list(jnp.shape(a))}" for p, a in pairs}
 
     found, allowed = described(given), described(start)
     if found != allowed or jax.tree.structure(given) != jax.tree.structure(start):
         odd = [n for n in found | allowed if found.get(n) != allowed.get(n)]
         raise ValueError(
             f"state is not of this SNN and batch: found "
-            f"{', '.join(f'{n} {found.get(n)}' for n in odd[:3]) or type(given)}; "
-            f"allowed: {', '.join(f'{n} {allowed.get(n)}' for n in odd[:3])}, the "
-            "second result of a call before, or None for the start"
+            f"{', '.join(f'{n} {found.get(n)}' for n in odd[:3]) or 'other classes'}; "
+            f"allowed: {', '.join(f'{n} {allowed.get(n)}' for n in odd[:3]) or 'those'}"
+            ", of the second result of a call before, or None for the start"
         )
     return given
 

@@ -28,7 +28,7 @@ class Simulation(NamedTuple):
     micro_batch: int | None
     has_aux: bool
     answer: bool
-    state: bool = False
+    returns_state: bool = False
 
     @property
     def sequence(self) -> bool:
@@ -61,7 +61,7 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
         options_of_rate = {
             f"inputs={sim.inputs!r}": sim.sequence,
             "ByLayer(segment=...)": segment is not None,
-            "state=True": sim.state,
+            "state=True": sim.returns_state,
         }
         if any(options_of_rate.values()):
             names = [option for option, is_set in options_of_rate.items() if is_set]
@@ -74,7 +74,7 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
     options = ("has_aux", "answer", "micro_batch", "wait")
     others = [f"{name}={getattr(sim, name)}" for name in options if getattr(sim, name)]
     others += ["execution='closed_form'"] if sim.execution == "closed_form" else []
-    if sim.state and others:
+    if sim.returns_state and others:
         raise ValueError(
             "state=True returns all steps and the state after the last one; found "
             f"{', '.join(others)} beside it. Leave it out"

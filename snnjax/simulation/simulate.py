@@ -34,6 +34,7 @@ from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
+from snnjax.neurons.delays import Delay
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
@@ -113,6 +114,13 @@ def init(
         raise ValueError(
             f"key is {key!r}; allowed: a random key, jax.random.key(0)"
         ) from None
+    for site in sites:
+        if isinstance(model_of(model, site.name), Delay) and not site.is_encoder:
+            raise ValueError(
+                f"the model of site {site.name!r}, a {site.kind}, is a Delay, which "
+                "does not rectify; allowed: at snnjax.encode(x), by the name of that "
+                'site, model={"encoder": Delay(...)}'
+            )
     neurons = {
         site.name: model_of(model, site.name).init(site.shape, own_key)
         for site, own_key in zip(sites, keys, strict=True)
@@ -128,6 +136,7 @@ class SpikingFunction(Protocol):
         snn: SNN,
         x: chex.ArrayTree,
         key: jax.Array | None = None,
+        *,
         state: Mapping[str, Any] | None = None,
     ) -> Any: ...
 
@@ -244,7 +253,7 @@ def spiking(
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
         answer=bool(answer),
-        state=bool(state),
+        returns_state=bool(state),
     )
     check_options(simulation)
 
@@ -253,6 +262,7 @@ def spiking(
         snn: SNN,
         x: chex.ArrayTree,
         key: jax.Array | None = None,
+        *,
         state: Mapping[str, Any] | None = None,
     ) -> Any:
         return simulate(simulation, snn, x, key, state)
@@ -301,7 +311,7 @@ def simulate(
     x = encode(x, sim.inputs, sim.steps, key)
     axis = int(sim.sequence)  # Poisson spikes have a time axis, too.
     choice = choose(sim, snn, sharding.platform(x))
-    if sim.state:
+    if sim.returns_state:
         if batch_sharding is not None:
             raise ValueError(
                 "state=True runs on one device; found an x that several share. Give "

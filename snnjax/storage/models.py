@@ -15,16 +15,17 @@ import jax
 
 from snnjax import codes
 from snnjax.neurons.by_site import BySite
+from snnjax.neurons.delays import Delay
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
 from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
-_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, BySite)
-_NUMBERS = (WholeNumbers, Uniform, TimeConstants)
+_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, Delay)
+_NUMBERS = (BySite, WholeNumbers, Uniform, TimeConstants)
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
 
-# The classes that a file can describe. Their names and fields must never change.
+# The classes that a file can describe. A file that has other fields is refused.
 CLASSES = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_NUMBERS, *_CODES)}
 
 

@@ -117,6 +117,11 @@ def finetune(
     own_gradient = options.keys() & {"surrogate", "detach_reset"}
     if has_closed_form(snn, *fit) and not own_gradient:
         options = {"execution": "closed_form", **options}
+    if options.get("state"):
+        raise ValueError(
+            "finetune learns from whole examples; leave state out, or write a step of "
+            "your own for training.train"
+        )
     simulate = spiking(fn, has_aux=has_aux, **options)
 
     def objective(snn: SNN, x: chex.ArrayTree, labels: Any):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from snnjax._arrays import wide
+from snnjax._arrays import lead, wide
 from snnjax._checks import check_labels
 from snnjax._ranges import LEAK, SHARE
 
@@ -97,7 +97,7 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     outputs = wide(outputs)
 
     def step(v, output):
-        v = (leak * v + output).astype(output.dtype)
+        v = (lead(leak, v.ndim) * v + output).astype(output.dtype)
         return v, v
 
     return jax.lax.scan(step, jnp.zeros_like(outputs[0]), outputs)[1]
