@@ -66,8 +66,8 @@ class Delay:
     def __post_init__(self):
         COUNT.check("longest", self.longest)
         make_plain_numbers(self)
-        drawn = isinstance(self.delay, Uniform)
-        most = self.delay.high if drawn else float(np.max(self.delay))
+        delay: Any = self.delay
+        most = delay.high if isinstance(delay, Uniform) else float(np.max(delay))
         Range(0, self.longest).check("the longest delay", most)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> DelayParams:
