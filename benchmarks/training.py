@@ -14,7 +14,7 @@ one writes by hand. Every side has its own process; the memory is what XLA plans
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -311,32 +311,35 @@ def goals(result: dict[str, Any]) -> list[dict]:
     return found
 
 
-def main() -> dict[str, Any]:
+def prepare(name: str) -> tuple[Callable[[], Any], dict]:
+    """(run, facts) of "SIDE: SIZE"."""
+    side, _, size = name.partition(": ")
+    of_name = {each.name: each for each in SIZES + QUICK}[size]
+    if side in TORCH:
+        return torch_side(side, of_name)
+    return jax_side(JAX[side], of_name)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     parser.add_argument("--jax", metavar="PYTHON", default=sys.executable)
     parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
     timing.only_option(parser)
-    options = parser.parse_args()
-    sizes = {size.name: size for size in (QUICK if options.quick else SIZES)}
+    options = parser.parse_args(arguments)
     if options.side:
-        name, _, size = options.side.partition(": ")
-        if name in TORCH:
-            prepare = functools.partial(torch_side, name, sizes[size])
-        else:
-            prepare = functools.partial(jax_side, JAX[name], sizes[size])
-        timing.serve(prepare, PACKAGES["torch" if name in TORCH else "jax"])
+        packages = PACKAGES["torch" if options.side.startswith(TORCH) else "jax"]
+        timing.serve(functools.partial(prepare, options.side), packages)
         return {}
-    packages = ("snnjax", "jax", "numpy")
-    result = timing.new_result(__doc__, packages, sizes=list(sizes))
+    sizes = [size.name for size in (QUICK if options.quick else SIZES)]
+    result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=sizes)
     result = timing.continued(result, options.out, "sizes")
     for size in sizes:  # one after the other: all sides of a size alternate
         names = [f"{name}: {size}" for name in (*JAX, *TORCH)]
         names = [name for name in names if timing.is_selected(name, options.only)]
-        quick = ["--quick"] if options.quick else []
         commands = {}
         for name in names:
             python = options.torch if name.startswith(TORCH) else options.jax
-            worker = [python, "-m", "benchmarks.training", "--side", name, *quick]
+            worker = [python, "-m", "benchmarks.training", "--side", name]
             commands[name] = worker
         for name, side in timing.rounds(commands, 1 if options.quick else 7, 1).items():
             if "missing" not in side:

@@ -30,6 +30,7 @@ from benchmarks import (
     sst2,
     throughput,
     timing,
+    training,
 )
 from experiments import data, models
 from experiments.data import sequences
@@ -182,6 +183,22 @@ def test_equal_accuracy(small, monkeypatch, capsys, tmp_path):
     assert len(goals) == 3 * (1 + len(timing.MEASURES))
     assert goals[0] == f"points lost by {equal_accuracy.CLOSED_FORM} <= 1"
     check_files(result, out, capsys.readouterr().out)
+
+
+def test_training(monkeypatch, capsys, tmp_path):
+    """The same network and input in each library: the answers of two agree."""
+    (size,), out = training.QUICK, tmp_path / "training.json"
+    missing = [f"{side}: {size.name}" for side in ("Spyx, recurrent", "sparxml")]
+    missing += [f"{side}: {size.name}" for side in training.TORCH]
+    time_here(monkeypatch, training.prepare, missing)
+    only = "auto,recurrent,plain,sparxml,Norse"
+    result = training.main(["--quick", "--only", only, "--out", str(out)])
+    assert result["sides"][f"snnjax, auto: {size.name}"]["ms"]["best"] > 0
+    assert result["targets"] == []  # without Spyx there is nothing to compare with
+    check_files(result, out, capsys.readouterr().out)
+    x, _ = training.example(size)
+    (run, snn), (scan, params) = training.snnjax_(size), training.plain_scan(size)
+    np.testing.assert_allclose(run(snn, x), scan(params, x), rtol=1e-5)
 
 
 @pytest.mark.slow
