@@ -194,7 +194,7 @@ def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
     np.testing.assert_allclose(log[-1]["temperature"], [6.0, 6.0], rtol=1e-3)
     for neuron in snn.neurons.values():
         leak = neuron.neuron.neuron.leak
-        assert leak.shape == neuron.neuron.adaptation.shape == (8,)
+        assert leak.shape == neuron.neuron.subthreshold.shape == (8,)
         assert np.ptp(leak) > 0.05
     other = {"temperatures": (1.0,), "dataset": "digits"}
     with pytest.raises(ValueError, match="allowed: one for each of the 2 sites"):
