@@ -345,10 +345,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if "missing" not in side:
                 unit = functools.partial(float.__mul__, 1e3)
                 side["ms"] = timing.measures(side.pop("seconds"), unit)
-                result["versions"][name.partition(":")[0]] = side.pop("versions")
+                kind = "torch" if name.startswith(TORCH) else "jax"
+                result["versions"][kind] = side.pop("versions")
             result["sides"][name] = side
-    result["targets"] = goals(result)
-    return timing.report(result, text(result), options.out)
+        result["targets"] = goals(result)
+        timing.report(result, text(result), options.out)  # after each size
+    return result
 
 
 if __name__ == "__main__":
