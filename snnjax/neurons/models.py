@@ -43,6 +43,16 @@ class NeuronParams(NamedTuple):
             None: the surrogate's own default, which is not trained.
         offset: the output of level 0, scalar or [C]; subtracted from every current and
             added to every output; None: 0.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import unroll
+    >>> neuron = integrate_and_fire()
+    >>> params = neuron.init()._replace(threshold=jnp.array([1.0, 2.0]))
+    >>> print(unroll(neuron, params, jnp.ones((4, 1, 2)))[:, 0])  # two channels
+    [[1. 0.]
+     [1. 2.]
+     [1. 0.]
+     [1. 2.]]
     """
 
     threshold: Annotated[jax.Array, POSITIVE]
@@ -59,6 +69,13 @@ class NeuronState(NamedTuple):
     Attributes:
         potential: the membrane potential v, [B, ...].
         total: N, the sum of all levels so far, [B, ...]; None if none is negative.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire(levels=(-1, 1))
+    >>> state = neuron.start(neuron.init(), (1,))._replace(potential=jnp.array([1.5]))
+    >>> state, spikes = neuron.fire(neuron.init(), state)
+    >>> print(state.potential, state.total)
+    [0.5] [1.]
     """
 
     potential: jax.Array
