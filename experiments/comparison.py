@@ -37,17 +37,13 @@ SURROGATE_ROWS = {
 # The temperature is fixed, so only the models differ.
 NEURON_ROWS = {name: dict(neuron=name, learn="fixed") for name in NEURONS}
 # Where surrogates could differ: deep in layers and long in time.
-DEEP_ROWS = {
-    name: options for name, options in SURROGATE_ROWS.items() if name[:6] != "Dspike"
-}
-DEEP_ROWS |= {
-    f"Dspike, b = {b:g}": dict(learn="fixed", temperature=b)
-    for b in (0.5, 1.0, 3.0, 6.0)
-}
-DEEP_ROWS |= {
-    f"Dspike, chosen, from b = {b:g}": dict(learn="choose", temperature=b)
-    for b in (3.0, 6.0)
-}
+_OTHERS = ("rectangle", "triangle", "exponential")
+DEEP_ROWS = {name: SURROGATE_ROWS[name] for name in _OTHERS}
+for b in (0.5, 1.0, 3.0, 6.0):
+    DEEP_ROWS[f"Dspike, b = {b:g}"] = dict(learn="fixed", temperature=b)
+for b in (3.0, 6.0):
+    row = f"Dspike, chosen, from b = {b:g}"
+    DEEP_ROWS[row] = dict(learn="choose", temperature=b)
 ROWS = SURROGATE_ROWS | NEURON_ROWS | DEEP_ROWS
 
 PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "published_sequences.json"

@@ -254,15 +254,13 @@ def _cooled(setting: Setting, snn: SNN) -> SNN:
     So the schedule needs no count of steps, and a training can be resumed.
     """
     config = setting.config
-    end, steps = config.temperature_end, config.epochs
-    steps *= training_loop.steps_per_epoch(config, setting.data)
+    steps = config.epochs * training_loop.steps_per_epoch(config, setting.data)
+    starts = _temperatures(config, len(snn.neurons))
 
     def factor(number: int, name: str, leaf: jax.Array) -> jax.Array:
         if name != "temperature":
             return leaf
-        return leaf * (end / _temperatures(config, len(snn.neurons))[number]) ** (
-            1 / steps
-        )
+        return leaf * (config.temperature_end / starts[number]) ** (1 / steps)
 
     return _with_neurons(snn, factor)
 
@@ -279,13 +277,13 @@ def _with_neurons(snn: SNN, change: Callable[[int, str, jax.Array], jax.Array]) 
 
 
 def _temperatures(config: TrainSNN, sites: int) -> tuple[float, ...]:
-    given = config.temperatures or (config.temperature,) * sites
-    if len(given) != sites:
+    temperatures = config.temperatures or (config.temperature,) * sites
+    if len(temperatures) != sites:
         raise ValueError(
-            f"temperatures has {len(given)} numbers; allowed: one for each of the "
-            f"{sites} sites of {config.model}"
+            f"temperatures has {len(temperatures)} numbers; allowed: one for each of "
+            f"the {sites} sites of {config.model}"
         )
-    return given
+    return temperatures
 
 
 def _augmented(setting: Setting, key, images):
@@ -360,9 +358,11 @@ def _of_each_neuron(config: TrainSNN, snn: SNN, shapes: Sequence[tuple]) -> SNN:
 
 def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     """The model of all sites, recurrent where the kernel is not too large."""
-    drawn = config.time_constants
+    leak = config.leak
+    if config.time_constants is not None:
+        leak = snnjax.neurons.TimeConstants(*config.time_constants)
     lif = snnjax.lif(
-        leak=config.leak if drawn is None else snnjax.neurons.TimeConstants(*drawn),
+        leak=leak,
         threshold=config.threshold,
         reset=config.reset,
         temperature=config.temperature,

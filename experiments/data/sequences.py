@@ -168,15 +168,15 @@ def load_cochlea(folder: Path, name: str, steps: int) -> Dataset:
             row[:] = np.bincount(places, minlength=len(row)).clip(max=255)
         return x.reshape(len(x), steps, CHANNELS)
 
-    binned = {part: (counts(t, u), y) for part, (t, u, y) in parts.items()}
-    scale = float(np.square(binned["train"][0], dtype=np.float32).mean() ** 0.5)
+    counts_of = {part: (counts(t, u), y) for part, (t, u, y) in parts.items()}
+    scale = float(np.square(counts_of["train"][0], dtype=np.float32).mean() ** 0.5)
     return Dataset(
         name,
-        *(*binned["train"], *binned["test"]),
+        *(*counts_of["train"], *counts_of["test"]),
         mean=(0.0,) * CHANNELS,  # silence stays 0
         std=(scale or 1.0,) * CHANNELS,
-        num_classes=1 + max(int(y.max()) for _, y in binned.values()),
+        num_classes=1 + max(int(y.max()) for _, y in counts_of.values()),
         evaluated_on="test recordings",
         train_groups=groups,
-        choice=binned.get("valid"),
+        choice=counts_of.get("valid"),
     )

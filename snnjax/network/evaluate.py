@@ -111,9 +111,7 @@ def firing(
     return rule
 
 
-def _of_steps(
-    equation: Equation, axes: list[int | None]
-) -> Callable[..., tuple[Any, ...]]:
+def _of_steps(equation: Equation, axes: list[int | None]) -> Callable[..., tuple]:
     """What an equation computes, mapped over the examples, and over time around them.
 
     Where all that has examples has steps, too, [T, B, ...] is one batch of T B examples
@@ -127,13 +125,11 @@ def _of_steps(
         return jax.vmap(function, in_axes=axes)
 
     def folded(*arguments: Any) -> tuple[Any, ...]:
-        steps = next(a for a, each in zip(arguments, mapped, strict=True) if each)
-        lead = steps.shape[:2]
-        flat = [
-            a.reshape(-1, *a.shape[2:]) if each else a
-            for a, each in zip(arguments, mapped, strict=True)
-        ]
-        return tuple(a.reshape(*lead, *a.shape[1:]) for a in function(*flat))
+        time_and_batch = arguments[axes.index(0)].shape[:2]
+        pairs = zip(arguments, mapped, strict=True)
+        flat = [a.reshape(-1, *a.shape[2:]) if each else a for a, each in pairs]
+        results = function(*flat)
+        return tuple(a.reshape(*time_and_batch, *a.shape[1:]) for a in results)
 
     return folded
 

@@ -117,9 +117,7 @@ def through_time(model: Any) -> Callable[..., Step] | None:
     ``integrate`` and ``fire`` give step by step.
     """
     own = getattr(without_surrogate(model), "through_time", None)
-    if own is None:
-        return None
-    return functools.partial(own, spike=getattr(model, "surrogate", dspike))
+    return own and functools.partial(own, spike=getattr(model, "surrogate", dspike))
 
 
 def with_detached_reset(neuron: Any) -> Any:

@@ -462,7 +462,6 @@ def _with_gradient_of_layers(
     # them are arguments.
     gradient = functools.partial(run, layers)
     executed = jax.custom_vjp(functools.partial(run, execution))
-    executed.defvjp(
-        functools.partial(jax.vjp, gradient), lambda pull, slopes: pull(slopes)
-    )
+    forward = functools.partial(jax.vjp, gradient)
+    executed.defvjp(forward, lambda pull, slopes: pull(slopes))
     return executed(job.snn, job.x, job.network.constants)
