@@ -290,8 +290,8 @@ def _augmented(setting: Setting, key, images):
     """Crops and mirrors, all frames of a recording alike; shifts of a sequence."""
     config = setting.config
     if images.ndim == 3:
-        mean, changes = jnp.asarray(setting.data.mean), (config.padding, config.mask)
-        shift, mask = changes if config.sequence is None else (0, config.mask)
+        mean, mask = jnp.asarray(setting.data.mean), config.mask
+        shift = 0 if config.sequence == "permuted" else config.padding
         return augment_sequences(key, images, mean, shift=shift, mask=mask)
     change = functools.partial(augment, key, flip=config.flip, padding=config.padding)
     return jax.vmap(change, 1, 1)(images) if images.ndim == 5 else change(images)

@@ -252,7 +252,7 @@ class TrainSNN(Training):
     # Neuron model, one of experiments.train_snn.NEURONS: "lif", behind a "synaptic"
     # current, with an "adaptive" threshold, or "recurrent" at sites of at most 2048
     # neurons, whose connections among each other are trained; "recurrent_adaptive" and
-    # "recurrent_synaptic" are both.
+    # "recurrent_resonate" are both.
     neuron: str = "lif"
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
