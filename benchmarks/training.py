@@ -330,10 +330,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         packages = PACKAGES["torch" if options.side.startswith(TORCH) else "jax"]
         timing.serve(functools.partial(prepare, options.side), packages)
         return {}
-    sizes = [size.name for size in (QUICK if options.quick else SIZES)]
-    result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=sizes)
+    sizes = {size.name: size for size in (QUICK if options.quick else SIZES)}
+    result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=[*sizes])
     result = timing.continued(result, options.out, "sizes")
-    for size in sizes:  # one after the other: all sides of a size alternate
+    for size, (_, steps, *_) in sizes.items():  # all sides of a size alternate
         names = [f"{name}: {size}" for name in (*JAX, *TORCH)]
         names = [name for name in names if timing.is_selected(name, options.only)]
         commands = {}
@@ -341,7 +341,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             python = options.torch if name.startswith(TORCH) else options.jax
             worker = [python, "-m", "benchmarks.training", "--side", name]
             commands[name] = worker
-        for name, side in timing.rounds(commands, 1 if options.quick else 7, 1).items():
+        # Short programs need more timings; of two in a row, the first finds the caches
+        # full of what others used.
+        rounds = (1, 1) if options.quick else (max(5, 4000 // steps), 2)
+        for name, side in timing.rounds(commands, *rounds).items():
             if "missing" not in side:
                 unit = functools.partial(float.__mul__, 1e3)
                 side["ms"] = timing.measures(side.pop("seconds"), unit)

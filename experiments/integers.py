@@ -1,14 +1,14 @@
 """The SNN of a conversion in whole numbers: accuracy, memory, and a chip's report.
 
-Called by ``python -m experiments.convert --weight_bits 8 4 --chip speck``. All test
-images run through `snnjax.deploy`, which computes what a chip computes and counts
-overflows.
+Called by ``python -m experiments.convert --weight_bits 8 4 --chip speck``, and by
+``train_snn`` for what was trained directly. All test images run through
+`snnjax.deploy`, which computes what a chip computes and counts overflows.
 """
 
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import snnjax
 from experiments.conversions import Experiment, count_hits, counter
 from experiments.report import markdown_table, network_name
-from experiments.running import CHIPS, devices, write
+from experiments.running import CHIPS, Conversion, TrainSNN, devices, write
 
 HEAD = (
     "numbers",
@@ -62,19 +62,35 @@ def in_whole_numbers(
         snnjax.ConversionError: the SNN is no network of layers, or the chip does not
             run it.
     """
-    config, (images, labels) = task.config, task.test
     layers = snnjax.deploy.layers(task.fn, snn, calibration)
+    quantized = functools.partial(snnjax.deploy.quantize, layers, calibration)
+    run = snnjax.deploy.outputs
+    found = tested(task.config, layers, quantized, run, task.test, accuracy)
+    return found._replace(rows=[_int8_ann(task, calibration), *found.rows])
+
+
+def tested(
+    config: Conversion | TrainSNN,
+    layers: snnjax.deploy.Layers,
+    quantized: Callable[..., snnjax.deploy.Layers],
+    run: Callable[[snnjax.deploy.Layers, Any], snnjax.deploy.Trace],
+    test: tuple[Any, np.ndarray],
+    accuracy: float,
+) -> Integers:
+    """Floats, of this accuracy, and a row for all bits of the options.
+
+    The mean over the steps of the outputs of ``run`` is the answer.
+    """
     chip = None if config.chip is None else CHIPS[config.chip]()
-    rows = [_int8_ann(task, calibration)]
-    rows.append(Row("float32", None, accuracy, snnjax.deploy.memory(layers)))
-    integers = layers
-    scale = "channel" if chip is None else "chip"
+    scale, integers = "channel" if chip is None else "chip", layers
+    rows = [Row("float32", None, accuracy, snnjax.deploy.memory(layers))]
     for bits in config.weight_bits or (None,):
         start = time.perf_counter()
-        options = {"weight_bits": bits, "chip": chip}
-        integers = snnjax.deploy.quantize(layers, calibration, **options)
+        integers = quantized(weight_bits=bits, chip=chip)
         seconds = time.perf_counter() - start
-        rows.append(_tested(integers, scale, images, labels)._replace(seconds=seconds))
+        of_bits = functools.partial(run, integers)
+        row = _row(integers, scale, of_bits, *test)
+        rows.append(row._replace(seconds=seconds))
     report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 
@@ -105,13 +121,17 @@ def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
     return Row("ANN, 8 bits", "channel", hits / len(images), memory)
 
 
-def _tested(
-    layers: snnjax.deploy.Layers, scale: str, images: Any, labels: np.ndarray
+def _row(
+    layers: snnjax.deploy.Layers,
+    scale: str,
+    run: Callable[[Any], snnjax.deploy.Trace],
+    images: Any,
+    labels: np.ndarray,
 ) -> Row:
-    counts = devices.total(functools.partial(_count, layers), images, labels, None)
+    counts = devices.total(functools.partial(_count, run), images, labels, None)
     hits, overflows = counts.tolist()
     # Negative potentials may saturate.
-    extremes = snnjax.deploy.outputs(layers, images[:100]).extremes.values()
+    extremes = run(images[:100]).extremes.values()
     highest = max(int(most) for _, most in extremes)
     arithmetic = layers.arithmetic
     assert arithmetic is not None
@@ -125,9 +145,11 @@ def _tested(
     )
 
 
-def _count(layers: snnjax.deploy.Layers, x: jax.Array, labels: jax.Array) -> np.ndarray:
+def _count(
+    run: Callable[[Any], snnjax.deploy.Trace], x: jax.Array, labels: jax.Array
+) -> np.ndarray:
     """Right answers, and overflows; the copies that fill a batch count as well."""
-    trace = snnjax.deploy.outputs(layers, x)
+    trace = run(x)
     answers = trace.outputs.mean(0).argmax(-1)
     overflows = sum(trace.overflows.values(), jnp.zeros((), jnp.int32))
     return np.array([int((answers == labels).sum()), int(overflows)])

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 import snnjax
+from experiments import running
 from experiments.data import (
     Dataset,
     augment,
@@ -32,6 +33,7 @@ from experiments.data import (
     load_keywords,
     normalize,
 )
+from experiments.integers import tested, text_of, write_integers
 from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
@@ -74,6 +76,7 @@ MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 # Parameters of neurons that --learn_neurons leaves as they are: weights have the same
 # effect, or, of the temperature, there is no gradient.
 KEPT = ("frozen", "threshold", "bias", "initial_potential", "offset", "temperature")
+CALIBRATION = 512  # training examples, for the ranges of whole numbers
 NEURON_RATE = 0.1  # of the learning rate, since a leak near 1 is changed by small steps
 
 
@@ -179,10 +182,41 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
         return entries
 
-    state, log = training_loop.fit(config, data, state, make_step(setting), measure)
+    # A training that ended may be tested in other whole numbers.
+    trained = dataclasses.replace(config, weight_bits=None, chip=None)
+    state, log = training_loop.fit(trained, data, state, make_step(setting), measure)
     if devices.first():
-        _save(setting, state.snn, log[-1]["test_accuracy"], out / SNN_FILE)
+        accuracy = log[-1]["test_accuracy"]
+        _save(setting, state.snn, accuracy, out / SNN_FILE)
+        if config.weight_bits or config.chip:
+            _test_whole_numbers(setting, state.snn, accuracy, out)
     return state.snn
+
+
+def _test_whole_numbers(setting: Setting, snn: SNN, accuracy: float, out: Path) -> None:
+    """Writes and prints what the trained network does as a chip computes it."""
+    config, data = setting.config, setting.data
+    fn = functools.partial(setting.model.apply, train=False)
+    snn = dataclasses.replace(snn, steps=setting.steps)
+    x, inputs = setting.current(data.train_images[:CALIBRATION]), setting.inputs
+
+    def run(layers: snnjax.deploy.Layers, images: Any) -> snnjax.deploy.Trace:
+        x = setting.current(images)
+        trace = snnjax.deploy.outputs(layers, x, inputs=inputs)
+        return trace._replace(outputs=setting.last(trace.outputs))
+
+    layers = snnjax.deploy.layers(fn, snn, x[0] if data.is_sequence else x)
+    quantized = functools.partial(snnjax.deploy.quantize, layers, x, inputs=inputs)
+    test = data.test_images, data.test_labels
+    integers = tested(config, layers, quantized, run, test, accuracy)
+    card = _card(setting)
+    facts = {
+        "command": running.command("experiments.train_snn", config),
+        "versions": card["packages"],
+        "source": card,
+    }
+    write_integers(out, integers, facts)
+    print(f"\n{text_of(integers)}")
 
 
 def spikes_of(setting: Setting, snn: SNN, count: int = 200) -> float:
@@ -383,16 +417,20 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     return {**dict.fromkeys(names, model), "*": lif}
 
 
-def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
-    config, data = setting.config, setting.data
-    card = {
+def _card(setting: Setting) -> dict[str, Any]:
+    config = setting.config
+    return {
         "model": config.model,
         **{name: getattr(config, name) for name in ("norm", "width", "depth")},
         "clip": None,
-        **data.facts(),
+        **setting.data.facts(),
         "training": dataclasses.asdict(config),
         "packages": {package: version(package) for package in ("flax", "optax")},
     }
+
+
+def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
+    config, card = setting.config, _card(setting)
     recipe = f"direct training, {config.surrogate}, {config.learn}"
     snn = dataclasses.replace(snn, steps=setting.steps, wait=0)
     snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)

@@ -9,13 +9,15 @@ error and the optimizer that keeps a trained parameter within read the same one.
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.core import Tracer
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """An interval of finite numbers, of a parameter: ``Annotated[Array, Range(0, 1)]``.
 
     `snnjax.training.optimizer` keeps such a parameter of a neuron model within.
@@ -36,6 +38,11 @@ class Range(NamedTuple):
     open_least: bool = False
     open_most: bool = False
     whole: bool = False
+
+    def __post_init__(self):
+        if not self.least <= self.most:
+            ends = f"least {self.least} and most {self.most}"
+            raise ValueError(f"a Range has {ends}; allowed: least <= most")
 
     def describe(self, name: str) -> str:
         """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""

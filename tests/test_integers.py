@@ -73,11 +73,13 @@ def fire(layers, node, start, arriving, m):
     leak = None if node.leak is None else np.asarray(node.leak)
     parts = 1 if leak is None else 2**layers.arithmetic.leak.fraction
     whole_threshold, threshold, v = threshold, parts * threshold, parts * v
-    sent, levels = 0, []
+    sent, levels, last = 0, [], np.zeros_like(arriving[0])
     for n in range(len(m) + wait):
         if leak is not None:
             v = left(layers.arithmetic.leak, v, leak)
         v = v + parts * (arriving[n] if n < len(m) else 0)
+        if node.recurrent is not None:
+            v = v + parts * linear(node.recurrent, last)
         limit = parts * 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
         if layers.arithmetic.overflow == "wrap":
             v = (v + limit) % (2 * limit) - limit
@@ -99,6 +101,7 @@ def fire(layers, node, start, arriving, m):
             bound = np.rint(model.lowest * whole_threshold).astype(np.int64)
             v = np.maximum(v, parts * bound)
         levels.append(k)
+        last = k
     return np.array(levels)
 
 
@@ -108,7 +111,8 @@ def left(rule, v, leak):
         np.broadcast_to(v, np.broadcast_shapes(v.shape, leak.shape))
     )
     for index, number in np.ndenumerate(results + v):
-        factor, number = float(np.broadcast_to(leak, v.shape)[index]), int(number)
+        factor = float(np.broadcast_to(leak, results.shape)[index])
+        number = int(number)
         if rule.form == "shift":
             results[index] = number - (number >> round(-np.log2(1 - factor)))
         else:  # Lava b6822fbc, proc/lif/models.py: of both signs towards 0
@@ -407,6 +411,73 @@ def test_a_sequence_has_the_spikes_of_a_chip(scale):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def recurrent_net(params, x):
+    x = jax.nn.relu(x @ params["first"])
+    return jax.nn.relu(x @ params["second"]) @ params["third"]
+
+
+@pytest.mark.parametrize("rule, reset, lowest", RULES.values(), ids=RULES)
+def test_recurrent_neurons_that_leak_become_whole_numbers(rule, reset, lowest):
+    """Sequences, with spikes of the step before; each neuron has a leak of its own."""
+    draw = np.random.default_rng(3).normal
+    shapes = {"first": (5, 16), "second": (16, 12), "third": (12, 3)}
+    params = {name: jnp.float32(draw(0, 0.5, s)) for name, s in shapes.items()}
+    x = jnp.float32(np.random.default_rng(1).normal(0.3, 0.8, (14, 8, 5)))
+    lif = snnjax.lif(leak=snnjax.neurons.TimeConstants(2, 8), reset=reset)
+    model = snnjax.neurons.Recurrent(dataclasses.replace(lif, lowest=lowest))
+    key = jax.random.key(0)
+    snn = snnjax.init(recurrent_net, params, x[0], model=model, key=key)
+    layers = deploy.layers(recurrent_net, snn, x[0])
+    mine = deploy.Chip("mine", leak=rule, weight_bits=(8,), state_bits=18)
+    integers = deploy.quantize(layers, x, chip=mine, inputs="sequence")
+    spikes, sums = chip(integers, np.asarray(x), in_time=True)
+    trace = deploy.run(integers, x, inputs="sequence")
+    run = functools.partial(snnjax.spiking, steps=len(x), inputs="sequence")
+    fn, same = deploy.as_function(layers)
+    sent = snnjax.measures.spike_trains(fn, same, x, steps=len(x), inputs="sequence")
+    for node in integers.populations:
+        levels = trace.spikes[node.name]
+        np.testing.assert_array_equal(levels, spikes[node.name])
+        assert 0.02 < levels.mean() < 0.6 and np.unique(node.leak).size > 1
+        assert np.abs(node.recurrent.weight).max() > 9
+        if rule.form == "factor":
+            # One other spike changes those after it.
+            assert np.mean(levels != (sent[node.name] != 0)) < 0.2
+        # Without its own spikes it would send others.
+        alone = changed(integers, recurrent=None)
+        others = deploy.run(alone, x, inputs="sequence").spikes[node.name]
+        assert (levels != others).any()
+    unit = integers.outputs[0].unit
+    np.testing.assert_allclose(trace.outputs.sum(0), sums["output"] * unit, rtol=1e-5)
+    np.testing.assert_allclose(run(fn)(same, x), run(recurrent_net)(snn, x), atol=1e-4)
+    ways = [str(way) for way in integers.connections]
+    assert ways[1] == "first/relu > dense" and "second/relu > dense" in ways
+    count = 5 * 16 + 16 * 16 + 16 * 12 + 12 * 12 + 12 * 3
+    assert deploy.memory(layers).weights == 4 * count and str(count) in repr(layers)
+    assert deploy.report(integers, mine).rows[3].verdict == "fits"
+    numbers = {
+        node.name: [np.ones(way.maps[-1].weight.shape) for way in integers.connections
+                    if way.receiver == node.name]
+        for node in integers.receivers
+    }  # fmt: skip
+    own = deploy.with_numbers(
+        layers, integers.arithmetic, weights=numbers, thresholds=9
+    )
+    assert (own.populations[1].recurrent.weight == 1).all()
+    with pytest.raises(snnjax.ConversionError, match="recurrent, which is not written"):
+        deploy.to_nir(layers, extended=True)
+    with pytest.raises(ValueError, match=r"allowed: \[T, B, 5\], T, B >= 1"):
+        deploy.quantize(layers, x[0], chip=mine, inputs="sequence")
+
+
+def test_recurrent_neurons_of_an_image_have_no_layer():
+    model = snnjax.neurons.Recurrent(snnjax.lif(leak=0.5))
+    fn, x = lambda w, x: relu(conv(x, w)), jnp.ones((1, 4, 4, 2))
+    snn = snnjax.init(fn, jnp.ones((3, 3, 2, 2)), x, model=model, key=jax.random.key(0))
+    with pytest.raises(snnjax.ConversionError, match="recurrent, and an image"):
+        deploy.layers(fn, snn, x)
 
 
 def test_the_scale_of_a_range_is_that_of_sinabs():

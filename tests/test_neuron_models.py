@@ -332,6 +332,7 @@ def test_parameters_inside_are_found_by_their_names():
 
 def test_arguments_outside_their_range_are_refused():
     inside = Recurrent(lif()).init((3,), KEY)
+    nothing = jax.tree.map(lambda w: w * np.nan, NET.params)
     table = [
         (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
         (lambda: Synaptic(lif), "without init"),
@@ -345,6 +346,7 @@ def test_arguments_outside_their_range_are_refused():
         ),
         (lambda: Adaptive(lif(), adaptation_leak=2), "adaptation_leak is 2"),
         (lambda: Recurrent(lif()).init((3,)), "needs a key"),
+        (lambda: snnjax.init(NET.fn, nothing, NET.x), "NaN in the weights"),
         (lambda: with_field(inside, "tau", 1), "(?s)^RecurrentParams.* no field 'tau'"),
     ]
     for key in (0, "a"):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from snnjax._ranges import COUNT, LEAK, NOT_NEGATIVE, POSITIVE, SHARE, ranges_of
+from snnjax._ranges import COUNT, LEAK, NOT_NEGATIVE, POSITIVE, SHARE, Range, ranges_of
 
 # (range, allowed numbers, refused ones, what the message allows)
 RANGES = [
@@ -28,6 +28,11 @@ def test_a_number_outside_is_refused_by_what_is_allowed(
         with pytest.raises(ValueError, match="n is .*; allowed: ") as caught:
             limits.check("n", number)
         assert str(caught.value).endswith(allowed)
+
+
+def test_a_range_has_its_ends_in_order():
+    with pytest.raises(ValueError, match="least 2 and most 1; allowed: least <= most"):
+        Range(2, 1)
 
 
 def test_a_traced_number_is_refused_since_its_value_is_not_known():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -199,3 +200,14 @@ def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
     other = {"temperatures": (1.0,), "dataset": "digits"}
     with pytest.raises(ValueError, match="allowed: one for each of the 2 sites"):
         run(tmp_path / "other", digits, **other)
+
+
+def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path):
+    options = {"dataset": "digits", "width": 32, "epochs": 5}
+    run(tmp_path, digits, **options)
+    _, log = run(tmp_path, digits, **options, weight_bits=(8, 3), chip="loihi1")
+    rows = json.loads((tmp_path / "integers.json").read_text())["rows"]
+    floats, eight, three = (row["accuracy"] for row in rows)
+    assert floats == log[-1]["test_accuracy"] > 0.5
+    assert abs(eight - floats) < 0.08 and three < eight
+    assert "Loihi 1: bit for bit" in (tmp_path / "integers.md").read_text()

@@ -289,6 +289,10 @@ class TrainSNN(Training):
     temperature_rate: float = 0.25
     # Lowest temperature ("choose").
     lowest: float = 0.5
+    # Bits of the weights of the trained SNN in whole numbers; each has its own row.
+    weight_bits: tuple[int, ...] | None = None
+    # A chip, of experiments.running.CHIPS, whose numbers, rule of leaks and report.
+    chip: str | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,6 +21,10 @@ class BySite:
         models: pairs (site name, model), in the order of the sites.
 
     An SNN has one where its sites have different models, as ``init(model={...})`` does.
+
+    >>> from snnjax.neurons import integrate_and_fire, lif
+    >>> BySite((("hidden/relu", lif()), ("relu", integrate_and_fire()))).models[1][0]
+    'relu'
     """
 
     models: tuple[tuple[str, Neuron], ...]

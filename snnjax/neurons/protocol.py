@@ -24,7 +24,15 @@ Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
 
 
 class Neuron(Protocol):
-    """A neuron model; its params are a NamedTuple, its state is any pytree."""
+    """A neuron model; its params are a NamedTuple, its state is any pytree.
+
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron: Neuron = integrate_and_fire()
+    >>> params = neuron.init()
+    >>> v = neuron.integrate(params, neuron.start(params, (1,)), 1.5)
+    >>> print(*neuron.fire(params, v))  # the state after, and the spikes
+    [0.5] [1.]
+    """
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """Parameters of a fresh site whose neurons have this shape.

@@ -93,8 +93,8 @@ def init(
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: model is no neuron model, a pattern decides for no site, or a key
-            is missing.
+        ValueError: model is no neuron model, a pattern decides for no site, a key is
+            missing, or a number is out of its range.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -125,7 +125,9 @@ def init(
         site.name: model_of(model, site.name).init(site.shape, own_key)
         for site, own_key in zip(sites, keys, strict=True)
     }
-    return SNN(params, neurons, model=model, code=code)
+    snn = SNN(params, neurons, model=model, code=code)
+    check_values(snn)
+    return snn
 
 
 class SpikingFunction(Protocol):

@@ -90,7 +90,7 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         limits = of_site.get(name_of(path[2:]))
         if limits is None:
             return update
-        low, high = (jnp.full_like(value, end) for end in limits[:2])
+        low, high = (jnp.full_like(value, end) for end in (limits.least, limits.most))
         if limits.open_least:  # halfway there, since the end itself is excluded
             low = jnp.minimum(value, jnp.maximum((value + low) / 2, low + SMALLEST))
         if limits.open_most:

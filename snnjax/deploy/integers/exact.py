@@ -25,7 +25,6 @@ from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
 
-FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
 Arrays = dict[str, dict[str, Any]]
 Inputs = Literal["constant", "sequence"]
 
@@ -158,10 +157,10 @@ def check_whole(layers: Any) -> None:
         )
 
 
-def _compute(
-    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
-) -> Trace:
-    check_whole(layers)
+def of_steps(
+    layers: values.Layers, x: Any, inputs: Inputs, delay: int = 0
+) -> values.Layers:
+    """The layers with a T: that of a sequence x, or their own; raise if x misfits."""
     check_choice("inputs", inputs, ("constant", "sequence"))
     in_time = inputs == "sequence"
     check_x(layers, x, "T, B" if in_time else "B")
@@ -176,16 +175,26 @@ def _compute(
         layers = dataclasses.replace(layers, steps=len(x), wait=0)
     if layers.steps is None:
         raise ValueError(
-            "the layers have no T; allowed: dataclasses.replace(layers, steps=T), or a "
-            'sequence x [T, B, ...] with inputs="sequence"'
+            "the layers have no T; allowed: layers of an SNN with steps, dataclasses."
+            "replace(layers, steps=T), or a sequence x [T, B, ...] with "
+            'inputs="sequence"'
         )
     Range(0, layers.steps, whole=True).check("delay", delay)
+    return layers
+
+
+def _compute(
+    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
+) -> Trace:
+    check_whole(layers)
+    layers, in_time = of_steps(layers, x, inputs, delay), inputs == "sequence"
     timing.check_state(layers)
     largest = largest_values(layers)
     _check_sums(layers, largest)
     # A program depends on which sums are inexact, and not on how large they are: other
     # weights of the same shapes use the same one.
-    inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
+    limit = streams.FLOAT_HOLDS
+    inexact = frozenset(name for name, most in largest.items() if most >= limit)
     arrays = {node.name: streams.arrays_of(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
     options = keep, in_time, delay
@@ -204,9 +213,12 @@ def largest_values(layers: values.Layers) -> dict[str, int]:
         match node:
             case values.Input():
                 arriving = arithmetic_of(layers).largest_input
-            case values.Population(model=model):
+            case values.Population(model=model, recurrent=recurrent):
+                highest = max(map(abs, without_surrogate(model).levels))
+                if recurrent is not None:
+                    arriving += highest * int(np.abs(recurrent.weight).sum(1).max())
                 largest[f"currents of {node.name}"] = arriving
-                arriving = max(map(abs, without_surrogate(model).levels))
+                arriving = highest
             case values.SumPool(window=window):
                 arriving *= int(np.prod(window))
             case values.Scale(weight=weight):
@@ -254,8 +266,7 @@ def _run(
         match node:
             case values.Input():
                 whole, clipped = streams.whole_input(x, p["unit"], arithmetic)
-                both = (None, whole) if in_time else (whole, None)
-                sent[name] = streams.Stream(*both)
+                sent[name] = streams.entering(whole, in_time)
             case values.Population(model=model):
                 currents = streams.received(stream, times)
                 neuron = without_surrogate(model)

@@ -6,7 +6,8 @@ x' is what the receiver reads in the network of whole numbers, x the same in the
 network: the decoded values, sums over all steps. W* makes up for the errors of the
 layers before (asymmetric calibration, Li et al., arXiv 2504.02692); d is 0.1 times the
 mean variance. Then W* is rounded with error feedback by H. A row of one weight is only
-rounded, and a weight of 0 stays 0. A bias makes up for the difference of the means.
+rounded, and a weight of 0 stays 0. A bias makes up for the difference of the means. A
+recurrent kernel is one more map, which reads the spikes of the float network in both.
 """
 
 import dataclasses
@@ -22,7 +23,12 @@ from snnjax._checks import warn
 from snnjax.deploy.integers import rounding, streams
 from snnjax.deploy.integers.timing import Timing, arithmetic_of, timing, widest
 from snnjax.deploy.lowering import values
-from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
+from snnjax.deploy.lowering.function import (
+    channels_first,
+    channels_last,
+    map_params,
+    neurons_of,
+)
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.unroll import unroll
@@ -51,11 +57,13 @@ class Reading(NamedTuple):
         layers: the network, its numbers floats.
         node: the receiver.
         maps: those into it, and what each one reads.
-        parts: W* of each map over the threshold, and H of what it reads.
+        parts: W* of each map over the threshold, and H of what it reads; those of a
+            recurrent kernel last.
         thresholds: V of each channel or element, [O]; 1 of an output.
         scale: see `snnjax.deploy.quantize`; with "range" numbers are only rounded.
         currents: of the float network, without the bias, in units of T w_T,
-            [T, N, ...].
+            [T, N, ...]; those from its own spikes are left out.
+        levels: that a population sends in the float network.
     """
 
     layers: values.Layers
@@ -65,6 +73,13 @@ class Reading(NamedTuple):
     thresholds: np.ndarray
     scale: rounding.Scale
     currents: jax.Array
+    levels: streams.Stream | None
+
+    @property
+    def nodes(self) -> list[values.Affine]:
+        """The map of each part."""
+        own = getattr(self.node, "recurrent", None)
+        return [*(node for node, _ in self.maps), *([] if own is None else [own])]
 
 
 class WholeReceiver(NamedTuple):
@@ -91,10 +106,12 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
         theta = rounding.scales(reading.parts, most, scale, is_population)
         whole_maps = _whole_maps(reading, theta)
         sent = [pair.whole for _, pair in reading.maps]
+        whole_maps, own = whole_maps[: len(sent)], whole_maps[len(sent) :]
         weighted = _received(*_program(layers, whole_maps), sent)
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, values.Output):
             return WholeReceiver(whole, whole_maps, None, clippings)
+        whole = dataclasses.replace(whole, recurrent=own[0]) if own else whole
         # Wide registers say how far potentials would go.
         activity = streams.fire(whole, widest(layers), weighted)
         peaks = _peaks(activity, arithmetic)
@@ -113,7 +130,8 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
         activity = streams.fire(whole, layers, weighted)
     if scale == "range":
         _check_range(reading, theta)
-    spikes = Pair(_float_spikes(reading), streams.Stream(None, activity.spikes))
+    assert reading.levels is not None
+    spikes = Pair(reading.levels, streams.Stream(None, activity.spikes))
     return WholeReceiver(whole, whole_maps, spikes, clippings)
 
 
@@ -145,7 +163,15 @@ def read(
             rows = _corrected(rows, second, cross)
         own_maps.append((own, pair))
         parts.append(rounding.Part(rows, own_bits, second))
-    return Reading(layers, node, own_maps, parts, v_th, scale, currents)
+    levels = None
+    if isinstance(node, values.Population):
+        levels = _float_spikes(layers, node, currents)
+        if node.recurrent is not None:
+            program = _program(layers, [node.recurrent])
+            _, [(second, _)] = _currents_and_moments(*program, [levels], [levels])
+            rows = node.recurrent.weight / v_th[:, None]
+            parts.append(rounding.Part(rows, bits, np.asarray(second, np.float64)))
+    return Reading(layers, node, own_maps, parts, v_th, scale, currents, levels)
 
 
 def _check_range(reading: Reading, theta: np.ndarray) -> None:
@@ -219,15 +245,16 @@ def _with_charge(
     )
 
 
-def _float_spikes(reading: Reading) -> streams.Stream:
+def _float_spikes(
+    layers: values.Layers, node: values.Population, currents: jax.Array
+) -> streams.Stream:
     """The levels that a population sends in the float network."""
-    node, layers = reading.node, reading.layers
-    assert isinstance(node, values.Population)
     numbers: list[Any] = [node.threshold, node.bias, node.initial_potential]
     numbers += [node.leak] if node.is_leaky else []
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
-    model, params = without_surrogate(node.model), NeuronParams(*arrays)
-    levels = _levels(model, timing(layers), params, reading.currents)
+    params = NeuronParams(*arrays)
+    both = neurons_of(node, without_surrogate(node.model), params)
+    levels = _levels(timing(layers), both[0], both[1], params.threshold, currents)
     return streams.Stream(None, levels)
 
 
@@ -251,7 +278,7 @@ def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
         ValueError: all weights of one became 0.
     """
     maps = []
-    for (node, _), part in zip(reading.maps, reading.parts, strict=True):
+    for node, part in zip(reading.nodes, reading.parts, strict=True):
         weight = rounding.rounded(part, theta, reading.scale)
         weight = weight.reshape(node.weight.shape)
         if node.weight.any() and not weight.any():
@@ -273,7 +300,7 @@ def _clippings(reading: Reading) -> list[str]:
         ValueError: it happens in all neurons of a population.
     """
     node, clippings = reading.node, []
-    for (own, _), (rows, bits, _) in zip(reading.maps, reading.parts, strict=True):
+    for own, (rows, bits, _) in zip(reading.nodes, reading.parts, strict=True):
         # A threshold of .5 becomes 1.
         peaks = np.abs(rows).max(axis=1, initial=0) / 2
         is_clipped = peaks > rounding.largest_weight(bits)
@@ -337,13 +364,13 @@ def _currents_and_moments(structures, times, params, floats, whole):
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _levels(model, times, params, currents):
+def _levels(times, model, params, threshold, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
     code, steps, wait = times
     currents = currents * code.sizes(steps)[-1]
     spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
-    return jnp.round(spikes / (sizes * params.threshold))
+    return jnp.round(spikes / (sizes * threshold))
 
 
 @jax.jit

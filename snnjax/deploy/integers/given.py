@@ -42,7 +42,8 @@ def with_numbers(
             leak is rounded.
         weights: of each receiver, as ``layers.connections`` has them: [O, I / groups,
             K, K] of a convolution, [O, I] of a dense layer (it reads an image as
-            flattened [C, H, W]); a sequence of them if several maps lead there. Where
+            flattened [C, H, W]); a sequence of them if several maps lead there, where
+            that of a recurrent population to itself is the last. Where
             numbers arrive one by one, without weights, a factor; 1 if not given.
         thresholds: of populations, >= 1: a scalar, [C], or of every neuron. A chip that
             fires above V instead of at it has V + 1.
@@ -99,9 +100,14 @@ def with_numbers(
         if isinstance(node, values.Output):
             node = dataclasses.replace(node, unit=np.ones(()))
         if isinstance(node, values.Population):
-            own = _of_neurons(start[node.name], node, "initial_potentials")
+            own, recurrent = start[node.name], node.recurrent
+            if recurrent is not None:
+                weight = of_map[recurrent.name]
+                recurrent = dataclasses.replace(recurrent, weight=weight)
+            own = _of_neurons(own, node, "initial_potentials")
             node = dataclasses.replace(
                 node,
+                recurrent=recurrent,
                 threshold=_of_neurons(v_th[node.name], node, "thresholds", 1),
                 initial_potential=own * layers.potential_unit,
             )
@@ -122,6 +128,8 @@ def _weights_by_map(
         own: Any = given.get(receiver.name, _NOTHING)
         arrays = own if isinstance(own, Sequence) and own else [own]
         maps: list[Any] = [nodes[source] for source in receiver.sources]
+        own_map = getattr(receiver, "recurrent", None)
+        maps += [] if own_map is None else [own_map]
         are_scales = [isinstance(node, values.Scale) for node in maps]
         shapes = ", ".join(str(node.weight.shape) for node in maps)
         if own is _NOTHING and all(are_scales):

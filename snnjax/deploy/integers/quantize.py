@@ -45,6 +45,7 @@ def quantize(
     scale: rounding.Scale | None = None,
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
+    inputs: exact.Inputs = "constant",
 ) -> values.Layers:
     """Layers of whole numbers, which a digital chip computes bit for bit.
 
@@ -56,7 +57,8 @@ def quantize(
         layers: from `snnjax.deploy.layers`. Neurons with a leak need a chip that states
             how it rounds one, see `Leak`.
         images: float [N, ...], channels last: calibration images, from which the
-            range of x, second moments and ranges of potentials are taken.
+            range of x, second moments and ranges of potentials are taken. Of sequences
+            [T, N, ...].
         weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1 (none
             for scale "range"), 2 bits are -1, 0 or 1. Shortcuts that scale spikes one
             by one have 8 or more.
@@ -69,6 +71,7 @@ def quantize(
         overflow: a potential beyond its bits "saturate"s at the limit or "wrap"s.
         chip: whose numbers are taken for all that is not given; None, or where its
             profile states nothing: 8 and 16 bits, "channel" and "saturate".
+        inputs: as of `run`: with "sequence" T is that of the images.
 
     Returns:
         Whole numbers with an `Arithmetic`, for `run` and `as_function`. With a code,
@@ -79,7 +82,7 @@ def quantize(
             chip does not run the network, with every reason of `snnjax.deploy.report`.
         ValueError: an argument outside its range; a leak without a rule; weights of a
             code that are no whole multiples of the last one; thresholds that would all
-            be rounded to 0.
+            be rounded to 0; a sequence as `run` refuses it.
 
     Warns:
         UserWarning: a neuron whose threshold is so small that weights are clipped; a
@@ -101,23 +104,32 @@ def quantize(
     options = _stated_by(chip) | given
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    bits = _checked(layers, images, input_bits, options)
+    values.check_layers(layers, "float")
+    check_examples(images)
+    layers = exact.of_steps(layers, images, inputs)
+    check_finite("images", [images])
+    bits = _checked(layers, input_bits, options)
     rest = (options[name] for name in ("state_bits", "overflow", "leak"))
     arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    integers = _whole(layers, x, bits, options["scale"])
+    integers = _whole(layers, x, inputs == "sequence", bits, options["scale"])
     if chip is not None:
         _check_runs(integers, chip)
     return integers
 
 
 def _whole(
-    layers: values.Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
+    layers: values.Layers,
+    x: jax.Array,
+    in_time: bool,
+    bits: Mapping[str, int],
+    scale: rounding.Scale,
 ) -> values.Layers:
     """The layers with whole numbers, fitted in the order of execution."""
     nodes: list[values.Node] = []
+    of_x: set[str] = set()  # names of the input and of its sums
     clippings: list[str] = []
     pairs: dict[str, Pair] = {}
     maps: dict[str, values.Affine] = {}
@@ -131,14 +143,22 @@ def _whole(
         )
 
     for node in layers.nodes:
+        reads_x = bool(of_x.intersection(node.sources))
+        if reads_x and not of_x.issuperset(node.sources):
+            problem = "it reads sums of x and of spikes, which have other units"
+            remedy = "pool x and the activations apart, or put a ReLU before the sum"
+            raise ConversionError(
+                [Problem(node.name, (), problem, remedy)],
+                "this network has no whole numbers",
+            )
         match node:
             case values.Input():
-                node, pairs[node.name] = _entrance(node, x, layers)
+                node, pairs[node.name] = _entrance(node, x, in_time, layers)
                 unit = node.unit
+                of_x.add(node.name)
             case values.Convolution() | values.Dense() | values.Scale():
                 pair = arriving(node)
-                if pair.whole.constant is not None:
-                    _check_is_x(node, pair)
+                if reads_x:
                     # x is divided by its unit, so weights that read it are multiplied.
                     node = dataclasses.replace(node, weight=node.weight * unit)
                 maps[node.name], pairs[node.name] = node, pair
@@ -155,6 +175,7 @@ def _whole(
             case values.SumPool() | values.Flatten():
                 sent = (fitting.pooled(node, stream) for stream in arriving(node))
                 pairs[node.name] = Pair(*sent)
+                of_x |= {node.name} if reads_x else set()
         nodes.append(node)
     if clippings:
         warn(
@@ -165,7 +186,7 @@ def _whole(
 
 
 def _entrance(
-    node: values.Input, x: jax.Array, layers: values.Layers
+    node: values.Input, x: jax.Array, in_time: bool, layers: values.Layers
 ) -> tuple[values.Input, Pair]:
     """The input with its unit: 1 for whole numbers, or that of the largest element."""
     arithmetic = arithmetic_of(layers)
@@ -179,7 +200,8 @@ def _entrance(
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
-    return node, Pair(streams.Stream(x / unit, None), streams.Stream(whole, None))
+    sent = (streams.entering(array, in_time) for array in (x / unit, whole))
+    return node, Pair(*sent)
 
 
 # --------------------------------------------------------------------------- checks
@@ -203,17 +225,6 @@ def _stated_by(chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def _check_is_x(node: values.Node, pair: Pair) -> None:
-    """Raise if a map reads sums of x and of spikes, whose units differ."""
-    if pair.whole.spikes is not None:
-        problem = "it reads sums of x and of spikes, which have other units"
-        remedy = "pool x and the activations apart, or put a ReLU before the sum"
-        raise ConversionError(
-            [Problem(node.name, (), problem, remedy)],
-            "this network has no whole numbers",
-        )
-
-
 def _check_runs(layers: values.Layers, chip: Chip) -> None:
     """Raise if the report of a chip says that it does not run the layers."""
     problems = [
@@ -227,18 +238,9 @@ def _check_runs(layers: values.Layers, chip: Chip) -> None:
 
 
 def _checked(
-    layers: Any, images: Any, input_bits: Any, options: Mapping[str, Any]
+    layers: values.Layers, input_bits: Any, options: Mapping[str, Any]
 ) -> Mapping[str, int]:
     """Name of each receiver -> bits of its weights, once all arguments are right."""
-    values.check_layers(layers, "float")
-    if layers.steps is None:
-        raise ValueError(
-            "the layers have no T; allowed: layers of an SNN with steps, e.g. of "
-            "snnjax.convert(..., steps=4)"
-        )
-    check_examples(images)
-    exact.check_x(layers, images)
-    check_finite("images", [images])
     check_choice("scale", options["scale"], get_args(rounding.Scale))
     bits = options["weight_bits"]
     bits = bits if isinstance(bits, Mapping) else {"*": bits}
@@ -300,12 +302,11 @@ def memory(layers: values.Layers) -> Memory:
     (768.0, 96.0)
     """
     values.check_layers(layers)
-    maps = [node.weight for node in layers.nodes if isinstance(node, values.Affine)]
     if layers.arithmetic is None:
-        state_bits, weight_bits = 32, 32 * sum(weight.size for weight in maps)
+        state_bits, weight_bits = 32, 32 * sum(w.size for w in layers.weights)
     else:
         state_bits = layers.arithmetic.state_bits
-        weight_bits = sum(weight.size * _bits(weight) for weight in maps)
+        weight_bits = sum(w.size * _bits(w) for w in layers.weights)
     neurons = sum(math.prod(population.shape) for population in layers.populations)
     return Memory(weight_bits / 8, neurons * state_bits / 8)
 

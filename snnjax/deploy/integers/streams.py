@@ -2,6 +2,7 @@
 
     v  <- left(v)                                             leak, see `values.Leak`
     v  <- v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j          add what arrives at step n
+    v  <- v + sum_i R_ji k_i(n - 1)                           recurrent, if it is
     v  <- limit(max(v, round(lowest V)))                      lower bound, register
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset
@@ -32,6 +33,8 @@ from snnjax.deploy.lowering.function import channels_last, map_output, map_param
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
 
+FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
+
 
 def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     """The arrays of a node as int32: biases and potentials in units.
@@ -55,6 +58,8 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 rule = timing.arithmetic_of(layers).leak
                 assert rule is not None and node.leak is not None
                 arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
+            if node.recurrent is not None:
+                arrays["recurrent"] = _int32(map_params(node.recurrent)["weight"])
         case values.Output(unit=unit):
             assert unit is not None
             arrays["unit"] = np.asarray(channels_last(unit), np.float32)
@@ -91,6 +96,11 @@ class Stream(NamedTuple):
 
     constant: jax.Array | None
     spikes: jax.Array | None
+
+
+def entering(x: jax.Array, in_time: bool) -> Stream:
+    """x as a stream: a constant, or what enters at each step."""
+    return Stream(None, x) if in_time else Stream(x, None)
 
 
 def total(streams: list[Stream]) -> Stream:
@@ -201,13 +211,16 @@ def all_steps(
         own = jnp.maximum(neuron.lowest * size, -(2.0 ** (arithmetic.state_bits - 1)))
         bound = parts * jnp.round(own).astype(jnp.int32)
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
+    recurrent = p.get("recurrent")
 
     def step(state, now):
-        v, sent, extremes, overflows, below = state
+        v, last, sent, extremes, overflows, below = state
         current, arriving, firing, bar = now
         if leak is not None:
             v = leak.left(v, lead(p["leak"], v.ndim))
         v += current
+        if recurrent is not None:
+            v += parts * _product(last, recurrent, neuron, arithmetic)
         # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
         # same: a potential at the bound does not fire, and no reset ends below it.
         v = jnp.maximum(v, bound)
@@ -229,7 +242,8 @@ def all_steps(
         sent += m * k if takes_back else 0
         v = v - m * threshold * k if subtracts else jnp.where(k == 0, v, 0)
         extremes = _widened(extremes, v, arriving)
-        return (v, sent, extremes, overflows, below), (k, v // arriving)
+        last = last if recurrent is None else k
+        return (v, last, sent, extremes, overflows, below), (k, v // arriving)
 
     def zeros(*shape: int) -> jax.Array:
         return jnp.zeros(shape, jnp.int32)
@@ -242,11 +256,26 @@ def all_steps(
     )
     start = jnp.broadcast_to(parts * p["start"], shape)
     sent = zeros(*shape) if takes_back else zeros()
+    last = zeros() if recurrent is None else zeros(*shape)
     extremes = zeros(*shape[1:]), zeros(*shape[1:])
-    state = start, sent, extremes, zeros(), zeros()
+    state = start, last, sent, extremes, zeros(), zeros()
     state, (spikes, potentials) = jax.lax.scan(step, state, xs)
-    _, _, extremes, overflows, below = state
+    *_, extremes, overflows, below = state
     return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)
+
+
+def _product(
+    k: jax.Array,
+    weight: jax.Array,
+    neuron: IntegrateAndFire,
+    arithmetic: values.Arithmetic,
+) -> jax.Array:
+    """Levels [B, N] times whole weights [N, N]; in float32, if that is exact."""
+    highest = max(map(abs, neuron.levels))
+    most = highest * len(weight) * 2 ** (arithmetic.weight_bits - 1)
+    dtype = jnp.float32 if most < FLOAT_HOLDS else jnp.int32
+    factors = k.astype(dtype), weight.astype(dtype)
+    return jnp.matmul(*factors, precision="highest").astype(jnp.int32)
 
 
 def _nearest_level(neuron, v, sent, m, threshold) -> jax.Array:

@@ -24,6 +24,7 @@ from snnjax.neurons.by_site import by_name
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.whole import WholeNumbers
+from snnjax.neurons.wrappers import Recurrent, RecurrentParams
 from snnjax.snn import SNN
 
 Params = dict[str, jax.Array]
@@ -80,11 +81,11 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     # A ReLU was added per population, in their order, and capture keeps this order.
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
-    models = ((site, _model(population, layers)) for site, population in pairs)
-    neurons = {site: _neurons(population) for site, population in pairs}
+    both = {site: neurons_of(p, _model(p, layers), _neurons(p)) for site, p in pairs}
+    models = ((site, model) for site, (model, _) in both.items())
     return fn, SNN(
         params,
-        neurons,
+        {site: neurons for site, (_, neurons) in both.items()},
         steps=layers.steps,
         wait=layers.wait,
         model=by_name(models),
@@ -225,6 +226,18 @@ def _model(population: values.Population, layers: values.Layers) -> Any:
             "neurons, or the float layers"
         )
     return WholeNumbers(without_surrogate(population.model), layers.potential_unit)
+
+
+def neurons_of(
+    population: values.Population, model: Any, params: NeuronParams
+) -> tuple[Any, Any]:
+    """A model and its parameters, with the kernel of a recurrent population around."""
+    recurrent = population.recurrent
+    if recurrent is None:
+        return model, params
+    # There a spike is worth its neuron's threshold, here it is a whole number.
+    kernel = (recurrent.weight / population.threshold).T
+    return Recurrent(model), RecurrentParams(params, _array(kernel))
 
 
 def _neurons(population: values.Population) -> NeuronParams:

@@ -31,6 +31,7 @@ from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import is_plain
+from snnjax.neurons.wrappers import Recurrent
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 
@@ -48,7 +49,8 @@ def layers(
 
     Args:
         fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
-        snn: from `snnjax.convert` or `snnjax.init`; its neurons are IF or LIF.
+        snn: from `snnjax.convert` or `snnjax.init`; its neurons are IF or LIF, and may
+            be `snnjax.neurons.Recurrent`.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
             image is [B, H, W, C], or [B, C, H, W] if fn's convolutions read it so.
 
@@ -83,13 +85,20 @@ def layers(
     _check_input(x)
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
-    for model in map(without_surrogate, models_in(snn.model)):
-        if not is_plain(model):
+    for model in models_in(snn.model):
+        if not is_plain(without_surrogate(_split(model)[0])):
             raise ValueError(
-                f"populations of {model!r} are not known; allowed: models of "
-                "snnjax.integrate_and_fire and snnjax.lif"
+                f"populations of {model!r} are not known; allowed: "
+                "snnjax.integrate_and_fire and snnjax.lif, with or without "
+                "snnjax.neurons.Recurrent around them"
             )
     return values.Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
+
+
+def _split(model: Any) -> tuple[Any, bool]:
+    """The model of each neuron, and whether a recurrent kernel connects them."""
+    outer = without_surrogate(model)
+    return (outer.neuron, True) if isinstance(outer, Recurrent) else (model, False)
 
 
 def _check_input(x: Any) -> None:
@@ -165,7 +174,11 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
 def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site."""
     site, (current, *_) = equation.place, equation.variables
-    params = snn.neurons[site.name]
+    params, (model, is_recurrent) = (
+        snn.neurons[site.name],
+        _split(snn.model_of(site.name)),
+    )
+    kernel, params = (params.kernel, params.neuron) if is_recurrent else (None, params)
     if site.is_encoder:
         remedy = "put a ReLU here, or no encoder"
         raise NoLayer("an encoder sends spikes of both signs", remedy)
@@ -179,16 +192,25 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     def of_each_neuron(leaf: Any) -> np.ndarray:
         return np.broadcast_to(sums.numbers(leaf), site.shape).ravel()[order]
 
+    recurrent, thresholds = None, of_each_neuron(params.threshold)
+    if kernel is not None:
+        if order.ndim > 1:
+            remedy = "flatten the image before them, so that they are a vector"
+            raise NoLayer("its neurons are recurrent, and an image", remedy)
+        # From row to column there, and a spike is worth the threshold of its neuron.
+        weight = sums.numbers(kernel)[np.ix_(order, order)].T * thresholds
+        recurrent = values.Dense(f"{site.name}/recurrent", (site.name,), weight, None)
     names, constant = builder.received(current, site.name)
     population = values.Population(
         site.name,
         names,
         order.shape,
-        snn.model_of(site.name),
-        threshold=compact(of_each_neuron(params.threshold)),
+        model,
+        threshold=compact(thresholds),
         initial_potential=compact(of_each_neuron(params.initial_potential)),
         bias=compact(constant + of_each_neuron(params.bias)),
         leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
+        recurrent=recurrent,
     )
     # A neuron sends levels, whole numbers. What a level is worth, the threshold, goes
     # into the weights of whoever reads it.

@@ -151,6 +151,7 @@ class Population(Node):
         threshold, initial_potential, bias: V_th, v(0) and b; scalar, [C, 1, 1] or of
             every neuron.
         leak: factor on v before integration; None for IF.
+        recurrent: a map of what its own neurons sent in the step before; None: none.
     """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
@@ -159,6 +160,7 @@ class Population(Node):
     initial_potential: np.ndarray
     bias: np.ndarray
     leak: np.ndarray | None = None
+    recurrent: "Dense | None" = None
 
     @property
     def is_leaky(self) -> bool:
@@ -326,7 +328,7 @@ class Layers:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """All connections, in the order of their receivers."""
+        """All connections, in the order of their receivers; that to itself is last."""
         nodes = {node.name: node for node in self.nodes}
 
         # Backwards from a receiver to the first neurons: a sum of several nodes on the
@@ -340,15 +342,22 @@ class Layers:
                     for sender, maps in ways(source):
                         yield sender, (*maps, node)
 
-        return tuple(
-            Connection(sender, receiver.name, maps)
-            for receiver in self.receivers
-            for source in receiver.sources
-            for sender, maps in ways(source)
-        )
+        found = []
+        for node in self.receivers:
+            for source in node.sources:
+                found += [Connection(start, node.name, m) for start, m in ways(source)]
+            if isinstance(node, Population) and node.recurrent is not None:
+                found.append(Connection(node.name, node.name, (node.recurrent,)))
+        return tuple(found)
+
+    @property
+    def weights(self) -> tuple[np.ndarray, ...]:
+        """Those of all maps that have some."""
+        own = [n.recurrent for n in self.populations if n.recurrent is not None]
+        return tuple(n.weight for n in (*self.nodes, *own) if isinstance(n, Affine))
 
     def __repr__(self) -> str:
-        weights = sum(n.weight.size for n in self.nodes if isinstance(n, Affine))
+        weights = sum(weight.size for weight in self.weights)
         names = [population.name for population in self.populations]
         whole = self.arithmetic
         bits = f" of {whole.weight_bits} bits" if whole is not None else ""
