@@ -9,9 +9,11 @@ ten. A timing is loss and gradient of a batch. ``--jax`` has Spyx and sparxml,
 ``--torch`` has SpikingJelly, snnTorch and Norse, each with its own surrogate and in the
 fastest way that its documentation shows. A plain ``lax.scan`` over the network is what
 one writes by hand. Every side has its own process; the memory is what XLA plans.
+``--grid`` has the executions of snnjax on a grid of sizes, of which "auto" chooses one.
 """
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +40,9 @@ class Size(NamedTuple):
 SIZES = (Size(1, 50), Size(1, 200), Size(3, 200), Size(1, 1000), Size(3, 1000))
 SIZES += (Size(2, 28, 128),)  # rows of MNIST
 QUICK = (Size(1, 6, 2, 8),)
+GRID = tuple(
+    Size(*size) for size in itertools.product((1, 3), (50, 400), (8, 128), (64, 512))
+)
 CLASSES = 10
 LEAK = 0.9
 PACKAGES = {
@@ -247,6 +252,7 @@ def torch_network(library: str, size: Size) -> Any:
 
 
 TORCH = ("SpikingJelly", "snnTorch", "Norse")
+OWN = [f"snnjax, {way}" for way in ("auto", "by_layer", "by_step", "segments")]
 
 
 def torch_side(library: str, size: Size) -> tuple[Callable[[], Any], dict]:
@@ -311,10 +317,29 @@ def goals(result: dict[str, Any]) -> list[dict]:
     return found
 
 
+def grid_text(result: dict[str, Any]) -> str:
+    """A row for each size: milliseconds of all executions."""
+    rows = [
+        [size, *(best(result, side, size) for side in OWN)] for size in result["sizes"]
+    ]
+    return timing.table(["ms", *OWN], rows)
+
+
+def grid_goals(result: dict[str, Any]) -> list[dict]:
+    """What "auto" takes, over the fastest execution."""
+    found = []
+    for size in result["sizes"]:
+        own, *others = (best(result, side, size) for side in OWN)
+        if own is not None:
+            name = f"auto over the fastest execution, {size}"
+            found.append(timing.target(name, own / min(others), at_most=1.1))
+    return found
+
+
 def prepare(name: str) -> tuple[Callable[[], Any], dict]:
     """(run, facts) of "SIDE: SIZE"."""
     side, _, size = name.partition(": ")
-    of_name = {each.name: each for each in SIZES + QUICK}[size]
+    of_name = {each.name: each for each in SIZES + QUICK + GRID}[size]
     if side in TORCH:
         return torch_side(side, of_name)
     return jax_side(JAX[side], of_name)
@@ -324,17 +349,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     parser.add_argument("--jax", metavar="PYTHON", default=sys.executable)
     parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
+    parser.add_argument("--grid", action="store_true")
     timing.only_option(parser)
     options = parser.parse_args(arguments)
     if options.side:
         packages = PACKAGES["torch" if options.side.startswith(TORCH) else "jax"]
         timing.serve(functools.partial(prepare, options.side), packages)
         return {}
-    sizes = {size.name: size for size in (QUICK if options.quick else SIZES)}
+    sides, chosen = (OWN, GRID) if options.grid else ((*JAX, *TORCH), SIZES)
+    sizes = {size.name: size for size in (QUICK if options.quick else chosen)}
     result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=[*sizes])
     result = timing.continued(result, options.out, "sizes")
     for size, (_, steps, *_) in sizes.items():  # all sides of a size alternate
-        names = [f"{name}: {size}" for name in (*JAX, *TORCH)]
+        names = [f"{name}: {size}" for name in sides]
         names = [name for name in names if timing.is_selected(name, options.only)]
         commands = {}
         for name in names:
@@ -351,8 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 kind = "torch" if name.startswith(TORCH) else "jax"
                 result["versions"][kind] = side.pop("versions")
             result["sides"][name] = side
-        result["targets"] = goals(result)
-        timing.report(result, text(result), options.out)  # after each size
+        result["targets"] = (grid_goals if options.grid else goals)(result)
+        table = (grid_text if options.grid else text)(result)
+        timing.report(result, table, options.out)  # after each size
     return result
 
 

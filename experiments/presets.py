@@ -117,6 +117,19 @@ PRESETS_SNN: dict[str, TrainSNN] = {
     "rows": replace(
         _SEQUENCE, dataset="mnist", sequence="rows", epochs=30, out="runs/rows"
     ),
+    # Chosen: 98.7 % of the choice after 4 epochs.
+    "rows_wide": replace(
+        _SEQUENCE,
+        dataset="mnist",
+        sequence="rows",
+        neuron="recurrent_adaptive",
+        width=256,
+        batch_size=128,
+        learning_rate=3e-3,
+        clip_norm=1.0,
+        epochs=8,
+        out="runs/rows_wide",
+    ),
     "permuted": _PERMUTED,
     # Four pixels a step and four layers, to compare surrogates.
     "permuted_deep": replace(
@@ -138,6 +151,7 @@ PRESETS_SNN: dict[str, TrainSNN] = {
     "keywords": replace(
         _SEQUENCE,
         dataset="keywords",
+        neuron="adaptive",  # chosen: 89 % of the choice, recurrent LIF 84
         width=256,
         padding=5,
         mask=8,

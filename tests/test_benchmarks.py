@@ -199,6 +199,10 @@ def test_training(monkeypatch, capsys, tmp_path):
     x, _ = training.example(size)
     (run, snn), (scan, params) = training.snnjax_(size), training.plain_scan(size)
     np.testing.assert_allclose(run(snn, x), scan(params, x), rtol=1e-5)
+    grid = training.main(["--quick", "--grid"])
+    (target,) = grid["targets"]
+    times = [training.best(grid, side, size.name) for side in training.OWN]
+    assert target["measured"] == times[0] / min(times[1:])
 
 
 @pytest.mark.slow
