@@ -2,9 +2,9 @@
 
     W = clip(round(L w), -L, L)      dW/dw = L, the straight-through gradient
 
-L is the largest weight of a map, so that w lies in [-1, 1]. Thresholds and initial
-potentials keep their whole numbers. Source of the gradient: Bengio, Léonard and
-Courville, arXiv 1308.3432.
+L is the largest weight of a map, so that w lies in [-1, 1]. Thresholds, initial
+potentials and recurrent kernels keep their whole numbers. Source of the gradient:
+Bengio, Léonard and Courville, arXiv 1308.3432.
 """
 
 import dataclasses
