@@ -30,7 +30,7 @@ from snnjax.deploy.lowering.function import (
     neurons_of,
 )
 from snnjax.neurons.gradients import without_surrogate
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.protocol import field
 from snnjax.neurons.unroll import unroll
 
 _MOST_SAMPLES = 1 << 16  # of a moment
@@ -56,9 +56,8 @@ class Reading(NamedTuple):
     Attributes:
         layers: the network, its numbers floats.
         node: the receiver.
-        maps: those into it, and what each one reads.
-        parts: W* of each map over the threshold, and H of what it reads; those of a
-            recurrent kernel last.
+        maps: those into it, and what each one reads; a recurrent kernel is the last.
+        parts: W* of each map over the threshold, and H of what it reads.
         thresholds: V of each channel or element, [O]; 1 of an output.
         scale: see `snnjax.deploy.quantize`; with "range" numbers are only rounded.
         currents: of the float network, without the bias, in units of T w_T,
@@ -74,12 +73,6 @@ class Reading(NamedTuple):
     scale: rounding.Scale
     currents: jax.Array
     levels: streams.Stream | None
-
-    @property
-    def nodes(self) -> list[values.Affine]:
-        """The map of each part."""
-        own = getattr(self.node, "recurrent", None)
-        return [*(node for node, _ in self.maps), *([] if own is None else [own])]
 
 
 class WholeReceiver(NamedTuple):
@@ -102,11 +95,12 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
     clippings = _clippings(reading) if is_population else []
     half = 2 ** (arithmetic.state_bits - 1)
     most = _largest_theta(reading, half)
+    count = len(node.sources)  # of maps that others send through
+    sent = [pair.whole for _, pair in reading.maps[:count]]
     for _ in range(_ATTEMPTS):
         theta = rounding.scales(reading.parts, most, scale, is_population)
         whole_maps = _whole_maps(reading, theta)
-        sent = [pair.whole for _, pair in reading.maps]
-        whole_maps, own = whole_maps[: len(sent)], whole_maps[len(sent) :]
+        whole_maps, own = whole_maps[:count], whole_maps[count:]
         weighted = _received(*_program(layers, whole_maps), sent)
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, values.Output):
@@ -149,6 +143,16 @@ def read(
     nodes, pairs = zip(*maps, strict=True)
     sent = [pair.floats for pair in pairs], [pair.whole for pair in pairs]
     currents, moments = _currents_and_moments(*_program(layers, nodes), *sent)
+    levels = None
+    if isinstance(node, values.Population):
+        model, bias = without_surrogate(node.model), channels_last(node.bias)
+        neurons = neurons_of(node, model, bias)
+        spikes = _levels(timing(layers), *neurons, currents)
+        levels = streams.Stream(None, spikes)
+        for own in values.maps_to_itself(node):
+            both = [levels], [levels]
+            _, more = _currents_and_moments(*_program(layers, [own]), *both)
+            maps, moments = [*maps, (own, Pair(levels, levels))], [*moments, *more]
     own_maps, parts = [], []
     for (own, pair), both in zip(maps, moments, strict=True):
         own_bits = bits
@@ -163,14 +167,6 @@ def read(
             rows = _corrected(rows, second, cross)
         own_maps.append((own, pair))
         parts.append(rounding.Part(rows, own_bits, second))
-    levels = None
-    if isinstance(node, values.Population):
-        levels = _float_spikes(layers, node, currents)
-        if node.recurrent is not None:
-            program = _program(layers, [node.recurrent])
-            _, [(second, _)] = _currents_and_moments(*program, [levels], [levels])
-            rows = node.recurrent.weight / v_th[:, None]
-            parts.append(rounding.Part(rows, bits, np.asarray(second, np.float64)))
     return Reading(layers, node, own_maps, parts, v_th, scale, currents, levels)
 
 
@@ -245,19 +241,6 @@ def _with_charge(
     )
 
 
-def _float_spikes(
-    layers: values.Layers, node: values.Population, currents: jax.Array
-) -> streams.Stream:
-    """The levels that a population sends in the float network."""
-    numbers: list[Any] = [node.threshold, node.bias, node.initial_potential]
-    numbers += [node.leak] if node.is_leaky else []
-    arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
-    params = NeuronParams(*arrays)
-    both = neurons_of(node, without_surrogate(node.model), params)
-    levels = _levels(timing(layers), both[0], both[1], params.threshold, currents)
-    return streams.Stream(None, levels)
-
-
 def _largest_theta(reading: Reading, half: int) -> np.ndarray:
     """The largest Theta of each row.
 
@@ -278,7 +261,7 @@ def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
         ValueError: all weights of one became 0.
     """
     maps = []
-    for node, part in zip(reading.nodes, reading.parts, strict=True):
+    for (node, _), part in zip(reading.maps, reading.parts, strict=True):
         weight = rounding.rounded(part, theta, reading.scale)
         weight = weight.reshape(node.weight.shape)
         if node.weight.any() and not weight.any():
@@ -300,7 +283,7 @@ def _clippings(reading: Reading) -> list[str]:
         ValueError: it happens in all neurons of a population.
     """
     node, clippings = reading.node, []
-    for own, (rows, bits, _) in zip(reading.nodes, reading.parts, strict=True):
+    for (own, _), (rows, bits, _) in zip(reading.maps, reading.parts, strict=True):
         # A threshold of .5 becomes 1.
         peaks = np.abs(rows).max(axis=1, initial=0) / 2
         is_clipped = peaks > rounding.largest_weight(bits)
@@ -364,13 +347,13 @@ def _currents_and_moments(structures, times, params, floats, whole):
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
-def _levels(times, model, params, threshold, currents):
+def _levels(times, model, params, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
     code, steps, wait = times
     currents = currents * code.sizes(steps)[-1]
     spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
-    return jnp.round(spikes / (sizes * threshold))
+    return jnp.round(spikes / (sizes * field(params, "threshold")))
 
 
 @jax.jit

@@ -100,14 +100,12 @@ def with_numbers(
         if isinstance(node, values.Output):
             node = dataclasses.replace(node, unit=np.ones(()))
         if isinstance(node, values.Population):
-            own, recurrent = start[node.name], node.recurrent
-            if recurrent is not None:
-                weight = of_map[recurrent.name]
-                recurrent = dataclasses.replace(recurrent, weight=weight)
-            own = _of_neurons(own, node, "initial_potentials")
+            for own in values.maps_to_itself(node):
+                own = dataclasses.replace(own, weight=of_map[own.name])
+                node = dataclasses.replace(node, recurrent=own)
+            own = _of_neurons(start[node.name], node, "initial_potentials")
             node = dataclasses.replace(
                 node,
-                recurrent=recurrent,
                 threshold=_of_neurons(v_th[node.name], node, "thresholds", 1),
                 initial_potential=own * layers.potential_unit,
             )
@@ -128,8 +126,7 @@ def _weights_by_map(
         own: Any = given.get(receiver.name, _NOTHING)
         arrays = own if isinstance(own, Sequence) and own else [own]
         maps: list[Any] = [nodes[source] for source in receiver.sources]
-        own_map = getattr(receiver, "recurrent", None)
-        maps += [] if own_map is None else [own_map]
+        maps += values.maps_to_itself(receiver)
         are_scales = [isinstance(node, values.Scale) for node in maps]
         shapes = ", ".join(str(node.weight.shape) for node in maps)
         if own is _NOTHING and all(are_scales):

@@ -81,7 +81,7 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     # A ReLU was added per population, in their order, and capture keeps this order.
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
-    both = {site: neurons_of(p, _model(p, layers), _neurons(p)) for site, p in pairs}
+    both = {site: neurons_of(p, _model(p, layers)) for site, p in pairs}
     models = ((site, model) for site, (model, _) in both.items())
     return fn, SNN(
         params,
@@ -229,25 +229,24 @@ def _model(population: values.Population, layers: values.Layers) -> Any:
 
 
 def neurons_of(
-    population: values.Population, model: Any, params: NeuronParams
+    population: values.Population, model: Any, bias: Any = 0
 ) -> tuple[Any, Any]:
-    """A model and its parameters, with the kernel of a recurrent population around."""
-    recurrent = population.recurrent
+    """The model and parameters of a population, with a recurrent kernel around both.
+
+    ``model`` is that of each neuron. The function adds the bias, or else it is given.
+    """
+    leak, recurrent = population.leak, population.recurrent
+    params = NeuronParams(
+        threshold=_array(channels_last(population.threshold)),
+        bias=_array(bias),
+        initial_potential=_array(channels_last(population.initial_potential)),
+        leak=None if leak is None else _array(channels_last(leak)),
+    )
     if recurrent is None:
         return model, params
     # There a spike is worth its neuron's threshold, here it is a whole number.
     kernel = (recurrent.weight / population.threshold).T
     return Recurrent(model), RecurrentParams(params, _array(kernel))
-
-
-def _neurons(population: values.Population) -> NeuronParams:
-    leak = population.leak
-    return NeuronParams(
-        threshold=_array(channels_last(population.threshold)),
-        bias=_array(0),  # the function adds it
-        initial_potential=_array(channels_last(population.initial_potential)),
-        leak=None if leak is None else _array(channels_last(leak)),
-    )
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def layers(
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     for model in models_in(snn.model):
-        if not is_plain(without_surrogate(_split(model)[0])):
+        if not is_plain(without_surrogate(_of_each_neuron(model))):
             raise ValueError(
                 f"populations of {model!r} are not known; allowed: "
                 "snnjax.integrate_and_fire and snnjax.lif, with or without "
@@ -95,10 +95,10 @@ def layers(
     return values.Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
 
 
-def _split(model: Any) -> tuple[Any, bool]:
-    """The model of each neuron, and whether a recurrent kernel connects them."""
+def _of_each_neuron(model: Any) -> Any:
+    """The model without a recurrent kernel around it."""
     outer = without_surrogate(model)
-    return (outer.neuron, True) if isinstance(outer, Recurrent) else (model, False)
+    return outer.neuron if isinstance(outer, Recurrent) else model
 
 
 def _check_input(x: Any) -> None:
@@ -174,11 +174,9 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
 def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site."""
     site, (current, *_) = equation.place, equation.variables
-    params, (model, is_recurrent) = (
-        snn.neurons[site.name],
-        _split(snn.model_of(site.name)),
-    )
-    kernel, params = (params.kernel, params.neuron) if is_recurrent else (None, params)
+    params = snn.neurons[site.name]
+    kernel = getattr(params, "kernel", None)  # of recurrent neurons
+    params = params if kernel is None else params.neuron
     if site.is_encoder:
         remedy = "put a ReLU here, or no encoder"
         raise NoLayer("an encoder sends spikes of both signs", remedy)
@@ -205,7 +203,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         site.name,
         names,
         order.shape,
-        model,
+        _of_each_neuron(snn.model_of(site.name)),
         threshold=compact(thresholds),
         initial_potential=compact(of_each_neuron(params.initial_potential)),
         bias=compact(constant + of_each_neuron(params.bias)),

@@ -346,14 +346,14 @@ class Layers:
         for node in self.receivers:
             for source in node.sources:
                 found += [Connection(start, node.name, m) for start, m in ways(source)]
-            if isinstance(node, Population) and node.recurrent is not None:
-                found.append(Connection(node.name, node.name, (node.recurrent,)))
+            for own in maps_to_itself(node):
+                found.append(Connection(node.name, node.name, (own,)))
         return tuple(found)
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
         """Those of all maps that have some."""
-        own = [n.recurrent for n in self.populations if n.recurrent is not None]
+        own = [m for node in self.nodes for m in maps_to_itself(node)]
         return tuple(n.weight for n in (*self.nodes, *own) if isinstance(n, Affine))
 
     def __repr__(self) -> str:
@@ -411,6 +411,12 @@ def needed(nodes: Sequence[Node]) -> tuple[Node, ...]:
         if node.name in names:
             names.update(node.sources)
     return tuple(node for node in nodes if node.name in names)
+
+
+def maps_to_itself(node: Node) -> tuple[Dense, ...]:
+    """The recurrent map of a population, if it has one; () of other nodes."""
+    recurrent = getattr(node, "recurrent", None)
+    return () if recurrent is None else (recurrent,)
 
 
 def readers(nodes: tuple[Node, ...]) -> Counter[str]:

@@ -224,7 +224,7 @@ def _fed(
 
     The threshold of the population becomes 1, unless it is a whole number.
     """
-    if isinstance(node, values.Population) and node.recurrent is not None:
+    if values.maps_to_itself(node):
         remedy = "keep the SNN by snnjax.save, or train neurons without a kernel"
         raise NoLayer("its neurons are recurrent, which is not written", remedy)
     gain, bias, shape = np.ones(()), node.bias, node.shape
