@@ -1,4 +1,8 @@
-"""Pytrees: paths of their leaves, kinds of leaves, and a scaled sum of two trees."""
+"""Pytrees: paths of their leaves, kinds of leaves, and x as a tree of examples.
+
+x is one array as a rule, [B, ...], or [T, B, ...] over time; a network may take several
+arrays, such as tokens and their mask.
+"""
 
 import collections
 import itertools
@@ -72,3 +76,26 @@ def is_floating(leaf: Any) -> bool:
 def is_kernel(leaf: Any) -> bool:
     """Whether a parameter weighs something: floating, with two axes or more."""
     return getattr(leaf, "ndim", 0) >= 2 and is_floating(leaf)
+
+
+def batch_of(x: Any, axis: int = 0) -> int:
+    """How many examples x holds.
+
+    >>> batch_of({"tokens": jnp.zeros((3, 7), int), "mask": jnp.ones((3, 7))})
+    3
+    """
+    return jax.tree.leaves(x)[0].shape[axis]
+
+
+def shapes_of(x: Any, size: int | None = None) -> Any:
+    """Shapes and types of x, or of so many examples of it, for a trace.
+
+    >>> shapes_of(jnp.zeros((3, 7)), 2).shape
+    (2, 7)
+    """
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        dims = tuple(leaf.shape) if size is None else (size, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(dims, jnp.result_type(leaf))
+
+    return jax.tree.map(shape, x)

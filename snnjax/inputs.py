@@ -12,7 +12,7 @@ import jax
 from jax.core import Tracer
 
 from snnjax._arrays import wide
-from snnjax._examples import is_all_floating
+from snnjax._trees import is_floating
 from snnjax._types import Inputs
 
 INPUTS = get_args(Inputs)
@@ -29,7 +29,7 @@ def encode(
         ValueError: the time axis is not T, whole numbers change over time, a key is
             missing or unused, or probabilities are outside [0, 1].
     """
-    if inputs != "constant" and not is_all_floating(x):
+    if inputs != "constant" and not all(map(is_floating, jax.tree.leaves(x))):
         raise ValueError(
             f"inputs={inputs!r} needs x of floating point, which has a mean over "
             "the steps; found whole numbers or truth values. Pass "

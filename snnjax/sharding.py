@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from snnjax._examples import batch_of
+from snnjax._trees import batch_of
 
 __all__ = ["batch_sharding", "on_each_device", "on_mesh", "put", "size"]
 

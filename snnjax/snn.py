@@ -27,7 +27,7 @@ from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams, as_encoder, is_plain
 from snnjax.neurons.protocol import chain, check_model
-from snnjax.neurons.whole import off_grid
+from snnjax.neurons.wrappers import off_grid
 
 # Labels of leaves in training, beside the names of neurons' parameters.
 WEIGHTS, FROZEN = "weights", "frozen"

@@ -17,7 +17,7 @@ FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
     "_version _progress _types _text _patterns _trees "
-    "_ranges _arrays _examples _checks codes inputs surrogate activations sharding "
+    "_ranges _arrays _checks codes inputs surrogate activations sharding "
     "neurons network capture conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import called_as, check_examples, check_function, check_leaves
-from snnjax._examples import batch_of, shapes_of
-from snnjax._trees import is_floating
+from snnjax._trees import batch_of, is_floating, shapes_of
 from snnjax.capture.annotate import annotated
 from snnjax.capture.check import ConversionError, check, check_has_batch, hard_coded
 from snnjax.capture.encoders import with_encoders

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from snnjax._examples import batch_of
+from snnjax._trees import batch_of
 from snnjax.capture.facts import FLOATING, Facts
 from snnjax.capture.primitives import OPERATOR
 from snnjax.capture.recognize import hides_relu

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import called_as, check_examples, check_finite, check_wait
-from snnjax._examples import batch_of, shapes_of
+from snnjax._trees import batch_of, shapes_of
 from snnjax._types import Per
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate

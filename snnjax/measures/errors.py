@@ -24,7 +24,7 @@ from snnjax.network.sites import Site
 from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field
 from snnjax.neurons.unroll import closed_form
-from snnjax.neurons.whole import off_grid
+from snnjax.neurons.wrappers import off_grid
 from snnjax.snn import SNN
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead, wide, wide_dtype
-from snnjax._examples import batch_of
+from snnjax._trees import batch_of
 from snnjax.firing import at_level, events, threshold_of
 from snnjax.network.equations import PRODUCTS, Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site

@@ -2,10 +2,10 @@
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
 around them; ``delays.py``: delays; ``fresh.py``: their fresh parameters;
-``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule of thresholds;
-``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a model for
-every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and
-resets; ``backward.py``: the way back through T steps.
+``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
+or their closed form; ``by_site.py``: a model for every site; ``spike_trains.py``:
+spikes as bits; ``gradients.py``: surrogates and resets; ``backward.py``: the way back
+through T steps.
 """
 
 from snnjax._ranges import Range
@@ -24,7 +24,6 @@ from snnjax.neurons.models import (
 )
 from snnjax.neurons.protocol import Neuron
 from snnjax.neurons.unroll import after_all_input, closed_form, mean_and_pace, unroll
-from snnjax.neurons.whole import WholeNumbers
 from snnjax.neurons.wrappers import (
     Adaptive,
     AdaptiveParams,
@@ -32,6 +31,7 @@ from snnjax.neurons.wrappers import (
     RecurrentParams,
     Synaptic,
     SynapticParams,
+    WholeNumbers,
 )
 
 __all__ = [

@@ -25,7 +25,7 @@ from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
 from snnjax.neurons.fresh import Numbers, Uniform, make_plain_numbers, parameter
 from snnjax.neurons.protocol import checked_levels
-from snnjax.neurons.whole import off_grid
+from snnjax.neurons.wrappers import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
 

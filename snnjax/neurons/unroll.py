@@ -31,7 +31,7 @@ from snnjax.neurons.spike_trains import (
     level_indices,
     per_byte,
 )
-from snnjax.neurons.whole import WholeNumbers, off_grid
+from snnjax.neurons.wrappers import WholeNumbers, off_grid
 
 FEW_STEPS = 4  # A CPU computes so many several times faster outside of a loop.
 

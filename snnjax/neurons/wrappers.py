@@ -1,14 +1,14 @@
-"""Models around a model: a synapse before it, an adaptation current, recurrence.
+"""Models around a model: a synapse before it, adaptation, recurrence, or a grid.
 
     Synaptic     i <- synaptic_leak i + I,    which the model integrates
     Adaptive     v integrates I - w,    w <- adaptation_leak w + a v + b s
     Recurrent    I <- I + s(t - 1) W,    W [N, N] among the N neurons of a site
 
-Each is a value with the fields of fresh parameters; its params and its state hold those
-of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, IEEE Signal
-Processing Magazine 2019, where v integrates i of the step before; Baronig, Ferrand,
-Sabathiel and Legenstein, arXiv 2408.07517; Bellec et al., NeurIPS 2018, where the reset
-subtracts a raised threshold, and W connects no neuron to itself.
+Each of them is a value with the fields of fresh parameters; its params and its state
+hold those of the model inside as ``neuron``. Sources: Neftci, Mostafa and Zenke, IEEE
+Signal Processing Magazine 2019, where v integrates i of the step before; Baronig,
+Ferrand, Sabathiel and Legenstein, arXiv 2408.07517; Bellec et al., NeurIPS 2018, where
+the reset subtracts a raised threshold, and W connects no neuron to itself.
 """
 
 import dataclasses
@@ -249,3 +249,48 @@ class Recurrent(_WithVariable):
         """As the model does; the spikes come back in the next step."""
         state, spikes = super().fire(params, state, spike)
         return state._replace(variable=spikes.astype(state.variable.dtype)), spikes
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeNumbers(Wrapper):
+    """A model of IF neurons, with its potential on a grid. Gradients pass unchanged.
+
+        v  <- unit round((v + I) / unit)
+
+    In a network of whole numbers every current is a multiple of the unit. Sums of
+    floats miss it by rounding errors, which this model takes back at every step.
+
+    Attributes:
+        unit: distance of two potentials: T w_T of the code, 1 with rate coding.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire, unroll
+    >>> neuron = WholeNumbers(integrate_and_fire(threshold=3.0))
+    >>> tenths = jnp.full((4, 1), 1.1)
+    >>> print(unroll(neuron, neuron.init(), tenths)[:, 0])  # of currents of 1
+    [0. 0. 3. 0.]
+    """
+
+    unit: float = 1.0
+
+    @property
+    def margin(self) -> float:
+        """What is added to v before it is compared, so that rounding flips no tie.
+
+        The sizes of a code's spikes are not always exact in floats.
+        """
+        return self.unit / 4
+
+    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
+        """As the model does, and then v becomes the nearest multiple of the unit."""
+        state = self.neuron.integrate(params, state, current)
+        return state._replace(potential=self.nearest(state.potential))
+
+    def nearest(self, v: jax.Array) -> jax.Array:
+        """The nearest multiple of the unit; its derivative is 1."""
+        return v + jax.lax.stop_gradient(self.unit * jnp.round(v / self.unit) - v)
+
+
+def off_grid(model: Any) -> Any:
+    """The model itself, or the one whose potential `WholeNumbers` keeps on a grid."""
+    return model.neuron if isinstance(model, WholeNumbers) else model

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
-from snnjax._examples import batch_of
 from snnjax._ranges import COUNT
-from snnjax._trees import is_floating, name_of
+from snnjax._trees import batch_of, is_floating, name_of
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read

@@ -24,8 +24,8 @@ from snnjax._checks import (
     check_numbers,
     check_wait,
 )
-from snnjax._examples import batch_of
 from snnjax._ranges import COUNT, WHOLE
+from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate

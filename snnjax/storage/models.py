@@ -18,8 +18,7 @@ from snnjax.neurons.by_site import BySite
 from snnjax.neurons.delays import Delay
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
-from snnjax.neurons.whole import WholeNumbers
-from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
+from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic, WholeNumbers
 
 _MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, Delay)
 _NUMBERS = (BySite, WholeNumbers, Uniform, TimeConstants)

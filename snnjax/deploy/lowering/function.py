@@ -23,8 +23,7 @@ from snnjax.deploy.lowering.sums import compact
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.whole import WholeNumbers
-from snnjax.neurons.wrappers import Recurrent, RecurrentParams
+from snnjax.neurons.wrappers import Recurrent, RecurrentParams, WholeNumbers
 from snnjax.snn import SNN
 
 Params = dict[str, jax.Array]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_examples
-from snnjax._examples import is_all_floating
+from snnjax._trees import is_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering import sums, values
@@ -104,7 +104,7 @@ def _of_each_neuron(model: Any) -> Any:
 def _check_input(x: Any) -> None:
     """Raise unless x is one array of numbers, with an axis beside the batch's."""
     check_examples(x)
-    if not hasattr(x, "shape") or not is_all_floating(x):
+    if not hasattr(x, "shape") or not is_floating(x):
         raise ValueError(
             f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
             "of floating point, the input of the first layer"
