@@ -132,7 +132,8 @@ def subtract_offset(values: jax.Array, offset: Any) -> jax.Array:
     """What `add_offset` has been applied to."""
     if offset is None:
         return values
-    return values - lead(jnp.asarray(offset, values.dtype), values.ndim)
+    offset = namespace(values).asarray(offset, values.dtype)
+    return values - lead(offset, values.ndim)
 
 
 def other_axes(ndim: int, channel: int) -> tuple[int, ...]:

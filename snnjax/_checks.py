@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import by_numpy_or_xla, namespace
 from snnjax._ranges import COUNT, is_whole
 from snnjax._trees import name_of
 
@@ -168,7 +169,7 @@ def check_numbers(x: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        if nan_count := int(_count(jnp.isnan, leaf)):
+        if nan_count := int(_count("isnan", leaf)):
             raise ValueError(
                 f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
                 "numbers; allowed: none. Check the normalization of the images"
@@ -215,7 +216,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     """
     # Read once: arrays that wait in files are read anew each time.
     concrete = (array for array in arrays if not isinstance(array, Tracer))
-    pairs = [(array.size, _count(jnp.isfinite, array)) for array in concrete]
+    pairs = [(array.size, _count("isfinite", array)) for array in concrete]
     size = sum(size for size, _ in pairs)
     broken = size - sum(int(count) for _, count in pairs)
     if broken:
@@ -226,20 +227,15 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
         )
 
 
-def _count(test: Callable, array: Any) -> Any:
+def _count(test: str, array: Any) -> Any:
     """How many numbers pass a test of JAX; a device does not make us wait for it."""
-    is_near = isinstance(array, np.ndarray)
-    if isinstance(array, jax.Array) and array.is_fully_addressable:
-        is_near = next(iter(array.devices())).platform == "cpu"
-    if is_near:  # NumPy reads it where it is, which compiles nothing
-        return getattr(np, test.__name__)(np.asarray(array)).sum()
     with jax.ensure_compile_time_eval():  # it may be closed over in a jit
-        return _count_on_device(test, array)
+        return _counted(test, array)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _count_on_device(test: Callable, array: jax.Array) -> jax.Array:
-    return test(array).sum()
+@functools.partial(by_numpy_or_xla, static=1)
+def _counted(test: str, array: Any) -> Any:
+    return getattr(namespace(array), test)(array).sum()
 
 
 def check_labels(outputs: Any, labels: Any) -> None:

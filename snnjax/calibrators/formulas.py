@@ -45,14 +45,14 @@ def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax
     >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
     [2. 2.]
     """
-    return _positive(per_channel(jnp.max, activation.astype(jnp.float32), channel), per)
+    return positive(per_channel(jnp.max, activation.astype(jnp.float32), channel), per)
 
 
-def _positive(maxima: jax.Array, per: Per) -> jax.Array:
+def positive(maxima: jax.Array, per: Per) -> jax.Array:
     """`maximum`, from the largest activation of each channel."""
-    layer = maxima.max()
-    layer = jnp.where(layer > 0, layer, 1)
-    return layer if per == "layer" else jnp.where(maxima > 0, maxima, layer)
+    xp, layer = namespace(maxima), maxima.max()
+    layer = xp.where(layer > 0, layer, 1)
+    return layer if per == "layer" else xp.where(maxima > 0, maxima, layer)
 
 
 def percentile(
@@ -112,7 +112,7 @@ def least_squares(
     """
     if maxima is None:
         maxima = per_channel(jnp.max, activation.astype(jnp.float32), channel)
-    maximum = _positive(maxima, per)
+    maximum = positive(maxima, per)
     thresholds = jnp.multiply.outer(_FRACTIONS, maximum).reshape(len(_FRACTIONS), -1)
     errors = _candidate_errors(activation, thresholds, steps, shift, channel, weight)
     best = errors.argmin(0)[None]

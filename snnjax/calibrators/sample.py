@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -34,13 +33,14 @@ class Sample(NamedTuple):
 
     def magnitudes(self, offset: jax.Array | None) -> jax.Array:
         """What thresholds are fitted to, |a - offset|; 0 where the weight is 0."""
-        size = jnp.abs(subtract_offset(self.activation, _flat(offset)))
-        return jnp.where(self.weight > 0, size, 0)
+        size = abs(subtract_offset(self.activation, _flat(offset)))
+        return namespace(size).where(self.weight > 0, size, 0)
 
     def maxima(self, offset: jax.Array | None) -> jax.Array:
         """The largest magnitude of each channel at all positions, [C]."""
         lowest, highest = (subtract_offset(end, _flat(offset)) for end in self[2:])
-        return jnp.maximum(jnp.maximum(highest, -lowest), 0)
+        xp = namespace(lowest)
+        return xp.maximum(xp.maximum(highest, -lowest), 0)
 
 
 def chosen_positions(
@@ -130,4 +130,4 @@ def at_positions(
 
 
 def _flat(offset: jax.Array | None) -> jax.Array | None:
-    return offset if offset is None else jnp.ravel(offset)
+    return offset if offset is None else namespace(offset).ravel(offset)

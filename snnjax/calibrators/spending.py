@@ -20,6 +20,7 @@ import numpy as np
 
 from snnjax._arrays import namespace, on_host
 from snnjax._types import Per
+from snnjax.calibrators.formulas import positive
 from snnjax.calibrators.sample import Sample
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
@@ -132,14 +133,9 @@ def curves(
     """
     sample, offset = on_host(sample), on_host(offset)
     xp = namespace(sample.activation)
-    shift = 0 if offset is None else xp.ravel(offset)
-    sizes = xp.where(sample.weight > 0, abs(sample.activation - shift), 0)
-    maxima = xp.maximum(xp.maximum(sample.highest - shift, shift - sample.lowest), 0)
-    layer = xp.where(maxima.max() > 0, maxima.max(), 1)
-    maxima = xp.where(maxima > 0, maxima, layer)
-    if per == "layer":
-        maxima = xp.full_like(maxima, layer)
+    sizes = sample.magnitudes(offset)
     count, channels = sizes.shape
+    maxima = xp.broadcast_to(positive(sample.maxima(offset), per), channels)
     depths = xp.log2(xp.maximum(sizes / maxima, 2.0**-_OCTAVES)) * -_PER_OCTAVE
     bins = xp.clip(depths.astype(np.int32), 0, _BINS - 1) * channels
     bins = (bins + xp.arange(channels, dtype=bins.dtype)).ravel()

@@ -21,7 +21,6 @@ from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import parameter_shapes
-from snnjax.calibrators.sample import Sample
 from snnjax.calibrators.view import Calibrator, Fit, View
 
 Statistic = Callable[[View, Fit, Per], jax.Array]
@@ -76,7 +75,7 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
 
 def maximum(view: View, fit: Fit, per: Per) -> jax.Array:
     """`formulas.maximum` of all activations."""
-    return _maximum(view.sample, fit.neurons.offset, per)
+    return formulas.positive(view.sample.maxima(fit.neurons.offset), per)
 
 
 @named
@@ -111,7 +110,9 @@ def least_squares(shift: float = 0.0) -> Statistic:
     shift = float(shift)
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
-        return _least_squares(view.sample, fit.neurons.offset, per, shift, view.values)
+        sample, offset = view.sample, fit.neurons.offset
+        own = {"weight": sample.weight, "maxima": sample.maxima(offset)}
+        return _least_squares(sample.magnitudes(offset), view.values, per, shift, **own)
 
     return of
 
@@ -245,11 +246,7 @@ def least_squares_offset() -> Calibrator:
 
 _divided = by_numpy_or_xla(operator.truediv)
 _middle = jax.jit(formulas.middle, static_argnames="intervals")
-
-
-@functools.partial(jax.jit, static_argnames="per")
-def _maximum(sample: Sample, offset: jax.Array | None, per: Per) -> jax.Array:
-    return formulas.maximum(sample.maxima(offset)[None], per)
+_least_squares = jax.jit(formulas.least_squares, static_argnums=(1, 2, 3))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -259,15 +256,3 @@ def _percentile(activation, effects, offset, p, per, channel) -> jax.Array:
     if effects is not None:
         sizes = jnp.where(effects > 0, sizes, 0)
     return formulas.percentile(sizes, p, per, channel)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _least_squares(sample: Sample, offset, per, shift, values) -> jax.Array:
-    return formulas.least_squares(
-        sample.magnitudes(offset),
-        values,
-        per,
-        shift,
-        weight=sample.weight,
-        maxima=sample.maxima(offset),
-    )

@@ -21,8 +21,7 @@ import numpy as np
 
 from snnjax.codes import Code
 from snnjax.neurons.models import NeuronState, like
-from snnjax.neurons.protocol import chain, drive, fire
-from snnjax.surrogate import Surrogate
+from snnjax.neurons.protocol import Step, chain, drive, fire
 
 
 class Tick(NamedTuple):
@@ -83,13 +82,7 @@ def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
     return current.astype(constant.dtype) + times * constant
 
 
-def fire_at(
-    neuron: Any,
-    params: Any,
-    state: Any,
-    tick: Tick | None,
-    spike: Surrogate | None = None,
-) -> tuple[Any, jax.Array]:
+def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
     That floors v / V_th. With V_t as its threshold and v + `_ahead` as its potential it
@@ -107,7 +100,7 @@ def fire_at(
     [0. 2.] [1.5 0.5]
     """
     if tick is None:
-        return fire(neuron, params, state, spike)
+        return fire(neuron, params, state)
     v, total = state
     fraction = jnp.zeros(())
     if total is not None:
@@ -119,7 +112,7 @@ def fire_at(
     ahead = _ahead(neuron, params, v, tick)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     now = params._replace(threshold=threshold, offset=None)
-    after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
+    after, spikes = fire(neuron, now, NeuronState(v + ahead, total))
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = like(params.offset, spikes)

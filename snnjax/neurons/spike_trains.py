@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import add_offset, lead, namespace, subtract_offset, wide
+from snnjax._arrays import add_offset, lead, namespace, wide
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -111,13 +111,9 @@ def _index(train: SpikeTrain, t: int) -> jax.Array:
 
 
 def level_indices(
-    spikes: jax.Array,
-    threshold: jax.Array | float,
-    levels=BINARY,
-    offset: jax.Array | None = None,
+    spikes: jax.Array, threshold: jax.Array | float, levels=BINARY
 ) -> jax.Array:
     """The number of each spike's level, counted from the lowest: uint8."""
-    spikes = subtract_offset(spikes, offset)
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
     threshold, spikes = lead(wide(jnp.asarray(threshold)), spikes.ndim), wide(spikes)

@@ -10,7 +10,7 @@ precision, and broadcast to that shape.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -333,21 +333,18 @@ class Layers:
 
         # Backwards from a receiver to the first neurons: a sum of several nodes on the
         # way makes as many connections.
-        def ways(name: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        def ways(name: str) -> list[tuple[str, tuple[Any, ...]]]:
             node = nodes[name]
             if isinstance(node, Input | Population):
-                yield name, ()
-            else:
-                for source in node.sources:
-                    for sender, maps in ways(source):
-                        yield sender, (*maps, node)
+                return [(name, ())]
+            before = [way for source in node.sources for way in ways(source)]
+            return [(sender, (*maps, node)) for sender, maps in before]
 
         found = []
         for node in self.receivers:
-            for source in node.sources:
-                found += [Connection(start, node.name, m) for start, m in ways(source)]
-            for own in maps_to_itself(node):
-                found.append(Connection(node.name, node.name, (own,)))
+            own = [way for source in node.sources for way in ways(source)]
+            own += [(node.name, (recurrent,)) for recurrent in maps_to_itself(node)]
+            found += [Connection(sender, node.name, maps) for sender, maps in own]
         return tuple(found)
 
     @property
