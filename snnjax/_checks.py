@@ -202,6 +202,15 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {words}")
 
 
+def check_chip(chip: Any) -> None:
+    """Raise unless this is a profile, whose class snnjax.deploy has when it is used."""
+    if not hasattr(type(chip), "defaults"):
+        raise ValueError(
+            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
+            "e.g. snnjax.deploy.speck() (called)"
+        )
+
+
 def check_flags(**flags: bool) -> None:
     """Raise unless each is True or False."""
     for name, flag in flags.items():

@@ -20,7 +20,13 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._checks import called_as, check_examples, check_finite, check_wait
+from snnjax._checks import (
+    called_as,
+    check_chip,
+    check_examples,
+    check_finite,
+    check_wait,
+)
 from snnjax._trees import batch_of, shapes_of
 from snnjax._types import Per
 from snnjax.capture.capture import capture
@@ -184,12 +190,7 @@ def _defaults(
     """Code, model, and what has a threshold of its own, of the chip or the defaults."""
     if chip is None:
         return rate() if code is None else code, model, "channel"
-    # A profile belongs to snnjax.deploy, which is loaded when it is used.
-    if not hasattr(type(chip), "defaults"):
-        raise ValueError(
-            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
-            "e.g. snnjax.deploy.speck() (called)"
-        )
+    check_chip(chip)
     return chip.defaults(steps, code, model)
 
 

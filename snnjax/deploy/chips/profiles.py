@@ -240,15 +240,6 @@ def _shown(value: Any) -> str:
     return span(value) or "none"
 
 
-def check_chip(chip: Any) -> None:
-    """Raise unless this is a profile."""
-    if not isinstance(chip, Chip):
-        raise ValueError(
-            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
-            "e.g. snnjax.deploy.speck() (called)"
-        )
-
-
 def _profile(name: str, values_of: Mapping[str, Mapping[str, Any]]) -> Chip:
     """A chip by its sources: source -> the fields that it states, with values."""
     fields = {field: v for values in values_of.values() for field, v in values.items()}

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from snnjax._checks import check_chip
 from snnjax._text import Table, shown_as_table
 from snnjax.deploy.chips import geometry, properties
-from snnjax.deploy.chips.profiles import Chip, check_chip
+from snnjax.deploy.chips.profiles import Chip
 from snnjax.deploy.chips.properties import Finding, Layer, Verdict
 from snnjax.deploy.lowering import values
 

@@ -75,20 +75,10 @@ class Reading(NamedTuple):
     levels: streams.Stream | None
 
 
-class WholeReceiver(NamedTuple):
-    """A receiver and its maps of whole numbers.
-
-    ``spikes`` are those of a population. ``clippings`` say which weights are clipped.
-    """
-
-    node: values.Receiver
-    maps: list[values.Affine]
-    spikes: Pair | None
-    clippings: list[str]
-
-
-def fit_receiver(reading: Reading) -> WholeReceiver:
-    """A receiver of whole numbers, from all that it reads."""
+def fit_receiver(
+    reading: Reading,
+) -> tuple[values.Receiver, list[values.Affine], Pair | None, list[str]]:
+    """A receiver of whole numbers, its maps, what it sends, and what is clipped."""
     layers, node, scale = reading.layers, reading.node, reading.scale
     arithmetic = arithmetic_of(layers)
     is_population = isinstance(node, values.Population)
@@ -104,7 +94,7 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
         weighted = _received(*_program(layers, whole_maps), sent)
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, values.Output):
-            return WholeReceiver(whole, whole_maps, None, clippings)
+            return whole, whole_maps, None, clippings
         whole = dataclasses.replace(whole, recurrent=own[0]) if own else whole
         # Wide registers say how far potentials would go.
         activity = streams.fire(whole, widest(layers), weighted)
@@ -126,7 +116,7 @@ def fit_receiver(reading: Reading) -> WholeReceiver:
         _check_range(reading, theta)
     assert reading.levels is not None
     spikes = Pair(reading.levels, streams.Stream(None, activity.spikes))
-    return WholeReceiver(whole, whole_maps, spikes, clippings)
+    return whole, whole_maps, spikes, clippings
 
 
 def read(

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_choice, check_examples, check_finite, warn
+from snnjax._checks import check_chip, check_choice, check_examples, check_finite, warn
 from snnjax._patterns import matching
 from snnjax._ranges import Range
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.chips import geometry
-from snnjax.deploy.chips.profiles import Chip, check_chip
+from snnjax.deploy.chips.profiles import Chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair
@@ -167,11 +167,10 @@ def _whole(
                 # Nothing else reads these maps, so what they read is given free.
                 own = [(maps[s], pairs.pop(s)) for s in node.sources]
                 reading = fitting.read(layers, node, own, bits[node.name], scale)
-                fit = fitting.fit_receiver(reading)
-                pairs |= {node.name: fit.spikes} if fit.spikes else {}
-                clippings += fit.clippings
-                nodes += fit.maps
-                node = fit.node
+                node, own_maps, spikes, clipped = fitting.fit_receiver(reading)
+                pairs |= {node.name: spikes} if spikes else {}
+                clippings += clipped
+                nodes += own_maps
             case values.SumPool() | values.Flatten():
                 sent = (fitting.pooled(node, stream) for stream in arriving(node))
                 pairs[node.name] = Pair(*sent)

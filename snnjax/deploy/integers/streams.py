@@ -39,7 +39,8 @@ FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
 def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     """The arrays of a node as int32: biases and potentials in units.
 
-    The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...].
+    The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...]. A
+    recurrent kernel is float32 where sums of its products are exact in it.
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     bits = 30 - timing.fraction_bits(layers)  # of what is added to a potential
@@ -59,7 +60,10 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 assert rule is not None and node.leak is not None
                 arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
             if node.recurrent is not None:
-                arrays["recurrent"] = _int32(map_params(node.recurrent)["weight"])
+                whole = _int32(map_params(node.recurrent)["weight"])
+                highest = max(map(abs, without_surrogate(node.model).levels))
+                is_exact = highest * np.abs(whole).sum(0).max() < FLOAT_HOLDS
+                arrays["recurrent"] = whole.astype(np.float32) if is_exact else whole
         case values.Output(unit=unit):
             assert unit is not None
             arrays["unit"] = np.asarray(channels_last(unit), np.float32)
@@ -220,7 +224,9 @@ def all_steps(
             v = leak.left(v, lead(p["leak"], v.ndim))
         v += current
         if recurrent is not None:
-            v += parts * _product(last, recurrent, neuron, arithmetic)
+            factors = last.astype(recurrent.dtype), recurrent
+            product = jnp.matmul(*factors, precision="highest")
+            v += parts * product.astype(jnp.int32)
         # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
         # same: a potential at the bound does not fire, and no reset ends below it.
         v = jnp.maximum(v, bound)
@@ -262,20 +268,6 @@ def all_steps(
     state, (spikes, potentials) = jax.lax.scan(step, state, xs)
     *_, extremes, overflows, below = state
     return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)
-
-
-def _product(
-    k: jax.Array,
-    weight: jax.Array,
-    neuron: IntegrateAndFire,
-    arithmetic: values.Arithmetic,
-) -> jax.Array:
-    """Levels [B, N] times whole weights [N, N]; in float32, if that is exact."""
-    highest = max(map(abs, neuron.levels))
-    most = highest * len(weight) * 2 ** (arithmetic.weight_bits - 1)
-    dtype = jnp.float32 if most < FLOAT_HOLDS else jnp.int32
-    factors = k.astype(dtype), weight.astype(dtype)
-    return jnp.matmul(*factors, precision="highest").astype(jnp.int32)
 
 
 def _nearest_level(neuron, v, sent, m, threshold) -> jax.Array:
