@@ -25,7 +25,19 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     """
     current, before, after, spikes = _shapes_of_step(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"
-    _check_same_state(before, after, where)
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(
+            f"{where} has the state {jax.tree.structure(before)} from start and "
+            f"{jax.tree.structure(after)} after a step; allowed: the same"
+        )
+    old, new = map(jax.tree_util.tree_leaves_with_path, (before, after))
+    for (path, start), (_, end) in zip(old, new, strict=True):
+        if (start.shape, start.dtype) != (end.shape, end.dtype):
+            raise ValueError(
+                f"{where} turns its state {name_of(path) or 'leaf'} from "
+                f"{start.dtype}{list(start.shape)} into {end.dtype}{list(end.shape)} "
+                "in a step; allowed: the same shape and type. Cast it by .astype"
+            )
     if getattr(spikes, "shape", None) != current.shape or not is_floating(spikes):
         raise ValueError(
             f"{where} fires {spikes} for currents of shape {current.shape}; allowed: "
@@ -64,20 +76,3 @@ def _shapes_of_step(neuron: Any, params: Any, site: Site) -> tuple[Any, Any, Any
 def _step(neuron: Any, params: Any, state: Any, current: jax.Array) -> Step:
     state = neuron.integrate(params, state, drive(params, current))
     return fire(neuron, params, state)
-
-
-def _check_same_state(before: Any, after: Any, where: str) -> None:
-    """Raise unless a step keeps structure, shapes and types of the state."""
-    if jax.tree.structure(before) != jax.tree.structure(after):
-        raise ValueError(
-            f"{where} has the state {jax.tree.structure(before)} from start and "
-            f"{jax.tree.structure(after)} after a step; allowed: the same"
-        )
-    old, new = map(jax.tree_util.tree_leaves_with_path, (before, after))
-    for (path, start), (_, end) in zip(old, new, strict=True):
-        if (start.shape, start.dtype) != (end.shape, end.dtype):
-            raise ValueError(
-                f"{where} turns its state {name_of(path) or 'leaf'} from "
-                f"{start.dtype}{list(start.shape)} into {end.dtype}{list(end.shape)} "
-                "in a step; allowed: the same shape and type. Cast it by .astype"
-            )

@@ -43,18 +43,17 @@ def _checked_weights(
 ) -> dict[str, jax.Array]:
     if after.keys() != before.keys():
         raise ValueError(f"{wrong} weights {sorted(after)}; allowed: {sorted(before)}")
-    for path, weight in after.items():
+    weights = {}
+    for path, old in before.items():  # in the order that `View.feed` expects
+        weight = after[path]
         if not isinstance(weight, np.ndarray | jax.Array):
             kind = type(weight).__name__
             raise ValueError(f"{wrong} weights {path!r} as a {kind}; allowed: an array")
-    # In the order that `View.feed` expects; NumPy's float64 is float32 to JAX.
-    weights = {path: jnp.asarray(after[path]) for path in before}
-    for path, weight in weights.items():
-        shape, dtype = before[path].shape, before[path].dtype
-        if (weight.shape, weight.dtype) != (shape, dtype):
+        weight = weights[path] = jnp.asarray(weight)  # float64 of NumPy as float32
+        if (weight.shape, weight.dtype) != (old.shape, old.dtype):
             raise ValueError(
                 f"{wrong} weights {path!r} of shape {weight.shape} and type "
-                f"{weight.dtype}; allowed: {shape} and {dtype}"
+                f"{weight.dtype}; allowed: {old.shape} and {old.dtype}"
             )
     return weights
 

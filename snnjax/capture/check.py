@@ -167,8 +167,9 @@ def check(
             operator. If not, anything is allowed that does not hide a site.
     """
     kinds = [
-        (eq, _obstacle(eq, network, facts) if affine else _hidden_site(eq))
+        (eq, _obstacle(eq, network, facts) if affine else "hidden")
         for eq in spread_out(network.equations)
+        if affine or hides_relu(eq)
     ]
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq, kind in [*kinds, *mixing]:
@@ -220,11 +221,6 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
         return None if all_floating else "decision"
     return kind
-
-
-def _hidden_site(equation: Equation) -> str | None:
-    """The same in training mode, where only what hides a site is in the way."""
-    return "hidden" if hides_relu(equation) else None
 
 
 def _shape_problems(

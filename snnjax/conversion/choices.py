@@ -119,8 +119,9 @@ def _outcome(begin: State, alternatives: Sequence[Any], price: float) -> Outcome
             start = begin._replace(snn=end.snn)
             end = sweep(start, chains.values(), f"sweep {next(number)} ")
         errors = judging.output_errors(end, ann_outputs(end))
+        spikes = judging.spikes_sent(end.neurons, end.sent)
         images = sum(begin.sizes[: begin.fitted])
-        candidates.append(Outcome(end.snn, errors, judging.spikes_sent(end), images))
+        candidates.append(Outcome(end.snn, errors, spikes, images))
     return judging.nearest(candidates, price)
 
 

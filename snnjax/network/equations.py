@@ -37,8 +37,12 @@ class Static:
         if dtype is not None and not isinstance(value, Tracer):
             array = np.asarray(value)
             self.key = (str(dtype), array.shape, array.tobytes())
-        else:
-            self.key = value if _hashable(value) else id(value)
+            return
+        try:
+            hash(value)
+            self.key = value
+        except TypeError:
+            self.key = id(value)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -197,11 +201,3 @@ def shape_of(avals: Avals, variable: int | Static) -> Shape:
     if isinstance(variable, Static):
         return np.shape(variable.value)
     return tuple(avals[variable].shape)
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

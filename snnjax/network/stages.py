@@ -8,8 +8,6 @@ reads may be refitted to the spikes that reach this product, whatever reads its 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from snnjax._trees import is_kernel
 from snnjax.network.equations import (
     PRODUCTS,
@@ -17,10 +15,8 @@ from snnjax.network.equations import (
     Equation,
     Network,
     Static,
-    read,
     spread_out,
 )
-from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Site
 
 
@@ -69,10 +65,6 @@ class Segment(NamedTuple):
     outputs: tuple[int | Static, ...]
     carried: tuple[int, ...]
 
-    def depending_on(self, inputs: Iterable[int]) -> frozenset[int]:
-        """These inputs, and its variables that they reach: with them in time, say."""
-        return streaming(self.equations, inputs)
-
 
 class Stage(NamedTuple):
     """One segment at its place in the network.
@@ -97,21 +89,6 @@ class Stage(NamedTuple):
         """The site of a stage that leads to one."""
         assert self.site is not None
         return self.site
-
-
-def run_segment(
-    segment: Segment, sources: Sequence[Any], rule: Rule, streams: Sequence[bool]
-) -> tuple[list[Any], list[Any]]:
-    """Results of a segment: its outputs, and what it carries on.
-
-    ``sources`` are the values of its inputs, and ``streams`` says which of them have a
-    time axis.
-    """
-    values = dict(zip(segment.inputs, sources, strict=True))
-    in_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
-    evaluate(segment.equations, values, rule, streams=segment.depending_on(in_time))
-    outputs: list[Any] = [jnp.asarray(read(values, v)) for v in segment.outputs]
-    return outputs, [values[v] for v in segment.carried]
 
 
 def stages(network: Network) -> list[Stage]:

@@ -26,11 +26,13 @@ Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
 class Neuron(Protocol):
     """A neuron model; its params are a NamedTuple, its state is any pytree.
 
+    >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
     >>> neuron: Neuron = integrate_and_fire()
-    >>> params = neuron.init()
-    >>> v = neuron.integrate(params, neuron.start(params, (1,)), 1.5)
-    >>> print(*neuron.fire(params, v))  # the state after, and the spikes
+    >>> params, current = neuron.init(), jnp.array([1.5])
+    >>> state = neuron.integrate(params, neuron.start(params, (1,)), current)
+    >>> state, spikes = neuron.fire(params, state)
+    >>> print(state.potential, spikes)
     [0.5] [1.]
     """
 

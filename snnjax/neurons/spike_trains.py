@@ -64,13 +64,13 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     [0. 2. 2.]
     """
     indices = unpack(train.bits, steps, train.levels)
-    if train.code.clock_runs:
-        return spikes_of(indices, train)
+    threshold = lead(train.threshold, indices.ndim)
+    levels = indices.astype(threshold.dtype) + train.levels[0]
     # A spike of step t is worth T w_t; what equations read is decoded up to each step.
-    levels = spikes_of(indices, dataclasses.replace(train, offset=None, dtype=None))
-    sizes = jnp.asarray(train.code.sizes(steps), levels.dtype)
+    sizes = jnp.asarray(train.code.sizes(steps), threshold.dtype)
     sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
-    values = add_offset(train.code.stream(sizes * levels), train.offset)
+    spikes = sizes * (levels * threshold)
+    values = add_offset(train.code.stream(spikes), train.offset)
     return values if train.dtype is None else values.astype(train.dtype)
 
 
@@ -119,14 +119,6 @@ def level_indices(
     threshold, spikes = lead(wide(jnp.asarray(threshold)), spikes.ndim), wide(spikes)
     level = jnp.round(spikes / threshold.astype(spikes.dtype))
     return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
-
-
-def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
-    """The spikes of these indices, rounded as their neurons round them."""
-    threshold = lead(train.threshold, indices.ndim)
-    level, low = indices.astype(threshold.dtype), train.levels[0]
-    spikes = add_offset((level + low if low else level) * threshold, train.offset)
-    return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
 def in_groups(stream: Any, levels: tuple[int, int]) -> jax.Array:

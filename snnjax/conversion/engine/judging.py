@@ -58,14 +58,10 @@ def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
 
 
 @functools.partial(by_numpy_or_xla, static=1)
-def _sent(neurons: int, counts: list[list[jax.Array]]) -> jax.Array:
+def spikes_sent(neurons: int, counts: list[list[jax.Array]]) -> jax.Array:
+    """Spikes per neuron of each image, [N], from `State.sent`."""
     totals = [functools.reduce(operator.add, of_sites) for of_sites in counts]
     return namespace(totals[0]).concatenate(totals) / neurons
-
-
-def spikes_sent(here: State) -> jax.Array:
-    """Spikes per neuron of each image, [N]."""
-    return _sent(here.neurons, here.sent)
 
 
 @by_numpy_or_xla

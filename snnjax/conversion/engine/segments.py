@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax.codes import Code
-from snnjax.network.evaluate import identity, operator_rule
+from snnjax.network.equations import Values, read
+from snnjax.network.evaluate import evaluate, identity, operator_rule
 from snnjax.network.sites import Site
-from snnjax.network.stages import Segment, run_segment
+from snnjax.network.stages import Segment, streaming
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 
 Axes = tuple[int | None, ...]
@@ -47,20 +48,22 @@ class Work(NamedTuple):
     site: Site | None = None
 
     def __call__(self, *sources: Any) -> Results:
-        rule = operator_rule(self.code)
-        values = [_decoded(source, self.steps) for source in sources]
-        outputs, carried = run_segment(self.segment, values, rule, self.streams)
+        segment, steps = self.segment, self.steps
+        values: Values = {
+            v: decode(source, steps) if isinstance(source, SpikeTrain) else source
+            for v, source in zip(segment.inputs, sources, strict=True)
+        }
+        in_time, rule = self._reached(self.streams), operator_rule(self.code)
+        evaluate(segment.equations, values, rule, streams=in_time)
+        outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
         if self.site is not None:
             outputs[0] = identity(self.site, *outputs)
-        return Results(tuple(outputs), tuple(carried))
+        return Results(tuple(outputs), tuple(values[v] for v in segment.carried))
 
     def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Results]:
         """The axis of the images of every source and result; None: it has none."""
         segment = self.segment
-        in_time, of_images = (
-            segment.depending_on(itertools.compress(segment.inputs, which))
-            for which in (self.streams, have_images)
-        )
+        in_time, of_images = map(self._reached, (self.streams, have_images))
 
         def axis(variable: Any) -> int | None:
             return int(variable in in_time) if variable in of_images else None
@@ -68,6 +71,12 @@ class Work(NamedTuple):
         results = segment.outputs, segment.carried
         of_results: Any = (tuple(map(axis, variables)) for variables in results)
         return tuple(map(axis, segment.inputs)), Results(*of_results)
+
+    def _reached(self, which: Sequence[bool]) -> frozenset[int]:
+        """These inputs, and the variables that follow from them."""
+        segment = self.segment
+        own = itertools.compress(segment.inputs, which)
+        return streaming(segment.equations, own)
 
 
 class Current(NamedTuple):
@@ -109,7 +118,3 @@ def _axes_of(source: Any, axis: int | None) -> Any:
     if isinstance(source, SpikeTrain):
         return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
     return axis
-
-
-def _decoded(value: Any, steps: int) -> Any:
-    return decode(value, steps) if isinstance(value, SpikeTrain) else value

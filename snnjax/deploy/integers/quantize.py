@@ -132,15 +132,12 @@ def _whole(
     of_x: set[str] = set()  # names of the input and of its sums
     clippings: list[str] = []
     pairs: dict[str, Pair] = {}
-    maps: dict[str, values.Affine] = {}
+    maps: dict[str, tuple[values.Affine, Pair]] = {}
     unit = np.ones(())
 
     def arriving(node: values.Node) -> Pair:
-        sources = [pairs[name] for name in node.sources]
-        return Pair(
-            streams.total([pair.floats for pair in sources]),
-            streams.total([pair.whole for pair in sources]),
-        )
+        floats, whole = zip(*(pairs[name] for name in node.sources), strict=True)
+        return Pair(streams.total(floats), streams.total(whole))
 
     for node in layers.nodes:
         reads_x = bool(of_x.intersection(node.sources))
@@ -157,15 +154,14 @@ def _whole(
                 unit = node.unit
                 of_x.add(node.name)
             case values.Convolution() | values.Dense() | values.Scale():
-                pair = arriving(node)
                 if reads_x:
                     # x is divided by its unit, so weights that read it are multiplied.
                     node = dataclasses.replace(node, weight=node.weight * unit)
-                maps[node.name], pairs[node.name] = node, pair
+                maps[node.name] = node, arriving(node)
                 continue
             case values.Population() | values.Output():
                 # Nothing else reads these maps, so what they read is given free.
-                own = [(maps[s], pairs.pop(s)) for s in node.sources]
+                own = [maps.pop(source) for source in node.sources]
                 reading = fitting.read(layers, node, own, bits[node.name], scale)
                 node, own_maps, spikes, clipped = fitting.fit_receiver(reading)
                 pairs |= {node.name: spikes} if spikes else {}

@@ -18,7 +18,7 @@ saturates or wraps it at its bits.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +107,7 @@ def entering(x: jax.Array, in_time: bool) -> Stream:
     return Stream(None, x) if in_time else Stream(x, None)
 
 
-def total(streams: list[Stream]) -> Stream:
+def total(streams: Sequence[Stream]) -> Stream:
     """The sum of what several nodes send."""
     return Stream(add(s.constant for s in streams), add(s.spikes for s in streams))
 
