@@ -88,7 +88,7 @@ WHOLE = Range(0, whole=True)  # from 0 on
 def ranges_of(declared: Any) -> Mapping[str, Range]:
     """Name -> range, of what a class or a function annotates with one.
 
-    >>> from typing import Annotated
+    >>> from typing import Annotated, NamedTuple
     >>> class Params(NamedTuple):
     ...     threshold: Annotated[float, POSITIVE]
     ...     bias: float

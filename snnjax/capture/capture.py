@@ -154,7 +154,13 @@ def capture(
         # whole batch. Anything may stand between its sites.
         size, mixing = batch_of(x), []
         program, result = program_of(size)
-        answers = _without_aux(result)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                "has_aux=True needs fn to return (outputs, aux); found "
+                f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network "
+                "in training mode does, or leave out has_aux"
+            )
+        answers = result[0]
         growth = Growth(program, program_of(2 * size)[0])
         program = with_sites(program, growth.statistics())
     else:
@@ -217,13 +223,3 @@ def _growth(one: Program, program_of: Callable, size: int) -> Growth:
     if growth.is_clean():
         return growth
     return Growth(some, program_of(size + 1)[0], one)
-
-
-def _without_aux(result: Any) -> Any:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(
-            f"has_aux=True needs fn to return (outputs, aux); found "
-            f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network in "
-            "training mode does, or leave out has_aux"
-        )
-    return result[0]

@@ -109,12 +109,10 @@ def run(
 ) -> Results:
     """Results of some work for a micro-batch; each device has its own images."""
     in_axes, out_axes = work.axes(have_images)
-    axes = tuple(map(_axes_of, sources, in_axes))
+    axes = tuple(  # one for each array of a train
+        dataclasses.replace(source, bits=axis, threshold=None, offset=None)
+        if isinstance(source, SpikeTrain)
+        else axis
+        for source, axis in zip(sources, in_axes, strict=True)
+    )
     return sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
-
-
-def _axes_of(source: Any, axis: int | None) -> Any:
-    """The axis of the images, for each array of a source."""
-    if isinstance(source, SpikeTrain):
-        return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
-    return axis

@@ -106,8 +106,9 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
     try:
         for name in ("steps", *bits):
             COUNT.check(name, metadata[name])
-        check_choice("overflow", _text(metadata["overflow"]), ("saturate", "wrap"))
         check_choice("code", _text(metadata["code"]), ("rate",))
+        numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
+        arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
         for name, node in nodes.items():
             if isinstance(node, values.Input | values.Output):
                 unit = compact(graph.nodes[name].metadata["unit"])
@@ -118,8 +119,6 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
-    arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
     whole = tuple(nodes.values())
     layers = dataclasses.replace(layers, nodes=whole, arithmetic=arithmetic)
     return with_own_maps(layers)
