@@ -133,27 +133,45 @@ class Layers(NamedTuple):
             use_bias=not self.norm,
             kernel_init=_kernel_init(groups),
         )(x)
+        return self.normed(x)
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """Behind its BatchNorm, if there is one."""
         if not self.norm:
             return x
         return nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(x)
 
 
-class ResNet(nn.Module):
-    """Residual network of basic blocks; every stage but the first halves the image."""
+class Network(nn.Module):
+    """What the networks below share: their features, and a dense readout of them."""
 
     num_classes: int
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = self.read(x, Layers(self.norm, self.activation, train))
+        return nn.Dense(self.num_classes)(x)
+
+    @nn.nowrap  # its layers are those of `__call__`
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
+        """The features [B, N] of images."""
+        raise NotImplementedError
+
+
+class ResNet(Network):
+    """Residual network of basic blocks; every stage but the first halves the image."""
+
     blocks: tuple[int, ...] = (3, 3, 3)  # per stage
     channels: tuple[int, ...] = (16, 32, 64)  # per stage
     stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of convolutions
     stem_kernel: int = 3
     pool_stem: Pool | None = None  # 3x3 with stride 2 after the stem
     projection: bool = False  # shortcuts by 1x1 convolution; else He et al.'s option A
-    norm: bool = True
-    activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layer = Layers(self.norm, self.activation, train)
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         for channels, stride in self.stem:
             x = layer(x, channels, kernel=self.stem_kernel, stride=stride)
         if self.pool_stem is not None:
@@ -162,7 +180,7 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 x = Block(layer, self.channels[stage], stride, self.projection)(x)
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+        return x.mean(axis=(1, 2))
 
 
 class Block(nn.Module):
@@ -190,19 +208,16 @@ class Block(nn.Module):
 VGG16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """VGG, by default VGG-16 with average pooling, for images of 32x32 and more."""
 
-    num_classes: int
     # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
     stages: tuple[tuple[int, ...], ...] = VGG16
     dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
     pool: Pool = nn.avg_pool
-    norm: bool = True
-    activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         smallest = 2 ** len(self.stages)
         if min(x.shape[1:3]) < smallest:
             raise ValueError(
@@ -210,7 +225,6 @@ class VGG(nn.Module):
                 f"{smallest}x{smallest} pixels, not {x.shape[1]}x{x.shape[2]}; "
                 "enlarge them or take a ResNet"
             )
-        layer = Layers(self.norm, self.activation, train)
         for stage in self.stages:
             for channels in stage:
                 x = layer(x, channels)
@@ -218,26 +232,22 @@ class VGG(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for features in self.dense:
             x = self.activation(nn.Dense(features, kernel_init=_kernel_init(1))(x))
-        return nn.Dense(self.num_classes)(x)
+        return x
 
 
-class MobileNet(nn.Module):
+class MobileNet(Network):
     """MobileNet v1 (Howard et al. 2017) with strides for 32x32 images."""
 
-    num_classes: int
     width: float = 1.0  # multiplies all channels but the stem's
-    norm: bool = True
-    activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layer = Layers(self.norm, self.activation, train)
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = layer(x, 32)
         blocks = [(64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2)]
         blocks += [*[(512, 1)] * 5, (1024, 2), (1024, 1)]
         for channels, stride in blocks:
             x = Separable(layer, int(self.width * channels), stride)(x)
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+        return x.mean(axis=(1, 2))
 
 
 class Separable(nn.Module):
@@ -278,10 +288,9 @@ class Inverted(nn.Module):
         return x + y if y.shape == x.shape else y
 
 
-class MobileNetV3(nn.Module):
+class MobileNetV3(Network):
     """MobileNet v3 (Howard et al. 2019) with fewer blocks, for 32x32 images."""
 
-    num_classes: int
     blocks: tuple[tuple[int, int, int, int], ...] = (
         (3, 48, 24, 2),  # of each `Inverted`: kernel, wide, channels, stride
         (3, 96, 24, 1),
@@ -293,38 +302,32 @@ class MobileNetV3(nn.Module):
         *[(5, 320, 80, 1)] * 2,
     )
     last: int = 320
-    norm: bool = True
     activation: Activation = nn.hard_swish
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layer = Layers(self.norm, self.activation, train)
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = layer(x, 16)
         for block in self.blocks:
             x = Inverted(layer, *block)(x)
-        x = layer(x, self.last, kernel=1)
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+        return layer(x, self.last, kernel=1).mean(axis=(1, 2))
 
 
-class Whitened(nn.Module):
+class Whitened(Network):
     """After Page (2018) and Jordan (2024, arXiv:2404.00498), with ReLU.
 
     A 2x2 convolution that whitens patches of the image, stages that halve it, and a
     readout of the means. Their 3x3 convolutions with pooling behind them are 4x4 ones.
     """
 
-    num_classes: int
-    stages: tuple[tuple[int, int], ...]  # channels, layers behind the halving
-    norm: bool = True
-    activation: Activation = nn.relu
+    # Channels, layers behind the halving.
+    stages: tuple[tuple[int, int], ...] = ((64, 1), (256, 1), (256, 1))
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layer = Layers(self.norm, self.activation, train)
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = self.activation(nn.Conv(24, (2, 2), padding="VALID")(x))
         for channels, layers in self.stages:
             x = Stage(layer, channels, layers)(x)
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+        return x.mean(axis=(1, 2))
 
 
 class Stage(nn.Module):
@@ -348,40 +351,31 @@ class Stage(nn.Module):
 SMALL = ((32, 1), (32, 2), (64, 1), (64, 2), (128, 1), (128, 2))
 
 
-class Plain(nn.Module):
+class Plain(Network):
     """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
 
-    num_classes: int
     convolutions: tuple[tuple[int, int], ...] = SMALL
-    norm: bool = True
-    activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layer = Layers(self.norm, self.activation, train)
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         for channels, stride in self.convolutions:
             x = layer(x, channels, stride=stride)
-        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+        return x.reshape(x.shape[0], -1)
 
 
-class Dense(nn.Module):
+class Dense(Network):
     """Dense layers on all features of an example, or of a step, and a dense readout."""
 
-    num_classes: int
     width: int = 128
     depth: int = 2
-    norm: bool = True
-    activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    @nn.nowrap
+    def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
         for _ in range(self.depth):
             x = nn.Dense(self.width, use_bias=not self.norm)(x)
-            if self.norm:
-                x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-            x = self.activation(x)
-        return nn.Dense(self.num_classes)(x)
+            x = self.activation(layer.normed(x))
+        return x
 
 
 _torchvision_resnet = partial(
@@ -415,7 +409,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3": MobileNetV3,
     "vit": ViT,
     "convnext": ConvNeXt,
-    "whitened_vgg8": partial(Whitened, stages=((64, 1), (256, 1), (256, 1))),
+    "whitened_vgg8": Whitened,
     "whitened_resnet9": partial(Whitened, stages=((128, 2), (256, 0), (304, 2))),
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
