@@ -21,17 +21,6 @@ from experiments.conversions import Experiment, count_hits, counter
 from experiments.report import markdown_table, network_name
 from experiments.running import CHIPS, Conversion, TrainSNN, devices, write
 
-HEAD = (
-    "numbers",
-    "scale",
-    "accuracy %",
-    "weights KiB",
-    "potentials KiB",
-    "bits used",
-    "overflows",
-    "s",
-)
-
 
 class Row(NamedTuple):
     """What a network of whole numbers does on the test images."""
@@ -155,25 +144,26 @@ def _count(
     return np.array([int((answers == labels).sum()), int(overflows)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> dict[str, str]:
     def text(value: Any, form: str = "") -> str:
         return "" if value is None else format(value, form)
 
-    return (
-        row.numbers,
-        row.scale or "",
-        f"{100 * row.accuracy:.1f}",
-        f"{row.memory.weights / 1024:.1f}",
-        f"{row.memory.potentials / 1024:.1f}",
-        text(row.used_bits),
-        text(row.overflows),
-        text(row.seconds, ".1f"),
-    )
+    return {
+        "numbers": row.numbers,
+        "scale": row.scale or "",
+        "accuracy %": f"{100 * row.accuracy:.1f}",
+        "weights KiB": f"{row.memory.weights / 1024:.1f}",
+        "potentials KiB": f"{row.memory.potentials / 1024:.1f}",
+        "bits used": text(row.used_bits),
+        "overflows": text(row.overflows),
+        "s": text(row.seconds, ".1f"),
+    }
 
 
 def text_of(integers: Integers) -> str:
     """The table in Markdown, and the report."""
-    text = markdown_table(HEAD, [_cells(row) for row in integers.rows])
+    first, *others = map(_cells, integers.rows)
+    text = markdown_table(first, [row.values() for row in (first, *others)])
     if integers.report is not None:
         text += f"\n```text\n{integers.report}\n```\n"
     return text

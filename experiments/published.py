@@ -21,11 +21,6 @@ from experiments.running import run
 PAPERS = PUBLISHED.parent / "published.json"
 STEPS = (1, 2, 4, 8, 16, 32)
 FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
-HEAD = (
-    *("method", "network", "ANN %", "for it", "epochs", "values"),
-    *(f"T = {t}" for t in STEPS),
-    *("lost, T = 2", "lost, T = 4", "latency", "spikes"),
-)
 
 
 class Row(NamedTuple):
@@ -94,22 +89,22 @@ def _fair_steps(name: str, by_steps: dict[int, Any]) -> int:
     return steps[0]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> dict[str, str]:
     def number(value: float, digits: int = 1) -> str:
         return "" if math.isnan(value) else f"{value:.{digits}f}"
 
-    return (
-        row.method,
-        row.network,
-        number(row.ann),
-        "yes" if row.ann_trained_for_it else "no",
-        str(row.epochs_after_conversion),
-        str(row.values_per_step or ""),
-        *(number(row.accuracies.get(t, math.nan)) for t in STEPS),
-        *(number(row.lost(t)) for t in (2, 4)),
-        str(row.latency),
-        number(row.spikes, 2),
-    )
+    return {
+        "method": row.method,
+        "network": row.network,
+        "ANN %": number(row.ann),
+        "for it": "yes" if row.ann_trained_for_it else "no",
+        "epochs": str(row.epochs_after_conversion),
+        "values": str(row.values_per_step or ""),
+        **{f"T = {t}": number(row.accuracies.get(t, math.nan)) for t in STEPS},
+        **{f"lost, T = {t}": number(row.lost(t)) for t in (2, 4)},
+        "latency": str(row.latency),
+        "spikes": number(row.spikes, 2),
+    }
 
 
 def _by_points_lost(row: Row) -> list[float]:
@@ -191,8 +186,8 @@ def table_of(argv: Sequence[str] | None) -> str:
         return markdown_table(("method", "source"), sorted(sources))
     entries = [entry for entry in entries if entry["dataset"] == options.dataset]
     rows = [*map(_paper, entries), *_ours(options.files, options.dataset)]
-    rows.sort(key=_by_points_lost)
-    return markdown_table(HEAD, [_cells(row) for row in rows])
+    first, *others = map(_cells, sorted(rows, key=_by_points_lost))
+    return markdown_table(first, [row.values() for row in (first, *others)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

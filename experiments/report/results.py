@@ -180,7 +180,7 @@ def console_table(results: Sequence[Result], ann: float) -> str:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table in Markdown."""
     head, *rows = (
         "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
