@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -126,7 +126,8 @@ def _described(file: Path, option: Mapping[str, Any] | None):
 
 
 COUNT = options.Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
-CARD_RULES = {
+REQUIRED = {"model", "num_classes", "input_shape"}
+CARD = {  # what a card may say, and which values
     "model": options.Rule("a name", lambda v: isinstance(v, str)),
     "num_classes": COUNT,
     "input_shape": options.Rule(
@@ -135,48 +136,29 @@ CARD_RULES = {
     "norm": options.Rule("true, false or null", lambda v: type(v) is bool),
     "clip": options.POSITIVE,
     "levels": options.at_most(options.MOST_LEVELS),
+    # Per channel of pixels in 0..255.
     "mean": options.Rule("a number per channel", lambda v: all(map(math.isfinite, v))),
     "std": options.Rule(
         "a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v)
     ),
     "test_accuracy": options.FROM_0_TO_1,
     "seconds": options.NOT_NEGATIVE,
+    **dict.fromkeys(
+        "dataset sha256 epochs seed command versions notes".split(),
+        options.Rule("anything", lambda v: True),
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card may say; the first three fields must be there."""
-
-    model: str
-    num_classes: int
-    input_shape: list[int]  # height, width, channels
-    norm: bool | None = None
-    clip: float | None = None
-    levels: int | None = None
-    mean: list[float] | None = None  # per channel of pixels in 0..255
-    std: list[float] | None = None
-    test_accuracy: float | None = None
-    seconds: float | None = None
-    dataset: str | None = None
-    sha256: str | None = None
-    epochs: int | None = None
-    seed: int | None = None
-    command: str | None = None
-    versions: dict | None = None
-    notes: Any = None
-
-    def __post_init__(self):
-        options.check(self, CARD_RULES)
 
 
 def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a card, and the card with all options of the module."""
-    try:
-        Card(**card)
-    except TypeError as error:  # a field is absent or unknown
-        names = ", ".join(field.name for field in fields(Card))
-        raise ValueError(f"{error}; allowed: {names}") from None
+    others = card.keys() - CARD
+    for found, names in ("lacks", REQUIRED - card.keys()), ("has unknown", others):
+        if names:
+            fields = f"{found} fields {', '.join(sorted(names))}"
+            raise ValueError(f"it {fields}; allowed: {', '.join(CARD)}")
+    for name in card:
+        options.check_range(SimpleNamespace(**card), name, CARD[name])
     model = build_from(card)
     norm = getattr(model, "norm", True)
     return model, {"clip": None, "levels": None, **card, "norm": norm}

@@ -4,7 +4,7 @@ A field is an option of the command line, and the comment above it is its help t
 ``command_line.py`` reads them; ``experiments/presets.py`` has configurations by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -86,7 +86,6 @@ RULES: dict[str, Rule] = {
         "mesh mask weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
     ),
     "steps": at_most(MOST_STEPS),
-    "warmup": Rule("in [0, 1)", lambda value: 0 <= value < 1),
     "leak": Rule("in (0, 1]", lambda value: 0 < value <= 1),
     "distillation": FROM_0_TO_1,
     "weight_bits": at_most(16),
@@ -94,7 +93,8 @@ RULES: dict[str, Rule] = {
         "a whole number >= 0, T or T-1", lambda w: w in ("T", "T-1") or w.isdecimal()
     ),
     **dict.fromkeys(
-        ("choice", "answer_from"), Rule("in [0, 1)", lambda value: 0 <= value < 1)
+        ("warmup", "choice", "answer_from"),
+        Rule("in [0, 1)", lambda value: 0 <= value < 1),
     ),
     "sequence": one_of("rows", "permuted"),
     "reset": one_of("zero", "subtract"),
@@ -121,7 +121,7 @@ def check_range(config: object, name: str, rule: Rule) -> None:
             raise ValueError(f"{name} must be {rule.text}, not {value}")
 
 
-def check(config: Any, rules: Mapping[str, Rule] = RULES) -> None:
+def check(config: Any) -> None:
     """Raise unless all fields of a dataclass obey their rules.
 
     A tuple has one entry at least, and none twice, but in `MAY_REPEAT`.
@@ -136,8 +136,8 @@ def check(config: Any, rules: Mapping[str, Rule] = RULES) -> None:
                 raise ValueError(
                     f"{name} has {repeats[0]} more than once; give each one once"
                 )
-        if name in rules:
-            check_range(config, name, rules[name])
+        if name in RULES:
+            check_range(config, name, RULES[name])
 
 
 @dataclass(frozen=True)
