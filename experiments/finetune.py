@@ -220,9 +220,8 @@ def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
         return read(normalize(data, images))
 
     def examples(epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        for key, numbers in training_loop.batches_of(config, data, epoch):
-            images = devices.rows(data.train_images, numbers, mesh)
-            yield prepare(key, images), devices.rows(data.train_labels, numbers, mesh)
+        for key, images, labels, _ in training_loop.batches(config, data, mesh, epoch):
+            yield prepare(key, images), labels
 
     return examples
 

@@ -3,6 +3,7 @@
 A batch depends only on the seed, its epoch and its number, so a run can be resumed.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.data import Dataset
 from experiments.running import devices
@@ -110,11 +112,6 @@ def fit(
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
 
-    def batches(epoch: int) -> Iterator[tuple]:
-        for index, (key, numbers) in enumerate(batches_of(config, data, epoch)):
-            images = devices.rows(data.train_images, numbers, mesh)
-            yield key, images, devices.rows(data.train_labels, numbers, mesh), index
-
     def measure_and_note(state: State, log: list[dict]) -> dict[str, Any]:
         entries = measure(state, log)
         line = log[-1] | entries
@@ -126,7 +123,7 @@ def fit(
     return training.train(
         lambda state, batch: step(state, *batch),
         sharding.on_mesh(state, devices.by_image(mesh)),
-        batches,
+        functools.partial(batches, config, data, mesh),
         epochs=config.epochs,
         measure=measure_and_note,
         folder=state_folder(config),
@@ -134,8 +131,8 @@ def fit(
     )
 
 
-def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.ndarray]]:
-    """A random key and the numbers of the images, for each step of an epoch.
+def batches(config, data: Dataset, mesh: Mesh | None, epoch: int) -> Iterator[tuple]:
+    """A random key, images, labels and the index of the step, for each of an epoch.
 
     They depend on seed, epoch and step only, so that a run can be resumed.
     """
@@ -143,4 +140,7 @@ def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.nd
     order = np.random.default_rng((config.seed, epoch)).permutation(count)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     numbers = order[: steps * config.batch_size].reshape(steps, config.batch_size)
-    return [(jax.random.fold_in(key, i), row) for i, row in enumerate(numbers)]
+    for index, row in enumerate(numbers):
+        images = devices.rows(data.train_images, row, mesh)
+        labels = devices.rows(data.train_labels, row, mesh)
+        yield jax.random.fold_in(key, index), images, labels, index
