@@ -37,6 +37,7 @@ import numpy as np
 import snnjax
 from benchmarks import timing
 from benchmarks.networks import convolution
+from experiments.data.events import events_of_bin
 from snnjax.deploy import Layers
 
 # ------------------------------------------------------------------------------ Loihi 1
@@ -273,18 +274,12 @@ SIZE = 34
 WINDOWS = {"event by event": None, "steps of 0.1 ms": 100, "steps of 1 ms": 1000}
 
 
-def events(file: Path) -> tuple[np.ndarray, ...]:
-    """x, y, polarity and microseconds of each event, 40 bits in a file."""
-    x, y, *times = np.fromfile(file, np.uint8).reshape(-1, 5).astype(int).T
-    return x, y, times[0] >> 7, (times[0] & 127) << 16 | times[1] << 8 | times[2]
-
-
 def sequence(file: Path, window: int | None) -> np.ndarray:
     """How many events [T, 1, 34, 34, 2] arrive in a window; None: one in each step."""
-    x, y, polarity, time = timing.read(file, events)
-    step = np.arange(len(x)) if window is None else time // window
+    events = timing.read(file, lambda file: events_of_bin(file.read_bytes()))
+    step = np.arange(len(events)) if window is None else events["t"] // window
     frames = np.zeros((step.max() + 1, 1, SIZE, SIZE, 2), np.float32)
-    np.add.at(frames, (step, 0, y, x, polarity), 1)
+    np.add.at(frames, (step, 0, events["y"], events["x"], events["p"]), 1)
     # Steps without events change nothing: sequences of one length share a program.
     return np.pad(frames, ((0, -len(frames) % 1024), *[(0, 0)] * 4))
 
