@@ -137,8 +137,9 @@ def recordings_of(folder: Path, part: str) -> Iterator[tuple]:
     elif (root := folder / f"ibmGesture{part.capitalize()}").is_dir():
         for file in sorted(root.glob("*/*.npy")):  # x, y, polarity, milliseconds
             x, y, p, t = np.load(file).T
-            pooled = _events(x // POOLED, y // POOLED, p, 1000 * t)
-            yield pooled, int(file.stem), file.parent.name.partition("_")[0]
+            fields = x // POOLED, y // POOLED, p, 1000 * t
+            events = np.rec.fromarrays(fields, EVENT)
+            yield events, int(file.stem), file.parent.name.partition("_")[0]
     else:
         raise MissingDataError(
             f"{folder} has no recordings for {part}; allowed: {part.capitalize()}/"
@@ -155,7 +156,8 @@ def events_of_bin(content: bytes) -> np.ndarray:
             "Download it anew"
         )
     b = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64).T
-    return _events(b[0], b[1], b[2] >> 7, (b[2] & 127) << 16 | b[3] << 8 | b[4])
+    fields = b[0], b[1], b[2] >> 7, (b[2] & 127) << 16 | b[3] << 8 | b[4]
+    return np.rec.fromarrays(fields, EVENT)
 
 
 def gestures_of(file: Path) -> Iterator[tuple]:
@@ -164,7 +166,7 @@ def gestures_of(file: Path) -> Iterator[tuple]:
     mark = b"#!END-HEADER\r\n"
     if not content.startswith(b"#!AER-DAT3.1") or mark not in content:
         raise ValueError(f"{file} is no AEDAT 3.1 file; allowed: those of DVS-Gesture")
-    at, parts = content.index(mark) + len(mark), [_events(*np.zeros((4, 0), int))]
+    at, parts = content.index(mark) + len(mark), [np.empty(0, EVENT)]
     while at + 28 <= len(content):  # packets: a header of 28 bytes, then events
         kind, _ = np.frombuffer(content, "<i2", 2, at)
         size, _, overflow, _, number, _ = np.frombuffer(content, "<i4", 6, at + 4)
@@ -175,7 +177,8 @@ def gestures_of(file: Path) -> Iterator[tuple]:
             x, y = (data >> 17) // POOLED, (data >> 2 & 0x7FFF) // POOLED
             valid = data & 1 == 1
             t = t.astype(np.int64) + (int(overflow) << 31)
-            parts.append(_events(x, y, data >> 1 & 1, t)[valid])
+            fields = x, y, data >> 1 & 1, t
+            parts.append(np.rec.fromarrays(fields, EVENT)[valid])
         at += 28 + int(size) * int(number)
     events = np.concatenate(parts)
     with file.with_name(f"{file.stem}_labels.csv").open() as lines:
@@ -183,10 +186,3 @@ def gestures_of(file: Path) -> Iterator[tuple]:
             label, first, last = map(int, row.values())
             during = (events["t"] >= first) & (events["t"] < last)
             yield events[during], label - 1, file.stem.partition("_")[0]
-
-
-def _events(*fields: np.ndarray) -> np.ndarray:
-    events = np.empty(len(fields[0]), EVENT)
-    for name, field in zip(EVENT.names or (), fields, strict=True):
-        events[name] = field
-    return events

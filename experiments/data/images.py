@@ -33,12 +33,13 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
     """
+    roots = [r.expanduser() for r in (Path(name), Path(data_dir or ".") / name)]
     if name == "digits":
         train, test, num_classes = _digits()
-    elif (pair := _idx_folder(name, data_dir)) is not None:
+    elif (pair := _idx_folder(roots)) is not None:
         train, test = pair
         num_classes = 1 + int(train[1].max())
-    elif (root := _image_folder(name, data_dir)) is not None:
+    elif (root := _image_folder(roots)) is not None:
         classes = [folder.name for folder in _folders(root / "train")]
         train = _read_folder(root / "train", classes)
         test = _read_folder(root / "test", classes)
@@ -76,9 +77,9 @@ def _digits():
     return (train_x, train_y), (test_x, test_y), 10
 
 
-def _idx_folder(name: str, data_dir: str | None):
+def _idx_folder(roots: list[Path]):
     """Images and labels of MNIST's files for training and test; None: they are not."""
-    for root in (Path(name).expanduser(), Path(data_dir or ".").expanduser() / name):
+    for root in roots:
         if any(root.glob("train-images-idx3-ubyte*")):
             return [
                 (_idx(root, f"{part}-images-idx3")[..., None], labels.astype(np.int32))
@@ -108,8 +109,7 @@ def _idx(root: Path, name: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _image_folder(name: str, data_dir: str | None) -> Path | None:
-    roots = [r.expanduser() for r in (Path(name), Path(data_dir or ".") / name)]
+def _image_folder(roots: list[Path]) -> Path | None:
     for root in roots:
         if (root / "train").is_dir() and (root / "test").is_dir():
             return root

@@ -109,8 +109,10 @@ def load_keywords(folder: Path, coefficients: int = 20) -> Dataset:
     y = np.array([names.index(file.parent.name) for file in files], np.int32)
     speakers = np.array(
         [
-            stem.split("_nohash_")[0][-8:] if "_nohash_" in stem else str(file)
-            for file, stem in ((file, file.stem) for file in files)
+            file.stem.split("_nohash_")[0][-8:]
+            if "_nohash_" in file.stem
+            else str(file)
+            for file in files
         ]
     )
     train, test = split(speakers, (0.9, 0.1))
