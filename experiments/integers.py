@@ -77,9 +77,16 @@ def tested(
         start = time.perf_counter()
         integers = quantized(weight_bits=bits, chip=chip)
         seconds = time.perf_counter() - start
-        of_bits = functools.partial(run, integers)
-        row = _row(integers, scale, of_bits, *test)
-        rows.append(row._replace(seconds=seconds))
+        of_bits, (images, labels) = functools.partial(run, integers), test
+        counts = devices.total(functools.partial(_count, of_bits), images, labels, None)
+        hits, overflows = counts.tolist()
+        # Negative potentials may saturate.
+        extremes = of_bits(images[:100]).extremes.values()
+        used_bits = 1 + max(int(most) for _, most in extremes).bit_length()
+        assert integers.arithmetic is not None
+        numbers, right = f"{integers.arithmetic.weight_bits} bits", hits / len(labels)
+        memory = snnjax.deploy.memory(integers)
+        rows.append(Row(numbers, scale, right, memory, used_bits, overflows, seconds))
     report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 
@@ -108,30 +115,6 @@ def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
     memory = snnjax.deploy.memory(integers)
     memory = memory._replace(potentials=memory.potentials * 8 / 30)  # a byte for each
     return Row("ANN, 8 bits", "channel", hits / len(images), memory)
-
-
-def _row(
-    layers: snnjax.deploy.Layers,
-    scale: str,
-    run: Callable[[Any], snnjax.deploy.Trace],
-    images: Any,
-    labels: np.ndarray,
-) -> Row:
-    counts = devices.total(functools.partial(_count, run), images, labels, None)
-    hits, overflows = counts.tolist()
-    # Negative potentials may saturate.
-    extremes = run(images[:100]).extremes.values()
-    highest = max(int(most) for _, most in extremes)
-    arithmetic = layers.arithmetic
-    assert arithmetic is not None
-    return Row(
-        f"{arithmetic.weight_bits} bits",
-        scale,
-        hits / len(labels),
-        snnjax.deploy.memory(layers),
-        1 + highest.bit_length(),
-        overflows,
-    )
 
 
 def _count(
