@@ -37,25 +37,12 @@ from experiments.integers import tested, text_of, write_integers
 from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
-from experiments.running import (
-    TrainSNN,
-    check_writable,
-    devices,
-    options,
-    parse,
-    run,
-    training_loop,
-)
-from snnjax import SNN, training
+from experiments.running import TrainSNN, devices, options, training_loop
+from snnjax import SNN, surrogate, training
 
-SURROGATES: dict[str, Callable] = {
-    "rectangle": snnjax.surrogate.rectangle,
-    "triangle": snnjax.surrogate.triangle,
-    "exponential": snnjax.surrogate.exponential,
-    "sigmoid": snnjax.surrogate.sigmoid,
-    "arctan": snnjax.surrogate.arctan,
-    "dspike": snnjax.surrogate.dspike,
-}
+_SPIKES = (surrogate.rectangle, surrogate.triangle, surrogate.exponential)
+_SPIKES += (surrogate.sigmoid, surrogate.arctan, surrogate.dspike)
+SURROGATES: dict[str, Callable] = {spike.__name__: spike for spike in _SPIKES}
 # name -> the model around a LIF neuron.
 NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
@@ -153,7 +140,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     """
     options.check_range(config, "surrogate", options.one_of(*SURROGATES))
     options.check_range(config, "neuron", options.one_of(*NEURONS))
-    check_writable(config.out, "--out")
+    running.check_writable(config.out, "--out")
     data = _load(config) if data is None else data
     data = data.with_choice(config.choice).first(config.train_images)
     if config.sequence is not None:
@@ -439,8 +426,8 @@ def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"models": NAMES, "neurons": NEURONS, "surrogates": SURROGATES}
-    config = parse(TrainSNN, PRESETS_SNN, argv, names)
-    run(lambda: train(config))
+    config = running.parse(TrainSNN, PRESETS_SNN, argv, names)
+    running.run(lambda: train(config))
     print(f"{config.out}: metrics.jsonl, curves.png, the SNN in {SNN_FILE}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import snnjax
+from snnjax import deploy
 
 MOST_LEVELS = 65535  # of a quantized ReLU; float32 counts them exactly
 MOST_STEPS = 10_000  # the spikes of all steps are held in memory
@@ -45,15 +46,9 @@ CODES = {
 }
 
 # The chips by their names for --chip.
-CHIPS = {
-    "speck": snnjax.deploy.speck,
-    "xylo": snnjax.deploy.xylo,
-    "loihi2": snnjax.deploy.loihi2,
-    "akida1": snnjax.deploy.akida1,
-    "spinnaker2": snnjax.deploy.spinnaker2,
-    "loihi1": snnjax.deploy.loihi1,
-    "catalyst_n1": snnjax.deploy.catalyst_n1,
-}
+_CHIPS = (deploy.speck, deploy.xylo, deploy.loihi2, deploy.akida1, deploy.spinnaker2)
+_CHIPS += (deploy.loihi1, deploy.catalyst_n1)
+CHIPS = {chip.__name__: chip for chip in _CHIPS}
 
 # The best conversion in which every layer knows all of its input, without a price and
 # with rounding at the last step: an ANN with activations of as many values.
