@@ -106,13 +106,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
-    before = timing.before(options.out).get("sides", {})
     result = timing.new_result(__doc__, ("jax", "torch", "torchvision", "torchax"))
-    sides = result["sides"]
+    sides = timing.continued(result, options.out)["sides"]
     for name in NETWORKS:
-        if name in before:
-            sides[name] = before[name]
-        elif timing.is_selected(name, options.only):
+        if name not in sides and timing.is_selected(name, options.only):
             print(f"tracing {name}", file=sys.stderr, flush=True)
             converts = name in CONVERTED and not options.quick
             sides[name] = row_of(name, converts)

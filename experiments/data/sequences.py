@@ -91,6 +91,11 @@ def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     return dct(np.log(1e-6 + spectra @ triangles))[:, :count] / np.sqrt(2 * 40)
 
 
+def _speaker(file: Path) -> str:
+    name, mark, _ = file.stem.partition("_nohash_")
+    return name[-8:] if mark else str(file)
+
+
 def load_keywords(folder: Path, coefficients: int = 20) -> Dataset:
     """MFCCs [N, 49, 20] of FOLDER/WORD/*.wav; a tenth of the speakers is the test.
 
@@ -107,14 +112,7 @@ def load_keywords(folder: Path, coefficients: int = 20) -> Dataset:
         except (ValueError, OSError, struct.error) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
     y = np.array([names.index(file.parent.name) for file in files], np.int32)
-    speakers = np.array(
-        [
-            file.stem.split("_nohash_")[0][-8:]
-            if "_nohash_" in file.stem
-            else str(file)
-            for file in files
-        ]
-    )
+    speakers = np.array([*map(_speaker, files)])
     train, test = split(speakers, (0.9, 0.1))
     order = np.random.default_rng(0).permutation(train)  # the first are of all words
     wide = x[train].astype(np.float32)
