@@ -116,29 +116,25 @@ def _write(
 
 
 def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
-    """The SNN that training begins with, and its result."""
+    """The SNN that training begins with, and its result.
+
+    That is a conversion, or random weights, and neurons as `snnjax.integrate_and_fire`
+    makes them. Of these, as many parameters are trained as after a conversion:
+    thresholds per channel, potentials per neuron.
+    """
     if not config.from_scratch:
         (result,), (snn,) = conversions.carry_out(task)
         return result, snn
-    snn = _fresh(config, task)
-    result = conversions.evaluated(task, "from scratch", snn, 0.0)
-    print(row(result, task.ann), flush=True)
-    return result, snn
-
-
-def _fresh(config: FineTune, task: Experiment) -> SNN:
-    """Random weights, and neurons as `snnjax.integrate_and_fire` makes them.
-
-    As many parameters are trained as after a conversion: thresholds per channel,
-    potentials per neuron.
-    """
     key, image = jax.random.key(config.seed), task.test.images[:1]
     variables = jax.jit(task.source.model.init)(key, image)
     neuron = conversions.neuron_of(config.levels, config.code, config)
     code = running.CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
-    return conversions.widen_all(snn, task.sites)
+    snn = conversions.widen_all(snn, task.sites)
+    result = conversions.evaluated(task, "from scratch", snn, 0.0)
+    print(row(result, task.ann), flush=True)
+    return result, snn
 
 
 class Learner(NamedTuple):

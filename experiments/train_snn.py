@@ -173,10 +173,12 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     trained = dataclasses.replace(config, weight_bits=None, chip=None)
     state, log = training_loop.fit(trained, data, state, make_step(setting), measure)
     if devices.first():
-        accuracy = log[-1]["test_accuracy"]
-        _save(setting, state.snn, accuracy, out / SNN_FILE)
+        card = {"recipe": f"direct training, {config.surrogate}, {config.learn}"}
+        card |= {"accuracy": log[-1]["test_accuracy"], "extras": _card(setting)}
+        snn = dataclasses.replace(state.snn, steps=setting.steps, wait=0)
+        snnjax.save(out / SNN_FILE, snn, **card)
         if config.weight_bits or config.chip:
-            _test_whole_numbers(setting, state.snn, accuracy, out)
+            _test_whole_numbers(setting, snn, card["accuracy"], out)
     return state.snn
 
 
@@ -184,7 +186,6 @@ def _test_whole_numbers(setting: Setting, snn: SNN, accuracy: float, out: Path) 
     """Writes and prints what the trained network does as a chip computes it."""
     config, data = setting.config, setting.data
     fn = functools.partial(setting.model.apply, train=False)
-    snn = dataclasses.replace(snn, steps=setting.steps)
     x, inputs = setting.current(data.train_images[:CALIBRATION]), setting.inputs
 
     def run(layers: snnjax.deploy.Layers, images: Any) -> snnjax.deploy.Trace:
@@ -414,13 +415,6 @@ def _card(setting: Setting) -> dict[str, Any]:
         "training": dataclasses.asdict(config),
         "packages": {package: version(package) for package in ("flax", "optax")},
     }
-
-
-def _save(setting: Setting, snn: SNN, accuracy: float, file: Path) -> None:
-    config, card = setting.config, _card(setting)
-    recipe = f"direct training, {config.surrogate}, {config.learn}"
-    snn = dataclasses.replace(snn, steps=setting.steps, wait=0)
-    snnjax.save(file, snn, extras=card, recipe=recipe, accuracy=accuracy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
