@@ -38,7 +38,7 @@ from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import TrainSNN, devices, options, training_loop
-from snnjax import SNN, surrogate, training
+from snnjax import SNN, neurons, surrogate, training
 
 _SPIKES = (surrogate.rectangle, surrogate.triangle, surrogate.exponential)
 _SPIKES += (surrogate.sigmoid, surrogate.arctan, surrogate.dspike)
@@ -46,18 +46,14 @@ SURROGATES: dict[str, Callable] = {spike.__name__: spike for spike in _SPIKES}
 # name -> the model around a LIF neuron.
 NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
-    "synaptic": lambda lif: snnjax.neurons.Synaptic(lif, synaptic_leak=0.5),
-    "adaptive": snnjax.neurons.Adaptive,
-    "resonate": lambda lif: snnjax.neurons.ResonateAndFire(
+    "synaptic": lambda lif: neurons.Synaptic(lif, synaptic_leak=0.5),
+    "adaptive": neurons.Adaptive,
+    "resonate": lambda lif: neurons.ResonateAndFire(
         threshold=lif.threshold, temperature=lif.temperature
     ),
-    "recurrent": snnjax.neurons.Recurrent,
-    "recurrent_adaptive": lambda lif: snnjax.neurons.Recurrent(
-        NEURONS["adaptive"](lif)
-    ),
-    "recurrent_resonate": lambda lif: snnjax.neurons.Recurrent(
-        NEURONS["resonate"](lif)
-    ),
+    "recurrent": neurons.Recurrent,
+    "recurrent_adaptive": lambda lif: neurons.Recurrent(neurons.Adaptive(lif)),
+    "recurrent_resonate": lambda lif: neurons.Recurrent(NEURONS["resonate"](lif)),
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 # Parameters of neurons that --learn_neurons leaves as they are: weights have the same
@@ -289,13 +285,13 @@ def _cooled(setting: Setting, snn: SNN) -> SNN:
 
 def _with_neurons(snn: SNN, change: Callable[[int, str, jax.Array], jax.Array]) -> SNN:
     """Each leaf of the neurons changed, given the number of its site and its field."""
-    neurons = {
+    changed = {
         site: jax.tree_util.tree_map_with_path(
             lambda path, leaf, number=number: change(number, path[-1].name, leaf), own
         )
         for number, (site, own) in enumerate(snn.neurons.items())
     }
-    return dataclasses.replace(snn, neurons=neurons)
+    return dataclasses.replace(snn, neurons=changed)
 
 
 def _temperatures(config: TrainSNN, sites: int) -> tuple[float, ...]:
@@ -382,7 +378,7 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     """The model of all sites, recurrent where the kernel is not too large."""
     leak = config.leak
     if config.time_constants is not None:
-        leak = snnjax.neurons.TimeConstants(*config.time_constants)
+        leak = neurons.TimeConstants(*config.time_constants)
     lif = snnjax.lif(
         leak=leak,
         threshold=config.threshold,
@@ -390,7 +386,7 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
         temperature=config.temperature,
     )
     model = NEURONS[config.neuron](lif)
-    if not isinstance(model, snnjax.neurons.Recurrent):
+    if not isinstance(model, neurons.Recurrent):
         return model
     sizes = {site.name: math.prod(site.shape) for site in sites if site.fires}
     names = [name for name, size in sizes.items() if size <= MOST_RECURRENT]
