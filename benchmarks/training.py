@@ -361,13 +361,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=[*sizes])
     result = timing.continued(result, options.out, "sizes")
     for size, (_, steps, *_) in sizes.items():  # all sides of a size alternate
-        names = [f"{name}: {size}" for name in sides]
-        names = [name for name in names if timing.is_selected(name, options.only)]
         commands = {}
-        for name in names:
+        for name in (f"{side}: {size}" for side in sides):
             python = options.torch if name.startswith(TORCH) else options.jax
-            worker = [python, "-m", "benchmarks.training", "--side", name]
-            commands[name] = worker
+            if timing.is_selected(name, options.only):
+                command = [python, "-m", "benchmarks.training", "--side", name]
+                commands[name] = command
         # Short programs need more timings; of two in a row, the first finds the caches
         # full of what others used.
         rounds = (1, 1) if options.quick else (max(5, 4000 // steps), 2)
