@@ -127,7 +127,7 @@ def fit(
         epochs=config.epochs,
         measure=measure_and_note,
         folder=state_folder(config),
-        # Only what is given: an option that comes later leaves older folders as they are.
+        # Only what is given: options that come later leave older folders as they are.
         depends_on={
             n: v for n, v in options_of_results(config).items() if v is not None
         },
