@@ -329,8 +329,9 @@ def grid_goals(result: dict[str, Any]) -> list[dict]:
     """What "auto" takes, over the fastest execution."""
     found = []
     for size in result["sizes"]:
-        own, *others = (best(result, side, size) for side in OWN)
-        if own is not None:
+        times = [best(result, side, size) for side in OWN]
+        if None not in times:
+            own, *others = times
             name = f"auto over the fastest execution, {size}"
             found.append(timing.target(name, own / min(others), at_most=1.1))
     return found

@@ -9,6 +9,7 @@ to resume it; it ends with the same weights, bit for bit.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ from experiments.integers import tested, text_of, write_integers
 from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
-from experiments.running import TrainSNN, devices, options, training_loop
+from experiments.running import CHIPS, TrainSNN, devices, options, training_loop
 from snnjax import SNN, neurons, surrogate, training
 
 _SPIKES = (surrogate.rectangle, surrogate.triangle, surrogate.exponential)
@@ -143,6 +144,11 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         data = in_parts(data, config.sequence, config.pixels)
     training_loop.steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
+    if (
+        config.weight_bits or config.chip
+    ):  # what has none is refused before it is trained
+        _, quantized = _whole_numbers(setting, state.snn)
+        quantized(chip=None if config.chip is None else CHIPS[config.chip]())
     out = Path(config.out).expanduser().resolve()
     simulate = setting.spiking(train=False)
 
@@ -165,7 +171,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
             training_figures.training(log, list(state.snn.neurons), out / "curves.png")
         return entries
 
-    # A training that ended may be tested in other whole numbers.
+    # What was trained may be tested in other whole numbers.
     trained = dataclasses.replace(config, weight_bits=None, chip=None)
     state, log = training_loop.fit(trained, data, state, make_step(setting), measure)
     if devices.first():
@@ -174,25 +180,36 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         snn = dataclasses.replace(state.snn, steps=setting.steps, wait=0)
         snnjax.save(out / SNN_FILE, snn, **card)
         if config.weight_bits or config.chip:
-            _test_whole_numbers(setting, snn, card["accuracy"], out)
+            try:
+                _test_whole_numbers(setting, snn, card["accuracy"], out)
+            except ValueError as reason:  # the training itself is worth its files
+                print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     return state.snn
+
+
+def _whole_numbers(
+    setting: Setting, snn: SNN
+) -> tuple[snnjax.deploy.Layers, Callable[..., snnjax.deploy.Layers]]:
+    """The layers, and how they are quantized."""
+    data, inputs = setting.data, setting.inputs
+    fn = functools.partial(setting.model.apply, train=False)
+    snn = dataclasses.replace(snn, steps=setting.steps)
+    x = setting.current(data.train_images[:CALIBRATION])
+    layers = snnjax.deploy.layers(fn, snn, x[0] if data.is_sequence else x)
+    return layers, functools.partial(snnjax.deploy.quantize, layers, x, inputs=inputs)
 
 
 def _test_whole_numbers(setting: Setting, snn: SNN, accuracy: float, out: Path) -> None:
     """Writes and prints what the trained network does as a chip computes it."""
-    config, data = setting.config, setting.data
-    fn = functools.partial(setting.model.apply, train=False)
-    x, inputs = setting.current(data.train_images[:CALIBRATION]), setting.inputs
+    config, data, inputs = setting.config, setting.data, setting.inputs
 
     def run(layers: snnjax.deploy.Layers, images: Any) -> snnjax.deploy.Trace:
         x = setting.current(images)
         trace = snnjax.deploy.outputs(layers, x, inputs=inputs)
         return trace._replace(outputs=setting.last(trace.outputs))
 
-    layers = snnjax.deploy.layers(fn, snn, x[0] if data.is_sequence else x)
-    quantized = functools.partial(snnjax.deploy.quantize, layers, x, inputs=inputs)
     test = data.test_images, data.test_labels
-    integers = tested(config, layers, quantized, run, test, accuracy)
+    integers = tested(config, *_whole_numbers(setting, snn), run, test, accuracy)
     card = _card(setting)
     facts = {
         "command": running.command("experiments.train_snn", config),

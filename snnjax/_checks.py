@@ -169,7 +169,7 @@ def check_numbers(x: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        if nan_count := int(_count("isnan", leaf)):
+        if nan_count := int(count("isnan", leaf)):
             raise ValueError(
                 f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
                 "numbers; allowed: none. Check the normalization of the images"
@@ -225,7 +225,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     """
     # Read once: arrays that wait in files are read anew each time.
     concrete = (array for array in arrays if not isinstance(array, Tracer))
-    pairs = [(array.size, _count("isfinite", array)) for array in concrete]
+    pairs = [(array.size, count("isfinite", array)) for array in concrete]
     size = sum(size for size, _ in pairs)
     broken = size - sum(int(count) for _, count in pairs)
     if broken:
@@ -236,7 +236,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
         )
 
 
-def _count(test: str, array: Any) -> Any:
+def count(test: str, array: Any) -> Any:
     """How many numbers pass a test of JAX; a device does not make us wait for it."""
     with jax.ensure_compile_time_eval():  # it may be closed over in a jit
         return _counted(test, array)

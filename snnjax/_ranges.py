@@ -40,9 +40,10 @@ class Range:
     whole: bool = False
 
     def __post_init__(self):
-        if not self.least <= self.most:
-            ends = f"least {self.least} and most {self.most}"
-            raise ValueError(f"a Range has {ends}; allowed: least <= most")
+        is_open = self.open_least or self.open_most
+        if not (self.least < self.most or (self.least == self.most and not is_open)):
+            ends = f"from {self.least} to {self.most}"
+            raise ValueError(f"a Range {ends} is empty; allowed: least <= most")
 
     def describe(self, name: str) -> str:
         """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""

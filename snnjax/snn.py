@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import broadcasts
-from snnjax._checks import check_wait
+from snnjax._checks import check_wait, count
 from snnjax._ranges import Range, ranges_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._trees import is_floating, name_of, paths_of
@@ -249,7 +249,7 @@ def check_values(snn: SNN) -> None:
         name_of(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
         if hasattr(leaf, "dtype") and is_floating(leaf) and _readable(leaf)
-        if np.isnan(np.asarray(leaf)).any()
+        if int(count("isnan", leaf))
     ]
     if broken:
         raise ValueError(
@@ -391,4 +391,5 @@ def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
 
 def _readable(leaf: Any) -> bool:
     """Whether the numbers of a leaf are concrete, and all of them on this process."""
-    return not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True)
+    is_known = not isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
+    return is_known and getattr(leaf, "is_fully_addressable", True)

@@ -31,7 +31,9 @@ def test_a_number_outside_is_refused_by_what_is_allowed(
 
 
 def test_a_range_has_its_ends_in_order():
-    with pytest.raises(ValueError, match="least 2 and most 1; allowed: least <= most"):
+    with pytest.raises(
+        ValueError, match="from 2 to 1 is empty; allowed: least <= most"
+    ):
         Range(2, 1)
 
 

@@ -211,3 +211,11 @@ def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path
     assert floats == log[-1]["test_accuracy"] > 0.5
     assert abs(eight - floats) < 0.08 and three < eight
     assert "Loihi 1: bit for bit" in (tmp_path / "integers.md").read_text()
+    for changes, problem in (
+        ({"weight_bits": (8,)}, "leak, and each chip rounds"),
+        ({"chip": "speck"}, "and that of Speck is not stated"),
+        ({"chip": "loihi1", "neuron": "adaptive"}, "populations of .* are not known"),
+    ):  # before anything is trained
+        with pytest.raises(ValueError, match=problem):
+            run(tmp_path / "none", digits, dataset="digits", **changes)
+    assert not (tmp_path / "none").exists()

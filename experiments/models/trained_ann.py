@@ -152,6 +152,8 @@ CARD = {  # what a card may say, and which values
 
 def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a card, and the card with all options of the module."""
+    if not isinstance(card, Mapping):
+        raise ValueError(f"it is a {type(card).__name__}; allowed: an object")
     others = card.keys() - CARD
     for found, names in ("lacks", REQUIRED - card.keys()), ("has unknown", others):
         if names:

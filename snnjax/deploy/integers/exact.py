@@ -69,7 +69,7 @@ def run(
             since with rate coding no number depends on it: events one by one, or some
             of them at a time, whose number is x.
         delay: 0 .. T, steps that a spike needs from a population to its readers: 1 on
-            Loihi.
+            Loihi. To recurrent neurons themselves it always needs one.
 
     Returns:
         A `Trace`, with T B levels and potentials for each neuron. It has no gradient;

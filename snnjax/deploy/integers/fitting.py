@@ -257,8 +257,9 @@ def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
         if node.weight.any() and not weight.any():
             raise ValueError(
                 f"all weights of {node.name!r} would be rounded to 0, for potentials "
-                f"of {arithmetic_of(reading.layers).state_bits} bits; allowed: more "
-                "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
+                f"of {arithmetic_of(reading.layers).state_bits} bits and the scale of "
+                "what else their neurons read; allowed: more state_bits, fewer "
+                "input_bits or weight_bits, fewer steps of a code, or no such map"
             )
         maps.append(dataclasses.replace(node, weight=weight))
     return maps

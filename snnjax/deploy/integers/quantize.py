@@ -41,7 +41,7 @@ def quantize(
     *,
     weight_bits: int | Mapping[str, int] | None = None,
     state_bits: int | None = None,
-    input_bits: int = 8,
+    input_bits: int | None = None,
     scale: rounding.Scale | None = None,
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
@@ -58,12 +58,15 @@ def quantize(
             how it rounds one, see `Leak`.
         images: float [N, ...], channels last: calibration images, from which the
             range of x, second moments and ranges of potentials are taken. Of sequences
-            [T, N, ...].
+            [T, N, ...], time first.
         weight_bits: 1 .. 16, or pattern of receivers -> bits; 1 bit is -1 or 1 (none
             for scale "range"), 2 bits are -1, 0 or 1. Shortcuts that scale spikes one
             by one have 8 or more.
         state_bits: 4 .. 30, of a membrane potential.
         input_bits: 2 .. 16, of an element of x; whole numbers of so many bits stay.
+            None: 8. But where recurrent neurons read x, as many as their weights have,
+            4 to 8: the weights of x times its unit and the kernel share a scale, and
+            with a finer unit the former use fewer of their bits.
         scale: what has a threshold and s_j of its own: each "channel", or each "layer";
             "power_of_two": as "layer", with such thresholds. "range": as "layer", with
             s = min(-2^(b-1) / min w, (2^(b-1) - 1) / max w), and all numbers rounded
@@ -108,7 +111,14 @@ def quantize(
     check_examples(images)
     layers = exact.of_steps(layers, images, inputs)
     check_finite("images", [images])
-    bits = _checked(layers, input_bits, options)
+    bits = _checked(layers, options, chip)
+    if input_bits is None:
+        reads_x = {
+            c.receiver for c in layers.connections if c.sender == layers.input.name
+        }
+        both = reads_x.intersection(c.receiver for c in layers.connections if c.is_own)
+        input_bits = min([8, *(max(4, bits[name]) for name in both)])
+    Range(2, 16, whole=True).check("input_bits", input_bits)
     rest = (options[name] for name in ("state_bits", "overflow", "leak"))
     arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
@@ -233,7 +243,7 @@ def _check_runs(layers: values.Layers, chip: Chip) -> None:
 
 
 def _checked(
-    layers: values.Layers, input_bits: Any, options: Mapping[str, Any]
+    layers: values.Layers, options: Mapping[str, Any], chip: Chip | None
 ) -> Mapping[str, int]:
     """Name of each receiver -> bits of its weights, once all arguments are right."""
     check_choice("scale", options["scale"], get_args(rounding.Scale))
@@ -242,7 +252,6 @@ def _checked(
     for pattern, number in bits.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
         Range(1 + (options["scale"] == "range"), 16, whole=True).check(name, number)
-    Range(2, 16, whole=True).check("input_bits", input_bits)
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
@@ -255,11 +264,12 @@ def _checked(
                 "per channel, or scale 'channel'"
             )
         if node.is_leaky and (options["leak"] is None or not layers.code.clock_runs):
+            own = "" if chip is None else f", and that of {chip.name} is not stated"
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
-                "its own way; allowed: a chip that says how, e.g. chip=snnjax.deploy."
-                "loihi2() or Chip('mine', leak=Leak('shift')), under rate coding, or "
-                "IF neurons, snnjax.integrate_and_fire()"
+                f"its own way{own}; allowed: a chip that says how, e.g. chip="
+                "snnjax.deploy.loihi2() or Chip('mine', leak=Leak('shift')), under "
+                "rate coding, or IF neurons, snnjax.integrate_and_fire()"
             )
     return matching(bits, [node.name for node in layers.receivers], "weight_bits")
 

@@ -2,7 +2,7 @@
 
     v  <- left(v)                                             leak, see `values.Leak`
     v  <- v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j          add what arrives at step n
-    v  <- v + sum_i R_ji k_i(n - 1)                           recurrent, if it is
+    v  <- v + sum_i R_ji k_i(n - 1)                           recurrent, rate coding
     v  <- limit(max(v, round(lowest V)))                      lower bound, register
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset

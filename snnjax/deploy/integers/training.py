@@ -29,8 +29,8 @@ def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
 
     Both are as those of `snnjax.deploy.as_function`, and the SNN sends the same spikes.
     Train ``snn.params`` alone, e.g. by ``snnjax.training.optimizer({"weights":
-    optax.adam(1e-3)})``: thresholds have to stay whole. `with_weights` puts the trained
-    weights into the layers.
+    optax.adam(1e-3)})``: thresholds and recurrent kernels have to stay whole.
+    `with_weights` puts the trained weights into the layers.
 
     Args:
         layers: of whole numbers, from `snnjax.deploy.quantize`.

@@ -193,7 +193,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     recurrent, thresholds = None, of_each_neuron(params.threshold)
     if kernel is not None:
         if order.ndim > 1:
-            remedy = "flatten the image before them, so that they are a vector"
+            remedy = "put a dense layer before them, or make only dense sites recurrent"
             raise NoLayer("its neurons are recurrent, and an image", remedy)
         # From row to column there, and a spike is worth the threshold of its neuron.
         weight = sums.numbers(kernel)[np.ix_(order, order)].T * thresholds

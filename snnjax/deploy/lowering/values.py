@@ -258,6 +258,11 @@ class Connection(NamedTuple):
     maps: tuple[Map, ...]
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is that of recurrent neurons, to themselves in the next step."""
+        return self.sender == self.receiver
+
+    @property
     def fan_in(self) -> int:
         """How many numbers of the sender reach one of the receiver, at most."""
         total = 1
@@ -270,7 +275,8 @@ class Connection(NamedTuple):
         return total
 
     def __str__(self) -> str:
-        return " > ".join([self.sender, *map(_described, self.maps)])
+        kinds = ["recurrent"] if self.is_own else map(_described, self.maps)
+        return " > ".join([self.sender, *kinds])
 
 
 @jax.tree_util.register_dataclass
