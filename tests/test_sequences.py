@@ -209,7 +209,9 @@ def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path
     rows = json.loads((tmp_path / "integers.json").read_text())["rows"]
     floats, eight, three = (row["accuracy"] for row in rows)
     assert floats == log[-1]["test_accuracy"] > 0.5
-    assert abs(eight - floats) < 0.08 and three < eight
+    assert abs(eight - floats) < 0.08 and abs(three - floats) < 0.2
+    bytes_of = [row["memory"]["weights"] for row in rows]
+    assert bytes_of[0] > 3 * bytes_of[1] > 6 * bytes_of[2]
     assert "Loihi 1: bit for bit" in (tmp_path / "integers.md").read_text()
     for changes, problem in (
         ({"weight_bits": (8,)}, "leak, and each chip rounds"),
