@@ -134,9 +134,9 @@ def _trainings(config: Comparison, out: Path) -> Iterator[tuple[str, str, TrainS
 
 def table(lines: Sequence[Line]) -> str:
     """Mean and deviation over the seeds: accuracies in percent, spikes and seconds."""
-    groups: dict[tuple[str, str], list[Line]] = {}
+    groups: dict[tuple[str, str, int], list[Line]] = {}
     for line in lines:
-        groups.setdefault((line["task"], line["row"]), []).append(line)
+        groups.setdefault((line["task"], line["row"], line["epoch"]), []).append(line)
 
     def percent(of_seeds: list[Line], name: str) -> str:
         values = [100 * line[name] for line in of_seeds if name in line]
@@ -150,11 +150,11 @@ def table(lines: Sequence[Line]) -> str:
 
     rows = [
         (
-            *(task, row, str(len(of_seeds)), mean(of_seeds, "epoch", ".0f")),
+            *(task, row, str(len(of_seeds)), str(epochs)),
             *(percent(of_seeds, f"{name}_accuracy") for name in ("choice", "test")),
-            *(mean(of_seeds, "spikes", ".3f"), mean(of_seeds, "seconds", ".0f")),
+            *(mean(of_seeds, "spikes", ".3f"), mean(of_seeds, "seconds", ".1f")),
         )
-        for (task, row), of_seeds in groups.items()
+        for (task, row, epochs), of_seeds in groups.items()
     ]
     head = "task", "training", "seeds", "epochs", "choice accuracy %"
     return markdown_table((*head, "test accuracy %", "spikes", "s per epoch"), rows)

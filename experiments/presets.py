@@ -134,7 +134,7 @@ PRESETS_SNN: dict[str, TrainSNN] = {
         epochs=8,
         out="runs/rows_wide",
     ),
-    "permuted": _PERMUTED,
+    "permuted": replace(_PERMUTED, batch_size=128),
     # Four pixels a step, 196 steps: an epoch takes a quarter of the time.
     "permuted_4": replace(_PERMUTED_4, batch_size=128, epochs=12),
     # With four layers, to compare surrogates.
