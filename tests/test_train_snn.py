@@ -174,7 +174,7 @@ def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(tmp_path, monkey
 
     def train(training):
         seen.append((training.surrogate, training.learn, training.seed))
-        line = {"test_accuracy": 0.9 + 0.02 * training.seed}
+        line = {"epoch": 3, "test_accuracy": 0.9 + 0.02 * training.seed}
         folder = Path(training.out)
         folder.mkdir()
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -185,7 +185,7 @@ def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(tmp_path, monkey
     assert lines == json.loads((tmp_path / "comparison.json").read_text())
     table = comparison.table_of(["--table", str(tmp_path / "comparison.json")])
     assert table == (tmp_path / "comparison.md").read_text()
-    assert "| digits | rectangle | 2 | | | 91.00 ± 1.41 |" in table
+    assert "| digits | rectangle | 2 | 3 | | 91.00 ± 1.41 |" in table
     assert (tmp_path / "surrogates.png").stat().st_size > 10_000
     out = tmp_path / "neurons"
     rows = dataclasses.replace(comparison.PRESETS["neurons"], out=str(out))
