@@ -348,6 +348,11 @@ def _load(config: TrainSNN) -> Dataset:
 
 
 def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
+    if data.train_images.ndim == 3 and config.model != "dense":
+        raise ValueError(
+            f"each step of {data.name} is a vector, and the model {config.model!r} "
+            "reads images; allowed: --model dense, or a preset such as rows"
+        )
     sizes = {"width": config.width, "depth": config.depth}
     model = build(config.model, data.num_classes, norm=config.norm, **sizes)
     example = jnp.zeros((1, *data.train_images.shape[1 + data.is_sequence :]))

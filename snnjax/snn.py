@@ -157,8 +157,9 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     """Steps and wait of a run; None means the value that the SNN was fitted to.
 
     Raises:
-        ValueError: this is not an SNN; steps or wait are out of range or differ from
-            those that the SNN was fitted to; or the number of steps is unknown.
+        ValueError: this is not an SNN; steps or wait are out of range; or differ from
+            those that the SNN was fitted to, and IF neurons count over them; or the
+            number of steps is unknown.
     """
     check_snn(snn)
     check_code(snn.code)
@@ -170,7 +171,11 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         )
     wait = (snn.wait or 0) if wait is None else wait
     check_wait(steps, wait)
-    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
+    counts = any(
+        is_plain(off_grid(snn.model_of(name))) and params.leak is None
+        for name, params in snn.neurons.items()
+    )
+    if counts and snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
         raise ValueError(
             f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
             f"run with steps={steps}, wait={wait}: its thresholds and biases depend "

@@ -468,6 +468,9 @@ def test_recurrent_neurons_that_leak_become_whole_numbers(rule, reset, lowest):
     assert (own.populations[1].recurrent.weight == 1).all()
     with pytest.raises(snnjax.ConversionError, match="recurrent, which is not written"):
         deploy.to_nir(layers, extended=True)
+    fitted = dataclasses.replace(layers, steps=len(x))
+    with pytest.raises(ValueError, match="14 steps read time first; allowed"):
+        deploy.quantize(fitted, x.swapaxes(0, 1), chip=mine, inputs="sequence")
     with pytest.raises(ValueError, match=r"allowed: \[T, B, 5\], T, B >= 1"):
         deploy.quantize(layers, x[0], chip=mine, inputs="sequence")
 

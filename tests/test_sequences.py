@@ -220,4 +220,6 @@ def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path
     ):  # before anything is trained
         with pytest.raises(ValueError, match=problem):
             run(tmp_path / "none", digits, dataset="digits", **changes)
+    with pytest.raises(ValueError, match="is a vector, and the model 'small' reads"):
+        run(tmp_path / "none", digits, dataset="digits", model="small")
     assert not (tmp_path / "none").exists()

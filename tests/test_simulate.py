@@ -263,6 +263,13 @@ def test_vmap_over_thresholds_tries_several_networks():
 # ------------------------------------------------------------------ steps of the SNN
 
 
+def test_neurons_that_leak_run_with_other_steps_than_those_of_their_training():
+    fn, params, x = DENSE[:3]
+    leaky = dataclasses.replace(snnjax.init(fn, params, x), steps=3, wait=0)
+    for steps, outputs in ((5, 5), (None, 3)):
+        assert len(compiled(fn, steps=steps)(leaky, x)) == outputs
+
+
 def test_an_snn_brings_its_steps_and_wait():
     snn = dataclasses.replace(FITTED, steps=3, wait=1)
     np.testing.assert_array_equal(run(snn, steps=None), run(snn, steps=3, wait=1))

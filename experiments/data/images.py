@@ -254,7 +254,8 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
        tfds.data_source('{name}', data_dir='DIR')"
      then copy DIR here (TensorFlow is not needed to read it) and add --data_dir DIR.
   3. A folder of images of one size, --dataset FOLDER, with
-     train/<class>/*.png|jpg and test/<class>/*.png|jpg{here}.
+     train/<class>/*.png|jpg and test/<class>/*.png|jpg{here}; or with the files
+     train-images-idx3-ubyte and so on of MNIST.
 TFDS said: {type(error).__name__}: {reason}"""
 
 

@@ -245,7 +245,7 @@ class TrainSNN(Training):
     # pixels and keywords bring their own.
     steps: int = 4
     # Neuron model, one of experiments.train_snn.NEURONS: "lif", behind a "synaptic"
-    # current, with an "adaptive" threshold, or "recurrent" at sites of at most 2048
+    # current, with an "adaptive" current, or "recurrent" at sites of at most 2048
     # neurons, whose connections among each other are trained; "recurrent_adaptive" and
     # "recurrent_resonate" are both.
     neuron: str = "lif"

@@ -109,7 +109,14 @@ def quantize(
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     values.check_layers(layers, "float")
     check_examples(images)
-    layers = exact.of_steps(layers, images, inputs)
+    fitted, layers = layers.steps, exact.of_steps(layers, images, inputs)
+    is_batch_first = inputs == "sequence" and images.shape[1] == fitted
+    if is_batch_first and len(images) != fitted:
+        raise ValueError(
+            f"images have shape {images.shape}, and layers of {fitted} steps read time "
+            "first; allowed: [T, N, ...], e.g. np.moveaxis(images, 1, 0), or layers "
+            "without a T, dataclasses.replace(layers, steps=None)"
+        )
     check_finite("images", [images])
     bits = _checked(layers, options, chip)
     if input_bits is None:
