@@ -227,7 +227,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     concrete = (array for array in arrays if not isinstance(array, Tracer))
     pairs = [(array.size, count("isfinite", array)) for array in concrete]
     size = sum(size for size, _ in pairs)
-    broken = size - sum(int(count) for _, count in pairs)
+    broken = size - sum(int(passed) for _, passed in pairs)
     if broken:
         raise ValueError(
             f"{what} hold {broken} values that are NaN or infinite, of {size}; "

@@ -213,12 +213,10 @@ def largest_values(layers: values.Layers) -> dict[str, int]:
         match node:
             case values.Input():
                 arriving = arithmetic_of(layers).largest_input
-            case values.Population(model=model, recurrent=recurrent):
-                highest = max(map(abs, without_surrogate(model).levels))
-                if recurrent is not None:
-                    arriving += highest * int(np.abs(recurrent.weight).sum(1).max())
+            case values.Population(model=model):
+                arriving += streams.most_from_itself(node)
                 largest[f"currents of {node.name}"] = arriving
-                arriving = highest
+                arriving = max(map(abs, without_surrogate(model).levels))
             case values.SumPool(window=window):
                 arriving *= int(np.prod(window))
             case values.Scale(weight=weight):

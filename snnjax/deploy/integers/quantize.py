@@ -119,12 +119,7 @@ def quantize(
         )
     check_finite("images", [images])
     bits = _checked(layers, options, chip)
-    if input_bits is None:
-        reads_x = {
-            c.receiver for c in layers.connections if c.sender == layers.input.name
-        }
-        both = reads_x.intersection(c.receiver for c in layers.connections if c.is_own)
-        input_bits = min([8, *(max(4, bits[name]) for name in both)])
+    input_bits = _input_bits(layers, bits) if input_bits is None else input_bits
     Range(2, 16, whole=True).check("input_bits", input_bits)
     rest = (options[name] for name in ("state_bits", "overflow", "leak"))
     arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
@@ -135,6 +130,14 @@ def quantize(
     if chip is not None:
         _check_runs(integers, chip)
     return integers
+
+
+def _input_bits(layers: values.Layers, bits: Mapping[str, int]) -> int:
+    """Bits of x that leave its weights theirs, beside a kernel of the same scale."""
+    ways, entrance = layers.connections, layers.input.name
+    of_x = {way.receiver for way in ways if way.sender == entrance}
+    recurrent = {way.receiver for way in ways if way.is_own}
+    return min([8, *(max(4, bits[name]) for name in of_x & recurrent)])
 
 
 def _whole(
@@ -271,10 +274,10 @@ def _checked(
                 "per channel, or scale 'channel'"
             )
         if node.is_leaky and (options["leak"] is None or not layers.code.clock_runs):
-            own = "" if chip is None else f", and that of {chip.name} is not stated"
+            unknown = f", and that of {chip.name} is not stated" if chip else ""
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
-                f"its own way{own}; allowed: a chip that says how, e.g. chip="
+                f"its own way{unknown}; allowed: a chip that says how, e.g. chip="
                 "snnjax.deploy.loihi2() or Chip('mine', leak=Leak('shift')), under "
                 "rate coding, or IF neurons, snnjax.integrate_and_fire()"
             )

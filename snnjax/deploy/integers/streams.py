@@ -61,8 +61,7 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
             if node.recurrent is not None:
                 whole = _int32(map_params(node.recurrent)["weight"])
-                highest = max(map(abs, without_surrogate(node.model).levels))
-                is_exact = highest * np.abs(whole).sum(0).max() < FLOAT_HOLDS
+                is_exact = most_from_itself(node) < FLOAT_HOLDS
                 arrays["recurrent"] = whole.astype(np.float32) if is_exact else whole
         case values.Output(unit=unit):
             assert unit is not None
@@ -70,6 +69,13 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     if isinstance(node, values.Receiver):
         arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit), bits)
     return arrays
+
+
+def most_from_itself(node: values.Population) -> int:
+    """The largest sum that a recurrent population sends to one of its neurons, or 0."""
+    highest = max(map(abs, without_surrogate(node.model).levels))
+    sums = [np.abs(own.weight).sum(1).max() for own in values.maps_to_itself(node)]
+    return highest * int(sum(sums))
 
 
 def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
