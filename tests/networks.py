@@ -45,12 +45,8 @@ def compiled(fn, **options):
 
 
 def converted(fn, params, x, **options):
-    """`snnjax.convert` as one program: half the time for few sites and short recipes.
-
-    Not for recipes that search, nor for deep networks: their program takes minutes.
-    """
-    run = jax.jit(lambda params, x: snnjax.convert(fn, params, x, **options))
-    return run(params, x)
+    """`snnjax.convert`."""
+    return snnjax.convert(fn, params, x, **options)
 
 
 def together(nets):
@@ -76,7 +72,16 @@ def outputs_of(functions, *arguments):
     compiling each.
     """
     functions = tuple(functions)
-    return jax.device_get(jax.jit(lambda *a: [f(*a) for f in functions])(*arguments))
+
+    def results(*arguments):
+        return [f(*arguments) for f in functions]
+
+    try:
+        return jax.device_get(jax.jit(results)(*arguments))
+    except ValueError as error:  # a conversion is no part of a program
+        if "are traced" not in str(error):
+            raise
+        return jax.device_get(results(*arguments))
 
 
 def quantized_ann(fn):

@@ -205,7 +205,7 @@ def test_what_the_outputs_do_not_depend_on_changes_no_fit():
         [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
     )
     fn = functools.partial(transformer, blocks="1")
-    run = jax.jit(functools.partial(snnjax.convert, fn, steps=2, recipe=recipe))
+    run = functools.partial(snnjax.convert, fn, steps=2, recipe=recipe)
     neurons, others = run(params, x).neurons, run(params, other).neurons
     for name, neuron in neurons.items():
         np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)
@@ -237,5 +237,3 @@ def test_as_many_images_decide_as_it_takes(order, caplog):
     assert message.startswith(f"best_of keeps alternative {kept}: ")
     assert message.endswith("on 32 images")
     assert message.removeprefix("best_of keeps ") in str(snn)
-    jitted = jax.jit(lambda w, x: snnjax.convert(fn, w, x, **run))(jnp.ones(1), x)
-    assert float(jitted.neurons["relu"].threshold) == 1

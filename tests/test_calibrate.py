@@ -493,21 +493,6 @@ def test_pruned_weights_stay_pruned():
     assert np.all(new[0] != pruned[0])
 
 
-@pytest.mark.parametrize(
-    "calibrator",
-    [calibrate.least_squares_weights(), calibrate.calibrate_weights(iterations=3)],
-    ids=["least squares", "descent"],
-)
-def test_the_gradient_takes_the_change_of_weights_as_a_constant(calibrator):
-    target, spikes, kernel = noisy(0)
-    here, neuron = ArrayView(target, sources=spikes), NEURON.init()
-
-    def fitted(kernel):
-        return calibrator(here, Fit(neuron, {"hidden": kernel})).weights["hidden"].sum()
-
-    np.testing.assert_array_equal(jax.jit(jax.grad(fitted))(kernel), 1)
-
-
 def test_spikes_without_error_and_what_saturates_leave_the_weights_as_they_are():
     _, spikes, kernel = noisy(0)
     current = spikes @ np.asarray(kernel)

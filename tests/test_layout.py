@@ -16,7 +16,7 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _progress _types _text _patterns _trees "
+    "_version _progress _programs _types _text _patterns _trees "
     "_ranges _arrays _checks codes inputs surrogate activations sharding "
     "neurons network capture conformance snn firing calibrators"
 ).split()

@@ -263,18 +263,3 @@ def test_behind_a_norm_more_digits_do_not_replace_a_wait():
 def test_budgets_that_cannot_be_met_are_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         converted(recipe=recipe())
-
-
-def test_under_jit_a_budget_is_refused_and_a_price_is_not():
-    def convert(recipe, x):
-        run = functools.partial(snnjax.convert, steps=4, code=codes.radix())
-        return run(NET.fn, NET.params, x, recipe=recipe)
-
-    with pytest.raises(ValueError, match="traced; allowed: a price"):
-        jax.jit(functools.partial(convert, snnjax.best(spikes=0.6)))(images())
-    recipe, model = snnjax.best(price=0.05), SIGNED
-    jitted = jax.jit(functools.partial(convert, recipe))(images())
-    plain = converted(recipe=recipe, model=model, wait=jitted.wait)
-    for name, neurons in plain.neurons.items():
-        own = jitted.neurons[name].threshold
-        np.testing.assert_allclose(own, neurons.threshold, rtol=1e-5)

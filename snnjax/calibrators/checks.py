@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from snnjax._arrays import broadcasts
 from snnjax._checks import check_finite
@@ -92,8 +91,6 @@ def _is_real(value: Any) -> bool:
 def check_values(site: Site, before: Fit, after: Fit) -> None:
     """Raise unless neurons are in their ranges, and changed weights are finite."""
     neuron = after.neurons
-    if any(isinstance(leaf, Tracer) for leaf in neuron):
-        return
     for path, weight in after.weights.items():
         if weight is not before.weights[path]:
             check_finite(f"the weights {path!r}, fitted at {site.name!r},", [weight])

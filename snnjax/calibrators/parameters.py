@@ -1,8 +1,6 @@
 """The shapes of a site's parameters, which a recipe may give in fewer numbers."""
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from snnjax._arrays import on_host
 from snnjax.network.sites import Site
@@ -35,6 +33,5 @@ def broadcast(neurons: NeuronParams, site: Site) -> NeuronParams:
     for name, shape in parameter_shapes(site).items():
         value = on_host(getattr(neurons, name))
         if value is not None:
-            traced = isinstance(value, Tracer)
-            in_full[name] = (jnp if traced else np).broadcast_to(value, shape)
+            in_full[name] = np.broadcast_to(value, shape)
     return neurons._replace(**in_full)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import by_numpy_or_xla, lead, namespace, subtract_offset, wide
+from snnjax._programs import jit
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -63,21 +64,18 @@ class Fired(NamedTuple):
     digits: Any = None  # how many; None: they follow from the output
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "counts"))
-def fire(
-    dynamics: Dynamics, neurons: NeuronParams, current: jax.Array, counts: bool = False
-) -> Fired:
+@functools.partial(jit, static_argnums=0)
+def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired:
     """Run neurons on a current as `View.currents` has it.
 
-    Args:
-        counts: whether spikes are counted that the result does not need.
+    Corrections and later stages call it with the same arguments: one program for both.
     """
     model, steps, wait, code, *_ = dynamics
     if dynamics.needs_time:
         arriving = dynamics.arriving(current)
         return Fired(spike_train(model, neurons, arriving, wait=wait, code=code))
     output = dynamics.closed_form(neurons, current)
-    if code.clock_runs or not counts:
+    if code.clock_runs:
         return Fired(output)
     if neurons.offset is not None:  # which is no spike
         bias = neurons.bias - neurons.offset
@@ -87,8 +85,8 @@ def fire(
     return Fired(output, (spikes != 0).astype(jnp.uint8).sum(0))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "code"))
-def answer(output: Any, steps: int, code: Code) -> jax.Array:
+@functools.partial(by_numpy_or_xla, static=2)
+def answer(steps: int, code: Code, output: Any) -> jax.Array:
     """A value that is in time, after T steps."""
     is_train = isinstance(output, SpikeTrain)
     return result_of(output, steps) if is_train else code.result(output)

@@ -70,7 +70,7 @@ class SampleRows(NamedTuple):
 
     def __call__(self, current, activation, effects, positions) -> Any:
         del current
-        a, xp = activation.astype(np.float32), namespace(activation)
+        a, xp = activation.astype(np.float32, copy=False), namespace(activation)
         if effects is None:
             effects = xp.ones_like(xp.take(a, np.arange(1), a.ndim + self.channel))
         ends = [

@@ -1,7 +1,6 @@
 """The search for a neuron: candidates are tried on the spikes that arrive at a site.
 
-One program tries all candidates on a resident sample, block by block (``blocks.py``).
-Source: ours.
+One program tries all candidates on blocks of a sample; all sites have it. Source: ours.
 """
 
 import functools
@@ -12,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead
+from snnjax._arrays import lead, on_host
 from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
-from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.sample import Sample, at_positions
@@ -167,13 +165,12 @@ def postpone_charge(
     return calibrate
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "shape", "channel", "per"))
 def _best_of(
     neuron: NeuronParams,
-    candidates: jax.Array,
+    candidates: np.ndarray,
     sample: Sample,
     currents: jax.Array,
-    positions: jax.Array | None,
+    positions: np.ndarray | None,
     pace: float,
     *,
     dynamics: Dynamics,
@@ -182,51 +179,107 @@ def _best_of(
     per: Per,
 ) -> NeuronParams:
     """The neuron that `search` chooses."""
+    neuron, sample, currents = on_host((neuron, sample, currents))
     count, channels = sample.activation.shape
-    of_numbers = dynamics._replace(ndim=0)  # each with parameters of its own
     # v(0), which may be one number of each neuron, is an array of its own.
-    flat = neuron._replace(initial_potential=jnp.zeros(()))
-    flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), flat)
-    unit = formulas.binary_unit(flat.threshold)
-    start = jnp.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
+    start = np.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
     start = at_positions(start, positions, len(shape), channel)
-    start = jnp.broadcast_to(start, (count // len(start), *start.shape))
-    weight = jnp.broadcast_to(sample.weight, (count, channels))
-    arrays = sample.activation, weight, start.reshape(count, channels), currents
-    blocks = [in_blocks(array) for array in arrays]
-    repeats = blocks[0].shape[-1] // channels
+    start = np.broadcast_to(start, (count // len(start), *start.shape))
+    weight = np.broadcast_to(sample.weight, (count, channels))
+    if dynamics.needs_time and currents.ndim == 2:  # constant: as that of other sites
+        currents = np.broadcast_to(currents, (dynamics.steps, *currents.shape))
+    of_numbers = dynamics._replace(ndim=0)  # each with parameters of its own
+    rows = sample.activation, weight, start.reshape(count, channels), currents
+    blocks = [_in_equal_blocks(array) for array in rows]
+    width = blocks[0].shape[-1]
 
-    def tiled(tree: Any) -> Any:
-        return jax.tree.map(lambda p: jnp.tile(p, repeats), tree)
+    def of_channels(array: np.ndarray) -> np.ndarray:
+        """[..., C] for a whole block; what is filled up has no weight."""
+        lanes = _lanes(channels)
+        missing = [(0, 0)] * (array.ndim - 1) + [(0, lanes - channels)]
+        filled = np.pad(array, missing, constant_values=1)
+        return np.tile(filled, width // lanes)
 
-    units = tiled(unit)
+    def flat(parameter: Any) -> np.ndarray:
+        return of_channels(np.broadcast_to(np.ravel(parameter), channels))
 
-    def trial(candidate: jax.Array) -> jax.Array:
-        def error(bias, _):
-            """Of this bias, and the bias that corrects its mean error."""
-            params, added = tiled((flat, bias))
+    plain = neuron._replace(initial_potential=np.zeros((), np.float32))
+    params = jax.tree.map(flat, plain)
+    unit = formulas.binary_unit(params.threshold)
 
-            def of_block(a, w, start, current):
-                neuron = params._replace(initial_potential=start)
-                neuron = _changed(neuron, candidate, dynamics.steps)
-                neuron = neuron._replace(bias=neuron.bias + added)
-                pair = of_numbers.mean_and_pace(neuron, current)
-                missing, early = (a - s.astype(a.dtype) for s in pair)
-                squares = (missing / units) ** 2 + pace * (early / units) ** 2
-                return w * missing, w * squares
+    def errors(bias: np.ndarray) -> list[np.ndarray]:
+        """(sum w (a - s), sum of squares) of each candidate with this bias, [K, C]."""
+        totals = None
+        for block in zip(*blocks, strict=True):
+            sums = _errors(of_numbers, params, unit, candidates, bias, pace, block)
+            sums = [np.asarray(part) for part in sums]
+            totals = sums if totals is None else list(map(np.add, totals, sums))
+        by_lane = (part.reshape(len(part), -1, _lanes(channels)) for part in totals)
+        return [part.sum(1)[:, :channels] for part in by_lane]
 
-            missing, squares = sum_over(of_block, blocks, channels)
-            return bias + missing / count, squares
-
-        _, squares = jax.lax.scan(error, jnp.zeros(channels, jnp.float32), length=2)
-        return squares[1]
-
-    errors = jax.lax.map(trial, candidates)
+    no_bias = np.zeros((len(candidates), width), np.float32)
+    missing, _ = errors(no_bias)
+    _, squares = errors(of_channels(missing / np.float32(count)))
     if per == "layer":
-        errors = jnp.broadcast_to(errors.sum(1, keepdims=True), errors.shape)
-    best = candidates[errors.argmin(0)].T
+        squares = np.broadcast_to(squares.sum(1, keepdims=True), squares.shape)
+    best = candidates[squares.argmin(0)].T
     best = best.reshape(2, -1, *[1] * (-channel - 1))
     return _changed(neuron, best, dynamics.steps)
+
+
+_BLOCK, _AT_ONCE = 4096, 16  # numbers in a block, and blocks of a program
+
+
+def _lanes(channels: int) -> int:
+    """Channels, filled up so that blocks of all sites have equal sizes."""
+    return 1 << (channels - 1).bit_length()
+
+
+def _in_equal_blocks(rows: np.ndarray) -> np.ndarray:
+    """[n, C] as [chunks, `_AT_ONCE`, L], filled up with zeros.
+
+    [T, n, C] as [chunks, `_AT_ONCE`, T, L]. L is the same for all sites up to `_BLOCK`
+    channels, which then share one program.
+    """
+    *steps, count, channels = rows.shape
+    lanes = _lanes(channels)
+    in_one = max(1, _BLOCK // lanes)
+    missing = [(0, -count % (in_one * _AT_ONCE)), (0, lanes - channels)]
+    filled = np.pad(rows, [(0, 0)] * len(steps) + missing)
+    blocks = filled.reshape(*steps, -1, _AT_ONCE, in_one * lanes)
+    return np.ascontiguousarray(np.moveaxis(blocks, 0, -2)) if steps else blocks
+
+
+@functools.partial(jax.jit, static_argnums=0)  # runs long: the faster program
+def _errors(
+    dynamics: Dynamics,
+    params: NeuronParams,
+    unit: jax.Array,
+    candidates: jax.Array,
+    bias: jax.Array,
+    pace: float,
+    blocks: Sequence[jax.Array],
+) -> Any:
+    """The sums of `search` over these blocks for each candidate, two of [K, L]."""
+
+    def of_candidate(trial: Any) -> Any:
+        candidate, added = trial
+
+        def add(totals, block):
+            a, w, start, current = block
+            neuron = params._replace(initial_potential=start)
+            neuron = _changed(neuron, candidate, dynamics.steps)
+            neuron = neuron._replace(bias=neuron.bias + added)
+            mean, early_mean = dynamics.mean_and_pace(neuron, current)
+            missing = a - mean.astype(a.dtype)
+            early = a - early_mean.astype(a.dtype)
+            squares = (missing / unit) ** 2 + pace * (early / unit) ** 2
+            return (totals[0] + w * missing, totals[1] + w * squares), None
+
+        nothing = jnp.zeros_like(unit)
+        return jax.lax.scan(add, (nothing, nothing), tuple(blocks))[0]
+
+    return jax.lax.map(of_candidate, (candidates, bias))
 
 
 def _changed(neuron: NeuronParams, candidate: jax.Array, steps: int) -> NeuronParams:

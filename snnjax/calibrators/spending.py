@@ -24,7 +24,7 @@ from snnjax.calibrators.formulas import positive
 from snnjax.calibrators.sample import Sample
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
-from snnjax.neurons.schedule import fire_at, schedule
+from snnjax.neurons.schedule import ROUNDING, TIES
 
 # Activations are counted in bins of their logarithm, so that every candidate reads the
 # same table. A bin is 1.1 % wide; 14 octaves below the largest activation counts as 0.
@@ -55,34 +55,40 @@ def transfers(
     last = _BETWEEN * (_CANDIDATES - 1) + _PER_OCTAVE * higher
     depths = (np.arange((_BINS + last) * _PER_BIN) + 0.5) / _PER_BIN - last
     inputs = reach / _MOST * 2.0 ** (-higher - depths / _PER_OCTAVE)
-    arrays = [np.asarray(part, np.float32) for part in (inputs, zones)]
-    # Compiled first, so that it has numbers under a user's jit too.
-    compiled = _sent.lower(model, code, steps, *arrays).compile()
-    outputs, counts = map(np.asarray, compiled(*arrays))
+    outputs, counts = _sent(model, code, steps, inputs, np.asarray(zones)[:, None])
     squares = (outputs - inputs) ** 2
     means = (p.reshape(len(zones), -1, _PER_BIN).mean(2) for p in (squares, counts))
     return tuple(map(Transfer, *means))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sent(model: IntegrateAndFire, code: Code, steps: int, inputs, zones) -> Any:
-    """Mean outputs and spikes [Z, n] of neurons that round, with these last zones."""
-    zones = zones[:, None]
-    start = jnp.float32(steps * code.finest(steps) / 2)
-    params = model.init()._replace(threshold=jnp.float32(1), initial_potential=start)
-    state = model.start(params, (len(zones), *inputs.shape))
-    state = model.integrate(params, state, steps * inputs[None])
-    ticks = schedule(code, model, steps)
-    if ticks is not None:
-        zone = jnp.asarray(ticks.zone)[:, None, None] + jnp.zeros_like(zones)
-        zone = zone.at[-1].set(jnp.where(zones > 1 / 2, zones, 0))
-        ticks = ticks._replace(zone=zone)
+def _sent(
+    model: IntegrateAndFire,
+    code: Code,
+    steps: int,
+    inputs: np.ndarray,
+    zones: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean outputs and spikes [Z, n] of neurons that round, with last zones [Z, 1].
 
-    def again(state, tick):
-        return fire_at(model, params, state, tick)
-
-    _, spikes = jax.lax.scan(again, state, ticks, steps)
-    return spikes.mean(0), (spikes != 0).sum(0)
+    The equations of `snnjax.neurons.schedule` for V_th = 1, all input at the first
+    step, and what was sent so far as a number, since all sizes are known.
+    """
+    low, high = model.levels
+    sizes = code.sizes(steps).astype(float)
+    finest = sizes[-1]
+    dead_zones = [model.dead_zone] * (steps - 1) + [zones * model.has_zones]
+    missing = np.broadcast_to(steps * inputs, (len(zones), inputs.size))
+    sent, spikes = np.zeros(missing.shape), np.zeros(missing.shape)
+    for size, zone in zip(sizes, dead_zones, strict=True):
+        rounding = size if low < 0 else finest
+        level = np.clip(np.floor((missing + rounding / 2) / size), low, high)
+        silent = (np.abs(missing) < zone * (1 - TIES) * size) & (zone > 1 / 2)
+        level = np.where(silent, 0, level)
+        if model.rectifies:
+            level = np.maximum(level, -np.floor(sent / size + ROUNDING))
+        missing, sent = missing - size * level, sent + size * level
+        spikes += level != 0
+    return sent / steps, spikes
 
 
 class Curve(NamedTuple):

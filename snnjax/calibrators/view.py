@@ -207,7 +207,7 @@ class View(abc.ABC):
         """Every n-th image of all micro-batches in one array, which devices share."""
         if is_on_host(parts):
             images = np.concatenate(sampled(map(np.asarray, parts), axis, every), axis)
-            return jnp.asarray(images)  # which goes where the other arrays are
+            return jax.device_put(images)
         return _joined(list(parts), axis, every, self.batch_sharding)
 
     @property
@@ -264,7 +264,8 @@ class View(abc.ABC):
         neurons = broadcast(fit.neurons, self.site)
         for current in self.currents_by_batch(fit.weights):
             output = fire(self.dynamics, neurons, current).output
-            yield answer(output, self.steps, self.code) if self.needs_time else output
+            in_time = self.needs_time
+            yield answer(self.steps, self.code, output) if in_time else output
 
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
@@ -321,16 +322,6 @@ def check_calibrator(calibrator: Any) -> None:
         )
 
 
-@jax.custom_jvp
-def straight_through(original: Any, fitted_weights: Any) -> Any:
-    """``fitted_weights``, but to a gradient it is ``original`` plus a constant."""
-    del original
-    return fitted_weights
-
-
-straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
-
-
 def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     """``compute(weights)``, kept while the weights are the same arrays."""
     last: list[Any] = []  # the weights, and what was computed of them
@@ -350,7 +341,8 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
 def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
     """The sums of `View.missing` for a micro-batch."""
     xp = namespace(mean)
-    missing = activation.astype(np.float32) - mean.astype(np.float32)
+    a, s = (part.astype(np.float32, copy=False) for part in (activation, mean))
+    missing = a - s
     if effects is None:
         return missing.sum(0), xp.full_like(missing[0], len(missing))
     of_all = xp.broadcast_to(effects.sum(0), missing.shape[1:])

@@ -17,7 +17,7 @@ from snnjax._checks import warn
 from snnjax._ranges import COUNT, POSITIVE, WHOLE
 from snnjax._text import named
 from snnjax.calibrators.running import Dynamics
-from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
+from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
 
@@ -66,9 +66,8 @@ def calibrate_weights(
     COUNT.check("batch", batch)
     POSITIVE.check("learning_rate", learning_rate)
     WHOLE.check("seed", seed)
-    with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
-        schedule = optax.cosine_decay_schedule(learning_rate, iterations)
-        rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
+    schedule = optax.cosine_decay_schedule(learning_rate, iterations)
+    rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
 
     def calibrate(view: View, fit: Fit) -> Fit:
         shared_paths = [path for path in fit.weights if path in view.shared]
@@ -83,8 +82,7 @@ def calibrate_weights(
         current, sources = view.feed()
         original, zero = tuple(fit.weights.values()), jnp.zeros(())
         plain = fit.neurons._replace(bias=zero, initial_potential=zero)
-        arrays = view.activation, sources, plain, original
-        activation, sources, neurons, start = jax.lax.stop_gradient(arrays)
+        activation, neurons, start = view.activation, plain, original
         step = functools.partial(
             _weight_step,
             current_of=current,
@@ -97,7 +95,7 @@ def calibrate_weights(
         for i, rows in enumerate(_shuffled(seed, view.count, size, iterations)):
             data = activation, sources, rows
             weights, state = step(weights, state, rates[i], neurons, data)
-        pairs = zip(fit.weights, straight_through(original, weights), strict=True)
+        pairs = zip(fit.weights, weights, strict=True)
         fitted_weights = {path: w for path, w in pairs if path not in shared_paths}
         return fit._replace(weights=fit.weights | fitted_weights)
 

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import is_on_host, namespace, on_host, wide, wide_dtype
+from snnjax._programs import jit
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax.calibrators.formulas import binary_unit
 from snnjax.calibrators.sample import at_positions
-from snnjax.calibrators.view import Calibrator, Fit, Target, View, straight_through
+from snnjax.calibrators.view import Calibrator, Fit, Target, View
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
 _FEWEST = 32  # images, however many positions each has
@@ -127,8 +128,8 @@ def _refitted(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    arrays, effects = (original, target.sources, target.result), target.effects
-    fixed, sources, result = jax.lax.stop_gradient(arrays)
+    fixed, sources, result = original, target.sources, target.result
+    effects = target.effects
     begin, iterate, chosen = _compiled
     if is_on_host((fixed, sources, result, effects)):
         fixed, result, effects = on_host((fixed, result, effects))
@@ -140,7 +141,7 @@ def _refitted(
         first = search.error
         for _ in range(iterations):  # in a loop of XLA, CPUs convolve 30x slower
             search = iterate(current, problem, search)
-        best = straight_through(original, chosen(current, problem, search, first))
+        best = chosen(current, problem, search, first)
     columns = zip(weights.items(), best, free, strict=True)
     return {
         path: jnp.asarray(new, weight.dtype) if may_change else weight
@@ -178,16 +179,18 @@ class _Current:
         return _in_rows(wide(self.of(own, self.sources, None)), self.channel)
 
 
-@jax.jit
 def _along(current: _Current, weights: Weights, direction: Weights) -> tuple[Any, Any]:
     """I(W), and J d: how the current changes with the weights along d."""
     return jax.jvp(current, (weights,), (current.bound(direction),))
 
 
-@jax.jit
 def _back(current: _Current, values: Any) -> Weights:
     """J^T values."""
     return current.bound(jax.vjp(current, current.weights)[1](values)[0])
+
+
+# Alone they are programs; on accelerators they are a part of `_compiled`.
+_along_alone, _back_alone = jit(_along), jit(_back)
 
 
 class _Search(NamedTuple):
@@ -215,7 +218,8 @@ class _Problem(NamedTuple):
     ridge: Any  # damping k
 
     def along(self, current: _Current, weights: Weights, direction: Weights) -> Any:
-        pair = _along(current, weights, direction)
+        compute = _along_alone if namespace(self.scale) is np else _along
+        pair = compute(current, weights, direction)
         return tuple(part / self.scale for part in _as(self.scale, pair))
 
     def back(self, current: _Current, values: Any) -> Weights:
@@ -227,7 +231,8 @@ class _Problem(NamedTuple):
         values = self.centered(values)
         root = 2.0 ** (values.size.bit_length() // 2)
         unit = binary_unit(abs(values).max()) * root
-        change = _as(unit, _back(current, values / unit))
+        compute = _back_alone if namespace(self.scale) is np else _back
+        change = _as(unit, compute(current, values / unit))
         return tuple(unit / self.scale * d for d in change)
 
     def centered(self, values: Any) -> Any:
@@ -269,7 +274,8 @@ def _begin(
     activation = _in_rows(activation.astype(wide_dtype(activation)), channel)
     scale = binary_unit(abs(activation).max())
     weights = current_of.weights
-    pair = _as(scale, _along(current_of, weights, weights))
+    compute = _along_alone if xp is np else _along
+    pair = _as(scale, compute(current_of, weights, weights))
     activation, current, change = (part / scale for part in (activation, *pair))
     top = activation.max((0, 1), keepdims=True)
     bottom = xp.zeros_like(top)

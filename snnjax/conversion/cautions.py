@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from snnjax._checks import warn
 from snnjax.calibrators.corrections import FEW
@@ -42,8 +41,6 @@ def of_digits(code: Code, models: Any, steps: int) -> None:
 def of_equal_images(x: Any) -> None:
     """Warn if images are all zero, or equal to one another, so that nothing varies."""
     leaves = jax.tree.leaves(x)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return
     leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
     if not any(part.any() for parts in leaves for part in parts):
         problem = "all zero"

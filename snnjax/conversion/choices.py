@@ -53,7 +53,6 @@ def fitted(
     waits: tuple[int, int],
     usual: IntegrateAndFire,
     zones: tuple[float, ...] | None,
-    is_traced: bool,
 ) -> SNN:
     """Fit with the last zone, the price and the wait that are cheapest.
 
@@ -62,13 +61,12 @@ def fitted(
         waits: the least, and the one that it is compared with.
         usual: the model of all sites if its last zone may change.
         zones: last zones that it may have; None: it stays.
-        is_traced: whether images or params are, so that nothing can be compared.
     """
     code, steps = begin.snn.code, begin.steps
     priced = {n: r for n, r in by_site.items() if isinstance(r, Priced)}
     budgets = [(r.price_under(code), r.spikes) for r in priced.values()]
     own_price, spikes = budgets[0] if budgets else (0.0, None)
-    check_spikes(spikes, steps, is_traced)
+    check_spikes(spikes, steps)
     curves: Sequence[Curve] = ()
     price = predicted = None
     if priced and (zones or spikes is not None):
@@ -95,8 +93,6 @@ def fitted(
     outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
     if spikes is not None:
         outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
-    if is_traced:
-        return outcome.snn
     if not code.clock_runs and wait < steps - 1:
         cautions.of_lost_outputs(outcome.means()[0], wait)
     return outcome.snn.with_fit(_text_of(outcome, others))
@@ -218,18 +214,10 @@ def least_wait(
     return outcome, wait, ", ".join(others)
 
 
-def check_spikes(spikes: float | None, steps: int, is_traced: bool) -> None:
+def check_spikes(spikes: float | None, steps: int) -> None:
     """Raise unless a network can be fitted to so many spikes per neuron."""
-    if spikes is None:
-        return
-    if spikes > steps:
+    if spikes is not None and spikes > steps:
         raise ValueError(
             f"spikes is {spikes:g}, and a neuron sends at most {steps} in T = {steps} "
             f"steps; allowed: 0 < spikes <= {steps}"
-        )
-    if is_traced:
-        raise ValueError(
-            "a number of spikes takes several fits, each of which depends on the one "
-            "before, and the images or params are traced; allowed: a price, "
-            "snnjax.best(price=0.01), or a conversion outside of jit"
         )

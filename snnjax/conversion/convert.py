@@ -33,12 +33,13 @@ from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.choices import ZONES, fitted, recipes_at
-from snnjax.conversion.engine.effects import effects_of
+from snnjax.conversion.engine.effects import Passed, passed
 from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
 from snnjax.conversion.engine.state import State, micro_batches
-from snnjax.conversion.recipes import AnyRecipe, best, recipes_by_site
+from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
+from snnjax.network.equations import Network
 from snnjax.network.sites import Site
-from snnjax.network.stages import stages
+from snnjax.network.stages import Stage, stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
 from snnjax.neurons.unroll import needs_no_time
@@ -46,6 +47,8 @@ from snnjax.snn import SNN, check_models, models_of_sites
 
 # The currents of the largest site in one micro-batch, over all T steps.
 _MICRO_BATCH_BYTES = 2**24
+# The values between the stages of the ANN, for all images.
+_ANN_BYTES = 2**30
 
 
 @called_as("snnjax.convert(fn, params, x, steps=..., ...)")
@@ -87,7 +90,7 @@ def convert(
             rate coding, and otherwise the least that is enough: from
             `snnjax.codes.Code.least_wait` on the first at which the squared error of
             the outputs for x is at most twice that of a wait of T - 1, or what the
-            curves of `best` predict for it. Under ``jit`` it is the least wait itself.
+            curves of `best` predict for it.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
@@ -129,6 +132,7 @@ def convert(
     code, model, per = _defaults(chip, steps, code, model)
     recipe = best(per) if recipe is None else recipe
     images, params, batch_sharding = _on_devices(x, params)
+    _check_concrete(images, params)  # inside of jit all arrays are traced
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
     network = capture(fn, params, shapes_of(images), inline_all=True)
@@ -157,16 +161,36 @@ def convert(
     to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
     parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
     neurons = {s.name: model_of(models, s.name).init(s.shape) for s in firing_sites}
+    parts_of_network = stages(network)
+    count = batch_of(images)
+    keeps = batch_sharding is None and _fits(network, parts_of_network, count)
+    weighs = any(isinstance(r, Priced) for r in by_site.values())
+    ordered = [*to_fit, *(batches[k] for k in judges)]
+
+    @functools.cache
+    def ann_of(weighs: bool) -> Passed:
+        return passed(
+            network,
+            parts_of_network,
+            params,
+            code,
+            ordered if keeps else to_fit,
+            len(to_fit),
+            keeps=keeps,
+            weighs=weighs,
+        )
+
     begin = State(
         network=network,
-        stages=stages(network),
+        stages=parts_of_network,
         snn=SNN(params, neurons, steps, wait, models, code),
         steps=steps,
         wait=first_wait,
         batch_sharding=batch_sharding,
         sizes=tuple(len(next(iter(part.values()))) for part in parts),
         fitted=len(to_fit),
-        effects=functools.cache(lambda: effects_of(network, params, to_fit)),
+        effects=lambda: ann_of(True).effects,
+        ann=(lambda: ann_of(weighs).results) if keeps else None,
         curves={},
         original=network.arguments(params),
         params={},
@@ -174,14 +198,22 @@ def convert(
         spikes={},
         sent=[],
     )
-    is_traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((images, params)))
-    may_wait = wait is None and not code.clock_runs and not is_traced
+    may_wait = wait is None and not code.clock_runs
     waits = (begin.wait, steps - 1 if may_wait else begin.wait)
-    zones = ZONES if model is None and usual.has_zones and not is_traced else None
-    snn = fitted(begin, by_site, waits, usual, zones, is_traced)
+    zones = ZONES if model is None and usual.has_zones else None
+    snn = fitted(begin, by_site, waits, usual, zones)
     cautions.of_fresh_thresholds(neurons, snn)
     cautions.of_few_samples(snn, firing_sites, batch_of(images))
     return sharding.on_mesh(snn, sharding.batch_sharding(x)).with_fit(snn.fit)
+
+
+def _check_concrete(*trees: Any) -> None:
+    """Raise unless all numbers are known: a conversion chooses by comparing them."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
+        raise ValueError(
+            "params or x are traced; allowed: arrays with numbers. Call snnjax.convert "
+            "outside of jit, vmap and grad: it compiles what takes long by itself"
+        )
 
 
 def _defaults(
@@ -225,6 +257,13 @@ def _check_models(models: Any, code: Code) -> None:
                 "since conversion fits how often it fires"
             )
     check_models(code, models_in(models))
+
+
+def _fits(network: Network, parts: Sequence[Stage], count: int) -> bool:
+    """Whether memory holds what all stages give for so many images."""
+    variables = {v for part in parts[:-1] for v in (part.output, *part.carried)}
+    numbers = sum(math.prod(network.avals[v].shape) for v in variables)
+    return 4 * count * numbers <= _ANN_BYTES
 
 
 def _micro_batch_size(firing_sites: Sequence[Site], steps_at_once: int) -> int:

@@ -107,7 +107,7 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
         # sizes grow, the fraction of a spike waits until it is a whole one.
         sent = total * like(tick.before, v) / like(tick.size, v)
-        total = jnp.floor(sent + _ROUNDING)
+        total = jnp.floor(sent + ROUNDING)
         fraction = sent - total
     ahead = _ahead(neuron, params, v, tick)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
@@ -136,14 +136,14 @@ def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
         ahead += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
         missing = v - like(tick.finest, v) / 2 * threshold
-        bar = like(tick.zone * (1 - _TIES), v) * like(tick.size, v) * threshold
+        bar = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
         silent = jnp.abs(missing) < bar
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     return ahead
 
 
-_ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.
-_TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
+ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.
+TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
 
 
 def dead_zones(neuron: Any, steps: int) -> np.ndarray:

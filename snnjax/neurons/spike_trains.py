@@ -8,6 +8,7 @@ keeps spikes in this form between two sites.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -80,13 +81,15 @@ def result_of(train: SpikeTrain, steps: int) -> jax.Array:
     >>> print(result_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     1.3333334
     """
-    dtype = jnp.asarray(train.threshold).dtype
-    total = jnp.zeros(train.bits.shape[1:], dtype)
-    for t, size in enumerate(train.code.sizes(steps).tolist()):
-        total += size * (_index(train, t).astype(dtype) + train.levels[0])
-    threshold = lead(train.threshold, total.ndim)
-    result = add_offset(total * threshold / steps, train.offset)
-    return result if train.dtype is None else result.astype(train.dtype)
+    xp, dtype = namespace(train.bits), train.threshold.dtype
+    sizes = train.code.sizes(steps)
+    total = _sum_over_steps(train, steps, lambda t, levels: sizes[t] * levels, dtype)
+    # In place where NumPy computes: fresh memory costs more than these operations.
+    total *= lead(train.threshold, total.ndim)
+    total /= dtype.type(steps)
+    if train.offset is not None:
+        total += lead(xp.asarray(train.offset, dtype), total.ndim)
+    return total if train.dtype is None else total.astype(train.dtype, copy=False)
 
 
 def numbers_of(train: SpikeTrain, steps: int) -> jax.Array:
@@ -95,19 +98,24 @@ def numbers_of(train: SpikeTrain, steps: int) -> jax.Array:
     >>> print(numbers_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     2
     """
-    xp, dtype = namespace(train.bits), np.uint8 if steps < 256 else np.int32
-    count = xp.zeros(train.bits.shape[1:], dtype)
-    for t in range(steps):
-        count += (_index(train, t) != -train.levels[0]).astype(dtype)
-    return count
+    dtype = np.uint8 if steps < 256 else np.int32
+    return _sum_over_steps(train, steps, lambda t, levels: levels != 0, dtype)
 
 
-def _index(train: SpikeTrain, t: int) -> jax.Array:
-    """That of one step."""
-    group = per_byte(train.levels)
-    width = 8 // group
-    shift = np.uint8(width * (group - 1 - t % group))
-    return train.bits[t // group] >> shift & np.uint8(2**width - 1)
+def _sum_over_steps(
+    train: SpikeTrain, steps: int, of_step: Callable[[int, Any], Any], dtype: Any
+) -> jax.Array:
+    """sum over the steps t of ``of_step(t, level)``, by a table of all bytes."""
+    xp, group = namespace(train.bits), per_byte(train.levels)
+    width, every_byte, total = 8 // group, np.arange(256), None
+    for number, byte in enumerate(train.bits):
+        table = np.zeros(256)
+        for place, t in enumerate(range(number * group, steps)[:group]):
+            index = every_byte >> width * (group - 1 - place) & 2**width - 1
+            table += of_step(t, index + train.levels[0])
+        values = xp.take(table.astype(dtype), byte)
+        total = values if total is None else total + values
+    return total
 
 
 def level_indices(

@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,62 +21,117 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import by_numpy_or_xla, namespace, wide
-from snnjax.network.equations import Network, read
-from snnjax.network.evaluate import evaluate, identity
+from snnjax._programs import jit
+from snnjax.codes import Code
+from snnjax.conversion.engine.segments import Results, Work
+from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
-from snnjax.network.stages import Segment
+from snnjax.network.stages import Stage, nameless
 
 Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
+Batch = tuple[chex.ArrayTree, range]  # images, and their numbers
 
 
-def effects_of(
-    network: Network, params: Any, batches: Sequence[tuple[chex.ArrayTree, range]]
-) -> dict[str, list[jax.Array]]:
-    """Site name -> w of each micro-batch.
+class _Step(NamedTuple):
+    """A stage of the ANN; variables are those of the network."""
+
+    work: Work
+    sources: tuple[int, ...]
+    output: int | None
+    carried: tuple[int, ...]
+    site: Site | None
+
+
+class Passed(NamedTuple):
+    """What the ANN gives for all images, in one program for each micro-batch."""
+
+    results: list[list[Results]]  # of each micro-batch those of each stage; or none
+    effects: dict[str, list[jax.Array]]  # site name -> w of each micro-batch; or none
+
+
+def passed(
+    network: Network,
+    stages: Sequence[Stage],
+    params: Any,
+    code: Code,
+    batches: Sequence[Batch],
+    fitted: int,
+    *,
+    keeps: bool,
+    weighs: bool,
+) -> Passed:
+    """All stages of the ANN at once: that compiles faster than a program for each.
 
     Args:
-        network, params: of the ANN.
+        network, stages, params: of the ANN.
         batches: images, and their numbers; an image has the same signs in every batch.
+        fitted: the first batches, so many, are fitted to, and have effects.
+        keeps: whether the results stay, which takes memory.
+        weighs: whether the effects are computed.
     """
-    equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
-    values = network.arguments(params)
-    outputs = tuple(v for v in network.outputs if v in network.dependent)
-    work = Segment(equations, (*values, *network.x), outputs, ())
-    effects, sizes = [], []
+    steps = tuple(_step(stage, code) for stage in stages)
+    counted = tuple(v in network.dependent for v in network.outputs)
+    parts, effects, sizes = [], [], []
     for x, numbers in batches:
-        inputs = [*values.values(), *jax.tree.leaves(x)]
-        of_batch, size = _effects(work, inputs, np.asarray(numbers, np.int32))
+        inputs = network.arguments(params, x)
+        results, of_batch, size = _passed(
+            steps, counted, keeps, weighs, inputs, np.asarray(numbers, np.int32)
+        )
+        parts.append(results)
         effects.append(of_batch)
         sizes.append(size)
-    return _over_size(sum(len(numbers) for _, numbers in batches), effects, sizes)
+    if not weighs:
+        return Passed(parts, {})
+    count = sum(len(numbers) for _, numbers in batches[:fitted])
+    return Passed(parts, _over_size(count, effects[:fitted], sizes[:fitted]))
 
 
-@functools.partial(jax.jit, static_argnames="work")
-def _effects(
-    work: Segment, inputs: list[Any], numbers: Any
-) -> tuple[Effects, jax.Array]:
-    """Squared gradients of r y, and the sum of |y|^2 over these images.
+def _step(stage: Stage, code: Code) -> _Step:
+    site = None if stage.site is None else nameless(stage.site)
+    streams = (False,) * len(stage.sources)
+    work = Work(stage.segment, streams, 1, code, site)
+    return _Step(work, stage.sources, stage.output, stage.carried, stage.site)
+
+
+@functools.partial(jit, static_argnums=range(4))
+def _passed(
+    steps: tuple[_Step, ...],
+    counted: tuple[bool, ...],
+    keeps: bool,
+    weighs: bool,
+    inputs: Values,
+    numbers: Any,
+) -> tuple[list[Results], Effects, Any]:
+    """Results, squared gradients of r y, and the sum of |y|^2 over these images.
 
     Of several outputs, each is over its own size in these images first, and their mean
     counts.
     """
-    sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
+    sites = {step.site.name: step.site for step in steps if step.site is not None}
 
-    def outputs(errors: Effects) -> list[jax.Array]:
-        def rule(site: Site, a: jax.Array, *operands: Any) -> jax.Array:
-            result = identity(site, a, *operands)
-            return result + errors[site.name] if site.fires else result
+    def run(errors: Effects) -> tuple[list[jax.Array], list[Results]]:
+        values, of_stages = dict(inputs), []
+        for step in steps:
+            results = step.work(*[values[v] for v in step.sources])
+            if step.site is not None:
+                activation, *maximum = results.outputs
+                if weighs:
+                    activation = activation + errors[step.site.name]
+                values[step.output] = activation
+                results = results._replace(outputs=(activation, *maximum))
+            values.update(zip(step.carried, results.carried, strict=True))
+            of_stages.append(results)
+        pairs = zip(of_stages[-1].outputs, counted, strict=True)
+        outputs = [output for output, counts in pairs if counts]
+        return [y for y in outputs if jnp.issubdtype(y.dtype, jnp.floating)], of_stages
 
-        values = dict(zip(work.inputs, inputs, strict=True))
-        evaluate(work.equations, values, rule)
-        leaves = [jnp.asarray(read(values, output)) for output in work.outputs]
-        return [y for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
-
+    if not weighs:
+        return run({})[1], {}, None
     no_errors = {
         name: jnp.zeros((len(numbers), *site.shape), site.dtype)
         for name, site in sites.items()
     }
-    results, transpose = jax.vjp(outputs, no_errors)
+    results, transpose, of_stages = jax.vjp(run, no_errors, has_aux=True)
     sums = [jnp.square(wide(y)).sum().astype(jnp.float32) for y in results]
     ends = np.cumsum([math.prod(y.shape[1:]) for y in results])
     signs = [_signs(y, numbers, int(end)) for y, end in zip(results, ends, strict=True)]
@@ -87,7 +142,7 @@ def _effects(
     (gradients,) = transpose(signs)
     squares = {n: jnp.square(g.astype(jnp.float32)) for n, g in gradients.items()}
     effects = {n: s.mean(sites[n].channel, keepdims=True) for n, s in squares.items()}
-    return effects, size
+    return of_stages if keeps else [], effects, size
 
 
 def _signs(outputs: jax.Array, numbers: jax.Array, end: int) -> jax.Array:

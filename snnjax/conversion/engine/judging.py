@@ -8,7 +8,6 @@ those that the SNNs were fitted to join them, twice as many each time, until z i
 all images have judged.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -19,9 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from snnjax._arrays import aligned, by_numpy_or_xla, namespace, wide_dtype
+from snnjax._arrays import by_numpy_or_xla, namespace, wide_dtype
+from snnjax.calibrators.running import answer
 from snnjax.conversion.engine.state import State
 from snnjax.snn import SNN
 
@@ -48,7 +47,7 @@ def output_errors(here: State, exact: list[tuple[jax.Array, ...]]) -> jax.Array:
     variables, streams, code = here.network.outputs, here.streams, here.snn.code
     answers = [
         [
-            code.result(output) if v in streams else output
+            answer(here.steps, code, output) if v in streams else output
             for v, output in zip(variables, results.outputs, strict=True)
         ]
         for results in here.run_snn(-1, {})
@@ -114,15 +113,8 @@ def nearest(candidates: Sequence[Outcome], price: float) -> Outcome:
     for number, other in enumerate(others, 2):
         pair = (each.errors + price * each.spikes for each in (first, other))
         difference, spread, used = _difference(counts, order, *pair)
-        is_less = difference < 0
-        if isinstance(is_less, Tracer):
-            parts = zip(other[1:3], first[1:3], strict=True)
-            errors, spikes = (jnp.where(is_less, *part) for part in parts)
-            snn = _where(is_less, other.snn, first.snn)
-            first = Outcome(snn, errors, spikes, first.fitted)
-            continue
         loser = number
-        if is_less:
+        if difference < 0:
             winner, loser, first = number, winner, other
         kept = (
             f"alternative {winner}: {abs(float(difference)):.2g} +- "
@@ -152,21 +144,3 @@ def _difference(
     i = xp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
     return means[i], spreads[i], xp.asarray(counts)[i]
 
-
-def _where(condition: Any, first: SNN, second: SNN) -> SNN:
-    """Select leaf by leaf; if only one SNN has an offset, it is 0 in the other."""
-
-    def with_offsets(snn: SNN, like: SNN) -> SNN:
-        neurons = {
-            name: params._replace(offset=jnp.zeros_like(like.neurons[name].offset))
-            if params.offset is None and like.neurons[name].offset is not None
-            else params
-            for name, params in snn.neurons.items()
-        }
-        return dataclasses.replace(snn, neurons=neurons)
-
-    def choose(a: Any, b: Any) -> jax.Array:
-        return jnp.where(condition, *aligned(a, b))
-
-    pair = with_offsets(first, second), with_offsets(second, first)
-    return jax.tree.map(choose, *pair)

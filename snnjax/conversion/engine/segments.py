@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
+from snnjax._programs import jit
 from snnjax.codes import Code
 from snnjax.network.equations import Values, read
 from snnjax.network.evaluate import evaluate, identity, operator_rule
@@ -100,7 +101,7 @@ class Current(NamedTuple):
         return self.work(*values).outputs[0]
 
 
-@functools.partial(jax.jit, static_argnames=("work", "have_images", "batch_sharding"))
+@functools.partial(jit, static_argnums=(0, 2, 3))
 def run(
     work: Work,
     sources: Sequence[Any],

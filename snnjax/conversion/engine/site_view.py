@@ -147,8 +147,8 @@ class SiteView(View):
         for v in variables:
             of_batches = parts[v][: self._state.fitted]
             if v in streams:
-                run = self.steps, self.code
-                of_batches = [answer(part, *run) for part in of_batches]
+                steps, code = self.steps, self.code
+                of_batches = [answer(steps, code, part) for part in of_batches]
             of_images[v] = self.join(of_batches, every=every)
         values = values | of_images
         return [values[v] for v in self._stage.sources]

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
+from snnjax._arrays import is_on_host, on_host
 from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.spending import Curve
 from snnjax.conversion.engine.segments import Results, Work, run
@@ -46,6 +47,8 @@ class State(NamedTuple):
     fitted: int
     # () -> site name -> how errors count, for each micro-batch that is fitted to.
     effects: Callable[[], dict[str, list[jax.Array]]]
+    # () -> results of each stage of the ANN, for each micro-batch; None: too large.
+    ann: Callable[[], list[list[Results]]] | None
     curves: dict[str, Curve]  # of sites whose activations have been surveyed
     original: Values  # parameters of the ANN, and constants
     params: Values  # the same of the SNN, as calibrated up to here
@@ -79,6 +82,8 @@ class State(NamedTuple):
 
     def run_ann(self, i: int) -> Iterator[Results]:
         """Of each micro-batch the results of stage i in the ANN."""
+        if self.ann is not None:
+            return (results[i] for results in self.ann())
         stage = self.stages[i]
         site = None if stage.site is None else nameless(stage.site)
         streams = (False,) * len(stage.sources)
@@ -124,9 +129,25 @@ def micro_batches(
     x: chex.ArrayTree, count: int, size: int, batch_sharding: NamedSharding | None
 ) -> list[tuple[chex.ArrayTree, range]]:
     """The images, ``size`` of them at a time on each device, with their numbers."""
-    at_once = size * sharding.size(batch_sharding)
+    at_once = _even(size * sharding.size(batch_sharding), count)
     rows = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+    if is_on_host(x):  # where a slice is no copy, and no program
+        x = on_host(x)
+        parts = [jax.tree.map(lambda a: a[r.start : r.stop], x) for r in rows]
+        return list(zip(map(jax.device_put, parts), rows, strict=True))
     return [(sharding.put(_part(x, r.start, len(r)), batch_sharding), r) for r in rows]
+
+
+def _even(size: int, count: int) -> int:
+    """The largest size of equal batches, if it is more than half of this one.
+
+    A smaller last batch would double the programs.
+
+    >>> _even(64, 256), _even(64, 300), _even(64, 257)
+    (64, 60, 64)
+    """
+    sizes = (n for n in range(size, size // 2, -1) if count % n == 0)
+    return next(sizes, size)
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from snnjax._arrays import by_numpy_or_xla, on_host
@@ -107,7 +106,7 @@ def _fit_site(
 
     def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
         for k, results in enumerate(view.results(fit.weights)):
-            fired = fire(view.dynamics, full, results.outputs[0], not view.needs_time)
+            fired = fire(view.dynamics, full, results.outputs[0])
             here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
             yield fired.output, results.carried
 
@@ -121,7 +120,7 @@ def _placed_like(before: Fit, after: Fit, batch_sharding: NamedSharding | None) 
         return after
     weights = dict(after.weights)
     for path, old in before.weights.items():
-        if weights[path] is not old and not isinstance(old, Tracer):
+        if weights[path] is not old:
             weights[path] = put(weights[path], old.sharding)
     return Fit(put(after.neurons, replicated(batch_sharding)), weights)
 
@@ -154,8 +153,6 @@ def _ends(activation: Any) -> list[Any]:
 
 def _check_range(site: Site, activations: Sequence[jax.Array]) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
-    if any(isinstance(activation, Tracer) for activation in activations):
-        return
     ends = np.asarray(jax.device_get([_ends(part) for part in activations]))
     if not np.isfinite(ends).all():
         check_finite(f"the activations of site {site.name!r}", activations)
@@ -169,7 +166,7 @@ def _check_range(site: Site, activations: Sequence[jax.Array]) -> None:
 
 def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
     """Raise if the network has a maximum that no threshold can be."""
-    if maximum is None or isinstance(maximum, Tracer):
+    if maximum is None:
         return
     least, largest = float(np.min(maximum)), float(np.max(maximum))
     if not (least > 0 and math.isfinite(largest)):  # NaN is not
