@@ -5,7 +5,6 @@ Akida's simulator and sinabs are packages. The rules of Loihi and Speck are writ
 NumPy, from the sources named there: their programs need an older Python or a chip.
 """
 
-import dataclasses
 import functools
 import runpy
 from collections import Counter
@@ -63,7 +62,6 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
     for node in layers.populations:
         (way,) = (c for c in layers.connections if c.receiver == node.name)
         *before, weights = way.maps
-        weights = _without_zeros(weights)
         is_first, bits = not spikes, node.model.levels[1].bit_length()
         if is_first and isinstance(weights, deploy.Dense):
             model.add(program.InputData(images.shape[1:], 4))
@@ -112,15 +110,6 @@ def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.nda
     return matrix.T[None, None]
 
 
-def _without_zeros(weights: Weights) -> Weights:
-    """A kernel without the zeros that layers put before it for "SAME" with a stride."""
-    kernel = weights.weight
-    while isinstance(weights, deploy.Convolution) and kernel.shape[-1] % 2 == 0:
-        assert not kernel[:, :, 0].any() and not kernel[:, :, :, 0].any()
-        kernel = kernel[:, :, 1:, 1:]
-    return dataclasses.replace(weights, weight=kernel)
-
-
 def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """One number per channel, [C]; all neurons of a channel must have the same."""
     rows = np.broadcast_to(values, shape).reshape(shape[0], -1)
@@ -156,6 +145,11 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
             case deploy.Convolution() | deploy.Dense():
                 image: Any = sum(arriving)
                 image = image if image.ndim == 4 else image[:, :, None, None]
+                if isinstance(node, deploy.Convolution):
+                    # A convolution of torch has equal padding on both sides alone.
+                    (top, bottom), (left, right) = node.padding
+                    zeros = (left, right, top, bottom)
+                    image = torch.nn.functional.pad(image, zeros)
                 maps[node.name] = _convolution(node), image
             case deploy.SumPool(window=window, stride=stride):
                 pool = program.SumPool2d(window, stride)
@@ -191,7 +185,7 @@ def _convolution(node: Weights) -> Any:
     if isinstance(node, deploy.Dense):
         kernel = kernel[:, :, None, None]
     else:
-        options = {"stride": node.stride, "padding": node.padding}
+        options = {"stride": node.stride}
     filters, channels, *size = kernel.shape
     module = torch.nn.Conv2d(channels, filters, size, bias=False, **options)
     module.weight.data = torch.tensor(kernel, dtype=torch.float64)
@@ -370,8 +364,9 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
     assert isinstance(node, deploy.Convolution | deploy.SumPool)
     is_pool = isinstance(node, deploy.SumPool)
     size = node.window if is_pool else node.weight.shape[2:]
-    (down, right), (rows, columns) = node.stride, node.padding
-    x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
+    down, right = node.stride
+    zeros = [(n, n) for n in node.padding] if is_pool else node.padding
+    x = np.pad(x, ((0, 0), (0, 0), *zeros))
     windows = np.lib.stride_tricks.sliding_window_view(x, size, (2, 3))
     windows = windows[:, :, ::down, ::right]
     if is_pool:

@@ -289,9 +289,13 @@ def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
 
 
 def windows(x, size, stride, padding, dilation=(1, 1)):
-    """Windows [B, C, H', W', h, w] of images [B, C, H, W]."""
+    """Windows [B, C, H', W', h, w] of images [B, C, H, W].
+
+    ``padding``: for rows and columns, a number for both sides or one for each.
+    """
     (high, wide), (down, right) = np.int64(dilation), np.int64(stride)
     reach = tuple((np.int64(size) - 1) * (high, wide) + 1)
-    padded = np.pad(x, ((0, 0), (0, 0), *((int(p), int(p)) for p in padding)))
+    zeros = np.broadcast_to(np.int64(padding).reshape(2, -1), (2, 2))
+    padded = np.pad(x, ((0, 0), (0, 0), *zeros.tolist()))
     view = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))
     return view[:, :, ::down, ::right, ::high, ::wide]

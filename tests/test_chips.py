@@ -22,6 +22,7 @@ CATALYST = deploy.catalyst_n1()
 PROFILES = [SPECK, XYLO, LOIHI, AKIDA, SPINNAKER, CATALYST, deploy.loihi1()]
 # A Speck with steps, whose potentials can be read: what is left are its limits.
 CLOCKED = dataclasses.replace(SPECK, event_driven=False, readout="potential")
+NO_ZEROS, ALIKE, ALIKE_2 = (((n, n), (n, n)) for n in range(3))
 EIGHT_BITS = deploy.Arithmetic(
     weight_bits=8, input_bits=8, state_bits=16, overflow="saturate"
 )
@@ -75,7 +76,7 @@ def network(
             None,
             (image, image),
             (stride, stride),
-            (padding, padding),
+            ((padding, padding),) * 2,
             groups=groups,
         ),
         population("first", "conv", shape),
@@ -213,7 +214,7 @@ CASES = [
     ({"groups": 2}, AKIDA, "first", "groups", "no", "2, not 1"),
     ({}, AKIDA, "first", "input_channels", "no", "2, not 1, 3"),
     ({}, AKIDA, "last0", "pools", "no", "of a whole image"),
-    ({"padding": 2}, AKIDA, "first", "padding_modes", "no", "(2, 2), not SAME"),
+    ({"padding": 2}, AKIDA, "first", "padding_modes", "no", "(2, 2)), not SAME"),
     ({"image": 4}, AKIDA, "first", "input_columns", "no", "4, not 5 to 256"),
     ({"image": 300}, AKIDA, "first", "input_columns", "no", "300, not 5 to 256"),
     ({"image": 128, "pool": 1}, AKIDA, "last0", "dense_inputs", "no", "65536"),
@@ -322,7 +323,7 @@ def test_limits_of_the_first_layer_and_of_strided_kernels():
     deeper = dataclasses.replace(nodes[1], name="deeper", sources=("first",))
     weight = ones(4, 4, 5, 5, value=127)
     deeper = dataclasses.replace(
-        deeper, weight=weight, stride=(2, 2), padding=(2, 2), size=(16, 16)
+        deeper, weight=weight, stride=(2, 2), padding=ALIKE_2, size=(16, 16)
     )
     second = dataclasses.replace(
         nodes[2], name="second", sources=("deeper",), shape=(4, 8, 8)
@@ -348,7 +349,7 @@ def test_maps_in_a_row_and_paths_that_meet():
 
     def again(name, source):
         weight = ones(4, 4, 3, 3)
-        return Convolution(name, (source,), weight, None, (16, 16), padding=(1, 1))
+        return Convolution(name, (source,), weight, None, (16, 16), padding=ALIKE)
 
     one = again("one", "first")
     scale = deploy.Scale("scale", ("first",), ones(), None, (4, 16, 16))
@@ -359,7 +360,7 @@ def test_maps_in_a_row_and_paths_that_meet():
     assert ending(one, scale, sources=("one", "scale")) == []
     for options in ({"stride": (2, 2)}, {"size": (8, 8)}):
         other = dataclasses.replace(again("other", "input"), **options)
-        other = dataclasses.replace(other, weight=ones(4, 2, 1, 1), padding=(0, 0))
+        other = dataclasses.replace(other, weight=ones(4, 2, 1, 1), padding=NO_ZEROS)
         assert ending(one, other, sources=("one", "other")) == ["one_kernel"]
 
 
@@ -382,22 +383,22 @@ def test_sizes_are_those_of_the_maps():
         assert result.size == size and result.image == (12, 12)
     # A way without neurons: a dilated convolution, a pool, a dense layer.
     conv_node = Convolution(
-        "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), (2, 2), (2, 2)
+        "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), ALIKE_2, (2, 2)
     )
     pool = SumPool("pool", ("conv",), (2, 2), (2, 2))
     flatten = deploy.Flatten("flatten", ("pool",), (4, 6, 6))
     dense = deploy.Dense("dense", ("flatten",), ones(5, 144), None)
     way = Connection("input", "last", (conv_node, pool, flatten, dense))
     one, other = geometry.kernels(way, (2, 12, 12), SPECK)
-    assert one == (2, (5, 5), (1, 1), (2, 2), (12, 12), ("SAME",))
-    assert other == (4, (6, 6), (1, 1), (0, 0), (6, 6), ("VALID",))
+    assert one == (2, (5, 5), (1, 1), ALIKE_2, (12, 12), ("SAME",))
+    assert other == (4, (6, 6), (1, 1), NO_ZEROS, (6, 6), ("VALID",))
     assert geometry.kernels(way, (2, 12, 12), XYLO) == [one]
     padded = dataclasses.replace(pool, padding=(1, 1))
     way = Connection("input", "last", (padded, flatten, dense))
     assert geometry.kernels(way, (4, 12, 12), SPECK)[0].image == (7, 7)
     assert geometry.need([one, other], (5, 1, 1), SPECK) == Core(6 * 64 * 8, 5)
     weight = ones(32, 16, 3, 3)
-    node = Convolution("c", ("p",), weight, None, (64, 64), padding=(1, 1))
+    node = Convolution("c", ("p",), weight, None, (64, 64), padding=ALIKE)
     way = Connection("p", "q", (node,))
     result = geometry.kernels(way, (16, 64, 64), SPECK)
     assert geometry.need(result, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
@@ -406,7 +407,7 @@ def test_sizes_are_those_of_the_maps():
 
 
 def test_same_padding_with_a_stride_is_that_of_the_function():
-    """Layers of it have kernels of 4x4 on even images; Akida computes 3x3."""
+    """On even images Speck, which pads alike on both sides, needs a kernel of 4x4."""
     params = weights(first=(3, 3, 1, 4), second=(3, 3, 4, 4), last=(256, 3))
 
     def fn(p, x):
@@ -420,16 +421,31 @@ def test_same_padding_with_a_stride_is_that_of_the_function():
         second = layers.populations[1].name
         (way,) = (w for w in layers.connections if w.receiver == second)
         (result,) = geometry.kernels(way, (4, size, size), SPECK)
-        assert result.size == (kernel, kernel) and result.padding == (1, 1)
+        assert result.size == (kernel, kernel) and result.padding == ALIKE
         (result,) = geometry.kernels(way, (4, size, size), AKIDA)
         assert result.size == (3, 3) and result.modes == ("SAME",)
         row = deploy.report(layers, AKIDA)[second]
         assert not {f.field for f in row.findings} & {"kernels", "padding_modes"}
     # Padding (1, 1) of other tools reads other windows of an even image.
     node = way.maps[0]
-    node = dataclasses.replace(node, size=(16, 16), padding=(1, 1))
+    node = dataclasses.replace(node, size=(16, 16), padding=ALIKE)
     (result,) = geometry.kernels(Connection("a", "b", (node,)), (4, 16, 16), AKIDA)
     assert result.size == (3, 3) and result.modes == ()
+
+
+def test_a_window_that_speck_cannot_read_is_a_finding():
+    """Kernels of 2x3 without padding make 7x6 of an image 8x8; no square one does."""
+    nodes = list(network(kernel=3, padding=0, image=8).nodes)
+    nodes[1] = dataclasses.replace(nodes[1], weight=ones(4, 2, 2, 3))
+    nodes[2] = dataclasses.replace(nodes[2], shape=(4, 7, 6))
+    output = Output("output", ("first",), (4, 7, 6), np.zeros(()))
+    layers = Layers((*nodes[:3], output), 4, 0, arithmetic=EIGHT_BITS)
+    (finding,) = deploy.report(layers, CLOCKED)["first"].findings
+    assert (finding.field, finding.verdict) == ("paddings", "no")
+    assert "kernel 2x3" in finding.problem
+    for chip in (XYLO, AKIDA):
+        fields = {f.field for f in deploy.report(layers, chip)["first"].findings}
+        assert "paddings" not in fields
 
 
 def test_layers_get_cores_whenever_that_is_possible():

@@ -50,7 +50,7 @@ def drawn(
             bias=has_biases * bias.astype(float),
         )
 
-    kernel = {"bias": None, "padding": (1, 1)}
+    kernel = {"bias": None, "padding": ((1, 1), (1, 1))}
     nodes = [
         deploy.Input("x", (), IMAGE, np.ones(())),
         Convolution("a/0", ("x",), weights(4, 1, 3, 3), size=(5, 5), **kernel),

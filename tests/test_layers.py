@@ -106,6 +106,63 @@ def spikes_and_outputs(fn, snn):
     return lambda x: (trains(fn, snn, x), run(snn, x))
 
 
+CONVOLUTIONS = {  # (rows, columns) of kernels and strides, and the padding
+    f"{kernel} by {stride}, {padding}": (kernel, stride, padding)
+    for kernel in ((3, 3), (2, 2), (4, 4), (1, 3), (3, 2))
+    for stride in ((1, 1), (2, 2), (3, 2))
+    for padding in ("SAME", "VALID", ((0, 1), (2, 0)))
+}
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_a_convolution_has_the_weights_and_windows_of_the_function(size):
+    """Padding "SAME" with a stride, or of an even kernel, is on one side of images."""
+    x = eighths(3, (2, size, size, 2))
+    nets = {}
+    for name, (kernel, stride, padding) in CONVOLUTIONS.items():
+
+        def fn(p, x, stride=stride, padding=padding):
+            return relu(conv(x, p["w"], stride, padding))
+
+        nets[name] = Net(fn, weights(w=(*kernel, 2, 3)), x, 1)
+    net = networks.together(nets)
+    snn = snnjax.init(net.fn, net.params, x, model=IF)
+    layers = deploy.layers(net.fn, snn, x)
+    stored = [weight.size for weight in layers.weights]
+    assert stored == [p["w"].size for p in net.params.values()]
+    same, same_snn = deploy.as_function(layers)
+    outputs = same(same_snn.params, x)
+    for name, expected in net.fn(net.params, x).items():
+        result = outputs[f"output/{name}"]
+        np.testing.assert_allclose(result, expected, 1e-5, 1e-6, err_msg=name)
+
+
+CROPPED = {  # padding of a kernel 3x3 and its stride: negative numbers skip elements
+    "in front": (((-1, 0), (-2, 1)), 1),
+    "behind": (((0, -2), (1, -1)), 1),
+    "with a stride": (((-1, -1), (0, -3)), 2),
+}
+
+
+def test_a_convolution_that_skips_elements_has_zeros_among_its_weights():
+    nets = {}
+    for name, (padding, stride) in CROPPED.items():
+
+        def fn(p, x, stride=stride, padding=padding):
+            return relu(conv(x, p["w"], stride, padding))
+
+        nets[name] = Net(fn, weights(w=(3, 3, 2, 3)), PIXELS, 1)
+    net = networks.together(nets)
+    snn = snnjax.init(net.fn, net.params, PIXELS, model=IF)
+    layers = deploy.layers(net.fn, snn, PIXELS)
+    same, same_snn = deploy.as_function(layers)
+    outputs = same(same_snn.params, PIXELS)
+    for name, expected in net.fn(net.params, PIXELS).items():
+        result = outputs[f"output/{name}"]
+        assert np.any(expected), name
+        np.testing.assert_allclose(result, expected, 1e-5, 1e-6, err_msg=name)
+
+
 POOLS = {  # spellings of an average pool of an image [6, 6, 4], and its window
     "windows": (lambda x: x.reshape(-1, 3, 2, 3, 2, 4).mean((2, 4)), (2, 2)),
     "one axis": (lambda x: x.reshape(-1, 3, 2, 6, 4).mean(2), (2, 1)),

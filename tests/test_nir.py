@@ -227,6 +227,26 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     check(net, snn, graph, read=name in TOGETHER)
 
 
+def test_a_kernel_with_padding_on_one_side_comes_back():
+    """The graph has a square kernel, padded alike; layers have that of the function."""
+
+    def fn(p, x):
+        x = relu(conv(x, p["w1"], stride=2))
+        return relu(conv(x, p["w2"], padding=((0, 1), (2, 2))))
+
+    params = weights(w1=(3, 3, 2, 4), w2=(2, 5, 4, 3))
+    net = Net(fn, params, PIXELS, 2)
+    snn = fitted(net)
+    layers = deploy.layers(fn, snn, PIXELS)
+    graph = deploy.to_nir(layers, extended=True)
+    written = [n for n in graph.nodes.values() if isinstance(n, nir.Conv2d)]
+    assert [n.weight.shape for n in written[:2]] == [(4, 2, 4, 4), (3, 4, 5, 5)]
+    # The third map is the threshold of the last neurons.
+    shapes = [weight.shape for weight in deploy.from_nir(graph).weights]
+    assert shapes[:2] == [weight.shape for weight in layers.weights[:2]]
+    check(net, snn, graph)
+
+
 def test_channels_first_networks_have_the_same_graph():
     first = functools.partial(conv, order=networks.CHANNELS_FIRST)
 

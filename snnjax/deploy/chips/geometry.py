@@ -3,6 +3,7 @@
 `assign` gives layers to the cores of a chip, where each core has its own memory.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,10 +12,14 @@ import numpy as np
 
 from snnjax.deploy.chips.profiles import Chip, Core
 from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering.sums import NoLayer
+from snnjax.deploy.lowering.windows import Window, axis_windows, with_equal_padding
+
+NO_ZEROS = ((0, 0), (0, 0))
 
 
 class Kernel(NamedTuple):
-    """A map: its input channels, reach, stride, zeros on each side, and image.
+    """A map: its input channels, reach, stride, padding as of a layer, and image.
 
     ``modes`` are the names of its padding: "SAME", "VALID", both (1x1) or neither.
     """
@@ -22,7 +27,7 @@ class Kernel(NamedTuple):
     channels: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
     image: tuple[int, ...]
     modes: tuple[str, ...] = ("SAME", "VALID")
 
@@ -57,70 +62,61 @@ def kernels(way: values.Connection, shape: tuple[int, ...], chip: Chip) -> list[
         match node:
             case values.Convolution():
                 kernel_list.append(_kernel(node, shape[0], chip))
-                shape = (len(node.weight), *_results(node))
+                results = [window.results for window in axis_windows(node)]
+                shape = (len(node.weight), *results)
             case values.SumPool(window=window, stride=stride, padding=zeros):
-                shape = (shape[0], *_windows(image, window, stride, zeros))
+                shape = (shape[0], *_pooled(image, window, stride, zeros))
             case values.Dense(weight=weight):
                 if chip.dense_as_kernel:
-                    whole = Kernel(shape[0], image, (1, 1), (0, 0), image, ("VALID",))
+                    whole = Kernel(shape[0], image, (1, 1), NO_ZEROS, image, ("VALID",))
                     kernel_list.append(whole)
                 shape = (len(weight),)
             case values.Flatten():
                 pass  # a dense layer still reads the image
             case _:  # a scale, or the spikes themselves
-                kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), (0, 0), image))
+                kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), NO_ZEROS, image))
     return kernel_list
 
 
 def _kernel(node: values.Convolution, channels: int, chip: Chip) -> Kernel:
-    """The kernel of a convolution; with a padding that the chip names, if it has one.
-
-    Layers pad alike on both sides, so the kernel of "SAME" with a stride may begin and
-    end with zeros (lowering/windows.py). They are cut off for such a chip.
-    """
-    reach, before = _reach(node), node.padding
-    modes = _modes(node, reach, before)
-    kernel = Kernel(channels, reach, node.stride, before, node.size, modes)
-    if not chip.padding_modes or node.dilation != (1, 1) or not node.weight.any():
-        return kernel
-    # The rows and columns of the kernel that are not all zero.
-    used = [np.flatnonzero(node.weight.any(axis)) for axis in ((0, 1, 3), (0, 1, 2))]
-    reach = tuple(int(taps[-1] - taps[0]) + 1 for taps in used)
-    before = tuple(p - int(taps[0]) for p, taps in zip(before, used, strict=True))
-    modes = _modes(node, reach, before)
-    if {*modes} & {*chip.padding_modes}:
-        return kernel._replace(size=reach, padding=before, modes=modes)
-    return kernel
+    """The kernel that a chip holds for a convolution."""
+    if chip.paddings is not None:
+        # The chip has one number for both sides, so that the kernel itself has zeros.
+        # Where this cannot be, the report says so of the kernel as it is.
+        with contextlib.suppress(NoLayer):
+            node = with_equal_padding(node)
+    windows = axis_windows(node)
+    return Kernel(
+        channels,
+        size=tuple(window.reach for window in windows),
+        stride=node.stride,
+        padding=node.padding,
+        image=node.size,
+        modes=_modes(windows),
+    )
 
 
-def _modes(
-    node: values.Convolution, reach: tuple[int, ...], before: tuple[int, ...]
-) -> tuple[str, ...]:
-    """Names of the padding of a kernel with this reach and zeros before the image."""
-    axes = [*zip(node.size, reach, node.stride, strict=True)]
-    modes = {
-        "SAME": [_same(n, k, s) for n, k, s in axes],
-        "VALID": [((n - k) // s + 1, 0) for n, k, s in axes],
-    }
+def _modes(windows: Sequence[Window]) -> tuple[str, ...]:
+    """Names of the padding with these windows along rows and columns."""
     # A mode is the number of results along each axis, and the zeros before it.
-    own = [*zip(_results(node), before, strict=True)]
-    return tuple(name for name, windows in modes.items() if windows == own)
+    modes = {"SAME": _same, "VALID": _valid}
+    names = []
+    for name, mode in modes.items():
+        if all(mode(window) == (window.results, window.low) for window in windows):
+            names.append(name)
+    return tuple(names)
 
 
-def _same(size: int, reach: int, stride: int) -> tuple[int, int]:
+def _same(window: Window) -> tuple[int, int]:
     """Results of padding "SAME", and its zeros before the image: half of all."""
-    results = -(-size // stride)
-    return results, max((results - 1) * stride + reach - size, 0) // 2
+    results = -(-window.size // window.stride)
+    reach = (results - 1) * window.stride + window.reach
+    return results, max(reach - window.size, 0) // 2
 
 
-def _reach(node: values.Convolution) -> tuple[int, ...]:
-    taps = zip(node.weight.shape[2:], node.dilation, strict=True)
-    return tuple((k - 1) * d + 1 for k, d in taps)
-
-
-def _results(node: values.Convolution) -> tuple[int, ...]:
-    """Rows and columns that a convolution computes."""
-    return _windows(node.size, _reach(node), node.stride, node.padding)
+def _valid(window: Window) -> tuple[int, int]:
+    """Results of padding "VALID", which has no zeros."""
+    return (window.size - window.reach) // window.stride + 1, 0
 
 
 def fan_out(way: values.Connection) -> int:
@@ -147,10 +143,11 @@ def need(kernels: Sequence[Kernel], shape: tuple[int, ...], chip: Chip) -> Core:
     return Core(channels * taps * filters, math.prod(shape))
 
 
-def _windows(
-    image: Sequence[int], reach: Sequence[int], stride: Sequence[int], zeros: Sequence
+def _pooled(
+    image: Sequence[int], window: Sequence[int], stride: Sequence[int], zeros: Sequence
 ) -> tuple[int, ...]:
-    axes = zip(image, reach, stride, zeros, strict=True)
+    """Rows and columns of the sums over windows."""
+    axes = zip(image, window, stride, zeros, strict=True)
     return tuple((n - k + 2 * p) // s + 1 for n, k, s, p in axes)
 
 

@@ -197,7 +197,10 @@ def shapes(layer: Layer, chip: Chip) -> Iterator[Finding]:
         "kernels": ("kernel", [max(k.size) for k in larger]),
         "strides": ("stride", [s for k in kernels for s in k.stride]),
         "strided_kernels": ("kernel with a stride", strided),
-        "paddings": ("padding", [p for k in kernels for p in k.padding]),
+        "paddings": (
+            "padding",
+            [n for k in kernels for pair in k.padding for n in pair],
+        ),
         "groups": ("groups", [m.groups for m in convolutions]),
         "channels": ("channels", channels + filters),
         "input_channels": ("channels of x", channels * layer.reads_x),
@@ -208,6 +211,14 @@ def shapes(layer: Layer, chip: Chip) -> Iterator[Finding]:
         "destinations": ("destinations", [len(layer.readers)]),
     }
     yield from _within(chip, measured)
+    for kernel in kernels:
+        unequal = any(low != high for low, high in kernel.padding)
+        if chip.paddings is not None and (unequal or len({*kernel.size}) > 1):
+            size = "x".join(map(str, kernel.size))
+            problem = (
+                f"kernel {size} with padding {kernel.padding}, not square and alike"
+            )
+            yield _limit("paddings", problem)
     modes = chip.padding_modes or ()
     for kernel in kernels:
         if modes and {*modes}.isdisjoint(kernel.modes):

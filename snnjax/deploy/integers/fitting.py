@@ -373,7 +373,7 @@ def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
                 x,
                 kernel,
                 node.stride,
-                [(n, n) for n in node.padding],
+                node.padding,
                 rhs_dilation=node.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )

@@ -126,7 +126,7 @@ def map_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
                 x.astype(dtype),
                 p["weight"].astype(dtype),
                 node.stride,
-                [(n, n) for n in node.padding],
+                node.padding,
                 rhs_dilation=node.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=node.groups,

@@ -92,4 +92,4 @@ def product(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
 
 def _mixes_channels(node: Convolution) -> bool:
     one_pixel = node.weight.shape[2:] == (1, 1) and node.stride == (1, 1)
-    return one_pixel and node.padding == (0, 0)
+    return one_pixel and node.padding == ((0, 0), (0, 0))

@@ -187,17 +187,25 @@ class Output(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Convolution(Node):
-    """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
+    """A convolution of images, which pads them with zeros.
 
-    ``size`` are the rows and columns of its input, ``bias`` is [O]. A depthwise
-    convolution has as many groups as channels.
+    Attributes:
+        weight: [O, I / groups, rows, columns]; a depthwise convolution has as many
+            groups as channels.
+        bias: [O].
+        size: rows and columns of its input.
+        stride, dilation: along rows and columns.
+        padding: zeros around the image, ((top, bottom), (left, right)).
+        groups: of channels.
     """
 
     weight: np.ndarray
     bias: np.ndarray | None
     size: tuple[int, ...] = field(metadata=STATIC)
     stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
-    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
+    padding: tuple[tuple[int, int], ...] = field(
+        metadata=STATIC, default=((0, 0), (0, 0))
+    )
     dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
     groups: int = field(metadata=STATIC, default=1)
 
@@ -224,7 +232,11 @@ class Scale(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class SumPool(Node):
-    """Sums over windows of rows and columns."""
+    """Sums over windows of rows and columns.
+
+    ``padding`` counts the zeros on both sides of each axis. Sums with unequal padding
+    are a `Convolution` of ones.
+    """
 
     window: tuple[int, ...] = field(metadata=STATIC)
     stride: tuple[int, ...] = field(metadata=STATIC)

@@ -1,11 +1,12 @@
 """Matrices, convolutions and pools, with the scales of their inputs in the weights.
 
-Chips and their tools pad a convolution alike on both sides, and some assume a square
-kernel. A window that is padded on one side ("SAME" with a stride) becomes such a kernel
-by zeros among the weights: f rows of zeros before a kernel and f more rows of padding
-cancel.
+A convolution reads exactly the windows of the function, so that its weights are those
+that a chip stores. NIR and some chips have square kernels and equal padding on both
+sides of an image alone. `with_equal_padding` makes such a kernel by zeros among the
+weights: f rows of zeros before a kernel and f more rows of padding cancel.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,26 +17,42 @@ from snnjax.deploy.lowering.values import Convolution, Dense, SumPool
 
 
 class Window(NamedTuple):
-    """What one axis of a convolution or a pool reads: out[i] reads x[stride i - low].
+    """One axis of a convolution or a pool, whose result i reads from x[stride i - low].
 
-    ``reach`` is the size of the kernel with its dilation; ``low`` counts the zeros
-    before x (negative: elements that are skipped).
+    Attributes:
+        size: of x.
+        results: how many elements the result has.
+        low: zeros before x; negative: elements that are skipped.
+        reach: size of the kernel with its dilation.
+        stride: from one result to the next.
     """
 
     size: int
-    out: int
+    results: int
     low: int
     reach: int
     stride: int
 
-    def fits(self, total: int, front: int) -> bool:
-        """Whether a kernel ``total`` wide, ``front`` zeros before it, reads the same.
+    def fits(self, width: int, front: int) -> bool:
+        """Whether a kernel of this width, ``front`` zeros before it, reads the same.
 
         Both sides have equal padding, and the number of results follows from that.
         """
         padding = self.low + front
-        count = (self.size + 2 * padding - total) // self.stride + 1
-        return padding >= 0 and count == self.out
+        results = (self.size + 2 * padding - width) // self.stride + 1
+        return padding >= 0 and results == self.results
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros before and behind x; negative: elements that no window reads."""
+        if self.fits(self.reach, front=0):
+            return self.low, self.low
+        last = (self.results - 1) * self.stride + self.reach
+        high = last - self.size - self.low
+        # So few elements behind the last window do not make another one.
+        if -self.stride < high < 0:
+            high = 0
+        return self.low, high
 
 
 def dense(
@@ -56,10 +73,10 @@ def dense(
 
 def vectorize(builder: Builder, total: Sum, path: str) -> Sum:
     """The variable as vectors in its own order."""
-    own_order = np.arange(total.order.size)
-    if total.order.ndim == 1 and np.array_equal(total.order, own_order):
+    flat_order = np.arange(total.order.size)
+    if total.order.ndim == 1 and np.array_equal(total.order, flat_order):
         return total
-    return Sum(dense(builder, total, np.eye(total.order.size), path), own_order)
+    return Sum(dense(builder, total, np.eye(total.order.size), path), flat_order)
 
 
 def conv(
@@ -72,29 +89,34 @@ def conv(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> tuple[Term, ...]:
-    """Terms of a convolution with weights [O, I / groups, h, w]."""
-    padding = [w.low for w in windows]
-    square = weight.shape[2] == weight.shape[3]
-    if not square or not all(w.fits(w.reach, 0) for w in windows):
-        # Dilated taps lie ``step`` apart in the new kernel, which has no dilation.
-        width, fronts = _square(windows)
-        padded = np.zeros((*weight.shape[:2], width, width))
-        rows, columns = (
-            slice(front, front + w.reach, step)
-            for front, w, step in zip(fronts, windows, dilation, strict=True)
-        )
-        padded[:, :, rows, columns] = weight
-        weight, dilation = padded, (1, 1)
-        padding = [w.low + front for w, front in zip(windows, fronts, strict=True)]
-    sizes, strides = zip(*((w.size, w.stride) for w in windows), strict=True)
-    shape = sizes, strides, tuple(padding), tuple(dilation), groups
+    """Terms of a convolution with weights [O, I / groups, rows, columns]."""
+    padding = [window.padding for window in windows]
+    if min(low_or_high for pair in padding for low_or_high in pair) < 0:
+        # No layer skips elements. Zeros among the weights read them instead.
+        fronts = [max(-low, 0) for low, _ in padding]
+        widths = [
+            window.reach + front + max(-high, 0)
+            for window, front, (_, high) in zip(windows, fronts, padding, strict=True)
+        ]
+        weight = _widened(weight, dilation, fronts, widths)
+        dilation = (1, 1)
+        padding = [(max(low, 0), max(high, 0)) for low, high in padding]
     terms = []
     for names, scale in builder.groups(total, path):
         scale = np.broadcast_to(scale.ravel(), total.order.shape[:1])
         # Input channels of each group, repeated for its output channels.
         per_output = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
-        scaled = weight * per_output[:, :, None, None]
-        node = Convolution(path or "conv", tuple(names), scaled, None, *shape)
+        node = Convolution(
+            path or "conv",
+            tuple(names),
+            weight * per_output[:, :, None, None],
+            bias=None,
+            size=tuple(window.size for window in windows),
+            stride=tuple(window.stride for window in windows),
+            padding=tuple(padding),
+            dilation=tuple(dilation),
+            groups=groups,
+        )
         terms.append(Term(builder.add(node)))
     return tuple(terms)
 
@@ -104,34 +126,118 @@ def pool(
 ) -> tuple[Term, ...]:
     """Terms of the sum over windows of rows and columns."""
     path = join(path, "pool")
-    if not all(w.fits(w.reach, 0) for w in windows):
-        # A pool that is padded alike cannot read these windows; a convolution can.
+    if not all(window.fits(window.reach, front=0) for window in windows):
+        # A pool has equal padding on both sides, and a convolution need not.
         channels = total.order.shape[0]
-        ones = np.ones((channels, 1, *(w.reach for w in windows)))
+        ones = np.ones((channels, 1, *(window.reach for window in windows)))
         return conv(builder, total, ones, windows, path, groups=channels)
-    sizes, strides, padding = (
-        tuple(getattr(w, field) for w in windows)
-        for field in ("reach", "stride", "low")
-    )
-    return tuple(
-        Term(builder.add(SumPool(path, (*names,), sizes, strides, padding)), scale)
-        for names, scale in builder.groups(total, path)
-    )
+    terms = []
+    for names, scale in builder.groups(total, path):
+        node = SumPool(
+            path,
+            tuple(names),
+            window=tuple(window.reach for window in windows),
+            stride=tuple(window.stride for window in windows),
+            padding=tuple(window.low for window in windows),
+        )
+        terms.append(Term(builder.add(node), scale))
+    return tuple(terms)
 
 
-def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
-    """The smallest square kernel for both axes, and the zeros before it in each."""
-    smallest = max(w.reach for w in windows)
+# ------------------------------------------------------------ kernels with zeros
+
+
+def axis_windows(node: Convolution) -> list[Window]:
+    """What a convolution reads along rows and along columns."""
+    windows = []
+    for size, taps, stride, dilation, (low, high) in zip(
+        node.size,
+        node.weight.shape[2:],
+        node.stride,
+        node.dilation,
+        node.padding,
+        strict=True,
+    ):
+        reach = (taps - 1) * dilation + 1
+        results = (size + low + high - reach) // stride + 1
+        windows.append(Window(size, results, low, reach, stride))
+    return windows
+
+
+def with_equal_padding(node: Convolution) -> Convolution:
+    """The same convolution with a square kernel, padded alike on both sides.
+
+    Raises:
+        NoLayer: no square kernel with equal padding reads the same windows.
+    """
+    windows = axis_windows(node)
+    smallest = max(window.reach for window in windows)
     # A zero more in front of a kernel and one more behind it change nothing. So the two
     # axes soon have a width in common, if they ever do.
-    largest = smallest + 2 * max(abs(n) for w in windows for n in w) + 1
+    largest = smallest + 2 * max(abs(n) for window in windows for n in window) + 1
     for width in range(smallest, largest + 1):
-        fronts = [
-            [f for f in range(width - w.reach + 1) if w.fits(width, f)] for w in windows
-        ]
-        if all(fronts):
-            return width, [choices[0] for choices in fronts]
-    raise NoLayer(
-        "no square kernel with the same padding on both sides reads this window",
-        "pad both sides alike",
+        fronts = [_fitting_front(window, width) for window in windows]
+        if None not in fronts:
+            break
+    else:
+        raise NoLayer(
+            "no square kernel with the same padding on both sides reads this window",
+            "pad both sides alike",
+        )
+    padding = []
+    for window, front in zip(windows, fronts, strict=True):
+        padding.append((window.low + front, window.low + front))
+    if all(window.reach == width for window in windows):
+        return dataclasses.replace(node, padding=tuple(padding))
+    weight = _widened(node.weight, node.dilation, fronts, (width, width))
+    return dataclasses.replace(
+        node, weight=weight, padding=tuple(padding), dilation=(1, 1)
     )
+
+
+def without_zero_borders(node: Convolution) -> Convolution:
+    """The same convolution without rows and columns of zeros that pad its kernel.
+
+    This is the way back from `with_equal_padding`.
+    """
+    if node.dilation != (1, 1) or not node.weight.any():
+        return node
+    used_rows = np.flatnonzero(node.weight.any(axis=(0, 1, 3)))
+    used_columns = np.flatnonzero(node.weight.any(axis=(0, 1, 2)))
+    slices, padding = [], []
+    for used, taps, (low, high) in zip(
+        (used_rows, used_columns), node.weight.shape[2:], node.padding, strict=True
+    ):
+        # A row of zeros in the kernel goes together with a row of padding.
+        front = min(int(used[0]), low)
+        back = min(taps - 1 - int(used[-1]), high)
+        slices.append(slice(front, taps - back))
+        padding.append((low - front, high - back))
+    rows, columns = slices
+    weight = node.weight[:, :, rows, columns]
+    return dataclasses.replace(node, weight=weight, padding=tuple(padding))
+
+
+def _fitting_front(window: Window, width: int) -> int | None:
+    """The fewest zeros before a kernel of this width that reads the window."""
+    for front in range(width - window.reach + 1):
+        if window.fits(width, front):
+            return front
+    return None
+
+
+def _widened(
+    weight: np.ndarray,
+    dilation: Sequence[int],
+    fronts: Sequence[int],
+    widths: Sequence[int],
+) -> np.ndarray:
+    """A kernel in a wider one without dilation, with ``fronts`` zeros before it."""
+    wide = np.zeros((*weight.shape[:2], *widths))
+    # The taps of a dilated kernel lie ``step`` apart in the wider one.
+    rows, columns = (
+        slice(front, front + (taps - 1) * step + 1, step)
+        for front, taps, step in zip(fronts, weight.shape[2:], dilation, strict=True)
+    )
+    wide[:, :, rows, columns] = weight
+    return wide

@@ -20,6 +20,7 @@ from snnjax._ranges import COUNT, POSITIVE
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact
+from snnjax.deploy.lowering.windows import without_zero_borders
 from snnjax.deploy.nir.writing import import_nir
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.spike_trains import BINARY
@@ -161,29 +162,40 @@ def _read(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
 
 
 def _convolution(name: str, node: Any) -> values.Convolution:
-    weight, dilation = _numbers(node.weight), _pair(node.dilation)
-    stride, padding = _pair(node.stride), node.padding
-    if not isinstance(padding, str):
-        padding = _pair(padding)
-    elif padding == "valid":
-        padding = (0, 0)
-    else:
-        # Layers pad alike on both sides. A kernel of even size reads one element more
-        # behind it than before, so a row of zeros makes its size odd.
-        reach = np.multiply(np.subtract(weight.shape[2:], 1), dilation)
-        is_even = reach % 2
-        if stride != (1, 1) or (is_even.any() and dilation != (1, 1)):
-            raise ValueError(
-                f"node {name!r} has padding 'same' with a kernel of {weight.shape[2:]},"
-                f" stride {stride} and dilation {dilation}; allowed: padding in "
-                "numbers, or stride 1 and a kernel of odd size"
-            )
-        weight = np.pad(weight, [(0, 0), (0, 0), *((n, 0) for n in is_even)])
-        padding = _pair((reach + is_even) // 2)
-    bias = None if node.bias is None else _numbers(node.bias)
-    size = () if node.input_shape is None else _pair(node.input_shape)
-    window = stride, padding, dilation, int(node.groups)
-    return values.Convolution(name, (), weight, bias, size, *window)
+    """A convolution without the zeros that `to_nir` pads its kernel with."""
+    convolution = values.Convolution(
+        name,
+        sources=(),
+        weight=_numbers(node.weight),
+        bias=None if node.bias is None else _numbers(node.bias),
+        size=() if node.input_shape is None else _pair(node.input_shape),
+        stride=_pair(node.stride),
+        padding=_padding(name, node),
+        dilation=_pair(node.dilation),
+        groups=int(node.groups),
+    )
+    return without_zero_borders(convolution)
+
+
+def _padding(name: str, node: Any) -> tuple[tuple[int, int], ...]:
+    """The zeros before and behind both axes, which may be given by name."""
+    by_name = isinstance(node.padding, str)
+    if by_name and node.padding == "valid":
+        return (0, 0), (0, 0)
+    if not by_name:
+        rows, columns = _pair(node.padding)
+        return (rows, rows), (columns, columns)
+    if _pair(node.stride) != (1, 1):
+        raise ValueError(
+            f"node {name!r} has padding 'same' with stride {_pair(node.stride)}; "
+            "allowed: padding in numbers, or stride 1"
+        )
+    padding = []
+    taps = np.shape(node.weight)[2:]
+    for count, dilation in zip(taps, _pair(node.dilation), strict=True):
+        zeros = (count - 1) * dilation
+        padding.append((zeros // 2, zeros - zeros // 2))
+    return tuple(padding)
 
 
 def _flatten(name: str, node: Any) -> values.Flatten:

@@ -30,6 +30,7 @@ from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.sums import NoLayer, compact, is_channelwise, per_channel
+from snnjax.deploy.lowering.windows import with_equal_padding
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
 
@@ -206,6 +207,9 @@ def _fed_by_weights(layers: values.Layers) -> dict[str, values.Node]:
         try:
             if isinstance(node, values.Receiver):
                 parts = [*_fed(node, nodes, count, is_whole)]
+            elif isinstance(node, values.Convolution):
+                # NIR has one number for both sides, and some readers assume a square.
+                parts = [with_equal_padding(node)]
         except NoLayer as reason:
             problems.append(Problem(node.name, (), *reason.args))
         nodes |= {part.name: part for part in parts}
@@ -303,9 +307,16 @@ def _node(nir: Any, node: values.Node, dt: float) -> Any:
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
         case values.Convolution(weight=weight):
-            window, bias = (node.stride, node.padding), _bias(node.bias, len(weight))
-            weight = _float(_ungrouped(node))
-            return nir.Conv2d(node.size, weight, *window, node.dilation, 1, bias)
+            (rows, _), (columns, _) = node.padding
+            return nir.Conv2d(
+                input_shape=node.size,
+                weight=_float(_ungrouped(node)),
+                stride=node.stride,
+                padding=(rows, columns),
+                dilation=node.dilation,
+                groups=1,
+                bias=_bias(node.bias, len(weight)),
+            )
         case values.Population():
             return _neurons(nir, node, dt)
 
