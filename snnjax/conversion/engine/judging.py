@@ -143,4 +143,3 @@ def _difference(
     is_clear = abs(means) > _CLEAR * spreads
     i = xp.where(is_clear.any(), is_clear.argmax(), len(counts) - 1)
     return means[i], spreads[i], xp.asarray(counts)[i]
-

@@ -133,7 +133,7 @@ def micro_batches(
     rows = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
     if is_on_host(x):  # where a slice is no copy, and no program
         x = on_host(x)
-        parts = [jax.tree.map(lambda a: a[r.start : r.stop], x) for r in rows]
+        parts = [jax.tree.map(lambda a, r=r: a[r.start : r.stop], x) for r in rows]
         return list(zip(map(jax.device_put, parts), rows, strict=True))
     return [(sharding.put(_part(x, r.start, len(r)), batch_sharding), r) for r in rows]
 
