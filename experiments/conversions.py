@@ -117,14 +117,19 @@ def plan(config: Convert) -> list[Row]:
         is_best = (recipe, name) == ("best", "rate")
         waits = config.waits or (("least", "T") if is_best else ("least",))
         if recipe == QUANTIZED_ANN:
-            waits = ("T",) if code.clock_runs else ("T-1",)
+            waits = ("full",)
         pairs = config.pairs() or [code.levels]
         budgets = (recipe == "best" and config.spikes) or (None,)
         for levels, wait, steps, spikes in itertools.product(
             pairs, waits, config.steps, budgets
         ):
-            least = 0 if code.clock_runs else None
-            numbers = {"T": steps, "T-1": steps - 1, "least": least}
+            numbers = {
+                "T": steps,
+                "T-1": steps - 1,
+                "full": code.full_wait(steps),
+                # The conversion measures it, unless there is nothing to choose.
+                "least": None if code.longest_wait(steps) else 0,
+            }
             number = numbers[wait] if wait in numbers else int(wait)
             rows.append(Row(recipe, steps, number, levels, name, spikes))
     return list(dict.fromkeys(rows))

@@ -202,7 +202,7 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
     check_code(code)
     for model in map(off_grid, models):
         fields = is_plain(model) and (model.reset, model.leak, model.lowest)
-        if not code.clock_runs and fields != ("subtract", None, None):
+        if code.keeps_charge and fields != ("subtract", None, None):
             raise ValueError(
                 f"the code {code!r} needs IF neurons with reset by subtraction, no "
                 f"leak and no lower bound, which keep what is missing; found {model!r}."
@@ -226,7 +226,7 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
     for site in sites:
         if site.fires:
             model, params = snn.model_of(site.name), snn.neurons[site.name]
-            if not snn.code.clock_runs and getattr(params, "leak", None) is not None:
+            if snn.code.keeps_charge and getattr(params, "leak", None) is not None:
                 raise ValueError(
                     f"the neurons of site {site.name!r} have a leak, and those of the "
                     f"code {snn.code!r} must keep what is missing; allowed: leak None"

@@ -103,24 +103,24 @@ def problem(batch):
 def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
     params, x, snn = problem(batch)
     code, model, cases = snn.code, snn.model, [(1, "by_layer"), (T, "closed_form")]
-    if code.clock_runs:  # under the other codes it is by_layer
+    if code.is_streaming():  # under the other codes it is by_layer
         cases.append((0, "by_step"))
     runs = [
         snnjax.spiking(perceptron, steps=T, wait=wait, execution=execution)
         for wait, execution in cases
     ]
     results = outputs_of(runs, snn, x)
-    shares = np.ones(T) if code.clock_runs else T * np.eye(T)[0]
+    shares = np.ones(T) if code == codes.rate() else T * np.eye(T)[0]
     for (wait, execution), outputs in zip(cases, results, strict=True):
         stream = shares[:, None, None] * np.asarray(x)
         for kernel in params[:-1]:
             stream = reference.simulate(
                 stream @ np.asarray(kernel),
-                0.5 if code.clock_runs else 1.0,
+                0.5 if code == codes.rate() else 1.0,
                 wait=wait,
                 levels=model.levels,
                 dead_zone=model.dead_zone,
-                sizes=None if code.clock_runs else code.sizes(T),
+                sizes=None if code == codes.rate() else code.sizes(T),
             )
         expected = stream @ np.asarray(params[-1])
         assert expected.any()

@@ -30,7 +30,7 @@ def chip(layers, x, in_time=False):
     is a sequence [T, B, ...].
     """
     layers = dataclasses.replace(layers, steps=len(x)) if in_time else layers
-    steps, clock = layers.steps, layers.code.clock_runs
+    steps, clock = layers.steps, layers.code == snnjax.codes.rate()
     weights = [Fraction(w).limit_denominator(10**6) for w in layers.code.weights(steps)]
     m, last = [int(w / weights[-1]) for w in weights], float(weights[-1])
     arrivals = steps if clock else 1  # of x and of biases

@@ -56,7 +56,7 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
         for (n, c), a in np.ndenumerate(activation):
             v = float(curve.thresholds[k, c])
             arriving = [steps * a] + [0.0] * (steps - 1)
-            if code.clock_runs:
+            if code == snnjax.codes.rate():
                 arriving = [a] * steps
             spikes = reference.neuron(
                 arriving,

@@ -63,7 +63,6 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     check_calibrator(calibrator)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        streams = view.code.clock_runs and view.wait == 0
-        return calibrator(view, fit) if streams else fit
+        return calibrator(view, fit) if view.code.is_streaming(view.wait) else fit
 
     return calibrate

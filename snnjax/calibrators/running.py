@@ -12,6 +12,7 @@ from snnjax._programs import jit
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.schedule import schedule
 from snnjax.neurons.spike_trains import SpikeTrain, numbers_of, result_of
 from snnjax.neurons.unroll import (
     after_all_input,
@@ -75,7 +76,7 @@ def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired
         arriving = dynamics.arriving(current)
         return Fired(spike_train(model, neurons, arriving, wait=wait, code=code))
     output = dynamics.closed_form(neurons, current)
-    if code.clock_runs:
+    if schedule(code, model, steps) is None:  # all spikes are alike
         return Fired(output)
     if neurons.offset is not None:  # which is no spike
         bias = neurons.bias - neurons.offset

@@ -158,7 +158,8 @@ def postpone_charge(
     postpone = search([(1, charge) for charge in charges], pace=pace)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        order_matters = view.code.clock_runs and view.needs_time
+        arrives_late = view.code.constant_steps(view.steps) > 1
+        order_matters = arrives_late and view.needs_time
         spikes_are_final = view.model.levels[0] >= 0
         return postpone(view, fit) if order_matters and spikes_are_final else fit
 

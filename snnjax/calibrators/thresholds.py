@@ -234,7 +234,7 @@ def least_squares_offset() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if not view.site.is_encoder or not view.code.clock_runs:
+        if not view.site.is_encoder or not view.code.is_streaming():
             return fit
         sample, intervals = view.sample, 2 * view.values
         offset = _middle(sample.activation, intervals, weight=sample.weight)

@@ -93,7 +93,7 @@ def fitted(
     outcome, wait, others = least_wait(lambda wait: fit(wait, price), *waits, predicted)
     if spikes is not None:
         outcome = within_budget(lambda price: fit(wait, price), curves, spikes)
-    if not code.clock_runs and wait < steps - 1:
+    if wait < code.longest_wait(steps):
         cautions.of_lost_outputs(outcome.means()[0], wait)
     return outcome.snn.with_fit(_text_of(outcome, others))
 

@@ -198,8 +198,7 @@ def convert(
         spikes={},
         sent=[],
     )
-    may_wait = wait is None and not code.clock_runs
-    waits = (begin.wait, steps - 1 if may_wait else begin.wait)
+    waits = (begin.wait, code.longest_wait(steps) if wait is None else begin.wait)
     zones = ZONES if model is None and usual.has_zones else None
     snn = fitted(begin, by_site, waits, usual, zones)
     cautions.of_fresh_thresholds(neurons, snn)

@@ -132,7 +132,7 @@ class Priced:
     def price_under(self, code: Code) -> float:
         """The price, unless a number of spikes is given."""
         if self.price is None:
-            return 0.0 if code.clock_runs else _PRICE
+            return code.default_price
         return self.price
 
     def __str__(self) -> str:
@@ -143,13 +143,6 @@ class Priced:
         return "\n".join(parts)
 
     _repr_pretty_ = repr_pretty
-
-
-# Chosen from 0.003, 0.01 and 0.03 on 500 training images that no calibration used, at
-# T = 4 with a wait of 1. From the first to the second, five networks (ResNet-20, VGG-8,
-# a ViT, a ConvNeXt, a small MobileNet) send 3 to 22 % fewer spikes and lose 0.2 points
-# at most. At the third the ViT loses 4.6 points.
-_PRICE = 0.01
 
 
 def best_of(*recipes: Recipe) -> BestOf:
@@ -328,7 +321,7 @@ def best(
 
     def at(code: Code, price: float) -> Recipe | BestOf:
         thresholds = priced_threshold(price, per), half_charge()
-        if not code.clock_runs:
+        if not code.is_streaming():
             # Ten iterations gained little more than two on ResNet-20 and a ViT.
             weights = least_squares_weights(iterations=2)
             return Recipe([by_effect(weights, *thresholds, correct_bias())])

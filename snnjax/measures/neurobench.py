@@ -67,7 +67,7 @@ def neurobench(
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
     # Graded spikes need more additions than operations; for unknown levels it is NaN.
     binary = measures.synaptic_additions == measures.synaptic_operations
-    inputs = steps if snn.code.clock_runs else 1  # how often the constant input comes
+    inputs = snn.code.constant_steps(steps)  # how often the constant input comes
     analog = inputs * float(measures.input_macs) + float(measures.operator_macs)
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(snn)]
     sparsity = measures.zero_weights / jnp.maximum(1, measures.weights)

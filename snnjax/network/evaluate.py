@@ -75,20 +75,20 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     return activation(x, *operands)
 
 
-def of_values(site: Site, x: jax.Array, *operands: Any) -> Any:
-    """The rule of operators, for values that a code has decoded."""
-    *others, function = operands
-    return function.of_values(x, *others)
-
-
 def operator_rule(code: Code) -> Rule:
-    """The rule of operators, under this code.
+    """The rule of operators for streams of this code, see `snnjax.codes.Code.operate`.
 
     With rate coding they see running means and put out increments; under any other code
     they are functions of the decoded values.
     """
-    # An operator that knows its time axis puts out increments by itself.
-    return identity if code.clock_runs else of_values
+
+    def rule(site: Site, x: jax.Array, *operands: Any) -> tuple[jax.Array, ...]:
+        del site
+        *arguments, function = operands
+        outputs, _ = code.operate(function, (x, *arguments))
+        return outputs
+
+    return rule
 
 
 def firing(

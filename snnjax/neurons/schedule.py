@@ -45,27 +45,34 @@ class Tick(NamedTuple):
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
     """The ticks of all steps of a model; None if all steps are alike."""
     zones = dead_zones(neuron, steps)
-    if code.clock_runs and not zones.any():
-        return None
     sizes = code.sizes(steps)
-    before, finest = np.append(sizes[:1], sizes[:-1]), np.full(steps, sizes[-1])
-    return Tick(sizes, before, finest, arrivals(code, steps), zones)
+    constant_arrivals = arrivals(code, steps)
+    if constant_arrivals is None and (sizes == 1).all() and not zones.any():
+        return None
+    return Tick(
+        size=sizes,
+        before=np.append(sizes[:1], sizes[:-1]),
+        finest=np.full(steps, sizes[-1]),
+        arrivals=constant_arrivals,
+        zone=zones,
+    )
 
 
 def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
     """How many times a constant, a bias or an offset, arrives at each step.
 
-    Once at every step with rate coding, for which this is None. Otherwise T times at
-    the first step, so that the first digit, the largest, is decided on all of it.
+    None if it arrives once at every step, as with rate coding. Otherwise T times at the
+    first step, so that the first digit, the largest, is decided on all of it.
 
     Args:
         part: of the T steps; all of them by default.
     """
-    if code.clock_runs:
+    constant_steps = code.constant_steps(steps)
+    if constant_steps == steps:
         return None
-    of_all = np.zeros(steps, np.float32)
-    of_all[0] = steps
-    return of_all if part is None else of_all[part]
+    times = np.zeros(steps, np.float32)
+    times[:constant_steps] = steps / constant_steps
+    return times if part is None else times[part]
 
 
 def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:

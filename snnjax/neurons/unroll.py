@@ -48,8 +48,8 @@ def unroll(
 
     Args:
         neuron: the model.
-        params: its parameters; a ``bias`` is added to every current, or T times to the
-            first one if the code's clock does not run.
+        params: its parameters; with rate coding a ``bias`` is added to every current,
+            otherwise T times to the first one.
         currents: float [T, B, ...].
         wait: 0 <= wait <= T.
         code: what a spike is worth at each step, see `snnjax.codes`.
@@ -253,10 +253,9 @@ def after_all_input(
 
 def needs_no_time(code: Code, steps: int, wait: int, models: Iterable[Any]) -> bool:
     """Whether a sum over time is all that each site of these models has to know."""
-    # With a wait of T - 1 every site has all of its input before its first decision; a
-    # bias of rate coding arrives one step later. At a lower bound the order matters.
+    # At a lower bound the order of the input matters.
     bounded = any(getattr(chain(m)[-1], "lowest", None) is not None for m in models)
-    return wait >= steps - (not code.clock_runs) and not bounded
+    return wait >= code.full_wait(steps) and not bounded
 
 
 def closed_form(

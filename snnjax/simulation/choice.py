@@ -64,7 +64,7 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
         )
     if sim.execution != "auto":
         return Choice(sim.execution)
-    takes_steps = snn.code.clock_runs and sim.wait == 0
+    takes_steps = snn.code.is_streaming(sim.wait)
     is_long = takes_steps and platform == "cpu" and sim.steps > SEGMENT.segment
     is_long &= not holds_tracer(sim.surrogate)  # jax.checkpoint refuses one
     # A user's model may have a reverse-mode derivative only, and a custom derivative
@@ -72,9 +72,7 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
     is_hard = is_step(sim.surrogate) and not holds_tracer(sim.surrogate)
     if not is_hard or not all(map(is_plain, models)):
         return Choice("by_layer", may_segment=is_long)
-    # A dead zone delays spikes of rate coding, and the closed form fires at once.
-    delays = snn.code.clock_runs and any(model.has_zones for model in models)
-    if needs_no_steps and not delays:
+    if needs_no_steps:
         return Choice("closed_form", has_gradient_of_layers=True)
     few_steps = sim.steps <= FEW_STEPS
     if takes_steps and platform == "cpu" and not few_steps:

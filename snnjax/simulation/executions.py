@@ -23,7 +23,6 @@ from snnjax.network.evaluate import (
     evaluate,
     firing,
     identity,
-    of_values,
     operator,
     operator_rule,
 )
@@ -94,8 +93,8 @@ def run_in_time(
 
     Within a segment it goes layer by layer: equations map over time, and each site
     scans over it. All T steps at once are "by_layer". One at a time is "by_step", a
-    loop over the whole network as a chip runs it. A wait, and a code whose clock does
-    not run, need all of them.
+    loop over the whole network as a chip runs it. A wait, and a code other than rate
+    coding, need all of them.
 
     A gradient of one step at a time keeps the state of each neuron before it fires.
     One of segments keeps the states between them, and a segment of steps while it is
@@ -109,12 +108,10 @@ def run_in_time(
     """
     network, code = job.network, job.snn.code
     constants, streams, live = prepare(job)
-    # Under a code whose clock does not run an operator is a function of what is decoded
-    # at a step, and needs no state.
     states = {
         eq.place.name: start_state(job, eq, constants, streams)
         for eq in live
-        if eq.fires or (eq.site is not None and code.clock_runs)
+        if eq.site is not None
     }
     if state is not None:
         states = _checked_state(state, states)
@@ -132,10 +129,10 @@ def run_in_time(
                 options = {"wait": job.wait, "code": code}
                 after[name], spikes = fold(*neurons, currents, ticks[name], **options)
                 return code.stream(spikes)
-            if not code.clock_runs:
-                return of_values(site, current, *operands)
-            *others, function = operands
-            outputs, after[name] = function.increments((current, *others), states[name])
+            *arguments, function = operands
+            outputs, after[name] = code.operate(
+                function, (current, *arguments), states[name]
+            )
             return outputs
 
         values: dict[Any, Any] = constants_of_loop()
@@ -235,13 +232,13 @@ def run_closed_form(job: Job) -> Any:
         mean = closed_form(model, params, current, steps, code=code)
         if site.name not in last:
             return mean
-        if code.clock_runs:
-            train = _first_spikes(mean, params, steps, model.levels)
+        if schedule(code, model, steps) is None:  # all steps are alike
+            spikes = _first_spikes(mean, params, steps, model.levels)
         else:
-            train = after_all_input(model, params, current, steps, code=code)
-            train = code.stream(train)
+            spikes = after_all_input(model, params, current, steps, code=code)
         stop = jax.lax.stop_gradient  # the derivative is that of the mean
-        trains[last[site.name]] = stop(train) + (mean - stop(mean))[None]
+        train = stop(code.stream(spikes)) + (mean - stop(mean))[None]
+        trains[last[site.name]] = train
         return mean
 
     evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
@@ -318,11 +315,9 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
-        if not code.clock_runs:
-            (values,) = function.of_values(current)
-            return values
-        (increments,) = function._replace(live=(True,))(split(current))
-        return time_in_batch(increments, devices)
+        outputs, _ = code.operate(function._replace(live=(True,)), [split(current)])
+        (output,) = outputs
+        return time_in_batch(output, devices)
 
     network = job.network
     values = network.arguments(job.snn.params, job.x)
@@ -395,7 +390,8 @@ def start_state(
         return jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype)
 
     live = tuple(v in streams for v in equation.inputs)
-    return operator(equation, live).start([argument(v) for v in equation.inputs])
+    arguments = [argument(v) for v in equation.inputs]
+    return job.snn.code.operator_state(operator(equation, live), arguments)
 
 
 def _first_spikes(

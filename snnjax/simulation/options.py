@@ -57,20 +57,14 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
     Steps and wait of ``sim``, and the code, may be unknown yet.
     """
     segment = getattr(sim.execution, "segment", None)
-    if code is not None and not code.clock_runs:
-        options_of_rate = {
-            f"inputs={sim.inputs!r}": sim.sequence,
-            "ByLayer(segment=...)": segment is not None,
-            "state=True": sim.returns_state,
-        }
-        if any(options_of_rate.values()):
-            names = [option for option, is_set in options_of_rate.items() if is_set]
-            raise ValueError(
-                f"{', '.join(names)} works with rate coding only, where every step is "
-                f"like the others; the SNN has the code {code!r}, whose constant input "
-                "arrives at the first step. Leave it out, or convert with "
-                "code=snnjax.codes.rate()"
-            )
+    streaming_options = {
+        f"inputs={sim.inputs!r}": sim.sequence,
+        "ByLayer(segment=...)": segment is not None,
+        "state=True": sim.returns_state,
+    }
+    requests = [option for option, is_set in streaming_options.items() if is_set]
+    if code is not None and requests:
+        code.check_streaming(", ".join(requests))
     options = ("has_aux", "answer", "micro_batch", "wait")
     others = [f"{name}={getattr(sim, name)}" for name in options if getattr(sim, name)]
     others += ["execution='closed_form'"] if sim.execution == "closed_form" else []

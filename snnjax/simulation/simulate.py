@@ -404,7 +404,7 @@ def _steps_at_once(execution: Execution | ByLayer, job: Job) -> int:
     if isinstance(execution, ByLayer):
         return execution.segment
     # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
-    by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
+    by_step = execution == "by_step" and job.snn.code.is_streaming(job.wait)
     return 1 if by_step else job.steps
 
 

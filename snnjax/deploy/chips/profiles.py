@@ -194,7 +194,9 @@ class Chip:
                 raise ValueError(f"{self.name} {problem}; allowed: {allowed}")
         if code is None:
             code = radix() if self.one_step else rate()
-        if model is None and (code.clock_runs or steps == 1 or not self.programmable):
+        if model is None and (
+            code.is_streaming() or steps == 1 or not self.programmable
+        ):
             pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
             levels = (max if self.one_step else min)(pairs, key=lambda pair: pair[1])
             model = IntegrateAndFire(levels=levels, dead_zone=code.dead_zone(levels))

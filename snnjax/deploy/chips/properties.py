@@ -268,13 +268,13 @@ def of_code(layers: values.Layers, chip: Chip) -> Iterator[Finding]:
     """
     steps, wait, code = layers.steps, layers.wait or 0, layers.code
     # In one step all codes are alike, and a wait changes no spike.
-    if steps == 1 or (code.clock_runs and not wait):
+    if steps == 1 or code.is_streaming(wait):
         return
     problem, remedy = f"wait {wait}: neurons that hold spikes back", "take wait=0"
-    if not code.clock_runs:
+    if not code.is_streaming():
         problem = f"code {code!r}: thresholds that change by step"
         remedy = "take rate coding, as convert(..., chip=) does"
-    if not code.clock_runs and steps is not None:
+    if not code.is_streaming() and steps is not None:
         highest = max((n.model.levels[1] for n in layers.populations), default=1)
         count = round(highest * code.reach(steps) / code.finest(steps))
         depths: Counter[str] = Counter()  # 0 of the input

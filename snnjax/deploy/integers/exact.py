@@ -165,7 +165,7 @@ def of_steps(
     in_time = inputs == "sequence"
     check_x(layers, x, "T, B" if in_time else "B")
     # Each step must be like the others, and neurons fire from the first.
-    if (in_time or delay) and (layers.wait or not layers.code.clock_runs):
+    if (in_time or delay) and not layers.code.is_streaming(layers.wait or 0):
         raise ValueError(
             f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
             "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "

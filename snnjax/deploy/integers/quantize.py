@@ -273,7 +273,7 @@ def _checked(
                 f"{options['scale']!r} needs one per population; allowed: thresholds "
                 "per channel, or scale 'channel'"
             )
-        if node.is_leaky and (options["leak"] is None or not layers.code.clock_runs):
+        if node.is_leaky and (options["leak"] is None or layers.code.keeps_charge):
             unknown = f", and that of {chip.name} is not stated" if chip else ""
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "

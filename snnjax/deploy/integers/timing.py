@@ -64,9 +64,8 @@ class Timing(NamedTuple):
     @property
     def biases(self) -> np.ndarray:
         """Units of a bias, see `Layers.bias_unit`, that arrive."""
-        # With rate coding constants arrive at every step, with other codes once.
-        last = self.steps if self.code.clock_runs else 1
-        return (np.arange(self.steps) < last).astype(np.int64)
+        constant_steps = self.code.constant_steps(self.steps)
+        return (np.arange(self.steps) < constant_steps).astype(np.int64)
 
     @property
     def arriving(self) -> np.ndarray:
@@ -114,7 +113,8 @@ class Timing(NamedTuple):
     @property
     def _constant(self) -> float:
         """Units of a constant of 1 when it arrives."""
-        return 1.0 if self.code.clock_runs else 1 / self.code.finest(self.steps)
+        share = 1 / self.code.constant_steps(self.steps)
+        return share / self.code.finest(self.steps)
 
 
 def timing(layers: Layers) -> Timing:

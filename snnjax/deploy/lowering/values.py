@@ -325,9 +325,11 @@ class Layers:
     @property
     def bias_unit(self) -> float:
         """What one unit of a whole bias stands for: w_T if it arrives once, or 1."""
-        if self.code.clock_runs or not self.steps:
+        if not self.steps:
             return 1.0
-        return self.code.finest(self.steps)
+        # A share of a bias arrives in units of w_T, that of the last spike.
+        share = 1 / self.code.constant_steps(self.steps)
+        return self.code.finest(self.steps) / share
 
     @property
     def populations(self) -> tuple[Population, ...]:

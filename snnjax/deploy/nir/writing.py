@@ -148,7 +148,7 @@ def _alphabetical(nodes: dict[str, values.Node]) -> dict[str, str]:
 def _check(layers: values.Layers) -> None:
     """Raise if NIR has no form for these layers, not even with metadata."""
     values.check_layers(layers)
-    if not layers.code.clock_runs:
+    if not layers.code.is_streaming():
         raise ValueError(
             f"NIR cannot express the code {layers.code!r}: its neurons have another "
             "threshold at each step, and bias and input enter once. A chip needs "
