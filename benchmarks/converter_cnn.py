@@ -20,16 +20,17 @@ from benchmarks import timing
 CHANNELS, HIDDEN, CLASSES = 64, 512, 1000
 WAITING = "snnjax closed_form, wait T"
 ANN = "ANN, T times"
+ALL_STEPS = "all"  # in place of the number of steps
 SNNJAX = {
-    "snnjax by_step": dict(execution="by_step"),
-    "snnjax by_step, micro-batch 32": dict(execution="by_step", micro_batch=32),
-    "snnjax by_step, micro-batch 16": dict(execution="by_step", micro_batch=16),
-    "snnjax by_layer": dict(execution="by_layer"),
-    "snnjax by_layer, micro-batch 16": dict(execution="by_layer", micro_batch=16),
+    "snnjax by_step": dict(execution=1),
+    "snnjax by_step, micro-batch 32": dict(execution=1, micro_batch=32),
+    "snnjax by_step, micro-batch 16": dict(execution=1, micro_batch=16),
+    "snnjax by_layer": dict(execution=ALL_STEPS),
+    "snnjax by_layer, micro-batch 16": dict(execution=ALL_STEPS, micro_batch=16),
     "snnjax auto": dict(),
     "snnjax auto, micro-batch 16": dict(micro_batch=16),
-    "snnjax signed, by_step": dict(execution="by_step"),
-    "snnjax signed, by_step, micro-batch 16": dict(execution="by_step", micro_batch=16),
+    "snnjax signed, by_step": dict(execution=1),
+    "snnjax signed, by_step, micro-batch 16": dict(execution=1, micro_batch=16),
     WAITING: dict(execution="closed_form"),
 }
 SIGNED = [side for side in SNNJAX if "signed" in side]
@@ -99,7 +100,10 @@ def prepare(side: str, steps: int, batch: int, size: int):
     options: dict[str, Any] = {"model": snnjax.integrate_and_fire(levels=levels)}
     options |= {"recipe": snnjax.max_activation(), "steps": steps, "wait": wait}
     snn = snnjax.convert(network, params, x, **options)
-    run = jax.jit(snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side]))
+    execution = dict(SNNJAX[side])
+    if execution.get("execution") == ALL_STEPS:
+        execution["execution"] = steps
+    run = jax.jit(snnjax.spiking(network, steps=steps, wait=wait, **execution))
     timing.check_steps(np.asarray(run(snn, x)), steps, silent_end=side == WAITING)
     return lambda: run(snn, x), facts
 

@@ -30,8 +30,8 @@ CLOSED_FORM = "snnjax radix, wait T - 1, closed_form"
 WAIT_1 = "snnjax radix, wait 1, by_layer"  # the execution that "auto" takes
 SNNJAX = {  # side -> options of `snnjax.spiking`
     CLOSED_FORM: dict(execution="closed_form"),
-    WAIT_1: dict(execution="by_layer", micro_batch=16),
-    RATE: dict(execution="by_step", micro_batch=16),
+    WAIT_1: dict(micro_batch=16),
+    RATE: dict(execution=1, micro_batch=16),
 }
 TARGETS = {CLOSED_FORM: 12, WAIT_1: 8, RATE: 3.7}  # least speed over SpikingJelly's
 RECIPES = {  # of SpikingJelly; the last one is that of its example for ImageNet

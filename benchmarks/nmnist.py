@@ -69,7 +69,7 @@ def events_through(network: Network, reset: str) -> np.ndarray:
     """Output spikes [T, B, 10] of snnjax."""
     model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
     snn = dataclasses.replace(network.snn, model=model)
-    options: Any = {"inputs": "sequence", "execution": "by_step"}
+    options: Any = {"inputs": "sequence", "execution": 1}
     spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
 
     def run(frames: np.ndarray) -> jax.Array:

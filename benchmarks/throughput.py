@@ -114,7 +114,11 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
     has_digits = side.mode.startswith(RADIX)
     code = snnjax.codes.radix() if has_digits else snnjax.codes.rate()
     in_groups = side.mode.endswith(GROUPS)
-    execution = "by_step" if in_groups else side.mode.removeprefix(RADIX)
+    execution: Any = "closed_form"
+    if in_groups:
+        execution = 1
+    elif side.mode.endswith("by_layer"):
+        execution = side.steps
     wait = side.steps - has_digits if execution == "closed_form" else None
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
     options = {"steps": side.steps, "wait": wait, "code": code}
@@ -128,7 +132,7 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
 def gradient(side: Side, module: Any, fn: Callable, params, x):
     """The same of a side that trains."""
     labels = jnp.zeros(side.batch, jnp.int32)
-    over_time = {"steps": side.steps, "execution": "by_layer"}
+    over_time = {"steps": side.steps, "execution": side.steps}
 
     def in_training(params, x):
         return module.apply(params, x, train=True, mutable=["batch_stats"])

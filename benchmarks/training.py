@@ -70,7 +70,7 @@ def kernels(size: Size) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------------- JAX
 
 
-def snnjax_(size: Size, execution: Any = "auto", around: str = "") -> tuple:
+def snnjax_(size: Size, at_a_time: int | None = None, around: str = "") -> tuple:
     import jax
 
     import snnjax
@@ -85,10 +85,14 @@ def snnjax_(size: Size, execution: Any = "auto", around: str = "") -> tuple:
     model = getattr(snnjax.neurons, around)(model) if around else model
     x, key = example(size)[0], jax.random.key(0)
     snn = snnjax.init(fn, kernels(size), x[0], model=model, key=key)
-    if execution == "segments":
-        execution = snnjax.simulation.ByLayer(segment=min(25, size.steps))
-    options = dict(inputs="sequence", execution=execution, answer=True)
-    return snnjax.spiking(fn, steps=size.steps, **options), snn
+    spiking = snnjax.spiking(
+        fn,
+        steps=size.steps,
+        inputs="sequence",
+        execution="auto" if at_a_time is None else min(at_a_time, size.steps),
+        answer=True,
+    )
+    return spiking, snn
 
 
 def spyx(size: Size, neurons: str = "LIF") -> tuple:
@@ -160,9 +164,9 @@ def plain_scan(size: Size) -> tuple:
 # Each gives (run(params, x) -> answers, params).
 JAX = {
     "snnjax, auto": snnjax_,
-    "snnjax, by_layer": functools.partial(snnjax_, execution="by_layer"),
-    "snnjax, by_step": functools.partial(snnjax_, execution="by_step"),
-    "snnjax, segments": functools.partial(snnjax_, execution="segments"),
+    "snnjax, by_layer": functools.partial(snnjax_, at_a_time=sys.maxsize),
+    "snnjax, by_step": functools.partial(snnjax_, at_a_time=1),
+    "snnjax, segments": functools.partial(snnjax_, at_a_time=25),
     "snnjax, recurrent": functools.partial(snnjax_, around="Recurrent"),
     "snnjax, adaptive": functools.partial(snnjax_, around="Adaptive"),
     "Spyx": spyx,

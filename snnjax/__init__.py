@@ -25,7 +25,7 @@ code                what a spike is worth at each step: rate coding, or digits
 wait                steps that each layer integrates before it may fire
 stage               the equations between two firing sites; stages with equal
                     equations share one segment, which is compiled once
-execution           order in which the same numbers are computed: by_step, by_layer, ...
+execution           how the same numbers are computed: n steps at a time, closed form
 stream              values with a time axis, [T, B, ...]
 T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 

@@ -202,6 +202,17 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {words}")
 
 
+def check_inputs(inputs: Any) -> None:
+    """Raise unless this says how x enters a network."""
+    if inputs == "poisson":  # of earlier versions
+        raise ValueError(
+            "inputs is 'poisson'; allowed: 'constant', 'sequence'. Draw the spikes, "
+            "jax.random.bernoulli(key, x, (steps, *x.shape)).astype(x.dtype), and pass "
+            "them with inputs='sequence'"
+        )
+    check_choice("inputs", inputs, ("constant", "sequence"))
+
+
 def check_chip(chip: Any) -> None:
     """Raise unless this is a profile, whose class snnjax.deploy has when it is used."""
     if not hasattr(type(chip), "defaults"):

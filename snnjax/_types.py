@@ -4,5 +4,5 @@ from typing import Literal
 
 Per = Literal["layer", "channel"]
 Reset = Literal["subtract", "zero"]
-Inputs = Literal["constant", "poisson", "sequence"]
-Execution = Literal["auto", "by_step", "by_layer", "closed_form"]
+Inputs = Literal["constant", "sequence"]
+Execution = Literal["auto", "closed_form"] | int  # or so many steps at a time

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
+from snnjax._trees import is_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import check_streams
 from snnjax.codes import Code
@@ -40,6 +41,26 @@ def capture_step(
     if sequence:
         check_streams(network)
     return network
+
+
+def check_sequence(x: chex.ArrayTree, steps: int) -> None:
+    """Raise unless x has numbers that change over T steps, arrays [T, B, ...].
+
+    Raises:
+        ValueError: the time axis is not T, or whole numbers change over time.
+    """
+    for leaf in jax.tree.leaves(x):
+        if not is_floating(leaf):
+            raise ValueError(
+                "inputs='sequence' needs x of floating point, which has a mean over "
+                "the steps; found whole numbers or truth values. Pass "
+                "x.astype('float32'), or pass tokens and masks by inputs='constant'"
+            )
+        if leaf.shape[0] != steps:
+            raise ValueError(
+                f"inputs='sequence' needs x [steps={steps}, batch, ...]; found shape "
+                f"{tuple(leaf.shape)}"
+            )
 
 
 def evaluate_in_time(

@@ -19,7 +19,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 import snnjax
 from snnjax import sharding
 from snnjax.neurons import Adaptive, Recurrent, integrate_and_fire, lif
-from snnjax.simulation import ByLayer
 from snnjax.simulation.choice import Choice, choose
 from snnjax.simulation.options import Simulation
 from snnjax.surrogate import dspike
@@ -50,7 +49,7 @@ def test_groups_on_a_tpu_have_the_outputs_and_the_gradient_of_the_layers(as_on_a
         simulate = snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
         return jax.value_and_grad(lambda snn: (simulate(snn, x) ** 2).sum())
 
-    auto, layers = outputs_of(map(slope, ("auto", "by_layer")), SNN)
+    auto, layers = outputs_of(map(slope, ("auto", STEPS)), SNN)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-3), auto, layers)
 
 
@@ -67,7 +66,7 @@ def test_a_tpu_takes_groups_of_128(batch, sizes, as_on_a_tpu):
     assert rows_of_products(program) == sizes
     assert ("prevent_cse=True" in program) == (batch > 128)  # groups computed anew
     if batch == 200:
-        outputs = run(SNN, x, steps=2), run(SNN, x, steps=2, execution="by_layer")
+        outputs = run(SNN, x, steps=2), run(SNN, x, steps=2, execution=2)
         assert_array_equal(*outputs)
 
 
@@ -103,7 +102,7 @@ def test_a_narrow_network_has_its_gradient_summed_in_float32():
     snn = snnjax.init(fn, params, x, model=integrate_and_fire())
 
     def gradient(fn):
-        simulate = snnjax.spiking(fn, steps=512, execution="by_step")
+        simulate = snnjax.spiking(fn, steps=512, execution=1)
         return jax.grad(lambda snn: (simulate(snn, x) ** 2).mean())
 
     # Every number of this network is one of bfloat16 too.
@@ -122,7 +121,7 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(neuron, coun
 
     eye, x = np.eye(16, dtype=np.float32), np.ones((8, 16), np.float32)
     snn, steps = snnjax.init(fn, dict.fromkeys("abcd", eye), x, model=neuron), 32
-    simulate = snnjax.spiking(fn, steps=steps, execution="by_step")
+    simulate = snnjax.spiking(fn, steps=steps, execution=1)
     pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
     residuals = {id(v): v.aval.size for v in pull.outvars if v not in pull.invars}
     states = steps * 3 * x.size
@@ -132,8 +131,7 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(neuron, coun
 RADIX = dataclasses.replace(SNN, code=snnjax.codes.radix())
 OTHER = snnjax.init(*NET[:3], model=Recurrent(lif()), key=jax.random.key(0))
 ZONE = dataclasses.replace(SNN, model=integrate_and_fire(last_zone=0.75))
-LAYERS = Choice("by_layer")
-CLOSED = Choice("closed_form", has_gradient_of_layers=True)
+CLOSED = Choice("closed_form", gradient_steps=8)
 SOFT = [
     lambda x: jnp.where(x >= 0, 1.0, jnp.where(x <= -1, -1.0, 0.0)),
     functools.partial(relaxed_dspike, temperature=80.0),  # nearly hard
@@ -144,34 +142,28 @@ SOFT = [
 @pytest.mark.parametrize(
     "platform, steps, wait, options, choice",
     [
-        ("cpu", 8, 0, {}, Choice("by_step", has_gradient_of_layers=True)),
-        (
-            "cpu",
-            26,
-            0,
-            {},
-            Choice("by_step", has_gradient_of_layers=True, may_segment=True),
-        ),
-        ("cpu", 26, 0, {"snn": OTHER}, Choice("by_layer", may_segment=True)),
-        ("cpu", 26, 1, {"snn": OTHER}, LAYERS),
-        ("gpu", 26, 0, {"snn": OTHER}, LAYERS),
-        ("cpu", 4, 0, {}, LAYERS),
-        ("cpu", 8, 1, {}, LAYERS),
+        ("cpu", 8, 0, {}, Choice(1, gradient_steps=8)),
+        ("cpu", 26, 0, {}, Choice(1, gradient_steps=26, may_segment=True)),
+        ("cpu", 26, 0, {"snn": OTHER}, Choice(26, may_segment=True)),
+        ("cpu", 26, 1, {"snn": OTHER}, Choice(26)),
+        ("gpu", 26, 0, {"snn": OTHER}, Choice(26)),
+        ("cpu", 4, 0, {}, Choice(4)),
+        ("cpu", 8, 1, {}, Choice(8)),
         ("cpu", 8, 8, {}, CLOSED),
-        ("cpu", 8, 8, {"snn": ZONE}, LAYERS),
-        ("cpu", 8, 0, {"snn": OTHER}, LAYERS),
-        *[("cpu", 8, 8, {"surrogate": soft}, LAYERS) for soft in SOFT],
-        ("gpu", 8, 0, {}, LAYERS),
-        ("tpu", 8, 0, {}, Choice("by_step", group=128)),
-        ("tpu", 8, 1, {}, LAYERS),
-        ("tpu", 4, 1, {}, Choice("by_layer", group=128)),
-        ("tpu", 4, 1, {"snn": RADIX}, Choice("by_layer", group=128)),
-        ("tpu", 8, 1, {"snn": RADIX}, LAYERS),
-        ("tpu", 4, 3, {"snn": RADIX}, CLOSED),
+        ("cpu", 8, 8, {"snn": ZONE}, CLOSED),
+        ("cpu", 8, 0, {"snn": OTHER}, Choice(8)),
+        *[("cpu", 8, 8, {"surrogate": soft}, Choice(8)) for soft in SOFT],
+        ("gpu", 8, 0, {}, Choice(8)),
+        ("tpu", 8, 0, {}, Choice(1, group=128)),
+        ("tpu", 8, 1, {}, Choice(8)),
+        ("tpu", 4, 1, {}, Choice(4, group=128)),
+        ("tpu", 4, 1, {"snn": RADIX}, Choice(4, group=128)),
+        ("tpu", 8, 1, {"snn": RADIX}, Choice(8)),
+        ("tpu", 4, 3, {"snn": RADIX}, CLOSED._replace(gradient_steps=4)),
         # What is asked for is taken as it is.
         *[
             ("tpu", 4, 0, {"execution": execution}, Choice(execution))
-            for execution in ("by_step", "by_layer", ByLayer(segment=2))
+            for execution in (1, 2, 4)
         ],
     ],
 )
@@ -216,7 +208,7 @@ def test_a_long_gradient_on_a_cpu_takes_segments(model, fn, steps, batch, option
     assert (re.search(r"\blength=25\b", program) is not None) == (cut or steps == 25)
     assert ("prevent_cse=True" in program) == cut  # segments computed anew
     if cut:
-        auto, layers = outputs_of(map(slope, ("auto", "by_layer")), snn)
+        auto, layers = outputs_of(map(slope, ("auto", steps)), snn)
         for a, b in zip(*map(jax.tree.leaves, (auto, layers)), strict=True):
             assert_allclose(a, b, atol=1e-5 * abs(b).max())
 
@@ -251,9 +243,9 @@ def test_the_kind_of_a_device_says_its_platform():
 @pytest.mark.parametrize(
     "execution, wait",
     [
-        ("by_step", 0),
-        ("by_layer", 1),
-        (ByLayer(segment=2), 0),
+        (1, 0),
+        (STEPS, 1),
+        (2, 0),
         ("closed_form", 4),
     ],
 )

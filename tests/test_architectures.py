@@ -36,7 +36,7 @@ def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
     if name == "equinox transformer":
         pytest.importorskip("equinox")
     fn, params, x = ARCHITECTURES[name]()
-    simulate = snnjax.spiking(fn, steps=STEPS, execution="by_step")
+    simulate = snnjax.spiking(fn, steps=STEPS, execution=1)
 
     @jax.jit  # one program takes a third of the time of all those of a conversion
     def run(params, x):

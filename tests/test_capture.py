@@ -428,7 +428,7 @@ def test_an_output_that_does_not_depend_on_x_has_all_examples():
 
     w, x = np.ones((3, 6), np.float32), np.ones((4, 3), np.float32)
     assert_trees_all_equal(*outputs_of([with_activation(fn, identity), fn], w, x))
-    executions = "by_step", snnjax.simulation.ByLayer(segment=2)
+    executions = 1, 2
     for outputs in networks.by_executions(
         fn, executions, snnjax.init(fn, w, x), x, steps=3
     ):

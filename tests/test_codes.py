@@ -18,7 +18,6 @@ from snnjax.neurons import integrate_and_fire, mean_and_pace, unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode
 from snnjax.neurons.unroll import after_all_input, spike_train
-from snnjax.simulation import ByLayer
 
 T = 4
 CODES = [
@@ -196,23 +195,20 @@ def spiking_network(code, neuron):
         (codes.radix(), MODELS[0], T - 1, ["closed_form"]),
         (codes.radix(base=3), MODELS[1], T, ["closed_form"]),
         (codes.harmonic(), MODELS[2], T - 1, ["closed_form"]),
-        (codes.rate(), MODELS[2], 0, ["by_step", ByLayer(segment=3)]),
+        (codes.rate(), MODELS[2], 0, [1, 3]),
         (codes.rate(), MODELS[2], T, ["auto"]),
     ],
 )
 def test_all_executions_give_the_same_answers(code, neuron, wait, executions):
-    """Under the other codes `by_step` is `by_layer`."""
     snn, options = spiking_network(code, neuron), {"steps": T, "wait": wait}
-    expected, *others = by_executions(
-        network, ["by_layer", *executions], snn, X, **options
-    )
+    expected, *others = by_executions(network, [T, *executions], snn, X, **options)
     assert np.isfinite(expected).all()
     for execution, outputs in zip(executions, others, strict=True):
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), 1e-4, 1e-5)
-        if execution not in ("by_step", "closed_form"):  # the same at each step, too
+        if execution not in (1, "closed_form"):  # the same at each step, too
             np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
     for answer in by_executions(
-        network, ["by_layer", *executions], snn, X, answer=True, **options
+        network, [T, *executions], snn, X, answer=True, **options
     ):
         np.testing.assert_allclose(answer, code.answers(expected)[-1], 1e-4, 1e-5)
 
@@ -238,7 +234,7 @@ def test_the_gradient_of_the_executions_is_one_and_finite():
         axes = () if "answer" in options else 0
         return jax.grad(lambda snn, x: (run(snn, x).mean(axes) ** 2).sum())
 
-    options = {"execution": "by_layer"}, {}, {"answer": True}
+    options = {"execution": 2}, {}, {"answer": True}
     trees = outputs_of([gradient(**each) for each in options], snn, X)
     assert np.abs(trees[0].params["first"]).max() > 0
     for a, *others in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -453,14 +449,12 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     radix = dataclasses.replace(radix, model=MODELS[0])  # whose wait of 1 is too short
     for options, message in (
         ({"inputs": "sequence"}, "inputs='sequence' works with rate coding only"),
-        ({"inputs": "poisson"}, "inputs='poisson' works with rate coding only"),
-        ({"execution": ByLayer(segment=2)}, "segment"),
+        ({"execution": 2}, "execution=2, fewer than all steps, works with rate coding"),
         ({"execution": "closed_form"}, "closed_form"),  # a wait of T - 1 is needed
     ):
         data = np.ones((T, *x.shape)) if "sequence" in str(options) else x
-        key = jax.random.key(0) if "inputs" in options else None
         with pytest.raises(ValueError, match=message):
-            snnjax.spiking(dense, **options)(radix, data, key)
+            snnjax.spiking(dense, **options)(radix, data)
     with pytest.raises(ValueError, match="radix.*needs IF neurons with reset by subtr"):
         snnjax.init(dense, kernels, x, code=codes.radix())  # LIF
     with pytest.raises(ValueError, match=r"code is .*allowed: a code, .*radix\(\)"):

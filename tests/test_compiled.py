@@ -102,9 +102,9 @@ def problem(batch):
 @batches
 def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
     params, x, snn = problem(batch)
-    code, model, cases = snn.code, snn.model, [(1, "by_layer"), (T, "closed_form")]
-    if code.is_streaming():  # under the other codes it is by_layer
-        cases.append((0, "by_step"))
+    code, model, cases = snn.code, snn.model, [(1, T), (T, "closed_form")]
+    if code.is_streaming():
+        cases.append((0, 1))
     runs = [
         snnjax.spiking(perceptron, steps=T, wait=wait, execution=execution)
         for wait, execution in cases
@@ -126,7 +126,9 @@ def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
         assert expected.any()
         if execution == "closed_form":  # the answer, at every step
             outputs, expected = outputs.mean(0), expected.mean(0)
-        np.testing.assert_allclose(outputs, expected, 1e-5, 1e-5, err_msg=execution)
+        np.testing.assert_allclose(
+            outputs, expected, 1e-5, 1e-5, err_msg=str(execution)
+        )
 
 
 # ---------------------------------------------------------------- whole numbers

@@ -102,7 +102,7 @@ def converted(steps):
 @functools.cache
 def simulation(steps):
     """(SNN, x) -> mean logits, and mean outputs of every site."""
-    simulate = snnjax.spiking(watched, steps=steps, execution="by_layer")
+    simulate = snnjax.spiking(watched, steps=steps, execution=steps)
     return jax.jit(lambda *args: jax.tree.map(lambda a: a.mean(0), simulate(*args)))
 
 

@@ -154,14 +154,14 @@ HOLDS = {n: net for n, net in AFFINE.items() if n not in ("pre-activation", "sta
 RADIX = snnjax.codes.radix()
 CASES = {  # networks, code and neurons as in `fitted`, another execution
     "radix": ("images", (RADIX, (-1, 1), "subtract", 1, (2 / 3, 0.75)), None),
-    "rate": ("vectors", (RATE, (0, 1), "subtract", 0), "by_step"),
+    "rate": ("vectors", (RATE, (0, 1), "subtract", 0), 1),
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
-    "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), "by_step"),
+    "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), 1),
     "short wait": ("images", (RATE, (-1, 1), "subtract", 1), None),
     "lower bound": (
         "vectors",
         (RATE, (0, 3), "subtract", 0, (0, 0.5), None, -0.25),
-        "by_step",
+        1,
     ),
 }
 QUICK = [(case, None) for case in CASES if case != "short wait"]
@@ -180,7 +180,7 @@ def networks_of(inputs, names=tuple(HOLDS)):
 
 @pytest.mark.parametrize(("case", "every"), [*QUICK, *EVERY])
 def test_a_chip_and_every_execution_send_the_same_spikes(case, every):
-    """With a wait, by_step is by_layer; the closed form needs one, and has the mean."""
+    """The closed form needs a wait, and has the mean."""
     inputs, neurons, execution = CASES[case]
     net = networks_of(every) if every else networks_of(inputs, FEW[inputs])
     layers = deploy.layers(net.fn, fitted(net, *neurons), net.x)

@@ -30,7 +30,6 @@ from snnjax.neurons.spike_trains import (
     per_byte,
 )
 from snnjax.neurons.unroll import spike_train
-from snnjax.simulation import ByLayer
 from snnjax.surrogate import triangle
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs
@@ -195,8 +194,8 @@ def fitted(levels, wait=0):
 def test_executions_give_the_same_spikes(name, levels, reset, wait):
     net = NETWORKS[name]
     snn = halves(net, model=integrate_and_fire(levels=levels, reset=reset))
-    executions = ["by_layer"]
-    executions += ["closed_form"] if wait else ["by_step", ByLayer(segment=3)]
+    executions = [STEPS]
+    executions += ["closed_form"] if wait else [1, 3]
     options = {"steps": STEPS, "wait": wait}
     runs = [snnjax.spiking(net.fn, execution=e, **options) for e in executions]
     measure = functools.partial(snnjax.measures.spike_trains, net.fn, **options)

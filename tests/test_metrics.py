@@ -92,7 +92,7 @@ def test_firing_rates_are_those_of_the_spikes():
 
 
 def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
-    """Two dense layers; a Poisson input is the sequence that its key draws."""
+    """Two dense layers and events drawn at random."""
 
     def fn(params, x):
         return jax.nn.relu(jax.nn.relu(x @ params["w1"]) @ params["w2"])
@@ -104,14 +104,8 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
     }
     drawn = jax.random.bernoulli(key, 0.5, (STEPS, 5, 6)).astype(np.float32)
     snn = snnjax.init(fn, params, np.asarray(drawn[0]), model=snnjax.lif(leak=0.7))
-    of_sequence, of_poisson = (
-        functools.partial(spike_trains, fn, snn, steps=STEPS, inputs=inputs)
-        for inputs in ("sequence", "poisson")
-    )
-    x = np.full((5, 6), 0.5, np.float32)
-    runs = [lambda key: of_sequence(drawn), lambda key: of_poisson(x, key=key)]
-    trains, poisson = outputs_of(runs, key)
-    jax.tree.map(np.testing.assert_array_equal, poisson, trains)
+    run = functools.partial(spike_trains, fn, snn, steps=STEPS, inputs="sequence")
+    (trains,) = outputs_of([run], drawn)
     stream = np.asarray(drawn)
     for name, train in trains.items():
         currents = stream @ np.asarray(params[name.partition("/")[0]])
@@ -122,12 +116,11 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
 
 def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
     net = NETWORKS["dense"]
-    events, key = jnp.ones((STEPS, *net.x.shape), bool), jax.random.key(0)
+    events = jnp.ones((STEPS, *net.x.shape), bool)
     for x, options, message in (
         (net.x[:3], {"inputs": "sequence"}, r"needs x \[steps=4, batch"),
         (events, {"inputs": "sequence"}, r"truth values. Pass x.astype\('float32'\)"),
-        (net.x, {"inputs": "poisson"}, "needs a key"),
-        (net.x, {"key": key}, "draws nothing"),
+        (net.x, {"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli"),
     ):
         with pytest.raises(ValueError, match=message):
             spike_trains(net.fn, snnjax.init(*net[:3]), x, steps=STEPS, **options)

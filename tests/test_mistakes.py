@@ -101,9 +101,8 @@ def test_segments_under_a_code_blame_the_code_and_not_its_wait():
     options = {"recipe": snnjax.max_activation(), "code": snnjax.codes.radix()}
     x = np.linspace(0, 1, 80, dtype="float32").reshape(16, 5)
     snn = snnjax.convert(network, PARAMS, x, steps=2, **options)
-    execution = snnjax.simulation.ByLayer(segment=1)
     with pytest.raises(ValueError, match="works with rate coding only"):
-        snnjax.spiking(network, execution=execution)(snn, x)
+        snnjax.spiking(network, execution=1)(snn, x)
 
 
 def test_a_single_image_causes_one_warning_at_the_users_line():

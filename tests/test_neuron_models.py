@@ -32,7 +32,6 @@ from snnjax.neurons import (
 )
 from snnjax.neurons.models import ResonateState
 from snnjax.neurons.protocol import with_field
-from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs
@@ -207,7 +206,7 @@ def test_resonators_follow_the_equations_of_the_paper():
         expected.append(0.5 * fired)
     np.testing.assert_array_equal(spikes, expected)
     assert 0.02 < (spikes > 0).mean() < 0.5
-    gradient = gradients_agree(fresh(ResonateAndFire()), "by_step", "by_layer")
+    gradient = gradients_agree(fresh(ResonateAndFire()), 1, STEPS)
     assert all(jax.tree.leaves(jax.tree.map(np.any, gradient.neurons)))
     # Nothing grows, at the ends of the ranges and after as many spikes as can be.
     omega, damping = np.float32([[0, 7 / 8, 0, 7 / 8], [1 / 4, 1 / 4, 1e-6, 1e-6]])
@@ -220,7 +219,7 @@ def test_resonators_follow_the_equations_of_the_paper():
 
 def test_executions_give_the_same_spikes():
     net, model = NETWORKS["max-pool before"], MODELS["synaptic"]
-    executions = "by_step", "by_layer", ByLayer(segment=3)
+    executions = 1, STEPS, 3
     snn = fresh(model, "max-pool before")
     first, *others = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
     assert np.any(first)
@@ -229,7 +228,7 @@ def test_executions_give_the_same_spikes():
 
 
 def test_gradients_of_the_executions_agree():
-    gradients_agree(ALL, "by_step", "by_layer", ByLayer(segment=2))
+    gradients_agree(ALL, 1, STEPS, 2)
 
 
 def test_gradients_of_soft_spikes_are_their_differences(x64):
@@ -284,6 +283,35 @@ def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
     for slope, one in zip(slopes, expected, strict=True):
         np.testing.assert_allclose(slope, one, rtol=1e-4, atol=1e-4)
         assert np.any(one)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_detached_reset_has_no_gradient_of_the_spikes_before(reset):
+    """A neuron takes back at most what it has sent, and that has a gradient."""
+    model = lif(levels=(-1, 1), leak=0.875, reset=reset)
+    currents = jnp.array([[0.75], [0.625], [-1.875], [-1.0], [1.25], [0.25], [0.75]])
+    weights = jnp.arange(1.0, 8.0)
+
+    def by_hand(currents):
+        v = sent = result = 0.0
+        for current, weight in zip(currents[:, 0], weights, strict=True):
+            v = 0.875 * v + current
+            level = dspike(v / 2) + dspike((v - 1) / 2) - 1
+            level = jnp.where(level < -sent, -sent, level)
+            sent = sent + level
+            constant = jax.lax.stop_gradient(level)
+            v = v * (constant == 0) if reset == "zero" else v - constant
+            result += weight * level
+        return result
+
+    def simulated(currents):
+        neuron = snnjax.neurons.WithSurrogate(model, dspike, detach_reset=True)
+        return unroll(neuron, model.init(), currents)[:, 0] @ weights
+
+    runs = [jax.value_and_grad(function) for function in (by_hand, simulated)]
+    (expected, slope), (result, simulated_slope) = outputs_of(runs, currents)
+    assert result == expected
+    np.testing.assert_allclose(simulated_slope, slope, rtol=1e-5, atol=1e-5)
 
 
 def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
@@ -374,7 +402,7 @@ def test_parameters_that_do_not_fit_are_refused():
 
 def test_models_of_ones_own_run_and_train_in_every_execution():
     snn = fresh({FIRST: Recurrent(MyNeuron()), SECOND: Straight()})
-    gradient = gradients_agree(snn, "by_step", ByLayer(segment=3))
+    gradient = gradients_agree(snn, 1, 3)
     assert all(np.any(gradient.params[name]) for name in ("w1", "w2", "w3"))
 
 
@@ -386,7 +414,7 @@ def test_a_model_as_if_gives_the_spikes_of_if():
 def test_a_model_without_a_surrogate_runs_and_its_gradient_is_an_error():
     snn = fresh({FIRST: Hard(), SECOND: Recurrent(Synaptic(Hard()))})
     assert np.any(run(snn))
-    for execution in ("auto", "by_step", ByLayer(segment=2)):
+    for execution in ("auto", 1, 2):
         with pytest.raises(ValueError, match="Hard.* has no surrogate gradient"):
             slope(execution=execution)(snn)
 
@@ -604,8 +632,8 @@ def test_sites_with_models_of_their_own_run():
     snn = fresh({FIRST: Recurrent(lif()), SECOND: signed})
     options = {"steps": STEPS}
     runs = [
-        snnjax.spiking(NET.fn, execution="by_step", **options),
-        snnjax.spiking(NET.fn, execution="by_layer", **options),
+        snnjax.spiking(NET.fn, execution=1, **options),
+        snnjax.spiking(NET.fn, execution=STEPS, **options),
         functools.partial(snnjax.measures.spike_trains, NET.fn, **options),
         functools.partial(snnjax.measure, NET.fn, params=NET.params, **options),
     ]
@@ -620,7 +648,7 @@ def test_a_conversion_takes_levels_by_site():
     options = {"steps": STEPS, "wait": STEPS, "recipe": snnjax.max_activation()}
     snn = networks.converted(*NET[:3], **options, model={SECOND: signed})
     assert snn.model_of(FIRST).levels == (0, 1) and snn.model_of(SECOND) == signed
-    executions = "by_layer", "closed_form"
+    executions = STEPS, "closed_form"
     layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)
     assert_close(layers.mean(0), closed_form.mean(0))
     convert = functools.partial(snnjax.convert, NET.fn, **options)
@@ -730,12 +758,12 @@ class AtOnce(InSteps):
         return vs[-1], self.fire(params, vs, spike)[1]
 
 
-@pytest.mark.parametrize("execution", ["by_layer", "by_step", ByLayer(segment=2)])
+@pytest.mark.parametrize("execution", [STEPS, 1, 2])
 def test_a_model_may_compute_all_steps_at_once(execution):
     options = {"execution": execution, "surrogate": snnjax.surrogate.triangle}
     runs = [
         slope(**options),
-        slope(execution="by_layer", surrogate=options["surrogate"]),
+        slope(execution=STEPS, surrogate=options["surrogate"]),
     ]
     at_once = outputs_of(runs[:1], fresh(AtOnce()))[0]
     in_steps = outputs_of(runs[1:], fresh(InSteps()))[0]
@@ -743,41 +771,6 @@ def test_a_model_may_compute_all_steps_at_once(execution):
     assert np.any(in_steps[0].neurons[FIRST].leak)
     leaves = map(jax.tree.leaves, (at_once[0], in_steps[0]))
     assert_close(*map(list, leaves))
-
-
-# -------------------------------------------------------------------------- delays
-
-
-@pytest.mark.parametrize("execution", ["by_layer", "by_step", ByLayer(segment=2)])
-def test_a_delay_interpolates_between_the_steps_before(execution):
-    steps, delay = 6, np.array([0.0, 2.0, 1.25, 3.0, 2.5])
-    u = eighths(3, (steps, 2, 5))
-    neuron = snnjax.neurons.Delay(delay=delay, longest=3)
-    snn = snnjax.init(lambda w, x: snnjax.encode(x) * w, 1.0, u[0], model=neuron)
-    options = {"steps": steps, "inputs": "sequence", "execution": execution}
-    simulate = snnjax.spiking(lambda w, x: snnjax.encode(x) * w, **options)
-
-    def loss(snn):
-        outputs = simulate(snn, u)
-        return (outputs * eighths(4, u.shape)).sum(), outputs
-
-    (slope, outputs), at = outputs_of([jax.grad(loss, has_aux=True)], snn)[0], np.zeros
-    padded = np.concatenate([at((5, 2, 5)), u])
-    for channel, d in enumerate(delay):
-        k = min(int(d), 2)  # of the longest, the slope is that just before it
-        early, late = (padded[5 - j :][:steps, :, channel] for j in (k, k + 1))
-        expected = (k + 1 - d) * early + (d - k) * late
-        np.testing.assert_allclose(outputs[..., channel], expected, atol=1e-6)
-        rise = ((late - early) * eighths(4, u.shape)[..., channel]).sum()
-        found = slope.neurons["encoder"].delay[channel]
-        np.testing.assert_allclose(found, rise, atol=1e-5)
-
-
-def test_a_delay_that_is_too_long_or_at_a_relu_is_refused():
-    with pytest.raises(ValueError, match="the longest delay is 9.0; allowed: 0 <= "):
-        snnjax.neurons.Delay(delay=[1, 9], longest=3)
-    with pytest.raises(ValueError, match="does not rectify; allowed: at snnjax.encode"):
-        fresh(snnjax.neurons.Delay(delay=1.0, longest=3))
 
 
 # ------------------------------------------------------- the gradient through time
@@ -792,7 +785,7 @@ def test_a_second_derivative_is_that_of_the_relaxed_spikes(steps):
     def second(execution):
         return jax.grad(lambda x: (slope(x, execution) ** 2).sum())
 
-    layers, by_step = outputs_of(map(second, ("by_layer", "by_step")), NET.x)
+    layers, by_step = outputs_of(map(second, (steps, 1)), NET.x)
     assert np.any(layers)
     np.testing.assert_allclose(layers, by_step, rtol=1e-4, atol=1e-5)
 
@@ -810,6 +803,6 @@ def test_a_model_may_close_over_a_traced_number():
         simulate = snnjax.spiking(NET.fn, steps=STEPS, execution=execution)
         return (simulate(snn, NET.x) ** 2).sum()
 
-    runs = [functools.partial(loss, execution=e) for e in ("by_layer", "by_step")]
+    runs = [functools.partial(loss, execution=e) for e in (STEPS, 1)]
     layers, by_step = (jax.grad(run)(1.0) for run in runs)
     np.testing.assert_allclose(layers, by_step, rtol=1e-5)

@@ -19,7 +19,6 @@ from snnjax.calibrators import formulas
 from snnjax.measures import spike_trains
 from snnjax.neurons import unroll
 from snnjax.neurons.models import as_encoder
-from snnjax.simulation import ByLayer
 
 STEPS = 4
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
@@ -109,8 +108,7 @@ def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    # With a wait, by_step is by_layer.
-    others = ("closed_form",) if wait else ("by_step", ByLayer(segment=3))
+    others = ("closed_form",) if wait else (1, 3)
     executions = ("auto", *others)
     expected, *others = by_executions(gelu_network, executions, snn, X)
     for outputs in others:

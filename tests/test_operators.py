@@ -22,7 +22,6 @@ from snnjax.network import identity, with_activation
 from snnjax.network.increments import Operator
 from snnjax.network.stages import lone_products
 from snnjax.network.stages import stages as cut_at_sites
-from snnjax.simulation import ByLayer
 
 STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
@@ -300,7 +299,7 @@ def test_sites_that_fell_away_do_not_lend_their_numbers():
 @pytest.mark.parametrize("name", ["mixed", TRANSFORMER])
 def test_executions_agree(name):
     fn, snn = fitted(name)
-    executions = ["by_layer", "by_step", ByLayer(segment=3)]
+    executions = [STEPS, 1, 3]
     expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
         # A potential within rounding of its threshold may differ in a spike.
@@ -310,7 +309,7 @@ def test_executions_agree(name):
 
 def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
     fn, snn = fitted("mixed", wait=STEPS)
-    runs = [snnjax.spiking(fn, execution=e) for e in ("by_layer", "closed_form")]
+    runs = [snnjax.spiking(fn, execution=e) for e in (STEPS, "closed_form")]
     *outputs, expected = outputs_of([*runs, networks.quantized_ann(fn)], snn, X)
     for output in outputs:
         assert (np.abs(output.mean(0) - expected) < 1e-4).mean() > 0.9
@@ -397,11 +396,11 @@ def test_gradients_flow_through_operators(name):
         simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
         return jax.grad(lambda snn: (simulate(snn, X).mean(0) ** 2).mean())
 
-    gradients = outputs_of(map(gradient, ["by_layer", "by_step"]), snn)
-    by_layer_, by_step = (slopes.params for slopes in gradients)
+    gradients = outputs_of(map(gradient, [STEPS, 1]), snn)
+    layers, by_step = (slopes.params for slopes in gradients)
     assert all(np.any(by_step[name]) for name in ("in", *"qkvo"))
     for name, slope in by_step.items():
-        np.testing.assert_allclose(by_layer_[name], slope, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(layers[name], slope, rtol=1e-2, atol=1e-4)
 
 
 def test_a_file_keeps_encoders(tmp_path):
@@ -641,7 +640,7 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
 
     def coarse(params, x):
         snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=ROUNDING)
-        executions = "by_layer", "by_step"
+        executions = STEPS, 1
         return [snnjax.spiking(fn, execution=e)(snn, x) for e in executions]
 
     fine = fitted_run(fn, 32, recipe=RECIPE, model=FINE)

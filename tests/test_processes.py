@@ -97,15 +97,13 @@ with devices.together():
     jax.tree.map(close, jax.device_get(snn), jax.device_get(expected))
     (part,) = outputs.addressable_shards
     close(part.data, np.asarray(expected_outputs)[part.index])
-    rates, key = abs(shared) / 9, jax.random.key(0)  # which are checked
-    spikes = snnjax.inputs.encode(rates, "poisson", 2, key)
-    print(part.data.shape, np.any(part.data), spikes.shape)
+    print(part.data.shape, np.any(part.data))
 """
 
 
 def test_two_processes_convert_and_simulate_as_one_does():
     # Only the first one prints.
-    assert finish(pythons(["-c", WORK])) == ["(2, 8, 3) True (2, 16, 5)\n", ""]
+    assert finish(pythons(["-c", WORK])) == ["(2, 8, 3) True\n", ""]
 
 
 BOTH = """

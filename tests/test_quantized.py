@@ -84,7 +84,7 @@ def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network():
     np.testing.assert_array_equal(first.threshold, PARAMS["maximum"])
     np.testing.assert_allclose(second.threshold, np.full(12, np.exp(0.3)), rtol=1e-6)
     np.testing.assert_array_equal(2 * first.initial_potential, first.threshold)
-    executions = "by_layer", "closed_form"  # with a wait, by_step is by_layer
+    executions = LEVELS, "closed_form"
     runs = [snnjax.spiking(network, execution=execution) for execution in executions]
     ann = lambda snn, x: network(PARAMS, x)  # noqa: E731
     *outputs, expected = outputs_of([*runs, ann], snn, X)

@@ -19,7 +19,6 @@ import snnjax
 from snnjax import sharding
 from snnjax.calibrators import least_squares_weights, max_threshold
 from snnjax.neurons import Adaptive, Recurrent, Synaptic
-from snnjax.simulation import ByLayer
 
 STEPS, BATCH = 5, 16  # few steps would be computed outside of a loop
 FEW = 2  # but a fit unrolls its loops anyway
@@ -37,11 +36,9 @@ def on_devices(x, count=8, kind=AUTO, axis=0):
 
 
 def batch(net, inputs="constant"):
-    """Examples in eighths, so that sums are exact, and a key."""
+    """Examples in eighths, so that sums are exact."""
     shape = (BATCH, *net.x.shape[1:])
-    if inputs == "poisson":
-        return jnp.abs(eighths(7, shape)) / 4, jax.random.key(3)
-    return eighths(7, (STEPS, *shape) if inputs == "sequence" else shape), None
+    return eighths(7, (STEPS, *shape) if inputs == "sequence" else shape)
 
 
 assert_close = functools.partial(assert_trees_all_close, rtol=2e-5, atol=2e-5)
@@ -58,32 +55,31 @@ def communication(program):
     "name, inputs, kind, options",
     [
         ("projection", "constant", AUTO, {"micro_batch": 3}),
-        ("max-pool before", "constant", AUTO, {"execution": "by_layer", "wait": 1}),
-        ("dense", "constant", EXPLICIT, {"execution": "by_layer", "micro_batch": 1}),
+        ("max-pool before", "constant", AUTO, {"execution": STEPS, "wait": 1}),
+        ("dense", "constant", EXPLICIT, {"execution": STEPS, "micro_batch": 1}),
         ("dense", "constant", AUTO, {"wait": STEPS}),
-        ("several outputs", "poisson", AUTO, {"micro_batch": 1}),
+        ("several outputs", "sequence", AUTO, {"micro_batch": 1}),
         ("input skip", "sequence", AUTO, {}),
-        ("dense", "sequence", EXPLICIT, {"execution": ByLayer(segment=3)}),
+        ("dense", "sequence", EXPLICIT, {"execution": 3}),
     ],
 )
 def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options):
     net = NETWORKS[name]
     snn = snnjax.init(*net[:3], model=snnjax.integrate_and_fire())
-    x, key = batch(net, inputs)
+    x = batch(net, inputs)
     shared = on_devices(x, kind=kind, axis=1 if inputs == "sequence" else 0)
     simulate = snnjax.spiking(net.fn, steps=STEPS, inputs=inputs, **options)
-    program = jax.jit(simulate).lower(snn, shared, key).compile()
-    outputs = program(snn, shared, key)
-    assert_equal(outputs, jax.jit(simulate)(snn, x, key))
+    program = jax.jit(simulate).lower(snn, shared).compile()
+    outputs = program(snn, shared)
+    assert_equal(outputs, jax.jit(simulate)(snn, x))
     for output in jax.tree.leaves(outputs):
         assert output.sharding.shard_shape(output.shape)[1] == BATCH // 8
-    if key is None:
-        assert communication(program) == set()
+    assert communication(program) == set()
 
 
 def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     net = NETWORKS["dense"]
-    snn, (x, _) = snnjax.init(*net[:3]), batch(net)
+    snn, x = snnjax.init(*net[:3]), batch(net)
     simulate = snnjax.spiking(net.fn, steps=STEPS)
     expected, compiled = jax.jit(simulate)(snn, x), jax.jit(simulate)
     for kind in (AUTO, EXPLICIT):
@@ -98,16 +94,16 @@ def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
 @pytest.mark.parametrize(
     "neuron, execution",
     [
-        (snnjax.integrate_and_fire(levels=(-1, 1)), "by_step"),
-        (Recurrent(Synaptic(Adaptive(snnjax.lif()))), "by_step"),
-        pytest.param(snnjax.lif(), ByLayer(segment=2), marks=slow),
+        (snnjax.integrate_and_fire(levels=(-1, 1)), 1),
+        (Recurrent(Synaptic(Adaptive(snnjax.lif()))), 1),
+        pytest.param(snnjax.lif(), 2, marks=slow),
     ],
     ids=["signed", "recurrent", "segments"],
 )
 def test_the_gradient_of_any_neuron_is_summed_over_the_devices(neuron, execution):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], model=neuron, key=jax.random.key(0))
-    x, _ = batch(net)
+    x = batch(net)
     simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution, micro_batch=2)
 
     def loss(snn, x):

@@ -17,7 +17,6 @@ from networks import FLAT, NETWORKS, VECTORS, compiled, eighths, halves, relu, t
 import snnjax
 from snnjax.network.increments import Operator
 from snnjax.neurons import integrate_and_fire, lif
-from snnjax.simulation import ByLayer
 from snnjax.surrogate import arctan, dspike, step_with_derivative
 
 STEPS = 8  # few steps would be computed outside of a loop, in larger programs
@@ -40,12 +39,8 @@ def snn_of(name):
 
 
 def input_of(net, inputs):
-    """x and key for one of the three kinds of input."""
-    if inputs == "poisson":
-        return np.abs(net.x), jax.random.key(3)
-    if inputs == "sequence":
-        return eighths(5, (STEPS, *net.x.shape)), None
-    return net.x, None
+    """x for one of the two kinds of input."""
+    return eighths(5, (STEPS, *net.x.shape)) if inputs == "sequence" else net.x
 
 
 @functools.cache
@@ -53,7 +48,7 @@ def outputs(name, inputs="constant", **options):
     """Outputs of one of `NETS` with `halves`, as NumPy arrays."""
     net = NETS[name]
     simulate = compiled(net.fn, **{"steps": STEPS, "inputs": inputs} | options)
-    return jax.tree.map(np.asarray, simulate(snn_of(name), *input_of(net, inputs)))
+    return jax.tree.map(np.asarray, simulate(snn_of(name), input_of(net, inputs)))
 
 
 def run(snn, x=VECTORS, fn=DENSE.fn, **options):
@@ -73,23 +68,22 @@ def gradients_of(snn, executions, **options):
 assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-4)
 
 
-# With a wait by_step is by_layer.
 @pytest.mark.parametrize(
     "name, inputs",
     [
         ("vectors", "constant"),
         ("images", "constant"),
         ("several outputs", "sequence"),
-        ("dense", "poisson"),
+        ("dense", "sequence"),
     ],
 )
 def test_executions_give_the_same_spikes(name, inputs):
-    by_step = outputs(name, inputs, wait=0, execution="by_step")
-    assert_equal(by_step, outputs(name, inputs, wait=0, execution="by_layer"))
+    by_step = outputs(name, inputs, wait=0, execution=1)
+    assert_equal(by_step, outputs(name, inputs, wait=0, execution=STEPS))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(by_step))
     answers = [
         outputs(name, inputs, wait=STEPS, execution=execution)
-        for execution in ("by_layer", "closed_form")
+        for execution in (STEPS, "closed_form")
     ]
     if inputs != "constant":  # what reaches the readout itself comes step by step
         answers = jax.tree.map(lambda leaf: leaf.sum(0), answers)
@@ -99,10 +93,10 @@ def test_executions_give_the_same_spikes(name, inputs):
 @pytest.mark.parametrize(
     "name, inputs, wait, executions",
     [
-        ("vectors", "constant", 0, ["by_step", "by_layer"]),
-        ("images", "constant", STEPS, ["by_layer", "closed_form"]),
-        ("several outputs", "sequence", 0, [ByLayer(segment=3), "by_layer"]),
-        ("dense", "poisson", 0, ["auto"]),
+        ("vectors", "constant", 0, [1, STEPS]),
+        ("images", "constant", STEPS, [STEPS, "closed_form"]),
+        ("several outputs", "sequence", 0, [3, STEPS]),
+        ("dense", "sequence", 0, ["auto"]),
     ],
 )
 def test_the_answer_alone_is_the_mean_of_all_steps(name, inputs, wait, executions):
@@ -121,7 +115,7 @@ def test_with_the_answer_alone_the_readout_has_no_time_axis():
         return str(jax.make_jaxpr(simulate)(FITTED, VECTORS))
 
     in_time = f"f32[{STEPS},{len(VECTORS)},{DENSE.fn(DENSE.params, VECTORS).shape[1]}]"
-    for execution in ("by_step", "by_layer"):
+    for execution in (1, STEPS):
         assert in_time in shapes(execution=execution)
         assert in_time not in shapes(execution=execution, answer=True)
 
@@ -130,12 +124,12 @@ def test_with_the_answer_alone_the_readout_has_no_time_axis():
     "name, inputs, micro_batch",
     [
         ("several outputs", "sequence", 1),
-        ("dense", "poisson", 3),
+        ("dense", "sequence", 3),
         ("dense", "constant", 9),
     ],
 )
 def test_micro_batches_give_the_same(name, inputs, micro_batch):
-    whole = outputs(name, inputs, wait=0, execution="by_step")
+    whole = outputs(name, inputs, wait=0, execution=1)
     assert_equal(whole, outputs(name, inputs, micro_batch=micro_batch))
 
 
@@ -151,7 +145,7 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
     """
     net, snn, steps = NETWORKS[name], snn_of(name), 16
     ann = operations(net.fn, net.params, net.x)
-    layers = snnjax.spiking(net.fn, steps=steps, execution="by_layer")
+    layers = snnjax.spiking(net.fn, steps=steps, execution=steps)
     assert operations(layers, snn, net.x) < 0.75 * steps * ann
     waiting = snnjax.spiking(net.fn, steps=steps, wait=steps)
     assert operations(waiting, snn, net.x) < 2 * ann
@@ -237,7 +231,7 @@ def test_latency_grows_with_depth():
 
 
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
-    shorter = outputs("dense", wait=0, execution="by_step")
+    shorter = outputs("dense", wait=0, execution=1)
     np.testing.assert_array_equal(outputs("dense", steps=11)[:STEPS], shorter)
 
 
@@ -278,12 +272,14 @@ def test_an_snn_brings_its_steps_and_wait():
         ({"wait": 0}, "cannot run with steps=3, wait=0.* Leave steps and wait out"),
         ({"wait": -1}, "wait is -1; allowed: a whole number >= 0"),
         ({"wait": 4}, "wait is 4; allowed"),
-        ({"execution": ByLayer(segment=2)}, "segment needs wait 0, .*found wait 1"),
+        ({"execution": 2}, "execution=2, .* needs wait 0; found wait 1"),
     ):
         with pytest.raises(ValueError, match=message):
             snnjax.spiking(DENSE.fn, **options)(snn, VECTORS)
-    with pytest.raises(ValueError, match="segment is 9; allowed: 1 to steps=8"):
-        snnjax.spiking(DENSE.fn, execution=ByLayer(segment=9))(FITTED, VECTORS)
+    with pytest.raises(
+        ValueError, match="execution is 9 steps at a time; allowed: 1 to"
+    ):
+        snnjax.spiking(DENSE.fn, execution=9)(FITTED, VECTORS)
     with pytest.raises(ValueError, match="fitted to no number of steps: give steps=T"):
         snnjax.spiking(DENSE.fn)(IF, VECTORS)
 
@@ -323,7 +319,7 @@ def test_a_wait_leaves_the_gradient_of_operators_finite():
 def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wait):
     snn = snnjax.init(*DENSE[:3], model=integrate_and_fire(temperature=2.0))
     options = {"surrogate": surrogate, "wait": wait}
-    auto, layers = gradients_of(snn, ("auto", "by_layer"), **options)
+    auto, layers = gradients_of(snn, ("auto", STEPS), **options)
     assert_close(auto, layers)
     soft = surrogate is networks.relaxed_dspike
     assert np.any(auto[1].neurons["w1/relu"].temperature) == soft
@@ -340,7 +336,7 @@ def test_a_traced_temperature_may_decide_what_is_fired():
     for spike in (networks.relaxed_dspike, dspike):
         of = functools.partial(functools.partial, slope, spike=spike)
         auto, layers = networks.outputs_of(
-            [of(execution=e) for e in ("auto", "by_layer")], 2.0
+            [of(execution=e) for e in ("auto", STEPS)], 2.0
         )
         assert_close(auto, layers, rtol=1e-5, atol=1e-5)
         is_soft = spike is networks.relaxed_dspike
@@ -358,7 +354,7 @@ def test_a_declared_step_has_a_closed_form():
     assert "scan" not in str(jax.make_jaxpr(waiting)(IF, VECTORS))
     runs = [
         waiting,
-        simulate(wait=STEPS, surrogate=width, execution="by_layer"),
+        simulate(wait=STEPS, surrogate=width, execution=STEPS),
     ]
     answer, layers = networks.outputs_of(runs, IF, VECTORS)
     np.testing.assert_allclose(answer, layers, rtol=1e-6)
@@ -372,20 +368,20 @@ def test_spikes_of_a_bfloat16_network_are_bfloat16():
     narrow = dataclasses.replace(snn_of("dense"), params=params)
     outputs_of_it = run(narrow, VECTORS.astype(jnp.bfloat16))
     assert outputs_of_it.dtype == jnp.bfloat16
-    expected = outputs("dense", wait=0, execution="by_step")
+    expected = outputs("dense", wait=0, execution=1)
     np.testing.assert_array_equal(outputs_of_it.astype(np.float32), expected)
 
 
 def test_wider_parameters_make_wider_membranes(x64):
     snn = snn_of("dense")
     narrow = {
-        0: outputs("dense", wait=0, execution="by_step"),
+        0: outputs("dense", wait=0, execution=1),
         STEPS: run(snn, wait=STEPS),
     }
     x64()
     neurons = jax.tree.map(lambda a: np.asarray(a, np.float64), snn.neurons)
     wide = dataclasses.replace(snn, neurons=neurons)
-    for execution, wait in (("by_step", 0), ("auto", STEPS)):
+    for execution, wait in ((1, 0), ("auto", STEPS)):
         numbers = run(wide, wait=wait, execution=execution)
         assert numbers.dtype == np.float32
         np.testing.assert_allclose(numbers.mean(0), narrow[wait].mean(0), atol=1e-5)
@@ -406,24 +402,12 @@ def test_max_pool_adds_in_float64_where_the_network_is(x64):
     snn = snnjax.init(pooled, np.ones(()), x, model=integrate_and_fire())
     neurons = {"relu": snn.neurons["relu"]._replace(threshold=np.asarray(spike))}
     snn = dataclasses.replace(snn, neurons=neurons)
-    executions = "by_step", "by_layer", ByLayer(segment=3)
+    executions = 1, STEPS, 3
     for spikes in networks.by_executions(pooled, executions, snn, x, steps=STEPS):
         np.testing.assert_allclose(spikes, spike, rtol=1e-12)
 
 
 # ----------------------------------------------------------------------- inputs
-
-
-def test_poisson_rates_do_not_depend_on_the_type_of_the_images():
-    rates = []
-    for dtype in (jnp.float32, jnp.bfloat16):
-        x = np.full((200, 200), 0.003, dtype)
-        fn = lambda p, x: relu(x * p)  # noqa: E731
-        snn = snnjax.init(fn, np.ones((), dtype), x, model=integrate_and_fire())
-        simulate = compiled(fn, steps=4, inputs="poisson")
-        spikes = np.asarray(simulate(snn, x, jax.random.key(0)), np.float32)
-        rates.append(spikes.mean())
-    np.testing.assert_allclose(rates, 0.003, rtol=0.1)
 
 
 def test_input_that_reaches_the_readout_directly_comes_step_by_step():
@@ -433,20 +417,10 @@ def test_input_that_reaches_the_readout_directly_comes_step_by_step():
     w, x = eighths(1, (5, 3)), eighths(2, (STEPS, 4, 5))
     snn = snnjax.init(fn, w, x[0], model=integrate_and_fire(threshold=0.5))
     options = {"steps": STEPS, "wait": STEPS, "inputs": "sequence"}
-    executions = "by_layer", "closed_form"
+    executions = STEPS, "closed_form"
     np.testing.assert_array_equal(
         *networks.by_executions(fn, executions, snn, x, **options)
     )
-
-
-def test_poisson_input_may_be_closed_over_in_jit():
-    x = np.abs(VECTORS) / np.abs(VECTORS).max()
-    simulate = snnjax.spiking(DENSE.fn, inputs="poisson")
-    key = jax.random.key(0)
-    closed_over = jax.jit(lambda snn: simulate(snn, x, key))(FITTED)
-    np.testing.assert_array_equal(closed_over, jax.jit(simulate)(FITTED, x, key))
-    with pytest.raises(ValueError, match="found values from .* allowed: 0 to 1"):
-        jax.jit(lambda snn: simulate(snn, 2 * x, key))(FITTED)
 
 
 def test_arrays_of_a_sequence_have_equally_many_examples():
@@ -498,20 +472,23 @@ OTHER_SITE = dataclasses.replace(
         ({"steps": 4.0}, "steps is 4.0"),
         ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=8"),
         ({"wait": STEPS + 1}, "wait is 9"),
-        ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'by_step"),
-        ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
+        ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'closed"),
+        ({"execution": "by_step"}, "In place of 'by_step' write 1, one step"),
+        ({"execution": "by_layer"}, "In place of 'by_layer' write T, the number"),
+        ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'sequence'"),
+        ({"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli\\(key, x"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
-        ({"execution": ByLayer}, "ByLayer\\(segment=...\\) \\(called"),
-        ({"execution": ByLayer(segment=9)}, "segment is 9; allowed: 1 to steps=8"),
-        ({"execution": ByLayer(segment=2), "wait": 1}, "segment needs wait 0, .*found"),
+        ({"execution": 0}, "execution, .*, is 0; allowed: a whole number >= 1"),
+        ({"execution": 2.5}, "execution, .*, is 2.5; allowed: a whole number >= 1"),
+        ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to steps=8"),
+        ({"execution": 2, "wait": 1}, "needs wait 0; found wait 1. Take execution=8"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
         ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
         (CLOSED | {"surrogate": arctan}, "straight-through gradient: leave surrogate"),
         (CLOSED | {"detach_reset": True}, "straight-through gradient: leave surrogate"),
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
-        ({"has_aux": True, "execution": "by_step"}, "'closed_form' or 'by_layer' with"),
-        ({"has_aux": True, "execution": ByLayer(segment=2)}, "'by_layer' without"),
+        ({"has_aux": True, "execution": 2}, "allowed: execution='auto' or 'closed"),
         ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
     ],
@@ -521,12 +498,6 @@ def test_a_wrong_option_is_refused(options, message):
         snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
 
 
-def test_a_wrong_option_of_an_execution_is_refused():
-    with pytest.raises(ValueError, match="segment is 0"):
-        ByLayer(segment=0)
-
-
-POISSON_X, KEY = {"inputs": "poisson", "x": abs(VECTORS)}, jax.random.key(0)
 SHORT_X = np.ones((3, 4, 4), np.float32)
 NO_NEURONS = dataclasses.replace(FITTED, neurons={})
 STORED = snnjax.storage.Stored(FITTED, {}, lambda x: x)
@@ -547,9 +518,6 @@ WRONG_CALLS = [
     ({"snn": with_first_site(leak=np.nan)}, "leak of site 'w1/relu' is nan"),
     ({"snn": with_first_site(bias=np.inf)}, "bias of site 'w1/relu' is inf"),
     ({"x": with_nan(VECTORS)}, "x holds 1 NaN of .* numbers"),
-    (POISSON_X, "needs a key"),
-    (POISSON_X | {"x": VECTORS, "key": KEY}, "found values from -1.* 0 to 1"),
-    ({"key": KEY}, "draws nothing: leave key out"),
     ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
     (
         {"inputs": "sequence", "x": SHORT_X},
@@ -559,18 +527,18 @@ WRONG_CALLS = [
         {"surrogate": lambda x, b: x},
         "cannot be called as surrogate\\(x\\), as these neurons call it",
     ),
-    ({"execution": "closed_form"}, "needs wait == steps .* found wait 0"),
-    (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Use 'by_layer'"),
+    ({"execution": "closed_form"}, "needs wait >= 8 .* found wait 0"),
+    (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Take 'auto'"),
     (CLOSED | {"snn": ZERO}, "reset='zero'"),
 ]
 
 
 @pytest.mark.parametrize("options, message", WRONG_CALLS)
 def test_a_wrong_call_is_refused(options, message):
-    options = {"steps": STEPS, "snn": FITTED, "x": VECTORS, "key": None} | options
-    snn, x, key = (options.pop(name) for name in ("snn", "x", "key"))
+    options = {"steps": STEPS, "snn": FITTED, "x": VECTORS} | options
+    snn, x = options.pop("snn"), options.pop("x")
     with pytest.raises(ValueError, match=message):
-        snnjax.spiking(DENSE.fn, **options)(snn, x, key)
+        snnjax.spiking(DENSE.fn, **options)(snn, x)
 
 
 def test_images_with_nan_have_nothing_to_measure():
@@ -629,10 +597,11 @@ def test_training_mode_without_has_aux_names_it():
 
 @pytest.mark.parametrize("name", ["dense", "max-pool before"])  # with an operator
 def test_a_stream_in_pieces_has_the_outputs_of_the_whole(name):
-    net, (x, _) = networks.NETWORKS[name], input_of(networks.NETWORKS[name], "sequence")
+    net = networks.NETWORKS[name]
+    x = input_of(net, "sequence")
     snn = snn_of(name)
     whole = networks.compiled(net.fn, steps=STEPS, inputs="sequence")(snn, x)
-    for execution in ("auto", "by_step", ByLayer(segment=1)):
+    for execution in ("auto", 1, 1):
         options = {"steps": 2, "inputs": "sequence", "execution": execution}
         piece, state, parts = networks.compiled(net.fn, state=True, **options), None, []
         for start in range(0, STEPS, 2):
@@ -666,3 +635,13 @@ def test_a_wrong_state_is_refused():
     for option in ({"wait": 1}, {"answer": True}, {"micro_batch": 2}):
         with pytest.raises(ValueError, match=f"found {next(iter(option))}=.* Leave it"):
             snnjax.spiking(DENSE.fn, steps=2, state=True, **option)
+
+
+@pytest.mark.parametrize(
+    "zones", [{"levels": (-1, 1), "dead_zone": 2 / 3}, {"last_zone": 0.75}]
+)
+def test_a_stream_in_pieces_has_no_dead_zone(zones):
+    """Each piece would take its own last step for that of the whole."""
+    snn = dataclasses.replace(IF, model=integrate_and_fire(**zones))
+    with pytest.raises(ValueError, match="a dead zone asks which .*'w1/relu'; allowed"):
+        snnjax.spiking(DENSE.fn, steps=2, state=True)(snn, VECTORS)

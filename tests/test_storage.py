@@ -449,7 +449,7 @@ def test_what_cannot_be_stored_is_refused(path, monkeypatch):
         ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
         ({"fn": DENSE.fn}, "needs an example .* x=None.* leave fn out"),
         ({**network, "snn": snnjax.SNN({}, {})}, "give steps=T"),
-        ({**network, "inputs": "poisson"}, "draws no random numbers"),
+        ({**network, "inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli"),
         ({**network, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),
         ({"calibration": jax.random.key(0)}, "allowed: an array of numbers"),
         ({"calibration": "images/train"}, "allowed: an array of numbers"),

@@ -17,7 +17,6 @@ from networks import NETWORKS, compiled, eighths, outputs_of, relaxed_dspike, re
 
 import snnjax
 from snnjax import integrate_and_fire, surrogate
-from snnjax.simulation import ByLayer
 from snnjax.training import (
     check_gradients,
     descent,
@@ -96,8 +95,8 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
     assert all(np.any(n.temperature) for n in slope.neurons.values())
 
 
-SEGMENTS = [ByLayer(segment=4), ByLayer(segment=3)]
-ALL = ["by_layer", *SEGMENTS]
+SEGMENTS = [4, 3]
+ALL = [STEPS, *SEGMENTS]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_every_execution_gives_the_same_outputs_and_gradients(
 
         return jax.grad(loss, has_aux=True)
 
-    runs = map(outputs_and_gradient, ("by_step", *executions))
+    runs = map(outputs_and_gradient, (1, *executions))
     (gradient, outputs), *others = outputs_of(runs, snn, x)
     assert np.any(outputs)
     assert all(np.any(n.temperature) == soft for n in gradient.neurons.values())
@@ -140,14 +139,14 @@ def test_every_execution_gives_the_same_outputs_and_gradients(
         assert_close(other_gradient, gradient, rtol=1e-4 if soft else 1e-3)
 
 
-EXECUTIONS = ("by_step", "by_layer")
+EXECUTIONS = (1, STEPS)
 
 
 def test_what_the_function_closes_over_may_be_differentiated():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])
 
-    def loss_of_x(x, execution="by_layer"):
+    def loss_of_x(x, execution=STEPS):
         simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
         return (simulate(snn, x) ** 2).sum()
 
@@ -176,11 +175,11 @@ def test_segments_keep_less_for_the_gradient():
         pull = jax.eval_shape(lambda snn: jax.vjp(simulate, snn, x)[1], snn)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
-    everything = residual_bytes("by_layer")
-    assert residual_bytes(ByLayer(segment=6)) < 0.3 * everything
+    everything = residual_bytes(32)
+    assert residual_bytes(6) < 0.3 * everything
 
 
-@pytest.mark.parametrize("execution", ["by_layer", ByLayer(segment=2)])
+@pytest.mark.parametrize("execution", [3, 2])
 def test_no_array_of_a_gradient_lives_on(execution):
     fn, w, x = (lambda w, x: relu(x @ w)), jnp.eye(2), jnp.ones((1, 2))
     snn = snnjax.init(fn, w, x)
@@ -216,7 +215,7 @@ def training(variables, x):
 @pytest.mark.parametrize(
     "options",
     [
-        {"execution": "by_layer"},
+        {"execution": STEPS},
         {"inputs": "sequence"},
         {"execution": "closed_form", "wait": STEPS},
     ],

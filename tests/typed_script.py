@@ -29,12 +29,12 @@ signed = snnjax.convert(
     steps=4,
     model=snnjax.integrate_and_fire(levels=(-1, 1)),
 )
-spiking = jax.jit(snnjax.spiking(network, steps=4, execution="by_layer"))
+spiking = jax.jit(snnjax.spiking(network, steps=4, execution=4))
 outputs = spiking(snn, images)
 mean = outputs.mean(0)
 print(snn.params["hidden"].shape, snn.neurons["hidden/relu"].threshold)
-simulate = snnjax.spiking(network, steps=4, inputs="poisson")
-poisson = simulate(snn, images, key=jax.random.key(0))
+simulate = snnjax.spiking(network, steps=4, inputs="sequence")
+sequence = simulate(snn, jnp.zeros((4, *images.shape)))
 
 
 def loss(snn: snnjax.SNN, x, y):
@@ -63,7 +63,7 @@ stored.run(images)
 # ---------------------------------------------------------------------- mistakes
 snnjax.convert(network, params, images, step=4)
 snnjax.spiking(network, steps="4")
-snnjax.spiking(network, steps=4, execution="by_layers")
+snnjax.spiking(network, steps=4, execution="by_layer")
 snnjax.spiking(network, steps=4, inputs="constnt")
 snnjax.light(per="chanel")
 snnjax.integrate_and_fire(levels=1)

@@ -12,12 +12,16 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead, wide_dtype
-from snnjax._checks import check_choice, check_examples, check_labels, check_numbers
+from snnjax._checks import check_examples, check_inputs, check_labels, check_numbers
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
 from snnjax.capture.capture import capture
-from snnjax.firing import capture_step, evaluate_in_time, threshold_of
-from snnjax.inputs import INPUTS, encode
+from snnjax.firing import (
+    capture_step,
+    check_sequence,
+    evaluate_in_time,
+    threshold_of,
+)
 from snnjax.measures import errors, operations
 from snnjax.measures.errors import SiteMeasures
 from snnjax.network.equations import Network
@@ -271,7 +275,6 @@ def spike_trains(
     steps: int | None = None,
     wait: int | None = None,
     inputs: Inputs = "constant",
-    key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
 
@@ -280,7 +283,7 @@ def spike_trains(
 
     Args:
         fn, snn, x, steps, wait: as for `measure`.
-        inputs, key: as for `snnjax.spiking`; x of a sequence is [T, B, ...].
+        inputs: as for `snnjax.spiking`; x of a sequence is [T, B, ...].
 
     Raises:
         ValueError: as `snnjax.spiking`.
@@ -295,12 +298,14 @@ def spike_trains(
     [False  True False  True]
     """
     steps, wait = checked_fit(snn, steps, wait)
-    check_choice("inputs", inputs, INPUTS)
+    check_inputs(inputs)
     check_values(snn)
     check_examples(x, axis=1 if inputs == "sequence" else 0)
     check_numbers(x)
-    x, snn = automatic(encode(x, inputs, steps, key), snn)
-    sequence = inputs != "constant"
+    sequence = inputs == "sequence"
+    if sequence:
+        check_sequence(x, steps)
+    x, snn = automatic(x, snn)
     network = capture_step(fn, snn.params, x, sequence=sequence)
     check_neurons(snn, network.sites)
     trains = {}

@@ -1,7 +1,7 @@
 """Spiking neurons: models as values, and one site of them through time.
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
-around them; ``delays.py``: delays; ``fresh.py``: their fresh parameters;
+around them; ``fresh.py``: their fresh parameters;
 ``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
 or their closed form; ``by_site.py``: a model for every site; ``spike_trains.py``:
 spikes as bits; ``gradients.py``: surrogates and resets; ``backward.py``: the way back
@@ -10,7 +10,6 @@ through T steps.
 
 from snnjax._ranges import Range
 from snnjax.neurons.by_site import BySite
-from snnjax.neurons.delays import Delay, DelayParams
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
@@ -38,8 +37,6 @@ __all__ = [
     "Adaptive",
     "AdaptiveParams",
     "BySite",
-    "Delay",
-    "DelayParams",
     "IntegrateAndFire",
     "Neuron",
     "NeuronParams",

@@ -102,9 +102,14 @@ class _DetachedReset(Wrapper):
         def constant(*args: Any, **options: Any) -> jax.Array:
             return jax.lax.stop_gradient(spike(*args, **options))
 
+        # The reset takes back at most what was sent, the sum of earlier spikes, which
+        # has their gradient.
+        constant_state = state
+        if getattr(state, "total", None) is not None:
+            constant_state = state._replace(total=jax.lax.stop_gradient(state.total))
         # Fired twice, with equal numbers: only the first spikes have a gradient.
         after, spikes = fire(self.neuron, params, state, spike)
-        detached, _ = fire(self.neuron, params, state, constant)
+        detached, _ = fire(self.neuron, params, constant_state, constant)
         if "potential" in getattr(after, "_fields", ()):
             detached = after._replace(potential=detached.potential)
         return detached, spikes

@@ -4,7 +4,6 @@
 computes it, and ``choice.py`` is what "auto" takes.
 """
 
-from snnjax.simulation.executions import ByLayer
 from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
 
-__all__ = ["ByLayer", "SpikingFunction", "init", "latency", "spiking"]
+__all__ = ["SpikingFunction", "init", "latency", "spiking"]

@@ -13,13 +13,12 @@ from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import counts_only, is_plain
 from snnjax.neurons.protocol import field
 from snnjax.neurons.unroll import FEW_STEPS, needs_no_time
-from snnjax.simulation.executions import ByLayer
 from snnjax.simulation.options import Simulation
 from snnjax.snn import SNN
 from snnjax.surrogate import holds_tracer, is_step
 
 LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
-SEGMENT = ByLayer(segment=25)
+SEGMENT_STEPS = 25
 CACHE = 3 * 2**20  # numbers; a gradient reads more from the memory of a CPU
 SEGMENT_CACHE = 2**20  # of all numbers of a segment, which gains nothing beyond
 
@@ -28,19 +27,26 @@ class Choice(NamedTuple):
     """How a simulation is computed.
 
     Attributes:
-        execution: as for `snnjax.spiking`, but never "auto".
-        has_gradient_of_layers: the gradient is that of by_layer, since that of by_step
-            is slow on a CPU and that of the closed form uses no surrogate.
-        may_segment: what is by_layer, the execution or its gradient, takes segments on
-            a CPU where `leaves_cache`.
+        execution: steps at a time, 1..T, or "closed_form".
+        gradient_steps: the gradient is that of another execution with so many steps at
+            a time, since that of one step at a time is slow on a CPU and that of the
+            closed form uses no surrogate. None: it is the execution's own.
+        may_segment: what computes all steps at a time, the execution or its gradient,
+            takes `SEGMENT_STEPS` on a CPU where `leaves_cache`.
         group: examples at a time on a device, unless the user asks for another size; a
             gradient recomputes each group. None: all at once.
     """
 
-    execution: Execution | ByLayer
-    has_gradient_of_layers: bool = False
+    execution: Execution
+    gradient_steps: int | None = None
     may_segment: bool = False
     group: int | None = None
+
+    def with_segments(self) -> "Choice":
+        """The same with `SEGMENT_STEPS` in place of all steps at a time."""
+        if self.gradient_steps is None:
+            return self._replace(execution=SEGMENT_STEPS)
+        return self._replace(gradient_steps=SEGMENT_STEPS)
 
 
 def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
@@ -51,36 +57,47 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
     Raises:
         ValueError: the execution is "closed_form", and the SNN has none.
     """
-    needs_no_steps = has_closed_form(snn, sim.steps, sim.wait)
-    models = models_in(snn.model)
-    if sim.execution == "closed_form" and not needs_no_steps:
-        leaks = any(field(p, "leak") is not None for p in snn.neurons.values())
-        raise ValueError(
-            "execution='closed_form' needs wait == steps (steps - 1 for codes other "
-            "than rate coding) and IF neurons with reset by subtraction and no lower "
-            f"bound; found wait {sim.wait}, steps {sim.steps}, "
-            f"{', '.join(map(repr, models))}, {'a' if leaks else 'no'} leak. Use "
-            "'by_layer'"
-        )
+    has_form = has_closed_form(snn, sim.steps, sim.wait)
+    if sim.execution == "closed_form" and not has_form:
+        raise ValueError(_no_closed_form(sim, snn))
     if sim.execution != "auto":
         return Choice(sim.execution)
-    takes_steps = snn.code.is_streaming(sim.wait)
-    is_long = takes_steps and platform == "cpu" and sim.steps > SEGMENT.segment
-    is_long &= not holds_tracer(sim.surrogate)  # jax.checkpoint refuses one
-    # A user's model may have a reverse-mode derivative only, and a custom derivative
-    # must not close over a traced value.
-    is_hard = is_step(sim.surrogate) and not holds_tracer(sim.surrogate)
-    if not is_hard or not all(map(is_plain, models)):
-        return Choice("by_layer", may_segment=is_long)
-    if needs_no_steps:
-        return Choice("closed_form", has_gradient_of_layers=True)
-    few_steps = sim.steps <= FEW_STEPS
-    if takes_steps and platform == "cpu" and not few_steps:
-        return Choice("by_step", has_gradient_of_layers=True, may_segment=is_long)
-    if takes_steps and platform == "tpu":
-        return Choice("by_step", group=LANES)
+
+    is_streaming = snn.code.is_streaming(sim.wait)
+    # jax.checkpoint refuses a surrogate that holds a traced value, and a custom
+    # derivative must not close over one.
+    is_traced = holds_tracer(sim.surrogate)
+    is_long = (
+        platform == "cpu"
+        and is_streaming
+        and sim.steps > SEGMENT_STEPS
+        and not is_traced
+    )
+    # A user's model may have a reverse-mode derivative only.
+    are_plain = all(map(is_plain, models_in(snn.model)))
+    if is_traced or not is_step(sim.surrogate) or not are_plain:
+        return Choice(sim.steps, may_segment=is_long)
+    if has_form:
+        return Choice("closed_form", gradient_steps=sim.steps)
+    if is_streaming and platform == "cpu" and sim.steps > FEW_STEPS:
+        return Choice(1, gradient_steps=sim.steps, may_segment=is_long)
+    if is_streaming and platform == "tpu":
+        return Choice(1, group=LANES)
     # All steps of so many images stay on the chip only if the steps are few.
-    return Choice("by_layer", group=LANES if platform == "tpu" and few_steps else None)
+    fits_chip = platform == "tpu" and sim.steps <= FEW_STEPS
+    return Choice(sim.steps, group=LANES if fits_chip else None)
+
+
+def _no_closed_form(sim: Simulation, snn: SNN) -> str:
+    """Why an SNN has no closed form, as an error message."""
+    models = ", ".join(map(repr, models_in(snn.model)))
+    has_leak = any(field(p, "leak") is not None for p in snn.neurons.values())
+    return (
+        f"execution='closed_form' needs wait >= {snn.code.full_wait(sim.steps)} with "
+        f"{sim.steps} steps of the code {snn.code!r}, and IF neurons with reset by "
+        f"subtraction and no lower bound; found wait {sim.wait}, {models}, "
+        f"{'a' if has_leak else 'no'} leak. Take 'auto'"
+    )
 
 
 def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
@@ -93,11 +110,14 @@ def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
     )
     if convolves or not isinstance(batch, int):  # a symbol where any batch is exported
         return False
-    step = batch * sum(math.prod(s.shape) for s in network.sites if s.fires)
-    return steps * step >= CACHE and SEGMENT.segment * step <= SEGMENT_CACHE
+    neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
+    step_size = batch * neurons
+    return steps * step_size >= CACHE and SEGMENT_STEPS * step_size <= SEGMENT_CACHE
 
 
 def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:
     """Whether the neurons only count, and have all of their input before they fire."""
-    count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    return count_only and needs_no_time(snn.code, steps, wait, models_in(snn.model))
+    only_count = all(
+        counts_only(snn.model_of(name), params) for name, params in snn.neurons.items()
+    )
+    return only_count and needs_no_time(snn.code, steps, wait, models_in(snn.model))

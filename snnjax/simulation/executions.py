@@ -1,10 +1,10 @@
 """Executions: several ways to compute the same spikes.
 
-`run_in_time` computes n steps at a time, from one (by step) to all of them (by layer).
-`run_closed_form` needs no loop over time, since each layer waits for all its input.
+`run_in_time` computes n steps at a time, layer by layer, 1 <= n <= T. `run_closed_form`
+needs no loop over time, since each layer waits for all of its input. `run_training`
+calls a function in training mode, with time as a part of the batch.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
-from snnjax._ranges import COUNT
 from snnjax._trees import batch_of, is_floating, name_of
 from snnjax.codes import Code
 from snnjax.firing import over_time
@@ -61,44 +60,22 @@ class Job(NamedTuple):
     answer: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ByLayer:
-    """The execution layer by layer, some steps at a time.
-
-    Args:
-        segment: steps at a time, 1..T. The gradient keeps only the states between the
-            segments and computes each of them again, so the memory is least near
-            sqrt(T). On CPU, 25 steps of dense layers stay in the cache, and a long T is
-            faster; the gradient of a convolution is ten times slower.
-
-    Raises:
-        ValueError: segment is no whole number >= 1.
-
-    A value for ``snnjax.spiking(..., execution=...)``:
-
-    >>> ByLayer(segment=25)
-    ByLayer(segment=25)
-    """
-
-    segment: int
-
-    def __post_init__(self):
-        COUNT.check("segment", self.segment)
+# ------------------------------------------------------------------ n steps at a time
 
 
 def run_in_time(
-    job: Job, size: int, state: Mapping[str, Any] | None = None
+    job: Job, segment_steps: int, state: Mapping[str, Any] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """T steps in segments of ``size`` steps, from one state to the next.
+    """T steps in segments of ``segment_steps`` steps, from one state to the next.
 
     Within a segment it goes layer by layer: equations map over time, and each site
-    scans over it. All T steps at once are "by_layer". One at a time is "by_step", a
-    loop over the whole network as a chip runs it. A wait, and a code other than rate
-    coding, need all of them.
+    scans over it. With one step in a segment this is a loop over the whole network, as
+    a chip runs it. A wait, and a code other than rate coding, need all steps in one
+    segment.
 
-    A gradient of one step at a time keeps the state of each neuron before it fires.
-    One of segments keeps the states between them, and a segment of steps while it is
-    computed: the least memory if ``size`` is sqrt(T).
+    A gradient of segments of one step keeps the state of each neuron before it fires.
+    One of longer segments keeps the states between them, and the steps of a segment
+    while it is computed: its memory is least if a segment has sqrt(T) steps.
 
     Args:
         state: site name -> the state before the first step; None: that of the start.
@@ -106,74 +83,100 @@ def run_in_time(
     Returns:
         Outputs [T, B, ...], and the states after the last step.
     """
-    network, code = job.network, job.snn.code
-    constants, streams, live = prepare(job)
+    constants, streams, live_equations = prepare(job)
     states = {
-        eq.place.name: start_state(job, eq, constants, streams)
-        for eq in live
-        if eq.site is not None
+        equation.place.name: start_state(job, equation, constants, streams)
+        for equation in live_equations
+        if equation.site is not None
     }
     if state is not None:
-        states = _checked_state(state, states)
-    constants_of_loop = _held_wide(constants)
+        check_state(state, start=states)
+        states = dict(state)
+    constants_in_loop = _held_wide(constants)
 
-    def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
-        x, ticks = now  # of the steps of this segment
-        after: dict[str, Any] = {}
-
-        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
-            name = site.name
-            if site.fires:
-                currents = code.arriving(over_time(current, length, len(site.shape)))
-                neurons = job.models[name], job.snn.neurons[name], states[name]
-                options = {"wait": job.wait, "code": code}
-                after[name], spikes = fold(*neurons, currents, ticks[name], **options)
-                return code.stream(spikes)
-            *arguments, function = operands
-            outputs, after[name] = code.operate(
-                function, (current, *arguments), states[name]
-            )
-            return outputs
-
-        values: dict[Any, Any] = constants_of_loop()
+    def run_segment(steps: int, states: dict[str, Any], inputs: Any) -> tuple[Any, Any]:
+        x, ticks = inputs  # of the steps of this segment
+        end_states: dict[str, Any] = {}
+        rule = _segment_rule(job, steps, ticks, states, end_states)
+        values: dict[Any, Any] = constants_in_loop()
         if job.sequence:
-            values |= network.inputs(x)
-        evaluate(live, values, rule, streams=streams)
-        return after, {v: values[v] for v in network.outputs if v in streams}
+            values |= job.network.inputs(x)
+        evaluate(live_equations, values, rule, streams=streams)
+        outputs = {v: values[v] for v in job.network.outputs if v in streams}
+        return end_states, outputs
 
-    def body(length: int) -> Callable:
-        function = functools.partial(segment, length)
-        if size == job.steps:
+    def segment_of(steps: int) -> Callable:
+        function = functools.partial(run_segment, steps)
+        if segment_steps == job.steps:
             return function
-        if size > 1:
+        if segment_steps > 1:
             return jax.checkpoint(function)
         # Nothing between the sites is kept: from a state it is one step to recompute.
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
-    ticks = {name: schedule(code, m, job.steps) for name, m in job.models.items()}
-    in_time = (job.x if job.sequence else None, ticks)  # None has no leaves
-    states, outputs = _scan(body, states, in_time, job.steps, size)
+    ticks = {
+        name: schedule(job.snn.code, model, job.steps)
+        for name, model in job.models.items()
+    }
+    inputs = (job.x if job.sequence else None, ticks)  # None has no leaves
+    states, outputs = _scan(segment_of, states, inputs, job.steps, segment_steps)
     return over_steps(job, constants | outputs, streams), states
 
 
-def _checked_state(given: Any, start: dict[str, Any]) -> dict[str, Any]:
-    """A state that somebody gives, if it has the structure and shapes of the start."""
+def _segment_rule(
+    job: Job,
+    steps: int,
+    ticks: Mapping[str, Any],
+    states: Mapping[str, Any],
+    end_states: dict[str, Any],
+) -> Callable:
+    """The rule of all sites in a segment; it writes the states after it by name."""
+    code = job.snn.code
 
-    def described(tree: Any) -> dict[str, str]:
-        pairs = jax.tree_util.tree_leaves_with_path(tree)
-        return {name_of(p): f"{a.dtype}{list(jnp.shape(a))}" for p, a in pairs}
-
-    found, allowed = described(given), described(start)
-    if found != allowed or jax.tree.structure(given) != jax.tree.structure(start):
-        odd = [n for n in found | allowed if found.get(n) != allowed.get(n)]
-        raise ValueError(
-            f"state is not of this SNN and batch: found "
-            f"{', '.join(f'{n} {found.get(n)}' for n in odd[:3]) or 'other classes'}; "
-            f"allowed: {', '.join(f'{n} {allowed.get(n)}' for n in odd[:3]) or 'those'}"
-            ", of the second result of a call before, or None for the start"
+    def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
+        name = site.name
+        if not site.fires:
+            *arguments, function = operands
+            outputs, end_states[name] = code.operate(
+                function, (current, *arguments), states[name]
+            )
+            return outputs
+        currents = code.arriving(over_time(current, steps, len(site.shape)))
+        end_states[name], spikes = fold(
+            job.models[name],
+            job.snn.neurons[name],
+            states[name],
+            currents,
+            ticks[name],
+            wait=job.wait,
+            code=code,
         )
-    return given
+        return code.stream(spikes)
+
+    return rule
+
+
+def check_state(state: Any, start: dict[str, Any]) -> None:
+    """Raise unless a given state has the structure and shapes of that of the start."""
+
+    def shapes(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            name_of(p): f"{leaf.dtype}{list(jnp.shape(leaf))}" for p, leaf in leaves
+        }
+
+    found, allowed = shapes(state), shapes(start)
+    if found == allowed and jax.tree.structure(state) == jax.tree.structure(start):
+        return
+    names = [n for n in found | allowed if found.get(n) != allowed.get(n)][:3]
+    found_text = ", ".join(f"{name} {found.get(name)}" for name in names)
+    allowed_text = ", ".join(f"{name} {allowed.get(name)}" for name in names)
+    raise ValueError(
+        f"state is not of this SNN and batch: found {found_text or 'other classes'}; "
+        f"allowed: {allowed_text or 'the classes of the start'}. Pass the state that "
+        "the previous call returned, or None to start"
+    )
 
 
 def _held_wide(constants: Values) -> Callable[[], Values]:
@@ -189,24 +192,40 @@ def _held_wide(constants: Values) -> Callable[[], Values]:
 
 
 def _scan(
-    body: Callable[[int], Callable], state: Any, xs: Any, steps: int, size: int
+    segment_of: Callable[[int], Callable],
+    state: Any,
+    inputs: Any,
+    steps: int,
+    segment_steps: int,
 ) -> tuple[Any, Any]:
-    """The last state and all outputs; ``body(n)(state, xs of n steps)`` gives both."""
-    if size == steps:
-        return body(steps)(state, xs)
-    count, rest = divmod(steps, size)
-    whole = count * size
+    """The state after T steps, and their outputs.
+
+    Args:
+        segment_of: n -> a function of a state and the inputs of n steps, which returns
+            the state after them and their outputs.
+        inputs: a pytree of arrays [T, ...].
+    """
+    if segment_steps == steps:
+        return segment_of(steps)(state, inputs)
+    count, remainder = divmod(steps, segment_steps)
+    whole = count * segment_steps
 
     def split(leaf: jax.Array) -> jax.Array:
-        return leaf[:whole].reshape(count, size, *leaf.shape[1:])
+        return leaf[:whole].reshape(count, segment_steps, *leaf.shape[1:])
 
-    state, outputs = jax.lax.scan(body(size), state, jax.tree.map(split, xs), count)
+    segments = jax.tree.map(split, inputs)
+    state, outputs = jax.lax.scan(segment_of(segment_steps), state, segments, count)
     outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
-    if rest:
-        last = jax.tree.map(lambda leaf: leaf[whole:], xs)
-        state, more = body(rest)(state, last)
-        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
+    if remainder:
+        last_inputs = jax.tree.map(lambda leaf: leaf[whole:], inputs)
+        state, last_outputs = segment_of(remainder)(state, last_inputs)
+        outputs = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), outputs, last_outputs
+        )
     return state, outputs
+
+
+# ------------------------------------------------------------------------ closed form
 
 
 def run_closed_form(job: Job) -> Any:
@@ -214,56 +233,105 @@ def run_closed_form(job: Job) -> Any:
 
     A layer that has waited T steps fires as early as its levels allow.
     """
-    network, neurons = job.network, job.snn.neurons
-    steps, code = job.steps, job.snn.code
+    network, snn, code = job.network, job.snn, job.snn.code
     x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
-    values = network.arguments(job.snn.params, x)
-    fires = [equation for equation in network.equations if equation.fires]
-    spikes = [equation.outputs[0] for equation in fires]
+    values = network.arguments(snn.params, x)
+    spikes = [eq.outputs[0] for eq in network.equations if eq.fires]
     # Only what follows the last neurons on the way to an output has steps. The neurons
     # whose spikes it reads become trains again; of all others the mean is enough.
-    tail = needed(network.equations, network.outputs, available=spikes)
-    tail_reads = {v for eq in tail for v in eq.inputs} | set(network.outputs)
-    last = {eq.place.name: eq.outputs[0] for eq in fires if eq.outputs[0] in tail_reads}
+    readout = needed(network.equations, network.outputs, available=spikes)
+    read_by_readout = {v for eq in readout for v in eq.inputs} | set(network.outputs)
+    last_outputs = {
+        eq.place.name: eq.outputs[0]
+        for eq in network.equations
+        if eq.fires and eq.outputs[0] in read_by_readout
+    }
     trains: dict[int, jax.Array] = {}  # what the readout reads of each step
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        model = job.snn.model_of(site.name)
-        mean = closed_form(model, params, current, steps, code=code)
-        if site.name not in last:
-            return mean
-        if schedule(code, model, steps) is None:  # all steps are alike
-            spikes = _first_spikes(mean, params, steps, model.levels)
-        else:
-            spikes = after_all_input(model, params, current, steps, code=code)
-        stop = jax.lax.stop_gradient  # the derivative is that of the mean
-        train = stop(code.stream(spikes)) + (mean - stop(mean))[None]
-        trains[last[site.name]] = train
+        model = snn.model_of(site.name)
+        mean = closed_form(model, params, current, job.steps, code=code)
+        if site.name in last_outputs:
+            train = _spikes_with_mean(job, site, current, mean)
+            trains[last_outputs[site.name]] = train
         return mean
 
-    evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
+    rule = firing(fire, snn.neurons, operator_rule(code))
+    evaluate(network.equations, values, rule)
     if job.answer:
         return network.results(values)
     # What reaches the readout directly comes step by step.
-    values |= trains | (network.inputs(job.x) if job.sequence else {})
-    streams = streaming(tail, [*spikes, *(network.x if job.sequence else ())])
-    evaluate(tail, values, firing(fire, {}, operator_rule(code)), streams=streams)
+    values |= trains
+    if job.sequence:
+        values |= network.inputs(job.x)
+    sources = [*spikes, *network.x] if job.sequence else spikes
+    streams = streaming(readout, sources)
+    evaluate(readout, values, rule, streams=streams)
     return over_steps(job, values, streams)
 
 
+def _spikes_with_mean(
+    job: Job, site: Site, current: jax.Array, mean: jax.Array
+) -> jax.Array:
+    """The stream [T, B, ...] of neurons that fire after all of their input.
+
+    Its derivative is that of the ``mean``, which the closed form has.
+    """
+    model, params = job.snn.model_of(site.name), job.snn.neurons[site.name]
+    code, steps = job.snn.code, job.steps
+    if schedule(code, model, steps) is None:  # all steps are alike
+        spikes = _first_spikes(mean, params, steps, model.levels)
+    else:
+        spikes = after_all_input(model, params, current, steps, code=code)
+    stop = jax.lax.stop_gradient
+    return stop(code.stream(spikes)) + (mean - stop(mean))[None]
+
+
+def _first_spikes(
+    mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
+) -> jax.Array:
+    """The spike train [T, B, ...] with this mean that fires as early as it can.
+
+    Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
+    and, where N is negative, clip(N - t low, low, 0).
+    """
+    threshold = wide(lead(params.threshold, mean.ndim + 1))
+    level_sum = subtract_offset(wide(mean[None]), params.offset) * steps / threshold
+    count = jnp.round(level_sum)  # it is a whole number but for rounding
+    low, high = levels
+    order = jnp.arange(steps, dtype=count.dtype).reshape(-1, *[1] * mean.ndim)
+    level = jnp.clip(count - high * order, 0, high)
+    if low:
+        level += jnp.clip(count - low * order, low, 0)
+    spikes = add_offset(level * threshold.astype(count.dtype), params.offset)
+    return spikes.astype(mean.dtype)
+
+
+# ------------------------------------------------------------------- the answer alone
+
+
 def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
-    """The mean over T; ``run`` computes T steps, here as far as the last neurons."""
-    network, equations = job.network, job.network.equations
-    before = equations[: 1 + max(i for i, eq in enumerate(equations) if eq.fires)]
-    in_time = streaming(before, network.x if job.sequence else ())
-    tail = needed(equations, network.outputs, in_time)
-    tail_reads = {v for eq in tail for v in eq.variables} | set(network.outputs)
-    ends = tuple(in_time & tail_reads)
-    tree = jax.tree.structure(ends)
-    head = network._replace(equations=before, outputs=ends, tree=tree)
+    """The mean over T of every output.
+
+    Args:
+        run: computes a job at all steps, here as far as the last neurons. What lies
+            behind them is computed once, of means.
+    """
+    network = job.network
+    last_site = max(i for i, eq in enumerate(network.equations) if eq.fires)
+    head_equations = network.equations[: 1 + last_site]
+    in_time = streaming(head_equations, network.x if job.sequence else ())
+    tail = needed(network.equations, network.outputs, in_time)
+    read_by_tail = {v for eq in tail for v in eq.variables} | set(network.outputs)
+    head_outputs = tuple(in_time & read_by_tail)
+    head = network._replace(
+        equations=head_equations,
+        outputs=head_outputs,
+        tree=jax.tree.structure(head_outputs),
+    )
     outputs = run(job._replace(network=head, answer=False))
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
-    for v, output in zip(ends, outputs, strict=True):
+    for v, output in zip(head_outputs, outputs, strict=True):
         mean = wide(output).mean(0).astype(output.dtype)
         values[v] = mean if is_floating(output) else output[-1]
     evaluate(tail, values, identity)
@@ -283,14 +351,14 @@ def run_closed_training(job: Job) -> tuple[Any, Any]:
 
     Its outputs [T, B, ...] are the answer at each step; aux is as fn gave it.
     """
-    network, neurons, steps = job.network, job.snn.neurons, job.steps
+    network, steps = job.network, job.steps
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         model = job.snn.model_of(site.name)
         return closed_form(model, params, current, steps, code=job.snn.code)
 
     values = network.arguments(job.snn.params, job.x)
-    evaluate(network.equations, values, firing(fire, neurons))
+    evaluate(network.equations, values, firing(fire, job.snn.neurons))
     outputs, aux = network.results(values)
     return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
 
@@ -301,11 +369,11 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
     Args:
         job: with an x from `time_in_batch`, for so many ``devices``.
     """
-    steps, code = job.steps, job.snn.code
+    code = job.snn.code
 
     def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
-        a = a.reshape(devices, steps, -1, *a.shape[1:])
-        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
+        a = a.reshape(devices, job.steps, -1, *a.shape[1:])
+        return jnp.moveaxis(a, 0, 1).reshape(job.steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(split(current))
@@ -315,7 +383,8 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
-        outputs, _ = code.operate(function._replace(live=(True,)), [split(current)])
+        function = function._replace(live=(True,))
+        outputs, _ = code.operate(function, [split(current)])
         (output,) = outputs
         return time_in_batch(output, devices)
 
@@ -334,9 +403,9 @@ def time_in_batch(stream: jax.Array, devices: int = 1) -> jax.Array:
 
         a1 b1 c1 d1 | a2 b2 c2 d2    ->    a1 b1 a2 b2 | c1 d1 c2 d2
     """
-    steps, batch, *rest = stream.shape
-    parts = stream.reshape(steps, devices, batch // devices, *rest)
-    return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
+    steps, batch, *shape = stream.shape
+    parts = stream.reshape(steps, devices, batch // devices, *shape)
+    return jnp.moveaxis(parts, 1, 0).reshape(-1, *shape)
 
 
 # -------------------------------------------------------------- parts of executions
@@ -392,25 +461,3 @@ def start_state(
     live = tuple(v in streams for v in equation.inputs)
     arguments = [argument(v) for v in equation.inputs]
     return job.snn.code.operator_state(operator(equation, live), arguments)
-
-
-def _first_spikes(
-    mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
-) -> jax.Array:
-    """The spike train [T, B, ...] with this mean that fires as early as it can.
-
-    Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
-    and, where N is negative, clip(N - t low, low, 0).
-    """
-    threshold = wide(lead(params.threshold, mean.ndim + 1))
-    # A count is a whole number but for rounding.
-    count = jnp.round(
-        subtract_offset(wide(mean[None]), params.offset) * steps / threshold
-    )
-    low, high = levels
-    order = jnp.arange(steps, dtype=count.dtype).reshape(-1, *[1] * mean.ndim)
-    level = jnp.clip(count - high * order, 0, high)
-    if low:
-        level += jnp.clip(count - low * order, low, 0)
-    spikes = add_offset(level * threshold.astype(count.dtype), params.offset)
-    return spikes.astype(mean.dtype)

@@ -1,14 +1,18 @@
 """The arguments of `snnjax.spiking`, checked one by one and together."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from snnjax._ranges import COUNT
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code
-from snnjax.simulation.executions import ByLayer
 from snnjax.surrogate import Surrogate, dspike
 
-EXECUTIONS = get_args(Execution)
+# Words of earlier versions, and what takes their place.
+_REPLACEMENTS = {
+    "by_step": "1, one step at a time",
+    "by_layer": "T, the number of steps, to compute all of them at a time",
+}
 
 
 class Simulation(NamedTuple):
@@ -23,7 +27,7 @@ class Simulation(NamedTuple):
     wait: Any
     surrogate: Surrogate
     detach_reset: bool
-    execution: Execution | ByLayer
+    execution: Execution
     inputs: Inputs
     micro_batch: int | None
     has_aux: bool
@@ -32,22 +36,32 @@ class Simulation(NamedTuple):
 
     @property
     def sequence(self) -> bool:
-        """Whether the input has a time axis once it is encoded."""
-        return self.inputs != "constant"
+        """Whether the input has a time axis."""
+        return self.inputs == "sequence"
 
     @property
     def sets_gradient(self) -> bool:
         """Whether surrogate or detach_reset differ from their defaults."""
         return self.surrogate is not dspike or self.detach_reset
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether fewer than T steps are computed at a time; False if T is unknown."""
+        is_number = not isinstance(self.execution, str)
+        return is_number and self.steps is not None and self.execution < self.steps
+
 
 def check_execution(execution: Any) -> None:
     """Raise unless this is an execution."""
-    is_word = isinstance(execution, str) and execution in EXECUTIONS
-    if not is_word and not isinstance(execution, ByLayer):
+    if not isinstance(execution, str):
+        COUNT.check("execution, if it is not 'auto' or 'closed_form',", execution)
+    elif execution not in ("auto", "closed_form"):
+        remedy = ""
+        if execution in _REPLACEMENTS:
+            remedy = f". In place of {execution!r} write {_REPLACEMENTS[execution]}"
         raise ValueError(
-            f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
-            "or snnjax.simulation.ByLayer(segment=...) (called)"
+            f"execution is {execution!r}; allowed: 'auto', 'closed_form', or a whole "
+            f"number of steps at a time, 1 to T{remedy}"
         )
 
 
@@ -56,43 +70,63 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
 
     Steps and wait of ``sim``, and the code, may be unknown yet.
     """
-    segment = getattr(sim.execution, "segment", None)
-    streaming_options = {
-        f"inputs={sim.inputs!r}": sim.sequence,
-        "ByLayer(segment=...)": segment is not None,
-        "state=True": sim.returns_state,
-    }
-    requests = [option for option, is_set in streaming_options.items() if is_set]
-    if code is not None and requests:
-        code.check_streaming(", ".join(requests))
-    options = ("has_aux", "answer", "micro_batch", "wait")
-    others = [f"{name}={getattr(sim, name)}" for name in options if getattr(sim, name)]
-    others += ["execution='closed_form'"] if sim.execution == "closed_form" else []
-    if sim.returns_state and others:
-        raise ValueError(
-            "state=True returns all steps and the state after the last one; found "
-            f"{', '.join(others)} beside it. Leave it out"
-        )
+    if code is not None:
+        _check_streaming(sim, code)
+    _check_parts(sim)
     if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    if segment is not None and sim.steps is not None and segment > sim.steps:
-        raise ValueError(
-            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
-        )
-    if segment is not None and sim.wait:
-        raise ValueError(
-            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
-            "the segment out"
-        )
-    in_parts = sim.execution == "by_step" or sim.micro_batch or segment
-    if sim.has_aux and (in_parts or sim.answer):
+    if sim.returns_state:
+        _check_beside_state(sim)
+    if sim.has_aux and (sim.takes_parts or sim.micro_batch or sim.answer):
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
             f"{sim.execution!r}, micro_batch={sim.micro_batch}, answer={sim.answer}; "
-            "allowed: 'auto', 'closed_form' or 'by_layer' without segments, "
-            "micro_batch=None and answer=False"
+            "allowed: execution='auto' or 'closed_form', micro_batch=None and "
+            "answer=False"
+        )
+
+
+def _check_streaming(sim: Simulation, code: Code) -> None:
+    """Raise for options that need every step to be like the others."""
+    requests = []
+    if sim.sequence:
+        requests.append(f"inputs={sim.inputs!r}")
+    if sim.takes_parts:
+        requests.append(f"execution={sim.execution}, fewer than all steps,")
+    if sim.returns_state:
+        requests.append("state=True")
+    if requests:
+        code.check_streaming(" and ".join(requests))
+
+
+def _check_parts(sim: Simulation) -> None:
+    """Raise if so many steps at a time do not fit the steps or the wait."""
+    if isinstance(sim.execution, str) or sim.steps is None:
+        return
+    if sim.execution > sim.steps:
+        raise ValueError(
+            f"execution is {sim.execution} steps at a time; allowed: 1 to "
+            f"steps={sim.steps}"
+        )
+    if sim.takes_parts and sim.wait:
+        raise ValueError(
+            f"execution={sim.execution}, fewer than all steps at a time, needs wait 0; "
+            f"found wait {sim.wait}. Take execution={sim.steps} or 'auto'"
+        )
+
+
+def _check_beside_state(sim: Simulation) -> None:
+    """Raise for options that a simulation with state=True does not have."""
+    names = ("has_aux", "answer", "micro_batch", "wait")
+    found = [f"{name}={getattr(sim, name)}" for name in names if getattr(sim, name)]
+    if sim.execution == "closed_form":
+        found.append("execution='closed_form'")
+    if found:
+        raise ValueError(
+            "state=True returns all steps and the state after the last one; found "
+            f"{', '.join(found)} beside it. Leave it out"
         )

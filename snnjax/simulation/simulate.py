@@ -7,7 +7,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import chex
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from snnjax import sharding
 from snnjax._checks import (
     called_as,
-    check_choice,
     check_examples,
     check_flags,
     check_function,
+    check_inputs,
     check_numbers,
     check_wait,
 )
@@ -30,17 +30,14 @@ from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
-from snnjax.firing import capture_step
-from snnjax.inputs import INPUTS, encode
+from snnjax.firing import capture_step, check_sequence
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
-from snnjax.neurons.delays import Delay
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
-from snnjax.simulation.choice import SEGMENT, choose, leaves_cache
+from snnjax.simulation.choice import Choice, choose, leaves_cache
 from snnjax.simulation.executions import (
-    ByLayer,
     Job,
     run_answer,
     run_closed_form,
@@ -102,42 +99,39 @@ def init(
     Array(1., dtype=float32)
     """
     network = capture(fn, params, x, has_aux=has_aux)
-    sites = [site for site in network.sites if site.fires]
-    model = models_of_sites(model, network.sites, lif())
+    firing_sites = [site for site in network.sites if site.fires]
+    site_models = models_of_sites(model, network.sites, lif())
     code = rate() if code is None else code
-    check_models(code, models_in(model))
-    for each in models_in(model):
-        _check_no_surrogate(each)
-    try:
-        keys = [None] * len(sites) if key is None else jax.random.split(key, len(sites))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"key is {key!r}; allowed: a random key, jax.random.key(0)"
-        ) from None
-    for site in sites:
-        if isinstance(model_of(model, site.name), Delay) and not site.is_encoder:
-            raise ValueError(
-                f"the model of site {site.name!r}, a {site.kind}, is a Delay, which "
-                "does not rectify; allowed: at snnjax.encode(x), by the name of that "
-                'site, model={"encoder": Delay(...)}'
-            )
-    neurons = {
-        site.name: model_of(model, site.name).init(site.shape, own_key)
-        for site, own_key in zip(sites, keys, strict=True)
-    }
-    snn = SNN(params, neurons, model=model, code=code)
+    check_models(code, models_in(site_models))
+    for site_model in models_in(site_models):
+        _check_no_surrogate(site_model)
+    neurons = {}
+    for site, site_key in zip(firing_sites, _keys(key, len(firing_sites)), strict=True):
+        neurons[site.name] = model_of(site_models, site.name).init(site.shape, site_key)
+    snn = SNN(params, neurons, model=site_models, code=code)
     check_values(snn)
     return snn
 
 
+def _keys(key: Any, count: int) -> Sequence[jax.Array | None]:
+    """A random key for each of ``count`` sites, or None for each without a key."""
+    if key is None:
+        return [None] * count
+    try:
+        return jax.random.split(key, count)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"key is {key!r}; allowed: a random key, jax.random.key(0)"
+        ) from None
+
+
 class SpikingFunction(Protocol):
-    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``."""
+    """What `spiking` returns: ``spiking_fn(snn, x, state=None) -> outputs``."""
 
     def __call__(
         self,
         snn: SNN,
         x: chex.ArrayTree,
-        key: jax.Array | None = None,
         *,
         state: Mapping[str, Any] | None = None,
     ) -> Any: ...
@@ -151,14 +145,14 @@ def spiking(
     wait: int | None = None,
     surrogate: Surrogate = dspike,
     detach_reset: bool = False,
-    execution: Execution | ByLayer = "auto",
+    execution: Execution = "auto",
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
     has_aux: bool = False,
     answer: bool = False,
     state: bool = False,
 ) -> SpikingFunction:
-    """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None, state=None)``.
+    """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, state=None)``.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
@@ -172,39 +166,24 @@ def spiking(
         surrogate: spike function for the gradient, of (v - V_th) / (2 V_th) and of the
             temperature of a site that has one; see `snnjax.surrogate`.
         detach_reset: no gradient through the reset; the spikes stay the same.
-        execution: how to compute the spikes; docs/accelerators.md has the reasons.
-            "by_layer" computes all steps of each layer; `snnjax.simulation.ByLayer`
-            some at a time, with less memory. "by_step" computes all layers at each
-            step, but layer by layer with a wait or under another code than rate coding;
-            it alone has a forward-mode derivative for more than four steps.
-            "closed_form" needs no loop over time, but IF neurons with reset by
-            subtraction and a wait of T, or T - 1 without rate coding. Its gradient is
-            straight-through, so surrogate and detach_reset must be left out. "auto"
-            takes closed_form where its spikes are the same; otherwise, with rate coding
-            and no wait, by_step on TPU and, for more than four steps, on CPU; and else
-            by_layer, as for models other than IF and LIF and for a surrogate that is no
-            declared step (`snnjax.surrogate.step`) or holds a traced value. On CPU a
-            long gradient without convolutions is that of segments.
+        execution: "auto" chooses by neurons and device. A whole number n, 1..T: n steps
+            at a time; fewer than T need rate coding and no wait. "closed_form": no loop
+            over time, for IF neurons with reset by subtraction that wait for all of
+            their input. docs/accelerators.md compares them.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
-            "poisson": at each step a spike of size 1 with probability x in [0, 1],
-            drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
+            "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, or 128 where "auto" on a TPU takes by_step, or by_layer
-            for IF and LIF and at most four steps. On CPU 16 to 32 are faster, since
-            their states stay in the cache.
-        has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``. It gets
-            T B examples, time first (on each device): a BatchNorm takes its statistics
-            over time and batch, and its running averages come back as aux. With
-            execution="closed_form" fn gets the B examples once, with the values that
-            neurons end with: an epoch costs one of the ANN.
+            None: all at once, or what "auto" takes.
+        has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and gets
+            T B examples, time first (docs/training.md).
         answer: return the answer alone, [B, ...] in the place of [T, B, ...]. What lies
             behind the last neurons is then computed once, of means.
         state: return (outputs, state), site name -> the state after step T. A call that
-            gets it as ``state`` goes on from there: T steps at a time of a stream, or
-            of a truncated gradient. For rate coding without a wait, on one device.
+            gets it as ``state`` goes on from there (docs/training.md). For rate coding
+            without a wait and without dead zones, on one device.
 
     Returns:
-        ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
+        ``spiking_fn(snn, x) -> outputs`` [T, B, ...], what arrives at the
         readout at each step. The answer is ``outputs.mean(0)`` for every code;
         ``snn.code.answers(outputs)`` has the answers after each step. With
         has_aux ``(outputs, aux)``. If x is sharded over a mesh, each device computes
@@ -237,9 +216,8 @@ def spiking(
         check_wait(steps, 0 if wait is None else wait)
     elif wait is not None:  # and T is that of an SNN
         WHOLE.check("wait", wait)
-    check_choice("inputs", inputs, INPUTS)
-    flags = dict(detach_reset=detach_reset, has_aux=has_aux, answer=answer, state=state)
-    check_flags(**flags)
+    check_inputs(inputs)
+    check_flags(detach_reset=detach_reset, has_aux=has_aux, answer=answer, state=state)
     if micro_batch is not None:
         COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
@@ -259,15 +237,14 @@ def spiking(
     )
     check_options(simulation)
 
-    @called_as("snnjax.spiking(fn)(snn, x, key=None, state=None)")
+    @called_as("snnjax.spiking(fn)(snn, x, state=None)")
     def spiking_fn(
         snn: SNN,
         x: chex.ArrayTree,
-        key: jax.Array | None = None,
         *,
         state: Mapping[str, Any] | None = None,
     ) -> Any:
-        return simulate(simulation, snn, x, key, state)
+        return simulate(simulation, snn, x, state)
 
     return spiking_fn
 
@@ -297,21 +274,19 @@ def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
 # ------------------------------------------------------------- one simulation
 
 
-def simulate(
-    sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None, state: Any
-) -> Any:
-    """Check SNN and input, encode the input, and run on the devices of x."""
+def simulate(sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Any) -> Any:
+    """Check SNN and input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
     check_options(sim, snn.code)
     check_values(snn)
-    batch_axis = int(sim.inputs == "sequence")
+    batch_axis = 1 if sim.sequence else 0
     check_examples(x, batch_axis)
     check_numbers(x)
+    if sim.sequence:
+        check_sequence(x, sim.steps)
     x, snn = sharding.automatic(x, snn)
     batch_sharding = sharding.batch_sharding(x, batch_axis)
-    x = encode(x, sim.inputs, sim.steps, key)
-    axis = int(sim.sequence)  # Poisson spikes have a time axis, too.
     choice = choose(sim, snn, sharding.platform(x))
     if sim.returns_state:
         if batch_sharding is not None:
@@ -319,9 +294,7 @@ def simulate(
                 "state=True runs on one device; found an x that several share. Give "
                 "each its own examples, or leave state out"
             )
-        job = _job(sim, snn, x)
-        execution = "by_layer" if sim.execution == "auto" else sim.execution
-        return run_in_time(job, _steps_at_once(execution, job), state)
+        return _simulate_piece(sim, snn, x, state)
     if state is not None:
         raise ValueError(
             "a state is given to a function that returns none; allowed: "
@@ -330,49 +303,79 @@ def simulate(
     if sim.has_aux:
         train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
-
-    def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
-        def run(x: chex.ArrayTree) -> Any:
-            job, execution = _job(sim, snn, x), choice.execution
-            at_once = batch if size is None else min(batch, size)
-            cut = choice.may_segment and leaves_cache(job.network, job.steps, at_once)
-            layers = SEGMENT if cut else "by_layer"
-            if choice.has_gradient_of_layers:
-                return _with_gradient_of_layers(job, execution, layers)
-            return execute(job, layers if cut else execution)
-
-        batch = batch_of(x, axis)  # a symbol where any batch is exported
-        group = choice.group if isinstance(batch, int) else None
-        size = sim.micro_batch or group
-        if size is not None and not isinstance(batch, int):
-            raise ValueError(
-                f"micro_batch={size} needs a number of examples; found {batch}, a "
-                "symbol of jax.export. Leave micro_batch out, or export for one batch "
-                "size"
-            )
-        if size is None or batch <= size:
-            return run(x)
-        if group is not None:
-            # Without recomputation the gradient would keep the states of all groups.
-            run = jax.checkpoint(run)
-        return _in_groups(run, x, size, axis, out)
-
-    out = 0 if sim.answer else 1  # axis of the examples
-    run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), out)
+    run = sharding.on_each_device(
+        functools.partial(_simulate_on_device, sim, choice),
+        batch_sharding,
+        in_axes=(None, batch_axis),
+        out_axes=0 if sim.answer else 1,
+    )
     return run(snn, x)
 
 
-def _in_groups(run: Callable, x: Any, size: int, axis: int, out: int) -> Any:
-    """Outputs of ``size`` examples at a time, which lie along the axis ``out``."""
+def _simulate_piece(
+    sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Mapping[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """T steps of a stream from a state, and the state after them."""
+    job = _job(sim, snn, x)
+    for name, model in job.models.items():
+        if getattr(chain(model)[-1], "has_zones", False):
+            raise ValueError(
+                f"state=True computes a stream in pieces, and a dead zone asks which "
+                f"step is the last one of the whole; found {model.neuron!r} at site "
+                f"{name!r}; allowed: dead_zone and last_zone up to 1/2. Leave state out"
+            )
+    segment_steps = sim.steps if sim.execution == "auto" else sim.execution
+    return run_in_time(job, segment_steps, state)
+
+
+def _simulate_on_device(
+    sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree
+) -> Any:
+    """The outputs of a device's own examples, as many at a time as fit."""
+    axis = 1 if sim.sequence else 0
+    batch = batch_of(x, axis)
+    is_symbol = not isinstance(batch, int)  # where any batch is exported
+    group = None if is_symbol else choice.group
+    group_size = sim.micro_batch or group
+    if group_size is None:
+        return _simulate_group(sim, choice, snn, batch, x)
+    if is_symbol:
+        raise ValueError(
+            f"micro_batch={group_size} needs a number of examples; found {batch}, a "
+            "symbol of jax.export. Leave micro_batch out, or export for one batch size"
+        )
+    run = functools.partial(_simulate_group, sim, choice, snn, min(batch, group_size))
+    if batch <= group_size:
+        return run(x)
+    if group is not None:
+        # Without recomputation the gradient would keep the states of all groups.
+        run = jax.checkpoint(run)
+    return _in_groups(run, x, group_size, axis, out_axis=0 if sim.answer else 1)
+
+
+def _simulate_group(
+    sim: Simulation, choice: Choice, snn: SNN, batch: Any, x: chex.ArrayTree
+) -> Any:
+    """The outputs of ``batch`` examples at once."""
+    job = _job(sim, snn, x)
+    if choice.may_segment and leaves_cache(job.network, job.steps, batch):
+        choice = choice.with_segments()
+    if choice.gradient_steps is None:
+        return execute(job, choice.execution)
+    return _with_gradient_of(job, choice.execution, choice.gradient_steps)
+
+
+def _in_groups(run: Callable, x: Any, size: int, axis: int, out_axis: int) -> Any:
+    """Outputs of ``size`` examples at a time, which lie along ``out_axis``."""
 
     # lax.map maps a function of one example; vmap gives the batch back.
-    def of_one(example: chex.ArrayTree) -> Any:
+    def run_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
-        return jax.tree.map(lambda y: y.squeeze(out), run(batch))
+        return jax.tree.map(lambda y: y.squeeze(out_axis), run(batch))
 
     examples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), x)
-    outputs = jax.lax.map(of_one, examples, batch_size=size)
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, out), outputs)
+    outputs = jax.lax.map(run_one, examples, batch_size=size)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, out_axis), outputs)
 
 
 def simulate_training(
@@ -391,21 +394,14 @@ def simulate_training(
     return run_training(_job(sim, snn, jax.tree.map(all_examples, x)), devices)
 
 
-def execute(job: Job, execution: Execution | ByLayer) -> Any:
-    """The outputs of a job by one of the executions."""
+def execute(job: Job, execution: Execution) -> Any:
+    """The outputs of a job by one of the executions, but not "auto"."""
     if execution == "closed_form":
         return run_closed_form(job)
     if job.answer:
         return run_answer(job, lambda head: execute(head, execution))
-    return run_in_time(job, _steps_at_once(execution, job))[0]
-
-
-def _steps_at_once(execution: Execution | ByLayer, job: Job) -> int:
-    if isinstance(execution, ByLayer):
-        return execution.segment
-    # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
-    by_step = execution == "by_step" and job.snn.code.is_streaming(job.wait)
-    return 1 if by_step else job.steps
+    outputs, _ = run_in_time(job, execution)
+    return outputs
 
 
 def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
@@ -449,20 +445,19 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 
 
-def _with_gradient_of_layers(
-    job: Job, execution: Execution | ByLayer, layers: Execution | ByLayer
-) -> Any:
-    """An execution whose derivative is that of the layers: they give equal numbers."""
+def _with_gradient_of(job: Job, execution: Execution, gradient_steps: int) -> Any:
+    """An execution whose derivative is that of ``gradient_steps`` steps at a time.
 
-    def run(
-        execution: Execution | ByLayer, snn: SNN, x: chex.ArrayTree, constants
-    ) -> Any:
+    Both give equal numbers.
+    """
+
+    def run(execution: Execution, snn: SNN, x: chex.ArrayTree, constants: Any) -> Any:
         network = job.network._replace(constants=constants)
         return execute(job._replace(network=network, snn=snn, x=x), execution)
 
     # A function with a derivative of its own must not close over traced arrays: all of
     # them are arguments.
-    gradient = functools.partial(run, layers)
+    gradient = functools.partial(run, gradient_steps)
     executed = jax.custom_vjp(functools.partial(run, execution))
     forward = functools.partial(jax.vjp, gradient)
     executed.defvjp(forward, lambda pull, slopes: pull(slopes))

@@ -15,12 +15,11 @@ import jax
 
 from snnjax import codes
 from snnjax.neurons.by_site import BySite
-from snnjax.neurons.delays import Delay
 from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic, WholeNumbers
 
-_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent, Delay)
+_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent)
 _NUMBERS = (BySite, WholeNumbers, Uniform, TimeConstants)
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
 

@@ -39,11 +39,6 @@ def export(
             "no program"
         )
     check_examples(x, axis)
-    if inputs == "poisson":
-        raise ValueError(
-            "a program draws no random numbers; found inputs='poisson'; allowed: "
-            "'constant', or 'sequence' with spikes drawn beforehand"
-        )
     run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
     leaves, structure = leaves_of(snn), jax.tree.structure(snn)
     descriptions = []  # written by the trace
