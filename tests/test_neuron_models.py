@@ -651,12 +651,12 @@ def test_a_conversion_takes_levels_by_site():
     executions = STEPS, "closed_form"
     layers, closed_form = by_executions(NET.fn, executions, snn, NET.x)
     assert_close(layers.mean(0), closed_form.mean(0))
-    convert = functools.partial(snnjax.convert, NET.fn, **options)
-    one, for_all = (
-        jax.make_jaxpr(functools.partial(convert, model=model), return_shape=True)
+    one, by_pattern = (
+        snnjax.convert(*NET[:3], **options, model=model)
         for model in (signed, {"*": signed})
-    )  # one program, and one SNN
-    assert str(one(*NET[1:3])) == str(for_all(*NET[1:3]))
+    )
+    assert one.model == by_pattern.model == signed
+    jax.tree.map(np.testing.assert_array_equal, one.neurons, by_pattern.neurons)
 
 
 # ---------------------------------------------------------------------------- files

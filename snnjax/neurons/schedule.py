@@ -29,14 +29,14 @@ class Tick(NamedTuple):
 
     Attributes:
         size: T w_t, what a spike of level 1 is worth, over V_th.
-        before: the size of the step before.
-        finest: T w_T.
+        last_size: the size of the step before this one.
+        finest: T w_T, the size of the last step T.
         arrivals: how many times a constant arrives, see `arrivals`.
         zone: z_t; 0 where it is at most 1/2, since that changes nothing.
     """
 
     size: Any
-    before: Any
+    last_size: Any
     finest: Any
     arrivals: Any
     zone: Any
@@ -51,7 +51,7 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         return None
     return Tick(
         size=sizes,
-        before=np.append(sizes[:1], sizes[:-1]),
+        last_size=np.append(sizes[:1], sizes[:-1]),
         finest=np.full(steps, sizes[-1]),
         arrivals=constant_arrivals,
         zone=zones,
@@ -59,7 +59,7 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
 
 
 def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
-    """How many times a constant, a bias or an offset, arrives at each step.
+    """How many times a constant, a bias or an offset, arrives at each step, [T].
 
     None if it arrives once at every step, as with rate coding. Otherwise T times at the
     first step, so that the first digit, the largest, is decided on all of it.
@@ -79,20 +79,23 @@ def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
     """The current, with the bias minus the offset as often as they arrive.
 
     Args:
-        times: of `arrivals`, for each step along the first axis or for one step.
+        current: of one step, [B, ...], or of several, [T, B, ...].
+        times: from `arrivals`: a number, or [T] for several steps.
     """
     if times is None:
         return drive(params, current)
-    constant = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
+    nothing = jnp.zeros((1,) * current.ndim, current.dtype)
+    constant = drive(params, nothing)
     times = jnp.asarray(times, constant.dtype)
-    times = times.reshape(*times.shape, *[1] * (constant.ndim - times.ndim))
+    trailing_axes = [1] * (constant.ndim - times.ndim)
+    times = times.reshape(*times.shape, *trailing_axes)
     return current.astype(constant.dtype) + times * constant
 
 
 def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
-    That floors v / V_th. With V_t as its threshold and v + `_ahead` as its potential it
+    That floors v / V_th. With V_t as its threshold and v + `_lift` as its potential it
     finds the level of this schedule; what was added is taken back after the reset. The
     surrogate's derivative is that of the level, and within the dead zone that of the
     level 0 at d = 0.
@@ -113,40 +116,43 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     if total is not None:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
         # sizes grow, the fraction of a spike waits until it is a whole one.
-        sent = total * like(tick.before, v) / like(tick.size, v)
+        sent = total * like(tick.last_size, v) / like(tick.size, v)
         total = jnp.floor(sent + ROUNDING)
         fraction = sent - total
-    ahead = _ahead(neuron, params, v, tick)
+    lift = _lift(neuron, params, v, tick)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
-    now = params._replace(threshold=threshold, offset=None)
-    after, spikes = fire(neuron, now, NeuronState(v + ahead, total))
-    total = None if after.total is None else after.total + fraction
+    # An offset is no spike: it is added below, as often as a constant arrives.
+    step_params = params._replace(threshold=threshold, offset=None)
+    fired, spikes = fire(neuron, step_params, NeuronState(v + lift, total))
+    total = None if fired.total is None else fired.total + fraction
     if params.offset is not None:
         offset = like(params.offset, spikes)
-        spikes += offset if tick.arrivals is None else like(tick.arrivals, v) * offset
-    return NeuronState(after.potential - ahead, total), spikes
+        if tick.arrivals is not None:
+            offset = like(tick.arrivals, v) * offset
+        spikes += offset
+    return NeuronState(fired.potential - lift, total), spikes
 
 
-def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
+def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
     The sum of a margin against rounding, which whole numbers have, and of
 
-        (V_t - V_T) / 2    if low < 0: rounds d, since v + ahead = d + V_t / 2
+        (V_t - V_T) / 2    if low < 0: rounds d, since v + lift = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
     threshold = like(params.threshold, v)
-    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
-    ahead = jnp.full_like(v, max(margins))
+    margin = max(getattr(part, "margin", 0.0) for part in chain(neuron))
+    lift = jnp.full_like(v, margin)
     if model.levels[0] < 0:
-        ahead += like(tick.size - tick.finest, v) / 2 * threshold
+        lift += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
         missing = v - like(tick.finest, v) / 2 * threshold
-        bar = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
-        silent = jnp.abs(missing) < bar
-        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
-    return ahead
+        least = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
+        is_silent = jnp.abs(missing) < least
+        lift -= jnp.where(is_silent, jax.lax.stop_gradient(missing), 0)
+    return lift
 
 
 ROUNDING = 1e-3  # What was sent may be a whole number of spikes but for rounding.

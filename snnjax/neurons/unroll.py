@@ -5,9 +5,8 @@ input arrives. Calibration needs `mean_and_pace` and `spike_train`, in one pass 
 currents each. A code is a schedule of thresholds (``schedule.py``).
 """
 
-import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -77,7 +76,8 @@ def unroll(
     check_wait(steps, wait)
     state = neuron.start(params, currents.shape[1:])
     ticks = schedule(code, neuron, steps)
-    return fold(neuron, params, state, currents, ticks, wait=wait, code=code)[1]
+    _, spikes = fold(neuron, params, state, currents, ticks, wait=wait, code=code)
+    return spikes
 
 
 def fold(
@@ -90,30 +90,39 @@ def fold(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[Any, jax.Array]:
-    """`unroll` from a state, for these currents and ticks; returns the state after too.
+    """`unroll` from a state, for these currents and ticks, and the state after them.
 
     A wait, and another code than rate coding, need the currents of all T steps.
     """
-    few = len(currents) <= FEW_STEPS
+    has_few_steps = len(currents) <= FEW_STEPS
     if not wait and ticks is None:
-        if at_once := through_time(neuron):
-            after, spikes = at_once(params, state, drive(params, currents))
-            found, allowed = (jax.tree.map(jnp.shape, s) for s in (after, state))
-            if found != allowed or spikes.shape != currents.shape:
-                raise ValueError(
-                    f"through_time of {neuron!r} returns the state {found} and spikes "
-                    f"of shape {spikes.shape}; allowed: the state after all steps, "
-                    f"{allowed}, and the spikes of each step, {currents.shape}"
-                )
-            return after, spikes.astype(currents.dtype)
-        if not few and may_fold_back(neuron, params, state, currents[0]):
+        all_steps = through_time(neuron)
+        if all_steps is not None:
+            end_state, spikes = all_steps(params, state, drive(params, currents))
+            _check_through_time(neuron, end_state, state, spikes, currents)
+            return end_state, spikes.astype(currents.dtype)
+        if not has_few_steps and may_fold_back(neuron, params, state, currents[0]):
             return fold_back(neuron, params, state, currents)
     state = _integrated(neuron, params, state, currents, wait, code)
     # The loop gives as many spikes as it takes currents: T, the last of them 0.
     arriving = arriving_while_firing(params, currents, wait, code)
     step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
+    state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=has_few_steps)
     return state, spikes.astype(currents.dtype)
+
+
+def _check_through_time(
+    neuron: Neuron, end_state: Any, state: Any, spikes: jax.Array, currents: jax.Array
+) -> None:
+    """Raise unless ``through_time`` gave a state and spikes as `fire` gives them."""
+    found = jax.tree.map(jnp.shape, end_state)
+    allowed = jax.tree.map(jnp.shape, state)
+    if found != allowed or spikes.shape != currents.shape:
+        raise ValueError(
+            f"through_time of {neuron!r} returns the state {found} and spikes of shape "
+            f"{spikes.shape}; allowed: the state after all steps, {allowed}, and the "
+            f"spikes of each step, {currents.shape}"
+        )
 
 
 def mean_and_pace(
@@ -146,14 +155,14 @@ def mean_and_pace(
     ticks = schedule(code, neuron, steps)
 
     def count(carry, current, tick):
-        state, total, totals = carry
+        state, total, total_sum = carry
         state, spikes = step(state, (current, tick))
         total += spikes
-        return (state, total, totals + total), None
+        return (state, total, total_sum + total), None
 
     # The bias is added in the loop, or XLA would write currents + bias to memory.
-    def receive(carry, arriving):
-        current, times, tick = arriving
+    def receive(carry, inputs):
+        current, times, tick = inputs
         return count(carry, driven(params, current, times), tick)
 
     # Two loops in place of one over currents and zeros, which would be written first.
@@ -162,17 +171,19 @@ def mean_and_pace(
 
     no_spikes = jnp.zeros_like(state.potential)
     carry = (state, no_spikes, no_spikes)
+    receiving = steps - wait  # steps at which a neuron fires and still gets input
+    early_ticks = jax.tree.map(lambda leaf: leaf[:receiving], ticks)
+    late_ticks = jax.tree.map(lambda leaf: leaf[receiving:], ticks)
+    times = arrivals(code, steps, slice(wait, None))
     # One step at a time: a CPU vectorizes it, where it recomputes the steps of a long
     # body for each of the two results: 1.5 ns a neuron and step in place of 10.
-    early = jax.tree.map(lambda leaf: leaf[: steps - wait], ticks)
-    late = jax.tree.map(lambda leaf: leaf[steps - wait :], ticks)
-    arriving = (currents[wait:], arrivals(code, steps, slice(wait, None)), early)
-    carry, _ = jax.lax.scan(receive, carry, arriving)
+    carry, _ = jax.lax.scan(receive, carry, (currents[wait:], times, early_ticks))
     if wait:
-        carry, _ = jax.lax.scan(receive_nothing, carry, late, wait)
-    _, total, totals = carry
+        carry, _ = jax.lax.scan(receive_nothing, carry, late_ticks, wait)
+    _, total, total_sum = carry
+    mean = total / steps
     # 1.0, since steps (steps + 1) may exceed what int32 holds.
-    mean, pace = total / steps, 2 * totals / (steps * (steps + 1.0))
+    pace = 2 * total_sum / (steps * (steps + 1.0))
     return mean.astype(currents.dtype), pace.astype(currents.dtype)
 
 
@@ -187,38 +198,51 @@ def spike_train(
     """The spikes of `unroll` as bits, in one pass. Forward only."""
     steps = currents.shape[0]
     check_wait(steps, wait)
+    levels = neuron.levels
     # Levels are stored without the offset, which `decode` adds.
     step = _step(neuron, params._replace(offset=None))
     state = neuron.start(params, currents.shape[1:])
     state = _integrated(neuron, params, state, currents, wait, code)
-    arriving = arriving_while_firing(params, currents, wait, code)
     ticks = schedule(code, neuron, steps)
 
-    # Places of the last byte beyond step T stay 0.
-    runs = np.ones(steps, bool)
-    group_of = functools.partial(in_groups, levels=neuron.levels)
-    groups = jax.tree.map(group_of, (arriving, runs, ticks))
-    group = per_byte(neuron.levels)
+    # [T, ...] -> [bytes, steps of a byte, ...]. Places of the last byte beyond step T
+    # stay 0.
+    stream = (
+        arriving_while_firing(params, currents, wait, code),
+        np.ones(steps, bool),
+        ticks,
+    )
+    bytes_of_stream = jax.tree.map(lambda leaf: in_groups(leaf, levels), stream)
+    steps_per_byte = per_byte(levels)
 
-    def encode_group(state, now):
-        currents, runs, ticks = now
+    def encode_byte(state, inputs):
+        currents, is_step, ticks = inputs
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
-        for place in range(group):
+        for place in range(steps_per_byte):
             tick = jax.tree.map(operator.itemgetter(place), ticks)
             state, spikes = step(state, (currents[place], tick))
             size = 1.0 if tick is None else tick.size
-            indices = level_indices(spikes, size * params.threshold, neuron.levels)
-            indices = jnp.where(runs[place], indices, jnp.zeros_like(indices))
-            byte = append(byte, indices, place, neuron.levels)
+            indices = level_indices(spikes, size * params.threshold, levels)
+            indices = jnp.where(is_step[place], indices, jnp.zeros_like(indices))
+            byte = append(byte, indices, place, levels)
         return state, byte
 
-    loops = min(-(-steps // group), max(1, _steps_per_loop(neuron, ticks) // group))
-    _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
+    byte_count = -(-steps // steps_per_byte)
+    bytes_per_loop = max(1, _steps_per_loop(neuron, ticks) // steps_per_byte)
+    _, bits = jax.lax.scan(
+        encode_byte, state, bytes_of_stream, unroll=min(byte_count, bytes_per_loop)
+    )
     # In the type of the potential: a narrower one would round a level beyond 1 twice.
-    dtype, offset = state.potential.dtype, params.offset
-    threshold = jnp.asarray(params.threshold, dtype)
-    offset = None if offset is None else jnp.asarray(offset, dtype)
-    return SpikeTrain(bits, threshold, neuron.levels, offset, currents.dtype, code)
+    dtype = state.potential.dtype
+    offset = params.offset
+    return SpikeTrain(
+        bits=bits,
+        threshold=jnp.asarray(params.threshold, dtype),
+        levels=levels,
+        offset=None if offset is None else jnp.asarray(offset, dtype),
+        dtype=currents.dtype,
+        code=code,
+    )
 
 
 def after_all_input(
@@ -241,21 +265,24 @@ def after_all_input(
     check_floating("current", current)
     state = neuron.start(params, current.shape)
     state = neuron.integrate(params, state, steps * drive(params, current))
-    step, nothing = _step(neuron, params), jnp.zeros((), current.dtype)
+    step = _step(neuron, params)
+    no_current = jnp.zeros((), current.dtype)
 
     def fire_again(state, tick):
-        return step(state, (nothing, tick))
+        return step(state, (no_current, tick))
 
-    ticks, few = schedule(code, neuron, steps), steps < 9
-    _, spikes = jax.lax.scan(fire_again, state, ticks, steps, unroll=few)
+    ticks = schedule(code, neuron, steps)
+    _, spikes = jax.lax.scan(fire_again, state, ticks, steps, unroll=steps < 9)
     return spikes.astype(current.dtype)
 
 
 def needs_no_time(code: Code, steps: int, wait: int, models: Iterable[Any]) -> bool:
     """Whether a sum over time is all that each site of these models has to know."""
     # At a lower bound the order of the input matters.
-    bounded = any(getattr(chain(m)[-1], "lowest", None) is not None for m in models)
-    return wait >= code.full_wait(steps) and not bounded
+    plain_models = [chain(model)[-1] for model in models]
+    bounds = [getattr(model, "lowest", None) for model in plain_models]
+    is_bounded = any(bound is not None for bound in bounds)
+    return wait >= code.full_wait(steps) and not is_bounded
 
 
 def closed_form(
@@ -294,8 +321,8 @@ def closed_form(
     """
     check_floating("current", current)
     model = off_grid(neuron)
-    nearest = code.is_nearest(model.levels, model.dead_zone, steps)
-    if not nearest or model.last_zone > 1 / 2:
+    is_nearest = code.is_nearest(model.levels, model.dead_zone, steps)
+    if not is_nearest or model.last_zone > 1 / 2:
         spikes = after_all_input(neuron, params, wide(current), steps, code=code)
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
@@ -303,16 +330,19 @@ def closed_form(
     # In float32 or wider, as potentials are.
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
+    threshold = threshold.astype(dtype)
     v = start.astype(dtype) + total.astype(dtype)
     if isinstance(neuron, WholeNumbers):
         v = neuron.nearest(v) + neuron.margin
-    count = v / threshold.astype(dtype)
+    count = v / threshold
     low, high = model.levels
+    # N, as a float: it may be beyond int32.
+    weight_sum = float(round(code.reach(steps) / code.finest(steps)))
+    lowest_count = 0 if model.rectifies else weight_sum * low
     # Clipped first and floored then, so that the gradient ends where the clip begins.
-    most = float(round(code.reach(steps) / code.finest(steps)))  # beyond int32, too
-    within = jnp.clip(count, 0 if model.rectifies else most * low, most * high)
-    floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
-    output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
+    clipped = jnp.clip(count, lowest_count, weight_sum * high)
+    floored = clipped + jax.lax.stop_gradient(jnp.floor(clipped) - clipped)
+    output = add_offset(floored * threshold / steps, params.offset)
     return output.astype(current.dtype)
 
 
@@ -321,9 +351,11 @@ def arriving_while_firing(
 ) -> jax.Array:
     """The input after the wait with its bias, and then zeros: [T, B, ...]."""
     times = arrivals(code, len(currents), slice(wait, None))
-    rest = driven(params, currents[wait:], times)
-    nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
-    return jnp.concatenate([rest, nothing]) if wait else rest
+    late_currents = driven(params, currents[wait:], times)
+    if not wait:
+        return late_currents
+    nothing = jnp.zeros((wait, *currents.shape[1:]), late_currents.dtype)
+    return jnp.concatenate([late_currents, nothing])
 
 
 def _steps_per_loop(neuron: Neuron, ticks: Tick | None) -> int:
@@ -334,7 +366,9 @@ def _steps_per_loop(neuron: Neuron, ticks: Tick | None) -> int:
     return max(FEW_STEPS, 32 // (high - low))
 
 
-def _step(neuron: Neuron, params: Any):
+def _step(neuron: Neuron, params: Any) -> Callable:
+    """(state, (current, tick)) -> (state, spikes): one step of a site, for a scan."""
+
     def step(state, current_and_tick):
         current, tick = current_and_tick
         state = neuron.integrate(params, state, current)
@@ -354,9 +388,11 @@ def _integrated(
     if not wait:
         return state
 
-    def integrate(state, current_and_times):
-        arriving = driven(params, *current_and_times)
+    def integrate(state, inputs):
+        current, times = inputs
+        arriving = driven(params, current, times)
         return neuron.integrate(params, state, arriving), None
 
     times = arrivals(code, len(currents), slice(0, wait))
-    return jax.lax.scan(integrate, state, (currents[:wait], times))[0]
+    state, _ = jax.lax.scan(integrate, state, (currents[:wait], times))
+    return state
