@@ -4,7 +4,9 @@ It lists versions, devices, and which optional packages are installed, with the
 extra that installs the missing ones.
 """
 
+import argparse
 import platform
+from collections.abc import Sequence
 
 import jax
 
@@ -45,5 +47,15 @@ def _devices() -> str:
     return f"backend {jax.default_backend()}: {', '.join(counts)}"
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the report; there are no options, and any other word is an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m snnjax",
+        description="Prints versions and devices, as a report of a bug needs them.",
+    )
+    parser.parse_args(arguments)
     print(report())
+
+
+if __name__ == "__main__":
+    main()

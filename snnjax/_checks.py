@@ -18,6 +18,10 @@ from snnjax._trees import name_of
 
 _F = TypeVar("_F", bound=Callable)
 
+AS_FLOATING = (
+    "Give images as x.astype('float32') / 255, without / 255 if fn scales them"
+)
+
 
 def called_as(form: str) -> Callable[[_F], _F]:
     """Make wrong calls of a function end with the right one, besides Python's words."""
@@ -138,8 +142,8 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
     if not allowed or leaf.dtype in (jnp.uint8, jnp.int8):
         raise ValueError(
             f"{name} has dtype {leaf.dtype}; allowed: floating point, and whole "
-            "numbers of more than 8 bits or bool, as tokens and masks are. Give "
-            "images as x.astype('float32') / 255, without / 255 if fn scales them"
+            "numbers of more than 8 bits or bool, as tokens and masks are. "
+            f"{AS_FLOATING}"
         )
     if len(leaf.shape) <= axis or 0 in leaf.shape:
         raise ValueError(

@@ -36,14 +36,14 @@ def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
     if name == "equinox transformer":
         pytest.importorskip("equinox")
     fn, params, x = ARCHITECTURES[name]()
+    snn = snnjax.convert(fn, params, x, steps=STEPS, model=FINE, recipe=RECIPE)
     simulate = snnjax.spiking(fn, steps=STEPS, execution=1)
 
-    @jax.jit  # one program takes a third of the time of all those of a conversion
-    def run(params, x):
-        snn = snnjax.convert(fn, params, x, steps=STEPS, model=FINE, recipe=RECIPE)
+    @jax.jit
+    def run(params, snn, x):
         return snn.neurons, simulate(snn, x).mean(0), fn(params, x)
 
-    neurons, mean, answer = jax.device_get(run(params, x))
+    neurons, mean, answer = jax.device_get(run(params, snn, x))
     error = np.abs(mean - answer).max() / np.abs(answer - answer.mean(0)).max()
     assert error < 0.05, name
     assert neurons and jax.tree.all(

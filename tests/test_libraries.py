@@ -132,13 +132,9 @@ RECIPE = snnjax.Recipe(
 @functools.cache
 def spiking_outputs(build):
     fn, params = build()
-
-    @jax.jit
-    def run(params):
-        snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=RECIPE)
-        return list(snn.neurons.values()), snnjax.spiking(fn)(snn, X)
-
-    return jax.device_get(run(params))
+    snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=RECIPE)
+    outputs = jax.jit(snnjax.spiking(fn))(snn, X)
+    return jax.device_get((list(snn.neurons.values()), outputs))
 
 
 @pytest.mark.parametrize("build", ALL)

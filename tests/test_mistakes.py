@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import snnjax
+from snnjax import __main__
 
 FEATURES, IMAGES = np.ones((4, 5), "float32"), np.ones((4, 8, 8, 3), "float32")
 LABELS = np.arange(4)
@@ -22,6 +23,10 @@ def network(params, x):
 
 def decides(params, x):
     return network(params, x if x.sum() > 0 else -x)
+
+
+def scales(params, x):
+    return network(params, (x[:, None] / 255).reshape(len(x), -1))
 
 
 def uses_numpy(params, x):
@@ -66,6 +71,8 @@ MISTAKES = {
     "an if": (decides, PARAMS, FEATURES, "jnp.where"),
     "NumPy in fn": (uses_numpy, PARAMS, FEATURES, "jnp.maximum"),
     "labels for x": (network, PARAMS, LABELS, "as labels are: give the images"),
+    "pixels": (CNN().apply, VARIABLES, np.int32(IMAGES), "int32 .*'float32'"),
+    "pixels that fn scales": (scales, PARAMS, np.uint16(FEATURES), "if fn scales them"),
     "x before params": (network, FEATURES, PARAMS, "Parameters come before x"),
     "no params": (network, None, FEATURES, "give the trained parameters"),
     "a string": (names_itself, PARAMS, FEATURES, "arrays only"),
@@ -135,3 +142,11 @@ def test_an_snn_of_a_function_that_folds_time_says_which_reshape_fails():
 
     with pytest.raises(snnjax.ConversionError, match=r"reshape .*\(1, 6\).*\(3, -1"):
         snnjax.sites(fn, PARAMS, FEATURES[:3])
+
+
+def test_the_report_of_a_bug_takes_no_words(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["bogus"])
+    assert "unrecognized arguments: bogus" in capsys.readouterr().err
+    __main__.main([])
+    assert capsys.readouterr().out.startswith(f"snnjax {snnjax.__version__}")

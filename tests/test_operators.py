@@ -363,8 +363,7 @@ def test_weights_that_an_operator_reads_are_shared():
         return fit
 
     recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), look])
-    run = functools.partial(snnjax.convert, gated, steps=2, recipe=recipe)
-    jax.eval_shape(run, PARAMS, X)
+    snnjax.convert(gated, PARAMS, X, steps=2, recipe=recipe)
     # "in" reaches the last ReLU past the gate, and the gate itself.
     assert list(shared["o/relu"]) == ["in"]
     assert "an operator" in shared["o/relu"]["in"]
@@ -418,8 +417,7 @@ def test_a_convolution_after_a_norm_is_encoded_per_channel():
         return jax.nn.silu(conv(x, p["window"])).mean((1, 2))
 
     recipe = snnjax.light("channel")
-    run = functools.partial(snnjax.convert, fn, steps=STEPS, recipe=recipe)
-    snn = jax.eval_shape(run, PARAMS, X)
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=recipe)
     assert snn.neurons["window/encoder"].threshold.shape == (8,)
 
 
@@ -549,7 +547,7 @@ def test_what_is_no_product_reads_the_value_and_not_its_spikes():
         read = moved @ p["k"][:4] + moved @ p["v"][:4]
         return {"value": value, "moved": moved, "read": read}
 
-    outputs = jax.jit(fitted_run(fn))(PARAMS, X)
+    outputs = fitted_run(fn)(PARAMS, X)
     moved = outputs["moved"].reshape(outputs["value"].shape)
     np.testing.assert_array_equal(moved, outputs["value"])
 

@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from snnjax._checks import called_as, check_examples, check_function, check_leaves
 from snnjax._trees import batch_of, is_floating, shapes_of
 from snnjax.capture.annotate import annotated
-from snnjax.capture.check import ConversionError, check, check_has_batch, hard_coded
+from snnjax.capture.check import (
+    ConversionError,
+    check,
+    check_has_batch,
+    check_images,
+    hard_coded,
+)
 from snnjax.capture.encoders import with_encoders
 from snnjax.capture.examples import Growth, of_one_example
 from snnjax.capture.facts import Facts
@@ -183,6 +189,7 @@ def capture(
                 "snnjax.init; all else takes the network in inference mode."
             )
         raise
+    check_images(network, facts, x)
     equations = network.equations
     if not inline_all and not facts.leaving:  # an operator may hold parts of calls
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM

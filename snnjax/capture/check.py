@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from snnjax._checks import AS_FLOATING
 from snnjax._trees import batch_of
 from snnjax.capture.facts import FLOATING, Facts
 from snnjax.capture.primitives import OPERATOR
@@ -69,6 +70,7 @@ class ConversionError(ValueError):
         super().__init__("\n".join(lines))
 
 
+_WHOLE_NUMBERS = "iu"  # kinds of NumPy's types
 _USE_RELU = (
     "train or fine-tune the ANN with jax.nn.relu, snnjax.clipped_relu or "
     "snnjax.quantized_relu"
@@ -236,6 +238,32 @@ def _shape_problems(
         reason = f"an output has shape {shape}, but its first axis must be the batch"
         remedy = "return only what depends on x, with the batch first"
         yield Problem("", (), reason, remedy)
+
+
+def check_images(network: Network, facts: Facts, x: Any) -> None:
+    """Raise if whole numbers of x are multiplied by weights, as pixels would be.
+
+    Whole numbers may choose: tokens read rows of a table, masks and positions are
+    compared. Pixels from 0 to 255 would be multiplied instead, by weights that were
+    trained for images from 0 to 1.
+    """
+    paths = dict(zip(network.x, jax.tree_util.tree_leaves_with_path(x), strict=True))
+    # Variable -> the array of x that it is an affine function of.
+    arrays = {v: v for v in network.x if network.avals[v].dtype.kind in _WHOLE_NUMBERS}
+    for eq in network.equations:
+        inputs = facts.dependent.intersection(eq.variables)
+        if len(inputs) != 1 or not arrays.keys() & inputs:
+            continue
+        (v,) = inputs
+        if facts.is_product(eq):
+            path, leaf = paths[arrays[v]]
+            raise ValueError(
+                f"x{jax.tree_util.keystr(path)} has dtype {leaf.dtype} and is "
+                "multiplied by weights; allowed: floating point. Whole numbers may "
+                f"only choose, as tokens and masks do. {AS_FLOATING}"
+            )
+        if eq.site is None and facts.why_not_affine[eq.outputs[0]] is None:
+            arrays.update(dict.fromkeys(eq.outputs, arrays[v]))
 
 
 def check_has_batch(x: Any) -> None:
