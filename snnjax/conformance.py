@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from snnjax._trees import is_floating, name_of
-from snnjax.capture.jaxprs import depends_on_last
+from snnjax.network.capture.jaxprs import depends_on_last
 from snnjax.network.sites import Site
 from snnjax.neurons.protocol import Step, drive, fire
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
-from snnjax.capture.capture import capture
-from snnjax.capture.check import check_streams
 from snnjax.codes import Code
+from snnjax.network.capture.capture import capture
+from snnjax.network.capture.check import check_streams
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing, operator_rule
 from snnjax.network.sites import Site

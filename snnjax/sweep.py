@@ -14,10 +14,10 @@ import numpy as np
 
 from snnjax._checks import check_examples
 from snnjax._text import Table, shown_as_table
-from snnjax.capture.capture import sites
 from snnjax.conversion.convert import convert
 from snnjax.measures.costs import Energy, energy
 from snnjax.measures.metrics import Measures, accuracy, measure
+from snnjax.network.capture.capture import sites
 from snnjax.simulation.simulate import latency, spiking
 from snnjax.snn import SNN
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._version import version_of
-from snnjax.capture.jaxprs import TORCH_SCOPE
+from snnjax.network.capture.jaxprs import TORCH_SCOPE
 
 __all__ = ["function", "state_dict"]
 

@@ -18,7 +18,7 @@ FOLDER = Path(snnjax.__file__).parent
 LAYERS = (
     "_version _progress _programs _types _text _patterns _trees "
     "_ranges _arrays _checks codes inputs surrogate activations sharding "
-    "neurons network capture conformance snn firing calibrators"
+    "neurons network conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {
@@ -63,9 +63,7 @@ def parts(module: Path) -> set[str]:
 
 def files(part: str) -> list[Path]:
     file = FOLDER / f"{part}.py"
-    modules = [file] if file.exists() else sorted((FOLDER / part).rglob("*.py"))
-    # Users find the names of capture/ beside those of network/.
-    return [m for m in modules if m != FOLDER / "network" / "__init__.py"]
+    return [file] if file.exists() else sorted((FOLDER / part).rglob("*.py"))
 
 
 def test_every_file_belongs_to_a_part():
@@ -82,6 +80,15 @@ def test_imports_point_one_way(part):
     assert files(part)
     for module in files(part):
         assert parts(module) <= allowed, module
+
+
+def test_a_network_runs_without_knowing_how_it_was_captured():
+    for module in (FOLDER / "network").glob("*.py"):
+        sources = {source for source, _ in imports(module)}
+        captures = any(
+            source.startswith("snnjax.network.capture") for source in sources
+        )
+        assert not captures or module.name == "__init__.py", module
 
 
 def test_deploy_is_a_door_that_opens_when_it_is_used():

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from networks import by_executions, conv, converted, max_pool, outputs_of, relu
 
 import snnjax
-from snnjax.capture.capture import capture
 from snnjax.network import identity, with_activation
+from snnjax.network.capture.capture import capture
 from snnjax.network.increments import Operator
 from snnjax.network.stages import lone_products
 from snnjax.network.stages import stages as cut_at_sites

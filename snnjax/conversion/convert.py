@@ -29,7 +29,6 @@ from snnjax._checks import (
 )
 from snnjax._trees import batch_of, shapes_of
 from snnjax._types import Per
-from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.choices import ZONES, fitted, recipes_at
@@ -37,6 +36,7 @@ from snnjax.conversion.engine.effects import Passed, passed
 from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
 from snnjax.conversion.engine.state import State, micro_batches
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
+from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, stages

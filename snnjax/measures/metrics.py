@@ -15,7 +15,6 @@ from snnjax._arrays import lead, wide_dtype
 from snnjax._checks import check_examples, check_inputs, check_labels, check_numbers
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
-from snnjax.capture.capture import capture
 from snnjax.firing import (
     capture_step,
     check_sequence,
@@ -24,6 +23,7 @@ from snnjax.firing import (
 )
 from snnjax.measures import errors, operations
 from snnjax.measures.errors import SiteMeasures
+from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

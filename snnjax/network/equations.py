@@ -2,7 +2,7 @@
 
     outputs = primitive(inputs)    or, at a site,    outputs = rule(site, inputs)
 
-``capture/capture.py`` makes a network of a function; ``evaluate.py`` runs its
+``capture/capture.py`` makes a network of a function, and ``evaluate.py`` runs the
 equations.
 """
 

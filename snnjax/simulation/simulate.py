@@ -27,10 +27,10 @@ from snnjax._checks import (
 from snnjax._ranges import COUNT, WHOLE
 from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
-from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step, check_sequence
+from snnjax.network.capture.capture import capture
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate

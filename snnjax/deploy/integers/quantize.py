@@ -23,7 +23,6 @@ import numpy as np
 from snnjax._checks import check_chip, check_choice, check_examples, check_finite, warn
 from snnjax._patterns import matching
 from snnjax._ranges import Range
-from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.chips import geometry
 from snnjax.deploy.chips.profiles import Chip
 from snnjax.deploy.chips.report import report
@@ -33,6 +32,7 @@ from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact, is_channelwise
+from snnjax.network.capture.check import ConversionError, Problem
 
 
 def quantize(

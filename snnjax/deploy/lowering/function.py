@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax.capture.capture import capture
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact
+from snnjax.network.capture.capture import capture
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams

@@ -18,13 +18,13 @@ import numpy as np
 
 from snnjax._checks import check_examples
 from snnjax._trees import is_floating
-from snnjax.capture.capture import capture
-from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering import sums, values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.rules import add_equation, check_operation, pads
 from snnjax.deploy.lowering.sums import Builder, NoLayer, Sum, Term, compact, image_axes
 from snnjax.deploy.lowering.windows import vectorize
+from snnjax.network.capture.capture import capture
+from snnjax.network.capture.check import ConversionError, Problem
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

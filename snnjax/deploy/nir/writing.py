@@ -26,11 +26,11 @@ import numpy as np
 
 from snnjax._ranges import POSITIVE
 from snnjax._trees import distinct
-from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.sums import NoLayer, compact, is_channelwise, per_channel
 from snnjax.deploy.lowering.windows import with_equal_padding
+from snnjax.network.capture.check import ConversionError, Problem
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
 

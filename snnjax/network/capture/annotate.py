@@ -14,9 +14,9 @@ from typing import Any
 import chex
 
 from snnjax._trees import common_path, distinct, is_kernel, paths_of
-from snnjax.capture.facts import Facts, axes_of_maximum
-from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import moved
+from snnjax.network.capture.facts import Facts, axes_of_maximum
+from snnjax.network.capture.jaxprs import Program
+from snnjax.network.capture.primitives import moved
 from snnjax.network.equations import Avals, Equation, Network, shape_of, spread_out
 from snnjax.network.sites import Sites
 

@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from snnjax.capture.facts import FLOATING, Facts
-from snnjax.capture.jaxprs import CUSTOM, Program, inner_programs
-from snnjax.capture.primitives import REARRANGEMENTS, primitive
+from snnjax.network.capture.facts import FLOATING, Facts
+from snnjax.network.capture.jaxprs import CUSTOM, Program, inner_programs
+from snnjax.network.capture.primitives import REARRANGEMENTS, primitive
 from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed

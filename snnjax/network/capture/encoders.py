@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from snnjax.capture.facts import Facts
-from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import REARRANGEMENTS
+from snnjax.network.capture.facts import Facts
+from snnjax.network.capture.jaxprs import Program
+from snnjax.network.capture.primitives import REARRANGEMENTS
 from snnjax.network.equations import PRODUCTS, Equation
 from snnjax.network.sites import new_site
 

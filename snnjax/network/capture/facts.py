@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.capture.jaxprs import CUSTOM, Program
-from snnjax.capture.primitives import OPERATOR, REARRANGEMENTS, primitive
+from snnjax.network.capture.jaxprs import CUSTOM, Program
+from snnjax.network.capture.primitives import OPERATOR, REARRANGEMENTS, primitive
 from snnjax.network.equations import (
     PRODUCTS,
     Avals,

@@ -11,9 +11,9 @@ import jax
 
 from snnjax._checks import AS_FLOATING
 from snnjax._trees import batch_of
-from snnjax.capture.facts import FLOATING, Facts
-from snnjax.capture.primitives import OPERATOR
-from snnjax.capture.recognize import hides_relu
+from snnjax.network.capture.facts import FLOATING, Facts
+from snnjax.network.capture.primitives import OPERATOR
+from snnjax.network.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
 
 

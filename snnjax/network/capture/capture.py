@@ -21,21 +21,21 @@ import jax.numpy as jnp
 
 from snnjax._checks import called_as, check_examples, check_function, check_leaves
 from snnjax._trees import batch_of, is_floating, shapes_of
-from snnjax.capture.annotate import annotated
-from snnjax.capture.check import (
+from snnjax.network.capture.annotate import annotated
+from snnjax.network.capture.check import (
     ConversionError,
     check,
     check_has_batch,
     check_images,
     hard_coded,
 )
-from snnjax.capture.encoders import with_encoders
-from snnjax.capture.examples import Growth, of_one_example
-from snnjax.capture.facts import Facts
-from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
-from snnjax.capture.operators import with_operators
-from snnjax.capture.recognize import with_sites
-from snnjax.capture.trace import trace
+from snnjax.network.capture.encoders import with_encoders
+from snnjax.network.capture.examples import Growth, of_one_example
+from snnjax.network.capture.facts import Facts
+from snnjax.network.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
+from snnjax.network.capture.operators import with_operators
+from snnjax.network.capture.recognize import with_sites
+from snnjax.network.capture.trace import trace
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Sites

@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Sequence
 
 from snnjax._trees import common_path
-from snnjax.capture.facts import Facts
-from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import primitive
+from snnjax.network.capture.facts import Facts
+from snnjax.network.capture.jaxprs import Program
+from snnjax.network.capture.primitives import primitive
 from snnjax.network.equations import Body, Equation
 from snnjax.network.sites import new_site
 

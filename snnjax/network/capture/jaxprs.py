@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax.capture.primitives import moved
+from snnjax.network.capture.primitives import moved
 from snnjax.network.equations import Avals, Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed

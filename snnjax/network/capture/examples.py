@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from snnjax.capture.facts import Facts
-from snnjax.capture.jaxprs import Program
-from snnjax.capture.primitives import primitive
+from snnjax.network.capture.facts import Facts
+from snnjax.network.capture.jaxprs import Program
+from snnjax.network.capture.primitives import primitive
 from snnjax.network.equations import Avals, Equation, Shape, Static, shape_of
 
 
