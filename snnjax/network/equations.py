@@ -27,13 +27,17 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class Static:
-    """A value that a static argument may hold: compared by content if it can be."""
+    """A constant of a network: hashable, and compared by content where possible.
+
+    ``jit`` takes equations as static arguments. Two layers that close over equal
+    constants then have equal equations, and are compiled once.
+    """
 
     def __init__(self, value: Any):
         self.value = value
-        # Two layers that close over equal constants are then compiled once. A value of
-        # a trace has no content yet, and is equal to itself only.
         dtype = getattr(value, "dtype", None)
+        # A value that fn closes over inside of jit is traced. It has no content yet,
+        # and is equal to itself only.
         if dtype is not None and not isinstance(value, Tracer):
             array = np.asarray(value)
             self.key = (str(dtype), array.shape, array.tobytes())
@@ -69,11 +73,18 @@ class Body(NamedTuple):
 class Equation(NamedTuple):
     """outputs = primitive(inputs), or outputs = rule(site, inputs).
 
-    Inputs are variables (int) or constants (`Static`); ``path`` and ``calls`` serve
-    messages and names only, so that equal work has equal equations. An operator has a
-    ``body`` in the place of a primitive. ``mapped`` says which inputs each example has
-    its own of: `evaluate` maps the equation over these; none of a network in training
-    mode, which is that of a whole batch.
+    Attributes:
+        primitive: a JAX primitive; None at a site.
+        params: its parameters, as pairs of name and value.
+        inputs: variables (int) or constants (`Static`).
+        outputs: variables.
+        site: the site that stands here; None: there is none.
+        path: module that the equation stands in, for names and messages.
+        calls: functions that it stands in, for names and messages.
+        body: what an operator computes, in the place of a primitive.
+        mapped: for each input, whether it differs from example to example. `evaluate`
+            maps the equation over these. It is empty in a network in training mode,
+            which is that of a whole batch.
     """
 
     primitive: Any
@@ -88,7 +99,7 @@ class Equation(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its primitive."""
+        """Name of the primitive; "" where there is none."""
         return getattr(self.primitive, "name", "")
 
     @property
@@ -98,7 +109,7 @@ class Equation(NamedTuple):
 
     @property
     def variables(self) -> list[int]:
-        """Its inputs without the constants."""
+        """The inputs that are no constants."""
         return [v for v in self.inputs if isinstance(v, int)]
 
     @property
@@ -109,7 +120,7 @@ class Equation(NamedTuple):
 
     @property
     def fires(self) -> bool:
-        """Whether neurons take its place."""
+        """Whether neurons stand at its site."""
         return self.site is not None and self.site.fires
 
 
@@ -166,29 +177,30 @@ class Network(NamedTuple):
 
     def output_names(self) -> list[str]:
         """The path of each output in the function's result, "" if it is all of it."""
-        numbered = jax.tree_util.tree_unflatten(self.tree, range(len(self.outputs)))
-        return [name_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(numbered)]
+        numbers = range(len(self.outputs))
+        tree = jax.tree_util.tree_unflatten(self.tree, numbers)
+        return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
     def results(self, values: Values) -> Any:
         """The function's result, from the values of its output variables.
 
         An output that does not depend on x is the same for every example.
         """
-        outputs = [read(values, output) for output in self.outputs]
-        pairs = list(zip(self.outputs, outputs, strict=True))
-        leading = next(  # time and examples; none in training mode
-            jnp.shape(output)[: jnp.ndim(output) - len(shape_of(self.avals, v))]
-            for v, output in pairs
-            if v in self.dependent
-        )
-        if leading:
-            outputs = [
-                output
-                if v in self.dependent
-                else jnp.broadcast_to(output, (*leading, *jnp.shape(output)))
-                for v, output in pairs
-            ]
+        leading_shape = self._leading_shape(values)
+        outputs = []
+        for variable in self.outputs:
+            output = read(values, variable)
+            if leading_shape and variable not in self.dependent:
+                output = jnp.broadcast_to(output, leading_shape + jnp.shape(output))
+            outputs.append(output)
         return jax.tree_util.tree_unflatten(self.tree, outputs)
+
+    def _leading_shape(self, values: Values) -> Shape:
+        """Axes before those of one example: [T, B], [B], or none in training mode."""
+        variable = next(v for v in self.outputs if v in self.dependent)
+        output = read(values, variable)
+        axis_count = jnp.ndim(output) - len(shape_of(self.avals, variable))
+        return jnp.shape(output)[:axis_count]
 
 
 def read(values: Values, variable: int | Static) -> Any:
@@ -197,7 +209,7 @@ def read(values: Values, variable: int | Static) -> Any:
 
 
 def shape_of(avals: Avals, variable: int | Static) -> Shape:
-    """Of a variable or constant."""
+    """The shape of a variable or constant."""
     if isinstance(variable, Static):
         return np.shape(variable.value)
     return tuple(avals[variable].shape)

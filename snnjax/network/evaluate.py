@@ -1,7 +1,10 @@
 """The interpreter: equations run with a rule of one's choice at every site.
 
-The rule is the ANN's own activation (`identity`), a spiking neuron, a calibrator. Time
-may lead the batch of some variables (`streams`): equations are then mapped over it.
+    values[outputs] = primitive(values[inputs])    or    rule(site, values[inputs])
+
+The rule is the ANN's own activation (`identity`), a spiking neuron or a calibrator.
+Some variables may carry a time axis before the batch, [T, B, ...]. The equations that
+read these `streams` are mapped over time.
 """
 
 import functools
@@ -39,22 +42,30 @@ def evaluate(
     """
     for equation in equations:
         arguments: list[Any] = [read(values, v) for v in equation.inputs]
-        axes = [0 if v in streams else None for v in equation.inputs]
+        changes = tuple(v in streams for v in equation.inputs)
         site = equation.site
         if site is None:
-            results = _of_steps(equation, axes)(*arguments)
+            results = _over_time(equation, changes)(*arguments)
         elif site.fires:
-            results = [rule(site, *arguments)]
+            results = (rule(site, *arguments),)
         else:
-            live = tuple(axis == 0 for axis in axes)
-            results = rule(site, *arguments, operator(equation, live))
-            results = results if isinstance(results, tuple) else (results,)
+            results = rule(site, *arguments, operator(equation, changes))
+            if not isinstance(results, tuple):
+                results = (results,)
         values.update(zip(equation.outputs, results, strict=True))
 
 
 def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
-    """The function of an operator's equation; ``live`` inputs change in time."""
-    return Operator(_of_examples(equation), live, equation.place.homogeneous)
+    """The function of an operator's equation.
+
+    Args:
+        live: for each input, whether it changes in time.
+    """
+    return Operator(
+        function=_over_examples(equation),
+        live=live,
+        homogeneous=equation.place.homogeneous,
+    )
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
@@ -66,13 +77,15 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         operands: see `with_activation`, which has an example.
     """
     if not site.fires:
-        *others, function = operands
-        return function(x, *others)
+        *further_inputs, function = operands
+        return function(x, *further_inputs)
     if site.is_encoder:
         return x
-    # None, a maximum, or a maximum and levels.
-    activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
-    return activation(x, *operands)
+    if not operands:
+        return jax.nn.relu(x)
+    if len(operands) == 1:  # a maximum
+        return clipped_relu(x, *operands)
+    return snnjax_quantized_relu(x, *operands)  # a maximum and levels
 
 
 def operator_rule(code: Code) -> Rule:
@@ -96,10 +109,11 @@ def firing(
     neurons: Mapping[str, Any],
     at_operator: Rule = identity,
 ) -> Rule:
-    """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
+    """The rule that lets neurons fire at their sites.
 
     Args:
-        neurons: site name -> params.
+        fire: ``fire(site, params, x)`` -> output of the neurons at this site.
+        neurons: site name -> params of its neurons.
         at_operator: the rule of operators.
     """
 
@@ -111,38 +125,59 @@ def firing(
     return rule
 
 
-def _of_steps(equation: Equation, axes: list[int | None]) -> Callable[..., tuple]:
+def _over_time(equation: Equation, changes: tuple[bool, ...]) -> Callable[..., tuple]:
     """What an equation computes, mapped over the examples, and over time around them.
 
-    Where all that has examples has steps, too, [T, B, ...] is one batch of T B examples
-    in between: the gradient of a kernel is then one matrix product, which XLA computes
-    on CPU in half the time of one that sums over two axes.
+    Where every input that has an axis of examples also has one of steps, [T, B, ...]
+    becomes one batch of T B examples. The gradient of a kernel is then one matrix
+    product, which XLA computes on CPU in half the time of one that sums over two axes.
+
+    Args:
+        changes: for each input, whether it has a time axis.
     """
-    function, mapped = _of_examples(equation), equation.mapped
-    if 0 not in axes:
+    function = _over_examples(equation)
+    if not any(changes):
         return function
-    if [axis == 0 for axis in axes] != list(mapped):
-        return jax.vmap(function, in_axes=axes)
+    if changes == equation.mapped:
+        return _folding_time(function, changes)
+    return jax.vmap(function, in_axes=_leading_axes(changes))
+
+
+def _folding_time(
+    function: Callable[..., tuple], changes: tuple[bool, ...]
+) -> Callable[..., tuple]:
+    """A function of batches [N, ...] as one of streams, by N = T B."""
 
     def folded(*arguments: Any) -> tuple[Any, ...]:
-        time_and_batch = arguments[axes.index(0)].shape[:2]
-        pairs = zip(arguments, mapped, strict=True)
-        flat = [a.reshape(-1, *a.shape[2:]) if each else a for a, each in pairs]
-        results = function(*flat)
-        return tuple(a.reshape(*time_and_batch, *a.shape[1:]) for a in results)
+        steps_and_examples = arguments[changes.index(True)].shape[:2]
+        flat_arguments = []
+        for argument, has_time in zip(arguments, changes, strict=True):
+            if has_time:
+                argument = argument.reshape(-1, *argument.shape[2:])
+            flat_arguments.append(argument)
+        results = function(*flat_arguments)
+        return tuple(
+            result.reshape(*steps_and_examples, *result.shape[1:]) for result in results
+        )
 
     return folded
 
 
-def _of_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:
+def _over_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:
     """What an equation computes, mapped over the examples."""
-    function = functools.partial(_of_one, equation)
+    function = functools.partial(_one_example, equation)
     if not any(equation.mapped):
         return function
-    return jax.vmap(function, [0 if each else None for each in equation.mapped])
+    return jax.vmap(function, in_axes=_leading_axes(equation.mapped))
 
 
-def _of_one(equation: Equation, *arguments: Any) -> tuple[Any, ...]:
+def _leading_axes(is_mapped: tuple[bool, ...]) -> list[int | None]:
+    """``in_axes`` of ``jax.vmap`` for inputs that are mapped over axis 0, or not."""
+    return [0 if mapped else None for mapped in is_mapped]
+
+
+def _one_example(equation: Equation, *arguments: Any) -> tuple[Any, ...]:
+    """The outputs of an equation for one example and one step."""
     if equation.body is not None:
         values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
         # A body holds no site, so the rule is never called.

@@ -28,9 +28,9 @@ class Running(NamedTuple):
 
     Attributes:
         count: steps so far, a float.
-        sums: of every input that changes, [B, ...], in float32 or wider; in a unit
-            that keeps them finite, unless the operator is homogeneous.
-        totals: the sum of each output so far, t f(m(t)), likewise.
+        sums: t m(t) of every input that changes, [B, ...], in float32 or wider; in a
+            unit that keeps them finite, unless the operator is homogeneous.
+        totals: the sum of each output so far, t f(m(t)), in the same unit.
     """
 
     count: jax.Array
@@ -42,8 +42,8 @@ class Operator(NamedTuple):
     """A function of one step, and how to compute it over time.
 
     Attributes:
-        function: arguments of a step -> tuple of outputs.
-        live: which arguments change from step to step.
+        function: arguments of a step, [B, ...] -> tuple of outputs, [B, ...].
+        live: for each argument, whether it changes from step to step.
         homogeneous: f(c x) = c f(x) for every c > 0.
     """
 
@@ -63,24 +63,24 @@ class Operator(NamedTuple):
         0 where the function is not a number, as 0 / 0 before any spike, and where one
         that changes is infinite, as 1 / 0 then. A constant may be an infinite mask.
         """
-        function, changes = self.function, any(self.live)
-        if changes:
-            function = jax.vmap(function, [0 if live else None for live in self.live])
-        results = function(*arguments)
-        clean = _finite if changes and not self.homogeneous else _without_nan
+        if not any(self.live):
+            return tuple(map(_without_nan, self.function(*arguments)))
+        axes = [0 if live else None for live in self.live]
+        results = jax.vmap(self.function, in_axes=axes)(*arguments)
+        clean = _without_nan if self.homogeneous else _finite
         return tuple(map(clean, results))
 
     def start(self, arguments: Sequence[Any]) -> Running:
-        """Before the first step.
+        """The state before the first step.
 
         Args:
             arguments: of a step, or their shapes.
         """
-        streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
-        sums = tuple(jnp.zeros(a.shape, wide_dtype(a)) for a in streams)
-        outputs = jax.eval_shape(self._of_means, sums, tuple(arguments))
-        totals = tuple(jnp.zeros(out.shape, wide_dtype(out)) for out in outputs)
-        return Running(jnp.zeros((), jnp.float32), sums, totals)
+        streams = self._streams(arguments)
+        sums = tuple(jnp.zeros(x.shape, wide_dtype(x)) for x in streams)
+        outputs = jax.eval_shape(self._function_of_means, sums, tuple(arguments))
+        totals = tuple(jnp.zeros(y.shape, wide_dtype(y)) for y in outputs)
+        return Running(count=jnp.zeros((), jnp.float32), sums=sums, totals=totals)
 
     def increments(
         self, arguments: Sequence[Any], running: Running | None = None
@@ -93,61 +93,108 @@ class Operator(NamedTuple):
         Returns:
             The increments [T, B, ...] of every output, and the state after them.
         """
-        streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
+        streams = self._streams(arguments)
         if running is None:
-            pairs = zip(arguments, self.live, strict=True)
-            running = self.start([a[0] if live else a for a, live in pairs])
-        counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
-        # A max-pool is computed on the sums themselves.
-        unit = 1.0 if self.homogeneous else _UNIT
-        sums = tuple(
-            running_sum(unit * wide(stream)) + before[None]
-            for stream, before in zip(streams, running.sums, strict=True)
-        )
-        means = sums if self.homogeneous else [_mean(total, counts) for total in sums]
-        results = jax.vmap(lambda *means: self._of_means(means, arguments))(*means)
-        increments, totals = [], []
-        for result, before in zip(results, running.totals, strict=True):
-            # t f(m(t)) minus the same of the step before, or of the last segment's end.
-            total = wide(result)
-            if not self.homogeneous:  # 0 where f is not finite, as 0 / 0 at first
-                total = _finite(total * (_UNIT * _lead(counts, total)))
-            earlier = jnp.concatenate([before[None], total[:-1]])
-            # The sums of a max-pool are wider than the spikes that it takes and gives.
-            dtype = streams[0].dtype if self.homogeneous else result.dtype
-            increments.append(((total - earlier) / unit).astype(dtype))
-            totals.append(total[-1])
-        after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
-        return tuple(increments), after
+            running = self.start(self._first_step(arguments))
+        steps = jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
+        counts = running.count + steps  # t of each step, [T]
+        sums = self._sums(streams, running)
+        if self.homogeneous:
+            means = sums  # t f(m) = f(t m), so a max-pool is computed on the sums
+        else:
+            means = tuple(_mean(x, counts) for x in sums)
 
-    def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
+        def outputs_of_step(*means):
+            return self._function_of_means(means, arguments)
+
+        outputs = jax.vmap(outputs_of_step)(*means)
+        increments, last_totals = [], []
+        for output, last_total in zip(outputs, running.totals, strict=True):
+            totals = self._totals(output, counts)
+            # t f(m(t)) minus the same of the step before, which may be the last one of
+            # the steps that led to ``running``.
+            earlier_totals = jnp.concatenate([last_total[None], totals[:-1]])
+            increment = (totals - earlier_totals) / self._unit
+            # A max-pool's sums are wider than the spikes that it takes and gives.
+            dtype = streams[0].dtype if self.homogeneous else output.dtype
+            increments.append(increment.astype(dtype))
+            last_totals.append(totals[-1])
+        last = Running(
+            count=counts[-1],
+            sums=tuple(x[-1] for x in sums),
+            totals=tuple(last_totals),
+        )
+        return tuple(increments), last
+
+    @property
+    def _unit(self) -> float:
+        """The unit of sums and totals; spikes of a max-pool are summed as they are."""
+        return 1.0 if self.homogeneous else _UNIT
+
+    def _streams(self, arguments: Sequence[Any]) -> list[Any]:
+        """The arguments that change from step to step."""
+        pairs = zip(arguments, self.live, strict=True)
+        return [argument for argument, live in pairs if live]
+
+    def _first_step(self, arguments: Sequence[Any]) -> list[Any]:
+        """The arguments [B, ...] of the first of T steps."""
+        pairs = zip(arguments, self.live, strict=True)
+        return [argument[0] if live else argument for argument, live in pairs]
+
+    def _sums(self, streams: Sequence[Any], running: Running) -> tuple[jax.Array, ...]:
+        """t m(t) of each input that changes, [T, B, ...], for the following steps."""
+        sums = []
+        for stream, last_sum in zip(streams, running.sums, strict=True):
+            sums.append(running_sum(self._unit * wide(stream)) + last_sum[None])
+        return tuple(sums)
+
+    def _totals(self, output: jax.Array, counts: jax.Array) -> jax.Array:
+        """t f(m(t)), [T, B, ...], of one output of the function."""
+        output = wide(output)
+        if self.homogeneous:
+            return output  # f of the sums
+        # 0 where f is not finite, as 0 / 0 before any spike.
+        return _finite(output * (_UNIT * _lead(counts, output)))
+
+    def _function_of_means(
+        self, means: Sequence[Any], arguments: Sequence[Any]
+    ) -> tuple[Any, ...]:
         """The outputs of one step, for running means in place of what changes."""
-        next_means = iter(means)
+        remaining_means = iter(means)
         step_arguments = []
         for argument, live in zip(arguments, self.live, strict=True):
-            mean = next(next_means) if live else argument
-            # Running sums stay wide: their function compares and chooses only.
-            keep = self.homogeneous or not live
-            step_arguments.append(mean if keep else mean.astype(argument.dtype))
+            if live:
+                mean = next(remaining_means)
+                # Sums stay wide: a max-pool only compares and chooses.
+                step_argument = (
+                    mean if self.homogeneous else mean.astype(argument.dtype)
+                )
+            else:
+                step_argument = argument
+            step_arguments.append(step_argument)
         return self.function(*step_arguments)
 
 
 def _mean(sums: jax.Array, counts: jax.Array) -> jax.Array:
     """m(t), [T, ...], of the sums up to each step."""
     # The mean of a mask's lowest number may be rounded to -inf.
-    most = float(jnp.finfo(sums.dtype).max)
-    return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -most, most)
+    largest = float(jnp.finfo(sums.dtype).max)
+    return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -largest, largest)
 
 
 def _without_nan(result: jax.Array) -> jax.Array:
+    """The array with 0 in the place of every NaN; whole numbers have none."""
     if not jnp.issubdtype(result.dtype, jnp.floating):
         return result
     return jnp.where(jnp.isnan(result), jnp.zeros_like(result), result)
 
 
 def _finite(result: jax.Array) -> jax.Array:
+    """The array with 0 in the place of every number that is not finite."""
     return jnp.where(jnp.isfinite(result), result, jnp.zeros_like(result))
 
 
 def _lead(counts: jax.Array, like: jax.Array) -> jax.Array:
-    return counts.reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)
+    """The counts, [T], in a shape that broadcasts along an array [T, B, ...]."""
+    shape = (-1,) + (1,) * (like.ndim - 1)
+    return counts.reshape(shape).astype(like.dtype)

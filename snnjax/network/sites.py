@@ -48,12 +48,19 @@ class Site(NamedTuple):
 
 
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
-    """A site whose output is like ``aval``, [B, ...].
+    """A site whose output has the type and shape of ``aval``, [B, ...].
 
     Name, parameters, depth and channels follow, once the whole network is known.
     """
-    shape, dtype = tuple(aval.shape[1:]), aval.dtype
-    return Site("", kind, shape, (), 0, dtype, **capabilities)
+    return Site(
+        name="",
+        kind=kind,
+        shape=tuple(aval.shape[1:]),
+        parameters=(),
+        depth=0,
+        dtype=aval.dtype,
+        **capabilities,
+    )
 
 
 @shown_as_table
@@ -73,7 +80,9 @@ class Sites(tuple[Site, ...]):
     def operators(self) -> "Sites":
         """The functions that are computed densely at every step, behind neurons."""
         return Sites(
-            s for s in self if not s.fires and not s.homogeneous and s.depth > 0
+            site
+            for site in self
+            if not site.fires and not site.homogeneous and site.depth > 0
         )
 
     @property
@@ -89,28 +98,23 @@ class Sites(tuple[Site, ...]):
         return "signed" if any(site.is_encoder for site in self) else "binary"
 
     def _table(self) -> Table:
-        head = ("site", "kind", "shape", "depth", "parameters")
-        rows = [head] + [
-            (
-                site.name,
-                site.kind,
-                "x".join(map(str, site.shape)) or "scalar",
-                str(site.depth),
-                _shorten(site.parameters),
-            )
-            for site in self
-        ]
+        rows = [("site", "kind", "shape", "depth", "parameters")]
+        for site in self:
+            shape = "x".join(map(str, site.shape)) or "scalar"
+            parameters = _shorten(site.parameters)
+            rows.append((site.name, site.kind, shape, str(site.depth), parameters))
         notes = []
         if self.operators:
             count = len(self.operators)
-            notes = [
+            notes += [
                 f"hybrid, operators computed densely at every step: {count};",
                 "once with a wait of T - 1, or of T with rate coding",
             ]
-        near = [s.kind for s in self if s.near_relu and s.parameters]
-        if near:
+        near_relus = [site.kind for site in self if site.near_relu and site.parameters]
+        if near_relus:
+            kinds = ", ".join(dict.fromkeys(near_relus))
             notes += [
-                f"near a ReLU, but none: {', '.join(dict.fromkeys(near))}. Each costs",
+                f"near a ReLU, but none: {kinds}. Each costs",
                 "an operator, and an encoder before the next weights; jax.nn.relu and",
                 "snnjax.clipped_relu need neither",
             ]
@@ -118,9 +122,14 @@ class Sites(tuple[Site, ...]):
 
 
 def _shorten(paths: Sequence[str], limit: int = 40) -> str:
-    """At most ``limit`` characters: the first paths, and how many more there are."""
+    """The paths in at most ``limit`` characters.
+
+    If they are longer, then what they have in common, and how many there are.
+    """
     text = ", ".join(paths)
     if len(text) <= limit:
         return text
-    above = common_path(paths)
-    return f"{above}/* ({len(paths)})" if above else f"{paths[0]}, ... ({len(paths)})"
+    folder = common_path(paths)
+    if folder:
+        return f"{folder}/* ({len(paths)})"
+    return f"{paths[0]}, ... ({len(paths)})"

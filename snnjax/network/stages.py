@@ -21,14 +21,22 @@ from snnjax.network.sites import Site
 
 
 def needed(
-    equations: Sequence[Equation], targets: Iterable[Any], available: Iterable[int] = ()
+    equations: Sequence[Equation],
+    targets: Iterable[Any],
+    available: Iterable[int] = (),
 ) -> tuple[Equation, ...]:
-    """The equations that ``targets`` depend on, not looking behind ``available``."""
-    needed_variables, available = set(targets), set(available)
+    """The equations that ``targets`` depend on.
+
+    Args:
+        available: variables that are known, so that what they are made of is not
+            needed for their sake.
+    """
+    needed_variables = set(targets)
+    available = set(available)
     needed_equations = []
+    # Backwards: all readers of an output have then asked for it.
     for equation in reversed(equations):
         outputs = set(equation.outputs)
-        # Backwards, so that the readers of an output have asked for it already.
         if outputs & needed_variables and not outputs <= available:
             needed_equations.append(equation)
             needed_variables |= set(equation.variables) - available
@@ -42,8 +50,9 @@ def streaming(
     streams = set(sources)
     for equation in equations:
         if equation.fires or streams.intersection(equation.variables):
-            streams.update(v for part in spread_out([equation]) for v in part.outputs)
             streams.update(equation.outputs)
+            for inner_equation in spread_out([equation]):
+                streams.update(inner_equation.outputs)
     return frozenset(streams)
 
 
@@ -97,63 +106,105 @@ def stages(network: Network) -> list[Stage]:
     # Each stage takes from `remaining` what its site needs and no earlier one did. What
     # does not depend on x, such as a reshaped kernel, stays there: every stage that
     # needs it computes it again, so that it need not be carried.
-    fires = [equation for equation in network.equations if equation.fires]
+    firing = [equation for equation in network.equations if equation.fires]
     remaining = [equation for equation in network.equations if not equation.fires]
     stage_list = []
-    for i, equation in enumerate([*fires, None]):
-        ends = network.outputs if equation is None else equation.inputs
-        work = needed(remaining, [v for v in ends if isinstance(v, int)], available)
-        results = {v for eq in work for v in eq.outputs} & network.dependent
-        remaining = [eq for eq in remaining if not results.intersection(eq.outputs)]
+    for number, equation in enumerate(firing, 1):
+        targets = _variables(equation.inputs)
+        work = needed(remaining, targets, available)
+        results = _outputs(work) & network.dependent
+        remaining = [eq for eq in remaining if results.isdisjoint(eq.outputs)]
         # Results that a later stage reads too, as of a residual sum, are carried to it.
-        later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
-        later |= {v for v in network.outputs if isinstance(v, int)}
-        carried = () if equation is None else tuple(sorted(results & later))
-        stage_list.append(_stage(equation, work, ends, carried))
-        available |= results | set(equation.outputs if equation else ())
+        read_later = _variables(network.outputs)
+        for later_equation in [*remaining, *firing[number:]]:
+            read_later.update(later_equation.variables)
+        carried = tuple(sorted(results & read_later))
+        stage = _stage(
+            work=work,
+            targets=equation.inputs,
+            carried=carried,
+            site=equation.site,
+            output=equation.outputs[0],
+        )
+        stage_list.append(stage)
+        available |= results | set(equation.outputs)
+    work = needed(remaining, _variables(network.outputs), available)
+    stage_list.append(_stage(work=work, targets=network.outputs))
     return stage_list
 
 
+def _variables(values: Iterable[int | Static]) -> set[int]:
+    """Those of the values that are no constants."""
+    return {v for v in values if isinstance(v, int)}
+
+
+def _outputs(equations: Iterable[Equation]) -> set[int]:
+    return {v for equation in equations for v in equation.outputs}
+
+
 def _stage(
-    equation: Equation | None,
     work: Sequence[Equation],
-    ends: Sequence[int | Static],
-    carried: tuple[int, ...],
+    targets: Sequence[int | Static],
+    carried: tuple[int, ...] = (),
+    site: Site | None = None,
+    output: int | None = None,
 ) -> Stage:
-    """The stage of a site's equation, None for the outputs, as a segment and its place.
+    """Work as a segment and its place in the network.
 
     The segment numbers variables in the order in which the work meets them. Two equal
     layers at different places of the network then have equal segments:
 
         5 = dot(3, 4); 7 = add(5, 6)        ->    2 = dot(0, 1); 4 = add(2, 3)
-        12 = dot(10, 11); 14 = add(12, 13)  ->    the same, of other sources
+        12 = dot(10, 11); 14 = add(12, 13)  ->    2 = dot(0, 1); 4 = add(2, 3)
+
+    Args:
+        work: equations of the network.
+        targets: variables or constants of the network that the work leads to.
+        carried, site, output: see `Stage`.
     """
     numbers: dict[int, int] = {}  # variable of the network -> of the segment
 
     def number(v: Any) -> Any:
-        return numbers.setdefault(v, len(numbers)) if isinstance(v, int) else v
+        if not isinstance(v, int):  # a constant
+            return v
+        return numbers.setdefault(v, len(numbers))
 
-    equations = tuple(_renumbered(eq, number) for eq in work)
-    outputs, carried_on = tuple(map(number, ends)), tuple(map(number, carried))
+    equations = tuple(_renumbered(equation, number) for equation in work)
+    segment_outputs = tuple(map(number, targets))
+    segment_carried = tuple(map(number, carried))
     # What the work reads and does not compute comes from outside.
-    computed = {v for eq in spread_out(work) for v in eq.outputs}
+    computed = _outputs(spread_out(work))
     sources = tuple(v for v in numbers if v not in computed)
-    inputs = tuple(numbers[v] for v in sources)
-    segment = Segment(equations, inputs, outputs, carried_on)
-    site, output = (equation.site, equation.outputs[0]) if equation else (None, None)
-    return Stage(site, output, segment, sources, carried)
+    segment = Segment(
+        equations=equations,
+        inputs=tuple(numbers[v] for v in sources),
+        outputs=segment_outputs,
+        carried=segment_carried,
+    )
+    return Stage(
+        site=site,
+        output=output,
+        segment=segment,
+        sources=sources,
+        carried=carried,
+    )
 
 
-def _renumbered(eq: Equation, number: Callable[[Any], Any]) -> Equation:
+def _renumbered(equation: Equation, number: Callable[[Any], Any]) -> Equation:
     """The equation over other variables, without what tells it from equal ones."""
-    inputs, body = tuple(map(number, eq.inputs)), eq.body
+    # Inputs before outputs: this order gives the variables of a segment their numbers.
+    inputs = tuple(map(number, equation.inputs))
+    body = equation.body
     if body is not None:
-        equations = tuple(_renumbered(inner, number) for inner in body.equations)
-        body = Body(equations, tuple(map(number, body.inputs)))
-    return eq._replace(
+        inner_equations = [_renumbered(inner, number) for inner in body.equations]
+        body = Body(
+            equations=tuple(inner_equations),
+            inputs=tuple(map(number, body.inputs)),
+        )
+    return equation._replace(
         inputs=inputs,
-        outputs=tuple(map(number, eq.outputs)),
-        site=nameless(eq.site) if eq.site else None,
+        outputs=tuple(map(number, equation.outputs)),
+        site=nameless(equation.site) if equation.site else None,
         path="",
         calls=(),
         body=body,
@@ -185,66 +236,96 @@ class LoneProduct(NamedTuple):
 def lone_products(
     network: Network, stages: Sequence[Stage], i: int
 ) -> list[LoneProduct]:
-    """Products of stage ``i`` whose kernel nothing else reads, here or elsewhere."""
-    stage, segment = stages[i], stages[i].segment
-    elsewhere = {v for j, other in enumerate(stages) if j != i for v in other.sources}
-    outer = dict(zip(segment.inputs, stage.sources, strict=True))
-    parameters = {n: v for n, v in outer.items() if v in network.parameters}
-    kernels = {n for n, v in parameters.items() if is_kernel(network.avals[v])}
-    readers, derived = _readers(segment, network, outer)
-    alone = []
-    for n in kernels:
+    """Products of stage ``i`` whose kernel nothing else reads, here or elsewhere.
+
+    A product is x times weights: not weights times weights, weights times x, or x
+    times x. Its second operand comes from one kernel, unlike that of x @ (A @ B), a
+    low-rank layer.
+    """
+    stage = stages[i]
+    segment = stage.segment
+    read_elsewhere = set()
+    for number, other_stage in enumerate(stages):
+        if number != i:
+            read_elsewhere.update(other_stage.sources)
+    network_variables = dict(zip(segment.inputs, stage.sources, strict=True))
+    kernels = {
+        n
+        for n, v in network_variables.items()
+        if v in network.parameters and is_kernel(network.avals[v])
+    }
+    readers, origins = _readers(segment, network, network_variables)
+    products = []
+    for kernel in kernels:
         # Weights that something else reads cannot follow the spikes of one product.
-        if outer[n] in elsewhere or len(readers.get(n, ())) != 1:
+        kernel_readers = readers.get(kernel, [])
+        if network_variables[kernel] in read_elsewhere or len(kernel_readers) != 1:
             continue
-        (equation,) = readers[n]
+        equation = kernel_readers[0]
         if equation is None or equation.name not in PRODUCTS:
             continue
-        first, second = equation.inputs[:2]
+        values, weights = equation.inputs[:2]
         channel = _channel(equation)
-        # x times weights, not weights times weights, weights times x or x times x.
-        if first in derived or second not in derived or channel is None:
+        if values in origins or weights not in origins or channel is None:
             continue
-        if kernels & derived[second] != {n}:  # as of x @ (A @ B), a low-rank layer
+        if kernels & origins[weights] != {kernel}:
             continue
         (result,) = equation.outputs
-        work = needed(segment.equations, [result], segment.inputs)
-        leading = Segment(work, segment.inputs, (result,), ())
-        alone.append(LoneProduct(outer[n], leading, channel))
-    return alone
+        work = Segment(
+            equations=needed(segment.equations, [result], segment.inputs),
+            inputs=segment.inputs,
+            outputs=(result,),
+            carried=(),
+        )
+        product = LoneProduct(
+            kernel=network_variables[kernel], segment=work, channel=channel
+        )
+        products.append(product)
+    return products
 
 
 def _readers(
-    segment: Segment, network: Network, outer: dict[int, int]
+    segment: Segment, network: Network, network_variables: dict[int, int]
 ) -> tuple[dict[int, list[Equation | None]], dict[Any, frozenset[int]]]:
-    """Input -> what reads it together with x; value -> the parameters it is made of.
+    """What reads the parameters of a segment, and what is made of parameters alone.
 
-    None among the readers stands for a later stage.
+    Args:
+        network_variables: input of the segment -> variable of the network.
+
+    Returns:
+        readers: parameter -> equations that read it, or what is made of it, together
+            with x; None among them stands for a later stage.
+        origins: value that does not depend on x -> parameters that it is made of.
     """
-    derived: dict[Any, frozenset[int]] = {
-        n: frozenset([n]) for n, v in outer.items() if v in network.parameters
-    }
-    derived |= {n: frozenset() for n, v in outer.items() if v in network.constants}
+    origins: dict[Any, frozenset[int]] = {}
+    for n, v in network_variables.items():
+        if v in network.constants:
+            origins[n] = frozenset()
+        elif v in network.parameters:
+            origins[n] = frozenset([n])
     readers: dict[int, list[Equation | None]] = {}
     for equation in segment.equations:
-        parts = [derived.get(v) for v in equation.variables]
+        weights = [v for v in equation.variables if v in origins]
+        parameters = frozenset().union(*(origins[v] for v in weights))
         # What is computed of parameters alone is still weights, as a transposed kernel.
-        if None not in parts and equation.body is None:
-            made_of = frozenset().union(*(part for part in parts if part))
-            derived.update(dict.fromkeys(equation.outputs, made_of))
+        if len(weights) == len(equation.variables) and equation.body is None:
+            origins.update(dict.fromkeys(equation.outputs, parameters))
             continue
-        for n in frozenset().union(*(part for part in parts if part)):
+        for n in parameters:
             readers.setdefault(n, []).append(equation)
     for v in (*segment.outputs, *segment.carried):
-        for n in derived.get(v, ()) if isinstance(v, int) else ():
+        for n in origins.get(v, ()):
             readers.setdefault(n, []).append(None)
-    return readers, derived
+    return readers, origins
 
 
 def _channel(equation: Equation) -> int | None:
-    """The channels of a result that has the examples first; None if it may not."""
+    """The axis of a product's result that counts channels, from the end.
+
+    None where the examples may not be its first axis.
+    """
+    if equation.name == "dot_general":
+        return -1  # the free axes of the second operand are the last
     numbers = equation.options["dimension_numbers"]
-    if equation.name == "conv_general_dilated":
-        examples, channel, *_ = numbers.out_spec
-        return channel - len(numbers.out_spec) if examples == 0 else None
-    return -1  # the free axes of the second operand are the last
+    examples, channel, *_ = numbers.out_spec
+    return channel - len(numbers.out_spec) if examples == 0 else None
