@@ -8,7 +8,7 @@ with another axis. Thresholds are per channel.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -24,36 +24,40 @@ _KINDS = {"max-pool": "max_pool", "clipped relu": "relu"}
 
 
 def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
-    """The network of a program, whose sites know their place in it."""
-    avals, equations = program.avals, list(program.equations)
+    """The network of a program, whose sites know their place in it.
+
+    Args:
+        params: the parameters that fn was traced with.
+        tree: structure of the function's result.
+    """
+    avals = program.avals
+    equations = list(program.equations)
     facts = Facts(program)
-    depths = dict.fromkeys(avals, 0)  # firing sites on the longest way to a variable
-    for eq in equations:
-        depth = max((depths[v] for v in eq.variables), default=0) + eq.fires
-        depths.update(dict.fromkeys(eq.outputs, depth))
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    direct, of_values = _parameters_behind(equations, parameters)
+    equation_weights, variable_weights = _weights_behind(equations, parameters)
+    depths = _depths(equations)
     channels = _channels(facts)
-    names = _names(equations, direct, parameters, avals)
-    sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
+    names = _names(equations, equation_weights, parameters, avals)
     feeds = {}
     for i, name in names.items():
         eq = equations[i]
-        # A kernel before its bias, whatever their paths are.
-        largest_first = sorted(direct[i], key=lambda v: (-sizes[v], v))
         site = eq.place._replace(
             name=name,
-            parameters=tuple(parameters[v] for v in largest_first),
+            parameters=_paths(equation_weights[i], parameters, avals),
             depth=depths[eq.outputs[0]],
             channel=_site_channel(eq, channels, avals),
             maximum_per_channel=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
         if site.fires:
-            feeds[name] = tuple(sorted(direct[i]))
-    ends = [v for v in program.outputs if isinstance(v, int)]
-    outputs = [of_values.get(v, frozenset()) for v in ends]
-    operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
+            feeds[name] = tuple(sorted(equation_weights[i]))
+    readout: set[int] = set()
+    for v in program.outputs:
+        readout.update(variable_weights.get(v, ()))
+    operands: set[int] = set()
+    for eq, weights in zip(equations, equation_weights, strict=True):
+        if eq.body:
+            operands.update(weights)
     return Network(
         equations=tuple(equations),
         avals=avals,
@@ -65,28 +69,56 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         sites=Sites(eq.site for eq in equations if eq.site is not None),
         dependent=facts.dependent,
         feeds=feeds,
-        readout=frozenset().union(*outputs),
-        operands=frozenset().union(*operands),
+        readout=frozenset(readout),
+        operands=frozenset(operands),
     )
 
 
-def _parameters_behind(
+def _depths(equations: Sequence[Equation]) -> dict[int, int]:
+    """Variable -> number of firing sites on the longest way to it; 0 if it is none."""
+    depths: dict[int, int] = {}
+    for eq in equations:
+        depth = max((depths.get(v, 0) for v in eq.variables), default=0)
+        if eq.fires:
+            depth += 1
+        depths.update(dict.fromkeys(eq.outputs, depth))
+    return depths
+
+
+def _weights_behind(
     equations: Sequence[Equation], parameters: Mapping[int, str]
-) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
+) -> tuple[list[frozenset[int]], dict[Any, frozenset[int]]]:
     """The parameters behind each equation, and behind each variable.
 
     They reach it without passing a site that fires, or an operator.
     """
-    of_values = {v: frozenset([v]) for v in parameters}
-    direct = []
+    variable_weights: dict[Any, frozenset[int]] = {}
+    for v in parameters:
+        variable_weights[v] = frozenset([v])
+    equation_weights = []
     for eq in equations:
-        parts = (of_values.get(v, frozenset()) for v in eq.variables)
-        direct.append(frozenset().union(*parts))
+        weights: set[int] = set()
+        for v in eq.variables:
+            weights.update(variable_weights.get(v, ()))
+        equation_weights.append(frozenset(weights))
         # Weights before a spike or an operator are not those of the next site: a fit of
         # that site may not change them.
-        onward = frozenset() if eq.fires or eq.body else direct[-1]
-        of_values.update(dict.fromkeys(eq.outputs, onward))
-    return direct, of_values
+        if eq.fires or eq.body:
+            weights = set()
+        variable_weights.update(dict.fromkeys(eq.outputs, frozenset(weights)))
+    return equation_weights, variable_weights
+
+
+def _paths(
+    weights: frozenset[int], parameters: Mapping[int, str], avals: Avals
+) -> tuple[str, ...]:
+    """Paths of parameters, the largest first, so that a kernel is before its bias."""
+
+    def order(v: int) -> tuple[int, int]:
+        size = math.prod(shape_of(avals, v))
+        return -size, v
+
+    return tuple(parameters[v] for v in sorted(weights, key=order))
 
 
 # ----------------------------------------------------------------------------- names
@@ -94,52 +126,86 @@ def _parameters_behind(
 
 def _names(
     equations: Sequence[Equation],
-    direct: Sequence[frozenset[int]],
+    equation_weights: Sequence[frozenset[int]],
     parameters: Mapping[int, str],
     avals: Avals,
 ) -> dict[int, str]:
-    """Number of each equation with a site -> the site's name."""
+    """Number of each equation with a site -> the site's name.
+
+    Args:
+        equation_weights: parameters behind each equation.
+        parameters: variable -> path.
+    """
     first_use: dict[int, int] = {}
     for i, eq in enumerate(equations):
         for v in eq.variables:
             first_use.setdefault(v, i)
 
-    def above(variables: frozenset[int]) -> str:
-        """The path above these parameters, or of the kernel that is used last."""
-        common = common_path([parameters[v] for v in sorted(variables)])
-        kernels = [v for v in variables if is_kernel(avals[v])]
+    def folder(path: str) -> str:
+        """The path without its last part."""
+        return path.rpartition("/")[0]
+
+    def last_used(variables: Iterable[int]) -> str:
+        """The path of the parameter whose first use is the latest."""
+        return parameters[max(variables, key=lambda v: first_use[v])]
+
+    def module_of_weights(weights: frozenset[int]) -> str:
+        """The path above all of these, or above the kernel that is used last."""
+        common = common_path([parameters[v] for v in sorted(weights)])
+        kernels = [v for v in weights if is_kernel(avals[v])]
         if common or not kernels:
             return common
-        path = parameters[max(kernels, key=lambda v: first_use[v])]
-        return path.rpartition("/")[0] or path
+        path = last_used(kernels)
+        return folder(path) or path
 
-    def reader_of(i: int) -> str:
+    def first_multiplier(i: int) -> str:
         """The parameter by which the output of equation ``i`` is multiplied first."""
         reached_values = set(equations[i].outputs)
-        for eq, weights in zip(equations[i + 1 :], direct[i + 1 :], strict=True):
+        for eq, weights in zip(
+            equations[i + 1 :], equation_weights[i + 1 :], strict=True
+        ):
             if reached_values.intersection(eq.variables):
                 if weights:
-                    return common_path([parameters[w] for w in sorted(weights)])
+                    return common_path([parameters[v] for v in sorted(weights)])
                 reached_values.update(eq.outputs)
         return ""
 
-    def name(i: int, eq: Equation) -> str:
-        # Equinox gives the names of its own classes.
-        parts = eq.path.split("/")
-        scope = [part for part in parts if part and not part.startswith("eqx.")]
-        if all(part.startswith("[") for part in scope):  # no module, turns of a scan
-            inner = above(direct[i])
-            if eq.body and direct[i]:  # in a block, behind the sum of all before it
-                last = parameters[max(direct[i], key=lambda v: first_use[v])]
-                inner = max(inner, last.rpartition("/")[0], key=lambda p: p.count("/"))
-            if not inner and eq.place.is_encoder:
-                inner = reader_of(i)
-            scope += [inner] if inner else []
-        scope = [part[1:-1] if part.startswith("[") else part for part in scope]
-        return "/".join([*scope, _KINDS.get(eq.place.kind, eq.place.kind)])
+    def module_without_scope(i: int, eq: Equation) -> str:
+        """What stands for the module of a function that names none."""
+        weights = equation_weights[i]
+        module = module_of_weights(weights)
+        if eq.body and weights:
+            # The weights of a residual block's operator are also those of the sums
+            # before it, whose common path is short. The last one is in the block.
+            block = folder(last_used(weights))
+            if block.count("/") > module.count("/"):
+                module = block
+        if not module and eq.place.is_encoder:
+            module = first_multiplier(i)
+        return module
 
-    places = {i: name(i, eq) for i, eq in enumerate(equations) if eq.site is not None}
-    return dict(zip(places, distinct(list(places.values())), strict=True))
+    names = {}
+    for i, eq in enumerate(equations):
+        if eq.site is None:
+            continue
+        # Equinox gives the names of its own classes.
+        parts = [
+            part for part in eq.path.split("/") if part and not part.startswith("eqx.")
+        ]
+        # The turns of a scan over layers are "[0]", "[1]", ...: they name no module.
+        has_module = False
+        for number, part in enumerate(parts):
+            if part.startswith("["):
+                parts[number] = part[1:-1]
+            else:
+                has_module = True
+        if not has_module:
+            module = module_without_scope(i, eq)
+            if module:
+                parts.append(module)
+        parts.append(_KINDS.get(eq.place.kind, eq.place.kind))
+        names[i] = "/".join(parts)
+    return dict(zip(names, distinct(list(names.values())), strict=True))
 
 
 # -------------------------------------------------------------------------- channels
@@ -158,29 +224,39 @@ def _channels(facts: Facts) -> dict[int, int]:
 
 def _channel_axis(eq: Equation, facts: Facts, channels: dict[int, int]) -> int | None:
     """The channel axis of an equation's output; None if it is unknown."""
-    name, options, avals = eq.name, eq.options, facts.program.avals
-    if name == "conv_general_dilated":
-        return options["dimension_numbers"].out_spec[1]
-    if name == "dot_general":
+    if eq.name == "conv_general_dilated":
+        return eq.options["dimension_numbers"].out_spec[1]
+    if eq.name == "dot_general":
         return _dot_channel(eq, facts)
-    sources = [v for v in eq.variables if v in channels]
-    if not sources:
+    source = next((v for v in eq.variables if v in channels), None)
+    if source is None:
         return None
-    before, after = avals[sources[0]].shape, avals[eq.outputs[0]].shape
-    return moved(name, options, channels[sources[0]], before, after, last=True)
+    avals = facts.program.avals
+    return moved(
+        eq.name,
+        eq.options,
+        axis=channels[source],
+        shape=avals[source].shape,
+        new_shape=avals[eq.outputs[0]].shape,
+        last=True,
+    )
 
 
 def _dot_channel(eq: Equation, facts: Facts) -> int | None:
-    """The last free axis of the weights, where a product puts it."""
-    contract, batch = eq.options["dimension_numbers"]
-    is_of_weights: list[bool] = []  # for each free axis of the result
+    """The last free axis of the weights, where a product puts it.
+
+    The result has the axes of the batch first, then the free axes of both operands.
+    """
+    contracted, batch = eq.options["dimension_numbers"]
+    axis = len(batch[0])
+    channel = None
     for side, v in enumerate(eq.inputs[:2]):
-        paired_axes = {*contract[side], *batch[side]}
+        paired_axes = {*contracted[side], *batch[side]}
         free_count = len(shape_of(facts.program.avals, v)) - len(paired_axes)
-        is_of_weights += [v not in facts.dependent] * free_count
-    if True not in is_of_weights:
-        return None
-    return len(batch[0]) + max(i for i, weights in enumerate(is_of_weights) if weights)
+        axis += free_count
+        if v not in facts.dependent and free_count > 0:
+            channel = axis - 1
+    return channel
 
 
 def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
@@ -190,8 +266,10 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
     """
     if eq.place.is_encoder:
         return -1
-    own = axes_of_maximum(eq, avals)
-    if len(own) == 1 and -own.copy().pop() <= len(eq.place.shape):
-        return own.pop()
-    axis = channels.get(eq.outputs[0])
-    return -1 if axis is None else axis - len(avals[eq.outputs[0]].shape)
+    maximum_axes = sorted(axes_of_maximum(eq, avals))
+    if len(maximum_axes) == 1 and -maximum_axes[0] <= len(eq.place.shape):
+        return maximum_axes[0]
+    output = eq.outputs[0]
+    if output not in channels:
+        return -1
+    return channels[output] - len(avals[output].shape)

@@ -18,7 +18,8 @@ from snnjax.network.sites import new_site
 
 def with_encoders(program: Program) -> Program:
     """The program with an encoder on every value that needs one."""
-    facts, avals = Facts(program), program.avals
+    facts = Facts(program)
+    avals = program.avals
     encoded_values = _to_be_encoded(facts)
     spikes: dict[Any, Any] = {}  # value -> the output of its encoder
     equations = []
@@ -27,12 +28,18 @@ def with_encoders(program: Program) -> Program:
             eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
         equations.append(eq)
         for v in encoded_values.intersection(eq.outputs):
-            fresh = len(avals)
-            avals[fresh] = avals[v]
-            site = new_site("encoder", avals[v], is_encoder=True)
-            path = _path_of_reader(program.equations, v)
-            equations.append(Equation(None, (), (v,), (fresh,), site, path))
-            spikes[v] = fresh
+            encoder_output = len(avals)  # a new variable
+            avals[encoder_output] = avals[v]
+            encoder = Equation(
+                primitive=None,
+                params=(),
+                inputs=(v,),
+                outputs=(encoder_output,),
+                site=new_site("encoder", avals[v], is_encoder=True),
+                path=_path_of_first_product(program.equations, v),
+            )
+            equations.append(encoder)
+            spikes[v] = encoder_output
     return program._replace(equations=tuple(equations))
 
 
@@ -42,10 +49,12 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
         return True
     if eq.name not in REARRANGEMENTS or eq.site is not None:
         return False
-    readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
-    read_outside = bool(set(facts.program.outputs).intersection(eq.outputs))
-    reader_leads = (_leads_to_products(reader, facts) for reader in readers)
-    return bool(readers) and not read_outside and all(reader_leads)
+    if set(facts.program.outputs).intersection(eq.outputs):
+        return False  # the user reads the moved value
+    readers = [reader for v in eq.outputs for reader in facts.readers.get(v, ())]
+    if not readers:
+        return False
+    return all(_leads_to_products(reader, facts) for reader in readers)
 
 
 def _to_be_encoded(facts: Facts) -> set[int]:
@@ -74,13 +83,15 @@ def _to_be_encoded(facts: Facts) -> set[int]:
 
 
 def _moved_from(v: int, facts: Facts) -> list[int]:
-    """The value and the values it is a pure rearrangement of."""
+    """The value, and back from it the values that it is a pure rearrangement of."""
     chain = [v]
-    while (eq := facts.makers.get(chain[-1])) is not None:
-        inputs = facts.dependent.intersection(eq.variables)
-        if eq.name not in REARRANGEMENTS or facts.is_operator(eq) or len(inputs) != 1:
+    while chain[-1] in facts.makers:
+        eq = facts.makers[chain[-1]]
+        sources = facts.dependent.intersection(eq.variables)
+        is_move = eq.name in REARRANGEMENTS and not facts.is_operator(eq)
+        if not is_move or len(sources) != 1:
             break
-        chain += inputs
+        chain.extend(sources)
     return chain
 
 
@@ -94,18 +105,21 @@ def _common_source(sources: Sequence[int], facts: Facts) -> int:
     One encoder of x serves all of them, where three would send the same spikes. So we
     go back from the operand, the first of ``sources``, move by move.
     """
-    common = sources[0]
-    for moved_value, before in itertools.pairwise(sources):
+    common_source = sources[0]
+    for moved_value, source in itertools.pairwise(sources):
         if not _leads_to_products(facts.makers[moved_value], facts):
             break  # something else reads the moved value, and reads it unencoded
-        readers = facts.readers.get(before, ())
-        if sum(_leads_to_products(reader, facts) for reader in readers) > 1:
-            common = before
-    return common
+        ways_to_products = 0
+        for reader in facts.readers.get(source, ()):
+            if _leads_to_products(reader, facts):
+                ways_to_products += 1
+        if ways_to_products > 1:
+            common_source = source
+    return common_source
 
 
-def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
-    """Where the first product that follows from a value stands."""
+def _path_of_first_product(equations: Sequence[Equation], v: int) -> str:
+    """The path of the first product that follows from a value; "" if there is none."""
     reached_values = {v}
     for eq in equations:
         if reached_values.intersection(eq.variables):

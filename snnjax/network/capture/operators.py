@@ -6,8 +6,8 @@ connected without a cut are one operator: a softmax, a norm, a GELU, or an atten
 with both of its products.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from snnjax._trees import common_path
 from snnjax.network.capture.facts import Facts
@@ -20,16 +20,19 @@ from snnjax.network.sites import new_site
 def with_operators(program: Program) -> Program:
     """The program with what is not affine gathered in operators."""
     facts = Facts(program)
-    group_of = {i: group for group in _groups(facts) for i in group}
-    new_equations: list[Equation] = []
+    operators: dict[int, Equation] = {}  # number of its first equation -> operator
+    members: set[int] = set()
+    for group in _groups(facts):
+        body = tuple(program.equations[i] for i in group)
+        operators[group[0]] = _operator(body, facts)
+        members.update(group)
+    equations: list[Equation] = []
     for i, eq in enumerate(program.equations):
-        group = group_of.get(i)
-        if group is None:
-            new_equations.append(eq)
-        elif i == group[0]:
-            body = tuple(program.equations[j] for j in group)
-            new_equations.append(_operator(body, facts))
-    return program._replace(equations=tuple(_in_order(new_equations)))
+        if i in operators:
+            equations.append(operators[i])
+        elif i not in members:
+            equations.append(eq)
+    return program._replace(equations=tuple(_in_order(equations)))
 
 
 # ------------------------------------------------------------------------- groups
@@ -48,21 +51,24 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         4   e = exp(d)     an operator, the same as 2 and 3: (2, 3, 4)
         5   f = e - 1      affine, and leads to no operator
     """
-    before = _equations_before(facts)
+    predecessors = _predecessors(facts)
     # From the last one back: operators, and whatever leads from one to another.
     members: set[int] = set()
-    for i in reversed(range(len(before))):
+    for i in reversed(range(len(predecessors))):
         if facts.is_operator(facts.equations[i]) or i in members:
-            members |= {i, *before[i]}
-    # From the first one on: each member joins the groups of those before it into one.
-    group_of: dict[int, set[int]] = {}
+            members.add(i)
+            members.update(predecessors[i])
+    # From the first one on: a member unites the groups of its predecessors.
+    groups: dict[int, set[int]] = {}  # number of an equation -> its group
     for i in sorted(members):
-        group = {i}.union(*(group_of[j] for j in before[i]))
-        group_of.update(dict.fromkeys(group, group))
-    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+        group = {i}
+        for predecessor in predecessors[i]:
+            group |= groups[predecessor]
+        groups.update(dict.fromkeys(group, group))
+    return [tuple(sorted(group)) for i, group in groups.items() if i == min(group)]
 
 
-def _equations_before(facts: Facts) -> list[set[int]]:
+def _predecessors(facts: Facts) -> list[set[int]]:
     """For each equation those that may be of one operator with it and lead to it.
 
     They are operators or follow from one. Nothing cuts the way between the two: neither
@@ -72,46 +78,81 @@ def _equations_before(facts: Facts) -> list[set[int]]:
 
         c = tanh(b)    d = relu(c)    e = c * exp(d)
     """
-    equations, live = facts.equations, facts.live
-    made_by: dict[int, int] = {}  # variable -> number of its equation
+    maker_numbers: dict[int, int] = {}  # variable -> number of its equation
     cuts: dict[int, int] = {}  # variable -> cuts on the longest way to it
-    before: list[set[int]] = []
-    follows: set[int] = set()  # equations that are operators or follow from one
-    for i, eq in enumerate(equations):
+    predecessors: list[set[int]] = []
+    followers: set[int] = set()  # equations that are operators or follow from one
+    for i, eq in enumerate(facts.equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
-        is_live = not live.isdisjoint(eq.outputs)
+        is_live = not facts.live.isdisjoint(eq.outputs)
         is_cut = eq.site is not None or facts.is_product(eq)
-        near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
-        same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
-        before.append(same & follows)
-        if facts.is_operator(eq) or before[i]:
-            follows.add(i)
-        cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
-        made_by.update(dict.fromkeys(eq.outputs, i))
-    return before
+        neighbours: set[int] = set()
+        for v in eq.variables:
+            if is_cut or v not in maker_numbers or cuts[v] != depth:
+                continue
+            if (v in facts.live) == is_live and maker_numbers[v] in followers:
+                neighbours.add(maker_numbers[v])
+        predecessors.append(neighbours)
+        if facts.is_operator(eq) or neighbours:
+            followers.add(i)
+        if is_cut:
+            depth += 1
+        cuts.update(dict.fromkeys(eq.outputs, depth))
+        maker_numbers.update(dict.fromkeys(eq.outputs, i))
+    return predecessors
 
 
-def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
-    """One equation for a body of several."""
-    inside = {v for eq in body for v in eq.outputs}
-    members = set(map(id, body))
-    inputs = dict.fromkeys(v for eq in body for v in eq.variables if v not in inside)
-    results = [
-        v
-        for v in (v for eq in body for v in eq.outputs)
-        if v in facts.program.outputs
-        or any(id(reader) not in members for reader in facts.readers.get(v, ()))
-    ]
-    aval = facts.program.avals[results[0]]
-    sources = {_scaled_from(v, facts) for v in facts.dependent.intersection(inputs)}
-    operations = [primitive(eq.name) for eq in body]
-    near_relu = len(sources) == 1 and all(each.piecewise for each in operations)
-    near_relu = near_relu and any(each.compares for each in operations)
-    site = new_site(_kind(body, near_relu), aval, fires=False, near_relu=near_relu)
-    paths = [eq.path for eq in body]
-    path = common_path(paths) if all(paths) else ""
-    computes = Body(body, tuple(inputs))
-    return Equation(None, (), computes.inputs, tuple(results), site, path, (), computes)
+def _operator(equations: tuple[Equation, ...], facts: Facts) -> Equation:
+    """One equation whose body is these."""
+    results = _results(equations, facts)
+    inner_variables = {v for eq in equations for v in eq.outputs}
+    inputs: dict[int, None] = {}  # in order, each once
+    for eq in equations:
+        for v in eq.variables:
+            if v not in inner_variables:
+                inputs[v] = None
+    near_relu = _is_near_relu(equations, facts.dependent.intersection(inputs), facts)
+    site = new_site(
+        _kind(equations, near_relu),
+        facts.program.avals[results[0]],
+        fires=False,
+        near_relu=near_relu,
+    )
+    paths = [eq.path for eq in equations]
+    body = Body(equations=equations, inputs=tuple(inputs))
+    return Equation(
+        primitive=None,
+        params=(),
+        inputs=body.inputs,
+        outputs=results,
+        site=site,
+        path=common_path(paths) if all(paths) else "",
+        body=body,
+    )
+
+
+def _results(equations: tuple[Equation, ...], facts: Facts) -> tuple[int, ...]:
+    """What others read of the results of these equations, or the user."""
+    numbers = {id(eq) for eq in equations}
+    results = []
+    for eq in equations:
+        for v in eq.outputs:
+            readers = facts.readers.get(v, ())
+            leaves = any(id(reader) not in numbers for reader in readers)
+            if leaves or v in facts.program.outputs:
+                results.append(v)
+    return tuple(results)
+
+
+def _is_near_relu(
+    equations: tuple[Equation, ...], inputs: Iterable[int], facts: Facts
+) -> bool:
+    """Whether an operator is a function of one value, in polynomial pieces."""
+    sources = {_scaled_from(v, facts) for v in inputs}
+    rows = [primitive(eq.name) for eq in equations]
+    is_piecewise = all(row.piecewise for row in rows)
+    has_pieces = any(row.compares for row in rows)
+    return len(sources) == 1 and is_piecewise and has_pieces
 
 
 def _scaled_from(v: int, facts: Facts) -> int:
@@ -144,26 +185,46 @@ _SIGNATURES = (
 )
 
 
-def _kind(body: Sequence[Equation], near_relu: bool) -> str:
+def _kind(equations: Sequence[Equation], near_relu: bool) -> str:
     """A name for people: the call that all of a body stands in, or by `_SIGNATURES`."""
-    calls = body[0].calls
-    for eq in body[1:]:
-        pairs = zip(calls, eq.calls, strict=False)
-        same = itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs)
-        calls = [call for call, _ in same]
-    name = calls[-1].name.strip("_") if calls else ""
+    name = _name_of_call(equations)
     # An activation of the user's own may be called relu, which names a site.
     if name.isidentifier() and name not in ("relu", "relu6", "where"):
         return name
     if near_relu:
         return "piecewise"
-    operations = {eq.name for eq in body}
-    curves = {(eq.inputs[0], eq.outputs[0]) for eq in body if eq.name == "logistic"}
-    products = (eq.inputs for eq in body if eq.name == "mul")
-    if any((a, b) in curves or (b, a) in curves for a, b in products):
+    operations = {eq.name for eq in equations}
+    if _has_silu(equations):
         operations.add("x logistic(x)")
-    kinds = (kind for kind, signature in _SIGNATURES if signature <= operations)
-    return next(kinds, "operator")
+    for kind, signature in _SIGNATURES:
+        if signature <= operations:
+            return kind
+    return "operator"
+
+
+def _name_of_call(equations: Sequence[Equation]) -> str:
+    """Name of the innermost function that all equations stand in; "" for none."""
+    name = ""
+    for calls in zip(*(eq.calls for eq in equations), strict=False):
+        call_names = {call.name for call in calls}
+        if len(call_names) > 1:
+            break
+        (name,) = call_names
+    return name.strip("_")
+
+
+def _has_silu(equations: Sequence[Equation]) -> bool:
+    """Whether a value is multiplied by its own logistic function."""
+    logistic: dict[Any, Any] = {}  # logistic(x) -> x
+    for eq in equations:
+        if eq.name == "logistic":
+            logistic[eq.outputs[0]] = eq.inputs[0]
+    for eq in equations:
+        if eq.name == "mul":
+            a, b = eq.inputs
+            if logistic.get(a) == b or logistic.get(b) == a:
+                return True
+    return False
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
@@ -171,20 +232,28 @@ def _in_order(equations: Sequence[Equation]) -> list[Equation]:
 
     An operator stands where its first equation stood, before some of its inputs.
     """
-    maker = {v: eq for eq in equations for v in eq.outputs}
+    makers = {v: eq for eq in equations for v in eq.outputs}
     sequence: list[Equation] = []
     placed_ids: set[int] = set()
 
+    def missing_maker(eq: Equation) -> Equation | None:
+        """An equation that must be placed before this one."""
+        for v in eq.variables:
+            if v in makers and id(makers[v]) not in placed_ids:
+                return makers[v]
+        return None
+
     for eq in equations:
-        stack = [eq]  # each waits for the next one; a network is too deep to recurse
+        # Each equation of the stack waits for the one above it. A network is too deep
+        # for a recursion.
+        stack = [eq]
         while stack:
-            makers = (maker[v] for v in stack[-1].variables if v in maker)
-            missing = next((m for m in makers if id(m) not in placed_ids), None)
-            if missing is not None:
-                stack.append(missing)
+            maker = missing_maker(stack[-1])
+            if maker is not None:
+                stack.append(maker)
                 continue
-            current = stack.pop()
-            if id(current) not in placed_ids:
-                placed_ids.add(id(current))
-                sequence.append(current)
+            ready = stack.pop()
+            if id(ready) not in placed_ids:
+                placed_ids.add(id(ready))
+                sequence.append(ready)
     return sequence

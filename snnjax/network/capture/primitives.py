@@ -7,7 +7,7 @@ allow one, add its name to the row of primitives that behave like it.
 """
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 from snnjax.network.equations import Shape
@@ -111,34 +111,51 @@ def moved(
     name: str,
     params: dict[str, Any],
     axis: int,
-    before: Shape,
-    after: Shape,
+    shape: Shape,
+    new_shape: Shape,
     *,
     last: bool = False,
 ) -> int | None:
     """Where an axis of the operand lies in the result; None if that is unknown.
 
-    Of several possible axes it is the first, or the ``last``.
+    Args:
+        name, params: the primitive and its parameters.
+        axis, shape: of the operand.
+        new_shape: of the result.
+        last: take the last of several possible axes, not the first.
     """
     if name == "transpose":
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
     if primitive(name).along == "axes":  # a reduction
-        axes = params["axes"]
-        return None if axis in axes else axis - sum(a < axis for a in axes)
+        return _axis_without(params["axes"], axis)
     if name == "stack":
-        return axis + (axis >= params["axis"])
+        return axis + 1 if axis >= params["axis"] else axis
     if name == "unstack":
-        removed_axis = params["axis"]
-        return None if axis == removed_axis else axis - (axis > removed_axis)
-    if len(before) == len(after) and name != "reshape":
+        return _axis_without([params["axis"]], axis)
+    if len(shape) == len(new_shape) and name != "reshape":
         return axis
-    # A reshape keeps the axis if as much stands behind it as before.
-    behind = math.prod(before[axis + 1 :])
-    fits = [
-        i
-        for i, size in enumerate(after)
-        if size == before[axis] and math.prod(after[i + 1 :]) == behind
-    ]
-    return fits[-1 if last else 0] if fits else None
+    return _reshaped_axis(axis, shape, new_shape, last)
+
+
+def _axis_without(removed_axes: Sequence[int], axis: int) -> int | None:
+    """The place of an axis after others are removed; None if it is removed itself."""
+    if axis in removed_axes:
+        return None
+    return axis - sum(removed < axis for removed in removed_axes)
+
+
+def _reshaped_axis(axis: int, shape: Shape, new_shape: Shape, last: bool) -> int | None:
+    """The axis of the result that is this axis of a reshape's operand.
+
+    A reshape keeps an axis if size and stride are the same in row-major order.
+    """
+    stride = math.prod(shape[axis + 1 :])
+    places = []
+    for new_axis, size in enumerate(new_shape):
+        if size == shape[axis] and math.prod(new_shape[new_axis + 1 :]) == stride:
+            places.append(new_axis)
+    if not places:
+        return None
+    return places[-1] if last else places[0]

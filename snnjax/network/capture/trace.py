@@ -22,23 +22,18 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
         x: shapes and types of the examples.
     """
 
-    # JAX would remember what fn itself closed over at first. It names the place of the
+    # JAX remembers the traces of a function object, and so the arrays that fn closed
+    # over at its first call; this one is new each time. JAX names the place of the
     # wrapped function in its messages, so that users find their own file.
     @functools.wraps(fn)
-    def anew(params, x):
+    def new_function(params, x):
         return fn(params, x)
 
     try:
-        return jax.make_jaxpr(anew, return_shape=True)(params, x)
+        return jax.make_jaxpr(new_function, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed: say with what
-        leaves = jax.tree.leaves(x)
-        arrays = [f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves]
-        called = (
-            f"snnjax called fn(params, x) with x of {', '.join(arrays)}, and params of "
-            f"{_shapes(params)}. Pass x with the batch axis first and the features "
-            "that params have weights for, and the network as fn(params, x) -> outputs."
-        )
-        note = " ".join([called, *_remedies(error, params, x)])
+        sentences = [_call_in_words(params, x), *_remedies(error, params, x)]
+        note = " ".join(sentences)
         if type(error) in (TypeError, ValueError):
             explanation = type(error)(f"{error}\n{note}")
             for earlier_note in getattr(error, "__notes__", ()):
@@ -48,41 +43,62 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
         raise
 
 
+def _call_in_words(params: chex.ArrayTree, x: Any) -> str:
+    """What fn was called with, and what it should be called with."""
+    arrays = []
+    for leaf in jax.tree.leaves(x):
+        arrays.append(f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}")
+    return (
+        f"snnjax called fn(params, x) with x of {', '.join(arrays)}, and params of "
+        f"{_shapes(params)}. Pass x with the batch axis first and the features "
+        "that params have weights for, and the network as fn(params, x) -> outputs."
+    )
+
+
 def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
     """A sentence for each common mistake that the error and the shapes speak for."""
-    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(x)]
-    whole = all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(x))
-    of_scope = type(error).__name__.startswith("Scope")  # flax.errors
-    channels_first = len(shapes[0]) == 4 and shapes[0][1] < min(shapes[0][2:])
-    remedies = {
-        "params hold no array: give the trained parameters, before x.": not (
-            jax.tree.leaves(params)
-        ),
-        "x is one whole number per example, as labels are: give the images.": (
-            whole and shapes == [(shapes[0][0],)]
-        ),
-        "model.apply of flax takes all variables: give variables, not "
-        "variables['params'].": (
-            of_scope and isinstance(params, Mapping) and "params" not in params
-        ),
-        "The second axis of x is its shortest, as of images with the channels first; "
-        "flax has them last: x.transpose(0, 2, 3, 1).": channels_first,
-        "An if on a value of x cannot be traced: write jnp.where or jax.lax.select.": (
-            isinstance(error, jax.errors.TracerBoolConversionError)
-        ),
-        "NumPy cannot compute in fn: use functions of jax.numpy, e.g. jnp.maximum.": (
-            isinstance(error, jax.errors.TracerArrayConversionError)
-        ),
-        "fn may return arrays only: leave names and other objects out.": (
-            "not a valid JAX type" in str(error)
-        ),
-    }
-    return [remedy for remedy, applies in remedies.items() if applies]
+    remedies = []
+    if not jax.tree.leaves(params):
+        remedies.append("params hold no array: give the trained parameters, before x.")
+    leaves = jax.tree.leaves(x)
+    shape = tuple(leaves[0].shape)
+    all_whole = all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves)
+    if all_whole and len(leaves) == 1 and len(shape) == 1:
+        remedies.append(
+            "x is one whole number per example, as labels are: give the images."
+        )
+    is_scope_error = type(error).__name__.startswith("Scope")  # of flax.errors
+    if is_scope_error and isinstance(params, Mapping) and "params" not in params:
+        remedies.append(
+            "model.apply of flax takes all variables: give variables, not "
+            "variables['params']."
+        )
+    if len(shape) == 4 and shape[1] < min(shape[2:]):
+        remedies.append(
+            "The second axis of x is its shortest, as of images with the channels "
+            "first; flax has them last: x.transpose(0, 2, 3, 1)."
+        )
+    if isinstance(error, jax.errors.TracerBoolConversionError):
+        remedies.append(
+            "An if on a value of x cannot be traced: write jnp.where or jax.lax.select."
+        )
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        remedies.append(
+            "NumPy cannot compute in fn: use functions of jax.numpy, e.g. jnp.maximum."
+        )
+    if "not a valid JAX type" in str(error):
+        remedies.append("fn may return arrays only: leave names and other objects out.")
+    return remedies
 
 
-def _shapes(params: chex.ArrayTree, most: int = 4) -> str:
+def _shapes(params: chex.ArrayTree, limit: int = 4) -> str:
     """Names and shapes of the first parameters."""
     leaves = jax.tree_util.tree_leaves(params)
-    pairs = list(zip(paths_of(params), leaves, strict=True))
-    shapes = [f"{path or 'shape'} {jnp.shape(leaf)}" for path, leaf in pairs[:most]]
-    return ", ".join(shapes + ["..."] * (len(pairs) > most)) or "no arrays"
+    shapes = []
+    for path, leaf in zip(paths_of(params), leaves, strict=True):
+        shapes.append(f"{path or 'shape'} {jnp.shape(leaf)}")
+    if not shapes:
+        return "no arrays"
+    if len(shapes) > limit:
+        shapes = [*shapes[:limit], "..."]
+    return ", ".join(shapes)
