@@ -27,7 +27,7 @@ _CALLS = ("jit", "closed_call")
 REMAT = ("remat2",)
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 # Functions of `snnjax.activations`, by names that nobody else uses -> kind.
-_OWN = {
+_ACTIVATIONS = {
     "snnjax_clipped_relu": "clipped relu",
     "snnjax_quantized_relu": "quantized relu",
     "snnjax_encode": "encoder",
@@ -77,18 +77,25 @@ def flatten(closed: Any, parameter_count: int) -> Program:
 
     The first arguments are the parameters, the others the arrays of x.
     """
-    flat = _Flattener()
-    arguments = [flat.variable(v) for v in closed.jaxpr.invars]
-    parameters, x = arguments[:parameter_count], tuple(arguments[parameter_count:])
-    flat.dependent.update(x)
-    constants = {
-        flat.variable(v): constant
-        for v, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True)
-    }
-    equations = flat.run(closed.jaxpr, "", ())
-    outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
-    needs = needed(equations, [v for v in outputs if isinstance(v, int)])
-    return Program(needs, flat.avals, parameters, x, constants, outputs, flat.calls)
+    flattener = _Flattener()
+    jaxpr = closed.jaxpr
+    arguments = [flattener.variable(v) for v in jaxpr.invars]
+    x = tuple(arguments[parameter_count:])
+    flattener.dependent.update(x)
+    constants = {}
+    for v, constant in zip(jaxpr.constvars, closed.consts, strict=True):
+        constants[flattener.variable(v)] = constant
+    equations = flattener.run(jaxpr, path="", calls=())
+    outputs = tuple(flattener.read(v) for v in jaxpr.outvars)
+    return Program(
+        equations=needed(equations, [v for v in outputs if isinstance(v, int)]),
+        avals=flattener.avals,
+        parameters=arguments[:parameter_count],
+        x=x,
+        constants=constants,
+        outputs=outputs,
+        calls=flattener.calls,
+    )
 
 
 def folded(
@@ -98,71 +105,92 @@ def folded(
 
     A call with a derivative of its own must stay a call to keep the derivative. A remat
     stays to save memory.
+
+    Args:
+        calls: every call that may be restored, as one equation.
+        names: of the primitives whose calls are.
     """
-    with_sites = {call for eq in equations if eq.site is not None for call in eq.calls}
-    by_call: dict[Call | int, Equation] = {}  # by call, or by first output
+    calls_with_sites = set()
     for eq in equations:
-        whole = (
-            call
-            for call in eq.calls
-            if call in calls and calls[call].name in names and call not in with_sites
-        )
-        outermost = next(whole, None)
+        if eq.site is not None:
+            calls_with_sites.update(eq.calls)
+
+    def is_restored(call: Call) -> bool:
+        is_named = call in calls and calls[call].name in names
+        return is_named and call not in calls_with_sites
+
+    result: dict[Call | int, Equation] = {}  # each by its call or its first output
+    for eq in equations:
+        outermost = next(filter(is_restored, eq.calls), None)
         if outermost is None:
-            by_call[eq.outputs[0]] = eq
+            result[eq.outputs[0]] = eq
         else:
-            by_call[outermost] = calls[outermost]
-    return tuple(by_call.values())
+            result[outermost] = calls[outermost]
+    return tuple(result.values())
 
 
 def inner_programs(equation: Equation) -> Iterator[Program]:
     """The bodies of a loop, the branches of a cond."""
-    values = [static.value for _, static in equation.params]
-    flat = [v for value in values for v in (value if type(value) is tuple else [value])]
-    for jaxpr in flat:
-        if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
-            closed = _closed(jaxpr)
-            if closed.jaxpr.invars:
-                yield flatten(closed, parameter_count=0)
+    for _, parameter in equation.params:
+        value = parameter.value
+        for jaxpr in value if type(value) is tuple else [value]:
+            if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
+                closed = _closed(jaxpr)
+                if closed.jaxpr.invars:
+                    yield flatten(closed, parameter_count=0)
 
 
 class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls."""
+    """Numbers a jaxpr's variables and inlines its calls.
+
+    Attributes:
+        calls: calls that `folded` may restore -> each as one equation.
+        numbers: variable of the jaxpr -> our number of it.
+        avals: number -> shape and dtype.
+        dependent: numbers of the variables that depend on x.
+        forwarded: variable of the jaxpr -> number or constant that it is the same as,
+            such as an argument of an inlined call.
+    """
 
     def __init__(self):
         self.calls: dict[Call, Equation] = {}
         self.numbers: dict[Any, int] = {}
         self.avals: Avals = {}
-        self.dependent: set[int] = set()  # variables that depend on x
+        self.dependent: set[int] = set()
         self.forwarded: dict[Any, int | Static] = {}
 
     def variable(self, v: Any) -> int:
+        """The number of a variable, a new one if it has none yet."""
         if v not in self.numbers:
-            self.numbers[v] = len(self.avals)
-            self.avals[len(self.avals)] = v.aval
+            number = len(self.avals)
+            self.numbers[v] = number
+            self.avals[number] = v.aval
         return self.numbers[v]
 
     def read(self, v: Any) -> int | Static:
-        if _literal(v):
+        """The number or constant that an input of a jaxpr's equation stands for."""
+        if _is_literal(v):
             return Static(v.val)
-        return self.forwarded[v] if v in self.forwarded else self.variable(v)
+        if v in self.forwarded:
+            return self.forwarded[v]
+        return self.variable(v)
 
     def run(self, jaxpr: Any, path: str, calls: Calls) -> list[Equation]:
+        """The equations of a jaxpr that stands at ``path``, in these calls."""
         equations = []
         for eqn in jaxpr.eqns:
-            here = _join(path, str(eqn.source_info.name_stack))
+            eqn_path = _join(path, str(eqn.source_info.name_stack))
+            body = _body(eqn)
             if eqn.outvars and all(map(_is_empty, eqn.outvars)):
                 # jnp.pad makes empty parts along the batch: they hold no example.
-                self.forwarded.update((v, _zeros(v)) for v in eqn.outvars)
-                continue
-            if eqn.primitive.name == "scan" and self.is_over_layers(eqn):
-                equations += self.unroll(eqn, here, calls)
-                continue
-            body = _body(eqn)
-            if body is None or body.jaxpr.debug_info.func_name in _OWN:
-                equations += self.equations(eqn, here, calls)
+                for v in eqn.outvars:
+                    self.forwarded[v] = _zeros(v)
+            elif eqn.primitive.name == "scan" and self.is_over_layers(eqn):
+                equations += self.unroll(eqn, eqn_path, calls)
+            elif body is None or body.jaxpr.debug_info.func_name in _ACTIVATIONS:
+                equations += self.equations(eqn, eqn_path, calls)
             else:
-                equations += self.inline(eqn, body, here, calls)
+                equations += self.inline(eqn, body, eqn_path, calls)
         return equations
 
     def equations(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
@@ -172,93 +200,137 @@ class _Flattener:
         equation = self.equation(eqn, inputs, outputs, path, calls)
         if self.dependent.intersection(equation.variables):
             self.dependent.update(outputs)
-        if eqn.primitive.name == "optimization_barrier":  # each has axes of its own
-            pairs = zip(inputs, outputs, strict=True)
-            return [equation._replace(inputs=(i,), outputs=(o,)) for i, o in pairs]
+        if eqn.primitive.name == "optimization_barrier":
+            # Examples may lie along another axis of each array.
+            return [
+                equation._replace(inputs=(v,), outputs=(output,))
+                for v, output in zip(inputs, outputs, strict=True)
+            ]
         body = _body(eqn)
-        kind = _OWN.get(body.jaxpr.debug_info.func_name) if body else None
-        if body and kind and (kind == "encoder" or _is_broadcast(body.jaxpr)):
-            aval, is_encoder = self.avals[outputs[0]], kind == "encoder"
-            site = new_site(kind, aval, is_encoder=is_encoder)
+        if body is None:
+            return [equation]
+        kind = _ACTIVATIONS[body.jaxpr.debug_info.func_name]
+        is_encoder = kind == "encoder"
+        if is_encoder or _is_broadcast(body.jaxpr):
+            site = new_site(kind, self.avals[outputs[0]], is_encoder=is_encoder)
             equation = equation._replace(site=site)
         return [equation]
 
     def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:
-        params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
-        return Equation(eqn.primitive, params, inputs, outputs, None, path, calls)
+        """A jaxpr's equation of our variables."""
+        names = sorted(eqn.params)
+        return Equation(
+            primitive=eqn.primitive,
+            params=tuple((name, Static(eqn.params[name])) for name in names),
+            inputs=inputs,
+            outputs=outputs,
+            path=path,
+            calls=calls,
+        )
 
     def inline(self, eqn: Any, body: Any, path: str, calls: Calls) -> list[Equation]:
+        """The equations of a called function in the place of its call."""
+        primitive_name = eqn.primitive.name
         inputs = tuple(map(self.read, eqn.invars))
-        name = eqn.params.get("name") or body.jaxpr.debug_info.func_name
-        call = Call(str(name))
-        calls = (*calls, call)
-        equations, results = self.call(body, inputs, path, calls)
-        if eqn.primitive.name in CUSTOM:  # an input that it hands on has a derivative
+        function_name = eqn.params.get("name") or body.jaxpr.debug_info.func_name
+        call = Call(str(function_name))
+        equations, results = self.call(body, inputs, path, (*calls, call))
+        if primitive_name in CUSTOM:
+            # An input that the function hands on as it is gets a derivative of the
+            # function, too, so it becomes a variable of its own.
             copy = functools.partial(jnp.array, copy=True)
+            computed = {v for eq in equations for v in eq.outputs}
             for i, v in enumerate(results):
-                if not any(v in eq.outputs for eq in equations):
-                    copies, (results[i],) = self.apply(copy, [v], path, calls)
+                if v not in computed:
+                    copies, copied = self.apply(copy, [v], path, (*calls, call))
                     equations += copies
-        if eqn.primitive.name in (*CUSTOM, *REMAT):
-            inner = {v for eq in equations for v in eq.outputs}
-            outputs = [
-                v if v in inner and v not in results[:i] else self.variable(outer)
-                for i, (v, outer) in enumerate(zip(results, eqn.outvars, strict=True))
-            ]
-            self.calls[call] = self.equation(eqn, inputs, tuple(outputs), path, calls)
+                    results[i] = copied[0]
+        if primitive_name in (*CUSTOM, *REMAT):
+            outputs = self.outputs_of_call(eqn, equations, results)
+            self.calls[call] = self.equation(eqn, inputs, outputs, path, (*calls, call))
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
+
+    def outputs_of_call(
+        self, eqn: Any, equations: Sequence[Equation], results: Sequence[int | Static]
+    ) -> tuple[int, ...]:
+        """Variables that the call itself would compute.
+
+        They are those that its equations compute, so that others read the same
+        variables whether the call is inlined or not. A result that is an input, a
+        constant or an earlier result again, gets a variable that nobody reads.
+        """
+        computed = {v for eq in equations for v in eq.outputs}
+        outputs: list[Any] = []
+        for result, variable in zip(results, eqn.outvars, strict=True):
+            if result in computed and result not in outputs:
+                outputs.append(result)
+            else:
+                outputs.append(self.variable(variable))
+        return tuple(outputs)
 
     def call(
         self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
     ) -> tuple[list[Equation], list[int | Static]]:
         """Equations of a closed jaxpr for these inputs, and its results."""
-        # A jaxpr that is called twice is inlined twice: forget its old numbers.
+        # A jaxpr that is called twice is inlined twice, with other numbers.
         inner = _Flattener()
-        inner.avals, inner.calls = self.avals, self.calls
+        inner.avals = self.avals
+        inner.calls = self.calls
         inner.dependent = self.dependent
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
-        for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
-            inner.forwarded[v] = Static(c)
+        for v, constant in zip(body.jaxpr.constvars, body.consts, strict=True):
+            inner.forwarded[v] = Static(constant)
         equations = inner.run(body.jaxpr, path, calls)
         return equations, [inner.read(v) for v in body.jaxpr.outvars]
 
     def is_over_layers(self, eqn: Any) -> bool:
         """Whether a scan computes on x, and no axis of x is what it goes along."""
-        inputs = [self.read(v) for v in eqn.invars]
-        on_x = [isinstance(v, int) and v in self.dependent for v in inputs]
-        return any(on_x) and not any(on_x[_parts_of_scan(eqn)[1] :])
+        on_x = []
+        for v in eqn.invars:
+            value = self.read(v)
+            on_x.append(isinstance(value, int) and value in self.dependent)
+        _, stacked_start = _parts_of_scan(eqn)
+        return any(on_x) and not any(on_x[stacked_start:])
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
         """Every turn of a scan in its place; its number, [3], is a part of the path."""
-        body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
+        body = _closed(eqn.params["jaxpr"])
+        length = eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
         carry_start, stacked_start = _parts_of_scan(eqn)
-        constants, stacked_inputs = inputs[:carry_start], inputs[stacked_start:]
+        constants = inputs[:carry_start]
         carry = inputs[carry_start:stacked_start]
-        equations, outputs = [], []
-        turns = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
-        for turn in turns:
-            slices = []
-            slice_of = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
-            for array in stacked_inputs:
-                cuts, layer_slice = self.apply(slice_of, [array], path, calls)
-                equations, slices = equations + cuts, slices + layer_slice
-            here = _join(path, f"[{turn}]")
-            arguments = [*constants, *carry, *slices]
-            layer, of_layer = self.call(body, arguments, here, calls)
-            equations += layer
-            carry = of_layer[: len(carry)]
-            outputs.append(of_layer[len(carry) :])
+        stacked_inputs = inputs[stacked_start:]
+        turns = list(range(length))
         if eqn.params["reverse"]:
-            outputs.reverse()
+            turns.reverse()
+        equations: list[Equation] = []
+        stacked_results: dict[int, list[int | Static]] = {}  # turn -> its results
+        for turn in turns:
+            take_layer = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
+            layer_inputs = []
+            for array in stacked_inputs:
+                slicing, slices = self.apply(take_layer, [array], path, calls)
+                equations += slicing
+                layer_inputs += slices
+            layer_equations, layer_results = self.call(
+                body,
+                [*constants, *carry, *layer_inputs],
+                _join(path, f"[{turn}]"),
+                calls,
+            )
+            equations += layer_equations
+            stacked_results[turn] = layer_results[len(carry) :]
+            carry = layer_results[: len(carry)]
         results = list(carry)
-        if not length:
-            results = [*carry, *map(_zeros, eqn.outvars[len(carry) :])]
-        for parts in zip(*outputs, strict=True):
-            stack_equations, (array,) = self.apply(_stack, parts, path, calls)
-            equations += stack_equations
-            results.append(array)
+        if length == 0:
+            results += map(_zeros, eqn.outvars[len(carry) :])
+        in_order = [stacked_results[turn] for turn in range(length)]
+        for parts in zip(*in_order, strict=True):
+            stacking, stacks = self.apply(_stack, parts, path, calls)
+            equations += stacking
+            results += stacks
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 
@@ -266,12 +338,13 @@ class _Flattener:
         self, function: Any, inputs: Sequence[int | Static], path: str, calls: Calls
     ) -> tuple[list[Equation], list[int | Static]]:
         """Equations of a function of arrays, and its result."""
-        shapes = [
-            jax.ShapeDtypeStruct(np.shape(v.value), jnp.result_type(v.value))
-            if isinstance(v, Static)
-            else jax.ShapeDtypeStruct(self.avals[v].shape, self.avals[v].dtype)
-            for v in inputs
-        ]
+        shapes = []
+        for v in inputs:
+            if isinstance(v, Static):
+                shape, dtype = np.shape(v.value), jnp.result_type(v.value)
+            else:
+                shape, dtype = self.avals[v].shape, self.avals[v].dtype
+            shapes.append(jax.ShapeDtypeStruct(shape, dtype))
         return self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
 
 
@@ -282,12 +355,14 @@ def _parts_of_scan(eqn: Any) -> tuple[int, int]:
     """
     body = _closed(eqn.params["jaxpr"]).jaxpr
 
-    def unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    def count_unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        """How many arrays have the same rank outside of the loop and in its body."""
         pairs = zip(outer, inner, strict=True)
         return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
 
-    behind = unstacked(eqn.invars, body.invars)
-    return behind - unstacked(eqn.outvars, body.outvars), behind
+    stacked_start = count_unstacked(eqn.invars, body.invars)
+    carry_count = count_unstacked(eqn.outvars, body.outvars)
+    return stacked_start - carry_count, stacked_start
 
 
 def _is_empty(v: Any) -> bool:
@@ -324,33 +399,38 @@ def _is_broadcast(jaxpr: Any) -> bool:
     Under vmap the axes of one may lie elsewhere, and the function moves them.
     """
     rank = len(jaxpr.outvars[0].aval.shape)
-
-    def stays(operand: int) -> bool:
+    for operand in (0, 1):
         shape = jaxpr.invars[operand].aval.shape
-        return all(
-            _place(jaxpr, operand, axis) == axis + rank - len(shape)
-            for axis, size in enumerate(shape)
-            if size > 1
-        )
-
-    return stays(0) and stays(1)
+        for axis, size in enumerate(shape):
+            broadcast_axis = axis + rank - len(shape)
+            if size > 1 and _place(jaxpr, operand, axis) != broadcast_axis:
+                return False
+    return True
 
 
 def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
     """Which axis of its result an axis of an operand becomes; None if unknown."""
-    places: dict[Any, int] = {jaxpr.invars[operand]: axis}
+    places: dict[Any, int] = {jaxpr.invars[operand]: axis}  # variable -> its axis
     for eqn in jaxpr.eqns:
-        inputs = [(i, v) for i, v in enumerate(eqn.invars) if not _literal(v)]
-        operand_places = [(i, places[v]) for i, v in inputs if v in places]
-        if not operand_places:
+        slot = None  # the first input that has the axis
+        for i, v in enumerate(eqn.invars):
+            if not _is_literal(v) and v in places:
+                slot = i
+                break
+        if slot is None:
             continue
-        i, place = operand_places[0]
-        body, result = _body(eqn), eqn.outvars[0]
+        source, result = eqn.invars[slot], eqn.outvars[0]
+        body = _body(eqn)
         if body is not None:
-            place = _place(body.jaxpr, i, place)
+            place = _place(body.jaxpr, slot, places[source])
         else:
-            before, after = eqn.invars[i].aval.shape, result.aval.shape
-            place = moved(eqn.primitive.name, eqn.params, place, before, after)
+            place = moved(
+                eqn.primitive.name,
+                eqn.params,
+                axis=places[source],
+                shape=source.aval.shape,
+                new_shape=result.aval.shape,
+            )
         if place is None:
             return None
         places[result] = place
@@ -359,24 +439,37 @@ def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
 
 def depends_on_last(jaxpr: Any) -> bool:
     """Whether any output of a function follows from its last input."""
-    reach = {jaxpr.invars[-1]}
+    reached = {jaxpr.invars[-1]}
     for eqn in jaxpr.eqns:
-        if reach.intersection(v for v in eqn.invars if not _literal(v)):
-            reach.update(eqn.outvars)
-    return bool(reach.intersection(v for v in jaxpr.outvars if not _literal(v)))
+        if not reached.isdisjoint(_variables(eqn.invars)):
+            reached.update(eqn.outvars)
+    return not reached.isdisjoint(_variables(jaxpr.outvars))
 
 
-def _literal(v: Any) -> bool:
+def _variables(values: Iterable[Any]) -> list[Any]:
+    """Those of a jaxpr's values that are no literals, which have no hash."""
+    return [v for v in values if not _is_literal(v)]
+
+
+def _is_literal(v: Any) -> bool:
     return isinstance(v, jex.Literal)
 
 
-def _join(path: str, stack: str) -> str:
-    # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places, nor is the
-    # formula that an einsum is called by.
-    names, call = re.sub(r"/~", "", stack), re.compile(r"[\w.]*\(([^()]*)\)")
-    while call.search(names):  # they may be nested
-        names = call.sub(r"\1", names)
-    outside, *modules = f"{path}/{names}".split(TORCH_SCOPE)
-    # The innermost module has the names of all; what follows is torchax's.
-    parts = outside.split("/") + [module.split("/")[0] for module in modules[-1:]]
+_TRANSFORMATION = re.compile(r"[\w.]*\(([^()]*)\)")
+
+
+def _join(path: str, name_stack: str) -> str:
+    """The path of an equation: that of its call, and JAX's names inside of it.
+
+    Transformations are no places: ``vmap(Net)/jvp(relu)`` is ``Net/relu``. The formula
+    that an einsum is called by is none either, nor is the ``~`` of haiku.
+    """
+    names = name_stack.replace("/~", "")
+    while _TRANSFORMATION.search(names):  # they may be nested
+        names = _TRANSFORMATION.sub(r"\1", names)
+    outer_path, *torch_names = f"{path}/{names}".split(TORCH_SCOPE)
+    parts = outer_path.split("/")
+    if torch_names:
+        # The innermost module has the names of all; what follows is torchax's.
+        parts.append(torch_names[-1].split("/")[0])
     return "/".join(part for part in parts if part and "->" not in part)
