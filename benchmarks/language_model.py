@@ -16,6 +16,7 @@ scale per channel, which are thresholds fitted without a price and a wait of T -
 with one scale per token, its largest number. Costs are of one window.
 """
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -31,93 +32,145 @@ import snnjax
 from benchmarks import timing
 from benchmarks.networks import costs
 from examples.language_model import load, network
+from experiments.running import digest
 from snnjax import calibrators
 
-FILES = "wiki.valid.tokens", "wiki.test.tokens"
-CALIBRATION, LENGTH, AT_A_TIME = 16, 128, 2  # windows; tokens; windows
-BOTH = "perplexity", "rounded"  # with weights as they are, and of 8 bits
+FILES = ("wiki.valid.tokens", "wiki.test.tokens")
+CALIBRATION_WINDOWS = 16
+WINDOW_LENGTH = 128  # tokens
+BATCH = 2  # windows that run together
 NEURON = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
 
 
 class Row(NamedTuple):
-    """A conversion; its wait is measured where it is None."""
+    """A conversion. Its wait is measured where it is None."""
 
     steps: int
     wait: int | None = None
     price: float = 0.01
 
     def __str__(self) -> str:
+        """The name of the row. It has no comma, because --only splits at commas."""
+        if not self.price:
+            return f"T = {self.steps} one scale per channel"
         wait = "" if self.wait is None else f" wait {self.wait}"
-        kind = f"spikes{wait}" if self.price else "one scale per channel"
-        return f"T = {self.steps} {kind}"  # --only splits at commas
+        return f"T = {self.steps} spikes{wait}"
 
 
-ROWS = (Row(4), Row(6), Row(6, 3), Row(8), Row(8, 3))
-ROWS += (Row(4, 3, 0), Row(6, 5, 0), Row(8, 7, 0))
+ROWS = (
+    Row(steps=4),
+    Row(steps=6),
+    Row(steps=6, wait=3),
+    Row(steps=8),
+    Row(steps=8, wait=3),
+    Row(steps=4, wait=3, price=0),
+    Row(steps=6, wait=5, price=0),
+    Row(steps=8, wait=7, price=0),
+)
 
 
 def windows(text: str, tokenizer: Any, vocabulary: int, count: int) -> np.ndarray:
-    """So many windows of a text, whole numbers [B, LENGTH], evenly drawn."""
+    """``count`` windows of a text, evenly drawn: whole numbers [B, WINDOW_LENGTH].
+
+    Args:
+        text: what to read.
+        tokenizer: of the package tokenizers.
+        vocabulary: number of tokens that the network has embeddings of.
+        count: number of windows.
+
+    Raises:
+        SystemExit: the text is too short, or has a token without an embedding.
+    """
     tokens = np.array(tokenizer.encode(text).ids)
-    if len(tokens) < count * LENGTH:
+    if len(tokens) < count * WINDOW_LENGTH:
         raise SystemExit(
             f"a text has {len(tokens)} tokens; allowed: at least {count} windows of "
-            f"{LENGTH}. Take a longer text, or fewer --windows"
+            f"{WINDOW_LENGTH}. Take a longer text, or fewer --windows"
         )
     if tokens.max() >= vocabulary:
         raise SystemExit(
             f"a text has the token {tokens.max()}; allowed: 0 to {vocabulary - 1}, of "
             "which the file has embeddings. Take the tokenizer of the same file"
         )
-    whole = tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH)
-    return whole[:: len(whole) // count][:count]
+    window_count = len(tokens) // WINDOW_LENGTH
+    all_windows = tokens[: window_count * WINDOW_LENGTH].reshape(-1, WINDOW_LENGTH)
+    return all_windows[:: window_count // count][:count]
 
 
 def made() -> tuple[Any, np.ndarray, np.ndarray]:
-    """A small random network, and random texts."""
-    draw = np.random.default_rng(0)
+    """A small random network, calibration texts and test texts [8, 12], for tests."""
+    generator = np.random.default_rng(0)
 
     def kernel(*shape: int) -> jax.Array:
-        return jnp.float32(draw.normal(size=shape) / math.sqrt(shape[0]))
+        return jnp.float32(generator.normal(size=shape) / math.sqrt(shape[0]))
 
-    wide = {name: kernel(16, 18) for name in ("q", "gate", "up")}
-    narrow = {"k": kernel(16, 6), "v": kernel(16, 6)}
-    back = {name: kernel(18, 16) for name in ("o", "down")}
-    norms = dict.fromkeys(("attn_norm", "ffn_norm"), jnp.ones(16))
-    blocks = [wide | narrow | back | norms] * 2
-    ends = {"embedding": 4 * kernel(50, 16), "norm": jnp.ones(16)}
-    return ends | {"blocks": blocks}, *draw.integers(0, 50, (2, 8, 12))
+    # The order of these lines fixes the random numbers.
+    block = {}
+    for name in ("q", "gate", "up"):
+        block[name] = kernel(16, 18)
+    for name in ("k", "v"):
+        block[name] = kernel(16, 6)
+    for name in ("o", "down"):
+        block[name] = kernel(18, 16)
+    block["attn_norm"] = jnp.ones(16)
+    block["ffn_norm"] = jnp.ones(16)
+    params = {
+        "embedding": 4 * kernel(50, 16),
+        "norm": jnp.ones(16),
+        "blocks": [block, block],
+    }
+    calibration_texts, test_texts = generator.integers(0, 50, (2, 8, 12))
+    return params, calibration_texts, test_texts
 
 
 # -------------------------------------------------------------------------- the rows
 
 
 def perplexities(run: Callable, texts: np.ndarray, *models: Any) -> list[float]:
-    """Of the logits ``run(model, texts)``; a window's first token is given."""
+    """Perplexity of each model on the texts: exp of the mean surprise of a token.
+
+    The first token of a window is given, not predicted.
+
+    Args:
+        run: (model, texts [B, L]) -> logits [B, L, vocabulary].
+        texts: windows [N, L].
+        models: first arguments of ``run``.
+    """
 
     @jax.jit
     def surprise(model, x):
-        likely = jax.nn.log_softmax(run(model, x)[:, :-1])
-        return -jnp.take_along_axis(likely, x[:, 1:, None], -1).sum()
+        log_probabilities = jax.nn.log_softmax(run(model, x)[:, :-1])
+        next_tokens = x[:, 1:, None]
+        return -jnp.take_along_axis(log_probabilities, next_tokens, -1).sum()
 
-    parts = [texts[i : i + AT_A_TIME] for i in range(0, len(texts), AT_A_TIME)]
-    totals = (sum(float(surprise(model, x)) for x in parts) for model in models)
-    return [math.exp(total / texts[:, 1:].size) for total in totals]
+    results = []
+    for model in models:
+        total = 0.0
+        for start in range(0, len(texts), BATCH):
+            total += float(surprise(model, texts[start : start + BATCH]))
+        results.append(math.exp(total / texts[:, 1:].size))
+    return results
 
 
 def rounded(params: Any, bits: int = 8) -> Any:
-    """Kernels as whole numbers of so many bits, times a scale for each output."""
+    """Params whose kernels [I, O] are whole numbers times a scale for each output."""
 
     def nearest(kernel: jax.Array) -> jax.Array:
+        if kernel.ndim != 2:
+            return kernel
         scale = jnp.abs(kernel).max(0) / (2 ** (bits - 1) - 1)
-        return jnp.round(kernel / scale) * scale if kernel.ndim == 2 else kernel
+        return jnp.round(kernel / scale) * scale
 
-    readout = nearest(params["embedding"].T)
-    return jax.tree.map(nearest, params) | {"embedding": readout.T}
+    # The embedding [vocabulary, features] is the transposed kernel of the readout.
+    embedding = nearest(params["embedding"].T).T
+    return jax.tree.map(nearest, params) | {"embedding": embedding}
 
 
-def per_token(steps: int) -> Callable:
-    """The network with activations of as many values as T digits have."""
+def rounded_per_token(steps: int) -> Callable:
+    """The network whose activations are rounded, with one scale for each token.
+
+    An activation has as many values as T signed digits have.
+    """
 
     def rule(site, x, *operands):
         if not site.fires:
@@ -128,30 +181,68 @@ def per_token(steps: int) -> Callable:
     return snnjax.network.with_activation(network, rule)
 
 
-def converted(row: Row, params: Any, texts: np.ndarray, folder: Any) -> snnjax.SNN:
-    """The spiking network of a row; a folder keeps its neurons."""
-    file = folder and folder / f"{row}.safetensors"
-    if file and file.exists():
-        snn = timing.read(file, snnjax.load).snn
-        return dataclasses.replace(snn, params=params)
+def converted(
+    row: Row, params: Any, texts: np.ndarray, folder: Path | None
+) -> snnjax.SNN:
+    """The spiking network of a row; a folder keeps its neurons.
+
+    A file's name has a digest of the weights, the texts and the row, so that the
+    folder gives back a conversion of exactly these.
+    """
+    file = None
+    if folder is not None:
+        key = digest((params, texts), repr(row))
+        file = folder / f"{row} {key[:16]}.safetensors"
+        if file.exists():
+            snn = timing.read(file, snnjax.load).snn
+            return dataclasses.replace(snn, params=params)
     thresholds = calibrators.priced_threshold(row.price, "channel")
     chain = calibrators.by_effect(thresholds, calibrators.half_charge())
-    options = {"recipe": snnjax.Recipe([chain]), "code": snnjax.codes.radix()}
-    options |= {"steps": row.steps, "wait": row.wait, "model": NEURON}
-    snn = snnjax.convert(network, params, texts, **options)
-    if file:  # the recipe leaves the weights as they are
+    snn = snnjax.convert(
+        network,
+        params,
+        texts,
+        steps=row.steps,
+        wait=row.wait,
+        model=NEURON,
+        recipe=snnjax.Recipe([chain]),
+        code=snnjax.codes.radix(),
+    )
+    if file is not None:
+        # The recipe leaves the weights as they are, so the file does without them.
         snnjax.save(file, dataclasses.replace(snn, params={}))
     return snn
 
 
-def spiking_row(row: Row, params: Any, texts: np.ndarray, test: Any, folder: Any):
-    """Perplexities and costs of a spiking network."""
+def spiking_row(
+    row: Row,
+    params: Any,
+    texts: np.ndarray,
+    test_texts: np.ndarray,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Perplexities of a spiking network; its costs too, if its row has a price."""
     snn = converted(row, params, texts, folder)
     spiking = snnjax.spiking(network, answer=True)
-    whole = dataclasses.replace(snn, params=rounded(snn.params))
-    both = perplexities(spiking, test, snn, whole)
-    result = dict(zip(BOTH, both, strict=True)) | {"wait": snn.wait}
-    return result | (costs(network, params, snn, test[:1]) if row.price else {})
+    rounded_snn = dataclasses.replace(snn, params=rounded(snn.params))
+    perplexity, rounded_perplexity = perplexities(spiking, test_texts, snn, rounded_snn)
+    result = {
+        "perplexity": perplexity,
+        "rounded": rounded_perplexity,
+        "wait": snn.wait,
+    }
+    if row.price:
+        result |= costs(network, params, snn, test_texts[:1])
+    return result
+
+
+def per_token_row(steps: int, params: Any, test_texts: np.ndarray) -> dict[str, Any]:
+    """Perplexities of the network with one scale for each token."""
+    fn = rounded_per_token(steps)
+    perplexity, rounded_perplexity = perplexities(
+        fn, test_texts, params, rounded(params)
+    )
+    return {"perplexity": perplexity, "rounded": rounded_perplexity}
 
 
 COLUMNS = {
@@ -169,49 +260,61 @@ COLUMNS = {
 }
 
 
+def read_inputs(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Params, calibration windows and test windows, as the options say."""
+    if options.quick:
+        return made()
+    if options.texts is None:
+        parser.error("--texts is missing; --help says what the folder holds")
+    timing.check_files(parser, options.texts, *FILES)
+    params, tokenizer = load(options.model)
+    windows_of_files = []
+    for file, count in zip(FILES, (CALIBRATION_WINDOWS, options.windows), strict=True):
+        text = timing.read(options.texts / file, Path.read_text)
+        vocabulary = len(params["embedding"])
+        windows_of_files.append(windows(text, tokenizer, vocabulary, count))
+    calibration_texts, test_texts = windows_of_files
+    return params, calibration_texts, test_texts
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--texts", type=Path, metavar="DIR", help="of WikiText-2")
-    options.add_argument("--model", metavar="FILE.gguf", help="not the package's")
-    options.add_argument("--windows", type=timing.count, default=64)
-    options.add_argument("--folder", type=Path, help="where conversions stay")
-    timing.only_option(options)
-    choice = options.parse_args(arguments)
-    if choice.folder is not None:
-        choice.folder.mkdir(parents=True, exist_ok=True)
-    if choice.quick:
-        params, texts, test = made()
-    elif choice.texts is None:
-        options.error("--texts is missing; --help says what the folder holds")
-    else:
-        timing.check_files(options, choice.texts, *FILES)
-        params, tokenizer = load(choice.model)
-        both = (timing.read(choice.texts / file, Path.read_text) for file in FILES)
-        texts, test = (
-            windows(text, tokenizer, len(params["embedding"]), count)
-            for text, count in zip(both, (CALIBRATION, choice.windows), strict=True)
-        )
+    """The command. The result is reported after each row, and returned."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--texts", type=Path, metavar="DIR", help="of WikiText-2")
+    parser.add_argument("--model", metavar="FILE.gguf", help="not the package's")
+    parser.add_argument("--windows", type=timing.count, default=64)
+    parser.add_argument("--folder", type=Path, help="where conversions stay")
+    timing.only_option(parser)
+    options = parser.parse_args(arguments)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    params, texts, test_texts = read_inputs(parser, options)
     result = timing.new_result(__doc__, ("jax", "numpy", "gguf", "tokenizers"))
-    timing.continued(result, choice.out)
+    timing.continued(result, options.out)
 
-    def of_tokens(steps: int) -> dict:
-        both = perplexities(per_token(steps), test, params, rounded(params))
-        return dict(zip(BOTH, both, strict=True))
-
-    work = functools.partial(spiking_row, params=params, texts=texts, test=test)
-    rows = {str(r): functools.partial(work, r, folder=choice.folder) for r in ROWS}
+    rows = {}
+    for row in ROWS:
+        rows[str(row)] = functools.partial(
+            spiking_row, row, params, texts, test_texts, options.folder
+        )
     for steps in sorted({row.steps for row in ROWS}):
-        rows[f"T = {steps} one scale per token"] = functools.partial(of_tokens, steps)
-    (own,) = perplexities(network, test, params)
-    for side, compute in rows.items():
-        if side in result["sides"] or not timing.is_selected(side, choice.only):
+        rows[f"T = {steps} one scale per token"] = functools.partial(
+            per_token_row, steps, params, test_texts
+        )
+    (float_perplexity,) = perplexities(network, test_texts, params)
+    for name, compute in rows.items():
+        if name in result["sides"] or not timing.is_selected(name, options.only):
             continue
-        row = {"windows": len(test), "float": own} | compute()
-        row |= {f"{name} above": 100 * (row[name] / own - 1) for name in BOTH}
-        found = result["sides"] | {side: row}
-        result["sides"] = {name: found[name] for name in rows if name in found}
-        text = timing.table_of("network", COLUMNS, result["sides"])
-        timing.report(result, text, choice.out)
+        side = {"windows": len(test_texts), "float": float_perplexity} | compute()
+        for kind in ("perplexity", "rounded"):
+            side[f"{kind} above"] = 100 * (side[kind] / float_perplexity - 1)
+        # Keep the order of the rows, whichever were computed in earlier runs.
+        sides = result["sides"] | {name: side}
+        result["sides"] = {key: sides[key] for key in rows if key in sides}
+        table = timing.table_of("network", COLUMNS, result["sides"])
+        timing.report(result, table, options.out)
     return result
 
 

@@ -5,7 +5,9 @@ of its tests, and the folders in which others name it. A test compares the table
 CONTRIBUTING.md with this one, and fails above a budget.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +101,8 @@ def users_of(part: Part) -> str:
 
 
 def table_of(argv: Sequence[str]) -> str:
-    """The table that the command prints."""
+    """The table that the command prints; it has no options."""
+    argparse.ArgumentParser(prog="prices", description=__doc__).parse_args(argv)
     size = {name: tuple(map(str, pair)) for name, pair in sizes().items()}
     rows = []
     for part in PARTS:
@@ -112,4 +115,4 @@ def table_of(argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(table_of(()), end="")
+    print(table_of(sys.argv[1:]), end="")

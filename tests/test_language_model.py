@@ -1,5 +1,6 @@
 """The language model, of small made weights: converted, continued, and refused."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -57,14 +58,40 @@ def test_the_benchmark_continues_with_the_rows_that_a_file_lacks(
         result = benchmark.main([*options, "--only", words])
         assert result["sides"].items() >= sides.items()
         sides = result["sides"]
-    monkeypatch.setattr(snnjax, "convert", None)  # its result is in the folder
-    again = benchmark.converted(benchmark.ROWS[0], PARAMS, TEXTS, tmp_path)
-    assert again.wait == 1 and again.params is PARAMS and again.neurons
     row = sides["T = 2 spikes wait 1"]
     assert row["wait"] == 1 and row["latency"] == 2 + 8 and row["spikes"] > 0
     assert all(row[name] > 0 for name in ("operations", "memory", "quantized"))
     assert "rounded above" in sides["T = 2 one scale per token"]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
+
+
+def test_a_folder_gives_back_a_conversion_of_these_weights_and_texts(
+    tmp_path, monkeypatch
+):
+    """Other weights, other texts or another price are converted anew."""
+    conversions = []
+
+    def convert(fn, params, texts, *, steps, wait, code, **options):
+        conversions.append(options)
+        snn = snnjax.init(fn, params, texts, model=benchmark.NEURON, code=code)
+        return dataclasses.replace(snn, steps=steps, wait=wait)
+
+    monkeypatch.setattr(snnjax, "convert", convert)
+    row = benchmark.Row(2, 1)
+    scaled = jax.tree.map(lambda array: 3 * array, PARAMS)
+    for arguments in (
+        (row, PARAMS, TEXTS),
+        (row, scaled, TEXTS),
+        (row, PARAMS, TEXTS[::-1]),
+        (row._replace(price=0.1), PARAMS, TEXTS),
+    ):
+        count = len(conversions)
+        first = benchmark.converted(*arguments, tmp_path)
+        assert len(conversions) == count + 1
+        again = benchmark.converted(*arguments, tmp_path)
+        assert len(conversions) == count + 1  # the second one is read
+        assert again.wait == 1 and again.params is arguments[1]
+        jax.tree.map(np.testing.assert_array_equal, again.neurons, first.neurons)
 
 
 def test_kernels_have_so_many_bits():
@@ -142,7 +169,7 @@ def test_another_file_ends_with_a_sentence(monkeypatch, gguf, words):
 
 
 def test_other_texts_end_with_a_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "LENGTH", 3)
+    monkeypatch.setattr(benchmark, "WINDOW_LENGTH", 3)
     tokenizer = SimpleNamespace(
         encode=lambda text: SimpleNamespace(ids=[int(word) for word in text.split()])
     )

@@ -31,6 +31,12 @@ def test_no_part_costs_more_than_is_allowed():
         assert size <= budget, f"{name}: see the prices in CONTRIBUTING.md"
 
 
+def test_the_table_of_prices_has_no_options(capsys):
+    with pytest.raises(SystemExit):
+        prices.table_of(["--bogus"])
+    assert "unrecognized arguments: --bogus" in capsys.readouterr().err
+
+
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
     stale = f"# A\n\n{COMMENT}\n| network |\n|---|\n| old |\n\ntext\n| other |\n"
     new = pages.with_new_tables(stale)
