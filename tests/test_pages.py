@@ -26,9 +26,9 @@ def test_the_tables_of_the_pages_are_those_of_their_commands():
         assert [line for line in above if not line.endswith("-->")] == [], page
 
 
-def test_no_part_costs_more_than_is_allowed():
-    for name, (size, budget) in prices.sizes().items():
-        assert size <= budget, f"{name}: see the prices in CONTRIBUTING.md"
+def test_every_public_name_has_a_user():
+    """Outside of the tests; one that nobody uses is made private, or goes."""
+    assert prices.unused() == []
 
 
 def test_the_table_of_prices_has_no_options(capsys):
