@@ -552,7 +552,9 @@ def test_decisions_of_a_readout_are_those_of_its_rule(monkeypatch):
     assert {name: list(v) for name, v in found.items()} == expected
     # 64 units per current, of which 2^8 / 2^12 leak at each step, rounded up.
     v = [0, 64 * 5, 64 * 5 - 20 + 64 * 5, (620 - 39) - 64 * 9]
-    np.testing.assert_array_equal(silicon.leaky(currents, 2**8)[:, 0, 3], v[1:])
+    np.testing.assert_array_equal(
+        silicon.leaky_potentials(currents, 2**8)[:, 0, 3], v[1:]
+    )
 
 
 def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):

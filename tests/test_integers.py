@@ -457,15 +457,6 @@ def test_recurrent_neurons_that_leak_become_whole_numbers(rule, reset, lowest):
     count = 5 * 16 + 16 * 16 + 16 * 12 + 12 * 12 + 12 * 3
     assert deploy.memory(layers).weights == 4 * count and str(count) in repr(layers)
     assert deploy.report(integers, mine).rows[3].verdict == "fits"
-    numbers = {
-        node.name: [np.ones(way.maps[-1].weight.shape) for way in integers.connections
-                    if way.receiver == node.name]
-        for node in integers.receivers
-    }  # fmt: skip
-    own = deploy.with_numbers(
-        layers, integers.arithmetic, weights=numbers, thresholds=9
-    )
-    assert (own.populations[1].recurrent.weight == 1).all()
     with pytest.raises(snnjax.ConversionError, match="recurrent, which is not written"):
         deploy.to_nir(layers, extended=True)
     fitted = dataclasses.replace(layers, steps=len(x))
@@ -508,69 +499,42 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
         deploy.quantize(layers, x[0], scale="range", state_bits=6)
 
 
-def numbers_of_others(seed, layers):
-    """Random whole numbers for `events_layers`, as a chip's tools may have them."""
+def with_random_numbers(seed, layers):
+    """Layers with whole numbers that nothing was fitted to, as a chip's tools have them.
+
+    They replace those of `snnjax.deploy.quantize`. What 1 stands for is 1 everywhere.
+    """
     draw = np.random.default_rng(seed).integers
-    return {
-        "weights": {
-            way.receiver: draw(-128, 128, way.maps[-1].weight.shape)
-            for way in layers.connections
-        },
-        "thresholds": {"first/*": draw(90, 200, (4, 4, 3)), "*": draw(90, 200, 6)},
-        "biases": {"first/*": draw(-9, 9, 4), "output": 5},
-        "initial_potentials": {"second/*": draw(-60, 60, 6)},
-    }
+    nodes = []
+    for node in layers.nodes:
+        if isinstance(node, Population):
+            node = dataclasses.replace(
+                node,
+                threshold=np.float64(draw(90, 200, node.shape)),
+                bias=np.float64(draw(-9, 9, node.shape)),
+                initial_potential=np.float64(draw(-60, 60, node.shape)),
+            )
+        elif isinstance(node, Input | Output):
+            node = dataclasses.replace(node, unit=np.ones(()))
+        elif isinstance(node, Convolution | Dense | Scale):
+            weight = draw(-128, 128, node.weight.shape)
+            node = dataclasses.replace(node, weight=np.float64(weight))
+        nodes.append(node)
+    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def test_numbers_of_others_are_computed_as_a_chip_does():
+def test_numbers_that_nothing_was_fitted_to_are_computed_as_a_chip_does():
     layers, x = events_layers()
-    eight = deploy.Arithmetic(8, 8, 16, "saturate")
-    numbers = numbers_of_others(0, layers)
-    own = deploy.with_numbers(layers, eight, **numbers)
-    spikes, sums = chip(own, x, in_time=True)
-    trace = deploy.run(own, x, inputs="sequence")
+    layers = dataclasses.replace(layers, steps=4, wait=0)
+    integers = with_random_numbers(0, deploy.quantize(layers, x[0]))
+    spikes, sums = chip(integers, x, in_time=True)
+    trace = deploy.run(integers, x, inputs="sequence")
     for name, levels in spikes.items():
         np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
         assert levels.any()
     np.testing.assert_array_equal(trace.outputs.sum(0), sums["output"])
-    first, second = own.populations
-    np.testing.assert_array_equal(first.threshold, numbers["thresholds"]["first/*"])
-    np.testing.assert_array_equal(first.bias.ravel(), numbers["biases"]["first/*"])
-    assert first.model.lowest == -1 and not first.initial_potential.any()
-    assert deploy.report(own, deploy.speck())["output"].verdict == "approximately"
-    again = deploy.with_numbers(own, eight, **numbers)  # whole numbers are replaced too
-    for a, b in zip(own.nodes, again.nodes, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
-    (receiver, array), *_ = numbers["weights"].items()
-    for changes, message in (
-        (
-            {"weights": {receiver: array}},
-            r"no weights are given for 'second/relu'; allowed: .* \(6, 48\)",
-        ),
-        ({"weights": {"*": array}}, r"of 'second/relu' have shape \(4, 2, 3, 3\)"),
-        ({"weights": {receiver: [array, array]}}, "are 2 arrays; allowed: 1, of"),
-        (
-            {"weights": {receiver: array * 2}},
-            "to 254; allowed: whole numbers -128 .. 127",
-        ),
-        ({"weights": {receiver: array / 2}}, "'first/relu' are .* whole numbers -128"),
-        ({"weights": {"nowhere": array}}, "match no site"),
-        (
-            {"thresholds": 0},
-            "thresholds of 'first/relu' are from 0 to 0; allowed: whole",
-        ),
-        ({"thresholds": {"first/*": 9}}, "thresholds has no pattern for second/relu"),
-        (
-            {"biases": {"output": [1, 2]}},
-            r"of 'output' have shape \(2,\); allowed: \(\) or",
-        ),
-        ({"initial_potentials": {"output": 1}}, "match no site"),
-        ({"arithmetic": 8}, "arithmetic is 8; allowed: an Arithmetic"),
-        ({"unit": 0}, "unit is 0; allowed: > 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            arguments = {"layers": layers, "arithmetic": eight} | numbers | changes
-            deploy.with_numbers(**arguments)
+    assert integers.populations[0].model.lowest == -1
+    assert deploy.report(integers, deploy.speck())["output"].verdict == "approximately"
 
 
 def test_numbers_that_32_bits_do_not_hold_are_refused():
@@ -613,20 +577,9 @@ def test_each_map_of_a_shortcut_has_its_own_numbers():
 
     snn = snnjax.init(fn, FLAT, VECTORS, model=snnjax.integrate_and_fire())
     layers = deploy.layers(fn, dataclasses.replace(snn, steps=4, wait=0), VECTORS)
-    draw = np.random.default_rng(3).integers
-    own = deploy.with_numbers(
-        layers,
-        deploy.Arithmetic(5, 8, 16, "saturate"),
-        weights={
-            "w1/*": draw(-16, 16, FLAT["w1"].T.shape),
-            "w2/*": [draw(-16, 16, FLAT["w2"].T.shape), draw(1, 9, 6)],
-            "output": draw(-16, 16, FLAT["w3"].T.shape),
-        },
-        thresholds=20,
-        unit=0.25,
-    )
-    spikes, _ = chip(own, np.asarray(VECTORS))
-    trace = deploy.run(own, VECTORS)
+    integers = with_random_numbers(3, deploy.quantize(layers, VECTORS))
+    spikes, _ = chip(integers, np.asarray(VECTORS))
+    trace = deploy.run(integers, VECTORS)
     for name, levels in spikes.items():
         np.testing.assert_array_equal(trace.spikes[name], levels)
         assert levels.any()

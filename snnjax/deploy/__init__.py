@@ -26,7 +26,6 @@ from snnjax.deploy.chips.profiles import (
 from snnjax.deploy.chips.properties import Finding
 from snnjax.deploy.chips.report import Report, Row, report
 from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
-from snnjax.deploy.integers.given import with_numbers
 from snnjax.deploy.integers.quantize import Memory, memory, quantize
 from snnjax.deploy.integers.timing import Timing, timing
 from snnjax.deploy.integers.training import trainable, with_weights
@@ -88,7 +87,6 @@ __all__ = [
     "timing",
     "to_nir",
     "trainable",
-    "with_numbers",
     "with_weights",
     "xylo",
 ]
