@@ -33,7 +33,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
-from benchmarks.silicon import MNIST_FILES, kept, leaky, mnist
+from benchmarks.silicon import MNIST_FILES, decayed, leaky_potentials, mnist
 
 WEIGHTS = "w_in.npy", "w_rec.npy", "w_out.npy"
 SHAPES = (80, 240), (240, 240), (240, 10)
@@ -80,12 +80,12 @@ class Compartment:
 
     def integrate(self, params: Params, state: State, current: jax.Array) -> State:
         current = params.scale * jnp.round(current).astype(jnp.int32)
-        return state._replace(v=kept(state.v, self.decay) + current + state.a)
+        return state._replace(v=decayed(state.v, self.decay) + current + state.a)
 
     def fire(self, params: Params, state: State) -> tuple[State, jax.Array]:
         most = params.threshold - self.fires_at_threshold
         s = (state.v > most).astype(jnp.int32)
-        a = kept(state.a, self.adaptation_decay) - params.adaptation * s
+        a = decayed(state.a, self.adaptation_decay) - params.adaptation * s
         return State(jnp.where(s > 0, 0, state.v), a), s.astype(jnp.float32)
 
 
@@ -156,7 +156,7 @@ def run(
     counts |= dict.fromkeys(("input_macs", "operator_macs", "wait", "bits"), 0.0)
     arrays = {name: np.asarray(count) for name, count in counts.items()}
     measures = snnjax.measures.Measures({}, **arrays)
-    return leaky(outputs, Compartment.decay)[-1], measures
+    return leaky_potentials(outputs, Compartment.decay)[-1], measures
 
 
 COLUMNS = {"joules": "uJ per image", "ratio": "of the cores %"}

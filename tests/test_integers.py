@@ -500,7 +500,7 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
 
 
 def with_random_numbers(seed, layers):
-    """Layers with whole numbers that nothing was fitted to, as a chip's tools have them.
+    """Layers with whole numbers that nothing was fitted to, like those of a chip.
 
     They replace those of `snnjax.deploy.quantize`. What 1 stands for is 1 everywhere.
     """
