@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,14 @@ from experiments.integers import tested, text_of, write_integers
 from experiments.models import NAMES, SNN_FILE, build
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
-from experiments.running import CHIPS, TrainSNN, devices, options, training_loop
+from experiments.running import (
+    CHIPS,
+    TrainSNN,
+    devices,
+    options,
+    temperature,
+    training_loop,
+)
 from snnjax import SNN, neurons, surrogate, training
 
 _SPIKES = (surrogate.rectangle, surrogate.triangle, surrogate.exponential)
@@ -80,6 +87,7 @@ class Setting(NamedTuple):
     kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
+    temperatures: dict[str, float]  # at the start, by site in the order of execution
     averages: bool  # the network has running averages
 
     @property
@@ -162,13 +170,15 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     evaluate = {n: devices.accuracy(predict, *of, mesh) for n, of in sets.items()}
 
     def measure(state: State, log: list[dict]) -> dict[str, Any]:
-        temperatures = training.temperatures(state.snn).values()
-        means = [float(b.mean()) for b in temperatures]
+        # Sites come out of a program sorted by name; the log has their order in time.
+        site_names = list(setting.temperatures)
+        by_site = temperature.temperatures(state.snn)
+        means = [float(by_site[name].mean()) for name in site_names]
         entries: dict[str, Any] = {n: f(state.snn) for n, f in evaluate.items()}
         entries |= {"spikes": spikes_of(setting, state.snn), "temperature": means}
         log = [*log[:-1], log[-1] | entries]
         if devices.first():
-            training_figures.training(log, list(state.snn.neurons), out / "curves.png")
+            training_figures.training(log, site_names, out / "curves.png")
         return entries
 
     # What was trained may be tested in other whole numbers.
@@ -272,7 +282,7 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     config = setting.config
     count = config.difference_images
     loss_and_aux = setting.loss(images[:count], labels[:count])
-    snn, _ = training.choose_temperature(
+    snn, _ = temperature.choose_temperature(
         lambda snn: loss_and_aux(snn)[0],
         state.snn,
         setting.first,
@@ -284,41 +294,29 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
 
 
 def _cooled(setting: Setting, snn: SNN) -> SNN:
-    """Temperatures a step nearer to the last one, by a factor that is always the same.
-
-    So the schedule needs no count of steps, and a training can be resumed.
-    """
+    """The SNN with its temperatures one step nearer to the last one."""
     config = setting.config
-    steps = config.epochs * training_loop.steps_per_epoch(config, setting.data)
-    starts = _temperatures(config, len(snn.neurons))
-
-    def factor(number: int, name: str, leaf: jax.Array) -> jax.Array:
-        if name != "temperature":
-            return leaf
-        return leaf * (config.temperature_end / starts[number]) ** (1 / steps)
-
-    return _with_neurons(snn, factor)
+    steps_per_epoch = training_loop.steps_per_epoch(config, setting.data)
+    return temperature.cooled(
+        snn,
+        starts=setting.temperatures,
+        end=config.temperature_end,
+        steps=config.epochs * steps_per_epoch,
+    )
 
 
-def _with_neurons(snn: SNN, change: Callable[[int, str, jax.Array], jax.Array]) -> SNN:
-    """Each leaf of the neurons changed, given the number of its site and its field."""
-    changed = {
-        site: jax.tree_util.tree_map_with_path(
-            lambda path, leaf, number=number: change(number, path[-1].name, leaf), own
-        )
-        for number, (site, own) in enumerate(snn.neurons.items())
-    }
-    return dataclasses.replace(snn, neurons=changed)
-
-
-def _temperatures(config: TrainSNN, sites: int) -> tuple[float, ...]:
-    temperatures = config.temperatures or (config.temperature,) * sites
-    if len(temperatures) != sites:
+def _start_temperatures(
+    config: TrainSNN, site_names: Sequence[str]
+) -> dict[str, float]:
+    """The temperature of each site before the first step, in the order of the sites."""
+    count = len(site_names)
+    numbers = config.temperatures or (config.temperature,) * count
+    if len(numbers) != count:
         raise ValueError(
-            f"temperatures has {len(temperatures)} numbers; allowed: one for each of "
-            f"the {sites} sites of {config.model}"
+            f"temperatures has {len(numbers)} numbers; allowed: one for each of the "
+            f"{count} sites of {config.model}"
         )
-    return temperatures
+    return dict(zip(site_names, numbers, strict=True))
 
 
 def _augmented(setting: Setting, key, images):
@@ -360,7 +358,9 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     sites = snnjax.sites(model.apply, variables, example)
     neuron, key = _neuron(config, sites), jax.random.key(config.seed)
     snn = snnjax.init(model.apply, variables, example, model=neuron, key=key)
-    snn = _of_each_neuron(config, snn, [s.shape for s in sites if s.fires])
+    shapes = {site.name: site.shape for site in sites if site.fires}
+    temperatures = _start_temperatures(config, list(shapes))
+    snn = _with_start_values(config, snn, shapes, temperatures)
     # All weights are trained, and of neurons what --learn_neurons adds.
     labels = {*jax.tree.leaves(training.param_labels(snn))}
     names = ["weights", *(labels & {"kernel"})]
@@ -378,22 +378,51 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     kinds = training.param_labels(snn, rules)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
     averages = "batch_stats" in variables
-    setting = Setting(config, data, model, kinds, optimizer, first, averages)
+    setting = Setting(
+        config=config,
+        data=data,
+        model=model,
+        kinds=kinds,
+        optimizer=optimizer,
+        first=first,
+        temperatures=temperatures,
+        averages=averages,
+    )
     return setting, State(snn, optimizer.init(snn))
 
 
-def _of_each_neuron(config: TrainSNN, snn: SNN, shapes: Sequence[tuple]) -> SNN:
-    """Temperatures of each site; what is trained of a neuron is its own."""
-    temperatures = _temperatures(config, len(shapes))
+def _with_start_values(
+    config: TrainSNN,
+    snn: SNN,
+    shapes: Mapping[str, tuple[int, ...]],
+    temperatures: Mapping[str, float],
+) -> SNN:
+    """The SNN with its temperatures; what is trained of neurons has a value for each.
 
-    def change(number: int, name: str, leaf: jax.Array) -> jax.Array:
-        shape = shapes[number]
-        if name == "temperature":
-            return jnp.full_like(leaf, temperatures[number])
-        is_own = config.learn_neurons and name not in ("kernel", *KEPT)
-        return jnp.broadcast_to(leaf, shape) if is_own else leaf
+    Args:
+        config: options.
+        snn: of `snnjax.init`.
+        shapes: shape of one example's neurons, by site.
+        temperatures: temperature of all neurons of a site, by site.
+    """
+    filled = {
+        site_name: jnp.full_like(leaf, temperatures[site_name])
+        for site_name, leaf in temperature.temperatures(snn).items()
+    }
+    snn = temperature.with_temperatures(snn, filled)
+    if not config.learn_neurons:
+        return snn
 
-    return _with_neurons(snn, change)
+    def value_of_each_neuron(path: Any, leaf: jax.Array) -> jax.Array:
+        site_entry, *_, field_entry = path
+        if field_entry.name in ("kernel", *KEPT):
+            return leaf
+        return jnp.broadcast_to(leaf, shapes[site_entry.key])
+
+    neurons_of_sites = jax.tree_util.tree_map_with_path(
+        value_of_each_neuron, snn.neurons
+    )
+    return dataclasses.replace(snn, neurons=neurons_of_sites)
 
 
 def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:

@@ -16,7 +16,7 @@ from snnjax import deploy, training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
 from snnjax.neurons.protocol import Wrapper
-from snnjax.surrogate import dspike, rectangle
+from snnjax.surrogate import rectangle
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -170,17 +170,3 @@ def test_gradients(shift):
     ]
     for leaf in jax.tree.leaves(outputs_of(gradients, snn, x)):
         assert np.isfinite(np.float32(leaf)).all()
-
-
-def test_temperatures():
-    params, x = example()
-    snn = snnjax.init(network, params, x, model=snnjax.lif(temperature=3.0))
-
-    def loss(snn, surrogate=dspike):
-        outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)
-        return training.mean_cross_entropy(outputs, LABELS)
-
-    _, cosines = training.choose_temperature(
-        jax.jit(loss), snn, ["bias"], step=0.1, change=0.2
-    )
-    assert cosines.shape == (3,)

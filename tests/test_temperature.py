@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from networks import NETWORKS, outputs_of, relu
 
 import snnjax
-from snnjax._trees import paths_of
-from snnjax.training import choose_temperature, finite_differences, temperatures
-from snnjax.training.temperature import cosine
+from experiments.running.temperature import (
+    choose_temperature,
+    cooled,
+    cosine,
+    finite_differences,
+    temperatures,
+    with_temperatures,
+)
 
 # ------------------------------------------------- a problem whose answer is known
 #
@@ -44,8 +48,10 @@ def known(b):
 
 
 @functools.partial(jax.jit, static_argnames=("step", "change", "lowest"))
-def choose_known(snn, **options):
-    return choose_temperature(loss_of_known, snn, ["w"], **options)
+def choose_known(snn, *, step, change, lowest=0.1):
+    return choose_temperature(
+        loss_of_known, snn, ["w"], step=step, change=change, lowest=lowest
+    )
 
 
 def walk(b, count, **options):
@@ -60,9 +66,9 @@ def test_finite_differences_find_the_true_gradient():
     def loss(w):
         return loss_of_known(dataclasses.replace(known(3.0), params={"w": w}))
 
-    found = finite_differences(loss, np.zeros(2, np.float32), step=0.02)
+    gradient = finite_differences(loss, jnp.zeros(2), step=0.02)
     # 2001 inputs over a range of 2: each unit of w moves half of them past V_th.
-    np.testing.assert_allclose(found, 0.5, rtol=0.05)
+    np.testing.assert_allclose(gradient, 0.5, rtol=0.05)
 
 
 def test_the_choice_walks_to_the_highest_cosine_and_stays():
@@ -89,28 +95,20 @@ def test_a_cosine_is_that_of_the_angle():
         scaled = [first * part for part in a], [second * part for part in b]
         np.testing.assert_allclose(cosine(*scaled), 0.96, rtol=1e-6)
     assert cosine([0 * part for part in a], b) == 0
-    # In bfloat16 it would be rounded to eight bits, which tell no candidates apart.
-    weights, noise = jax.random.normal(jax.random.key(0), (2, 1000), jnp.bfloat16)
-    pair = weights, weights + noise / 4
-    exact = [np.asarray(array, np.float64) for array in pair]
-    expected = np.dot(*exact) / np.prod([np.linalg.norm(array) for array in exact])
-    assert cosine(*([array] for array in pair)) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_differences_are_exact_where_a_type_rounds_the_step(dtype):
-    w = jnp.array([[0.1, 0.7], [-0.3, 0.0]], dtype)
+def test_differences_are_divided_by_the_distance_that_rounding_leaves():
+    w = jnp.array([[0.1, 0.7], [-0.3, 0.0]])
     slopes = np.array([[1.0, -2.0], [0.5, 4.0]], np.float32)
 
     def loss(w):
-        return (slopes * w.astype(jnp.float32)).sum()
+        return (slopes * w).sum()
 
     for step in (0.5, 0.01):
-        found = finite_differences(loss, w, step=step)
-        np.testing.assert_allclose(found, slopes, rtol=1e-3)
-    if dtype == jnp.bfloat16:  # a step that moves no weight but the zero
-        found = finite_differences(loss, w, step=1e-5)
-        np.testing.assert_allclose(found, [[0, 0], [0, 4]], rtol=1e-2)
+        gradient = finite_differences(loss, w, step=step)
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-3)
+    # So small a step moves no weight, and nothing is divided by the distance 0.
+    assert not finite_differences(loss, w[0], step=1e-10).any()
 
 
 # -------------------------------------------------------------- deeper networks
@@ -124,80 +122,52 @@ def loss_of_deep(snn):
 
 
 def test_temperatures_may_differ_per_channel():
-    options = {"step": 0.25, "change": 0.5}
-    channels = {
-        name: params._replace(temperature=jnp.full(6, 3.0))
-        for name, params in DEEP.neurons.items()
-    }
-    choose = functools.partial(choose_temperature, loss_of_deep, paths=["w1", "b1"])
-    runs = [
-        functools.partial(choose, snn, **options)
-        for snn in (DEEP, dataclasses.replace(DEEP, neurons=channels))
-    ]
-    (one, cosines), (each, others) = outputs_of(runs)
-    np.testing.assert_allclose(cosines, others, atol=1e-5)
+    by_channel = dict.fromkeys(DEEP.neurons, jnp.full(6, 3.0))
+
+    def choose(snn):
+        return choose_temperature(
+            loss_of_deep, snn, ["w1", "b1"], step=0.25, change=0.5, lowest=0.1
+        )
+
+    snns = DEEP, with_temperatures(DEEP, by_channel)
+    runs = [functools.partial(choose, snn) for snn in snns]
+    (one, cosines), (several, cosines_of_several) = outputs_of(runs)
+    np.testing.assert_allclose(cosines, cosines_of_several, atol=1e-5)
     assert len({float(c) for c in cosines}) == 3
     for name, b in temperatures(one).items():
-        np.testing.assert_array_equal(temperatures(each)[name], np.full(6, b))
+        np.testing.assert_array_equal(temperatures(several)[name], np.full(6, b))
 
 
-def test_two_leaves_whose_paths_print_alike_are_two():
-    params = {"l/a": jnp.ones((2, 2)), "l": {"a": jnp.ones(3)}}
-    snn = dataclasses.replace(DEEP, params=params)
-
-    def loss(snn):  # a gradient of both leaves, of which one is chosen
-        return 2 * snn.params["l/a"].sum() + 5 * snn.params["l"]["a"].sum()
-
-    choose = functools.partial(choose_temperature, loss, snn, step=0.5, change=1.0)
-    runs = [functools.partial(choose, paths=[path]) for path in paths_of(params)]
-    for _, cosines in outputs_of(runs):
-        np.testing.assert_allclose(cosines, 1.0, rtol=1e-6)
+# ---------------------------------------------------------------------- schedule
 
 
-def test_a_choice_takes_the_paths_and_types_of_any_library():
-    layer = nnx.Linear(
-        4, 3, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+def test_each_site_cools_by_its_own_factor_whatever_the_order_of_its_name():
+    def fn(params, x):
+        hidden = relu(x @ params["second"])
+        return relu(hidden @ params["first"])
+
+    params = {"first": jnp.eye(2), "second": jnp.eye(2)}
+    snn = snnjax.init(fn, params, jnp.eye(2), model=snnjax.lif(temperature=1.0))
+    starts = {"second/relu": 1.0, "first/relu": 4.0}
+    assert list(starts) == list(snn.neurons)
+    snn = with_temperatures(
+        snn, {name: jnp.asarray(start) for name, start in starts.items()}
     )
-    graph, state = nnx.split(layer)
-    x = jnp.ones((2, 4), jnp.bfloat16)
 
-    def fn(state, x):
-        return jax.nn.relu(nnx.merge(graph, state)(x))
+    @jax.jit  # which sorts the sites by name
+    def cool(snn):
+        return cooled(snn, starts, end=16.0, steps=4)
 
-    snn = snnjax.init(fn, state, x, model=snnjax.lif(temperature=3.0))
-    paths = snnjax.sites(fn, state, x)[0].parameters
-
-    def loss(snn):
-        assert {leaf.dtype for leaf in jax.tree.leaves(snn.params)} == {x.dtype}
-        return snnjax.spiking(fn, steps=2)(snn, x).sum()
-
-    choose = functools.partial(choose_temperature, step=0.1, change=0.5)
-    [(_, cosines)] = outputs_of([lambda: choose(loss, snn, paths)])
-    assert np.isfinite(np.asarray(cosines, np.float32)).all()
+    middle = cool(cool(snn))
+    assert list(middle.neurons) != list(starts)
+    expected = {"second/relu": 4.0, "first/relu": 8.0}
+    assert temperatures(middle) == pytest.approx(expected)
+    assert temperatures(cool(cool(middle))) == pytest.approx(dict.fromkeys(starts, 16))
 
 
-COUNTED = dataclasses.replace(DEEP, params={**DEEP.params, "n": jnp.arange(3)})
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"snn": snnjax.init(*DENSE[:3])}, r"lif\(temperature=3.0\)"),
-        ({"snn": {"w1": 1.0}}, "allowed: an SNN"),
-        ({"paths": "w1"}, r"paths is 'w1'; allowed: several, as \['w1'"),
-        (
-            {"paths": ["kernel"]},
-            r"no parameter \['kernel'\]; floating parameters: \['b",
-        ),
-        ({"snn": COUNTED, "paths": ["n"]}, r"no parameter \['n'\]; floating param"),
-        ({"paths": []}, "no parameter is named; floating parameters"),
-        ({"step": 0.0}, "step is 0.0; allowed: > 0"),
-        ({"change": 0.0}, "change is 0.0"),
-        ({"change": jnp.inf}, "change is .*inf.*; allowed: > 0, and finite"),
-        ({"lowest": 0.0}, "lowest is 0.0; allowed: > 0"),
-    ],
-)
-def test_a_wrong_argument_is_refused(options, message):
-    arguments = {"snn": DEEP, "paths": ["w1"], "step": 0.1, "change": 0.1} | options
-    with pytest.raises(ValueError, match=message):
-        choose_temperature(loss_of_deep, **arguments)
+def test_a_temperature_within_another_model_is_found_and_changed():
+    model = snnjax.neurons.Recurrent(snnjax.lif(temperature=2.0))
+    snn = snnjax.init(*DENSE[:3], model=model, key=jax.random.key(0))
+    assert temperatures(snn) == dict.fromkeys(snn.neurons, 2.0)
+    changed = with_temperatures(snn, dict.fromkeys(snn.neurons, 3.0))
+    assert temperatures(changed) == dict.fromkeys(snn.neurons, 3.0)

@@ -1,6 +1,6 @@
 """How a command runs: options, devices, output folder, training loop."""
 
-from experiments.running import devices, options, training_loop
+from experiments.running import devices, options, temperature, training_loop
 from experiments.running.command_line import (
     OF_A_MACHINE,
     command,

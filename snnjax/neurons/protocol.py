@@ -108,21 +108,6 @@ def field(tree: Any, name: str) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def with_field(params: Any, name: str, value: Any) -> Any:
-    """The params with another value of a field: the one that `field` finds.
-
-    Where all are None, the outermost part that has the field gets the value.
-    """
-    if not any(name in _fields(part) for part in chain(params)):
-        raise ValueError(f"{params!r} has no field {name!r}")
-    inside = inner(params)
-    if name in _fields(params):
-        is_set = getattr(params, name) is not None
-        if is_set or field(inside, name) is None:
-            return params._replace(**{name: value})
-    return params._replace(neuron=with_field(inside, name, value))
-
-
 def _fields(tree: Any) -> tuple[str, ...]:
     return getattr(tree, "_fields", ())
 

@@ -5,7 +5,6 @@
 * ``losses.py``: losses and a readout.
 * ``leaves.py``: which leaves of an SNN are trained.
 * ``optimizers.py``: gradient descent that keeps neurons in their ranges.
-* ``temperature.py``: the temperature of Dspike, by finite differences of the loss.
 """
 
 from snnjax.training.finetuning import Finetuned, finetune
@@ -13,25 +12,17 @@ from snnjax.training.leaves import check_gradients, kernels, param_labels
 from snnjax.training.loop import train
 from snnjax.training.losses import mean_cross_entropy, membrane_readout, tet
 from snnjax.training.optimizers import descent, optimizer
-from snnjax.training.temperature import (
-    choose_temperature,
-    finite_differences,
-    temperatures,
-)
 
 __all__ = [
     "Finetuned",
     "check_gradients",
-    "choose_temperature",
     "descent",
     "finetune",
-    "finite_differences",
     "kernels",
     "mean_cross_entropy",
     "membrane_readout",
     "optimizer",
     "param_labels",
-    "temperatures",
     "tet",
     "train",
 ]

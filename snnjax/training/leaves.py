@@ -149,8 +149,7 @@ def check_gradients(gradients: Any, labels: Any) -> None:
     )
     if "temperature" in dead.values():
         reasons += (
-            "; spikes do not depend on a temperature: set it by "
-            "snnjax.training.choose_temperature"
+            "; spikes do not depend on a temperature, so no loss has a gradient for it"
         )
     raise ValueError(
         f"no gradient at all reaches {len(dead)} of the leaves to be trained: "
