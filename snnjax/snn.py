@@ -36,7 +36,7 @@ WEIGHTS, FROZEN = "weights", "frozen"
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons"),
-    meta_fields=("steps", "wait", "model", "code"),
+    meta_fields=("steps", "wait", "model", "code", "fitted_to"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
@@ -56,6 +56,9 @@ class SNN:
         code: what a spike is worth at each step, see `snnjax.codes`.
         fit: what `snnjax.convert` measured and kept, for people; files, and what
             changes an SNN, drop it.
+        fitted_to: the steps and the wait that thresholds and biases are for: those that
+            the SNN was made with. ``dataclasses.replace(snn, steps=...)`` keeps them,
+            and IF neurons run with no others.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -74,6 +77,13 @@ class SNN:
     model: Any = IntegrateAndFire()
     code: Code = rate()
     fit: str = dataclasses.field(default="", init=False)
+    fitted_to: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        is_known = self.steps is not None and self.wait is not None
+        if self.fitted_to is None and is_known:
+            # The class is frozen, so that an assignment would raise.
+            object.__setattr__(self, "fitted_to", (self.steps, self.wait))
 
     def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
@@ -175,12 +185,14 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         is_plain(off_grid(snn.model_of(name))) and params.leak is None
         for name, params in snn.neurons.items()
     )
-    if counts and snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
+    fitted_to = snn.fitted_to or (snn.steps, snn.wait)
+    if counts and snn.steps is not None and fitted_to != (steps, wait):
+        fitted_steps, fitted_wait = fitted_to
         raise ValueError(
-            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
-            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
-            "on both. Leave steps and wait out, convert again with others, or read an "
-            "early answer of a longer run, snn.code.answers(outputs)[t - 1]"
+            f"this SNN was fitted to steps={fitted_steps}, wait={fitted_wait} and "
+            f"cannot run with steps={steps}, wait={wait}: its thresholds and biases "
+            "depend on both. Leave steps and wait out, convert again with others, or "
+            "read an early answer of a longer run, snn.code.answers(outputs)[t - 1]"
         )
     return steps, wait
 

@@ -1,6 +1,7 @@
 """`training.finetune`: the loop that a user would write, its folder and its errors."""
 
 import dataclasses
+import functools
 import io
 import re
 import sys
@@ -16,7 +17,7 @@ from networks import converted
 
 import snnjax
 from snnjax import training
-from snnjax.training import loop
+from snnjax.training.identity import digest
 
 DRAW = np.random.default_rng(0)
 X = np.float32(DRAW.normal(size=(3, 16, 6)))
@@ -41,6 +42,12 @@ def in_training(variables, x):
 
 def teacher(x):
     return NET.apply(VARIABLES, x)
+
+
+def summed(outputs, labels):
+    """A loss of one's own: the cross-entropy of every step."""
+    labels = jnp.broadcast_to(labels, outputs.shape[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
 def shuffled(epoch):
@@ -94,7 +101,7 @@ def by_hand(snn, fn, *, has_aux, share, **options):
     ],
 )
 def test_it_is_the_loop_that_one_would_write(snn, has_aux, wait):
-    snn = dataclasses.replace(snn, wait=wait)
+    snn = dataclasses.replace(snn, wait=wait, fitted_to=None)
     fn = in_training if has_aux else NET.apply
     options = {"has_aux": has_aux, "share": 0.3}
     tuned = finetune(snn, shuffled, fn, teacher=teacher, **options).snn
@@ -143,7 +150,15 @@ def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
     def measure(snn, line):
         return {"more": line["loss"]}
 
-    options = {"fn": fn, "examples": shuffled, "epochs": 3}
+    class Examples:
+        are_read = True
+
+        def __call__(self, epoch):
+            assert self.are_read
+            return shuffled(epoch)
+
+    examples = Examples()
+    options = {"fn": fn, "examples": examples, "epochs": 3}
     folder = {"folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         finetune(snn, measure=interrupt, **options, **folder)
@@ -155,7 +170,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
     assert [line["loss"] for line in log] == [line["loss"] for line in whole_log]
     assert log[0]["numbers"] == [0, 1] and log[0]["mean"] == 0.5
     assert log[2]["more"] == log[2]["loss"] and log[0]["epoch"] == 1
-    options["examples"] = lambda epoch: pytest.fail("a finished training reads them")
+    examples.are_read = False  # a finished training needs none
     again = finetune(snn, **options, **folder)
     assert again.log == log
 
@@ -168,7 +183,7 @@ def test_a_teacher_pulls_and_a_loss_may_be_ones_own(snn):
         return float(distance_of(snnjax.spiking(NET.apply)(snn, x), teacher(x)))
 
     pulled = finetune(snn, teacher=teacher, share=1.0, **options).snn
-    alone = finetune(snn, loss=training.tet, **options)
+    alone = finetune(snn, loss=summed, **options)
     assert distance(pulled) < distance(snn) < distance(alone.snn)
     assert alone.log[-1]["loss"] < alone.log[0]["loss"]
     assert alone.log[-1]["accuracy"] > alone.log[0]["accuracy"]
@@ -240,16 +255,39 @@ def test_a_loss_that_is_not_finite_names_its_step(snn):
         finetune(snn, [(X[0], LABELS[0] - 1)])
 
 
+def test_a_loss_that_has_exploded_ends_the_training():
+    def step(weight, batch):
+        return 1e4 * weight, {"loss": weight, "finite": True}
+
+    message = "the loss is 1e.08 in epoch 1 of 9, step 3 of 4, and was 1 at first"
+    with pytest.raises(FloatingPointError, match=message):
+        training.train(step, jnp.ones(()), [0, 0, 0, 0], epochs=9)
+    # Later epochs are compared with the first one.
+    with pytest.raises(FloatingPointError, match="1e.12 in epoch 2 of 9, step 2 of 2"):
+        training.train(step, jnp.ones(()), [0, 0], epochs=9)
+    # A loss that has another scale from the beginning may go on.
+    _, log = training.train(step, jnp.full((), 1e12), [0], epochs=2)
+    assert len(log) == 2
+
+
 def test_a_folder_belongs_to_one_training(snn, tmp_path):
     call = {"snn": snn, "folder": tmp_path, "depends_on": {"seed": 1}}
     finetune(**call)
     threshold = snn.neurons["Net/relu"]._replace(threshold=jnp.float32(2.0))
     other = dataclasses.replace(snn, neurons={"Net/relu": threshold})
-    own = {"loss": training.tet, "surrogate": snnjax.surrogate.arctan}
+    own = {"loss": summed, "surrogate": snnjax.surrogate.arctan}
+    fitted_to_more_steps = dataclasses.replace(snn, steps=3, fitted_to=None)
+    other_labels = [(x, (labels + 1) % 3) for x, labels in BATCHES]
+
     for options, message in (
         ({"snn": other}, "another training, with other state at the start. Give"),
-        ({"snn": dataclasses.replace(snn, steps=3)}, "with other state at the start"),
-        ({"rules": optax.sgd(0.1)}, "with other state at the start. Give"),
+        ({"snn": fitted_to_more_steps}, "with other state at the start"),
+        ({"rules": optax.sgd(0.1)}, "with other state at the start, rules. Give"),
+        ({"rules": optax.adam(0.1)}, "with other rules. Give"),
+        ({"examples": other_labels}, "with other examples. Give"),
+        ({"examples": shuffled}, "with other examples. Give"),
+        ({"teacher": teacher}, "with other teacher, share. Give"),
+        ({"fn": lambda *arguments: NET.apply(*arguments)}, "with other fn. Give"),
         ({"depends_on": {"seed": 2}, **own}, "with other loss, options, seed. Give"),
         ({"depends_on": None}, "with other seed. Give"),
         ({"epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
@@ -263,9 +301,35 @@ def test_a_folder_belongs_to_one_training(snn, tmp_path):
         finetune(snn, folder=tmp_path / "file")
 
 
+def scaled(rate):
+    return lambda x: rate * x
+
+
 def test_a_digest_is_of_values_and_not_of_addresses():
     trees = [jnp.ones(3), jnp.ones((3, 1)), jnp.ones(3, int), {"a": jnp.ones(3)}]
-    trees += [jax.random.key(0), jax.random.key(1), 1e-3, training.tet]
-    assert len({*map(loop._digest, trees)}) == len(trees)
-    assert loop._digest({"w": jnp.ones(3)}) == loop._digest({"w": np.ones(3, "f4")})
-    assert loop._digest(object()) == loop._digest(object())
+    trees += [jax.random.key(0), jax.random.key(1), 1e-3, training.mean_cross_entropy]
+    assert len({*map(digest, trees)}) == len(trees)
+    assert digest({"w": jnp.ones(3)}) == digest({"w": np.ones(3, "f4")})
+    assert digest(object()) == digest(object())
+
+
+def test_a_digest_of_a_function_is_of_its_code_and_of_what_it_reads():
+    half = jax.tree.map(lambda w: w / 2, VARIABLES)
+    schedules = [optax.cosine_decay_schedule(0.1, steps) for steps in (8, 9)]
+    functions = [
+        scaled(2.0),
+        scaled(3.0),
+        jax.jit(scaled(4.0)),
+        functools.partial(teacher, x=X[0]),
+        functools.partial(teacher, x=X[1]),
+        lambda x: NET.apply(half, x),
+        lambda x: NET.apply(VARIABLES, x),
+        lambda x: x - 1,
+        lambda x: x + 1,
+        *(optax.adam(schedule) for schedule in schedules),
+        optax.adam(0.1),
+        snnjax.surrogate.step_with_derivative(scaled(2.0)),
+    ]
+    assert len({*map(digest, functions)}) == len(functions)
+    assert digest(scaled(2.0)) == digest(scaled(2.0))
+    assert digest(optax.adam(0.1)) == digest(optax.adam(0.1))

@@ -4,6 +4,7 @@ import functools
 import math
 import re
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import snnjax
 from snnjax import calibrators
 from snnjax.measures import operations, spike_trains
 from snnjax.network.equations import Equation, Static
-from snnjax.training import mean_cross_entropy, tet
+from snnjax.training import mean_cross_entropy
 
 STEPS = 4
 MAXIMUM = snnjax.max_activation()
@@ -54,6 +55,7 @@ def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
     assert snnjax.accuracy(outputs, np.zeros(4, int)).tolist() == [1, 0.25]
     # Class 256 would be 0 in eight bits.
     outputs = ONES((1, 2, 300)) * (np.arange(300) == 256)
+    outputs[0, 1, 0] = 0.5
     for dtype in (np.int8, np.uint8, np.uint32):
         assert snnjax.accuracy(outputs, np.array([0, 1], dtype)) == 0.0
 
@@ -257,7 +259,7 @@ def test_neurons_without_a_clip_floor_have_no_split():
 def test_outputs_and_labels_of_other_shapes_are_refused():
     wrong = [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))]
     for shape, labels in wrong:
-        for judge in (snnjax.accuracy, mean_cross_entropy, tet):
+        for judge in (snnjax.accuracy, mean_cross_entropy):
             with pytest.raises(ValueError, match="allowed: the readout at each step"):
                 judge(np.zeros(shape), np.zeros(labels, int))
             with pytest.raises(ValueError, match="not its mean"):
@@ -362,3 +364,23 @@ def test_a_value_is_worth_the_highest_level_at_most():
     # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
     assert measures.synaptic_additions <= 2 * 3 * (2 + 3)
     assert measures.synaptic_additions >= measures.synaptic_operations
+
+
+def test_a_silent_network_is_told():
+    weight, dark = jnp.ones((2, 2)), np.full((3, 2), 1e-6, np.float32)
+
+    def fn(weight, x):
+        return jax.nn.relu(x @ weight)
+
+    snn = snnjax.init(fn, weight, dark, model=snnjax.integrate_and_fire())
+    message = "no neuron fires within 4 steps for these 3 images; perhaps their scale"
+    with pytest.warns(UserWarning, match=message):
+        snnjax.measure(fn, snn, dark, params=weight, steps=4)
+    outputs, labels = np.ones((STEPS, 3, 2), np.float32), np.array([0, 1, 1])
+    with pytest.warns(UserWarning, match="all 3 images have the same outputs"):
+        snnjax.accuracy(outputs, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snnjax.accuracy(outputs, np.zeros(3, int))  # perhaps the images are the same
+        outputs[-1, 0] = 2
+        snnjax.accuracy(outputs, labels)

@@ -265,7 +265,7 @@ def test_neurons_that_leak_run_with_other_steps_than_those_of_their_training():
 
 
 def test_an_snn_brings_its_steps_and_wait():
-    snn = dataclasses.replace(FITTED, steps=3, wait=1)
+    snn = dataclasses.replace(FITTED, steps=3, wait=1, fitted_to=None)
     np.testing.assert_array_equal(run(snn, steps=None), run(snn, steps=3, wait=1))
     for options, message in (
         ({"steps": 4}, "fitted to steps=3, wait=1 and cannot run with steps=4"),
@@ -276,6 +276,10 @@ def test_an_snn_brings_its_steps_and_wait():
     ):
         with pytest.raises(ValueError, match=message):
             snnjax.spiking(DENSE.fn, **options)(snn, VECTORS)
+    # Another number in the field makes no other thresholds.
+    renamed = dataclasses.replace(snn, steps=2)
+    with pytest.raises(ValueError, match="fitted to steps=3, .*run with steps=2, wait"):
+        snnjax.spiking(DENSE.fn)(renamed, VECTORS)
     with pytest.raises(
         ValueError, match="execution is 9 steps at a time; allowed: 1 to"
     ):

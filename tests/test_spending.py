@@ -1,6 +1,7 @@
 """The price of a spike: curves of thresholds, budgets, and the measured wait."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -166,8 +167,9 @@ def test_two_outputs_count_as_their_mean():
 
     options = {"steps": 4, "code": codes.radix(), "wait": 3}
     both = snnjax.convert(pair, NET.params, images(), **options)
+    pattern = r"(\S+) spikes .* error of the outputs (\S+) on"
     one, two = (
-        [float(word.strip(",")) for word in (text.split()[0], text.split()[-1])]
+        [float(number) for number in re.match(pattern, text).groups()]
         for text in (converted(wait=3).fit, both.fit)
     )
     np.testing.assert_allclose(one, two, rtol=0.2)

@@ -23,7 +23,6 @@ from snnjax.training import (
     mean_cross_entropy,
     membrane_readout,
     param_labels,
-    tet,
 )
 
 STEPS = 6
@@ -305,29 +304,19 @@ def cross_entropy(logits, labels):
     return -np.log(chosen).mean()
 
 
-def test_losses_are_those_of_the_mean_and_of_the_steps_also_of_traced_labels():
+def test_the_loss_is_that_of_the_mean_also_of_traced_labels():
     expected = cross_entropy(OUTPUTS.mean(0), LABELS)
     assert jax.jit(mean_cross_entropy)(OUTPUTS, LABELS) == pytest.approx(expected)
-    entropy = np.mean([cross_entropy(output, LABELS) for output in OUTPUTS])
-    distance = np.mean((OUTPUTS - 2.0) ** 2)
-    for share in (0.0, 0.25, 1.0):
-        loss = jax.jit(functools.partial(tet, regularization=share, target=2.0))
-        expected = (1 - share) * entropy + share * distance
-        assert loss(OUTPUTS, LABELS) == pytest.approx(expected, rel=1e-5)
-    # Without the distance a class may be masked.
-    masked, label = jnp.array([[[1.0, -jnp.inf]]]), jnp.array([0])
-    value, gradient = jax.value_and_grad(tet)(masked, label, regularization=0)
-    assert float(value) == 0.0 and jnp.isfinite(gradient).all()
 
 
-def test_losses_add_up_in_more_than_the_outputs_type():
+def test_the_loss_adds_up_in_more_than_the_outputs_type():
     noise = np.random.default_rng(1).normal(size=(256, 20, 10))
     outputs = (noise + 5).astype(jnp.bfloat16)
     labels = np.zeros(20, np.int32)
-    for loss in map(jax.jit, (mean_cross_entropy, tet)):
-        narrow, wide = loss(outputs, labels), loss(outputs.astype(np.float32), labels)
-        assert narrow.dtype == np.float32
-        np.testing.assert_array_equal(narrow, wide)
+    loss = jax.jit(mean_cross_entropy)
+    narrow, wide = loss(outputs, labels), loss(outputs.astype(np.float32), labels)
+    assert narrow.dtype == np.float32
+    np.testing.assert_array_equal(narrow, wide)
 
 
 def test_a_membrane_integrates_the_outputs_in_float32():
@@ -415,14 +404,8 @@ ONES = np.ones((2, 1, 3), np.float32)
         (param_labels, (SNN, ["b"]), r"no leaf \['b'\] to train; allowed: weights"),
         (param_labels, (SNN, "bias"), r"is 'bias'; allowed: several, as \['bias'"),
         (mean_cross_entropy, (ONES, np.array([3])), "labels range from 3 to 3; allow"),
-        (tet, (ONES, np.array([-1])), "labels range from -1 to -1"),
-        (tet, (ONES, np.ones(1)), "labels have dtype float64; allowed: whole"),
-        (
-            functools.partial(tet, regularization=2.0),
-            (OUTPUTS, LABELS),
-            "2.0; allowed: 0 <=",
-        ),
-        (functools.partial(tet, regularization="a"), (OUTPUTS, LABELS), "is 'a'; al"),
+        (mean_cross_entropy, (ONES, np.array([-1])), "labels range from -1 to -1"),
+        (mean_cross_entropy, (ONES, np.ones(1)), "labels have dtype float64; allowed"),
         (functools.partial(membrane_readout, leak=0.0), (OUTPUTS,), "leak is 0.0; al"),
         (functools.partial(membrane_readout, leak="a"), (OUTPUTS,), "leak is 'a'; al"),
         (functools.partial(snnjax.lif, temperature=-1.0), (), "is -1.0; allowed: > 0"),

@@ -101,7 +101,11 @@ def fitted(
 def _text_of(outcome: Outcome, others: str) -> str:
     """What was measured and kept, for `SNN.fit`."""
     error, spikes = outcome.means()
+    # Where alternatives compete, images that none of them was fitted to judge.
+    held_out = len(outcome.errors) - outcome.fitted
+    images = f"{held_out} held-out" if held_out else "the calibration"
     text = f"{spikes:.3g} spikes per neuron, squared error of the outputs {error:.2g}"
+    text += f" on {images} images"
     text += f"\nother waits: {others}" if others else ""
     return text + (f"\nkept {outcome.kept}" if outcome.kept else "")
 

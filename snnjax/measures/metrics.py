@@ -12,8 +12,15 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead, wide_dtype
-from snnjax._checks import check_examples, check_inputs, check_labels, check_numbers
-from snnjax._text import Table, numbers, shown_as_table
+from snnjax._checks import (
+    check_examples,
+    check_inputs,
+    check_labels,
+    check_numbers,
+    warn,
+)
+from snnjax._text import Table, has_numbers, numbers, shown_as_table
+from snnjax._trees import batch_of
 from snnjax._types import Inputs
 from snnjax.firing import (
     capture_step,
@@ -128,12 +135,16 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         ValueError: wrong shapes or types; outside of ``jit``, a label that is not a
             class.
 
+    Outside of ``jit`` it warns if all images have the same outputs, though their labels
+    differ: then no neuron fires, as for images of another scale.
+
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
     >>> print(accuracy(outputs, jnp.array([0])))
     [0. 1.]
     """
     check_labels(outputs, labels)
+    _warn_if_constant(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
@@ -141,6 +152,19 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
     right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
+
+
+def _warn_if_constant(outputs: Any, labels: Any) -> None:
+    """Warn if images of several classes have the same outputs [T, B, classes]."""
+    if not has_numbers(outputs) or not has_numbers(labels):
+        return
+    outputs, labels = np.asarray(outputs), np.asarray(labels)
+    if np.any(labels != labels[:1]) and np.all(outputs == outputs[:, :1]):
+        warn(
+            f"all {len(labels)} images have the same outputs, so perhaps no neuron "
+            "fires: is their scale that of the images of the conversion? "
+            "snnjax.measure shows the rates of all sites"
+        )
 
 
 def measure(
@@ -171,6 +195,8 @@ def measure(
         ValueError: as `snnjax.spiking`; params have another structure than the SNN's;
             or steps is missing for an SNN that was not fitted to a number of steps.
         FloatingPointError: outside of ``jit``, a count that is not finite.
+
+    Outside of ``jit`` it warns if no neuron fires.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -203,9 +229,15 @@ def measure(
     sites = [site for site in network.sites if site.fires]
     sizes = [math.prod(site.shape) for site in sites]
     rates = jnp.stack([of_sites[site.name].firing_rate for site in sites])
+    firing_rate = rates @ jnp.array(sizes, jnp.float32) / sum(sizes)
+    if has_numbers(firing_rate) and firing_rate == 0:
+        warn(
+            f"no neuron fires within {steps} steps for these {batch_of(x)} images; "
+            "perhaps their scale is not that of the images of the conversion"
+        )
     return Measures(
         sites={site.name: _without_none(of_sites[site.name]) for site in sites},
-        firing_rate=rates @ jnp.array(sizes, jnp.float32) / sum(sizes),
+        firing_rate=firing_rate,
         **counts | _of_levels(snn, sites, sizes, steps),
         neurons=jnp.asarray(sum(sizes)),
         steps=jnp.asarray(steps),

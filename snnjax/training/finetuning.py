@@ -76,9 +76,11 @@ def finetune(
         share: c in [0, 1]; by default 0.5 with a teacher and 0 without.
         measure: called after each epoch with the SNN and its line of the log; returns
             entries that are added to the line, or None, see `train`.
-        folder: from which the same call resumes, as in `train`. It is of another call
-            if SNN, loss, share or options differ. Examples, teacher and the functions
-            of an optimizer cannot be compared: keep them the same.
+        folder: from which the same call resumes, as in `train`. The folder of a call
+            with another fn, SNN, examples, optimizer, loss, teacher, share or options
+            is refused. Lists of batches are compared by their numbers, and functions by
+            their code and the values that they enclose. A loader is compared by its
+            ``repr`` alone, so name what it reads in ``depends_on``.
         depends_on: what else must be the same, by name, such as a seed; see `train`.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, averages)``, see
             `snnjax.spiking`. The averages, such as a BatchNorm's, are a pytree like a
@@ -153,7 +155,15 @@ def finetune(
         x, labels, *on_devices = sharding.automatic(x, labels, *state)
         return step_on_devices(tuple(on_devices), x, labels)
 
-    call = dict(loss=loss, share=share, options=(has_aux, options))
+    identity = {
+        "fn": fn,
+        "examples": examples,
+        "rules": rules,
+        "loss": loss,
+        "teacher": teacher,
+        "share": share,
+        "options": (has_aux, options),
+    }
     (snn, _), log = train(
         step,
         (snn, init(snn)),
@@ -161,9 +171,10 @@ def finetune(
         epochs=epochs,
         measure=measure and (lambda state, log: measure(state[0], log[-1])),
         folder=folder,
-        depends_on=dict(**call, **(depends_on or {})),  # no name twice
+        depends_on=dict(**identity, **(depends_on or {})),  # no name twice
     )
-    return Finetuned(dataclasses.replace(snn, steps=fit[0], wait=fit[1]), log)
+    trained = dataclasses.replace(snn, steps=fit[0], wait=fit[1], fitted_to=None)
+    return Finetuned(trained, log)
 
 
 def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:

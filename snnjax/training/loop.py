@@ -5,8 +5,6 @@ checkpoint of orbax that holds it lets an interrupted training end in the same b
 """
 
 import contextlib
-import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from snnjax._progress import shown
 from snnjax._ranges import COUNT
+from snnjax.training.identity import digest
 
 _State = TypeVar("_State")
 _Log = list[dict[str, Any]]  # a line for each epoch
@@ -52,7 +51,8 @@ def train(
         folder: where orbax keeps the last finished epoch. The same call resumes from
             it, and ends in the same bits. Processes need a folder that they share.
         depends_on: what results depend on besides the state at the start, by name:
-            pytrees of arrays, or values that are compared by their ``repr``, such as a
+            pytrees of arrays, functions (compared by their code and the values that
+            they enclose), or values that are compared by their ``repr``, such as a
             seed. A folder of a training with others is refused.
 
     Returns:
@@ -62,7 +62,8 @@ def train(
 
     Raises:
         ValueError: no examples in an epoch; a folder of another training.
-        FloatingPointError: a step was not finite.
+        FloatingPointError: a step was not finite, or its loss was more than a million
+            times the first one (and more than a million).
         ImportError: a folder without orbax.
 
     >>> import jax, jax.numpy as jnp
@@ -86,12 +87,15 @@ def train(
     with _checkpoints_in(folder) as checkpoints:
         if checkpoints is not None:
             parts = {"state at the start": state, **(depends_on or {})}
-            identity = {name: _digest(part) for name, part in parts.items()}
+            identity = {name: digest(part) for name, part in parts.items()}
             state, log = _resumed(checkpoints, identity, state, epochs)
         for epoch in range(len(log) + 1, epochs + 1):
             start = time.perf_counter()
             batches = examples(epoch) if callable(examples) else examples
-            state, means = _train_epoch(step, state, batches, f"{epoch} of {epochs}")
+            first_loss = log[0]["loss"] if log else None
+            state, means = _train_epoch(
+                step, state, batches, f"{epoch} of {epochs}", first_loss
+            )
             line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
             log = [*log, line]
             if measure is not None:
@@ -101,10 +105,27 @@ def train(
     return state, log
 
 
+# A loss that is so many times as large as the first one has exploded.
+_EXPLODED = 1e6
+
+
 def _train_epoch(
-    step: Callable, state: _State, batches: Iterable, epoch: str
+    step: Callable,
+    state: _State,
+    batches: Iterable,
+    epoch: str,
+    first_loss: float | None,
 ) -> tuple[_State, dict[str, float]]:
-    """The state after the steps of an epoch, and the means of their reports."""
+    """The state after the steps of an epoch, and the means of their reports.
+
+    Args:
+        step: as for `train`.
+        state: before the epoch.
+        batches: one for each step.
+        epoch: its number, for messages.
+        first_loss: mean loss of the first epoch; None in the first epoch itself, whose
+            first step takes its place.
+    """
     reports: _Log = []
 
     def about(_: Any) -> str:
@@ -127,6 +148,18 @@ def _train_epoch(
             "last whole epoch is in the folder, if there is one. Lower the learning "
             "rate or let it warm up, and look for NaN among the inputs and for labels "
             "that are no classes"
+        )
+    losses = np.array([float(report["loss"]) for report in reports])
+    if first_loss is None:
+        first_loss = losses[0]
+    exploded = np.abs(losses) > _EXPLODED * max(1.0, abs(first_loss))
+    if exploded.any():
+        number = int(exploded.argmax())
+        raise FloatingPointError(
+            f"the loss is {losses[number]:.3g} in epoch {epoch}, step {number + 1} of "
+            f"{len(losses)}, and was {first_loss:.3g} at first; the state after the "
+            "last whole epoch is in the folder, if there is one. Lower the learning "
+            "rate or let it warm up, or clip the gradient by optax.clip_by_global_norm"
         )
     return state, {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
 
@@ -196,25 +229,3 @@ def _resumed(
     parts = args.Composite(state=args.StandardRestore([start]))
     (state,) = checkpoints.restore(last, args=parts)["state"]
     return state, log
-
-
-def _digest(tree: Any) -> str:
-    """16 hexadecimal digits of a pytree; equal values give equal digests.
-
-    An array counts by its type, shape and numbers (without numbers if other processes
-    hold a part of it), any other value by its ``repr`` without addresses.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    total = hashlib.sha256()
-    for leaf in [structure, *leaves]:
-        if not isinstance(leaf, jax.Array | np.ndarray):
-            total.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
-            continue
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        total.update(f"{leaf.dtype} {leaf.shape}".encode())
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-            if not leaf.is_fully_addressable:
-                continue
-        total.update(np.asarray(leaf).tobytes())
-    return total.hexdigest()[:16]

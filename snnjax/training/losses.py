@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead, wide
 from snnjax._checks import check_labels
-from snnjax._ranges import LEAK, SHARE
+from snnjax._ranges import LEAK
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -32,45 +32,6 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     check_labels(outputs, labels)
     return _cross_entropy(wide(outputs).mean(0), jnp.asarray(labels)).mean()
-
-
-def tet(
-    outputs: jax.Array,
-    labels: jax.Array,
-    *,
-    regularization: float = 1e-3,
-    target: float = 1.0,
-) -> jax.Array:
-    """Temporal efficient training: every step must give the right answer by itself.
-
-        (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
-
-    Source: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
-    Network via Gradient Re-weighting", ICLR 2022.
-
-    Args:
-        outputs, labels: as for `mean_cross_entropy`.
-        regularization: c in [0, 1], weight of the squared distance (mean over classes).
-        target: the value that this distance pulls all outputs towards, usually the
-            threshold.
-
-    Raises:
-        ValueError: as `mean_cross_entropy`, or c outside [0, 1].
-
-    >>> import jax.numpy as jnp
-    >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
-    >>> print(tet(outputs, jnp.array([0]), regularization=0.0))
-    1.1269...
-    """
-    check_labels(outputs, labels)
-    SHARE.check("regularization", regularization)
-    outputs = wide(outputs)
-    every = jnp.broadcast_to(jnp.asarray(labels)[None], outputs.shape[:2])
-    entropy = _cross_entropy(outputs, every).mean()
-    if regularization == 0:  # or 0 times an infinite distance would be NaN
-        return entropy
-    distance = ((outputs - target) ** 2).mean()
-    return (1 - regularization) * entropy + regularization * distance
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:

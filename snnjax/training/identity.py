@@ -1,0 +1,126 @@
+"""What tells one training from another: a digest of arrays, values and functions.
+
+A folder holds the digests of what its training depended on, so that a call with another
+optimizer, other labels or another teacher does not resume it. Arrays count by their
+numbers. Functions, such as those of optax and a user's teacher, count by their code and
+by the values that they read from the scopes around them.
+"""
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def digest(tree: Any) -> str:
+    """16 hexadecimal digits of a pytree; equal values give equal digests.
+
+    An array counts by its type, shape and numbers (without numbers if other processes
+    hold a part of it). A function counts by its code, defaults, enclosed values, and
+    the arrays, numbers and functions of its own module that it names. Any other value
+    counts by its ``repr`` without addresses.
+
+    >>> def scaled(factor):
+    ...     return lambda x: factor * x
+    >>> digest(scaled(2)) == digest(scaled(2)), digest(scaled(2)) == digest(scaled(3))
+    (True, False)
+    """
+    total = hashlib.sha256()
+    _add(total, tree, set())
+    return total.hexdigest()[:16]
+
+
+def _add(total: Any, tree: Any, visited: set[int]) -> None:
+    """Add a pytree to the digest ``total``; ``visited`` holds ids of functions."""
+    leaves, structure = _flattened(tree)
+    _add_text(total, structure)
+    for leaf in leaves:
+        is_function = isinstance(leaf, types.FunctionType)
+        wrapped = leaf if is_function else inspect.unwrap(leaf)
+        if isinstance(leaf, jax.Array | np.ndarray):
+            _add_array(total, leaf)
+        elif isinstance(leaf, functools.partial):
+            _add(total, (leaf.func, leaf.args, leaf.keywords), visited)
+        elif inspect.ismethod(leaf):
+            _add(total, (leaf.__func__, leaf.__self__), visited)
+        elif isinstance(wrapped, types.FunctionType):  # `leaf` may be jitted
+            _add_function(total, wrapped, visited)
+        else:
+            _add_text(total, leaf)
+
+
+def _flattened(tree: Any) -> tuple[list[Any], Any]:
+    try:
+        return jax.tree.flatten(tree)
+    except (TypeError, ValueError):  # a dict whose keys have no order
+        return [repr(tree)], None
+
+
+def _add_text(total: Any, value: Any) -> None:
+    total.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())
+
+
+def _add_array(total: Any, array: jax.Array | np.ndarray) -> None:
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    total.update(f"{array.dtype} {array.shape}".encode())
+    # No process has the numbers of an array that is spread over several of them.
+    is_known = isinstance(array, np.ndarray) or (
+        array.is_fully_replicated or array.is_fully_addressable
+    )
+    if is_known:
+        total.update(np.asarray(array).tobytes())
+
+
+def _add_function(total: Any, function: types.FunctionType, visited: set[int]) -> None:
+    """Add the code of a function and what it reads from the scopes around it."""
+    _add_text(total, (function.__module__, function.__qualname__))
+    if id(function) in visited:  # it calls itself, or was added before
+        return
+    visited.add(id(function))
+    _add(total, (function.__defaults__, function.__kwdefaults__), visited)
+    for code in _nested_codes(function.__code__):
+        total.update(code.co_code)
+        _add_text(total, code.co_names)
+        for constant in code.co_consts:
+            if isinstance(constant, frozenset):
+                # The order of a set differs between processes.
+                _add_text(total, sorted(map(repr, constant)))
+            elif not isinstance(constant, types.CodeType):
+                _add_text(total, constant)
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            if _counts(value, function.__module__):
+                _add(total, value, visited)
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that is not bound yet
+            _add(total, cell.cell_contents, visited)
+
+
+def _nested_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of the functions that are defined within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested_codes(constant)
+
+
+def _counts(value: Any, module: str) -> bool:
+    """Whether a global that a function of this module names is part of its digest.
+
+    These are arrays, numbers and functions of the module itself. Others are libraries,
+    and objects that may change from call to call, such as caches.
+    """
+    if callable(value):
+        return getattr(value, "__module__", None) == module
+    leaves, _ = _flattened(value)
+    numbers = (jax.Array, np.ndarray, int, float)
+    return bool(leaves) and all(isinstance(leaf, numbers) for leaf in leaves)
