@@ -37,7 +37,7 @@ import numpy as np
 import snnjax
 from benchmarks import timing
 from benchmarks.networks import convolution
-from experiments.data.events import events_of_bin
+from experiments.data.events import nmnist_events
 from snnjax.deploy import Arithmetic, Input, Layers, Output, Population
 
 # ------------------------------------------------------------------------------ Loihi 1
@@ -381,7 +381,7 @@ WINDOWS = {"event by event": None, "steps of 0.1 ms": 100, "steps of 1 ms": 1000
 
 def sequence(file: Path, window: int | None) -> np.ndarray:
     """How many events [T, 1, 34, 34, 2] arrive in a window; None: one in each step."""
-    events = timing.read(file, lambda file: events_of_bin(file.read_bytes()))
+    events = timing.read(file, lambda file: nmnist_events(file.read_bytes()))
     if window is None:
         step = np.arange(len(events))
     else:

@@ -34,7 +34,7 @@ from benchmarks import (
 )
 from experiments import data, models
 from experiments.data import sequences
-from experiments.data.events import events_of_bin
+from experiments.data.events import nmnist_events
 from experiments.models.zoo import Plain
 
 
@@ -501,7 +501,7 @@ def test_recordings_of_chips_are_compared_one_by_one(tmp_path, monkeypatch, caps
     rows = np.stack([x, y, polarity << 7 | time >> 16, time >> 8 & 255, time & 255], 1)
     file = tmp_path / silicon.RECORDINGS[0]
     file.write_bytes(rows.astype(np.uint8).tobytes())
-    read = events_of_bin(file.read_bytes())
+    read = nmnist_events(file.read_bytes())
     for field, written in zip("xypt", (x, y, polarity, time), strict=True):
         np.testing.assert_array_equal(read[field], written)
     # Speck's rule, event by event and neuron by neuron.

@@ -49,6 +49,33 @@ def test_no_group_is_in_two_parts(digits):
     assert len(held.train_labels) + len(held.choice[1]) == len(digits.train_labels)
 
 
+def test_every_part_has_a_group(digits):
+    draw = np.random.default_rng(1)
+    for _ in range(50):
+        sizes = draw.multinomial(500, draw.dirichlet(np.ones(6)))
+        groups = np.repeat(np.arange(6), np.maximum(sizes, 1))
+        parts = data.split(groups, (0.9, 0.05, 0.05))
+        assert sorted(np.concatenate(parts)) == list(range(len(groups)))
+        names = [{*groups[part]} for part in parts]
+        assert all(names) and sum(map(len, names)) == 6
+    with pytest.raises(ValueError, match="2 groups cannot be in 3 parts"):
+        data.split(np.array([0, 1, 1]), (0.8, 0.1, 0.1))
+    one_group = digits._replace(train_groups=np.zeros(len(digits.train_labels)))
+    with pytest.raises(ValueError, match="no choice can be held out .* --choice 0"):
+        one_group.with_choice(0.1)
+
+
+def test_a_choice_does_not_enter_the_normalization(digits):
+    held = digits.with_choice(0.5)
+    assert held.mean != digits.mean
+    np.testing.assert_allclose(held.mean, held.train_images.mean())
+    np.testing.assert_allclose(held.std, held.train_images.std())
+    rows = data.in_parts(digits, "rows").with_choice(0.5)
+    assert rows.mean == held.mean * 8 and rows.std == held.std * 8
+    given = digits._replace(mean=(1.0,), std=(2.0,), normalization=None)
+    assert given.with_choice(0.5).mean == (1.0,)
+
+
 def test_files_of_mnist(tmp_path):
     draw = np.random.default_rng(0)
     for part, count in (("train", 20), ("t10k", 7)):
@@ -63,8 +90,15 @@ def test_files_of_mnist(tmp_path):
     read = data.load(str(tmp_path))
     np.testing.assert_array_equal(read.test_images[..., 0], x)
     assert (read.num_classes, read.train_images.shape) == (10, (20, 4, 5, 1))
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels[:-1])
+    test_labels = tmp_path / "t10k-labels-idx1-ubyte"
+    test_labels.write_bytes(labels[:-1])
     with pytest.raises(ValueError, match="t10k-labels.* is no file of MNIST"):
+        data.load(str(tmp_path))
+    test_labels.write_bytes(labels[:-1] + b"\x0a")
+    with pytest.raises(ValueError, match="test labels from 0 to 10; allowed: 0 to 9"):
+        data.load(str(tmp_path))
+    test_labels.write_bytes(labels[:7] + b"\x06" + labels[8:-1])
+    with pytest.raises(ValueError, match="7 t10k images and 6 labels"):
         data.load(str(tmp_path))
 
 
@@ -79,20 +113,36 @@ def drawn(count, size, seed=0):
 
 
 def test_events_of_40_bits(tmp_path):
-    for part in ("Train", "Test"):
+    for seed, part in enumerate(("Train", "Test")):
         for label in (0, 1):
-            x, y, p, t = drawn(50, 34, label)
+            x, y, p, t = drawn(50, 30, 2 * seed + label)
             rows = np.stack([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255], 1)
             file = tmp_path / part / str(label) / "00001.bin"
             file.parent.mkdir(parents=True)
             file.write_bytes(rows.astype(np.uint8).tobytes())
-    read = events.events_of_bin(file.read_bytes())
+    read = events.nmnist_events(file.read_bytes())
     for name, field in zip("xypt", (x, y, p, t), strict=True):
         np.testing.assert_array_equal(read[name], field)
     frames = data.load_events(tmp_path, 3)
+    assert frames.train_images.shape == (2, 3, 34, 34, 2)  # as the format states
     assert frames.train_images.sum() == 100 and list(frames.test_labels) == [0, 1]
+    # The clock overflows between two events.
+    rows = [[1, 2, 0, 0, 9], [0, 240, 0, 0, 0], [3, 4, 128, 0, 5]]
+    read = events.nmnist_events(bytes(sum(rows, [])))
+    assert read.tolist() == [(1, 2, 0, 9), (3, 4, 1, 5 + 2**13)]
+    file.write_bytes(bytes([34, 0, 0, 0, 0]))
+    with pytest.raises(ValueError, match="test_x from .* to 34; allowed: 0 to 33"):
+        data.load_events(tmp_path, 3)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="test recording 1 has no events"):
+        data.load_events(tmp_path, 3)
+    third = tmp_path / "Test" / "2" / "00001.bin"
+    file.parent.rename(third.parent)
+    third.write_bytes(bytes(rows[0]))
+    with pytest.raises(ValueError, match="test labels from 0 to 2; allowed: 0 to 1"):
+        data.load_events(tmp_path, 3)
     with pytest.raises(ValueError, match="has 4 bytes; allowed: 5 for each event"):
-        events.events_of_bin(b"abcd")
+        events.nmnist_events(b"abcd")
     with pytest.raises(data.MissingDataError, match="has no recordings for train"):
         data.load_events(tmp_path / "Train", 3)
 
@@ -107,29 +157,77 @@ def test_gestures_of_aedat_and_of_tonic(tmp_path):
     other += np.array([4, 0, 0, 2, 2, 2], "<i4").tobytes() + bytes(8)
     mark = b"#!AER-DAT3.1\r\n#Source 1\r\n#!END-HEADER\r\n"
     name = "user07_led"
-    (tmp_path / f"{name}.aedat").write_bytes(mark + other + header + words.tobytes())
+    content = mark + other + header + words.tobytes()
+    file = tmp_path / f"{name}.aedat"
+    file.write_bytes(content)
     table = "class,startTime_usec,endTime_usec\n2,0,150000\n11,150000,300000\n"
     (tmp_path / f"{name}_labels.csv").write_text(table)
     for part in ("train", "test"):
         (tmp_path / f"trials_to_{part}.txt").write_text(f"{name}.aedat\n")
-    first, last = events.recordings_of(tmp_path, "train")
+    first, last = events.recordings_in(tmp_path, "train")
     assert [g[1:] for g in (first, last)] == [(1, "user07"), (10, "user07")]
     valid = np.arange(200) != 3
     expected = (x // 4)[valid & (t < 150_000)]
     np.testing.assert_array_equal(first[0]["x"], expected)
-    read = data.load_events(tmp_path, 4)
+    with pytest.warns(match="2 held-out recordings .* equal to training"):
+        read = data.load_events(tmp_path, 4)
+    assert read.train_images.shape == (2, 4, 32, 32, 2)
     assert read.train_images.sum() == 199 and list(read.train_groups) == ["user07"] * 2
 
+    for cut, problem in (
+        (-1, "200 events of 8 bytes do not fit into the last 1599"),
+        (-len(words.tobytes()), "200 events of 8 bytes do not fit into the last 0"),
+        (-len(words.tobytes()) - 5, "is cut in a header of events"),
+        (-len(words.tobytes()) - 28, "ends at -1 us, but .* from 0 to 150000 us"),
+    ):
+        file.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match=problem):
+            data.load_events(tmp_path, 4)
     rows = np.stack([x, y, p, t // 1000], 1)[valid & (t < 150_000)]
     file = tmp_path / "tonic" / "ibmGestureTrain" / "user07_led" / "1.npy"
     file.parent.mkdir(parents=True)
     np.save(file, rows)
-    ((same, *label),) = events.recordings_of(tmp_path / "tonic", "train")
+    ((same, *label),) = events.recordings_in(tmp_path / "tonic", "train")
     np.testing.assert_array_equal(same["x"], expected)
     assert label == [1, "user07"]
     (tmp_path / f"{name}.aedat").write_bytes(b"#!AER-DAT2.0\r\n")
     with pytest.raises(ValueError, match="is no AEDAT 3.1 file"):
         data.load_events(tmp_path, 4)
+
+
+def test_a_prepared_file_that_is_damaged_is_refused(tmp_path):
+    def columns(seed, count, label):
+        x, y, p, t = drawn(count, 8, seed)
+        return {
+            "x": x,
+            "y": y,
+            "p": p,
+            "t_us": t,
+            "offsets": np.array([0, count]),
+            "labels": np.array([label]),
+        }
+
+    def write(**changes):
+        arrays = {f"train_{n}": array for n, array in columns(0, 90, 1).items()}
+        arrays |= {f"test_{n}": array for n, array in columns(1, 5, 0).items()}
+        np.savez(tmp_path / "events.npz", **arrays | changes)
+        return tmp_path / "events.npz"
+
+    frames = data.load_events(write(), 2)
+    assert frames.train_images.shape == (1, 2, 8, 8, 2) and frames.num_classes == 2
+    frames = data.load_events(write(sensor=np.array([9, 10])), 2)
+    assert frames.test_images.shape == (1, 2, 9, 10, 2)
+    for changes, problem in (
+        ({"test_x": np.full(5, 8)}, "test_x from 8 to 8; allowed: 0 to 7"),
+        ({"test_y": np.full(5, -1)}, "test_y from -1 to -1; allowed: 0 to 7"),
+        ({"train_p": np.full(90, 2)}, "train_p from 2 to 2; allowed: 0 to 1"),
+        ({"train_t_us": np.arange(89)}, "'t_us': 89.* allowed: from 0 to the number"),
+        ({"test_offsets": np.array([0, 4])}, "test_offsets reach from 0 to 4"),
+        ({"test_offsets": np.array([0, 2, 5])}, "3 test_offsets and 1 test_labels"),
+        ({"test_labels": np.array([2])}, "test labels from 2 to 2; allowed: 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            data.load_events(write(**changes), 2)
 
 
 def write_cochlea(folder, name, parts, per_part=40):
@@ -168,19 +266,89 @@ def test_shd_and_ssc_train_by_their_presets(tmp_path):
         data.load_cochlea(tmp_path, "ssc", 5)
 
 
+def test_a_damaged_recording_of_a_cochlea_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+
+    def read(part="train", **changes):
+        write_cochlea(tmp_path, "ssc", ("train", "valid", "test"), per_part=8)
+        with h5py.File(tmp_path / f"ssc_{part}.h5", "r+") as file:
+            for key, value in changes.items():
+                if key in ("times", "units"):
+                    file["spikes"][key][3] = value
+                else:
+                    del file[key]
+                    file[key] = value
+        return data.load_cochlea(tmp_path, "ssc", 5)
+
+    whole = read()
+    times = np.linspace(0, 1, 60)
+    for changes, problem in (
+        ({"units": np.full(60, 700)}, "recording 3 has units from 700 to 700"),
+        ({"times": np.where(times == 1, np.nan, times)}, "times from nan to nan"),
+        ({"times": np.where(times == 1, np.inf, times)}, "times from 0.0 to inf"),
+        ({"times": times - 0.5}, "times from -0.5 to 0.5; allowed: seconds from 0"),
+        ({"times": times[:1]}, "recording 3 has 1 times and 60 units"),
+        ({"labels": np.arange(7)}, "'labels': 7"),
+        ({"extra/speaker": np.arange(7)}, "'speakers': 7"),
+        ({"spikes/times": np.zeros((7, 60))}, "'times': 7"),
+    ):
+        for part in ("train", "valid", "test"):
+            with pytest.raises(ValueError, match=rf"{part}\.h5 is damaged.*{problem}"):
+                read(part, **changes)
+    for part, title in (("valid", "choice"), ("test", "test")):
+        with pytest.raises(ValueError, match=f"{title} labels from .* allowed: 0 to 1"):
+            read(part, labels=np.arange(8))
+        # A long recording that is held out leaves the steps as they are.
+        longer = read(part, times=3 * times)
+        np.testing.assert_array_equal(longer.train_images, whole.train_images)
+    assert longer.test_images[3].sum() < whole.test_images[3].sum() == 60
+
+
+def write_sound(file, seed):
+    sound = 1000 * np.random.default_rng(seed).standard_normal(8000)
+    file.parent.mkdir(exist_ok=True)
+    wavfile.write(file, 16_000, sound.astype(np.int16))
+
+
 def test_keywords_of_a_folder_are_split_by_speaker(tmp_path):
-    draw = np.random.default_rng(0)
-    for word in ("yes", "no"):
-        (tmp_path / word).mkdir()
-        for speaker in range(20):
-            sound = (1000 * draw.standard_normal(8000)).astype(np.int16)
+    for speaker in range(20):
+        for seed, word in enumerate(("yes", "no")):
             name = f"{word}_{speaker:08x}_nohash_0.wav"
-            wavfile.write(tmp_path / word / name, 16_000, sound)
+            write_sound(tmp_path / word / name, 2 * speaker + seed)
     words = data.load_keywords(tmp_path)
     assert words.train_images.shape == (36, 49, 20) and len(words.test_labels) == 4
     assert len({*words.train_groups}) == 18
     (tmp_path / "no" / "cut.wav").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match=r"cut\.wav cannot be read"):
+        data.load_keywords(tmp_path)
+
+
+def test_speakers_have_names_of_any_length(tmp_path):
+    for number, speaker in enumerate(("a", "ab12", "0123456789abcdef")):
+        for seed, word in enumerate(("yes", "no")):
+            name = f"{word}_{speaker}_nohash_0.wav" if number else "a_nohash_3.wav"
+            write_sound(tmp_path / word / name, 2 * number + seed)
+    for piece in range(4):
+        name = f"running_tap_{piece}.wav"
+        write_sound(tmp_path / "_silence_" / name, 10 + piece)
+    words = data.load_keywords(tmp_path)
+    groups = {"a", "ab12", "0123456789abcdef", "_silence_/running_tap"}
+    assert len({*words.train_groups}) == 3 and {*words.train_groups} < groups
+    sizes = [list(words.train_groups).count(group) for group in groups]
+    assert sorted(sizes) in ([0, 2, 2, 2], [0, 2, 2, 4])  # whole groups
+
+
+def test_copies_and_recordings_without_a_speaker_are_reported(tmp_path):
+    for speaker in range(4):
+        write_sound(tmp_path / "yes" / f"{speaker}_nohash_0.wav", seed=0)
+    with pytest.warns(match=r"1 held-out .*/yes/\d_nohash_0.wav equals .*yes"):
+        words = data.load_keywords(tmp_path)
+    with pytest.warns(match="1 held-out .* choice recording 0 equals training record"):
+        words.with_choice(0.1)
+    for speaker in range(4):
+        write_sound(tmp_path / "yes" / f"{speaker}_nohash_0.wav", seed=speaker)
+    write_sound(tmp_path / "yes" / "me.wav", seed=4)
+    with pytest.warns(match="1 of the 5 .* name no speaker, the first is .*me.wav"):
         data.load_keywords(tmp_path)
 
 

@@ -1,16 +1,21 @@
 """A data set as a value, and the images that a network sees of it.
 
 Images are uint8, and so are the steps of most sequences. `augment` and `normalize` are
-JAX, for use inside a jitted step of training.
+JAX, for use inside a jitted step of training; everything else is NumPy.
 """
 
-from collections.abc import Mapping
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# The mean and the standard deviation of each channel.
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class MissingDataError(RuntimeError):
@@ -34,6 +39,8 @@ class Dataset(NamedTuple):
     evaluated_on: str = "test images"  # kind of the test images, for texts
     train_groups: np.ndarray | None = None  # [N], such as the speaker of a recording
     choice: tuple[np.ndarray, np.ndarray] | None = None  # held out, to choose options
+    # How mean and std follow from training images; None: they were given, and stay.
+    normalization: Callable[[np.ndarray], Normalization] | None = None
 
     @property
     def is_sequence(self) -> bool:
@@ -59,26 +66,51 @@ class Dataset(NamedTuple):
             )
         return self._only(slice(count))
 
-    def _only(self, part: Any) -> "Dataset":
+    def _only(self, selection: slice | np.ndarray) -> "Dataset":
+        """The same data set with a selection of its training images."""
         groups = self.train_groups
+        if groups is not None:
+            groups = groups[selection]
         return self._replace(
-            train_images=self.train_images[part],
-            train_labels=self.train_labels[part],
-            train_groups=None if groups is None else groups[part],
+            train_images=self.train_images[selection],
+            train_labels=self.train_labels[selection],
+            train_groups=groups,
         )
 
     def with_choice(self, share: float) -> "Dataset":
-        """Holds out a share of the training examples, whole groups, for choices.
+        """Holds out a share of the training examples, to choose options by them.
 
-        A data set that came with such examples keeps its own.
+        Groups stay whole: a speaker is in the training or in the choice. The mean and
+        the standard deviation become those of the examples that stay. A data set that
+        came with a choice keeps it, and so does one of which no share is asked.
+
+        Raises:
+            ValueError: there are fewer than two groups.
         """
         if self.choice is not None or not share:
             return self
         groups = self.train_groups
-        groups = np.arange(len(self.train_labels)) if groups is None else groups
-        rest, chosen = split(groups, (1 - share, share))
+        if groups is None:
+            groups = np.arange(len(self.train_labels))
+        try:
+            trained, chosen = split(groups, (1 - share, share))
+        except ValueError as error:
+            raise ValueError(
+                f"no choice can be held out of the training examples of {self.name}: "
+                f"{error}. Give --choice 0"
+            ) from None
         choice = self.train_images[chosen], self.train_labels[chosen]
-        return self._only(rest)._replace(choice=choice)
+        data = self._only(trained)._replace(choice=choice)
+        if self.normalization is not None:
+            mean, std = self.normalization(data.train_images)
+            data = data._replace(mean=mean, std=std)
+        if self.is_sequence:
+            warn_copies(
+                self.name,
+                training=named("training", data.train_images),
+                held_out=named("choice", choice[0]),
+            )
+        return data
 
     def held_back(self, count: int) -> "Dataset":
         """Takes the last `count` training images as test images; 0: no change."""
@@ -97,27 +129,94 @@ class Dataset(NamedTuple):
         )
 
 
-def split(groups: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
+# ------------------------------------------------------------------ parts of a set
+
+
+def split(groups: np.ndarray, shares: Sequence[float]) -> list[np.ndarray]:
     """Numbers of examples, in parts of about these shares; no group is in two parts.
 
-    The same groups are split alike, whatever the seed of a training.
+    A group belongs to the part in which it begins, but every part has a group. The
+    same groups are split alike, whatever the seed of a training.
+
+    Raises:
+        ValueError: there are fewer groups than parts.
+
+    >>> split(np.array(["ann", "ann", "bob", "bob"]), (0.9, 0.1))
+    [array([0, 1]), array([2, 3])]
     """
-    names, of_examples = np.unique(groups, return_inverse=True)
+    names, group_numbers = np.unique(groups, return_inverse=True)
+    if len(names) < len(shares):
+        raise ValueError(
+            f"{len(names)} groups cannot be in {len(shares)} parts; allowed: a group, "
+            "such as a speaker, for each part"
+        )
     order = np.random.default_rng(0).permutation(len(names))
-    sizes = np.bincount(of_examples)[order].cumsum() - np.bincount(of_examples)[order]
-    part_of_name = np.empty(len(names), int)
+    sizes = np.bincount(group_numbers)[order]
+    begins = np.cumsum(sizes) - sizes
     ends = np.cumsum(shares)[:-1] * len(groups)
-    part_of_name[order] = np.searchsorted(ends - 1e-6, sizes)
-    parts = part_of_name[of_examples]
-    return [np.flatnonzero(parts == part) for part in range(len(shares))]
+    # Part i has the groups order[cuts[i] : cuts[i + 1]].
+    cuts = [0, *np.searchsorted(begins, ends - 1e-6), len(names)]
+    for i in range(1, len(shares)):
+        cuts[i] = max(cuts[i], cuts[i - 1] + 1)
+    for i in reversed(range(1, len(shares))):
+        cuts[i] = min(cuts[i], cuts[i + 1] - 1)
+    parts = []
+    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        parts.append(np.flatnonzero(np.isin(group_numbers, order[start:end])))
+    return parts
+
+
+def check_labels(name: str, num_classes: int, **labels: np.ndarray) -> None:
+    """Raise unless the labels of each part are classes of the training examples."""
+    for part, numbers in labels.items():
+        if not len(numbers):
+            raise ValueError(f"{name} has no {part} examples; copy its files anew")
+        if numbers.min() < 0 or numbers.max() >= num_classes:
+            raise ValueError(
+                f"{name} has {part} labels from {numbers.min()} to {numbers.max()}; "
+                f"allowed: 0 to {num_classes - 1}, the classes of its training "
+                "examples. Copy its files anew, or leave out other classes"
+            )
+
+
+def named(part: str, recordings: np.ndarray) -> dict[str, np.ndarray]:
+    """The recordings of a part by their names, for `warn_copies`."""
+    return {f"{part} recording {i}": array for i, array in enumerate(recordings)}
+
+
+def warn_copies(
+    name: str,
+    *,
+    training: Mapping[str, np.ndarray],
+    held_out: Mapping[str, np.ndarray],
+) -> None:
+    """Warn if a recording that is held out is also in the training."""
+
+    def digest(array: np.ndarray) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(array)).digest()
+
+    originals = {digest(array): title for title, array in training.items()}
+    copies = []
+    for title, array in held_out.items():
+        original = originals.get(digest(array))
+        if original is not None:
+            copies.append(f"{title} equals {original}")
+    if copies:
+        warnings.warn(
+            f"{len(copies)} held-out recordings of {name} are equal to training "
+            f"recordings, so accuracies are too high: {copies[0]}. Remove the copies",
+            stacklevel=3,
+        )
+
+
+# ------------------------------------------------------------------- normalization
 
 
 def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
     """Images in 0..255 as float32 of mean 0, deviation 1 per channel, the last axis."""
-    mean, std = (jnp.asarray(x, jnp.float32) for x in (dataset.mean, dataset.std))
-    images = jnp.asarray(images).astype(jnp.float32)
-    axes = (1,) * (images.ndim - 1)
-    return (images - mean.reshape(*axes, -1)) / std.reshape(*axes, -1)
+    mean = jnp.asarray(dataset.mean, jnp.float32)
+    std = jnp.asarray(dataset.std, jnp.float32)
+    return (jnp.asarray(images).astype(jnp.float32) - mean) / std
 
 
 def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
@@ -140,7 +239,10 @@ def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
             f"std {list(std)} in the card of the network is of pixels in 0..1, but "
             "here they are in 0..255; multiply its mean and std by 255"
         )
-    return dataset._replace(mean=tuple(mean), std=tuple(std))
+    return dataset._replace(mean=tuple(mean), std=tuple(std), normalization=None)
+
+
+# -------------------------------------------------------------------- augmentation
 
 
 @partial(jax.jit, static_argnames=("flip", "padding"))
@@ -158,16 +260,18 @@ def augment(
     crop_key, flip_key = jax.random.split(key)
     batch, height, width, channels = images.shape
     if padding:
-        sides = (padding, padding)
-        padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-        corner = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
-        size = (height, width, channels)
-        images = jax.vmap(
-            lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), size)
-        )(padded, corner)
+        edge = (padding, padding)
+        padded = jnp.pad(images, ((0, 0), edge, edge, (0, 0)))
+        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
+
+        def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+            start = (corner[0], corner[1], 0)
+            return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+        images = jax.vmap(crop)(padded, corners)
     if flip:
-        mirror = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
-        images = jnp.where(mirror, images[:, :, ::-1], images)
+        is_mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        images = jnp.where(is_mirrored, images[:, :, ::-1], images)
     return images
 
 
@@ -177,25 +281,38 @@ def augment_sequences(
 ) -> jax.Array:
     """Sequences [N, T, F] shifted in time, with a band of steps and of features off.
 
-    As SpecAugment (Park et al., 2019) does for sound, what is off has the mean.
+    As in SpecAugment (Park et al., 2019) for sound, the mean replaces what is off.
 
     Args:
         key: the only source of randomness.
         x: of any dtype; the result has the same.
         mean: of the features [F].
-        shift: steps by which an example is earlier or later, at most; edges are held.
-        mask: the widest band.
+        shift: steps by which an example is earlier or later, at most; the first or
+            the last step fills the gap.
+        mask: largest width of a band; 0 for no bands.
     """
     keys = jax.random.split(key, 5)
-    (count, *sizes), steps = x.shape, x.shape[1]
+    shift_key, first_step_key, first_feature_key, steps_key, features_key = keys
+    count, steps, features = x.shape
     if shift:
-        by = jax.random.randint(keys[0], (count, 1), -shift, shift + 1)
-        times = jnp.clip(jnp.arange(steps) + by, 0, steps - 1)
-        x = jnp.take_along_axis(x, times[..., None], 1)
-    for axis, size in enumerate(sizes if mask else ()):
-        first = jax.random.randint(keys[1 + axis], (count, 1, 1), 0, size)
-        width = jax.random.randint(keys[3 + axis], (count, 1, 1), 0, mask + 1)
-        place = jnp.arange(size).reshape((1, size, 1) if axis == 0 else (1, 1, size))
-        off = (place >= first) & (place < first + width)
-        x = jnp.where(off, mean.astype(x.dtype), x)
+        shifts = jax.random.randint(shift_key, (count, 1), -shift, shift + 1)
+        times = jnp.clip(jnp.arange(steps) + shifts, 0, steps - 1)
+        x = jnp.take_along_axis(x, times[..., None], axis=1)
+    if mask:
+        silence = mean.astype(x.dtype)
+        off = _bands(first_step_key, steps_key, (count, steps), mask)
+        x = jnp.where(off[:, :, None], silence, x)
+        off = _bands(first_feature_key, features_key, (count, features), mask)
+        x = jnp.where(off[:, None, :], silence, x)
     return x
+
+
+def _bands(
+    first_key: jax.Array, width_key: jax.Array, shape: tuple[int, int], widest: int
+) -> jax.Array:
+    """A random band of True in each row of a boolean array of this shape."""
+    count, size = shape
+    first = jax.random.randint(first_key, (count, 1), 0, size)
+    width = jax.random.randint(width_key, (count, 1), 0, widest + 1)
+    places = jnp.arange(size)
+    return (places >= first) & (places < first + width)

@@ -3,14 +3,15 @@
 A prepared file (.npz) holds the concatenated events of all recordings, with the
 prefixes ``train_`` and ``test_``: x and y (pixels), p (polarity, 0 or 1) and t_us
 (microseconds). ``offsets`` (N + 1 numbers) says where each recording begins and ends.
-``labels`` holds the classes. `prepare` writes such a file from a data set of the
-`tonic` package.
+``labels`` holds the classes. ``sensor`` (height, width) may give the number of pixels,
+which otherwise is that of the training events. `prepare` writes such a file from a data
+set of the `tonic` package.
 
-A folder of published files is read as it is, by `recordings_of`:
+A folder of published files is read as it is, by `recordings_in`:
 
     Train/DIGIT/*.bin, Test/DIGIT/*.bin     N-MNIST (Orchard et al., 2015)
     trials_to_train.txt, *.aedat, *.csv     DVS-Gesture (Amir et al., 2017), AEDAT 3.1
-    ibmGestureTrain/*/N.npy and ...Test     the same, as `tonic` unpacks it
+    ibmGestureTrain/*/N.npy and ...Test     DVS-Gesture as `tonic` unpacks it
 """
 
 import csv
@@ -20,7 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import Dataset, MissingDataError
+from experiments.data.dataset import (
+    Dataset,
+    MissingDataError,
+    Normalization,
+    check_labels,
+    named,
+    warn_copies,
+)
 
 PARTS = ("train", "test")
 FIELDS = ("x", "y", "p", "t_us", "offsets", "labels")
@@ -31,11 +39,16 @@ def load_events(path: str | Path, frames: int) -> Dataset:
 
     They count the events of each pixel and polarity in equal parts of the duration of a
     recording, as uint8 (a count of 255 and more is 255).
+
+    Raises:
+        MissingDataError: there is no such file or folder.
+        ValueError: it has another format, or is damaged.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        train, test = (recordings_of(file, part) for part in PARTS)
-        return _dataset(file.name, columns(train=train, test=test), frames)
+        recordings = {part: recordings_in(file, part) for part in PARTS}
+        arrays = columns(**recordings) | {"sensor": _sensor_of_folder(file)}
+        return _dataset(file.name, arrays, frames)
     if not file.is_file():
         raise MissingDataError(
             f"no file {path} of events. Prepare one where there is network:\n"
@@ -49,44 +62,107 @@ def load_events(path: str | Path, frames: int) -> Dataset:
     except ValueError as error:
         raise ValueError(f"{path} is no prepared file ({error})") from None
     with archive:
-        names = [f"{part}_{field}" for part in PARTS for field in FIELDS]
-        if absent := [name for name in names if name not in archive]:
-            raise ValueError(f"{path} is no prepared file: it lacks {absent}")
-        arrays = {name: archive[name] for name in names}
+        arrays = dict(archive)
+    names = [f"{part}_{field}" for part in PARTS for field in FIELDS]
+    absent = [name for name in names if name not in arrays]
+    if absent:
+        raise ValueError(f"{path} is no prepared file: it lacks {absent}")
     return _dataset(file.name, arrays, frames)
 
 
-def _dataset(name: str, arrays: dict[str, Any], frames: int) -> Dataset:
-    size = tuple(
-        1 + max(int(arrays[f"{part}_{axis}"].max()) for part in PARTS) for axis in "yx"
+def _dataset(name: str, arrays: dict[str, np.ndarray], frames: int) -> Dataset:
+    """The data set of the arrays of a prepared file."""
+    for part in PARTS:
+        _check_columns(name, arrays, part)
+    if "sensor" in arrays:
+        height, width = (int(size) for size in arrays["sensor"])
+    else:
+        height = 1 + int(arrays["train_y"].max())
+        width = 1 + int(arrays["train_x"].max())
+    for part in PARTS:
+        _check_range(name, f"{part}_x", arrays[f"{part}_x"], width)
+        _check_range(name, f"{part}_y", arrays[f"{part}_y"], height)
+        _check_range(name, f"{part}_p", arrays[f"{part}_p"], 2)
+    train_labels = arrays["train_labels"].astype(np.int32)
+    test_labels = arrays["test_labels"].astype(np.int32)
+    num_classes = 1 + int(train_labels.max())
+    check_labels(name, num_classes, training=train_labels, test=test_labels)
+    train_images = _frames(arrays, "train", frames, (height, width))
+    test_images = _frames(arrays, "test", frames, (height, width))
+    warn_copies(
+        name,
+        training=named("training", train_images),
+        held_out=named("test", test_images),
     )
-    train_x, test_x = (_frames(arrays, part, frames, size) for part in PARTS)
-    train_y, test_y = (arrays[f"{part}_labels"].astype(np.int32) for part in PARTS)
-    squares = np.square(train_x, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
+    mean, std = _normalization(train_images)
     return Dataset(
         name=name,
-        train_images=train_x,
-        train_labels=train_y,
-        test_images=test_x,
-        test_labels=test_y,
-        # Silence stays 0: frames are scaled, not centered.
-        mean=(0.0, 0.0),
-        std=tuple(square**0.5 for square in squares),
-        num_classes=1 + int(max(train_y.max(), test_y.max())),
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
         train_groups=arrays.get("train_groups"),
+        normalization=_normalization,
     )
 
 
-def _frames(arrays: dict[str, Any], part: str, frames: int, size) -> np.ndarray:
+def _normalization(frames: np.ndarray) -> Normalization:
+    """Frames are scaled, not centered, so that silence stays 0."""
+    squares = np.square(frames, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
+    # A polarity without events stays as it is.
+    return (0.0, 0.0), tuple(square**0.5 or 1.0 for square in squares)
+
+
+def _check_columns(name: str, arrays: dict[str, np.ndarray], part: str) -> None:
+    """Raise unless the recordings of a part cover all of its events."""
+    offsets, labels = arrays[f"{part}_offsets"], arrays[f"{part}_labels"]
+    lengths = {field: len(arrays[f"{part}_{field}"]) for field in FIELDS[:4]}
+    if len(offsets) < 2 or len(labels) != len(offsets) - 1:
+        raise ValueError(
+            f"{name} has {len(offsets)} {part}_offsets and {len(labels)} "
+            f"{part}_labels; allowed: a label for each recording, of which there is "
+            "one at least, and one offset more"
+        )
+    if offsets[0] != 0 or set(lengths.values()) != {int(offsets[-1])}:
+        raise ValueError(
+            f"{name} is damaged: {part}_offsets reach from {offsets[0]} to "
+            f"{offsets[-1]}, and the fields of events have the lengths {lengths}; "
+            "allowed: from 0 to the number of events. Prepare it anew"
+        )
+    empty = np.flatnonzero(np.diff(offsets) <= 0)
+    if len(empty):
+        raise ValueError(
+            f"{name} is damaged: {part} recording {empty[0]} has no events; prepare it "
+            "anew, or leave the recording out"
+        )
+
+
+def _check_range(name: str, field: str, values: np.ndarray, size: int) -> None:
+    """Raise unless all values of a field of events are 0 to size - 1."""
+    if values.min() < 0 or values.max() >= size:
+        raise ValueError(
+            f"{name} has {field} from {values.min()} to {values.max()}; allowed: 0 to "
+            f"{size - 1}, which the format or the training events state. Copy the "
+            "files anew, or state `sensor` (height, width) in a prepared file"
+        )
+
+
+def _frames(
+    arrays: dict[str, np.ndarray], part: str, frames: int, sensor: tuple[int, int]
+) -> np.ndarray:
+    """The events of each recording counted, [N, T, H, W, 2] as uint8."""
     offsets = arrays[f"{part}_offsets"]
-    images = np.zeros((len(offsets) - 1, frames, *size, 2), np.uint8)
     x, y, p, t = (arrays[f"{part}_{field}"].astype(np.int64) for field in FIELDS[:4])
+    images = np.zeros((len(offsets) - 1, frames, *sensor, 2), np.uint8)
     for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        times = t[start:end] - t[start]
+        times = t[start:end] - t[start:end].min()
         frame = times * frames // (times.max() + 1)
-        count = np.zeros(images.shape[1:], np.int64)
-        np.add.at(count, (frame, y[start:end], x[start:end], p[start:end]), 1)
-        images[i] = np.minimum(count, 255)
+        counts = np.zeros(images.shape[1:], np.int64)
+        np.add.at(counts, (frame, y[start:end], x[start:end], p[start:end]), 1)
+        images[i] = np.minimum(counts, 255)
     return images
 
 
@@ -102,8 +178,16 @@ def prepare_nmnist(path: str | Path, folder: str) -> None:
 
 
 def prepare(path: str | Path, *, train: Iterable, test: Iterable) -> None:
-    """Write recordings, pairs of events (fields x, y, p, t) and label, as a file."""
-    np.savez_compressed(path, **columns(train=train, test=test))
+    """Write recordings, pairs of events (fields x, y, p, t) and label, as a file.
+
+    The `sensor_size` (width, height, polarities) of a data set of `tonic` becomes the
+    number of pixels.
+    """
+    arrays = columns(train=train, test=test)
+    if hasattr(train, "sensor_size"):
+        width, height, _ = train.sensor_size
+        arrays["sensor"] = np.array([height, width])
+    np.savez_compressed(path, **arrays)
 
 
 def columns(**parts: Iterable) -> dict[str, np.ndarray]:
@@ -120,25 +204,42 @@ def columns(**parts: Iterable) -> dict[str, np.ndarray]:
     return arrays
 
 
-# ------------------------------------------------------------- published formats
+# --------------------------------------------------------------- published formats
 
 EVENT = np.dtype([("x", "i2"), ("y", "i2"), ("p", "u1"), ("t", "i8")])
+NMNIST_PIXELS = 34  # along an edge
+GESTURE_PIXELS = 128
 POOLED = 4  # pixels of DVS-Gesture along an edge that count as one, as papers do
+OVERFLOW_Y = 240  # of an event of N-MNIST that is no pixel, but moves the clock
+OVERFLOW_US = 1 << 13
+# A recording may end before its last gesture is over by this part of the gesture, and
+# by one second at most. One that ends earlier was cut.
+QUIET_END = 0.5
+QUIET_END_US = 1_000_000
 
 
-def recordings_of(folder: Path, part: str) -> Iterator[tuple]:
+def _sensor_of_folder(folder: Path) -> np.ndarray:
+    """Height and width of the frames of a folder of published files."""
+    if (folder / "Train").is_dir():
+        return np.array([NMNIST_PIXELS, NMNIST_PIXELS])
+    return np.array([GESTURE_PIXELS, GESTURE_PIXELS]) // POOLED
+
+
+def recordings_in(folder: Path, part: str) -> Iterator[tuple]:
     """(events, label) or (events, label, person) of a folder's "train" or "test"."""
-    if (root := folder / part.capitalize()).is_dir():
-        for file in sorted(root.glob("*/*.bin")):
-            yield events_of_bin(file.read_bytes()), int(file.parent.name)
-    elif (trials := folder / f"trials_to_{part}.txt").is_file():
+    digits = folder / part.capitalize()
+    trials = folder / f"trials_to_{part}.txt"
+    gestures = folder / f"ibmGesture{part.capitalize()}"
+    if digits.is_dir():
+        for file in sorted(digits.glob("*/*.bin")):
+            yield nmnist_events(file.read_bytes()), int(file.parent.name)
+    elif trials.is_file():
         for name in trials.read_text().split():
-            yield from gestures_of(folder / name)
-    elif (root := folder / f"ibmGesture{part.capitalize()}").is_dir():
-        for file in sorted(root.glob("*/*.npy")):  # x, y, polarity, milliseconds
-            x, y, p, t = np.load(file).T
-            fields = x // POOLED, y // POOLED, p, 1000 * t
-            events = np.rec.fromarrays(fields, EVENT)
+            yield from aedat_gestures(folder / name)
+    elif gestures.is_dir():
+        for file in sorted(gestures.glob("*/*.npy")):
+            x, y, p, milliseconds = np.load(file).T
+            events = _events(x // POOLED, y // POOLED, p, 1000 * milliseconds)
             yield events, int(file.stem), file.parent.name.partition("_")[0]
     else:
         raise MissingDataError(
@@ -148,41 +249,83 @@ def recordings_of(folder: Path, part: str) -> Iterator[tuple]:
         )
 
 
-def events_of_bin(content: bytes) -> np.ndarray:
-    """Events of 40 bits: x, y (8 each), polarity (1), microseconds (23)."""
+def _events(x: Any, y: Any, p: Any, t: Any) -> np.ndarray:
+    """An array of `EVENT` of its four fields."""
+    return np.rec.fromarrays((x, y, p, t), EVENT)
+
+
+def nmnist_events(content: bytes) -> np.ndarray:
+    """Events of 40 bits: x, y (8 each), polarity (1), microseconds (23).
+
+    An event with y = 240 is none: its clock has overflowed, and 2^13 microseconds are
+    added to the times from there on.
+    """
     if len(content) % 5:
         raise ValueError(
             f"a file of N-MNIST has {len(content)} bytes; allowed: 5 for each event. "
             "Download it anew"
         )
-    b = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64).T
-    fields = b[0], b[1], b[2] >> 7, (b[2] & 127) << 16 | b[3] << 8 | b[4]
-    return np.rec.fromarrays(fields, EVENT)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64)
+    x, y, high, middle, low = rows.T
+    times = (high & 127) << 16 | middle << 8 | low
+    is_overflow = y == OVERFLOW_Y
+    times += OVERFLOW_US * np.cumsum(is_overflow)
+    return _events(x, y, high >> 7, times)[~is_overflow]
 
 
-def gestures_of(file: Path) -> Iterator[tuple]:
-    """The gestures of an AEDAT 3.1 file, whose times are in NAME_labels.csv."""
+def aedat_gestures(file: Path) -> Iterator[tuple]:
+    """(events, label, person) of an AEDAT 3.1 file of DVS-Gesture.
+
+    The class of each gesture and its first and last time are in NAME_labels.csv.
+
+    Raises:
+        ValueError: the file has another format, or it was cut.
+    """
+    events = _aedat_events(file)
+    with file.with_name(f"{file.stem}_labels.csv").open() as lines:
+        gestures = [tuple(map(int, row.values())) for row in csv.DictReader(lines)]
+    last_time = events["t"].max(initial=-1)
+    for label, first, last in gestures:
+        if last_time < last - min(QUIET_END_US, QUIET_END * (last - first)):
+            raise ValueError(
+                f"{file} ends at {last_time} us, but its labels have a gesture from "
+                f"{first} to {last} us; it was cut, download it anew"
+            )
+        during = (events["t"] >= first) & (events["t"] < last)
+        yield events[during], label - 1, file.stem.partition("_")[0]
+
+
+def _aedat_events(file: Path) -> np.ndarray:
+    """The valid events of the polarity packets of an AEDAT 3.1 file."""
     content = file.read_bytes()
     mark = b"#!END-HEADER\r\n"
     if not content.startswith(b"#!AER-DAT3.1") or mark not in content:
         raise ValueError(f"{file} is no AEDAT 3.1 file; allowed: those of DVS-Gesture")
-    at, parts = content.index(mark) + len(mark), [np.empty(0, EVENT)]
-    while at + 28 <= len(content):  # packets: a header of 28 bytes, then events
-        kind, _ = np.frombuffer(content, "<i2", 2, at)
-        size, _, overflow, _, number, _ = np.frombuffer(content, "<i4", 6, at + 4)
-        if kind == 1:  # of polarity: valid, polarity, y (15 bits), x; microseconds
-            data, t = (
-                np.frombuffer(content, "<u4", 2 * number, at + 28).reshape(-1, 2).T
+    start = content.index(mark) + len(mark)
+    parts = [np.empty(0, EVENT)]
+    while start < len(content):
+        # A packet is a header of 28 bytes and then its events.
+        header = content[start : start + 28]
+        if len(header) < 28:
+            raise ValueError(f"{file} is cut in a header of events; download it anew")
+        kind, _ = np.frombuffer(header, "<i2", 2)
+        size, _, overflows, _, count, _ = np.frombuffer(header, "<i4", 6, 4)
+        end = start + 28 + int(size) * int(count)
+        is_damaged = size < 0 or count < 0 or (kind == 1 and size != 8)
+        if is_damaged or end > len(content):
+            raise ValueError(
+                f"{file} is cut or damaged: {count} events of {size} bytes do not fit "
+                f"into the last {len(content) - start - 28}; download it anew"
             )
-            x, y = (data >> 17) // POOLED, (data >> 2 & 0x7FFF) // POOLED
-            valid = data & 1 == 1
-            t = t.astype(np.int64) + (int(overflow) << 31)
-            fields = x, y, data >> 1 & 1, t
-            parts.append(np.rec.fromarrays(fields, EVENT)[valid])
-        at += 28 + int(size) * int(number)
-    events = np.concatenate(parts)
-    with file.with_name(f"{file.stem}_labels.csv").open() as lines:
-        for row in csv.DictReader(lines):
-            label, first, last = map(int, row.values())
-            during = (events["t"] >= first) & (events["t"] < last)
-            yield events[during], label - 1, file.stem.partition("_")[0]
+        if kind == 1:
+            # An event has two words. The bits of the first one are, from the lowest:
+            # valid, polarity, y (15 bits), x (15 bits). The second one has the
+            # microseconds, of which the header counts the overflows.
+            words = np.frombuffer(content, "<u4", 2 * int(count), start + 28)
+            address, time = words.reshape(-1, 2).T
+            x, y = address >> 17, address >> 2 & 0x7FFF
+            times = time.astype(np.int64) + (int(overflows) << 31)
+            packet = _events(x // POOLED, y // POOLED, address >> 1 & 1, times)
+            parts.append(packet[address & 1 == 1])
+        start = end
+    return np.concatenate(parts)

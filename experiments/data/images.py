@@ -7,17 +7,26 @@ four files of MNIST, as they are published or unpacked.
 import gzip
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
 from tqdm.contrib.concurrent import thread_map
 
-from experiments.data.dataset import Dataset, MissingDataError
+from experiments.data.dataset import (
+    Dataset,
+    MissingDataError,
+    Normalization,
+    check_labels,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+# Images [N, H, W, C] as uint8 and labels [N] as int32.
+Examples = tuple[np.ndarray, np.ndarray]
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
@@ -33,33 +42,51 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
     """
-    roots = [r.expanduser() for r in (Path(name), Path(data_dir or ".") / name)]
     if name == "digits":
         train, test, num_classes = _digits()
-    elif (pair := _idx_folder(roots)) is not None:
-        train, test = pair
-        num_classes = 1 + int(train[1].max())
-    elif (root := _image_folder(roots)) is not None:
-        classes = [folder.name for folder in _folders(root / "train")]
-        train = _read_folder(root / "train", classes)
-        test = _read_folder(root / "test", classes)
-        num_classes = len(classes)
-        if train[0].shape[1:] != test[0].shape[1:]:
-            raise ValueError(
-                f"images of {root} differ: {train[0].shape[1:]} in train, "
-                f"{test[0].shape[1:]} in test; bring them to one size and mode"
-            )
-    elif name.endswith(".npz"):
+    else:
+        train, test, num_classes = _stored(name, data_dir)
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise ValueError(
+            f"images of {name} differ: {train[0].shape[1:]} in train, "
+            f"{test[0].shape[1:]} in test; bring them to one size and mode"
+        )
+    check_labels(name, num_classes, training=train[1], test=test[1])
+    mean, std = _normalization(train[0])
+    return Dataset(
+        name=name,
+        train_images=train[0],
+        train_labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
+        normalization=_normalization,
+    )
+
+
+def _stored(name: str, data_dir: str | None) -> tuple[Examples, Examples, int]:
+    """Training, test and number of classes of a folder or of a TFDS set."""
+    roots = [Path(name).expanduser(), Path(data_dir or ".").expanduser() / name]
+    root = _idx_folder(roots)
+    if root is not None:
+        train = _read_idx_pair(root, "train")
+        test = _read_idx_pair(root, "t10k")
+        return train, test, 1 + int(train[1].max(initial=-1))
+    root = _image_folder(roots)
+    if root is not None:
+        return _read_image_folder(root)
+    if name.endswith(".npz"):
         raise ValueError(
             f"{name} would be a file of events, which experiments.train_snn reads; "
             "allowed here: digits, a TFDS set, or a folder of images"
         )
-    else:
-        train, test, num_classes = _tfds(name, data_dir)
-    return Dataset(name, *train, *test, *_mean_and_std(train[0]), num_classes)
+    return _tfds(name, data_dir)
 
 
-def _digits():
+def _digits() -> tuple[Examples, Examples, int]:
+    """The digits of scikit-learn: training, test and number of classes."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -77,19 +104,30 @@ def _digits():
     return (train_x, train_y), (test_x, test_y), 10
 
 
-def _idx_folder(roots: list[Path]):
-    """Images and labels of MNIST's files for training and test; None: they are not."""
+# -------------------------------------------------------------- the files of MNIST
+
+
+def _idx_folder(roots: list[Path]) -> Path | None:
+    """The folder that has MNIST's files; None: there is none."""
     for root in roots:
         if any(root.glob("train-images-idx3-ubyte*")):
-            return [
-                (_idx(root, f"{part}-images-idx3")[..., None], labels.astype(np.int32))
-                for part in ("train", "t10k")
-                for labels in [_idx(root, f"{part}-labels-idx1")]
-            ]
+            return root
     return None
 
 
-def _idx(root: Path, name: str) -> np.ndarray:
+def _read_idx_pair(root: Path, part: str) -> Examples:
+    """The images and the labels of a part, which is "train" or "t10k"."""
+    images = _read_idx(root, f"{part}-images-idx3")[..., None]
+    labels = _read_idx(root, f"{part}-labels-idx1").astype(np.int32)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{root} has {len(images)} {part} images and {len(labels)} labels; allowed:"
+            " as many of both. Copy the four files of MNIST anew"
+        )
+    return images, labels
+
+
+def _read_idx(root: Path, name: str) -> np.ndarray:
     """A file of bytes: 0, 0, type 8, number of axes, sizes as big-endian int32."""
     try:
         (file, *_) = sorted(root.glob(f"{name}-ubyte*"))
@@ -109,7 +147,11 @@ def _idx(root: Path, name: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
+# ------------------------------------------------------------- a folder of a class
+
+
 def _image_folder(roots: list[Path]) -> Path | None:
+    """The folder that has train/ and test/; None: there is none."""
     for root in roots:
         if (root / "train").is_dir() and (root / "test").is_dir():
             return root
@@ -119,32 +161,37 @@ def _image_folder(roots: list[Path]) -> Path | None:
     return None
 
 
-def _read_folder(root: Path, classes: list[str]):
-    examples: list[tuple[Path, int]] = []
+def _read_image_folder(root: Path) -> tuple[Examples, Examples, int]:
+    """Training and test examples of ROOT/PART/CLASS/*.png, and number of classes."""
+    classes = [folder.name for folder in _folders(root / "train")]
+    train = _read_part(root / "train", classes)
+    test = _read_part(root / "test", classes)
+    return train, test, len(classes)
+
+
+def _read_part(root: Path, classes: list[str]) -> Examples:
+    """The images of ROOT/CLASS/*.png, whose labels are the places of their classes."""
+    files, labels = [], []
     for folder in _folders(root):
         if folder.name not in classes:
             raise ValueError(
                 f"class folder {folder} has no counterpart in train; "
                 f"the classes there are {', '.join(classes)}"
             )
-        files = sorted(p for p in folder.iterdir() if p.name[0] != ".")
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
-        if not images:
-            raise ValueError(
-                f"class folder {folder} holds none of *{', *'.join(SUFFIXES)}; put "
-                "images there, or remove it"
-            )
-        examples += [(image, classes.index(folder.name)) for image in images]
-    if not examples:
+        images = _image_files(folder)
+        files += images
+        labels += [classes.index(folder.name)] * len(images)
+    if not files:
         raise ValueError(
             f"no images below {root}; expected <class>/*.png or *.jpg there"
         )
     # Mixed, so that the first images are of all classes.
-    order = np.random.default_rng(0).permutation(len(examples))
-    files, labels = zip(*(examples[i] for i in order), strict=True)
+    order = np.random.default_rng(0).permutation(len(files))
+    files = [files[i] for i in order]
     first = _read_image(files[0])
-    mode, (height, width) = "L" if first.ndim == 2 else "RGB", first.shape[:2]
-    shape = height, width, 1 if mode == "L" else 3
+    height, width = first.shape[:2]
+    mode, channels = ("L", 1) if first.ndim == 2 else ("RGB", 3)
+    shape = (height, width, channels)
 
     def read_one(number: int) -> np.ndarray:
         image = _read_image(files[number], mode)
@@ -155,49 +202,79 @@ def _read_folder(root: Path, classes: list[str]):
             )
         return image.reshape(shape)
 
-    pixels = _filled((len(files), *shape), read_one, str(root))
-    return pixels, np.asarray(labels, np.int32)
+    pixels = _read_all(len(files), shape, read_one, str(root))
+    return pixels, np.array(labels, np.int32)[order]
 
 
-def _filled(
-    shape: tuple[int, ...], read_one: Callable[[int], np.ndarray], title: str
+def _image_files(folder: Path) -> list[Path]:
+    """The images of a class; hidden files are none."""
+    files = sorted(file for file in folder.iterdir() if file.name[0] != ".")
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not images:
+        raise ValueError(
+            f"class folder {folder} holds none of *{', *'.join(SUFFIXES)}; put "
+            "images there, or remove it"
+        )
+    return images
+
+
+def _read_all(
+    count: int,
+    shape: tuple[int, ...],
+    read_one: Callable[[int], np.ndarray],
+    title: str,
 ) -> np.ndarray:
-    """All images [N, H, W, C], each read by its number, in parallel."""
-    pixels = np.empty(shape, np.uint8)
+    """All images [N, H, W, C] of this shape, each read by its number, in parallel."""
+    pixels = np.empty((count, *shape), np.uint8)
 
     def fill(number: int) -> None:
         pixels[number] = read_one(number)
 
-    thread_map(fill, range(len(pixels)), desc=f"reading {title}", disable=None)
+    thread_map(fill, range(count), desc=f"reading {title}", disable=None)
     return pixels
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    """The folders of classes; hidden ones are none."""
+    entries = sorted(root.iterdir())
+    return [entry for entry in entries if entry.is_dir() and entry.name[0] != "."]
 
 
-def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
+def _read_image(
+    file: Path | BinaryIO, mode: str | None = None, name: str = ""
+) -> np.ndarray:
+    """The pixels [H, W] of mode "L", which is gray, or [H, W, 3] of mode "RGB".
+
+    By default the mode is that of the file. Its `name` is for messages.
+    """
     try:
         with PIL.Image.open(file) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
-            gray = image.mode in ("L", "1")
-            if mode == "L" and not gray:
+            is_gray = image.mode in ("L", "1")
+            if mode is None:
+                mode = "L" if is_gray else "RGB"
+            elif mode == "L" and not is_gray:
                 raise ValueError(
                     f"mode {image.mode}, and others are gray; bring all to one mode"
                 )
-            return np.asarray(image.convert(mode or ("L" if gray else "RGB")))
+            return np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad files
         raise ValueError(
             f"{name or file} cannot be read as an image ({error}); replace or remove it"
         ) from None
 
 
-def _tfds(name: str, data_dir: str | None):
+# ------------------------------------------------------------- TensorFlow Datasets
+
+
+def _tfds(name: str, data_dir: str | None) -> tuple[Examples, Examples, int]:
+    """Training, test and number of classes of a TFDS set that is on this machine."""
     try:
         import tensorflow_datasets as tfds
 
-        # Undecoded, because decoding ourselves is twice as fast as TFDS's one by one.
+        # Images stay encoded here, because TFDS would decode them one by one, which
+        # takes twice as long as `_read_all`.
         source = partial(
             tfds.data_source,
             name,
@@ -212,9 +289,8 @@ def _tfds(name: str, data_dir: str | None):
         raise MissingDataError(_missing(name, data_dir, error)) from None
     features = dict(train.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel
-    ):
+    has_images = isinstance(image, tfds.features.Image)
+    if not has_images or not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(
             f"TFDS set {name!r} has {', '.join(features)}, but image classification "
             "needs an `image` and a class `label`; choose another set"
@@ -225,28 +301,35 @@ def _tfds(name: str, data_dir: str | None):
             "size is needed; make a folder of resized copies, train/<class>/*.png and "
             "test/<class>/*.png, and pass it in place of the name"
         )
-    parts = (train, f"{name} train"), (test, f"{name} {held_out}")
-    return *(_read_tfds(*part, image.shape) for part in parts), label.num_classes
+    train_examples = _read_tfds(train, f"{name} train", image.shape)
+    test_examples = _read_tfds(test, f"{name} {held_out}", image.shape)
+    return train_examples, test_examples, label.num_classes
 
 
-def _read_tfds(source, title: str, shape: tuple[int, int, int]):
+def _read_tfds(source: Sequence, title: str, shape: tuple[int, int, int]) -> Examples:
+    """The examples of a source of TFDS, whose images are encoded."""
     mode = "L" if shape[-1] == 1 else "RGB"
     labels = np.empty(len(source), np.int32)
 
     def read_one(number: int) -> np.ndarray:
-        example, place = source[number], f"{title}[{number}]"
+        example = source[number]
         labels[number] = example["label"]
-        return _read_image(io.BytesIO(example["image"]), mode, place).reshape(shape)
+        encoded = io.BytesIO(example["image"])
+        return _read_image(encoded, mode, f"{title}[{number}]").reshape(shape)
 
-    return _filled((len(source), *shape), read_one, title), labels
+    images = _read_all(len(source), shape, read_one, title)
+    return images, labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
+    """The message that a data set is not there, with the ways to provide it."""
     if data_dir and not Path(data_dir).is_dir():
         return f"--data_dir {data_dir} is no folder; give the one that holds {name!r}"
     where = f"{data_dir!r}" if data_dir else "TFDS's folder ~/tensorflow_datasets"
     reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-    here = f" (the folder {name} has no train/)" if Path(name).is_dir() else ""
+    folder = ""
+    if Path(name).is_dir():
+        folder = f" (the folder {name} has no train/)"
     return f"""no data set {name!r} in {where}. Three ways to provide one:
   1. --dataset digits: 8x8 images that come with scikit-learn, no download.
   2. A TFDS set prepared as array_record; on a machine with network and TensorFlow
@@ -254,15 +337,16 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
        tfds.data_source('{name}', data_dir='DIR')"
      then copy DIR here (TensorFlow is not needed to read it) and add --data_dir DIR.
   3. A folder of images of one size, --dataset FOLDER, with
-     train/<class>/*.png|jpg and test/<class>/*.png|jpg{here}; or with the files
+     train/<class>/*.png|jpg and test/<class>/*.png|jpg{folder}; or with the files
      train-images-idx3-ubyte and so on of MNIST.
 TFDS said: {type(error).__name__}: {reason}"""
 
 
-def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(images: np.ndarray) -> Normalization:
+    """Mean and standard deviation of each channel of [N, H, W, C]; the latter >= 1."""
     # einsum casts by parts: a float64 copy of a whole set could exceed the memory.
     mean = images.mean((0, 1, 2), dtype=np.float64)
     squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64)
     variance = squares / (images.size / len(mean)) - mean**2
-    std = np.sqrt(np.maximum(variance, 1.0))  # 1.0: constant images
+    std = np.sqrt(np.maximum(variance, 1.0))
     return tuple(mean.tolist()), tuple(std.tolist())
