@@ -15,11 +15,8 @@ class ConvNeXt(nn.Module):
     """Stages of blocks; before each a convolution halves height and width."""
 
     num_classes: int
-    stages: tuple[tuple[int, int], ...] = (
-        (48, 2),
-        (96, 3),
-        (192, 2),
-    )  # channels, blocks
+    # (channels, blocks)
+    stages: tuple[tuple[int, int], ...] = ((48, 2), (96, 3), (192, 2))
     kernel: int = 5
 
     @nn.compact
@@ -39,8 +36,13 @@ class ConvNeXtBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels, size = x.shape[-1], (self.kernel, self.kernel)
-        y = nn.Conv(channels, size, padding="SAME", feature_group_count=channels)(x)
+        channels = x.shape[-1]
+        y = nn.Conv(
+            channels,
+            (self.kernel, self.kernel),
+            padding="SAME",
+            feature_group_count=channels,
+        )(x)
         y = exact_gelu(nn.Dense(4 * channels)(nn.LayerNorm()(y)))
         gamma = self.param("gamma", nn.initializers.constant(0.1), (channels,))
         return x + gamma * nn.Dense(channels)(y)

@@ -44,8 +44,9 @@ def load_snn(path: str | Path) -> RestoredSNN:
             "experiments.convert writes it; give its --out folder"
         )
     snn, facts, _ = snnjax.load(file)
-    names = ("recipe", "accuracy", "calibration", "steps", "wait", "extras")
-    card = {**facts["extras"], **{name: facts[name] for name in names}}
+    card = dict(facts["extras"])
+    for name in ("recipe", "accuracy", "calibration", "steps", "wait", "extras"):
+        card[name] = facts[name]
     try:
         model = build_from(card)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,7 @@
 """A trained source network on disk: weights, and a card that describes them.
 
-The weights are a file NAME.safetensors, under flax's names or PyTorch's, and the card
-is NAME.json. It names the network, and says how images are normalized and
-what accuracy to expect.
+The weights are a file NAME.safetensors (``weights.py``), and the card is NAME.json. It
+names the network, and says how images are normalized and what accuracy to expect.
 """
 
 import hashlib
@@ -18,8 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
-from experiments.models.torch_names import to_flax
+from experiments.models.weights import SUFFIX, read_weights, variables_of
 from experiments.models.zoo import NAMES, build_from
 from experiments.running import options, write
 
@@ -36,15 +34,18 @@ class Source(NamedTuple):
 
 def source_function(source: Source) -> Callable[[Any, jax.Array], jax.Array]:
     """The network in inference mode, `fn(variables, normalized_images) -> logits`."""
-    return lambda variables, x: source.model.apply(variables, x, train=False)
+
+    def fn(variables: Any, x: jax.Array) -> jax.Array:
+        return source.model.apply(variables, x, train=False)
+
+    return fn
 
 
 def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Source:
     """Reads a trained network.
 
     Args:
-        path: the folder `out` of a run of train_ann, or a file of weights with flax's
-            or PyTorch's names.
+        path: the folder `out` of a run of train_ann, or a file of weights.
         card: description of a file without a card: model, num_classes and input_shape;
             also norm, clip and levels if the network does not have its usual ones. For
             a file with a card, only the model is compared.
@@ -54,7 +55,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     file = Path(path).expanduser().resolve()
-    if not file.exists() and file.suffix not in (SUFFIX, *PICKLES):
+    if not file.exists() and file.suffix != SUFFIX:
         raise FileNotFoundError(
             f"no folder or file {path} of a source network; train one, for example by "
             "python -m experiments.train_ann --preset digits_resnet"
@@ -70,7 +71,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
     weights = read_weights(file)
     model, description = _described(file, card)
     try:
-        variables = to_flax(model, weights, description["input_shape"])
+        variables = variables_of(model, weights, description["input_shape"])
     except ValueError as error:
         raise ValueError(f"{file} as {description['model']}: {error}") from None
     return Source(model, variables, description)
@@ -90,7 +91,9 @@ def save_source(out: Path, source: Source) -> None:
     write(out / "source.json", json.dumps(card, indent=2) + "\n")
 
 
-def _described(file: Path, option: Mapping[str, Any] | None):
+def _described(
+    file: Path, option: Mapping[str, Any] | None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a file of weights, and its card, or the options without one."""
     card_file = file.with_suffix(".json")
     if not card_file.is_file():
@@ -125,28 +128,45 @@ def _described(file: Path, option: Mapping[str, Any] | None):
     return model, card
 
 
-COUNT = options.Rule("a whole number > 0", lambda v: type(v) is int and v > 0)
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_shape(value: Any) -> bool:
+    return len(value) == 3 and all(_is_count(size) for size in value)
+
+
+def _are_finite(values: Any) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _are_positive(values: Any) -> bool:
+    return all(0 < value < math.inf for value in values)
+
+
+COUNT = options.Rule("a whole number > 0", _is_count)
+ANYTHING = options.Rule("anything", lambda value: True)
 REQUIRED = {"model", "num_classes", "input_shape"}
-CARD = {  # what a card may say, and which values
-    "model": options.Rule("a name", lambda v: isinstance(v, str)),
+# What a card may say, and which values.
+CARD = {
+    "model": options.Rule("a name", lambda value: isinstance(value, str)),
     "num_classes": COUNT,
-    "input_shape": options.Rule(
-        "[height, width, channels]", lambda v: len(v) == 3 and all(map(COUNT.holds, v))
-    ),
-    "norm": options.Rule("true, false or null", lambda v: type(v) is bool),
+    "input_shape": options.Rule("[height, width, channels]", _is_shape),
+    "norm": options.Rule("true, false or null", lambda value: type(value) is bool),
     "clip": options.POSITIVE,
     "levels": options.at_most(options.MOST_LEVELS),
     # Per channel of pixels in 0..255.
-    "mean": options.Rule("a number per channel", lambda v: all(map(math.isfinite, v))),
-    "std": options.Rule(
-        "a number > 0 per channel", lambda v: all(0 < x < math.inf for x in v)
-    ),
+    "mean": options.Rule("a number per channel", _are_finite),
+    "std": options.Rule("a number > 0 per channel", _are_positive),
     "test_accuracy": options.FROM_0_TO_1,
     "seconds": options.NOT_NEGATIVE,
-    **dict.fromkeys(
-        "dataset sha256 epochs seed command versions notes".split(),
-        options.Rule("anything", lambda v: True),
-    ),
+    "dataset": ANYTHING,
+    "sha256": ANYTHING,
+    "epochs": ANYTHING,
+    "seed": ANYTHING,
+    "command": ANYTHING,
+    "versions": ANYTHING,
+    "notes": ANYTHING,
 }
 
 
@@ -154,11 +174,15 @@ def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a card, and the card with all options of the module."""
     if not isinstance(card, Mapping):
         raise ValueError(f"it is a {type(card).__name__}; allowed: an object")
-    others = card.keys() - CARD
-    for found, names in ("lacks", REQUIRED - card.keys()), ("has unknown", others):
-        if names:
-            fields = f"{found} fields {', '.join(sorted(names))}"
-            raise ValueError(f"it {fields}; allowed: {', '.join(CARD)}")
+    allowed = ", ".join(CARD)
+    missing = sorted(REQUIRED - card.keys())
+    if missing:
+        raise ValueError(f"it lacks fields {', '.join(missing)}; allowed: {allowed}")
+    unknown = sorted(card.keys() - CARD)
+    if unknown:
+        raise ValueError(
+            f"it has unknown fields {', '.join(unknown)}; allowed: {allowed}"
+        )
     for name in card:
         options.check_range(SimpleNamespace(**card), name, CARD[name])
     model = build_from(card)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 exact_gelu = partial(nn.gelu, approximate=False)
+PADDING = ((1, 1), (1, 1))  # of a 3x3 convolution, also with stride 2
 
 
 class ViT(nn.Module):
@@ -31,10 +32,10 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for channels, stride in self.stem:
-            x = nn.Conv(channels, (3, 3), stride, _AROUND, use_bias=False)(x)
+            x = nn.Conv(channels, (3, 3), stride, PADDING, use_bias=False)(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = self.activation(x)
-        x = nn.Conv(self.features, (3, 3), 2, _AROUND)(x)
+        x = nn.Conv(self.features, (3, 3), 2, PADDING)(x)
         height, width = x.shape[1:3]
         x = x.reshape(x.shape[0], height * width, self.features)
         x = x + positions(height, width, self.features)
@@ -56,16 +57,14 @@ class Transformer(nn.Module):
         batch, tokens, features = x.shape
         qkv = nn.Dense(3 * features)(nn.LayerNorm()(x))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, features // self.heads)
+        if mask is not None:
+            mask = mask[:, None, None]  # for all heads and all tokens that read
         attention = jax.nn.dot_product_attention(
-            *(qkv[:, :, i] for i in range(3)),
-            mask=None if mask is None else mask[:, None, None],
+            query=qkv[:, :, 0], key=qkv[:, :, 1], value=qkv[:, :, 2], mask=mask
         )
         x = x + nn.Dense(features)(attention.reshape(x.shape))
         y = self.activation(nn.Dense(self.hidden)(nn.LayerNorm()(x)))
         return x + nn.Dense(features)(y)
-
-
-_AROUND = ((1, 1), (1, 1))  # padding of a 3x3 convolution, also with stride 2
 
 
 def positions(height: int, width: int, features: int) -> jax.Array:
@@ -73,6 +72,6 @@ def positions(height: int, width: int, features: int) -> jax.Array:
     frequencies = 1e4 ** -(jnp.arange(features // 4) / (features / 4))
     rows = jnp.arange(height)[:, None, None] * frequencies
     columns = jnp.arange(width)[None, :, None] * frequencies
-    angles = jnp.broadcast_arrays(rows, columns)
-    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    rows, columns = jnp.broadcast_arrays(rows, columns)
+    waves = [jnp.sin(rows), jnp.cos(rows), jnp.sin(columns), jnp.cos(columns)]
     return jnp.concatenate(waves, -1).reshape(height * width, features)

@@ -1,9 +1,8 @@
 """Source networks in flax.linen, in the shapes of the papers.
 
-ResNets (He et al. 2016; the ResNet-18 of Li et al. 2021, arXiv:2106.06984), VGG,
-MobileNet v1 and v3, and torchvision's ResNets and VGGs; by name also `vit` and
-`convnext`. ``torch_names.py`` reads PyTorch weights of all of them. Each block calls
-its own activations, so sites have readable names.
+ResNets (He et al. 2016; the ResNet-18 of Li et al. 2021, arXiv:2106.06984), VGG and
+MobileNet v1 and v3; by name also `vit` and `convnext`. Each block calls its own
+activations, so sites have readable names.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +49,10 @@ def build(
     network = MODELS[name](num_classes)
     options: dict[str, Any] = {}
     if isinstance(network, Dense):
-        sizes = {"width": width, "depth": depth}
-        options |= {name: size for name, size in sizes.items() if size is not None}
+        if width is not None:
+            options["width"] = width
+        if depth is not None:
+            options["depth"] = depth
     if norm is not None and hasattr(network, "norm"):
         options["norm"] = norm
     elif norm is False:
@@ -71,16 +72,23 @@ def build(
         raise ValueError(f"{name} has no ReLUs that clip or levels could replace")
     if clip is not None:
         options["activation"] = partial(clipped_relu, maximum=clip)
-    if levels is not None:  # a module of its own wherever it is called
+    if levels is not None:
+        # Each call makes a module, so each site has its own maximum.
         options["activation"] = lambda x: QuantizedReLU(levels)(x)
     return network.clone(**options)
 
 
 def build_from(card: Mapping[str, Any]) -> nn.Module:
     """The network that a card describes."""
-    names = ("norm", "clip", "levels", "width", "depth")
-    options = {name: card.get(name) for name in names}
-    return build(card["model"], card["num_classes"], **options)
+    return build(
+        card["model"],
+        card["num_classes"],
+        norm=card.get("norm"),
+        clip=card.get("clip"),
+        levels=card.get("levels"),
+        width=card.get("width"),
+        depth=card.get("depth"),
+    )
 
 
 def shapes_of(model: nn.Module, input_shape: Sequence[int]) -> Any:
@@ -166,16 +174,12 @@ class ResNet(Network):
     blocks: tuple[int, ...] = (3, 3, 3)  # per stage
     channels: tuple[int, ...] = (16, 32, 64)  # per stage
     stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of convolutions
-    stem_kernel: int = 3
-    pool_stem: Pool | None = None  # 3x3 with stride 2 after the stem
     projection: bool = False  # shortcuts by 1x1 convolution; else He et al.'s option A
 
     @nn.nowrap
     def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         for channels, stride in self.stem:
-            x = layer(x, channels, kernel=self.stem_kernel, stride=stride)
-        if self.pool_stem is not None:
-            x = self.pool_stem(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = layer(x, channels, stride=stride)
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
@@ -198,14 +202,19 @@ class Block(nn.Module):
         if y.shape == x.shape:
             shortcut = x
         elif self.projection:
-            shape = {"kernel": 1, "stride": self.stride}
-            shortcut = self.layer.linear(x, self.channels, **shape)
+            shortcut = self.layer.linear(x, self.channels, kernel=1, stride=self.stride)
         else:
             shortcut = _subsample(x, self.stride, self.channels)
         return self.layer.activation(y + shortcut)
 
 
-VGG16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+VGG16 = (
+    (64, 64),
+    (128, 128),
+    (256, 256, 256),
+    (512, 512, 512),
+    (512, 512, 512),
+)
 
 
 class VGG(Network):
@@ -213,7 +222,7 @@ class VGG(Network):
 
     # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
     stages: tuple[tuple[int, ...], ...] = VGG16
-    dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
+    dense: tuple[int, ...] = (512, 512)
     pool: Pool = nn.avg_pool
 
     @nn.nowrap
@@ -243,8 +252,10 @@ class MobileNet(Network):
     @nn.nowrap
     def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = layer(x, 32)
+        # (channels, stride) of each module.
         blocks = [(64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2)]
-        blocks += [*[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        blocks += [(512, 1)] * 5
+        blocks += [(1024, 2), (1024, 1)]
         for channels, stride in blocks:
             x = Separable(layer, int(self.width * channels), stride)(x)
         return x.mean(axis=(1, 2))
@@ -280,10 +291,13 @@ class Inverted(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.layer(x, self.wide, kernel=1)
-        depthwise = {"kernel": self.kernel, "stride": self.stride, "groups": self.wide}
-        y = self.layer(y, self.wide, **depthwise)
-        means = nn.relu(nn.Dense(self.wide // 4)(y.mean(axis=(1, 2))))
-        y = y * nn.hard_sigmoid(nn.Dense(self.wide)(means))[:, None, None]
+        y = self.layer(
+            y, self.wide, kernel=self.kernel, stride=self.stride, groups=self.wide
+        )
+        means = y.mean(axis=(1, 2))
+        squeezed = nn.relu(nn.Dense(self.wide // 4)(means))
+        gate = nn.hard_sigmoid(nn.Dense(self.wide)(squeezed))
+        y = y * gate[:, None, None]
         y = self.layer.linear(y, self.channels, kernel=1)
         return x + y if y.shape == x.shape else y
 
@@ -291,15 +305,18 @@ class Inverted(nn.Module):
 class MobileNetV3(Network):
     """MobileNet v3 (Howard et al. 2019) with fewer blocks, for 32x32 images."""
 
+    # Of each `Inverted`: kernel, wide, channels, stride.
     blocks: tuple[tuple[int, int, int, int], ...] = (
-        (3, 48, 24, 2),  # of each `Inverted`: kernel, wide, channels, stride
+        (3, 48, 24, 2),
         (3, 96, 24, 1),
         (5, 96, 40, 2),
-        *[(5, 160, 40, 1)] * 2,
+        (5, 160, 40, 1),
+        (5, 160, 40, 1),
         (5, 160, 48, 1),
         (5, 192, 48, 1),
         (5, 240, 80, 2),
-        *[(5, 320, 80, 1)] * 2,
+        (5, 320, 80, 1),
+        (5, 320, 80, 1),
     )
     last: int = 320
     activation: Activation = nn.hard_swish
@@ -307,8 +324,8 @@ class MobileNetV3(Network):
     @nn.nowrap
     def read(self, x: jax.Array, layer: Layers) -> jax.Array:
         x = layer(x, 16)
-        for block in self.blocks:
-            x = Inverted(layer, *block)(x)
+        for kernel, wide, channels, stride in self.blocks:
+            x = Inverted(layer, kernel, wide, channels, stride)(x)
         return layer(x, self.last, kernel=1).mean(axis=(1, 2))
 
 
@@ -378,15 +395,6 @@ class Dense(Network):
         return x
 
 
-_torchvision_resnet = partial(
-    ResNet,
-    channels=(64, 128, 256, 512),
-    stem=((64, 2),),
-    stem_kernel=7,
-    pool_stem=nn.max_pool,
-    projection=True,
-)
-_torchvision_vgg = partial(VGG, dense=(4096, 4096), pool=nn.max_pool)
 _vgg8 = partial(VGG, stages=((32, 32), (64, 64), (128, 128)), dense=())
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -414,26 +422,22 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
     "dense": Dense,  # of sequences
-    # For images of 224x224.
-    "torchvision_resnet18": partial(_torchvision_resnet, blocks=(2, 2, 2, 2)),
-    "torchvision_resnet34": partial(_torchvision_resnet, blocks=(3, 4, 6, 3)),
-    "torchvision_vgg16": partial(_torchvision_vgg, norm=False),
-    "torchvision_vgg16_bn": _torchvision_vgg,
 }
 NAMES = tuple(MODELS)
 
 
 def _kernel_init(groups: int) -> nn.initializers.Initializer:
-    # He et al.'s initialization. Its fan-out ignores groups, which would shrink the
-    # signal of a depthwise convolution by the number of channels; the fan-in does not.
+    """He et al.'s initialization, for a convolution of so many groups."""
+    # The fan-out ignores groups, which would shrink the signal of a depthwise
+    # convolution by the number of channels; the fan-in does not.
     mode = "fan_out" if groups == 1 else "fan_in"
     return nn.initializers.variance_scaling(2.0, mode, "normal")
 
 
 def _subsample(x: jax.Array, stride: int, channels: int) -> jax.Array:
-    # Option A of He et al.: every stride-th pixel, new channels are zero. lax.slice,
-    # since x[:, ::2] becomes a gather in some versions of JAX.
+    """Option A of He et al.: every stride-th pixel, and new channels of zeros."""
+    # lax.slice, since x[:, ::2] becomes a gather in some versions of JAX.
     x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
-    before = (channels - x.shape[-1]) // 2
-    after = channels - x.shape[-1] - before
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)))
+    zeros = channels - x.shape[-1]
+    low = zeros // 2
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (low, zeros - low)))

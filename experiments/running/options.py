@@ -312,8 +312,8 @@ class TrainSNN(Training):
 class Conversion(Work):
     """Options of every conversion."""
 
-    # Source network: the --out folder of a train_ann run, or PyTorch weights in a
-    # .safetensors file. If the default (for digits) is missing, it is trained.
+    # Source network: the --out folder of a train_ann run, or a .safetensors file of
+    # experiments/sources. If the default (for digits) is missing, it is trained.
     checkpoint: str = "runs/digits_resnet"
     # Network, one of experiments.models.NAMES, if the weights have no card (.json)
     # beside them; images are then normalized by mean and deviation of the data set.

@@ -35,17 +35,26 @@ def table_of(argv: Sequence[str] | None) -> str:
 
 
 def _row(file: Path) -> tuple[str, ...]:
+    """The cells of a network, which are empty where its card does not say."""
     card = load_source(file).card
-    accuracy, seconds = card.get("test_accuracy"), card.get("seconds")
+    accuracy = minutes = library = ""
+    if card.get("test_accuracy") is not None:
+        accuracy = f"{100 * card['test_accuracy']:.2f}"
+    if card.get("seconds") is not None:
+        minutes = f"{card['seconds'] / 60:.0f}"
     versions = card.get("versions") or {}
+    if "torch" in versions:
+        library = "PyTorch"
+    elif "jax" in versions:
+        library = "JAX"
     return (
         f"`{network_name(card)}`",
         f"{parameters_of(card) / 1e6:.2f} M",
         f"{file.stat().st_size / 1e6:.1f}",
-        "" if accuracy is None else f"{100 * accuracy:.2f}",
+        accuracy,
         str(card.get("epochs", "")),
-        "" if seconds is None else f"{seconds / 60:.0f}",
-        "PyTorch" if "torch" in versions else "JAX" if "jax" in versions else "",
+        minutes,
+        library,
     )
 
 

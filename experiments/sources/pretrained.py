@@ -41,7 +41,7 @@ CARD = {
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The arrays of the published file, by name."""
+    """The arrays of the published file, by the names of our ResNets."""
     if not file.is_file():
         raise ValueError(
             f"no file {file}; download {FILE} from pretrained_models of "
@@ -54,7 +54,12 @@ def read(file: Path) -> dict[str, torch.Tensor]:
             f"{SHA256}; download it again"
         )
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    return {name: weights.clone() for name, weights in state.items()}
+    arrays = {}
+    for name, weights in state.items():
+        if not name.endswith("num_batches_tracked"):
+            renamed = name.removeprefix("module.").replace("linear.", "fc.")
+            arrays[renamed] = weights.clone()
+    return arrays
 
 
 def main(argv: Sequence[str] | None = None) -> None:
