@@ -39,6 +39,8 @@ from snnjax.calibrators import broadcast
 
 HELD_OUT = 500  # training images at most, to choose the row that is saved
 MEASURED = 100  # test images to measure rates, errors and operations on
+# Codes of recipes that are not converted under rate coding alone by default.
+DEFAULT_CODES = {"best": ("rate", "radix"), QUANTIZED_ANN: ("radix",)}
 
 
 class LabeledImages(NamedTuple):
@@ -88,19 +90,25 @@ class Draw(NamedTuple):
 
 def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     """The result of each row, printed at once, and the SNN of its first seed."""
-    rows, seeds = plan(task.config), task.config.seeds
+    config = task.config
+    rows, width = plan(config), width_of(config)
     results, snns = [], []
-    bar = {"desc": "conversions", "leave": False, "disable": devices.hidden()}
-    with tqdm(total=len(rows) * len(seeds), **bar) as progress:
-        for line in rows:
+    progress = tqdm(
+        total=len(rows) * len(config.seeds),
+        desc="conversions",
+        leave=False,
+        disable=devices.hidden(),
+    )
+    with progress:
+        for planned in rows:
             draws: list[Draw] = []
-            for seed in seeds:
+            for seed in config.seeds:
+                draws.append(_draw(task, planned, seed))
                 # A row has one wait: the one that the first draw measures.
-                wait = draws[0].snn.wait if draws else line.wait
-                draws.append(_draw(task, line._replace(wait=wait), seed))
+                planned = planned._replace(wait=draws[0].snn.wait)
                 progress.update()
-            result = result_of(task, title_of(line, task.config), draws)
-            tqdm.write(row(result, task.ann, width_of(task.config)))
+            result = result_of(task, title_of(planned, config), draws)
+            tqdm.write(row(result, task.ann, width))
             results.append(result)
             snns.append(draws[0].snn)
     return results, snns
@@ -109,43 +117,80 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    codes = {"best": ("rate", "radix"), QUANTIZED_ANN: ("radix",)}
-    named = ((r, config.codes or codes.get(r, ("rate",))) for r in config.recipes)
-    for recipe, name in ((recipe, name) for recipe, names in named for name in names):
-        code = CODES[name]
-        # By default the least that the code needs; "best" also waits for all of T.
-        is_best = (recipe, name) == ("best", "rate")
-        waits = config.waits or (("least", "T") if is_best else ("least",))
-        if recipe == QUANTIZED_ANN:
-            waits = ("full",)
-        pairs = config.pairs() or [code.levels]
-        budgets = (recipe == "best" and config.spikes) or (None,)
-        for levels, wait, steps, spikes in itertools.product(
-            pairs, waits, config.steps, budgets
-        ):
-            numbers = {
-                "T": steps,
-                "T-1": steps - 1,
-                "full": code.full_wait(steps),
-                # The conversion measures it, unless there is nothing to choose.
-                "least": None if code.longest_wait(steps) else 0,
-            }
-            number = numbers[wait] if wait in numbers else int(wait)
-            rows.append(Row(recipe, steps, number, levels, name, spikes))
+    for recipe in config.recipes:
+        for code in config.codes or DEFAULT_CODES.get(recipe, ("rate",)):
+            # A budget of spikes is an option of the recipe "best".
+            budgets: Sequence[float | None] = (None,)
+            if recipe == "best" and config.spikes:
+                budgets = config.spikes
+            for levels, wait, steps, spikes in itertools.product(
+                config.pairs() or [CODES[code].levels],
+                _waits(config, recipe, code),
+                config.steps,
+                budgets,
+            ):
+                rows.append(
+                    Row(
+                        recipe=recipe,
+                        steps=steps,
+                        wait=_wait_in_steps(wait, steps, code),
+                        levels=levels,
+                        code=code,
+                        spikes=spikes,
+                    )
+                )
     return list(dict.fromkeys(rows))
 
 
-def title_of(line: Row, config: Convert) -> str:
+def _waits(config: Convert, recipe: str, code: str) -> Sequence[str]:
+    """The waits of the rows of a recipe under a code, as `_wait_in_steps` reads them.
+
+    By default the least that the code needs; "best" under rate coding also waits for
+    all of T.
+    """
+    if recipe == QUANTIZED_ANN:
+        return ("full",)
+    if config.waits:
+        return config.waits
+    if (recipe, code) == ("best", "rate"):
+        return ("least", "T")
+    return ("least",)
+
+
+def _wait_in_steps(wait: str, steps: int, code: str) -> int | None:
+    """A wait in steps; None: the least that is enough, which the conversion measures.
+
+    "full" is the wait behind which a neuron knows all of its input.
+    """
+    if wait == "least":
+        # There may be nothing to choose.
+        return None if CODES[code].longest_wait(steps) else 0
+    if wait == "full":
+        return CODES[code].full_wait(steps)
+    if wait == "T":
+        return steps
+    if wait == "T-1":
+        return steps - 1
+    return int(wait)
+
+
+def title_of(planned: Row, config: Convert) -> str:
     """The recipe, and its options that the other columns do not show."""
-    zone = config.last_zone
-    unusual = "" if zone is None else f", last zone {zone:g}"
-    return line.recipe + unusual + (f", {line.spikes:g} spikes" if line.spikes else "")
+    title = planned.recipe
+    if config.last_zone is not None:
+        title += f", last zone {config.last_zone:g}"
+    if planned.spikes:
+        title += f", {planned.spikes:g} spikes"
+    return title
 
 
 def width_of(config: Convert) -> int:
     """Of the longest name of a row, as `Result.name` has it, on the terminal."""
-    lines = ((title_of(line, config), line.code, line.levels) for line in plan(config))
-    return max(NAME_WIDTH, *(len(name_of(*line)) for line in lines))
+    width = NAME_WIDTH
+    for planned in plan(config):
+        title = title_of(planned, config)
+        width = max(width, len(name_of(title, planned.code, planned.levels)))
+    return width
 
 
 def neuron_of(
@@ -170,15 +215,15 @@ def images_to_test(config: Convert, data: Dataset) -> LabeledImages:
 
 def calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
     """The training images that a seed draws, normalized."""
-    numbers = _order(data, seed)[: config.calibration_images]
-    return normalize(data, data.train_images[numbers])
+    return normalize(data, data.train_images[_drawn_numbers(config, data, seed)])
 
 
 def held_out_images(config: Convert, data: Dataset) -> LabeledImages | None:
     """Training images that no seed draws, as many as test images, or `HELD_OUT`."""
     count = min(HELD_OUT, len(data.test_labels[: config.test_images]))
-    orders = [_order(data, seed)[: config.calibration_images] for seed in config.seeds]
-    unused = np.setdiff1d(_order(data, 0), np.concatenate(orders))
+    drawn = [_drawn_numbers(config, data, seed) for seed in config.seeds]
+    all_numbers = np.arange(len(data.train_images))
+    unused = np.setdiff1d(all_numbers, np.concatenate(drawn))
     if len(unused) < count:
         return None
     numbers = np.sort(np.random.default_rng(0).permutation(unused)[:count])
@@ -186,48 +231,29 @@ def held_out_images(config: Convert, data: Dataset) -> LabeledImages | None:
     return LabeledImages(np.asarray(images), data.train_labels[numbers])
 
 
-def _order(data: Dataset, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(len(data.train_images))
+def _drawn_numbers(config: Convert, data: Dataset, seed: int) -> np.ndarray:
+    """Numbers of the training images that a seed draws for calibration."""
+    order = np.random.default_rng(seed).permutation(len(data.train_images))
+    return order[: config.calibration_images]
 
 
 # ------------------------------------------------------------------ one conversion
 
 
-def _draw(task: Experiment, line: Row, seed: int) -> Draw:
+def _draw(task: Experiment, planned: Row, seed: int) -> Draw:
     """Convert and count right answers, or read the file of an interrupted run."""
-    config = task.config
-    images = calibration_images(config, task.data, seed)
-    # Equal arrays and options give equal results.
-    options = line, seed, config.dtype, config.iterations, config.last_zone
-    judges = None if task.held_out is None else task.held_out.labels
-    name = digest((task.params, images, task.test.labels, judges), repr(options))
-    file = unfinished(config) / f"{name}.safetensors"
+    images = calibration_images(task.config, task.data, seed)
+    file = _file_of_draw(task, planned, seed, images)
     if file.exists():
         snn, card, _ = snnjax.load(file)
         return Draw(snn, **card["extras"])
-    model, recipe = neuron_of(line.levels, line.code, config), line.recipe
-    usual = config.last_zone is None and line.levels == CODES[line.code].levels
-    if usual and recipe != QUANTIZED_ANN:
-        model = None  # whose last zone the conversion chooses
     start = time.perf_counter()
-    snn = snnjax.convert(
-        task.fn,
-        task.params,
-        devices.rows(images, np.arange(len(images)), task.mesh),
-        steps=line.steps,
-        wait=line.wait,
-        model=model,
-        code=CODES[line.code],
-        recipe=(
-            RECIPES[recipe](config, seed)
-            if line.spikes is None
-            else snnjax.best(spikes=line.spikes)
-        ),
-    )
-    jax.block_until_ready(snn)
+    snn = jax.block_until_ready(_convert(task, planned, seed, images))
     seconds = time.perf_counter() - start
-    # Programs without the mesh, such as `_measure`, need arrays of this process.
-    snn = widen_all(snn if task.mesh is None else jax.device_get(snn), task.sites)
+    if task.mesh is not None:
+        # Programs without the mesh, such as `_measure`, need arrays of this process.
+        snn = jax.device_get(snn)
+    snn = widen_all(snn, task.sites)
     counts: dict[str, Any] = {"seconds": seconds}
     counts["hits"] = count_hits(task.count, snn, task.test, task.mesh)
     if task.held_out is not None:
@@ -237,6 +263,41 @@ def _draw(task: Experiment, line: Row, seed: int) -> Draw:
         file.parent.mkdir(exist_ok=True)
         snnjax.save(file, snn, extras=counts)
     return Draw(snn, **counts)
+
+
+def _file_of_draw(task: Experiment, planned: Row, seed: int, images: jax.Array) -> Path:
+    """The file of a draw, whose name is a digest of all that its counts depend on."""
+    config = task.config
+    options = (planned, seed, config.dtype, config.iterations, config.last_zone)
+    held_out_labels = None if task.held_out is None else task.held_out.labels
+    arrays = (task.params, images, task.test.labels, held_out_labels)
+    name = digest(arrays, repr(options))
+    return unfinished(config) / f"{name}.safetensors"
+
+
+def _convert(
+    task: Experiment, planned: Row, seed: int, images: jax.Array
+) -> snnjax.SNN:
+    """The conversion of a row with these calibration images."""
+    config, code = task.config, CODES[planned.code]
+    model = neuron_of(planned.levels, planned.code, config)
+    has_default_neuron = config.last_zone is None and planned.levels == code.levels
+    if has_default_neuron and planned.recipe != QUANTIZED_ANN:
+        model = None  # the conversion chooses its last zone
+    if planned.spikes is None:
+        recipe = RECIPES[planned.recipe](config, seed)
+    else:
+        recipe = snnjax.best(spikes=planned.spikes)
+    return snnjax.convert(
+        task.fn,
+        task.params,
+        devices.rows(images, np.arange(len(images)), task.mesh),
+        steps=planned.steps,
+        wait=planned.wait,
+        model=model,
+        code=code,
+        recipe=recipe,
+    )
 
 
 def unfinished(config: Convert) -> Path:
@@ -251,24 +312,33 @@ def forget(config: Convert) -> None:
 
 def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
     """A row: accuracies of all draws, and measures of the SNN of the first one."""
-    snn, images = draws[0].snn, len(task.test.labels)
-    measures, held_out = _measure(task, snn), None
+    snn, image_count = draws[0].snn, len(task.test.labels)
+    accuracies = []
+    for draw in draws:
+        accuracies.append([hits / image_count for hits in draw.hits])
+    held_out = None
     if task.held_out is not None:
         right = sum(draw.held_out_hits or 0 for draw in draws)
         held_out = right, len(draws) * len(task.held_out.labels)
+    code_name = repr(snn.code)
+    for name, code in CODES.items():
+        if code == snn.code:
+            code_name = name
+            break
+    measures = _measure(task, snn)
     return Result(
-        recipe,
-        snn.wait,
-        snn.steps,
-        [[count / images for count in draw.hits] for draw in draws],
-        snnjax.latency(task.sites, steps=snn.steps, wait=snn.wait),
-        float(measures.firing_rate),
-        float(measures.synaptic_operations),
-        statistics.median(draw.seconds for draw in draws),
-        measures,
-        levels_of(task.sites, snn),
-        next((n for n, code in CODES.items() if code == snn.code), repr(snn.code)),
-        held_out,
+        recipe=recipe,
+        wait=snn.wait,
+        steps=snn.steps,
+        accuracies=accuracies,
+        latency=snnjax.latency(task.sites, steps=snn.steps, wait=snn.wait),
+        firing_rate=float(measures.firing_rate),
+        synaptic_operations=float(measures.synaptic_operations),
+        seconds=statistics.median(draw.seconds for draw in draws),
+        measures=measures,
+        levels=levels_of(task.sites, snn),
+        code=code_name,
+        held_out=held_out,
     )
 
 
@@ -280,9 +350,10 @@ def evaluated(task: Experiment, name: str, snn: snnjax.SNN, seconds: float) -> R
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """The levels of the first site that is not an encoder, or of an encoder."""
-    neurons = [site for site in sites if site.fires]
-    site = next((site for site in neurons if not site.is_encoder), neurons[0])
-    return snn.model_of(site.name).levels
+    populations = [site for site in sites if site.fires]
+    activations = [site for site in populations if not site.is_encoder]
+    first = (activations or populations)[0]
+    return snn.model_of(first.name).levels
 
 
 def counter(fn: Callable) -> Callable:
@@ -313,17 +384,20 @@ def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     images = task.test.images[:MEASURED]
     measures = jax.device_get(snnjax.measure(task.fn, snn, images, params=task.params))
     # JAX sorts the sites by name.
-    in_order = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
+    names = [site.name for site in task.sites if site.fires]
+    in_order = {name: measures.sites[name] for name in names}
     return measures._replace(sites=in_order)
 
 
 def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     """The SNN with parameters of full shape, so that all recipes share programs."""
-    neurons = {}
+    neurons = dict(snn.neurons)
     for site in sites:
-        if site.fires:
-            params = snn.neurons[site.name]
-            if site.is_encoder and params.offset is None:  # of recipes that fit none
-                params = params._replace(offset=jnp.zeros(()))
-            neurons[site.name] = broadcast(params, site)
-    return replace(snn, neurons={**snn.neurons, **neurons})
+        if not site.fires:
+            continue
+        params = neurons[site.name]
+        if site.is_encoder and params.offset is None:
+            # The recipe has fitted no offset.
+            params = params._replace(offset=jnp.zeros(()))
+        neurons[site.name] = broadcast(params, site)
+    return replace(snn, neurons=neurons)

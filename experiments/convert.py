@@ -60,14 +60,17 @@ def prepare(
         check: raises if the network does not suit the options.
     """
     running.check_writable(config.out, "--out")
-    data = load(config.dataset, config.data_dir) if data is None else data
+    if data is None:
+        data = load(config.dataset, config.data_dir)
     mesh = devices.make_mesh(config.mesh)
     _check_images("test_images", config.test_images, data.test_images, data.name)
     if calibrates:
         count = config.calibration_images
         _check_images("calibration_images", count, data.train_images, data.name)
         devices.check_shared("calibration_images", count, mesh)
-    source = _source(config, data, data if whole is None else whole)
+    if whole is None:
+        whole = data
+    source = _source(config, data, whole)
     data = normalized_as(data, source.card)
     fn = in_dtype(models.source_function(source), config.dtype)
     params = source.variables
@@ -76,8 +79,13 @@ def prepare(
     check(sites)
     running.writable(config.out, "--out")
     ann = devices.accuracy(fn, test.images, test.labels)(params)
-    images = f"{len(test.labels)} {data.evaluated_on}"
-    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {images}{_of_card(source.card)}\n")
+    print(
+        f"{sites}\n\nANN: {100 * ann:.2f} % of {len(test.labels)} "
+        f"{data.evaluated_on}{_accuracy_in_card(source.card)}\n"
+    )
+    held_out = None
+    if calibrates:
+        held_out = conversions.held_out_images(config, data)
     return Experiment(
         config=config,
         data=data,
@@ -85,7 +93,7 @@ def prepare(
         params=params,
         sites=sites,
         test=test,
-        held_out=conversions.held_out_images(config, data) if calibrates else None,
+        held_out=held_out,
         count=conversions.counter(fn),
         mesh=mesh,
         source=source,
@@ -108,7 +116,8 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
             "bits, so its function is not that of its model. Its accuracy is in the "
             "card, and snnjax.load reads the SNN"
         )
-    data = load(name, config.data_dir) if data is None else data
+    if data is None:
+        data = load(name, config.data_dir)
     _check_images("test_images", config.test_images, data.test_images, data.name)
     test = conversions.images_to_test(config, normalized_as(data, card))
     fn = models.source_function(Source(model, {}, card))
@@ -118,12 +127,13 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
         f"T = {card['steps']}, wait {card['wait']}\n"
-        f"{100 * accuracy:.2f} % of {len(test.labels)} test images{_of_card(card)}"
+        f"{100 * accuracy:.2f} % of {len(test.labels)} test images"
+        f"{_accuracy_in_card(card)}"
     )
     return accuracy
 
 
-def _of_card(card: dict) -> str:
+def _accuracy_in_card(card: dict) -> str:
     """The accuracy of the ANN as its card has it; an SNN of train_snn has none."""
     accuracy = card.get("test_accuracy")
     if accuracy is None:
@@ -137,7 +147,8 @@ def _of_card(card: dict) -> str:
 def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> None:
     """Write all files of a run, and print where they are."""
     config, saved = task.config, choice(results)
-    snn = next(s for r, s in zip(results, snns, strict=True) if r is saved)
+    (number,) = [i for i, result in enumerate(results) if result is saved]
+    snn = snns[number]
     facts = facts_of(task, "experiments.convert", config)
     images = conversions.calibration_images(config, task.data, config.seeds[0])
     integers = None
@@ -186,21 +197,24 @@ def write_files(
 
 def facts_of(task: Experiment, module: str, config: Any) -> dict:
     """Facts that all results of a run share; module and options are of the command."""
-    packages, images = ("jax", "flax", "optax"), len(task.test.labels)
-    return {
+    options = dataclasses.asdict(config)
+    for name in running.OF_A_MACHINE:
         # Folders and files of this machine are nobody else's.
-        "config": dataclasses.asdict(config) | dict.fromkeys(running.OF_A_MACHINE),
+        options[name] = None
+    versions = {"snnjax": snnjax.__version__}
+    for package in ("jax", "flax", "optax"):
+        versions[package] = version(package)
+    image_count = len(task.test.labels)
+    return {
+        "config": options,
         "command": running.command(module, config),
-        "versions": {
-            "snnjax": snnjax.__version__,
-            **{package: version(package) for package in packages},
-        },
+        "versions": versions,
         "device": str(jax.devices()[0]),
         "source": task.source.card,
         "ann_accuracy": task.ann,
-        "test_images": images,
+        "test_images": image_count,
         "evaluated_on": task.data.evaluated_on,
-        "measured_images": min(conversions.MEASURED, images),
+        "measured_images": min(conversions.MEASURED, image_count),
     }
 
 
@@ -209,28 +223,28 @@ def facts_of(task: Experiment, module: str, config: Any) -> dict:
 
 def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
     """The source network; the default one is trained, on `whole`, if it is missing."""
-    shape = list(data.train_images.shape[1:])
     description = None
     if config.model is not None:
         description = {"model": config.model, **data.facts()}
-    default = config.checkpoint == Convert.checkpoint and config.model is None
+    is_default = config.checkpoint == Convert.checkpoint and config.model is None
     try:
         source = models.load_source(config.checkpoint, description)
     except (FileNotFoundError, ValueError):
-        if config.dataset != "digits" or not default:
+        if config.dataset != "digits" or not is_default:
             raise
         print(f"training a source network first: {config.checkpoint}", flush=True)
         preset = PRESETS_ANN["digits_resnet"]
         preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
         source = train(preset, data=whole)
     card = source.card
-    its_shape, classes = list(card["input_shape"]), card["num_classes"]
-    if (its_shape, classes) != (shape, data.num_classes):
+    source_shape, source_classes = list(card["input_shape"]), card["num_classes"]
+    data_shape = list(data.train_images.shape[1:])
+    if source_shape != data_shape or source_classes != data.num_classes:
         raise ValueError(
-            f"the source network {config.checkpoint} takes images of {its_shape} in "
-            f"{classes} classes ({card.get('dataset', 'its card names no set')}), but "
-            f"{data.name} has {shape} in {data.num_classes}; give the --checkpoint "
-            "of a network trained on it"
+            f"the source network {config.checkpoint} takes images of {source_shape} in "
+            f"{source_classes} classes ({card.get('dataset', 'its card names no set')})"
+            f", but {data.name} has {data_shape} in {data.num_classes}; give the "
+            "--checkpoint of a network trained on it"
         )
     # The SNN belongs to the data that it is calibrated and evaluated on.
     return source._replace(card={**card, "dataset": data.name})
@@ -242,6 +256,7 @@ def in_dtype(fn: Callable, dtype: str) -> Callable:
 
 
 def _check_images(option: str, count: int | None, images: Any, name: str) -> None:
+    """Raise if an option asks for more images than the data set has."""
     if count is not None and count > len(images):
         raise ValueError(
             f"{option} {count} exceeds the {len(images)} images of {name}; choose fewer"

@@ -6,7 +6,7 @@ each other are refused. `experiments.results` is the command.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,20 +60,26 @@ def read_results(file: Path) -> NetworkResults:
 
 def network_name(card: dict) -> str:
     """The name of the model; with quantized ReLUs it is another name."""
-    return card["model"] + ("_quantized" if card.get("levels") else "")
+    if card.get("levels"):
+        return f"{card['model']}_quantized"
+    return card["model"]
 
 
 def _network_results(metrics: dict) -> NetworkResults:
     """From parsed JSON; any wrong type raises an error here, not in a table."""
-    curve = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
-    results = [read_row(plain) for plain in metrics["results"][bool(curve) :]]
+    curve = [float(accuracy) for accuracy in metrics.get("accuracy_after_epochs", ())]
+    rows = metrics["results"]
+    if curve:
+        # The first row of a fine-tuning is that of its conversion.
+        rows = rows[1:]
+    results = [read_row(fields) for fields in rows]
     if not results:
         raise ValueError("no results")
     for result in results:
         cost_cells(result)
         if any(len(accuracies) != result.steps for accuracies in result.accuracies):
             raise ValueError(f"not {result.steps} accuracies, one for each step")
-    card, ann = metrics["source"], float(metrics["ann_accuracy"])
+    card = metrics["source"]
     name = network_name(card)
     if not name.isidentifier():  # it is also the name of a figure's file
         raise ValueError(f"model {name!r}")
@@ -83,27 +89,34 @@ def _network_results(metrics: dict) -> NetworkResults:
             raise ValueError("the last epoch has another accuracy than the row")
         epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = curve
     count, kind = int(metrics["test_images"]), metrics["evaluated_on"]
-    images = f"{count} {kind} of {card['dataset']}"
-    return NetworkResults(name, results, ann, images, epochs, card)
+    return NetworkResults(
+        name=name,
+        results=results,
+        ann=float(metrics["ann_accuracy"]),
+        images=f"{count} {kind} of {card['dataset']}",
+        epochs=epochs,
+        card=card,
+    )
 
 
-def read_row(plain: dict) -> Result:
+def read_row(fields: dict) -> Result:
     """A row of metrics.json."""
+    values = {name: fields[name] for name in Result._fields if name in fields}
+    values["levels"] = tuple(fields["levels"])
     # JSON has no NaN.
-    seconds = math.nan if plain["seconds"] is None else float(plain["seconds"])
-    counts = dict(plain["measures"])
-    if "high" in counts:  # written before there were codes
-        steps, high = counts["steps"], counts.pop("high")
-        counts |= {"values": steps * high + 1, "operator_steps": steps}
+    seconds = fields["seconds"]
+    values["seconds"] = math.nan if seconds is None else float(seconds)
+    counts = dict(fields["measures"])
+    if "high" in counts:
+        # Written before there were codes.
+        counts["values"] = counts["steps"] * counts.pop("high") + 1
+        counts["operator_steps"] = counts["steps"]
     # Older files have the products of one step, and more fields.
     counts["operator_macs"] *= counts.pop("operator_steps", 1)
-    for name in ("spikes", "operators"):
-        counts.pop(name, None)
-    measures = snnjax.measures.Measures(**counts)
-    levels = tuple(plain["levels"])
-    fields = plain | {"seconds": seconds, "measures": measures, "levels": levels}
-    # Older files also say by which images a row was chosen.
-    return Result(**{name: fields[name] for name in Result._fields if name in fields})
+    counts.pop("spikes", None)
+    counts.pop("operators", None)
+    values["measures"] = snnjax.measures.Measures(**counts)
+    return Result(**values)
 
 
 def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
@@ -113,37 +126,48 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
         ValueError: files of one network differ in the images, in the ANN, or in a row.
     """
     by_name: dict[str, NetworkResults] = {}
-    for one in networks:
-        name = one.name
-        network = by_name.setdefault(name, one._replace(results=[], epochs={}))
-        _check_same(f"the set of images of {name}", network.images, one.images)
-        # Some files have float32.
-        percents = (f"{100 * accuracy:.3f} %" for accuracy in (network.ann, one.ann))
-        _check_same(f"the accuracy of the ANN {name}", *percents)
-        for result in one.results:
-            row = f"{line_name(result)}, T = {result.steps} of {name}"
-            others = [r for r in network.results if _key(r) == _key(result)]
-            for other in others:
-                _check_same(row, *(r._replace(seconds=0.0) for r in (other, result)))
-            if not others:
-                network.results.append(result)
-        for fine_tuning, curve in one.epochs.items():
-            before = network.epochs.setdefault(fine_tuning, curve)
-            _check_same(f"{fine_tuning} of {name}", before, curve)
+    for part in networks:
+        empty = part._replace(results=[], epochs={})
+        network = by_name.setdefault(part.name, empty)
+        _check_equal(f"the set of images of {part.name}", network.images, part.images)
+        _check_equal(
+            f"the accuracy of the ANN {part.name}",
+            # Some files have float32.
+            f"{100 * network.ann:.3f} %",
+            f"{100 * part.ann:.3f} %",
+        )
+        for result in part.results:
+            _add_row(network, result)
+        for fine_tuning, curve in part.epochs.items():
+            first_curve = network.epochs.setdefault(fine_tuning, curve)
+            _check_equal(f"{fine_tuning} of {part.name}", first_curve, curve)
     return list(by_name.values())
 
 
-def _key(result: Result) -> tuple[str, int, int]:
-    return result.name, result.wait, result.steps
+def _add_row(network: NetworkResults, result: Result) -> None:
+    """Add a row to a network, unless an equal one is there."""
+    key = (result.name, result.wait, result.steps)
+    for row in network.results:
+        if (row.name, row.wait, row.steps) != key:
+            continue
+        if row._replace(seconds=0.0) != result._replace(seconds=0.0):
+            title = f"{line_name(result)}, T = {result.steps} of {network.name}"
+            raise ValueError(_contradiction(title, ""))
+        return
+    network.results.append(result)
 
 
-def _check_same(what: str, one: object, other: object) -> None:
-    if one != other:
-        both = "" if isinstance(one, Result) else f": {one} and {other}"
-        raise ValueError(
-            f"{what} differs between the files{both}; results of other options need a "
-            "table of their own, and draws of one row come from one run (--seeds)"
-        )
+def _check_equal(subject: str, first: object, second: object) -> None:
+    """Raise if two files say different things of the same subject."""
+    if first != second:
+        raise ValueError(_contradiction(subject, f": {first} and {second}"))
+
+
+def _contradiction(subject: str, values: str) -> str:
+    return (
+        f"{subject} differs between the files{values}; results of other options need a "
+        "table of their own, and draws of one row come from one run (--seeds)"
+    )
 
 
 def with_steps(network: NetworkResults, steps: Sequence[int]) -> NetworkResults:
@@ -164,22 +188,27 @@ def with_steps(network: NetworkResults, steps: Sequence[int]) -> NetworkResults:
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy of every row of several networks at every T."""
     networks = merged(networks)
-    steps = sorted({result.steps for n in networks for result in n.results})
-    tables = [accuracy_table(n.results, n.ann, steps) for n in networks]
-    return _stacked(tables[0][0], networks, [rows for _, rows in tables])
+    steps = {result.steps for network in networks for result in network.results}
+    titles: Sequence[str] = ()
+    rows = []
+    for network in networks:
+        titles, table = accuracy_table(network.results, network.ann, sorted(steps))
+        rows.append(table)
+    return _stacked(titles, networks, rows)
 
 
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks."""
-    networks = merged(networks)
-    head = (*COSTS[:5], QUANTIZED, *COSTS[5:])
 
     def cells(network: NetworkResults, result: Result) -> Sequence[str]:
         costs = cost_cells(result)
         return (*costs[:5], quantized_percent(network, result), *costs[5:])
 
-    rows = [[cells(n, result) for result in spiking(n)] for n in networks]
-    return _stacked(head, networks, rows)
+    networks = merged(networks)
+    rows = []
+    for network in networks:
+        rows.append([cells(network, result) for result in spiking(network)])
+    return _stacked((*COSTS[:5], QUANTIZED, *COSTS[5:]), networks, rows)
 
 
 QUANTIZED = "quantized ANN %"
@@ -187,12 +216,13 @@ QUANTIZED = "quantized ANN %"
 
 def spiking(network: NetworkResults) -> list[Result]:
     """Its rows without those of `QUANTIZED_ANN` that stand beside others."""
-    others = {_kind(r) for r in network.results if not _is_quantized_ann(r)}
+    spiking_rows = [row for row in network.results if not _is_quantized_ann(row)]
+    kinds = {_kind(row) for row in spiking_rows}
 
-    def is_beside(result: Result) -> bool:
-        return _is_quantized_ann(result) and _kind(result) in others
+    def is_compared(row: Result) -> bool:
+        return _is_quantized_ann(row) and _kind(row) in kinds
 
-    return [result for result in network.results if not is_beside(result)]
+    return [row for row in network.results if not is_compared(row)]
 
 
 def _is_quantized_ann(result: Result) -> bool:
@@ -200,17 +230,28 @@ def _is_quantized_ann(result: Result) -> bool:
 
 
 def _kind(result: Result) -> tuple[object, ...]:
+    """What a quantized ANN and an SNN have in common if they are compared."""
     return result.code, result.levels, result.steps
 
 
 def quantized_percent(network: NetworkResults, result: Result) -> str:
     """The accuracy of an ANN whose activations have as many values; "" if unknown."""
-    same = (r for r in network.results if _kind(r) == _kind(result))
-    return next((percent(r) for r in same if _is_quantized_ann(r)), "")
+    for row in network.results:
+        if _is_quantized_ann(row) and _kind(row) == _kind(result):
+            return percent(row)
+    return ""
 
 
-SUMMARY = ("recipe", "T", "latency", "accuracy %", QUANTIZED, "ANN %", "spikes")
-SUMMARY += COSTS[-3:]
+SUMMARY = (
+    "recipe",
+    "T",
+    "latency",
+    "accuracy %",
+    QUANTIZED,
+    "ANN %",
+    "spikes",
+    *COSTS[-3:],
+)
 
 
 def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -233,19 +274,31 @@ LIMITS = (1, 2, 4, 8, 16, 32, 64)  # steps until the answer
 def latencies_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The best accuracy that each kind of spikes reaches within `LIMITS`."""
 
-    def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
-        of_network = spiking(network)
-        kinds = [f"{r.code}, {r.spike.split()[0]}" for r in of_network]
-        for kind in dict.fromkeys(kinds):
-            results = [r for r, k in zip(of_network, kinds, strict=True) if k == kind]
-            in_time = ([r for r in results if r.latency <= most] for most in LIMITS)
-            best = (max(rows, key=lambda r: r.final, default=None) for rows in in_time)
-            yield kind, *("" if row is None else percent(row) for row in best)
-        yield "ANN", *[f"{100 * network.ann:.1f}"] * len(LIMITS)
+    def rows(network: NetworkResults) -> list[Sequence[str]]:
+        by_kind: dict[str, list[Result]] = {}
+        for result in spiking(network):
+            kind = f"{result.code}, {result.spike.split()[0]}"
+            by_kind.setdefault(kind, []).append(result)
+        table = [
+            (kind, *_best_within_limits(results)) for kind, results in by_kind.items()
+        ]
+        return [*table, ("ANN", *[f"{100 * network.ann:.1f}"] * len(LIMITS))]
 
     networks = merged(networks)
-    head = ("spikes", *(f"within {most}" for most in LIMITS))
-    return _stacked(head, networks, map(rows, networks))
+    titles = ["spikes"] + [f"within {limit}" for limit in LIMITS]
+    return _stacked(titles, networks, map(rows, networks))
+
+
+def _best_within_limits(results: Sequence[Result]) -> list[str]:
+    """The highest accuracy that answers within each of `LIMITS`; "" without a row."""
+    cells = []
+    for limit in LIMITS:
+        in_time = [result for result in results if result.latency <= limit]
+        if in_time:
+            cells.append(percent(max(in_time, key=lambda result: result.final)))
+        else:
+            cells.append("")
+    return cells
 
 
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -256,16 +309,19 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
             "none of these files is of a fine-tuning; give the metrics.json of "
             "experiments.finetune, or leave out --epochs"
         )
-    longest = max(len(curve) for n in networks for curve in n.epochs.values())
-    head = ("fine-tuning", "epoch 0", *map(str, range(1, longest)), "ANN")
-
-    def cells(name: str, curve: Sequence[float], ann: float) -> Sequence[str]:
-        percents = [f"{100 * accuracy:.1f}" for accuracy in curve]
-        blanks = [""] * (longest - len(curve))
-        return f"`{name}`", *percents, *blanks, f"{100 * ann:.1f}"
-
-    rows = [[cells(*curve, n.ann) for curve in n.epochs.items()] for n in networks]
-    return _stacked(head, networks, rows)
+    rows: list[list[Sequence[str]]] = []
+    longest = 0
+    for network in networks:
+        longest = max(longest, *map(len, network.epochs.values()))
+    for network in networks:
+        table = []
+        for name, curve in network.epochs.items():
+            percents = [f"{100 * accuracy:.1f}" for accuracy in curve]
+            blanks = [""] * (longest - len(curve))
+            table.append((f"`{name}`", *percents, *blanks, f"{100 * network.ann:.1f}"))
+        rows.append(table)
+    epochs = [str(epoch) for epoch in range(1, longest)]
+    return _stacked(["fine-tuning", "epoch 0", *epochs, "ANN"], networks, rows)
 
 
 def _stacked(
@@ -274,9 +330,10 @@ def _stacked(
     rows_of_networks: Iterable[Iterable[Sequence[str]]],
 ) -> str:
     """One table; the name of a network is beside its first row."""
-    lines = [
-        ("" if i else f"`{network.name}`", *cells)
-        for network, rows in zip(networks, rows_of_networks, strict=True)
-        for i, cells in enumerate(rows)
-    ]
+    lines = []
+    for network, rows in zip(networks, rows_of_networks, strict=True):
+        title = f"`{network.name}`"
+        for cells in rows:
+            lines.append((title, *cells))
+            title = ""
     return markdown_table(("network", *head), lines)

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,13 +64,19 @@ class Result(NamedTuple):
 def spike_of(levels: tuple[int, int]) -> str:
     """What a spike of these levels is."""
     low, high = levels
-    words = {(0, 1): "binary", (-1, 1): "signed"}
-    return words.get((low, high), f"graded {low}:{high}")
+    if (low, high) == (0, 1):
+        return "binary"
+    if (low, high) == (-1, 1):
+        return "signed"
+    return f"graded {low}:{high}"
 
 
 def name_of(recipe: str, code: str, levels: tuple[int, int]) -> str:
     """The recipe, the code unless it is rate, and what a spike is."""
-    return f"{recipe}, {'' if code == 'rate' else code + ' '}{spike_of(levels)}"
+    spike = spike_of(levels)
+    if code != "rate":
+        spike = f"{code} {spike}"
+    return f"{recipe}, {spike}"
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -91,21 +97,27 @@ def choice(results: Sequence[Result]) -> Result:
     that a row without errors is not certain either. Among these rows the lowest latency
     wins, then the fewest spikes. Without held-out answers it is the last row.
     """
-    judged = [(r, *r.held_out) for r in results if r.held_out is not None]
+    judged = [result for result in results if result.held_out is not None]
     if not judged:
         return results[-1]
 
-    def variance(right: int, count: int) -> float:
+    def share(result: Result) -> float:
+        right, count = result.held_out
+        return right / count
+
+    def variance(result: Result) -> float:
+        right, count = result.held_out
         p = (right + 1) / (count + 2)
         return p * (1 - p) / count
 
-    _, right, count = max(judged, key=lambda each: each[1] / each[2])
-    as_good = [
-        (result.latency, result.spikes, -h / n, i)
-        for i, (result, h, n) in enumerate(judged)
-        if right / count - h / n <= math.sqrt(variance(right, count) + variance(h, n))
-    ]
-    return judged[min(as_good)[-1]][0]
+    best = max(judged, key=share)
+    as_good = []
+    for result in judged:
+        standard_error = math.sqrt(variance(best) + variance(result))
+        if share(best) - share(result) <= standard_error:
+            as_good.append(result)
+    # Of equal ones, min takes the most accurate row.
+    return min(as_good, key=lambda row: (row.latency, row.spikes, -share(row)))
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
@@ -125,15 +137,19 @@ def line_name(result: Result) -> str:
 def waits(result: Result) -> str:
     """The wait as a person writes it: a number, T, or T - 1."""
     # At T = 1, a wait of one step is also T; it is shown as a number.
-    by_steps = {result.steps: "T", result.steps - 1: "T - 1"} if result.wait > 1 else {}
-    return by_steps.get(result.wait, str(result.wait))
+    if result.wait > 1 and result.wait == result.steps:
+        return "T"
+    if result.wait > 1 and result.wait == result.steps - 1:
+        return "T - 1"
+    return str(result.wait)
 
 
 def percent(result: Result, digits: int = 1) -> str:
     """Mean accuracy in percent, with its deviation if there are several seeds."""
     mean = f"{100 * result.final:.{digits}f}"
-    several = len(result.accuracies) > 1
-    return f"{mean} ± {100 * result.deviation:.{digits}f}" if several else mean
+    if len(result.accuracies) == 1:
+        return mean
+    return f"{mean} ± {100 * result.deviation:.{digits}f}"
 
 
 # ----------------------------------------------------------------------- tables
@@ -150,8 +166,18 @@ neuron and image; SynOps: synaptic operations in millions; s: of the conversion
 
 def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
-    titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "spikes")
-    return CONSOLE.format(*titles, "SynOps", "s", width=width)
+    return CONSOLE.format(
+        "recipe",
+        "wait",
+        "T",
+        "latency",
+        "accuracy %",
+        "loss",
+        "spikes",
+        "SynOps",
+        "s",
+        width=width,
+    )
 
 
 def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
@@ -173,7 +199,9 @@ def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
 def console_table(results: Sequence[Result], ann: float) -> str:
     """The table of these rows, as wide as the longest name."""
     width = max(NAME_WIDTH, *(len(result.name) for result in results))
-    return "\n".join([header(width), *(row(result, ann, width) for result in results)])
+    text_lines = [header(width)]
+    text_lines += [row(result, ann, width) for result in results]
+    return "\n".join(text_lines)
 
 
 # Titles of the columns, and rows of cells in Markdown.
@@ -182,11 +210,17 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table in Markdown."""
-    head, *rows = (
-        "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
-        for cells in (head, *rows)
-    )
-    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows, ""])
+    titles = list(head)
+    text_lines = [_markdown_row(titles), "|---" * len(titles) + "|"]
+    text_lines += [_markdown_row(cells) for cells in rows]
+    return "\n".join([*text_lines, ""])
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    text = "|"
+    for cell in cells:
+        text += f" {cell} |" if cell else " |"
+    return text
 
 
 def accuracy_table(
@@ -200,15 +234,28 @@ def accuracy_table(
     columns = sorted(steps or {result.steps for result in results})
     rows = []
     for line in lines(results):
-        cells = {result.steps: percent(result) for result in line}
-        accuracies = [cells.get(t, "") for t in columns]
-        rows.append((f"`{line[0].name}`", waits(line[0]), *accuracies))
-    rows.append(("ANN", "", *[f"{100 * ann:.1f}"] * len(columns)))
-    return ("recipe", "wait", *(f"T = {t}" for t in columns)), rows
+        accuracies = {result.steps: percent(result) for result in line}
+        cells = [f"`{line[0].name}`", waits(line[0])]
+        cells += [accuracies.get(t, "") for t in columns]
+        rows.append(cells)
+    rows.append(["ANN", ""] + [f"{100 * ann:.1f}"] * len(columns))
+    titles = ["recipe", "wait"] + [f"T = {t}" for t in columns]
+    return titles, rows
 
 
-COSTS = ("recipe", "wait", "T", "latency", "accuracy %", "bits", "spikes", "SynOps M")
-COSTS += ("energy, % of ANN", "with memory", "of quantized ANN")
+COSTS = (
+    "recipe",
+    "wait",
+    "T",
+    "latency",
+    "accuracy %",
+    "bits",
+    "spikes",
+    "SynOps M",
+    "energy, % of ANN",
+    "with memory",
+    "of quantized ANN",
+)
 
 
 def cost_cells(result: Result) -> tuple[str, ...]:
@@ -216,9 +263,10 @@ def cost_cells(result: Result) -> tuple[str, ...]:
     measures = result.measures
     additions = float(measures.synaptic_additions)
     operations = f"{result.synaptic_operations / 1e6:.2f}"
-    if not np.isclose(additions, result.synaptic_operations, rtol=1e-5):  # graded
+    if not np.isclose(additions, result.synaptic_operations, rtol=1e-5):
+        # A graded spike takes several additions.
         operations += f" ({additions / 1e6:.2f})"
-    estimates = snnjax.energy(measures)[:3]
+    operations_alone, with_memory, quantized, _ = snnjax.energy(measures)
     return (
         f"`{result.name}`",
         waits(result),
@@ -228,8 +276,16 @@ def cost_cells(result: Result) -> tuple[str, ...]:
         f"{float(measures.bits):.3g}",
         f"{result.spikes:.2f}",
         operations,
-        *(f"{100 * float(spiking / ann):.0f}" for spiking, ann in estimates),
+        _energy_percent(operations_alone),
+        _energy_percent(with_memory),
+        _energy_percent(quantized),
     )
+
+
+def _energy_percent(estimate: tuple[float, float]) -> str:
+    """The energy of the SNN in percent of that of the ANN."""
+    spiking, ann = estimate
+    return f"{100 * float(spiking / ann):.0f}"
 
 
 # ------------------------------------------------------------------------ files
@@ -253,8 +309,15 @@ PARTS = ("inherited", "clipping", "flooring", "unevenness")
 
 def relative_errors(site: snnjax.measures.SiteMeasures) -> list[float]:
     """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
-    activation = float(site.activation) or float("nan")
-    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
+    activation = float(site.activation) or math.nan
+    errors = (
+        site.error,
+        site.inherited,
+        site.clipping,
+        site.flooring,
+        site.unevenness,
+    )
+    return [100 * float(error) / activation for error in errors]
 
 
 def site_table(result: Result, sites: snnjax.network.Sites) -> Table:
@@ -262,18 +325,23 @@ def site_table(result: Result, sites: snnjax.network.Sites) -> Table:
 
     Errors are RMS in percent of the RMS activation, "–" where that is zero.
     """
-    head = ["site", "kind", "shape", "depth", "rate %", "silent %"]
-    head += ["saturated %", "error %", *(f"{part} %" for part in PARTS)]
+    head = ["site", "kind", "shape", "depth"]
+    head += ["rate %", "silent %", "saturated %", "error %"]
+    head += [f"{part} %" for part in PARTS]
     rows = []
     for site in sites:
         shape = "×".join(map(str, site.shape))
         cells = [f"`{site.name}`", site.kind, shape, str(site.depth)]
-        if measures := result.measures.sites.get(site.name):
-            shares = measures.firing_rate, measures.silent, measures.saturated
-            numbers = [100 * float(share) for share in shares]
-            numbers += relative_errors(measures)
-            cells += ["–" if math.isnan(x) else f"{x:.1f}" for x in numbers]
-        rows.append(cells + [""] * (len(head) - len(cells)))
+        measures = result.measures.sites.get(site.name)
+        if measures is None:
+            # A site that does not fire.
+            cells += [""] * (len(head) - len(cells))
+        else:
+            shares = (measures.firing_rate, measures.silent, measures.saturated)
+            percents = [100 * float(share) for share in shares]
+            percents += relative_errors(measures)
+            cells += ["–" if math.isnan(x) else f"{x:.1f}" for x in percents]
+        rows.append(cells)
     return head, rows
 
 
@@ -290,10 +358,14 @@ def write_results(
     """
     write_metrics(out / "metrics.json", facts, results)
     saved = choice(results)
-    text = f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n"
-    parts = [tables_of(facts, results), text]
-    parts += [markdown_table(*site_table(saved, sites))]
-    parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
+    titles, rows = site_table(saved, sites)
+    parts = [
+        tables_of(facts, results),
+        f"Sites of `{line_name(saved)}`, T = {saved.steps}, which is saved:\n",
+        markdown_table(titles, rows),
+        "![accuracy](accuracy.png)\n",
+        "![layers](layers.png)\n",
+    ]
     write(out / "results.md", "\n".join(parts))
 
 
@@ -305,18 +377,22 @@ def write_metrics(file: Path, facts: dict, results: Sequence[Result]) -> None:
 
 def tables_of(facts: dict, results: Sequence[Result]) -> str:
     """Accuracies, those of a fine-tuning after its epochs, and costs."""
-    parts = [markdown_table(*accuracy_table(results, facts["ann_accuracy"]))]
-    if curve := facts.get("accuracy_after_epochs"):
-        cells = ("accuracy %", *(f"{100 * accuracy:.1f}" for accuracy in curve))
-        parts.append(markdown_table(("epoch", *map(str, range(len(curve)))), [cells]))
-    images, kind = facts["measured_images"], facts["evaluated_on"]
-    rows = [(*cost_cells(result), f"{result.seconds:.1f}") for result in results]
-    parts += [ABOUT_COSTS.format(images=images, kind=kind)]
-    parts += [markdown_table((*COSTS, "s"), rows)]
+    titles, rows = accuracy_table(results, facts["ann_accuracy"])
+    parts = [markdown_table(titles, rows)]
+    curve = facts.get("accuracy_after_epochs")
+    if curve:
+        numbers = [str(epoch) for epoch in range(len(curve))]
+        accuracies = [f"{100 * accuracy:.1f}" for accuracy in curve]
+        parts.append(markdown_table(["epoch", *numbers], [["accuracy %", *accuracies]]))
+    parts.append(
+        ABOUT_COSTS.format(images=facts["measured_images"], kind=facts["evaluated_on"])
+    )
+    cost_rows = [[*cost_cells(result), f"{result.seconds:.1f}"] for result in results]
+    parts.append(markdown_table([*COSTS, "s"], cost_rows))
     return "\n".join(parts)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """The same value with dictionaries for NamedTuples and numbers for arrays."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
@@ -324,5 +400,6 @@ def _plain(value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    value = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.item()
     return None if value != value else value  # JSON has no NaN
