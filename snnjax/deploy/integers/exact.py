@@ -229,11 +229,10 @@ def largest_values(layers: values.Layers) -> dict[str, int]:
 
 
 def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
-    """Raise if a weighted sum could reach 2^30; `_int32` keeps biases below it."""
+    """Raise if a weighted sum could reach 2^30, or a potential 2^31."""
     times = timing.timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
-    # A potential and a sum are added before the limit acts, so each has 30 bits.
     bits = 30 - timing.fraction_bits(layers)
     if largest[name] * worth >= 2**bits:
         raise ValueError(
@@ -241,6 +240,22 @@ def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
             f"2^{bits}, and potentials are simulated in 32 bits; allowed: fewer bits "
             "of weights or inputs, or fewer steps of a code"
         )
+    # The currents and the bias of a step are added before the limit of the register
+    # acts. Before the first step the potential is v(0), which may be larger.
+    register = 2 ** (arithmetic_of(layers).state_bits - 1) * int(times.arriving.max())
+    for node in layers.populations:
+        sums = largest[f"currents of {node.name}"] * worth
+        bias = float(np.abs(node.bias).max()) / layers.bias_unit
+        start = float(np.abs(node.initial_potential).max()) / layers.potential_unit
+        reach = sums + bias + max(register, start)
+        if reach >= 2 ** (bits + 1):
+            raise ValueError(
+                f"a potential of {node.name!r} can reach {reach:.0f}, by sums up to "
+                f"{sums}, biases up to {bias:.0f}, an initial potential of {start:.0f} "
+                f"and registers of {register}; potentials are simulated in 32 bits; "
+                f"allowed: below 2^{bits + 1}, with smaller biases, initial "
+                "potentials or weights, or fewer state_bits"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=range(3))

@@ -55,6 +55,8 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
                 "start": _int32(start, bits),
                 "bars": _int32(timing.timing(layers).bars(node.model, threshold), bits),
             }
+            if without_surrogate(node.model).lowest is not None:
+                arrays["lowest"] = _lower_bound(node, threshold, layers)
             if node.is_leaky:
                 rule = timing.arithmetic_of(layers).leak
                 assert rule is not None and node.leak is not None
@@ -69,6 +71,21 @@ def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
     if isinstance(node, values.Receiver):
         arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit), bits)
     return arrays
+
+
+def _lower_bound(
+    node: values.Population, threshold: np.ndarray, layers: values.Layers
+) -> np.ndarray:
+    """The lower bound of v, int32, in the units of `all_steps`.
+
+    It may lie below the register: a potential between both wraps or saturates. Below
+    -2^31 no potential can lie, so a lower bound has no effect.
+    """
+    lowest = without_surrogate(node.model).lowest
+    # In float32, as `as_function` computes it, so that both round to the same number.
+    bound = np.rint(np.float32(lowest) * threshold.astype(np.float32))
+    parts = 2 ** timing.fraction_bits(layers) if node.is_leaky else 1
+    return np.maximum(parts * bound.astype(np.float64), -(2.0**31)).astype(np.int32)
 
 
 def most_from_itself(node: values.Population) -> int:
@@ -214,12 +231,7 @@ def all_steps(
     parts = 1 if leak is None else 2**leak.fraction
     currents = parts * with_bias(currents, p["bias"], times)
     wait, shape = times.wait, currents.shape[1:]
-    threshold, bound = parts * lead(p["threshold"], len(shape)), -(2**31)
-    if neuron.lowest is not None:
-        size = lead(p["threshold"], len(shape)).astype(jnp.float32)
-        # Below its register nothing is left to bound.
-        own = jnp.maximum(neuron.lowest * size, -(2.0 ** (arithmetic.state_bits - 1)))
-        bound = parts * jnp.round(own).astype(jnp.int32)
+    threshold = parts * lead(p["threshold"], len(shape))
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
     recurrent = p.get("recurrent")
 
@@ -235,7 +247,8 @@ def all_steps(
             v += parts * product.astype(jnp.int32)
         # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
         # same: a potential at the bound does not fire, and no reset ends below it.
-        v = jnp.maximum(v, bound)
+        if neuron.lowest is not None:
+            v = jnp.maximum(v, lead(p["lowest"], v.ndim))
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
         extremes = _widened(extremes, v, arriving)
@@ -245,7 +258,9 @@ def all_steps(
         if arithmetic.overflow == "saturate":
             v = jnp.clip(v, -limit, limit - 1)
         else:
-            v = (v + limit) % (2 * limit) - limit
+            # v + limit may not fit into 32 bits, the remainder of v does.
+            v = v % (2 * limit)
+            v = jnp.where(v >= limit, v - 2 * limit, v)
         # Before the first spike ``firing`` is 0, by which nothing can be divided.
         m = jnp.maximum(firing, 1)
         k = _nearest_level(neuron, v, sent, m, threshold)
