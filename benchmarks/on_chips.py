@@ -33,7 +33,7 @@ from snnjax import deploy
 SOURCE = "experiments/sources/resnet20.safetensors"
 AT_A_TIME = 25  # images, since all steps of all layers are kept
 MEASURED = 100  # images whose spikes are counted
-DIGITS = deploy.Chip("thresholds by step", programmable=True)
+DIGITS = deploy.Chip("thresholds by step", programmable="neurons")
 RADIX = snnjax.codes.radix()
 # (chip, T, options of `snnjax.convert`)
 ROWS = [

@@ -13,15 +13,17 @@ from networks import conv, relu, weights
 
 import snnjax
 from snnjax import deploy
-from snnjax.deploy import Connection, Convolution, Core, Layers, Output, SumPool
-from snnjax.deploy.chips import geometry
+from snnjax.deploy import Connection, Convolution, Core, Layers, Limit, Output, SumPool
+from snnjax.deploy.chips import cores, geometry
 
 SPECK, XYLO, LOIHI = deploy.speck(), deploy.xylo(), deploy.loihi2()
 AKIDA, SPINNAKER = deploy.akida1(), deploy.spinnaker2()
 CATALYST = deploy.catalyst_n1()
 PROFILES = [SPECK, XYLO, LOIHI, AKIDA, SPINNAKER, CATALYST, deploy.loihi1()]
 # A Speck with steps, whose potentials can be read: what is left are its limits.
-CLOCKED = dataclasses.replace(SPECK, event_driven=False, readout="potential")
+STEPS = tuple(rule for rule in SPECK.rules if rule.name != "event_driven")
+CLOCKED = dataclasses.replace(SPECK, rules=STEPS, readout="potential")
+CORES = next(rule for rule in SPECK.rules if rule.name == "cores")
 NO_ZEROS, ALIKE, ALIKE_2 = (((n, n), (n, n)) for n in range(3))
 EIGHT_BITS = deploy.Arithmetic(
     weight_bits=8, input_bits=8, state_bits=16, overflow="saturate"
@@ -107,18 +109,25 @@ def akida(**options):
 def test_every_value_of_a_profile_has_a_source():
     for chip in [*PROFILES, AKIDA.first]:
         fields = {field.name for field in dataclasses.fields(chip)}
-        for field in fields - {"name", "first", "sources"}:
+        for field in fields - {"name", "rules", "first", "sources"}:
             if getattr(chip, field) is not None:
                 assert chip.source(field), (chip, field)
+        rules = {rule.name for rule in chip.rules}
+        for rule in rules:
+            assert chip.source(rule), (chip, rule)
         named = [name for _, names in chip.sources for name in names.split()]
-        assert len(named) == len({*named}) and {*named} <= fields, chip
+        assert len(named) == len({*named}), chip
+        # The limits of Akida's first layer have the sources of all of its layers.
+        if chip is not AKIDA.first:
+            assert {*named} <= fields | rules, chip
 
 
 def test_profiles_are_values():
     assert len({*PROFILES}) == len(PROFILES)
     assert deploy.speck() == SPECK and hash(deploy.speck()) == hash(SPECK)
     assert pickle.loads(pickle.dumps(AKIDA)) == AKIDA
-    mine = deploy.Chip("mine", kernels=(3,))
+    mine = deploy.Chip("mine", rules=(Limit("kernels", (5,)), Limit("kernels", (3,))))
+    assert len(mine.rules) == 1  # the last one
     row = deploy.report(network(kernel=5, padding=2), mine)["first"]
     assert [f.problem for f in row.findings] == ["kernel 5, not 3"]
     assert deploy.report(network(), mine).grade == "bit for bit"
@@ -181,7 +190,7 @@ CASES = [
     ({}, SPECK, "output", "readout", "approximately", "not spikes"),
     ({"code": RADIX}, SPECK, "code", "programmable", "no", "thresholds"),
     ({"code": RADIX}, LOIHI, "code", "programmable", "approximately", "radix"),
-    ({"code": RADIX}, CATALYST, "code", "step_thresholds", "approximately", "radix"),
+    ({"code": RADIX}, CATALYST, "code", "programmable", "approximately", "radix"),
     ({"wait": 2}, SPECK, "code", "programmable", "no", "wait 2"),
     ({"wait": 2}, SPINNAKER, "code", "programmable", "approximately", "wait 2"),
     ({"arithmetic": None}, SPECK, "first", "weight_bits", "approximately", "floats"),
@@ -379,7 +388,7 @@ def test_sizes_are_those_of_the_maps():
         zeros = ((padding, padding),) * 2
         options = ((12, 12, 2), (*size, 2 // groups, 4), stride, zeros, groups)
         assert reference.fan_out(*options).max() == geometry.fan_out(way)
-        (result,) = geometry.kernels(way, (2, 12, 12), SPECK)
+        (result,) = geometry.kernels(way, (2, 12, 12), dense_as_kernel=True)
         assert result.size == size and result.image == (12, 12)
     # A way without neurons: a dilated convolution, a pool, a dense layer.
     conv_node = Convolution(
@@ -389,21 +398,47 @@ def test_sizes_are_those_of_the_maps():
     flatten = deploy.Flatten("flatten", ("pool",), (4, 6, 6))
     dense = deploy.Dense("dense", ("flatten",), ones(5, 144), None)
     way = Connection("input", "last", (conv_node, pool, flatten, dense))
-    one, other = geometry.kernels(way, (2, 12, 12), SPECK)
+    one, other = geometry.kernels(way, (2, 12, 12), dense_as_kernel=True)
     assert one == (2, (5, 5), (1, 1), ALIKE_2, (12, 12), ("SAME",))
     assert other == (4, (6, 6), (1, 1), NO_ZEROS, (6, 6), ("VALID",))
-    assert geometry.kernels(way, (2, 12, 12), XYLO) == [one]
+    assert geometry.kernels(way, (2, 12, 12)) == [one]
     padded = dataclasses.replace(pool, padding=(1, 1))
     way = Connection("input", "last", (padded, flatten, dense))
-    assert geometry.kernels(way, (4, 12, 12), SPECK)[0].image == (7, 7)
-    assert geometry.need([one, other], (5, 1, 1), SPECK) == Core(6 * 64 * 8, 5)
+    (whole,) = geometry.kernels(way, (4, 12, 12), dense_as_kernel=True)
+    assert whole.image == (7, 7)
+
+
+def population_reading(*ways, sender_shape, shape):
+    """A layer of this shape that reads one population by these connections."""
+    node = deploy.Population("q", (), shape, IF, ones(), np.zeros(()), np.zeros(()))
+    senders = (deploy.Input("p", (), sender_shape), node)
+    return geometry.Layer(
+        node=node,
+        connections=ways,
+        sender_shapes={"p": sender_shape},
+        readers=set(),
+        network=Layers(senders),
+        dense_as_kernel=True,
+    )
+
+
+def test_memory_of_a_core_is_that_of_the_manual():
     weight = ones(32, 16, 3, 3)
     node = Convolution("c", ("p",), weight, None, (64, 64), padding=ALIKE)
-    way = Connection("p", "q", (node,))
-    result = geometry.kernels(way, (16, 64, 64), SPECK)
-    assert geometry.need(result, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
-    plain = dataclasses.replace(SPECK, kernel_memory="plain")
-    assert geometry.need(result, (32, 64, 64), plain).kernels == weight.size
+    layer = population_reading(
+        Connection("p", "q", (node,)), sender_shape=(16, 64, 64), shape=(32, 64, 64)
+    )
+    assert CORES.need(layer) == Core(8 * 1024, 128 * 1024)
+    plain = dataclasses.replace(CORES, addressed_by_bits=False)
+    assert plain.need(layer).kernels == weight.size
+    # Kernels that meet are stored as one, of the largest size: 5x5 and 6x6 here.
+    five = dataclasses.replace(node, weight=ones(5, 2, 5, 5), size=(6, 6))
+    ways = (
+        Connection("p", "q", (five,)),
+        Connection("p", "q", (deploy.Dense("d", ("p",), ones(5, 72), None),)),
+    )
+    layer = population_reading(*ways, sender_shape=(2, 6, 6), shape=(5, 1, 1))
+    assert CORES.need(layer) == Core(4 * 64 * 8, 5)
 
 
 def test_same_padding_with_a_stride_is_that_of_the_function():
@@ -420,16 +455,17 @@ def test_same_padding_with_a_stride_is_that_of_the_function():
         layers = deploy.layers(fn, snn, x)
         second = layers.populations[1].name
         (way,) = (w for w in layers.connections if w.receiver == second)
-        (result,) = geometry.kernels(way, (4, size, size), SPECK)
+        (result,) = geometry.kernels(way, (4, size, size), equal_padding=True)
         assert result.size == (kernel, kernel) and result.padding == ALIKE
-        (result,) = geometry.kernels(way, (4, size, size), AKIDA)
+        (result,) = geometry.kernels(way, (4, size, size))
         assert result.size == (3, 3) and result.modes == ("SAME",)
         row = deploy.report(layers, AKIDA)[second]
         assert not {f.field for f in row.findings} & {"kernels", "padding_modes"}
     # Padding (1, 1) of other tools reads other windows of an even image.
     node = way.maps[0]
     node = dataclasses.replace(node, size=(16, 16), padding=ALIKE)
-    (result,) = geometry.kernels(Connection("a", "b", (node,)), (4, 16, 16), AKIDA)
+    way = Connection("a", "b", (node,))
+    (result,) = geometry.kernels(way, (4, 16, 16))
     assert result.size == (3, 3) and result.modes == ()
 
 
@@ -441,11 +477,11 @@ def test_a_window_that_speck_cannot_read_is_a_finding():
     output = Output("output", ("first",), (4, 7, 6), np.zeros(()))
     layers = Layers((*nodes[:3], output), 4, 0, arithmetic=EIGHT_BITS)
     (finding,) = deploy.report(layers, CLOCKED)["first"].findings
-    assert (finding.field, finding.verdict) == ("paddings", "no")
+    assert (finding.field, finding.verdict) == ("equal_padding", "no")
     assert "kernel 2x3" in finding.problem
     for chip in (XYLO, AKIDA):
         fields = {f.field for f in deploy.report(layers, chip)["first"].findings}
-        assert "paddings" not in fields
+        assert "equal_padding" not in fields
 
 
 def test_layers_get_cores_whenever_that_is_possible():
@@ -454,11 +490,11 @@ def test_layers_get_cores_whenever_that_is_possible():
         four = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
         rows = rng.integers(1, 6, (4, 2)).tolist()
         needs = {name: Core(*row) for name, row in zip("abcd", rows, strict=True)}
-        result = geometry.assign(needs, four)
-        assert all(geometry.fits(needs[name], four[i]) for name, i in result.items())
+        result = cores.assign(needs, four)
+        assert all(four[i].holds(needs[name]) for name, i in result.items())
         assert len({*result.values()}) == len(result)
         possible = any(
-            all(geometry.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
+            all(c.holds(n) for n, c in zip(needs.values(), some, strict=True))
             for some in itertools.permutations(four)
         )
         assert (len(result) == 4) == possible

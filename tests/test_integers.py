@@ -563,24 +563,24 @@ def test_numbers_that_32_bits_do_not_hold_are_refused():
     np.testing.assert_array_equal(shift.left(v, n), [-100, 100, -50, 50])
 
 
-def one_neuron(lowest, arithmetic, **numbers):
-    """x -> one neuron of levels (0, 1), of the given whole numbers."""
-
-    def fn(weight, x):
-        return relu(x @ weight)
-
-    weight, x = jnp.ones((1, 1)), jnp.ones((1, 1))
+def one_neuron(arithmetic, *, threshold, lowest=None, bias=0, start=0):
+    """x -> one neuron of levels (0, 1), of whole numbers."""
     neuron = snnjax.integrate_and_fire(lowest=lowest)
-    layers = deploy.layers(fn, snnjax.init(fn, weight, x, model=neuron), x)
-    weights = {"relu": np.ones((1, 1))}
-    return deploy.with_numbers(layers, arithmetic, weights=weights, **numbers)
+    numbers = (np.float64(number) for number in (threshold, start, bias))
+    nodes = (
+        Input("input", (), (1,), unit=np.ones(())),
+        Dense("weight", ("input",), np.ones((1, 1)), None),
+        Population("relu", ("weight",), (1,), neuron, *numbers),
+        Output("output", ("relu",), (1,), np.zeros(()), np.ones(())),
+    )
+    return deploy.Layers(nodes, arithmetic=arithmetic)
 
 
 @pytest.mark.parametrize("overflow", ["saturate", "wrap"])
 def test_a_potential_between_a_lower_bound_and_the_register_overflows(overflow):
     """A register of 6 bits ends at -32, and the lower bound is -40."""
     arithmetic = deploy.Arithmetic(8, 8, 6, overflow)
-    layers = one_neuron(-2.0, arithmetic, thresholds=20)
+    layers = one_neuron(arithmetic, threshold=20, lowest=-2.0)
     currents = [-20, -20, 0, 0, -90, 50]
     x = jnp.float32(currents).reshape(-1, 1, 1)
     trace = deploy.run(layers, x, inputs="sequence")
@@ -599,26 +599,22 @@ def test_a_potential_between_a_lower_bound_and_the_register_overflows(overflow):
 
 def test_potentials_that_32_bits_do_not_hold_are_refused():
     """A sum, a bias and an initial potential of 30 bits each are added."""
-    x, large = jnp.full((2, 1, 1), 100.0), 2**30 - 1
+    x, large = jnp.full((1, 1, 1), 100.0), 2**30 - 1
     saturating = deploy.Arithmetic(8, 8, 16, "saturate")
-    numbers = {"thresholds": 100, "biases": large, "initial_potentials": large}
-    layers = one_neuron(None, saturating, **numbers)
+    layers = one_neuron(saturating, threshold=100, bias=large, start=large)
     with pytest.raises(ValueError, match="'relu' can reach 2147483773, .* below 2.31"):
         deploy.run(layers, x, inputs="sequence")
-    # The largest potentials that are accepted neither wrap nor overflow.
+    # The largest potentials that are accepted are computed exactly.
     for overflow in ("saturate", "wrap"):
         arithmetic = deploy.Arithmetic(8, 8, 30, overflow)
-        numbers = {"thresholds": 100, "biases": large}
         start = 2**31 - 1 - large - arithmetic.largest_input
-        numbers["initial_potentials"] = start
-        layers = one_neuron(None, arithmetic, **numbers)
-        trace = deploy.run(layers, x[:1], inputs="sequence")
+        layers = one_neuron(arithmetic, threshold=100, bias=large, start=start)
+        trace = deploy.run(layers, x, inputs="sequence")
         assert int(trace.overflows["relu"]) == 1 and int(trace.below["relu"]) == 0
-        v = large + start + 100
-        expected = 2**29 - 1 if overflow == "saturate" else v - 2**31
-        spike = int(expected >= 100)
+        limited = 2**29 - 1 if overflow == "saturate" else large + start + 100 - 2**31
+        spike = int(limited >= 100)
         assert trace.spikes["relu"].item() == spike
-        assert trace.potentials["relu"].item() == expected - 100 * spike
+        assert trace.potentials["relu"].item() == limited - 100 * spike
 
 
 def with_model(layers, **changes):

@@ -12,19 +12,19 @@ other tools, and `as_function` makes an ordinary JAX function of them again.
 imports it.
 """
 
+from snnjax.deploy.chips.akida import akida1
+from snnjax.deploy.chips.chip import Chip
+from snnjax.deploy.chips.cores import Core, Cores
 from snnjax.deploy.chips.profiles import (
-    Chip,
-    Core,
-    akida1,
     catalyst_n1,
     loihi1,
     loihi2,
-    speck,
     spinnaker2,
     xylo,
 )
-from snnjax.deploy.chips.properties import Finding
 from snnjax.deploy.chips.report import Report, Row, report
+from snnjax.deploy.chips.rules import Finding, Limit, Rule
+from snnjax.deploy.chips.speck import speck
 from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
 from snnjax.deploy.integers.quantize import Memory, memory, quantize
 from snnjax.deploy.integers.timing import Timing, timing
@@ -54,17 +54,20 @@ __all__ = [
     "Connection",
     "Convolution",
     "Core",
+    "Cores",
     "Dense",
     "Finding",
     "Flatten",
     "Input",
     "Layers",
     "Leak",
+    "Limit",
     "Memory",
     "Output",
     "Population",
     "Report",
     "Row",
+    "Rule",
     "Scale",
     "SumPool",
     "Timing",

@@ -1,27 +1,36 @@
-"""Sizes of a layer as a chip counts them: bits, kernels, fan-out, words of memory.
+"""Sizes of a layer as a chip counts them: bits, kernels and fan-out.
 
-`assign` gives layers to the cores of a chip, where each core has its own memory.
+A `Layer` is a population or an output with the maps into it. Each map that reads an
+image is a `Kernel`; numbers are counted by the bits and the sharing that they need.
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snnjax.deploy.chips.profiles import Chip, Core
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import NoLayer
 from snnjax.deploy.lowering.windows import Window, axis_windows, with_equal_padding
 
-NO_ZEROS = ((0, 0), (0, 0))
+NO_PADDING = ((0, 0), (0, 0))
+Granularity = Literal["layer", "channel", "neuron"]  # what has a number of its own
 
 
 class Kernel(NamedTuple):
-    """A map: its input channels, reach, stride, padding as of a layer, and image.
+    """A map that slides over an image, per axis [rows, columns].
 
-    ``modes`` are the names of its padding: "SAME", "VALID", both (1x1) or neither.
+    Attributes:
+        channels: of its input.
+        size: of its window, with the gaps of a dilation.
+        stride: steps of its window.
+        padding: zeros before and behind the image.
+        image: rows and columns of its input.
+        modes: names of its padding: "SAME", "VALID", both (1x1) or none.
     """
 
     channels: int
@@ -32,17 +41,120 @@ class Kernel(NamedTuple):
     modes: tuple[str, ...] = ("SAME", "VALID")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """A population or an output, and the maps into it, as one chip computes them.
+
+    Attributes:
+        node: the population or output.
+        connections: all that lead to it.
+        sender_shapes: name of each sender -> its shape, channels first.
+        readers: names of the populations and outputs that read it.
+        network: of which it is a layer.
+        dense_as_kernel: whether the chip computes a dense layer as a convolution whose
+            kernel is as large as its image.
+        equal_padding: whether the chip has square kernels and one padding for all
+            sides of an image alone.
+    """
+
+    node: values.Receiver
+    connections: Sequence[values.Connection]
+    sender_shapes: Mapping[str, tuple[int, ...]]
+    readers: set[str]
+    network: values.Layers
+    dense_as_kernel: bool = False
+    equal_padding: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of its node."""
+        return self.node.name
+
+    @property
+    def population(self) -> values.Population | None:
+        """The node if it has neurons; None for an output."""
+        return self.node if isinstance(self.node, values.Population) else None
+
+    @property
+    def reads_x(self) -> bool:
+        """Whether x reaches it without passing neurons."""
+        entrance = self.network.input.name
+        return any(way.sender == entrance for way in self.connections)
+
+    @property
+    def maps(self) -> list[values.Map]:
+        """The maps of all connections into it."""
+        return [node for way in self.connections for node in way.maps]
+
+    @functools.cached_property
+    def kernels(self) -> list[Kernel]:
+        """The kernels of all connections into it."""
+        found: list[Kernel] = []
+        for way in self.connections:
+            found += kernels(
+                way,
+                self.sender_shapes[way.sender],
+                dense_as_kernel=self.dense_as_kernel,
+                equal_padding=self.equal_padding,
+            )
+        return found
+
+    @property
+    def arrays(self) -> dict[str, list[np.ndarray]]:
+        """Its numbers by the field of `Chip` that states their bits, in whole units."""
+        maps = [node for node in self.maps if isinstance(node, values.Affine)]
+        weights = [node.weight for node in maps]
+        biases = [node.bias for node in (*maps, self.node) if node.bias is not None]
+        thresholds = []
+        potentials = []
+        if self.population is not None:
+            thresholds.append(self.population.threshold)
+            potentials.append(self.population.initial_potential)
+        # Under other codes than rate coding, biases and potentials have units of their
+        # own, see `Layers.bias_unit`.
+        return {
+            "weight_bits": weights,
+            "threshold_bits": thresholds,
+            "bias_bits": [bias / self.network.bias_unit for bias in biases],
+            "state_bits": [v / self.network.potential_unit for v in potentials],
+        }
+
+
+def layers_of(network: values.Layers) -> list[Layer]:
+    """Each population and output with what it reads, in the order of `receivers`."""
+    connections = network.connections
+    shapes = {network.input.name: network.input.shape}
+    for population in network.populations:
+        shapes[population.name] = population.shape
+    layers = []
+    for node in network.receivers:
+        incoming = [way for way in connections if way.receiver == node.name]
+        layer = Layer(
+            node=node,
+            connections=incoming,
+            sender_shapes=shapes,
+            readers={way.receiver for way in connections if way.sender == node.name},
+            network=network,
+        )
+        layers.append(layer)
+    return layers
+
+
+# ----------------------------------------------------------------------------- numbers
+
+
 def bits(*arrays: np.ndarray) -> int:
     """The least b with -2^(b-1) <= n <= 2^(b-1) - 1 for all whole numbers n.
 
     >>> bits(np.array([-128, 127])), bits(np.array([128])), bits(np.array(0))
     (8, 9, 1)
     """
-    reach = max(max(a.max(initial=0), -a.min(initial=0) - 1) for a in arrays)
-    return int(reach).bit_length() + 1
+    # -2^(b-1) needs as many bits as 2^(b-1) - 1.
+    largest = [max(array.max(initial=0), -array.min(initial=0) - 1) for array in arrays]
+    return int(max(largest)).bit_length() + 1
 
 
-def granularity(array: np.ndarray) -> str:
+def granularity(array: np.ndarray) -> Granularity:
     """What needs a number of its own: the "layer", each "channel" or each "neuron".
 
     >>> [granularity(a) for a in (np.ones(3), np.arange(2.0), np.eye(2)[None])]
@@ -50,61 +162,82 @@ def granularity(array: np.ndarray) -> str:
     """
     if (array == array.flat[0]).all():
         return "layer"
-    per_channel = array.ndim < 3 or (array == array[:, :1, :1]).all()
-    return "channel" if per_channel else "neuron"
+    # An image is [C, H, W]; the channels of a vector are its elements.
+    if array.ndim == 3 and (array != array[:, :1, :1]).any():
+        return "neuron"
+    return "channel"
 
 
-def kernels(way: values.Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]:
-    """Kernels on a way from a sender of this shape; a way without maps has 1x1."""
-    kernel_list = []
+# ----------------------------------------------------------------------------- kernels
+
+
+def kernels(
+    way: values.Connection,
+    shape: tuple[int, ...],
+    *,
+    dense_as_kernel: bool = False,
+    equal_padding: bool = False,
+) -> list[Kernel]:
+    """The kernels of a connection; one without maps has the kernel 1x1.
+
+    Args:
+        way: from a sender of ``shape``, channels first.
+        dense_as_kernel, equal_padding: see `Layer`.
+    """
+    result = []
     for node in way.maps or (None,):
-        image = (*shape[1:], 1, 1)[:2]
+        image = (*shape[1:], 1, 1)[:2]  # a vector is an image of 1x1
         match node:
             case values.Convolution():
-                kernel_list.append(_kernel(node, shape[0], chip))
+                result.append(_convolution_kernel(node, shape[0], equal_padding))
                 results = [window.results for window in axis_windows(node)]
                 shape = (len(node.weight), *results)
-            case values.SumPool(window=window, stride=stride, padding=zeros):
-                shape = (shape[0], *_pooled(image, window, stride, zeros))
+            case values.SumPool(window=window, stride=stride, padding=padding):
+                shape = (shape[0], *_pooled_image(image, window, stride, padding))
             case values.Dense(weight=weight):
-                if chip.dense_as_kernel:
-                    whole = Kernel(shape[0], image, (1, 1), NO_ZEROS, image, ("VALID",))
-                    kernel_list.append(whole)
+                if dense_as_kernel:
+                    whole = Kernel(shape[0], image, (1, 1), NO_PADDING, image, ("VALID",))
+                    result.append(whole)
                 shape = (len(weight),)
             case values.Flatten():
-                pass  # a dense layer still reads the image
-            case _:  # a scale, or the spikes themselves
-                kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), NO_ZEROS, image))
-    return kernel_list
+                pass  # the dense layer behind it is a kernel of the image
+            case _:  # a scale, or no map at all
+                result.append(Kernel(shape[0], (1, 1), (1, 1), NO_PADDING, image))
+    return result
 
 
-def _kernel(node: values.Convolution, channels: int, chip: Chip) -> Kernel:
+def _convolution_kernel(
+    node: values.Convolution, channels: int, equal_padding: bool
+) -> Kernel:
     """The kernel that a chip holds for a convolution."""
-    if chip.paddings is not None:
-        # The chip has one number for both sides, so that the kernel itself has zeros.
-        # Where this cannot be, the report says so of the kernel as it is.
+    if equal_padding:
+        # The kernel itself then has zeros. Where no such kernel reads the same windows,
+        # a report says so of the kernel as it is.
         with contextlib.suppress(NoLayer):
             node = with_equal_padding(node)
     windows = axis_windows(node)
     return Kernel(
-        channels,
+        channels=channels,
         size=tuple(window.reach for window in windows),
         stride=node.stride,
         padding=node.padding,
         image=node.size,
-        modes=_modes(windows),
+        modes=_padding_modes(windows),
     )
 
 
-def _modes(windows: Sequence[Window]) -> tuple[str, ...]:
-    """Names of the padding with these windows along rows and columns."""
-    # A mode is the number of results along each axis, and the zeros before it.
-    modes = {"SAME": _same, "VALID": _valid}
-    names = []
-    for name, mode in modes.items():
-        if all(mode(window) == (window.results, window.low) for window in windows):
-            names.append(name)
-    return tuple(names)
+def _padding_modes(windows: Sequence[Window]) -> tuple[str, ...]:
+    """Names of the padding with these windows along rows and columns.
+
+    A padding is known by the number of windows along each axis, and the zeros before
+    the first one.
+    """
+    modes = []
+    if all(_same(window) == (window.results, window.low) for window in windows):
+        modes.append("SAME")
+    if all(_valid(window) == (window.results, window.low) for window in windows):
+        modes.append("VALID")
+    return tuple(modes)
 
 
 def _same(window: Window) -> tuple[int, int]:
@@ -119,80 +252,36 @@ def _valid(window: Window) -> tuple[int, int]:
     return (window.size - window.reach) // window.stride + 1, 0
 
 
+def _pooled_image(
+    image: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> tuple[int, ...]:
+    """Rows and columns of the sums over windows, padded alike on both sides."""
+    axes = zip(image, window, stride, padding, strict=True)
+    return tuple((n - k + 2 * zeros) // s + 1 for n, k, s, zeros in axes)
+
+
+# ----------------------------------------------------------------------------- fan-out
+
+
 def fan_out(way: values.Connection) -> int:
     """How many numbers of the receiver read one of the sender, at most."""
     total = 1
     for node in way.maps:
         match node:
             case values.Convolution(weight=weight, stride=stride, groups=groups):
-                total *= len(weight) // groups * _reached(weight.shape[2:], stride)
+                filters = len(weight) // groups
+                total *= filters * _windows_of_element(weight.shape[2:], stride)
             case values.Dense(weight=weight):
                 total *= len(weight)
             case values.SumPool(window=window, stride=stride):
-                total *= _reached(window, stride)
+                total *= _windows_of_element(window, stride)
     return total
 
 
-def need(kernels: Sequence[Kernel], shape: tuple[int, ...], chip: Chip) -> Core:
-    """Words of a layer, see `Core`; kernels that meet in a layer are stored as one."""
-    sizes = zip(*(kernel.size for kernel in kernels), strict=True)
-    taps, filters = math.prod(map(max, sizes)), shape[0]
-    if chip.kernel_memory == "powers_of_two":
-        taps, filters = (2 ** math.ceil(math.log2(n)) for n in (taps, filters))
-    channels = sum(kernel.channels for kernel in kernels)
-    return Core(channels * taps * filters, math.prod(shape))
-
-
-def _pooled(
-    image: Sequence[int], window: Sequence[int], stride: Sequence[int], zeros: Sequence
-) -> tuple[int, ...]:
-    """Rows and columns of the sums over windows."""
-    axes = zip(image, window, stride, zeros, strict=True)
-    return tuple((n - k + 2 * p) // s + 1 for n, k, s, p in axes)
-
-
-def _reached(window: Sequence[int], stride: Sequence[int]) -> int:
-    """How many windows an element is in, at most."""
-    return math.prod(-(-k // s) for k, s in zip(window, stride, strict=True))
-
-
-# ----------------------------------------------------------------------------- cores
-
-
-def assign(needs: Mapping[str, Core], cores: Sequence[Core]) -> dict[str, int]:
-    """Name -> number of a core; names that get none are left out.
-
-    A maximum matching by augmenting paths (Kuhn, 1955): if all layers can have a core,
-    they do. The largest needs come first, and take the smallest core that has both
-    memories.
-
-    >>> cores = [Core(16, 64), Core(64, 16)]
-    >>> assign({"a": Core(10, 10), "b": Core(10, 60)}, cores)
-    {'b': 0, 'a': 1}
-    >>> assign({"a": Core(10, 60), "b": Core(10, 61)}, cores)
-    {'b': 0}
-    """
-    names_of_cores: dict[int, str] = {}
-    order = sorted(range(len(cores)), key=lambda i: cores[i])
-
-    def place(name: str, visited: set[int]) -> bool:
-        for i in order:
-            if i in visited or not fits(needs[name], cores[i]):
-                continue
-            visited.add(i)
-            # The core is free, or the layer that has it finds another one.
-            if i not in names_of_cores or place(names_of_cores[i], visited):
-                names_of_cores[i] = name
-                return True
-        return False
-
-    names = sorted(needs, key=lambda name: (max(needs[name]), name), reverse=True)
-    for name in names:
-        place(name, set())
-    numbers = {name: i for i, name in names_of_cores.items()}
-    return {name: numbers[name] for name in names if name in numbers}
-
-
-def fits(words: Core, core: Core) -> bool:
-    """Whether a core has this much of both memories."""
-    return words.kernels <= core.kernels and words.neurons <= core.neurons
+def _windows_of_element(window: Sequence[int], stride: Sequence[int]) -> int:
+    """How many windows one element of an image is in, at most."""
+    axes = zip(window, stride, strict=True)
+    return math.prod(-(-length // step) for length, step in axes)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from snnjax._checks import check_chip
 from snnjax._text import Table, shown_as_table
 from snnjax.deploy.chips import geometry, properties
-from snnjax.deploy.chips.profiles import Chip
-from snnjax.deploy.chips.properties import Finding, Layer, Verdict
+from snnjax.deploy.chips.chip import Chip
+from snnjax.deploy.chips.cores import Cores
+from snnjax.deploy.chips.geometry import Layer
+from snnjax.deploy.chips.rules import Finding, Verdict
 from snnjax.deploy.lowering import values
 
 GRADES: dict[Verdict, str] = {  # from the best to the worst
@@ -24,7 +26,7 @@ class Row(NamedTuple):
     """What a report says about a layer.
 
     Attributes:
-        name: of a population or an output; "network", "code" and "input" for the rest.
+        name: of a population or an output; or "network", "code" or "input".
         findings: properties that the chip approximates or does not have.
         core: number of the core that runs it, where cores have their own memory.
     """
@@ -69,33 +71,45 @@ class Report:
         return f"Report({self.chip.name}: {self.grade})"
 
     def _table(self) -> Table:
-        cells = [("layer", "verdict", "core")]
-        for row in self.rows:
-            core = "" if row.core is None else str(row.core)
-            cells.append((row.name, row.verdict, core))
-        # Columns without an entry are left out, and the reasons get the room.
-        columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
+        heads = ["layer", "verdict", "core"]
+        cells = [[row.name, row.verdict, _core_text(row)] for row in self.rows]
+        # Without cores the reasons get the room of their column.
+        if not any(row.core is not None for row in self.rows):
+            heads = heads[:2]
+            cells = [line[:2] for line in cells]
+        columns = zip(heads, *cells, strict=True)
         room = WIDTH - sum(2 + max(map(len, column)) for column in columns)
-        texts = ["; ".join(f.problem for f in row.findings) for row in self.rows]
-        lines: list[tuple[str, ...]] = []
-        for *start, why in zip(*columns, ["why", *texts], strict=True):
-            for line in textwrap.wrap(why, max(room, 30)) or [""]:
-                lines.append((*start, line))
-                start = [""] * len(start)
+        lines = [(*heads, "why")]
+        for row, line in zip(self.rows, cells, strict=True):
+            problems = "; ".join(finding.problem for finding in row.findings)
+            reasons = textwrap.wrap(problems, max(room, 30)) or [""]
+            lines.append((*line, reasons[0]))
+            # The next lines of a row have reasons alone.
+            lines += [(*[""] * len(line), reason) for reason in reasons[1:]]
         grade = f"{self.chip.name}: {self.grade}"
         return Table(lines, above=grade, below="\n".join(self._advice()))
 
     def _advice(self) -> list[str]:
-        # Each remedy once, behind all of the fields that ask for it.
-        remedies: dict[str, dict[str, None]] = {}
+        """Lines with each remedy once, behind all of the fields that ask for it."""
+        fields_by_remedy: dict[str, list[str]] = {}
         for row in self.rows:
             for finding in row.findings:
-                remedies.setdefault(finding.remedy, {})[finding.field] = None
-        notes = [f"{', '.join(fields)}: {r}" for r, fields in remedies.items()]
+                fields = fields_by_remedy.setdefault(finding.remedy, [])
+                if finding.field not in fields:
+                    fields.append(finding.field)
+        notes = []
+        for remedy, fields in fields_by_remedy.items():
+            notes.append(f"{', '.join(fields)}: {remedy}")
         if self.chip.not_stated:
             notes.append(f"not stated: {', '.join(self.chip.not_stated)}")
-        paragraphs = (textwrap.wrap(n, WIDTH, subsequent_indent="  ") for n in notes)
-        return [line for lines in paragraphs for line in lines]
+        lines: list[str] = []
+        for note in notes:
+            lines += textwrap.wrap(note, WIDTH, subsequent_indent="  ")
+        return lines
+
+
+def _core_text(row: Row) -> str:
+    return "" if row.core is None else str(row.core)
 
 
 def report(layers: values.Layers, chip: Chip) -> Report:
@@ -127,38 +141,42 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     """
     values.check_layers(layers)
     check_chip(chip)
-    all_ways = layers.connections
-    shapes = {n.name: n.shape for n in (layers.input, *layers.populations)}
-
-    def layer_of(node: values.Receiver) -> Layer:
-        ways = [way for way in all_ways if way.receiver == node.name]
-        kernels = [k for w in ways for k in geometry.kernels(w, shapes[w.sender], chip)]
-        images = {way.sender: shapes[way.sender][1:] for way in ways}
-        readers = {way.receiver for way in all_ways if way.sender == node.name}
-        return Layer(node, ways, kernels, images, readers, layers)
-
-    table = [layer_of(node) for node in layers.receivers]
-    needs = {
-        layer.node.name: geometry.need(layer.kernels, layer.node.shape, chip)
-        for layer in (table if chip.cores else ())
-    }
-    cores = geometry.assign(needs, chip.cores or ())
+    network_findings = list(properties.number_of_steps(layers, chip))
+    for rule in chip.rules:
+        network_findings += rule.network_findings(layers)
     rows = [
-        Row("network", (*properties.of_network(layers, chip),)),
-        Row("code", (*properties.of_code(layers, chip),)),
-        Row("input", (*properties.input_levels(layers, chip),)),
+        Row("network", tuple(network_findings)),
+        Row("code", tuple(properties.code_and_wait(layers, chip))),
+        Row("input", tuple(properties.input_levels(layers, chip))),
     ]
+    table = [_as_computed(layer, chip) for layer in geometry.layers_of(layers)]
+    cores = next((rule for rule in chip.rules if isinstance(rule, Cores)), None)
+    core_numbers = {} if cores is None else cores.placed(table)
     for layer in table:
-        name = layer.node.name
-        # Some chips have other limits for the layer that reads x.
-        limits = chip.first if chip.first and layer.reads_x else chip
-        findings = [f for check in properties.OF_LAYER for f in check(layer, limits)]
-        if name in needs and name not in cores:
-            findings.append(properties.no_core(needs[name], chip.cores or ()))
-        rows.append(Row(name, tuple(findings), cores.get(name)))
+        limits = _limits(layer, chip)
+        findings = list(properties.layer_findings(layer, limits))
+        for rule in limits.rules:
+            findings += rule.layer_findings(layer)
+        core = core_numbers.get(layer.name)
+        if cores is not None and core is None:
+            findings.append(cores.no_core(layer))
+        rows.append(Row(layer.name, tuple(findings), core))
     return Report(chip, tuple(rows))
 
 
+def _limits(layer: Layer, chip: Chip) -> Chip:
+    """The profile of a layer: some chips have other limits for those that read x."""
+    return chip.first if chip.first is not None and layer.reads_x else chip
+
+
+def _as_computed(layer: Layer, chip: Chip) -> Layer:
+    """The layer as a chip computes it."""
+    for rule in _limits(layer, chip).rules:
+        layer = rule.seen(layer)
+    return layer
+
+
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
-    found = {"fits", *verdicts}
-    return next(verdict for verdict in reversed(GRADES) if verdict in found)
+    """The last of `GRADES` among these verdicts; "fits" of none."""
+    present = {"fits", *verdicts}
+    return next(verdict for verdict in reversed(GRADES) if verdict in present)

@@ -24,7 +24,7 @@ from snnjax._checks import check_chip, check_choice, check_examples, check_finit
 from snnjax._patterns import matching
 from snnjax._ranges import Range
 from snnjax.deploy.chips import geometry
-from snnjax.deploy.chips.profiles import Chip
+from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair

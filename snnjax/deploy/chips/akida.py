@@ -1,0 +1,103 @@
+"""Akida 1.0 (AKD1000): graded activations in one step.
+
+With b bits and whole numbers, y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))), 0,
+2^b - 1) is a neuron at T = 1 with levels (0, 2^b - 1), Delta = V 2^(b-4) and
+theta = V - b_j - v(0) - 1. Layers that read x have other limits than deeper ones.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from snnjax.deploy.chips.chip import Chip, profile
+from snnjax.deploy.chips.geometry import Layer
+from snnjax.deploy.chips.rules import (
+    Finding,
+    Limit,
+    Rule,
+    SumPools,
+    outside_limits,
+    span,
+)
+
+
+@dataclass(frozen=True)
+class PaddingModes(Rule):
+    """Convolutions have one of these paddings: "SAME" or "VALID"."""
+
+    name: str = "padding_modes"
+    modes: tuple[str, ...] = ()
+
+    def layer_findings(self, layer: Layer) -> Iterator[Finding]:
+        for kernel in layer.kernels:
+            if set(kernel.modes).isdisjoint(self.modes):
+                problem = f"padding {kernel.padding}, not {span(self.modes)}"
+                yield outside_limits(self.name, problem)
+
+    def __str__(self) -> str:
+        return span(self.modes)
+
+
+def akida1() -> Chip:
+    """Akida 1.0 (AKD1000): graded activations in one step.
+
+    With b bits and whole numbers, y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))),
+    0, 2^b - 1) is a neuron at T = 1 with levels (0, 2^b - 1), Delta = V 2^(b-4) and
+    theta = V - b_j - v(0) - 1.
+
+    >>> akida1().levels, akida1().first.weight_bits
+    (((0, 1), (0, 3), (0, 15)), (1, 2, 4, 8))
+    """
+    examples = "brainchip-inc.github.io/akida_examples_"
+    constraints = examples + "2.4.0-doc-1/user_guide/1.0_hw_constraints.html"
+    rules_of_all = (
+        Limit("groups", (1,)),
+        SumPools(whole_images=range(1, 33)),
+        Limit("dense_inputs", 57334),
+    )
+    deeper = profile(
+        "Akida 1.0",
+        {
+            constraints: dict(
+                weight_bits=(1, 2, 4),
+                levels=((0, 1), (0, 3), (0, 15)),
+                input_levels=(0, 255),
+                rules=(
+                    Limit("kernels", (1, 3, 5, 7)),
+                    Limit("strides", (1, 2)),
+                    PaddingModes(modes=("SAME",)),
+                    *rules_of_all,
+                ),
+            ),
+            examples + "2.3.0-doc-1/user_guide/hw_constraints.html": dict(
+                rules=(Limit("strided_kernels", (3,)),)
+            ),
+            "akida 2.19.3, its software simulator: 245,760 outputs compared": dict(
+                threshold_bits=32,
+                bias_bits=32,
+                thresholds="channel",
+                biases="channel",
+                initial_potentials="channel",
+                synapse="instant",
+                one_step=True,
+            ),
+            "brainchip quantizeml 1.2.5, QuantizationParams": dict(scale="channel"),
+        },
+    )
+    first_rules = (
+        Limit("kernels", (3, 5, 7)),
+        Limit("strides", (1, 2, 3)),
+        PaddingModes(modes=("SAME", "VALID")),
+        Limit("input_channels", (1, 3)),
+        Limit("input_rows", range(5, sys.maxsize)),
+        Limit("input_columns", range(5, 257)),
+        *rules_of_all,
+    )
+    images = (constraints, "input_channels input_rows input_columns")
+    first = replace(
+        deeper,
+        weight_bits=(1, 2, 4, 8),
+        rules=first_rules,
+        sources=(images, *deeper.sources),
+    )
+    return replace(deeper, first=first)
