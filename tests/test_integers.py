@@ -790,14 +790,12 @@ def test_readouts_of_any_size_are_computed():
     def fn(p, x):
         return relu(x @ p["w1"]) @ p["w3"] * p["size"] + p["bias"]
 
-    @jax.jit
-    def convert(params):
-        snn = snnjax.convert(fn, params, VECTORS, steps=4, recipe=snnjax.light())
-        return snn, snnjax.spiking(fn)(snn, VECTORS).mean(0)
-
+    simulate = jax.jit(snnjax.spiking(fn))
     for size, bias in ((1e-6, 0.0), (1.0, 1e5), (1e4, 0.0)):
         scales = {"size": np.float32(size), "bias": np.float32([bias, 0, 0])}
-        snn, floats = convert(FLAT | scales)
+        params, recipe = FLAT | scales, snnjax.light()
+        snn = snnjax.convert(fn, params, VECTORS, steps=4, recipe=recipe)
+        floats = simulate(snn, VECTORS).mean(0)
         layers = deploy.layers(fn, snn, VECTORS)
         integers = deploy.quantize(layers, VECTORS)
         whole = np.asarray(deploy.run(integers, VECTORS).outputs).mean(0)

@@ -25,7 +25,6 @@ from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
 from snnjax.neurons.gradients import without_surrogate
 
-Arrays = dict[str, dict[str, Any]]
 Inputs = Literal["constant", "sequence"]
 
 
@@ -120,24 +119,24 @@ def on_grid(layers: values.Layers, x: Any) -> jax.Array:
     """
     check_whole(layers)
     check_x(layers, x)
-    unit_of_x, arithmetic = jnp.float32(layers.input.unit), arithmetic_of(layers)
-    whole, _ = streams.whole_input(jnp.asarray(x), unit_of_x, arithmetic)
-    return unit_of_x * whole.astype(jnp.float32)
+    unit = jnp.float32(layers.input.unit)
+    whole, _ = streams.whole_input(jnp.asarray(x), unit, arithmetic_of(layers))
+    return unit * whole.astype(jnp.float32)
 
 
-def check_x(layers: values.Layers, x: Any, before: str = "B") -> None:
+def check_x(layers: values.Layers, x: Any, batch_axes: str = "B") -> None:
     """Raise unless x is an array of examples of the network, behind these axes."""
     if not hasattr(x, "shape"):
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
-    shape, axes = shape_of_x(layers), before.count(",") + 1
-    own = x.shape[axes:]
-    if own != shape or not np.prod(x.shape[:axes]):
-        is_first = len(own) == 3 and (*own[1:], own[0]) == shape
-        remedy = f". Put its channels last: np.moveaxis(x, {axes}, -1)"
-        raise ValueError(
-            f"x has shape {x.shape}; allowed: [{before}, "
-            f"{', '.join(map(str, shape))}], {before} >= 1{remedy * is_first}"
-        )
+    shape = shape_of_x(layers)
+    count = batch_axes.count(",") + 1
+    batch_shape, example_shape = x.shape[:count], x.shape[count:]
+    if example_shape != shape or 0 in batch_shape:
+        allowed = f"[{batch_axes}, {', '.join(map(str, shape))}], {batch_axes} >= 1"
+        message = f"x has shape {x.shape}; allowed: {allowed}"
+        if len(shape) == 3 and example_shape == (shape[2], *shape[:2]):
+            message += f". Put its channels last: np.moveaxis(x, {count}, -1)"
+        raise ValueError(message)
     check_numbers(x)
 
 
@@ -157,21 +156,27 @@ def check_whole(layers: Any) -> None:
         )
 
 
-def of_steps(
+def with_steps(
     layers: values.Layers, x: Any, inputs: Inputs, delay: int = 0
 ) -> values.Layers:
-    """The layers with a T: that of a sequence x, or their own; raise if x misfits."""
+    """The layers with a T: that of a sequence x, or their own.
+
+    Raises:
+        ValueError: x does not fit the layers; a sequence or a delay where steps are not
+            alike; no T.
+    """
     check_choice("inputs", inputs, ("constant", "sequence"))
-    in_time = inputs == "sequence"
-    check_x(layers, x, "T, B" if in_time else "B")
-    # Each step must be like the others, and neurons fire from the first.
-    if (in_time or delay) and not layers.code.is_streaming(layers.wait or 0):
+    is_sequence = inputs == "sequence"
+    check_x(layers, x, "T, B" if is_sequence else "B")
+    # Each step must be like all others, and neurons fire from the first.
+    is_streaming = layers.code.is_streaming(layers.wait or 0)
+    if (is_sequence or delay) and not is_streaming:
         raise ValueError(
             f"the layers have the code {layers.code!r} and wait {layers.wait}; allowed "
             "with a sequence or a delay: snnjax.codes.rate() and wait 0, since other "
             "codes take x at once, and a wait asks for all of T steps"
         )
-    if in_time:
+    if is_sequence:
         layers = dataclasses.replace(layers, steps=len(x), wait=0)
     if layers.steps is None:
         raise ValueError(
@@ -183,124 +188,192 @@ def of_steps(
     return layers
 
 
-def _compute(
-    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
-) -> Trace:
-    check_whole(layers)
-    layers, in_time = of_steps(layers, x, inputs, delay), inputs == "sequence"
-    timing.check_state(layers)
-    largest = largest_values(layers)
-    _check_sums(layers, largest)
-    # A program depends on which sums are inexact, and not on how large they are: other
-    # weights of the same shapes use the same one.
-    limit = streams.FLOAT_HOLDS
-    inexact = frozenset(name for name, most in largest.items() if most >= limit)
-    arrays = {node.name: streams.arrays_of(node, layers) for node in layers.nodes}
-    structure = jax.tree.structure(layers)
-    options = keep, in_time, delay
-    return _run(structure, inexact, options, arrays, jnp.asarray(x))
+# ------------------------------------------------------------------------------ bounds
 
 
-def largest_values(layers: values.Layers) -> dict[str, int]:
+class Bounds(NamedTuple):
     """Bounds of all whole numbers at one step: sum_i |W_ji| max |x_i|.
 
-    Node -> the largest number or partial sum that it sends; "currents of " and the name
-    of a population -> that of what it receives.
+    Attributes:
+        sent: node -> the largest number or partial sum that it sends.
+        received: population -> the largest sum of the currents of a neuron.
     """
-    largest: dict[str, int] = {}
+
+    sent: dict[str, int]
+    received: dict[str, int]
+
+
+def largest_numbers(layers: values.Layers) -> Bounds:
+    """The bounds of layers, from the input to the outputs."""
+    sent: dict[str, int] = {}
+    received: dict[str, int] = {}
     for node in layers.nodes:
-        arriving = sum(largest[source] for source in node.sources)
+        largest = sum(sent[source] for source in node.sources)
         match node:
             case values.Input():
-                arriving = arithmetic_of(layers).largest_input
+                largest = arithmetic_of(layers).largest_input
             case values.Population(model=model):
-                arriving += streams.most_from_itself(node)
-                largest[f"currents of {node.name}"] = arriving
-                arriving = max(map(abs, without_surrogate(model).levels))
+                received[node.name] = largest + streams.largest_recurrent_sum(node)
+                largest = max(map(abs, without_surrogate(model).levels))
             case values.SumPool(window=window):
-                arriving *= int(np.prod(window))
+                largest *= int(np.prod(window))
             case values.Scale(weight=weight):
-                arriving = int(arriving * np.abs(weight).max())
+                largest = int(largest * np.abs(weight).max())
             case values.Convolution(weight=weight) | values.Dense(weight=weight):
                 sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
-                arriving = int(arriving * sums.max())
-        largest[node.name] = arriving
-    return largest
+                largest = int(largest * sums.max())
+        sent[node.name] = largest
+    return Bounds(sent, received)
 
 
-def _check_sums(layers: values.Layers, largest: dict[str, int]) -> None:
-    """Raise if a weighted sum could reach 2^30, or a potential 2^31."""
+def _check_sums(layers: values.Layers, bounds: Bounds) -> None:
+    """Raise if a weighted sum could reach 2^30 units."""
     times = timing.timing(layers)
-    worth = max(int(times.inputs.max()), int(times.arriving.max()))
-    name = max(largest, key=largest.__getitem__)
+    worth = _largest_worth(times)
+    named = bounds.sent | {f"currents of {n}": m for n, m in bounds.received.items()}
+    name = max(named, key=lambda name: named[name])
     bits = 30 - timing.fraction_bits(layers)
-    if largest[name] * worth >= 2**bits:
+    if named[name] * worth >= 2**bits:
         raise ValueError(
-            f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
+            f"the sum at {name!r} can reach {named[name]} x {worth}, which is beyond "
             f"2^{bits}, and potentials are simulated in 32 bits; allowed: fewer bits "
             "of weights or inputs, or fewer steps of a code"
         )
-    # The currents and the bias of a step are added before the limit of the register
-    # acts. Before the first step the potential is v(0), which may be larger.
+
+
+def _check_potentials(layers: values.Layers, bounds: Bounds) -> None:
+    """Raise if a potential could reach 2^31 units before the register limits it."""
+    times = timing.timing(layers)
     register = 2 ** (arithmetic_of(layers).state_bits - 1) * int(times.arriving.max())
+    bits = 31 - timing.fraction_bits(layers)
     for node in layers.populations:
-        sums = largest[f"currents of {node.name}"] * worth
+        # The currents and the bias of a step are added to a potential. Before the first
+        # step that is v(0), which may lie outside of the register.
+        currents = bounds.received[node.name] * _largest_worth(times)
         bias = float(np.abs(node.bias).max()) / layers.bias_unit
         start = float(np.abs(node.initial_potential).max()) / layers.potential_unit
-        reach = sums + bias + max(register, start)
-        if reach >= 2 ** (bits + 1):
+        largest = currents + bias + max(register, start)
+        if largest >= 2**bits:
             raise ValueError(
-                f"a potential of {node.name!r} can reach {reach:.0f}, by sums up to "
-                f"{sums}, biases up to {bias:.0f}, an initial potential of {start:.0f} "
-                f"and registers of {register}; potentials are simulated in 32 bits; "
-                f"allowed: below 2^{bits + 1}, with smaller biases, initial "
+                f"a potential of {node.name!r} can reach {largest:.0f}, by sums up to "
+                f"{currents}, biases up to {bias:.0f}, an initial potential of "
+                f"{start:.0f} and registers of {register}; potentials are simulated in "
+                f"32 bits; allowed: below 2^{bits}, with smaller biases, initial "
                 "potentials or weights, or fewer state_bits"
             )
 
 
-@functools.partial(jax.jit, static_argnums=range(3))
+def _largest_worth(times: timing.Timing) -> int:
+    """The most units that a number stands for when it arrives."""
+    return max(int(times.inputs.max()), int(times.arriving.max()))
+
+
+# ------------------------------------------------------------------------- computation
+
+
+def _compute(
+    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
+) -> Trace:
+    """`run`, without spikes and potentials unless ``keep`` asks for them."""
+    check_whole(layers)
+    layers = with_steps(layers, x, inputs, delay)
+    timing.check_state(layers)
+    bounds = largest_numbers(layers)
+    _check_sums(layers, bounds)
+    _check_potentials(layers, bounds)
+    # A program depends on which sums are inexact in float32, and not on how large they
+    # are: other weights of the same shapes use the same one.
+    inexact = [n for n, most in bounds.sent.items() if most >= streams.FLOAT_HOLDS]
+    return _run(
+        jax.tree.structure(layers),
+        {node.name: streams.whole_arrays(node, layers) for node in layers.nodes},
+        jnp.asarray(x),
+        inexact=frozenset(inexact),
+        keep=keep,
+        in_time=inputs == "sequence",
+        delay=delay,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("structure", "inexact", "keep", "in_time", "delay"),
+)
 def _run(
     structure: Any,
-    inexact: frozenset[str],
-    options: tuple[bool, bool, int],
-    arrays: Arrays,
+    arrays: dict[str, dict[str, Any]],
     x: jax.Array,
+    *,
+    inexact: frozenset[str],
+    keep: bool,
+    in_time: bool,
+    delay: int,
 ) -> Trace:
-    keep, in_time, delay = options
+    """All nodes, one after the other, in their order of execution.
+
+    Args:
+        structure: of the layers.
+        arrays: node -> its `streams.whole_arrays`.
+        x: float [B, ...], or with ``in_time`` [T, B, ...].
+        inexact: maps whose sums are computed in int32, since float32 rounds them.
+        keep: whether the trace has spikes and potentials.
+        delay: steps from a population to its readers.
+    """
     layers = streams.without_arrays(structure)
-    times, arithmetic = timing.timing(layers), arithmetic_of(layers)
+    times = timing.timing(layers)
+    arithmetic = arithmetic_of(layers)
     sent: dict[str, streams.Stream] = {}
-    results: dict[str, jax.Array] = {}
+    outputs: dict[str, jax.Array] = {}
     activity: dict[str, streams.Fired] = {}
     clipped = jnp.zeros((), jnp.int32)
     for node in layers.nodes:
-        name, p = node.name, arrays[node.name]
+        numbers = arrays[node.name]
         stream = streams.total([sent[source] for source in node.sources])
         match node:
             case values.Input():
-                whole, clipped = streams.whole_input(x, p["unit"], arithmetic)
-                sent[name] = streams.entering(whole, in_time)
+                whole, clipped = streams.whole_input(x, numbers["unit"], arithmetic)
+                sent[node.name] = streams.input_stream(whole, in_time)
             case values.Population(model=model):
-                currents = streams.received(stream, times)
+                currents = streams.received_currents(stream, times)
                 neuron = without_surrogate(model)
-                fired = streams.all_steps(neuron, times, arithmetic, p, currents)
-                spikes = fired.spikes[: times.steps - delay]
-                late = jnp.pad(spikes, ((delay, 0), *[(0, 0)] * (spikes.ndim - 1)))
-                activity[name], sent[name] = fired, streams.Stream(None, late)
+                fired = streams.all_steps(neuron, times, arithmetic, numbers, currents)
+                activity[node.name] = fired
+                sent[node.name] = streams.Stream(None, _delayed(fired.spikes, delay))
             case values.Output():
-                currents = streams.received(stream, times)
-                units = streams.with_bias(currents, p["bias"], times)
-                worth = lead(layers.potential_unit * p["unit"], units.ndim)
-                results[name] = units.astype(jnp.float32) * worth
+                currents = streams.received_currents(stream, times)
+                units = streams.with_bias(currents, numbers["bias"], times)
+                worth = lead(layers.potential_unit * numbers["unit"], units.ndim)
+                outputs[node.name] = units.astype(jnp.float32) * worth
             case _:
-                sent[name] = streams.mapped(node, p, stream, name not in inexact)
-    (single, *others) = results.values()
+                in_float32 = node.name not in inexact
+                sent[node.name] = streams.map_stream(node, numbers, stream, in_float32)
+    return _trace(outputs, activity, clipped, keep)
+
+
+def _delayed(spikes: jax.Array, delay: int) -> jax.Array:
+    """Spikes [T, ...] that arrive so many steps later, the last of them never."""
+    late = [(delay, 0)] + [(0, 0)] * (spikes.ndim - 1)
+    return jnp.pad(spikes[: len(spikes) - delay], late)
+
+
+def _trace(
+    outputs: dict[str, jax.Array],
+    activity: dict[str, streams.Fired],
+    clipped: jax.Array,
+    keep: bool,
+) -> Trace:
+    """What `run` returns; ``keep`` says whether with spikes and potentials."""
+    kept = activity if keep else {}
+    extremes = {}
+    for name, fired in activity.items():
+        lowest, highest = fired.extremes
+        extremes[name] = (lowest.min(), highest.max())
     return Trace(
-        results if others else single,
-        {name: f.spikes for name, f in activity.items()} if keep else {},
-        {name: f.potentials for name, f in activity.items()} if keep else {},
-        {n: (f.extremes[0].min(), f.extremes[1].max()) for n, f in activity.items()},
-        {name: f.overflows for name, f in activity.items()},
-        {name: f.below for name, f in activity.items()},
-        clipped,
+        outputs=next(iter(outputs.values())) if len(outputs) == 1 else outputs,
+        spikes={name: fired.spikes for name, fired in kept.items()},
+        potentials={name: fired.potentials for name, fired in kept.items()},
+        extremes=extremes,
+        overflows={name: fired.overflows for name, fired in activity.items()},
+        below={name: fired.below for name, fired in activity.items()},
+        clipped=clipped,
     )

@@ -312,7 +312,7 @@ def _program(layers: values.Layers, maps: Sequence[values.Affine]) -> tuple[Any,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _mapped(structure: Any, params: Any, stream: streams.Stream) -> streams.Stream:
-    return streams.mapped(streams.without_arrays(structure), params, stream)
+    return streams.map_stream(streams.without_arrays(structure), params, stream)
 
 
 @functools.partial(jax.jit, static_argnums=range(2))
@@ -323,7 +323,9 @@ def _received(structures, times, params, sent):
     scales and biases.
     """
     ways = zip(structures, params, sent, strict=True)
-    return streams.received(streams.total([_mapped(*way) for way in ways]), times)
+    return streams.received_currents(
+        streams.total([_mapped(*way) for way in ways]), times
+    )
 
 
 @functools.partial(jax.jit, static_argnums=range(2))

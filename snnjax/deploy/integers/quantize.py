@@ -109,7 +109,7 @@ def quantize(
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     values.check_layers(layers, "float")
     check_examples(images)
-    fitted, layers = layers.steps, exact.of_steps(layers, images, inputs)
+    fitted, layers = layers.steps, exact.with_steps(layers, images, inputs)
     is_batch_first = inputs == "sequence" and images.shape[1] == fitted
     if is_batch_first and len(images) != fitted:
         raise ValueError(
@@ -215,7 +215,7 @@ def _entrance(
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
-    sent = (streams.entering(array, in_time) for array in (x / unit, whole))
+    sent = (streams.input_stream(array, in_time) for array in (x / unit, whole))
     return node, Pair(*sent)
 
 

@@ -10,8 +10,8 @@
 A spike of step t is worth m_t = w_t / w_T units, 1 with rate coding. x_j is the
 weighted x, B_j the bias. With rate coding a_n = b_n = 1; with another code x and B
 arrive at step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2, and
-what a neuron has sent never falls below 0. k is 0 where |v - V / 2| < z_t m_t V, the
-dead zone of `snnjax.neurons.schedule`.
+the sum of a neuron's spikes never falls below 0. k is 0 where |v - V / 2| < z_t m_t V,
+the dead zone of `snnjax.neurons.schedule`.
 
 A register holds v / m_n: with a radix code it is shifted as the weights fall. ``limit``
 saturates or wraps it at its bits.
@@ -35,41 +35,56 @@ from snnjax.neurons.models import IntegrateAndFire
 
 FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
 
+# ------------------------------------------------------------------- arrays of a node
 
-def arrays_of(node: values.Node, layers: values.Layers) -> dict[str, Any]:
-    """The arrays of a node as int32: biases and potentials in units.
 
-    The "bars" of a population are its dead zone 2 z_t m_t V at each spike, [T, ...]. A
-    recurrent kernel is float32 where sums of its products are exact in it.
+def whole_arrays(node: values.Node, layers: values.Layers) -> dict[str, Any]:
+    """The arrays of a node as int32, channels last, biases and potentials in units.
+
+    Returns:
+        "weight" of a map; "bias" of a population or an output; "unit" of the input and
+        of an output, in float32; "threshold", "start" (v(0)), "bars" [T, ...] (the dead
+        zone 2 z_t m_t V), "lowest", "leak" and "recurrent" of a population.
+
+    Raises:
+        ValueError: numbers that are not whole, or too large for 32 bits.
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
-    bits = 30 - timing.fraction_bits(layers)  # of what is added to a potential
-    match node:
-        case values.Input(unit=unit_of_x):
-            arrays["unit"] = np.asarray(unit_of_x, np.float32)
-        case values.Population():
-            threshold = channels_last(node.threshold)
-            start = channels_last(node.initial_potential) / layers.potential_unit
-            arrays |= {
-                "threshold": _int32(threshold, timing.most_state_bits(layers)),
-                "start": _int32(start, bits),
-                "bars": _int32(timing.timing(layers).bars(node.model, threshold), bits),
-            }
-            if without_surrogate(node.model).lowest is not None:
-                arrays["lowest"] = _lower_bound(node, threshold, layers)
-            if node.is_leaky:
-                rule = timing.arithmetic_of(layers).leak
-                assert rule is not None and node.leak is not None
-                arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
-            if node.recurrent is not None:
-                whole = _int32(map_params(node.recurrent)["weight"])
-                is_exact = most_from_itself(node) < FLOAT_HOLDS
-                arrays["recurrent"] = whole.astype(np.float32) if is_exact else whole
-        case values.Output(unit=unit):
-            assert unit is not None
-            arrays["unit"] = np.asarray(channels_last(unit), np.float32)
+    # What is added to a potential has as many bits as a potential of this network.
+    bits = 30 - timing.fraction_bits(layers)
+    if isinstance(node, values.Input):
+        arrays["unit"] = np.asarray(node.unit, np.float32)
+    if isinstance(node, values.Output):
+        arrays["unit"] = np.asarray(channels_last(_stated(node.unit)), np.float32)
     if isinstance(node, values.Receiver):
         arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit), bits)
+    if isinstance(node, values.Population):
+        arrays |= _neuron_arrays(node, layers, bits)
+    return arrays
+
+
+def _neuron_arrays(
+    node: values.Population, layers: values.Layers, bits: int
+) -> dict[str, Any]:
+    """What `whole_arrays` has of neurons; ``bits`` are those of a potential."""
+    threshold = channels_last(node.threshold)
+    start = channels_last(node.initial_potential) / layers.potential_unit
+    bars = timing.timing(layers).bars(node.model, threshold)
+    arrays = {
+        "threshold": _int32(threshold, timing.most_state_bits(layers)),
+        "start": _int32(start, bits),
+        "bars": _int32(bars, bits),
+    }
+    if without_surrogate(node.model).lowest is not None:
+        arrays["lowest"] = _lower_bound(node, threshold, layers)
+    if node.leak is not None and node.is_leaky:
+        rule = _stated(timing.arithmetic_of(layers).leak)
+        arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
+    if node.recurrent is not None:
+        kernel = _int32(map_params(node.recurrent)["weight"])
+        # Sums in float32 are several times faster, and exact below 2^24.
+        is_exact = largest_recurrent_sum(node) < FLOAT_HOLDS
+        arrays["recurrent"] = kernel.astype(np.float32) if is_exact else kernel
     return arrays
 
 
@@ -81,21 +96,28 @@ def _lower_bound(
     It may lie below the register: a potential between both wraps or saturates. Below
     -2^31 no potential can lie, so a lower bound has no effect.
     """
-    lowest = without_surrogate(node.model).lowest
+    lowest = _stated(without_surrogate(node.model).lowest)
     # In float32, as `as_function` computes it, so that both round to the same number.
     bound = np.rint(np.float32(lowest) * threshold.astype(np.float32))
     parts = 2 ** timing.fraction_bits(layers) if node.is_leaky else 1
     return np.maximum(parts * bound.astype(np.float64), -(2.0**31)).astype(np.int32)
 
 
-def most_from_itself(node: values.Population) -> int:
-    """The largest sum that a recurrent population sends to one of its neurons, or 0."""
-    highest = max(map(abs, without_surrogate(node.model).levels))
-    sums = [np.abs(own.weight).sum(1).max() for own in values.maps_to_itself(node)]
-    return highest * int(sum(sums))
+def largest_recurrent_sum(node: values.Population) -> int:
+    """The largest sum that recurrent neurons send to one of them, or 0."""
+    level = max(map(abs, without_surrogate(node.model).levels))
+    total = 0
+    for kernel in values.maps_to_itself(node):
+        total += level * int(np.abs(kernel.weight).sum(axis=1).max())
+    return total
 
 
 def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
+    """Whole numbers below 2^bits.
+
+    Raises:
+        ValueError: other numbers.
+    """
     whole = np.rint(numbers)
     if not np.allclose(numbers, whole, atol=1e-3) or np.abs(whole).max() >= 2**bits:
         raise ValueError(
@@ -104,6 +126,12 @@ def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
             "snnjax.deploy.quantize returns them"
         )
     return whole.astype(np.int32)
+
+
+def _stated(value: Any) -> Any:
+    """A value that layers of whole numbers always have."""
+    assert value is not None
+    return value
 
 
 # A structure has a hash, so it can be a static argument of `jax.jit`; arrays have none.
@@ -125,14 +153,15 @@ class Stream(NamedTuple):
     spikes: jax.Array | None
 
 
-def entering(x: jax.Array, in_time: bool) -> Stream:
-    """x as a stream: a constant, or what enters at each step."""
+def input_stream(x: jax.Array, in_time: bool) -> Stream:
+    """x as a stream: a constant, or with ``in_time`` what enters at each step."""
     return Stream(None, x) if in_time else Stream(x, None)
 
 
 def total(streams: Sequence[Stream]) -> Stream:
     """The sum of what several nodes send."""
-    return Stream(add(s.constant for s in streams), add(s.spikes for s in streams))
+    constant = add(stream.constant for stream in streams)
+    return Stream(constant, add(stream.spikes for stream in streams))
 
 
 def add(parts: Iterable[jax.Array | None]) -> Any:
@@ -141,39 +170,40 @@ def add(parts: Iterable[jax.Array | None]) -> Any:
     return functools.reduce(jnp.add, present) if present else None
 
 
-def mapped(
-    node: values.Node, p: Any, stream: Stream, in_float32: bool = True
+def map_stream(
+    node: values.Node, arrays: Any, stream: Stream, in_float32: bool = True
 ) -> Stream:
     """A linear map of a stream; of int32 in float32, if that is exact."""
     dtype = jnp.float32 if in_float32 else jnp.int32
-    p = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), p)
+    arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), arrays)
 
     def output(x: jax.Array) -> jax.Array:
-        return map_output(node, p, x.astype(dtype)).astype(x.dtype)
+        return map_output(node, arrays, x.astype(dtype)).astype(x.dtype)
 
     constant, spikes = stream
-    # A map knows no time, so steps are examples. On a GPU the default precision would
-    # round the factors to fewer bits.
+    # On a GPU the default precision would round the factors to fewer bits.
     with jax.default_matmul_precision("highest"):
+        if constant is not None:
+            constant = output(constant)
         if spikes is not None:
-            flat = output(spikes.reshape(-1, *spikes.shape[2:]))
-            spikes = flat.reshape(*spikes.shape[:2], *flat.shape[1:])
-        return Stream(None if constant is None else output(constant), spikes)
+            # A map knows no time, so steps are examples: [T, B, ...] -> [T B, ...].
+            results = output(spikes.reshape(-1, *spikes.shape[2:]))
+            spikes = results.reshape(*spikes.shape[:2], *results.shape[1:])
+    return Stream(constant, spikes)
 
 
-def received(stream: Stream, times: Timing) -> jax.Array:
+def received_currents(stream: Stream, times: Timing) -> jax.Array:
     """What arrives at each of the T steps, in units, without a bias: [T, B, ...]."""
-    constant, spikes = stream
     parts = []
-    if constant is not None:
-        parts.append(_at_each_step(times.inputs, constant[None]))
-    if spikes is not None:
-        parts.append(_at_each_step(times.multiples, spikes))
+    if stream.constant is not None:
+        parts.append(_at_each_step(times.inputs, stream.constant[None]))
+    if stream.spikes is not None:
+        parts.append(_at_each_step(times.multiples, stream.spikes))
     return add(parts)
 
 
 def with_bias(currents: jax.Array, bias: jax.Array, times: Timing) -> jax.Array:
-    """What arrives, with the bias at the steps at which it does."""
+    """What arrives [T, B, ...], with the bias at the steps at which it does."""
     bias = jnp.broadcast_to(bias, currents.shape[1:])
     return currents + _at_each_step(times.biases, bias[None])
 
@@ -207,101 +237,226 @@ class Fired(NamedTuple):
     below: jax.Array
 
 
+class _State(NamedTuple):
+    """Neurons between two steps.
+
+    Attributes:
+        v: potentials [B, ...].
+        spikes: of the last step, [B, ...]; a scalar if none of them are recurrent.
+        sent: sum of all spikes in units, [B, ...]; a scalar if no level is negative.
+        extremes: lowest and highest potential of each neuron so far, in units, [...].
+        overflows, below: counts of potentials beyond the register, scalars.
+    """
+
+    v: jax.Array
+    spikes: jax.Array
+    sent: jax.Array
+    extremes: tuple[jax.Array, jax.Array]
+    overflows: jax.Array
+    below: jax.Array
+
+
+class _Step(NamedTuple):
+    """What a step of the neurons reads.
+
+    Attributes:
+        current: what arrives, [B, ...].
+        arriving: m_n, how many units of a potential are one of the register.
+        firing: m_t of the spike that is sent; 0 before the first one.
+        bar: 2 z_t m_t V of the dead zone.
+    """
+
+    current: jax.Array
+    arriving: jax.Array
+    firing: jax.Array
+    bar: jax.Array
+
+
 def fire(node: values.Population, layers: values.Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents, int32 [T, B, ...]."""
-    neuron, p = without_surrogate(node.model), arrays_of(node, layers)
-    return all_steps(neuron, timing.timing(layers), layers.arithmetic, p, currents)
+    return all_steps(
+        without_surrogate(node.model),
+        timing.timing(layers),
+        timing.arithmetic_of(layers),
+        whole_arrays(node, layers),
+        currents,
+    )
 
 
 # Inlined in `run`, so that what a caller leaves unread is not computed.
 @functools.partial(jax.jit, static_argnums=range(3), inline=True)
 def all_steps(
-    neuron: IntegrateAndFire,
+    model: IntegrateAndFire,
     times: Timing,
     arithmetic: values.Arithmetic,
-    p: dict[str, jax.Array],
+    arrays: dict[str, jax.Array],
     currents: jax.Array,
 ) -> Fired:
-    """All steps of a population, whose arrays ``p`` are those of `arrays_of`.
+    """All steps of a population, whose ``arrays`` are those of `whole_arrays`.
 
-    ``currents`` are what arrives, in units, without the bias.
+    ``currents`` are what arrives, in units, without the bias: int32 [T, B, ...].
     """
-    # A leak leaves fractions of a unit: potentials are in units of 1 / parts.
-    leak = arithmetic.leak if "leak" in p else None
-    parts = 1 if leak is None else 2**leak.fraction
-    currents = parts * with_bias(currents, p["bias"], times)
-    wait, shape = times.wait, currents.shape[1:]
-    threshold = parts * lead(p["threshold"], len(shape))
-    takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
-    recurrent = p.get("recurrent")
+    neurons = _neurons(model, arithmetic, arrays, currents.ndim - 1)
+    parts = neurons.parts
+    currents = parts * with_bias(currents, arrays["bias"], times)
+    bars = parts * arrays["bars"]
+    # A wait has first steps at which no neuron fires, and last ones at which nothing
+    # arrives.
+    no_bars = jnp.zeros((times.wait, *bars.shape[1:]), jnp.int32)
+    no_currents = jnp.zeros((times.wait, *currents.shape[1:]), jnp.int32)
+    steps = _Step(
+        current=jnp.concatenate([currents, no_currents]),
+        arriving=jnp.asarray(parts * times.arriving, jnp.int32),
+        firing=jnp.asarray(times.firing, jnp.int32),
+        bar=jnp.concatenate([no_bars, bars]),
+    )
+    v = jnp.broadcast_to(parts * arrays["start"], currents.shape[1:])
+    state = neurons.state_at(v)
+    state, (spikes, potentials) = jax.lax.scan(neurons.step, state, steps)
+    return Fired(
+        spikes=spikes[times.wait :],
+        potentials=potentials[times.wait :],
+        extremes=state.extremes,
+        overflows=state.overflows,
+        below=state.below,
+    )
 
-    def step(state, now):
-        v, last, sent, extremes, overflows, below = state
-        current, arriving, firing, bar = now
-        if leak is not None:
-            v = leak.left(v, lead(p["leak"], v.ndim))
-        v += current
-        if recurrent is not None:
-            factors = last.astype(recurrent.dtype), recurrent
-            product = jnp.matmul(*factors, precision="highest")
-            v += parts * product.astype(jnp.int32)
-        # Speck clamps after it has fired and reset. With lowest <= 0 < V that is the
-        # same: a potential at the bound does not fire, and no reset ends below it.
-        if neuron.lowest is not None:
-            v = jnp.maximum(v, lead(p["lowest"], v.ndim))
+
+class _Neurons(NamedTuple):
+    """The neurons of a population, with arrays that broadcast to [B, ...].
+
+    Attributes:
+        model: with levels and reset.
+        arithmetic: the bits of the register, and what an overflow does.
+        parts: how many units of v are one of a weight: a leak leaves fractions of it.
+        threshold, lowest: V and the lower bound in units of v, None without a bound.
+        leak: n of `values.Leak`; None of neurons that do not leak.
+        recurrent: kernel of the spikes of the last step [N, N]; None without.
+    """
+
+    model: IntegrateAndFire
+    arithmetic: values.Arithmetic
+    parts: int
+    threshold: jax.Array
+    lowest: jax.Array | None
+    leak: jax.Array | None
+    recurrent: jax.Array | None
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether a spike may be negative, to take back what was sent."""
+        return self.model.levels[0] < 0
+
+    def state_at(self, v: jax.Array) -> _State:
+        """The state at the potentials v, before anything has been sent."""
+        zero = jnp.zeros((), jnp.int32)
+        zeros = jnp.zeros(v.shape, jnp.int32)
+        return _State(
+            v=v,
+            spikes=zero if self.recurrent is None else zeros,
+            sent=zeros if self.is_signed else zero,
+            extremes=(zeros[0], zeros[0]),
+            overflows=zero,
+            below=zero,
+        )
+
+    def step(
+        self, state: _State, now: _Step
+    ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+        """The state after a step; its spikes, and v / m_n after the reset."""
+        v = self._integrated(state, now.current)
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
-        extremes = _widened(extremes, v, arriving)
-        limit = 2 ** (arithmetic.state_bits - 1) * arriving
-        overflows += jnp.sum(v >= limit, dtype=jnp.int32)
-        below += jnp.sum(v < -limit, dtype=jnp.int32)
-        if arithmetic.overflow == "saturate":
-            v = jnp.clip(v, -limit, limit - 1)
-        else:
-            # v + limit may not fit into 32 bits, the remainder of v does.
-            v = v % (2 * limit)
-            v = jnp.where(v >= limit, v - 2 * limit, v)
+        extremes = _widened(state.extremes, v, now.arriving)
+        limit = 2 ** (self.arithmetic.state_bits - 1) * now.arriving
+        overflows = state.overflows + jnp.sum(v >= limit, dtype=jnp.int32)
+        below = state.below + jnp.sum(v < -limit, dtype=jnp.int32)
+        v = _limited(v, limit, self.arithmetic.overflow)
         # Before the first spike ``firing`` is 0, by which nothing can be divided.
-        m = jnp.maximum(firing, 1)
-        k = _nearest_level(neuron, v, sent, m, threshold)
-        is_silent = jnp.abs(2 * v - threshold) < lead(bar, v.ndim)
-        k = jnp.where(is_silent | (firing == 0), 0, k)
-        sent += m * k if takes_back else 0
-        v = v - m * threshold * k if subtracts else jnp.where(k == 0, v, 0)
-        extremes = _widened(extremes, v, arriving)
-        last = last if recurrent is None else k
-        return (v, last, sent, extremes, overflows, below), (k, v // arriving)
+        worth = jnp.maximum(now.firing, 1)
+        k = self._nearest_level(v, state.sent, worth)
+        is_silent = jnp.abs(2 * v - self.threshold) < lead(now.bar, v.ndim)
+        k = jnp.where(is_silent | (now.firing == 0), 0, k)
+        if self.model.reset == "subtract":
+            v = v - worth * self.threshold * k
+        else:
+            v = jnp.where(k == 0, v, 0)
+        state = _State(
+            v=v,
+            spikes=state.spikes if self.recurrent is None else k,
+            sent=state.sent + worth * k if self.is_signed else state.sent,
+            extremes=_widened(extremes, v, now.arriving),
+            overflows=overflows,
+            below=below,
+        )
+        return state, (k, v // now.arriving)
 
-    def zeros(*shape: int) -> jax.Array:
-        return jnp.zeros(shape, jnp.int32)
+    def _integrated(self, state: _State, current: jax.Array) -> jax.Array:
+        """v after the leak, what arrives, recurrent spikes and the lower bound."""
+        v = state.v
+        if self.leak is not None:
+            v = _stated(self.arithmetic.leak).left(v, self.leak)
+        v += current
+        if self.recurrent is not None:
+            spikes = state.spikes.astype(self.recurrent.dtype)
+            sums = jnp.matmul(spikes, self.recurrent, precision="highest")
+            v += self.parts * sums.astype(jnp.int32)
+        if self.lowest is not None:
+            # Speck clamps after it has fired and reset. With lowest <= 0 < V that is
+            # the same: a potential at the bound does not fire, and no reset ends below.
+            v = jnp.maximum(v, self.lowest)
+        return v
 
-    xs = (
-        jnp.concatenate([currents, zeros(wait, *shape)]),
-        jnp.asarray(parts * times.arriving, jnp.int32),
-        jnp.asarray(times.firing, jnp.int32),
-        jnp.concatenate([zeros(wait, *p["bars"].shape[1:]), parts * p["bars"]]),
+    def _nearest_level(
+        self, v: jax.Array, sent: jax.Array, worth: jax.Array
+    ) -> jax.Array:
+        """k of potentials v that fire, outside of the dead zone.
+
+        A spike of level 1 is worth ``worth`` units. ``sent``, the sum of all spikes
+        before, does not become negative.
+        """
+        low, high = self.model.levels
+        size = worth * self.threshold
+        if low == 0:
+            return _quotient(v, size, 0, high)
+        # Half a unit more, if (m - 1) V is odd, would change no floor.
+        offset = (worth - 1) * self.threshold // 2
+        k = _quotient(v + offset, size, low, high)
+        return jnp.maximum(k, -_quotient(sent, worth, 0, -low))
+
+
+def _neurons(
+    model: IntegrateAndFire,
+    arithmetic: values.Arithmetic,
+    arrays: dict[str, jax.Array],
+    ndim: int,
+) -> _Neurons:
+    """The neurons of `whole_arrays`, for potentials of ``ndim`` axes."""
+    leak = lead(arrays["leak"], ndim) if "leak" in arrays else None
+    parts = 1 if leak is None else 2 ** _stated(arithmetic.leak).fraction
+    return _Neurons(
+        model=model,
+        arithmetic=arithmetic,
+        parts=parts,
+        threshold=parts * lead(arrays["threshold"], ndim),
+        lowest=lead(arrays["lowest"], ndim) if "lowest" in arrays else None,
+        leak=leak,
+        recurrent=arrays.get("recurrent"),
     )
-    start = jnp.broadcast_to(parts * p["start"], shape)
-    sent = zeros(*shape) if takes_back else zeros()
-    last = zeros() if recurrent is None else zeros(*shape)
-    extremes = zeros(*shape[1:]), zeros(*shape[1:])
-    state = start, last, sent, extremes, zeros(), zeros()
-    state, (spikes, potentials) = jax.lax.scan(step, state, xs)
-    *_, extremes, overflows, below = state
-    return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)
 
 
-def _nearest_level(neuron, v, sent, m, threshold) -> jax.Array:
-    """k of potentials v that fire, outside of the dead zone."""
-    low, high = neuron.levels
-    if low == 0:
-        return _quotient(v, m * threshold, 0, high)
-    # Half a unit more, if (m - 1) V is odd, would change no floor.
-    k = _quotient(v + (m - 1) * threshold // 2, m * threshold, low, high)
-    return jnp.maximum(k, -_quotient(sent, m, 0, -low))
+def _limited(v: jax.Array, limit: jax.Array, overflow: str) -> jax.Array:
+    """Potentials in the register, -limit <= v < limit, after an overflow."""
+    if overflow == "saturate":
+        return jnp.clip(v, -limit, limit - 1)
+    # v + limit may not fit into 32 bits, the remainder of v does.
+    remainder = v % (2 * limit)
+    return jnp.where(remainder >= limit, remainder - 2 * limit, remainder)
 
 
-def _widened(extremes: tuple[Any, Any], v: jax.Array, unit: Any) -> tuple[Any, Any]:
+def _widened(
+    extremes: tuple[jax.Array, jax.Array], v: jax.Array, unit: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The lowest and highest of each neuron so far, in units, with those of v."""
     lowest, highest = extremes
     lowest = jnp.minimum(lowest, v.min(0) // unit)
