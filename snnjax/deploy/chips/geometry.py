@@ -196,7 +196,9 @@ def kernels(
                 shape = (shape[0], *_pooled_image(image, window, stride, padding))
             case values.Dense(weight=weight):
                 if dense_as_kernel:
-                    whole = Kernel(shape[0], image, (1, 1), NO_PADDING, image, ("VALID",))
+                    whole = Kernel(
+                        shape[0], image, (1, 1), NO_PADDING, image, ("VALID",)
+                    )
                     result.append(whole)
                 shape = (len(weight),)
             case values.Flatten():
