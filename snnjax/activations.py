@@ -56,9 +56,10 @@ def snnjax_clipped_relu(x, maximum):
 def _clipped_relu_jvp(primals, tangents):
     (x, maximum), (dx, dmaximum) = primals, tangents
     limit = jnp.asarray(maximum, x.dtype)
-    inside = (x >= 0) & (x <= limit)
-    slope = _times((x > limit).astype(x.dtype), dmaximum)
-    return clipped_relu(x, maximum), inside.astype(x.dtype) * dx + slope
+    x_slope = ((x >= 0) & (x <= limit)).astype(x.dtype)
+    maximum_slope = (x > limit).astype(x.dtype)
+    tangent = x_slope * dx + _times(maximum_slope, dmaximum)
+    return clipped_relu(x, maximum), tangent
 
 
 def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
@@ -90,8 +91,9 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     COUNT.check("levels", levels)
     if levels > _MOST_LEVELS:
         raise ValueError(f"levels is {levels}; allowed: 1 to {_MOST_LEVELS}")
-    x, levels_as_array = jnp.asarray(x), jnp.asarray(levels, jnp.float32)
-    return snnjax_quantized_relu(x, _checked_maximum(maximum, x), levels_as_array)
+    x = jnp.asarray(x)
+    maximum = _checked_maximum(maximum, x)
+    return snnjax_quantized_relu(x, maximum, jnp.asarray(levels, jnp.float32))
 
 
 @jax.custom_jvp
@@ -107,10 +109,12 @@ def _quantized_relu_jvp(primals, tangents):
     (x, maximum, levels), (dx, dmaximum, _) = primals, tangents
     y = snnjax_quantized_relu(x, maximum, levels)
     level = _level(x, maximum, levels)
-    inside = (level >= 0) & (level <= levels.astype(level.dtype))
+    is_inside = (level >= 0) & (level <= levels.astype(level.dtype))
+    x_slope = is_inside.astype(x.dtype)
     rounding = (y - x) / jnp.asarray(maximum, x.dtype)
-    per_maximum = jnp.where(inside, rounding, (level > 0).astype(x.dtype))
-    return y, inside.astype(x.dtype) * dx + _times(per_maximum, dmaximum)
+    is_above = (level > 0).astype(x.dtype)  # where it is outside
+    maximum_slope = jnp.where(is_inside, rounding, is_above)
+    return y, x_slope * dx + _times(maximum_slope, dmaximum)
 
 
 def _times(slope: jax.Array, dmaximum: jax.Array) -> jax.Array:
@@ -122,7 +126,9 @@ def _times(slope: jax.Array, dmaximum: jax.Array) -> jax.Array:
 def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
     """The index of the nearest value, before the clip; in float32, as in a neuron."""
     dtype = wide_dtype(x)
-    x, maximum, levels = (jnp.asarray(a, dtype) for a in (x, maximum, levels))
+    x = jnp.asarray(x, dtype)
+    maximum = jnp.asarray(maximum, dtype)
+    levels = jnp.asarray(levels, dtype)
     return jnp.floor(levels * x / maximum + 0.5)
 
 
@@ -140,8 +146,9 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
     if not isinstance(maximum, Tracer):
         # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
         with np.errstate(over="ignore", under="ignore"):
-            numbers = np.asarray(maximum, np.float32)  # in which they are computed with
-        if not np.all(np.isfinite(numbers) & (numbers >= np.finfo(np.float32).tiny)):
+            numbers = np.asarray(maximum, np.float32)  # the type of the activation
+        is_normal = numbers >= np.finfo(np.float32).tiny
+        if not np.all(np.isfinite(numbers) & is_normal):
             raise ValueError(
                 f"maximum is {maximum}; allowed: finite and > 0, as float32"
             )

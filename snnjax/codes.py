@@ -54,7 +54,8 @@ class Code:
         weights = np.asarray(self.weights(steps), float)
         with np.errstate(over="ignore", under="ignore"):
             sizes = (steps * weights).astype(np.float32)
-        if weights.shape != (steps,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        are_held = (np.isfinite(sizes) & (sizes > 0)).all()
+        if weights.shape != (steps,) or not are_held:
             raise ValueError(
                 f"{self!r} has {weights.size} weights for {steps} steps, the least "
                 f"{weights.min(initial=np.inf):.3g}; allowed: as many numbers > 0 as "
@@ -90,13 +91,20 @@ class Code:
         (True, False)
         """
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
-        # Summed from the last one on: the first ones would round it away.
-        to_come = np.append(np.cumsum(weights[:0:-1])[::-1], 0)
+        # The sum of all later weights. It is summed from the last one on, which the
+        # first ones would round away.
+        later_sum = np.append(np.cumsum(weights[:0:-1])[::-1], 0)
         low, high = levels
-        # A neuron without negative levels rounds down to what it can send.
-        rest = weights - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * weights
-        sendable = min(-low or high, high) * to_come + 1 / 2
-        return bool((rest > sendable * (1 + 1e-6))[:-1].any())
+        if low == 0:
+            # A neuron without negative levels rounds down to what it can send.
+            remainder = weights - 1 / 2
+            level = high
+        else:
+            remainder = max(1 / 2, dead_zone) * weights
+            level = min(-low, high)
+        sendable = level * later_sum + 1 / 2
+        is_gap = remainder > sendable * (1 + 1e-6)
+        return bool(is_gap[:-1].any())
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -201,7 +209,10 @@ class Code:
         return ()  # a function of the values decoded at a step keeps nothing
 
     def operate(
-        self, operator: Any, arguments: Sequence[Any], state: Any = None
+        self,
+        operator: Any,
+        arguments: Sequence[Any],
+        state: Any = None,
     ) -> tuple[tuple[jax.Array, ...], Any]:
         """Apply an operator to streams.
 
@@ -222,8 +233,8 @@ class Code:
 
     def arriving(self, stream: jax.Array) -> jax.Array:
         """A variable that is a `stream` -> what arrives at each step: the inverse."""
-        before = jnp.concatenate([jnp.zeros_like(stream[:1]), stream[:-1]])
-        return len(stream) * (stream - before)
+        earlier = jnp.concatenate([jnp.zeros_like(stream[:1]), stream[:-1]])
+        return len(stream) * (stream - earlier)
 
     def result(self, stream: jax.Array) -> jax.Array:
         """The value after T steps, of a variable that is a `stream`."""
@@ -301,7 +312,10 @@ class _Rate(Code):
         return operator.start(arguments)
 
     def operate(
-        self, operator: Any, arguments: Sequence[Any], state: Any = None
+        self,
+        operator: Any,
+        arguments: Sequence[Any],
+        state: Any = None,
     ) -> tuple[tuple[jax.Array, ...], Any]:
         if not any(operator.live):  # a constant, whose mean is the constant itself
             return operator.function(*arguments), state
@@ -318,8 +332,9 @@ class _Rate(Code):
 
     def _means(self, output: jax.Array) -> jax.Array:
         output = wide(output)
-        counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
-        return jnp.cumsum(output, axis=0) / counts.reshape(-1, *[1] * (output.ndim - 1))
+        steps = jnp.arange(1, 1 + len(output), dtype=output.dtype)
+        steps = steps.reshape(-1, *[1] * (output.ndim - 1))
+        return jnp.cumsum(output, axis=0) / steps
 
     def __repr__(self) -> str:
         return "rate()"
@@ -424,10 +439,11 @@ def weighted(weights: Sequence[float]) -> Code:
     >>> weighted((1, 0.7, 0.49)).reach(3)
     2.19
     """
-    is_sequence = isinstance(weights, Sequence | np.ndarray | jax.Array)
-    is_listed = is_sequence and np.ndim(weights) == 1
-    numbers = np.asarray(weights).tolist() if is_listed else []
-    if not numbers or not all(is_number(w) and 0 < w < math.inf for w in numbers):
+    numbers = []
+    if isinstance(weights, Sequence | np.ndarray | jax.Array) and np.ndim(weights) == 1:
+        numbers = np.asarray(weights).tolist()
+    are_positive = all(is_number(w) and 0 < w < math.inf for w in numbers)
+    if not numbers or not are_positive:
         raise ValueError(
             f"weights are {weights!r}; allowed: one finite number > 0 for each step"
         )

@@ -103,14 +103,17 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
     @function.defjvp
     def jvp(primals, tangents):
         (x, sharpness), (dx, _) = primals, tangents
-        # Both with one dtype and number of axes, as JAX's strict settings require.
-        sharpness, dtype = jnp.asarray(sharpness), x.dtype
-        if not sharpness.weak_type:  # that of a Python number adapts to x
-            dtype = promoted(dtype, sharpness.dtype)
-        both = x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
-        slope = jnp.asarray(derivative(*both), x.dtype)  # type: ignore[call-arg]
+        # x and sharpness get one type and number of axes, as JAX's strict settings
+        # require.
+        aligned_sharpness = lead(sharpness, x.ndim)
+        dtype = x.dtype
+        if not aligned_sharpness.weak_type:  # that of a Python number adapts to x
+            dtype = promoted(dtype, aligned_sharpness.dtype)
+        slope = derivative(  # type: ignore[call-arg]
+            x.astype(dtype), aligned_sharpness.astype(dtype)
+        )
         # Not _step(x), which has no derivative of its own for a second one.
-        return function(x, primals[1]), slope * dx
+        return function(x, sharpness), jnp.asarray(slope, x.dtype) * dx
 
     @step
     @functools.wraps(derivative)
@@ -146,10 +149,12 @@ def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     >>> print(jax.grad(dspike)(0.0, 3.0))
     1.6571...
     """
-    inside, b = jnp.abs(x) <= 0.5, temperature
+    b = temperature
+    is_inside = jnp.abs(x) <= 0.5
     # sech^2 by an exponential that does not overflow, even outside the window.
-    e = jnp.exp(-2 * b * jnp.abs(jnp.where(inside, x, 0)))
-    return jnp.where(inside, 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2), 0)
+    e = jnp.exp(-2 * b * jnp.abs(jnp.where(is_inside, x, 0)))
+    slope = 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2)
+    return jnp.where(is_inside, slope, 0)
 
 
 @_with_derivative
@@ -219,15 +224,19 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
             f"surrogate is {surrogate!r}; allowed: a spike function, e.g. "
             "snnjax.surrogate.dspike"
         )
-    calls = [(None,), (None, None)]
-    if temperature is not None:
-        calls = [calls[temperature]]
-    if not any(takes(surrogate, *arguments) for arguments in calls):
-        texts = {None: "(x) or (x, temperature)", False: "(x)"}
+    takes_x = takes(surrogate, None)
+    takes_temperature = takes(surrogate, None, None)
+    if temperature is None:
+        form, is_allowed = "(x) or (x, temperature)", takes_x or takes_temperature
+    elif temperature:
+        form, is_allowed = "(x, temperature)", takes_temperature
+    else:
+        form, is_allowed = "(x)", takes_x
+    if not is_allowed:
         raise ValueError(
-            f"surrogate {surrogate!r} cannot be called as surrogate"
-            f"{texts.get(temperature, '(x, temperature)')}, as these neurons call it; "
-            "allowed: a function of x, and of a temperature if the neurons have one"
+            f"surrogate {surrogate!r} cannot be called as surrogate{form}, as these "
+            "neurons call it; allowed: a function of x, and of a temperature if the "
+            "neurons have one"
         )
 
 

@@ -216,7 +216,7 @@ def test_a_bounded_network_runs_in_every_execution_but_the_closed_form():
         np.testing.assert_allclose(site.initial_potential, start, atol=1e-4)
         stream = reference.simulate(currents, start=start, **oracle)
     assert not np.allclose(start, free.neurons[name].initial_potential, atol=1e-2)
-    for execution in ("auto", steps, 1):
+    for execution in ("auto", steps):
         run = jax.jit(snnjax.spiking(fn, execution=execution))
         assert np.mean(np.abs(run(bounded, x) - stream) > 1e-5) < 0.01
     measures = snnjax.measure(fn, bounded, x, params=params)

@@ -9,7 +9,6 @@ sums the slopes of a parameter at every step.
 
 import functools
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -32,10 +31,12 @@ def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool
     A function with a derivative of its own must not close over a traced array, such as
     the trained width of a surrogate.
     """
-    has_slopes = all(map(is_floating, jax.tree.leaves((params, state))))
-    if not has_slopes or any(isinstance(m, WithoutGradient) for m in chain(neuron)):
+    models = chain(neuron)
+    if not all(map(is_floating, jax.tree.leaves((params, state)))):
         return False
-    if all(map(_is_ours, chain(neuron))):
+    if any(isinstance(model, WithoutGradient) for model in models):
+        return False
+    if all(map(_is_ours, models)):
         return True  # they close over nothing, and a trace of each site takes time
 
     def step(params: Any, v: Any, current: jax.Array) -> Any:
@@ -51,31 +52,37 @@ def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool
 def _is_ours(model: Any) -> bool:
     """Whether class and surrogate are the library's own."""
     spike = getattr(model, "surrogate", surrogate.dspike)
-    same = spike is getattr(surrogate, getattr(spike, "__name__", ""), None)
-    return same and type(model).__module__.startswith("snnjax.")
+    library_spike = getattr(surrogate, getattr(spike, "__name__", ""), None)
+    return spike is library_spike and type(model).__module__.startswith("snnjax.")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fold_back(
-    neuron: Neuron, params: Any, state: Any, currents: jax.Array
+    neuron: Neuron,
+    params: Any,
+    state: Any,
+    currents: jax.Array,
 ) -> tuple[Any, jax.Array]:
     """The state after the currents [T, B, ...], and the spikes. Reverse mode only."""
     return _forward(neuron, params, state, currents)[0]
 
 
 def _forward(neuron: Neuron, params: Any, state: Any, currents: jax.Array) -> Any:
+    """The results of `fold_back`, and what its gradient keeps."""
+
     def step(v: Any, current: jax.Array) -> Any:
         u = neuron.integrate(params, v, drive(params, current))
         v, spikes = fire(neuron, params, u)
         return v, (spikes.astype(currents.dtype), u)
 
-    after, (spikes, u) = jax.lax.scan(step, state, currents)
-    return (after, spikes), (params, state, currents, u)
+    end_state, (spikes, u) = jax.lax.scan(step, state, currents)
+    return (end_state, spikes), (params, state, currents, u)
 
 
 def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
+    """The slopes of params, state and currents, from those of the results."""
     params, start, currents, u = kept
-    of_after, of_spikes = slopes
+    end_state_slope, spikes_slope = slopes
 
     def spread(params: Any) -> Any:
         """An array for the slopes of each number, which is summed behind the loop.
@@ -87,37 +94,55 @@ def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
         shape = currents.shape[1:]
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), params)
 
-    def fired(params: Any, u: Any) -> Any:
+    def fire_step(params: Any, u: Any) -> Any:
         v, spikes = fire(neuron, params, u)
         return v, spikes.astype(currents.dtype)
 
-    def integrated(params: Any, v: Any, current: jax.Array) -> Any:
+    def integrate_step(params: Any, v: Any, current: jax.Array) -> Any:
         return neuron.integrate(params, v, drive(params, current))
 
     spread_params = spread(params)
 
-    def step_back(carry: Any, now: Any) -> Any:
-        of_v, of_params = carry
-        t, current, of_spike = now
-        u_now, u_before = (jax.tree.map(itemgetter(i), u) for i in (t, t - 1))
-        v, _ = fired(spread_params, u_before)
+    def step_back(carry: Any, inputs: Any) -> Any:
+        v_slope, params_slope = carry
+        t, current, spike_slope = inputs
+        u_now = jax.tree.map(lambda leaf: leaf[t], u)
+        u_last = jax.tree.map(lambda leaf: leaf[t - 1], u)
+        v, _ = fire_step(spread_params, u_last)
         # Before the first step is the start; u[t - 1] is there the last one's.
         v = jax.tree.map(functools.partial(jnp.where, t == 0), start, v)
-        at_fire, of_u = _pull(fired, (of_v, of_spike), spread_params, u_now)
-        arguments = spread_params, v, current
-        at_integrate, of_v, of_current = _pull(integrated, of_u, *arguments)
-        added = jax.tree.map(wide, (at_fire, at_integrate))
-        of_params = jax.tree.map(lambda *slopes: sum(slopes), of_params, *added)
-        return (of_v, of_params), of_current
+        fire_slope, u_slope = _pull(
+            fire_step,
+            (v_slope, spike_slope),
+            spread_params,
+            u_now,
+        )
+        integrate_slope, v_slope, current_slope = _pull(
+            integrate_step,
+            u_slope,
+            spread_params,
+            v,
+            current,
+        )
+        params_slope = jax.tree.map(
+            lambda total, a, b: total + wide(a) + wide(b),
+            params_slope,
+            fire_slope,
+            integrate_slope,
+        )
+        return (v_slope, params_slope), current_slope
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), spread_params)
-    per_step = jnp.arange(len(currents)), currents, of_spikes
-    (of_start, of_params), of_currents = jax.lax.scan(
-        step_back, (of_after, zeros), per_step, reverse=True
+    steps = jnp.arange(len(currents))
+    (start_slope, params_slope), currents_slope = jax.lax.scan(
+        step_back,
+        (end_state_slope, zeros),
+        (steps, currents, spikes_slope),
+        reverse=True,
     )
-    (of_params,) = _pull(spread, of_params, jax.tree.map(wide, params))
-    of_params = jax.tree.map(lambda g, p: g.astype(p.dtype), of_params, params)
-    return of_params, of_start, of_currents
+    (params_slope,) = _pull(spread, params_slope, jax.tree.map(wide, params))
+    params_slope = jax.tree.map(lambda g, p: g.astype(p.dtype), params_slope, params)
+    return params_slope, start_slope, currents_slope
 
 
 fold_back.defvjp(_forward, _backward)
@@ -125,4 +150,5 @@ fold_back.defvjp(_forward, _backward)
 
 def _pull(function: Callable, slopes: Any, *arguments: Any) -> tuple[Any, ...]:
     """The slopes of the arguments, from those of the results."""
-    return jax.vjp(function, *arguments)[1](slopes)
+    _, pull = jax.vjp(function, *arguments)
+    return pull(slopes)

@@ -67,20 +67,28 @@ def make_plain_numbers(neuron: Any, *single: str) -> None:
     one number each.
     """
 
-    def plain(name: str, limits: Range, value: Any) -> Any:
-        if name not in single:
-            if isinstance(value, Uniform):
-                for end in (value.low, value.high):
-                    limits.check(name, float(value.of(np.float32(end))))
-                return value
-            if np.ndim(value) and len(value):
-                return tuple(plain(name, limits, each) for each in value)
-        limits.check(name, value)
-        return float(value)
-
     for name, limits in ranges_of(type(neuron)).items():
-        if (value := getattr(neuron, name)) is not None:
-            object.__setattr__(neuron, name, plain(name, limits, value))
+        value = getattr(neuron, name)
+        if value is None:
+            continue
+        if name in single:
+            limits.check(name, value)
+            value = float(value)
+        else:
+            value = _plain(name, limits, value)
+        object.__setattr__(neuron, name, value)
+
+
+def _plain(name: str, limits: Range, value: Any) -> Any:
+    """A distribution, or numbers as Python's own; raise where one is out of range."""
+    if isinstance(value, Uniform):
+        for end in (value.low, value.high):
+            limits.check(name, float(value.of(np.float32(end))))
+        return value
+    if np.ndim(value) and len(value):
+        return tuple(_plain(name, limits, entry) for entry in value)
+    limits.check(name, value)
+    return float(value)
 
 
 def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
@@ -98,9 +106,15 @@ def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
             )
         return value
     check_key(f"{name} is {value!r}, which", key)
-    own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    size = shape[-1:], jnp.float32
-    return value.of(jax.random.uniform(own_key, *size, value.low, value.high))
+    parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    numbers = jax.random.uniform(
+        parameter_key,
+        shape[-1:],  # one for each channel
+        jnp.float32,
+        minval=value.low,
+        maxval=value.high,
+    )
+    return value.of(numbers)
 
 
 def check_key(what: str, key: Any) -> None:

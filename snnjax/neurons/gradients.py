@@ -108,10 +108,10 @@ class _DetachedReset(Wrapper):
         if getattr(state, "total", None) is not None:
             constant_state = state._replace(total=jax.lax.stop_gradient(state.total))
         # Fired twice, with equal numbers: only the first spikes have a gradient.
-        after, spikes = fire(self.neuron, params, state, spike)
+        fired, spikes = fire(self.neuron, params, state, spike)
         detached, _ = fire(self.neuron, params, constant_state, constant)
-        if "potential" in getattr(after, "_fields", ()):
-            detached = after._replace(potential=detached.potential)
+        if "potential" in getattr(fired, "_fields", ()):
+            detached = fired._replace(potential=detached.potential)
         return detached, spikes
 
 
@@ -121,8 +121,10 @@ def through_time(model: Any) -> Callable[..., Step] | None:
     Its ``through_time(params, state, currents [T, B, ...], spike)`` must give what its
     ``integrate`` and ``fire`` give step by step.
     """
-    own = getattr(without_surrogate(model), "through_time", None)
-    return own and functools.partial(own, spike=getattr(model, "surrogate", dspike))
+    function = getattr(without_surrogate(model), "through_time", None)
+    if function is None:
+        return None
+    return functools.partial(function, spike=getattr(model, "surrogate", dspike))
 
 
 def with_detached_reset(neuron: Any) -> Any:

@@ -12,8 +12,7 @@ Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 """
 
 import dataclasses
-import functools
-import operator
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -129,21 +128,29 @@ class IntegrateAndFire:
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
         """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
-        names, zero = ("threshold", "leak", "temperature"), jnp.zeros((), jnp.float32)
-        threshold, *rest = (parameter(self, name, shape, key) for name in names)
-        return NeuronParams(threshold, zero, zero, *rest)
+        zero = jnp.zeros((), jnp.float32)
+        return NeuronParams(
+            threshold=parameter(self, "threshold", shape, key),
+            bias=zero,
+            initial_potential=zero,
+            leak=parameter(self, "leak", shape, key),
+            temperature=parameter(self, "temperature", shape, key),
+        )
 
     def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
         """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
         # Only what can be taken back has to be counted.
-        bounded = self.levels[0] < 0 and self.rectifies
-        total = jnp.zeros(shape, dtype) if bounded else None
+        takes_back = self.levels[0] < 0 and self.rectifies
+        total = jnp.zeros(shape, dtype) if takes_back else None
         return NeuronState(jnp.broadcast_to(potential, shape), total)
 
     def integrate(
-        self, params: NeuronParams, state: NeuronState, current: jax.Array
+        self,
+        params: NeuronParams,
+        state: NeuronState,
+        current: jax.Array,
     ) -> NeuronState:
         """v <- max(leak v + I, lowest V_th)."""
         v = state.potential
@@ -156,7 +163,10 @@ class IntegrateAndFire:
         return state._replace(potential=v)
 
     def fire(
-        self, params: NeuronParams, state: NeuronState, spike: Surrogate = dspike
+        self,
+        params: NeuronParams,
+        state: NeuronState,
+        spike: Surrogate = dspike,
     ) -> tuple[NeuronState, jax.Array]:
         """Spikes s = k V_th, and the reset.
 
@@ -168,37 +178,60 @@ class IntegrateAndFire:
         """
         v, total = state
         v_th = like(params.threshold, v)
-        temperature = params.temperature
-        sharpness = () if temperature is None else (like(temperature, v),)
 
-        def reached(level: Any) -> jax.Array:
-            # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
-            # keeps the sign of the difference.
-            return spike((v - level * v_th) / (2 * v_th), *sharpness)
+        def reaches(level: Any) -> jax.Array:
+            """1 where v >= level V_th, otherwise 0."""
+            # Whatever the rounding: dividing by a positive number keeps the sign of the
+            # difference.
+            x = (v - level * v_th) / (2 * v_th)
+            if params.temperature is None:
+                return spike(x)
+            return spike(x, like(params.temperature, v))
 
-        low, high = self.levels
-        below: Any = low
-        if high - low > _NEAREST:
-            near = jnp.floor(v / v_th) - _NEAREST // 2
-            below = jnp.clip(jax.lax.stop_gradient(near), low, high - _NEAREST)
-        steps = [reached(below + i) for i in range(1, 1 + min(high - low, _NEAREST))]
-        level = functools.reduce(operator.add, steps)
-        if self.levels != (0, 1):  # a binary level begins at 0
-            level = level + below
-        # A reset to zero asks whether any spike was sent, not of which level.
-        spike_or_none = level
+        level = self._level(v, v_th, reaches)
+        is_spike = level
         if self.reset == "zero" and self.levels != (0, 1):
-            spike_or_none = reached(1)
-            if low < 0:
-                may_be_negative = 1 if total is None else jnp.minimum(total, 1)
-                spike_or_none += (1 - reached(0)) * may_be_negative
+            is_spike = self._is_spike(total, reaches)
         if total is not None:
             # At level = -N, where a silent neuron is, a maximum would halve the
             # derivative. 0 - N, since -N is -0 there.
             level = jnp.where(level < -total, 0 - total, level)
             total = total + level
-        v = v - v_th * level if self.reset == "subtract" else v * (1 - spike_or_none)
+        v = v - v_th * level if self.reset == "subtract" else v * (1 - is_spike)
         return NeuronState(v, total), add_offset(v_th * level, params.offset)
+
+    def _level(
+        self,
+        v: jax.Array,
+        v_th: jax.Array,
+        reaches: Callable[[Any], jax.Array],
+    ) -> jax.Array:
+        """clip(floor(v / V_th), low, high), as a sum of steps that have surrogates."""
+        low, high = self.levels
+        count = high - low
+        lowest: Any = low  # the level if none of these steps is reached
+        if count > _NEAREST:
+            count = _NEAREST
+            near = jnp.floor(v / v_th) - _NEAREST // 2
+            lowest = jnp.clip(jax.lax.stop_gradient(near), low, high - _NEAREST)
+        level = reaches(lowest + 1)
+        for i in range(2, 1 + count):
+            level = level + reaches(lowest + i)
+        return level if self.levels == (0, 1) else level + lowest
+
+    def _is_spike(
+        self,
+        total: jax.Array | None,
+        reaches: Callable[[Any], jax.Array],
+    ) -> jax.Array:
+        """1 where any spike is sent, whatever its level, otherwise 0."""
+        is_spike = reaches(1)
+        if self.levels[0] < 0:
+            is_negative = 1 - reaches(0)
+            if total is not None:  # a ReLU takes back only what it has sent
+                is_negative = is_negative * jnp.minimum(total, 1)
+            is_spike = is_spike + is_negative
+        return is_spike
 
 
 def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
@@ -207,7 +240,7 @@ def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
 
 
 def as_encoder(neuron: Any) -> Any:
-    """The model of a value that may be negative; others than IF and LIF stay."""
+    """The model of a value that may be negative; other models than IF and LIF stay."""
     if not is_plain(neuron):
         return neuron
     low, high = neuron.levels
@@ -281,8 +314,15 @@ def integrate_and_fire(
     >>> print(unroll(bounded, bounded.init(), late)[:, 0])
     [0. 0. 1. 1.]
     """
-    fields = levels, reset, threshold, None, temperature, dead_zone, last_zone
-    return IntegrateAndFire(*fields, lowest=lowest)
+    return IntegrateAndFire(
+        levels=levels,
+        reset=reset,
+        threshold=threshold,
+        temperature=temperature,
+        dead_zone=dead_zone,
+        last_zone=last_zone,
+        lowest=lowest,
+    )
 
 
 def lif(
@@ -314,7 +354,14 @@ def lif(
     """
     if leak is None:
         LEAK.check("leak", leak)
-    return IntegrateAndFire(levels, reset, threshold, leak, temperature, lowest=lowest)
+    return IntegrateAndFire(
+        levels=levels,
+        reset=reset,
+        threshold=threshold,
+        leak=leak,
+        temperature=temperature,
+        lowest=lowest,
+    )
 
 
 # Within them an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
@@ -381,9 +428,13 @@ class ResonateAndFire:
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> ResonateParams:
         """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
-        names = (field.name for field in dataclasses.fields(self))
-        own = {name: parameter(self, name, shape, key) for name in names}
-        return ResonateParams(bias=jnp.zeros((), jnp.float32), **own)
+        return ResonateParams(
+            threshold=parameter(self, "threshold", shape, key),
+            bias=jnp.zeros((), jnp.float32),
+            omega=parameter(self, "omega", shape, key),
+            damping=parameter(self, "damping", shape, key),
+            temperature=parameter(self, "temperature", shape, key),
+        )
 
     def start(self, params: ResonateParams, shape: tuple[int, ...]) -> ResonateState:
         """Zeros in float32, or as wide as params."""
@@ -391,21 +442,37 @@ class ResonateAndFire:
         return ResonateState(zeros, zeros, zeros)
 
     def integrate(
-        self, params: ResonateParams, state: ResonateState, current: jax.Array
+        self,
+        params: ResonateParams,
+        state: ResonateState,
+        current: jax.Array,
     ) -> ResonateState:
         """x and y turn and shrink, and the current arrives."""
         x, y, q = state
         omega, damping = like(params.omega, x), like(params.damping, x)
         r = jnp.sqrt(1 - omega**2) - damping - 0.01 * q
-        x, y = r * x - omega * y + current.astype(x.dtype), omega * x + r * y
-        return ResonateState(x, y, q)
+        return ResonateState(
+            potential=r * x - omega * y + current.astype(x.dtype),
+            quadrature=omega * x + r * y,
+            refractory=q,
+        )
 
     def fire(
-        self, params: ResonateParams, state: ResonateState, spike: Surrogate = dspike
+        self,
+        params: ResonateParams,
+        state: ResonateState,
+        spike: Surrogate = dspike,
     ) -> tuple[ResonateState, jax.Array]:
         """Spikes s, as those of an IF neuron whose potential is x - q V_th."""
         x, _, q = state
         v_th = like(params.threshold, x)
-        plain = NeuronParams(v_th, v_th, v_th, temperature=params.temperature)
-        _, s = IntegrateAndFire().fire(plain, NeuronState(x - q * v_th), spike)
-        return state._replace(refractory=0.9 * q + s / v_th), s
+        # Firing reads neither the bias nor the initial potential.
+        if_params = NeuronParams(
+            threshold=v_th,
+            bias=v_th,
+            initial_potential=v_th,
+            temperature=params.temperature,
+        )
+        if_state = NeuronState(x - q * v_th)
+        _, spikes = IntegrateAndFire().fire(if_params, if_state, spike)
+        return state._replace(refractory=0.9 * q + spikes / v_th), spikes

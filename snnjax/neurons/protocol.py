@@ -104,8 +104,12 @@ def chain(neuron: Any) -> tuple[Any, ...]:
 
 def field(tree: Any, name: str) -> Any:
     """A field of params or of a state, or of those inside; None if there is none."""
-    values = (getattr(part, name) for part in chain(tree) if name in _fields(part))
-    return next((value for value in values if value is not None), None)
+    for part in chain(tree):
+        if name in _fields(part):
+            value = getattr(part, name)
+            if value is not None:
+                return value
+    return None
 
 
 def _fields(tree: Any) -> tuple[str, ...]:
@@ -126,8 +130,8 @@ def drive(params: Any, current: jax.Array) -> jax.Array:
 
 def fire(neuron: Any, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
     """Fire a model, by this surrogate unless it has one of its own."""
-    has_default = spike is None and takes(neuron.fire, None, None)
-    if has_default or not takes(neuron.fire, None, None, spike=None):
+    may_leave_out = spike is None and takes(neuron.fire, None, None)
+    if may_leave_out or not takes(neuron.fire, None, None, spike=None):
         return neuron.fire(params, state)
     return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
@@ -139,7 +143,8 @@ def takes_surrogate(neuron: Any) -> bool:
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
     """Connections within a site of this shape that a spike reaches."""
-    return sum(p.fan_out(shape) for p in chain(neuron) if hasattr(p, "fan_out"))
+    parts = [part for part in chain(neuron) if hasattr(part, "fan_out")]
+    return sum(part.fan_out(shape) for part in parts)
 
 
 def levels_of(neuron: Any) -> tuple[int, int] | None:

@@ -55,7 +55,11 @@ def per_byte(levels: tuple[int, int]) -> int:
     (8, 4, 2, 1)
     """
     low, high = levels
-    return next(n for n in (8, 4, 2, 1) if 2 ** (8 // n) > high - low)
+    count = high - low + 1
+    for bits in (1, 2, 4):
+        if count <= 2**bits:
+            return 8 // bits
+    return 1
 
 
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
@@ -71,8 +75,8 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     sizes = jnp.asarray(train.code.sizes(steps), threshold.dtype)
     sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
     spikes = sizes * (levels * threshold)
-    values = add_offset(train.code.stream(spikes), train.offset)
-    return values if train.dtype is None else values.astype(train.dtype)
+    stream = add_offset(train.code.stream(spikes), train.offset)
+    return stream if train.dtype is None else stream.astype(train.dtype)
 
 
 def result_of(train: SpikeTrain, steps: int) -> jax.Array:
@@ -83,7 +87,11 @@ def result_of(train: SpikeTrain, steps: int) -> jax.Array:
     """
     xp, dtype = namespace(train.bits), train.threshold.dtype
     sizes = train.code.sizes(steps)
-    total = _sum_over_steps(train, steps, lambda t, levels: sizes[t] * levels, dtype)
+
+    def size_sum(t: int, level: np.ndarray) -> np.ndarray:
+        return sizes[t] * level
+
+    total = _sum_over_steps(train, steps, size_sum, dtype)
     # In place where NumPy computes: fresh memory costs more than these operations.
     total *= lead(train.threshold, total.ndim)
     total /= dtype.type(steps)
@@ -99,55 +107,80 @@ def numbers_of(train: SpikeTrain, steps: int) -> jax.Array:
     2
     """
     dtype = np.uint8 if steps < 256 else np.int32
-    return _sum_over_steps(train, steps, lambda t, levels: levels != 0, dtype)
+    return _sum_over_steps(train, steps, lambda t, level: level != 0, dtype)
 
 
 def _sum_over_steps(
-    train: SpikeTrain, steps: int, of_step: Callable[[int, Any], Any], dtype: Any
+    train: SpikeTrain,
+    steps: int,
+    term: Callable[[int, np.ndarray], np.ndarray],
+    dtype: Any,
 ) -> jax.Array:
-    """sum over the steps t of ``of_step(t, level)``, by a table of all bytes."""
-    xp, group = namespace(train.bits), per_byte(train.levels)
-    width, every_byte, total = 8 // group, np.arange(256), None
+    """The sum over the steps t of ``term(t, level)``, for the levels of all spikes.
+
+    The sum over the steps of one byte is a function of the byte: a table of 256
+    numbers.
+    """
+    xp = namespace(train.bits)
+    steps_per_byte = per_byte(train.levels)
+    width = 8 // steps_per_byte  # bits of an index
+    every_byte = np.arange(256)
+    total = None
     for number, byte in enumerate(train.bits):
+        first = number * steps_per_byte
         table = np.zeros(256)
-        for place, t in enumerate(range(number * group, steps)[:group]):
-            index = every_byte >> width * (group - 1 - place) & 2**width - 1
-            table += of_step(t, index + train.levels[0])
-        values = xp.take(table.astype(dtype), byte)
-        total = values if total is None else total + values
+        for t in range(first, min(first + steps_per_byte, steps)):
+            shift = width * (steps_per_byte - 1 - (t - first))
+            index = (every_byte >> shift) & (2**width - 1)
+            table += term(t, index + train.levels[0])
+        sums = xp.take(table.astype(dtype), byte)
+        total = sums if total is None else total + sums
     return total
 
 
 def level_indices(
-    spikes: jax.Array, threshold: jax.Array | float, levels=BINARY
+    spikes: jax.Array,
+    threshold: jax.Array | float,
+    levels=BINARY,
 ) -> jax.Array:
     """The number of each spike's level, counted from the lowest: uint8."""
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
-    threshold, spikes = lead(wide(jnp.asarray(threshold)), spikes.ndim), wide(spikes)
-    level = jnp.round(spikes / threshold.astype(spikes.dtype))
-    return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
+    low, high = levels
+    spikes = wide(spikes)
+    threshold = lead(wide(jnp.asarray(threshold)), spikes.ndim).astype(spikes.dtype)
+    level = jnp.round(spikes / threshold)
+    return (jnp.clip(level, low, high) - low).astype(jnp.uint8)
 
 
 def in_groups(stream: Any, levels: tuple[int, int]) -> jax.Array:
     """A stream [T, ...] as [bytes, steps of a byte, ...], filled up with zeros."""
-    stream, group = jnp.asarray(stream), per_byte(levels)
-    filling = jnp.zeros((-len(stream) % group, *stream.shape[1:]), stream.dtype)
-    return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
+    stream = jnp.asarray(stream)
+    steps_per_byte = per_byte(levels)
+    missing_steps = -len(stream) % steps_per_byte
+    zeros = jnp.zeros((missing_steps, *stream.shape[1:]), stream.dtype)
+    whole_bytes = jnp.concatenate([stream, zeros])
+    return whole_bytes.reshape(-1, steps_per_byte, *stream.shape[1:])
 
 
 def append(
-    byte: jax.Array, indices: jax.Array, place: int, levels: tuple[int, int] = BINARY
+    byte: jax.Array,
+    indices: jax.Array,
+    place: int,
+    levels: tuple[int, int] = BINARY,
 ) -> jax.Array:
     """A byte of some steps, with the index of step ``place`` set."""
-    group = per_byte(levels)
-    return byte | indices << jnp.uint8(8 // group * (group - 1 - place))
+    steps_per_byte = per_byte(levels)
+    width = 8 // steps_per_byte  # bits of an index
+    return byte | indices << jnp.uint8(width * (steps_per_byte - 1 - place))
 
 
 def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
     """The indices [count, ...] from the bytes of `SpikeTrain.bits`."""
-    group = per_byte(levels)
-    shifts = 8 // group * jnp.arange(group - 1, -1, -1, dtype=jnp.uint8)
-    shifts = shifts.reshape(1, group, *[1] * (bits.ndim - 1))
-    indices = bits[:, None] >> shifts & jnp.uint8(2 ** (8 // group) - 1)
+    steps_per_byte = per_byte(levels)
+    width = 8 // steps_per_byte  # bits of an index
+    shifts = width * jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
+    shifts = shifts.reshape(1, steps_per_byte, *[1] * (bits.ndim - 1))
+    # [bytes, steps of a byte, ...]
+    indices = (bits[:, None] >> shifts) & jnp.uint8(2**width - 1)
     return indices.reshape(-1, *bits.shape[1:])[:count]

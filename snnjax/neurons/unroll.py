@@ -112,7 +112,11 @@ def fold(
 
 
 def _check_through_time(
-    neuron: Neuron, end_state: Any, state: Any, spikes: jax.Array, currents: jax.Array
+    neuron: Neuron,
+    end_state: Any,
+    state: Any,
+    spikes: jax.Array,
+    currents: jax.Array,
 ) -> None:
     """Raise unless ``through_time`` gave a state and spikes as `fire` gives them."""
     found = jax.tree.map(jnp.shape, end_state)
@@ -230,7 +234,10 @@ def spike_train(
     byte_count = -(-steps // steps_per_byte)
     bytes_per_loop = max(1, _steps_per_loop(neuron, ticks) // steps_per_byte)
     _, bits = jax.lax.scan(
-        encode_byte, state, bytes_of_stream, unroll=min(byte_count, bytes_per_loop)
+        encode_byte,
+        state,
+        bytes_of_stream,
+        unroll=min(byte_count, bytes_per_loop),
     )
     # In the type of the potential: a narrower one would round a level beyond 1 twice.
     dtype = state.potential.dtype
@@ -347,7 +354,10 @@ def closed_form(
 
 
 def arriving_while_firing(
-    params: Any, currents: jax.Array, wait: int, code: Code
+    params: Any,
+    currents: jax.Array,
+    wait: int,
+    code: Code,
 ) -> jax.Array:
     """The input after the wait with its bias, and then zeros: [T, B, ...]."""
     times = arrivals(code, len(currents), slice(wait, None))
@@ -381,7 +391,12 @@ def _step(neuron: Neuron, params: Any) -> Callable:
 
 
 def _integrated(
-    neuron: Neuron, params: Any, state: Any, currents: jax.Array, wait: int, code: Code
+    neuron: Neuron,
+    params: Any,
+    state: Any,
+    currents: jax.Array,
+    wait: int,
+    code: Code,
 ) -> Any:
     """The state after the first ``wait`` currents, in which nothing fires."""
     check_floating("currents", currents)

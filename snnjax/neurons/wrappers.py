@@ -44,9 +44,9 @@ class _WithVariable(Wrapper):
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """The model's parameters, and those of the other fields."""
-        names = self._params._fields[1:]
-        own = (fresh.parameter(self, name, shape, key) for name in names)
-        return self._params(self.neuron.init(shape, key), *own)
+        _, *names = self._params._fields  # the first is `neuron`
+        numbers = {name: fresh.parameter(self, name, shape, key) for name in names}
+        return self._params(neuron=self.neuron.init(shape, key), **numbers)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
@@ -54,14 +54,20 @@ class _WithVariable(Wrapper):
         return WrapperState(self.neuron.start(params.neuron, shape), zeros)
 
     def integrate(
-        self, params: Any, state: WrapperState, current: jax.Array
+        self,
+        params: Any,
+        state: WrapperState,
+        current: jax.Array,
     ) -> WrapperState:
         """As the model does."""
         inside = self.neuron.integrate(params.neuron, state.neuron, current)
         return state._replace(neuron=inside)
 
     def fire(
-        self, params: Any, state: WrapperState, spike: Surrogate | None = None
+        self,
+        params: Any,
+        state: WrapperState,
+        spike: Surrogate | None = None,
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does."""
         inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
@@ -104,7 +110,10 @@ class Synaptic(_WithVariable):
     _params = SynapticParams
 
     def integrate(
-        self, params: SynapticParams, state: WrapperState, current: jax.Array
+        self,
+        params: SynapticParams,
+        state: WrapperState,
+        current: jax.Array,
     ) -> WrapperState:
         """i <- synaptic_leak i + I; the model integrates i."""
         i = state.variable
@@ -161,14 +170,20 @@ class Adaptive(_WithVariable):
     _params = AdaptiveParams
 
     def integrate(
-        self, params: AdaptiveParams, state: WrapperState, current: jax.Array
+        self,
+        params: AdaptiveParams,
+        state: WrapperState,
+        current: jax.Array,
     ) -> WrapperState:
         """The model integrates I - w."""
         w = state.variable
         return super().integrate(params, state, current.astype(w.dtype) - w)
 
     def fire(
-        self, params: AdaptiveParams, state: WrapperState, spike: Surrogate = dspike
+        self,
+        params: AdaptiveParams,
+        state: WrapperState,
+        spike: Surrogate = dspike,
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does, and then w <- beta w + a v + b s."""
         state, spikes = super().fire(params, state, spike)
@@ -178,7 +193,9 @@ class Adaptive(_WithVariable):
                 f"an adaptation needs a potential, and the state of {self.neuron!r} "
                 "has no field of that name; allowed: a model with one, e.g. snnjax.lif"
             )
-        a, b, leak = (lead(leaf, w.ndim).astype(w.dtype) for leaf in params[1:])
+        a = lead(params.subthreshold, w.ndim).astype(w.dtype)
+        b = lead(params.spike_triggered, w.ndim).astype(w.dtype)
+        leak = lead(params.adaptation_leak, w.ndim).astype(w.dtype)
         w = leak * w + a * v.astype(w.dtype) + b * spikes.astype(w.dtype)
         return state._replace(variable=w), spikes
 
@@ -232,19 +249,25 @@ class Recurrent(_WithVariable):
         return math.prod(shape)
 
     def integrate(
-        self, params: RecurrentParams, state: WrapperState, current: jax.Array
+        self,
+        params: RecurrentParams,
+        state: WrapperState,
+        current: jax.Array,
     ) -> WrapperState:
         """The model integrates I + s W."""
-        last = state.variable
-        dtype = promoted(current, last)
+        last_spikes = state.variable
+        dtype = promoted(current, last_spikes)
         # One kernel for the whole site: its neurons are one axis, whatever its shape.
-        rows = last.reshape(last.shape[0], -1).astype(dtype)
-        from_spikes = rows @ params.kernel.astype(dtype)
-        total = current.astype(dtype) + from_spikes.reshape(last.shape)
+        rows = last_spikes.reshape(last_spikes.shape[0], -1).astype(dtype)
+        recurrent_current = rows @ params.kernel.astype(dtype)
+        total = current.astype(dtype) + recurrent_current.reshape(last_spikes.shape)
         return super().integrate(params, state, total)
 
     def fire(
-        self, params: RecurrentParams, state: WrapperState, spike: Surrogate = dspike
+        self,
+        params: RecurrentParams,
+        state: WrapperState,
+        spike: Surrogate = dspike,
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
         state, spikes = super().fire(params, state, spike)

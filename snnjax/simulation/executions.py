@@ -64,7 +64,9 @@ class Job(NamedTuple):
 
 
 def run_in_time(
-    job: Job, segment_steps: int, state: Mapping[str, Any] | None = None
+    job: Job,
+    segment_steps: int,
+    state: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """T steps in segments of ``segment_steps`` steps, from one state to the next.
 
@@ -139,7 +141,9 @@ def _segment_rule(
         if not site.fires:
             *arguments, function = operands
             outputs, end_states[name] = code.operate(
-                function, (current, *arguments), states[name]
+                function,
+                (current, *arguments),
+                states[name],
             )
             return outputs
         currents = code.arriving(over_time(current, steps, len(site.shape)))
@@ -161,21 +165,25 @@ def check_state(state: Any, start: dict[str, Any]) -> None:
     """Raise unless a given state has the structure and shapes of that of the start."""
 
     def shapes(tree: Any) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            name_of(p): f"{leaf.dtype}{list(jnp.shape(leaf))}" for p, leaf in leaves
-        }
+        texts = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            texts[name_of(path)] = f"{leaf.dtype}{list(jnp.shape(leaf))}"
+        return texts
 
-    found, allowed = shapes(state), shapes(start)
-    if found == allowed and jax.tree.structure(state) == jax.tree.structure(start):
+    state_shapes, start_shapes = shapes(state), shapes(start)
+    same_classes = jax.tree.structure(state) == jax.tree.structure(start)
+    if state_shapes == start_shapes and same_classes:
         return
-    names = [n for n in found | allowed if found.get(n) != allowed.get(n)][:3]
-    found_text = ", ".join(f"{name} {found.get(name)}" for name in names)
-    allowed_text = ", ".join(f"{name} {allowed.get(name)}" for name in names)
+    state_texts, start_texts = [], []
+    for name in state_shapes | start_shapes:
+        if state_shapes.get(name) != start_shapes.get(name):
+            state_texts.append(f"{name} {state_shapes.get(name)}")
+            start_texts.append(f"{name} {start_shapes.get(name)}")
     raise ValueError(
-        f"state is not of this SNN and batch: found {found_text or 'other classes'}; "
-        f"allowed: {allowed_text or 'the classes of the start'}. Pass the state that "
-        "the previous call returned, or None to start"
+        "state is not of this SNN and batch: found "
+        f"{', '.join(state_texts[:3]) or 'other classes'}; allowed: "
+        f"{', '.join(start_texts[:3]) or 'the classes of the start'}. Pass the state "
+        "that the previous call returned, or None to start"
     )
 
 
@@ -185,10 +193,18 @@ def _held_wide(constants: Values) -> Callable[[], Values]:
     The gradient of a constant of a loop is summed over its turns in the type in which
     it enters. A number of Python has neither gradient nor type.
     """
-    arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
-    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
-    widened = {v: wide(constants[v]) for v in types}
-    return lambda: constants | {v: a.astype(types[v]) for v, a in widened.items()}
+    widened = {}
+    for v, constant in constants.items():
+        if hasattr(constant, "dtype") and is_floating(constant):
+            widened[v] = wide(constant)
+
+    def narrowed() -> Values:
+        values = dict(constants)
+        for v, constant in widened.items():
+            values[v] = constant.astype(constants[v].dtype)
+        return values
+
+    return narrowed
 
 
 def _scan(
@@ -220,7 +236,9 @@ def _scan(
         last_inputs = jax.tree.map(lambda leaf: leaf[whole:], inputs)
         state, last_outputs = segment_of(remainder)(state, last_inputs)
         outputs = jax.tree.map(
-            lambda *parts: jnp.concatenate(parts), outputs, last_outputs
+            lambda *parts: jnp.concatenate(parts),
+            outputs,
+            last_outputs,
         )
     return state, outputs
 
@@ -240,12 +258,13 @@ def run_closed_form(job: Job) -> Any:
     # Only what follows the last neurons on the way to an output has steps. The neurons
     # whose spikes it reads become trains again; of all others the mean is enough.
     readout = needed(network.equations, network.outputs, available=spikes)
-    read_by_readout = {v for eq in readout for v in eq.inputs} | set(network.outputs)
-    last_outputs = {
-        eq.place.name: eq.outputs[0]
-        for eq in network.equations
-        if eq.fires and eq.outputs[0] in read_by_readout
-    }
+    read_by_readout = set(network.outputs)
+    for equation in readout:
+        read_by_readout.update(equation.inputs)
+    last_outputs = {}  # site name -> the variable of its spikes
+    for equation in network.equations:
+        if equation.fires and equation.outputs[0] in read_by_readout:
+            last_outputs[equation.place.name] = equation.outputs[0]
     trains: dict[int, jax.Array] = {}  # what the readout reads of each step
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
@@ -271,7 +290,10 @@ def run_closed_form(job: Job) -> Any:
 
 
 def _spikes_with_mean(
-    job: Job, site: Site, current: jax.Array, mean: jax.Array
+    job: Job,
+    site: Site,
+    current: jax.Array,
+    mean: jax.Array,
 ) -> jax.Array:
     """The stream [T, B, ...] of neurons that fire after all of their input.
 
@@ -288,7 +310,10 @@ def _spikes_with_mean(
 
 
 def _first_spikes(
-    mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
+    mean: jax.Array,
+    params: NeuronParams,
+    steps: int,
+    levels: tuple[int, int],
 ) -> jax.Array:
     """The spike train [T, B, ...] with this mean that fires as early as it can.
 
@@ -318,11 +343,13 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
             behind them is computed once, of means.
     """
     network = job.network
-    last_site = max(i for i, eq in enumerate(network.equations) if eq.fires)
-    head_equations = network.equations[: 1 + last_site]
+    firing_positions = [i for i, eq in enumerate(network.equations) if eq.fires]
+    head_equations = network.equations[: 1 + firing_positions[-1]]
     in_time = streaming(head_equations, network.x if job.sequence else ())
     tail = needed(network.equations, network.outputs, in_time)
-    read_by_tail = {v for eq in tail for v in eq.variables} | set(network.outputs)
+    read_by_tail = set(network.outputs)
+    for equation in tail:
+        read_by_tail.update(equation.variables)
     head_outputs = tuple(in_time & read_by_tail)
     head = network._replace(
         equations=head_equations,
@@ -422,10 +449,13 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
     # With a constant x the first layer is computed once, not at every step.
-    live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
-    constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
-    evaluate(constant, values, identity)
-    return values, streams, live
+    live_equations, constant_equations = [], []
+    for equation in network.equations:
+        is_live = bool(streams.intersection(equation.outputs))
+        equations = live_equations if is_live else constant_equations
+        equations.append(equation)
+    evaluate(constant_equations, values, identity)
+    return values, streams, live_equations
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int]) -> Any:
@@ -444,20 +474,23 @@ def arriving(code: Code, output: jax.Array) -> jax.Array:
 
 
 def start_state(
-    job: Job, equation: Equation, values: Values, streams: frozenset[int]
+    job: Job,
+    equation: Equation,
+    values: Values,
+    streams: frozenset[int],
 ) -> Any:
     """State of a site or an operator before its first step; values as of `prepare`."""
     site, batch = equation.place, batch_of(job.x, job.sequence)
     if site.fires:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
-
-    def argument(v: Any) -> Any:
-        if v not in streams:
-            return read(values, v)
-        aval = job.network.avals[v]
-        return jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype)
-
-    live = tuple(v in streams for v in equation.inputs)
-    arguments = [argument(v) for v in equation.inputs]
-    return job.snn.code.operator_state(operator(equation, live), arguments)
+    is_live = tuple(v in streams for v in equation.inputs)
+    arguments = []  # of one step
+    for v in equation.inputs:
+        if v in streams:
+            aval = job.network.avals[v]
+            shape = (batch, *aval.shape)
+            arguments.append(jax.ShapeDtypeStruct(shape, aval.dtype))
+        else:
+            arguments.append(read(values, v))
+    return job.snn.code.operator_state(operator(equation, is_live), arguments)

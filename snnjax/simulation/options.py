@@ -121,12 +121,15 @@ def _check_parts(sim: Simulation) -> None:
 
 def _check_beside_state(sim: Simulation) -> None:
     """Raise for options that a simulation with state=True does not have."""
-    names = ("has_aux", "answer", "micro_batch", "wait")
-    found = [f"{name}={getattr(sim, name)}" for name in names if getattr(sim, name)]
+    options = []
+    for name in ("has_aux", "answer", "micro_batch", "wait"):
+        value = getattr(sim, name)
+        if value:
+            options.append(f"{name}={value}")
     if sim.execution == "closed_form":
-        found.append("execution='closed_form'")
-    if found:
+        options.append("execution='closed_form'")
+    if options:
         raise ValueError(
             "state=True returns all steps and the state after the last one; found "
-            f"{', '.join(found)} beside it. Leave it out"
+            f"{', '.join(options)} beside it. Leave it out"
         )

@@ -313,7 +313,10 @@ def simulate(sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Any) -> Any:
 
 
 def _simulate_piece(
-    sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Mapping[str, Any] | None
+    sim: Simulation,
+    snn: SNN,
+    x: chex.ArrayTree,
+    state: Mapping[str, Any] | None,
 ) -> tuple[Any, dict[str, Any]]:
     """T steps of a stream from a state, and the state after them."""
     job = _job(sim, snn, x)
@@ -329,7 +332,10 @@ def _simulate_piece(
 
 
 def _simulate_on_device(
-    sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree
+    sim: Simulation,
+    choice: Choice,
+    snn: SNN,
+    x: chex.ArrayTree,
 ) -> Any:
     """The outputs of a device's own examples, as many at a time as fit."""
     axis = 1 if sim.sequence else 0
@@ -354,7 +360,11 @@ def _simulate_on_device(
 
 
 def _simulate_group(
-    sim: Simulation, choice: Choice, snn: SNN, batch: Any, x: chex.ArrayTree
+    sim: Simulation,
+    choice: Choice,
+    snn: SNN,
+    batch: Any,
+    x: chex.ArrayTree,
 ) -> Any:
     """The outputs of ``batch`` examples at once."""
     job = _job(sim, snn, x)
@@ -379,7 +389,10 @@ def _in_groups(run: Callable, x: Any, size: int, axis: int, out_axis: int) -> An
 
 
 def simulate_training(
-    sim: Simulation, devices: int, snn: SNN, x: chex.ArrayTree
+    sim: Simulation,
+    devices: int,
+    snn: SNN,
+    x: chex.ArrayTree,
 ) -> tuple[Any, Any]:
     """Outputs [T, B, ...] and aux in training mode, on devices that share the batch."""
     if sim.execution == "closed_form":
