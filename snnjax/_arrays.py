@@ -40,9 +40,11 @@ def running_sum(array: jax.Array) -> jax.Array:
     """
 
     def add(total, entry):
-        return (total + entry,) * 2
+        total = total + entry
+        return total, total
 
-    return jax.lax.scan(add, jnp.zeros_like(array[0]), array, unroll=8)[1]
+    _, sums = jax.lax.scan(add, jnp.zeros_like(array[0]), array, unroll=8)
+    return sums
 
 
 def lead(array: Any, ndim: int) -> jax.Array:
@@ -54,7 +56,18 @@ def lead(array: Any, ndim: int) -> jax.Array:
     array = array if isinstance(array, np.ndarray) else jnp.asarray(array)
     if array.ndim in (0, ndim):
         return array
-    return array.reshape(*[1] * (ndim - array.ndim), *array.shape)
+    new_axes = [1] * (ndim - array.ndim)
+    return array.reshape(*new_axes, *array.shape)
+
+
+def per_step(numbers: Any, ndim: int) -> Any:
+    """Numbers of the steps, [T], with axes of size 1 behind, ``ndim`` in all.
+
+    >>> per_step(jnp.ones(8), 3).shape
+    (8, 1, 1)
+    """
+    new_axes = [1] * (ndim - 1)
+    return numbers.reshape(-1, *new_axes)
 
 
 def aligned(*arrays: Any) -> list[jax.Array]:
@@ -88,13 +101,14 @@ def on_host(tree: Any) -> Any:
 def is_on_host(tree: Any) -> bool:
     """Whether all arrays are in the memory of one CPU, where NumPy reads them."""
 
-    def is_here(leaf: Any) -> bool:
+    for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, Tracer):
             return False
-        devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
-        return len(devices) <= 1 and all(d.platform == "cpu" for d in devices)
-
-    return all(map(is_here, jax.tree.leaves(tree)))
+        if isinstance(leaf, jax.Array):
+            platforms = [device.platform for device in leaf.devices()]
+            if platforms != ["cpu"]:
+                return False
+    return True
 
 
 def by_numpy_or_xla(function: Callable, static: int = 0) -> Callable:
@@ -138,7 +152,7 @@ def subtract_offset(values: jax.Array, offset: Any) -> jax.Array:
 
 def other_axes(ndim: int, channel: int) -> tuple[int, ...]:
     """All axes but that of the channels, which is counted from the end."""
-    return tuple(a for a in range(ndim) if a != ndim + channel)
+    return tuple(axis for axis in range(ndim) if axis != ndim + channel)
 
 
 def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
@@ -148,19 +162,23 @@ def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
     Array([20., 20., 20.], dtype=float32)
     """
     reduced = reduce(x, axis=other_axes(x.ndim, channel), keepdims=True)
-    return reduced.reshape(x.shape[channel], *[1] * (-channel - 1))
+    later_axes = [1] * (-channel - 1)
+    return reduced.reshape(x.shape[channel], *later_axes)
 
 
-def sampled(parts: Iterable[Any], axis: int, every: int) -> list[Any]:
-    """Every n-th image, counted across all parts.
+def sampled(parts: Iterable[Any], axis: int, stride: int) -> list[Any]:
+    """Each ``stride``-th image, counted across all parts; images lie along ``axis``.
 
     >>> [part.tolist() for part in sampled([jnp.arange(3), jnp.arange(3, 7)], 0, 2)]
     [[0, 2], [4, 6]]
     """
-    samples, start = [], 0
+    samples = []
+    start = 0  # number of the part's first image
     for part in parts:
-        count, first = part.shape[axis], -start % every
+        count = part.shape[axis]
+        first = -start % stride
         if first < count:
-            samples.append(part[(slice(None),) * axis + (slice(first, None, every),)])
+            whole_axes = (slice(None),) * axis
+            samples.append(part[(*whole_axes, slice(first, None, stride))])
         start += count
     return samples

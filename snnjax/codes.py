@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import running_sum, wide
+from snnjax._arrays import per_step, running_sum, wide
 from snnjax._ranges import Range, is_number
 
 __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
@@ -93,7 +93,8 @@ class Code:
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
         # The sum of all later weights. It is summed from the last one on, which the
         # first ones would round away.
-        later_sum = np.append(np.cumsum(weights[:0:-1])[::-1], 0)
+        last_first = weights[:0:-1]
+        later_sum = np.append(np.cumsum(last_first)[::-1], 0)
         low, high = levels
         if low == 0:
             # A neuron without negative levels rounds down to what it can send.
@@ -332,9 +333,8 @@ class _Rate(Code):
 
     def _means(self, output: jax.Array) -> jax.Array:
         output = wide(output)
-        steps = jnp.arange(1, 1 + len(output), dtype=output.dtype)
-        steps = steps.reshape(-1, *[1] * (output.ndim - 1))
-        return jnp.cumsum(output, axis=0) / steps
+        counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
+        return jnp.cumsum(output, axis=0) / per_step(counts, output.ndim)
 
     def __repr__(self) -> str:
         return "rate()"

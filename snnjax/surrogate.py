@@ -257,6 +257,9 @@ def holds_tracer(spike: Surrogate) -> bool:
     """Whether the function's closure or a partial's arguments hold a traced value."""
     if isinstance(spike, functools.partial):
         values = jax.tree.leaves((spike.args, spike.keywords))
-        return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)
-    cells = getattr(spike, "__closure__", None) or ()
-    return any(isinstance(cell.cell_contents, Tracer) for cell in cells)
+        if holds_tracer(spike.func):
+            return True
+    else:
+        cells = getattr(spike, "__closure__", None) or ()
+        values = [cell.cell_contents for cell in cells]
+    return any(isinstance(value, Tracer) for value in values)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import broadcasts, namespace
+from snnjax._arrays import broadcasts
 from snnjax._ranges import POSITIVE, Range, ranges_of
 
 
@@ -35,9 +35,14 @@ class Uniform:
         make_plain_numbers(self, "low", "high")
         Range(self.low).check("high", self.high)
 
-    def of(self, drawn: Any) -> Any:
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest parameter."""
+        return self.low, self.high
+
+    def of(self, drawn: Any) -> jax.Array:
         """The parameter, of what is drawn; it rises with it."""
-        return drawn
+        return jnp.asarray(drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +57,14 @@ class TimeConstants(Uniform):
 
     low: Annotated[float, POSITIVE]
 
-    def of(self, drawn: Any) -> Any:
+    @property
+    def ends(self) -> tuple[float, float]:
+        """exp(-1 / tau) of both ends."""
+        return math.exp(-1 / self.low), math.exp(-1 / self.high)
+
+    def of(self, drawn: Any) -> jax.Array:
         """exp(-1 / tau)."""
-        return namespace(drawn).exp(-1 / drawn)
+        return jnp.exp(-1 / jnp.asarray(drawn))
 
 
 Numbers = float | Uniform | Sequence | np.ndarray | jax.Array
@@ -82,8 +92,8 @@ def make_plain_numbers(neuron: Any, *single: str) -> None:
 def _plain(name: str, limits: Range, value: Any) -> Any:
     """A distribution, or numbers as Python's own; raise where one is out of range."""
     if isinstance(value, Uniform):
-        for end in (value.low, value.high):
-            limits.check(name, float(value.of(np.float32(end))))
+        for end in value.ends:
+            limits.check(name, end)
         return value
     if np.ndim(value) and len(value):
         return tuple(_plain(name, limits, entry) for entry in value)

@@ -149,8 +149,8 @@ def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
         lift += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
         missing = v - like(tick.finest, v) / 2 * threshold
-        least = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
-        is_silent = jnp.abs(missing) < least
+        zone = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
+        is_silent = jnp.abs(missing) < zone
         lift -= jnp.where(is_silent, jax.lax.stop_gradient(missing), 0)
     return lift
 

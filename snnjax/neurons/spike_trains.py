@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import add_offset, lead, namespace, wide
+from snnjax._arrays import add_offset, lead, namespace, per_step, wide
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -73,8 +73,7 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     levels = indices.astype(threshold.dtype) + train.levels[0]
     # A spike of step t is worth T w_t; what equations read is decoded up to each step.
     sizes = jnp.asarray(train.code.sizes(steps), threshold.dtype)
-    sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
-    spikes = sizes * (levels * threshold)
+    spikes = per_step(sizes, levels.ndim) * (levels * threshold)
     stream = add_offset(train.code.stream(spikes), train.offset)
     return stream if train.dtype is None else stream.astype(train.dtype)
 

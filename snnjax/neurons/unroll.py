@@ -119,13 +119,13 @@ def _check_through_time(
     currents: jax.Array,
 ) -> None:
     """Raise unless ``through_time`` gave a state and spikes as `fire` gives them."""
-    found = jax.tree.map(jnp.shape, end_state)
-    allowed = jax.tree.map(jnp.shape, state)
-    if found != allowed or spikes.shape != currents.shape:
+    end_shapes = jax.tree.map(jnp.shape, end_state)
+    state_shapes = jax.tree.map(jnp.shape, state)
+    if end_shapes != state_shapes or spikes.shape != currents.shape:
         raise ValueError(
-            f"through_time of {neuron!r} returns the state {found} and spikes of shape "
-            f"{spikes.shape}; allowed: the state after all steps, {allowed}, and the "
-            f"spikes of each step, {currents.shape}"
+            f"through_time of {neuron!r} returns the state {end_shapes} and spikes of "
+            f"shape {spikes.shape}; allowed: the state after all steps, {state_shapes}"
+            f", and the spikes of each step, {currents.shape}"
         )
 
 

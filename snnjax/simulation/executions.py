@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, subtract_offset, wide
+from snnjax._arrays import add_offset, lead, per_step, subtract_offset, wide
 from snnjax._trees import batch_of, is_floating, name_of
 from snnjax.codes import Code
 from snnjax.firing import over_time
@@ -324,10 +324,10 @@ def _first_spikes(
     level_sum = subtract_offset(wide(mean[None]), params.offset) * steps / threshold
     count = jnp.round(level_sum)  # it is a whole number but for rounding
     low, high = levels
-    order = jnp.arange(steps, dtype=count.dtype).reshape(-1, *[1] * mean.ndim)
-    level = jnp.clip(count - high * order, 0, high)
+    t = per_step(jnp.arange(steps, dtype=count.dtype), count.ndim)
+    level = jnp.clip(count - high * t, 0, high)
     if low:
-        level += jnp.clip(count - low * order, low, 0)
+        level += jnp.clip(count - low * t, low, 0)
     spikes = add_offset(level * threshold.astype(count.dtype), params.offset)
     return spikes.astype(mean.dtype)
 
