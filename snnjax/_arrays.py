@@ -135,6 +135,17 @@ def namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray | np.generic) else jnp
 
 
+def binary_unit(values: Any) -> Any:
+    """For each number the power of two above it, which scales without rounding.
+
+    >>> print(binary_unit(np.array([0.3, 5.0, 0.0])))
+    [0.5 8.  1. ]
+    """
+    xp = namespace(values)
+    _, exponents = xp.frexp(abs(values))
+    return xp.ldexp(xp.ones_like(values), exponents)
+
+
 def add_offset(values: jax.Array, offset: Any) -> jax.Array:
     """Values plus an offset of each channel, in their own type; None: as they are."""
     if offset is None:

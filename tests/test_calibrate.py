@@ -594,7 +594,11 @@ REFUSED_OPTIONS = [
     (snnjax.percentile, [101], "p is 101"),
     (snnjax.percentile, ["99"], "p is '99'; allowed: 1 < p <= 100"),
     (calibrate.least_squares_threshold, ["layer", 1], "shift is 1; allowed: 0 <= s"),
-    (calibrate.least_squares, ["round"], "shift is 'round'; allowed: 0 <= shift < 1"),
+    (
+        calibrate.least_squares_threshold,
+        {"shift": "round"},
+        "shift is 'round'; allowed: 0 <= shift < 1",
+    ),
     (calibrate.least_squares_weights, {"damping": 0}, "damping is 0; allowed: > 0"),
     (calibrate.least_squares_weights, {"samples": 0}, "samples is 0; allowed: a"),
     (calibrate.calibrate_weights, {"batch": 0}, "batch is 0; allowed: a whole number"),

@@ -20,7 +20,6 @@ from snnjax.calibrators.corrections import (
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.searches import postpone_charge, scale_threshold, search
 from snnjax.calibrators.thresholds import (
-    least_squares,
     least_squares_offset,
     least_squares_threshold,
     max_threshold,
@@ -46,7 +45,6 @@ __all__ = [
     "correct_potential",
     "formulas",
     "half_charge",
-    "least_squares",
     "least_squares_offset",
     "least_squares_threshold",
     "least_squares_weights",

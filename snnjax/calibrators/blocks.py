@@ -6,12 +6,11 @@ before, which vectorizes: 4 times faster on CPUs than the plain sum.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-_SIZE = 4096  # numbers in a block
+_NUMBERS_IN_BLOCK = 4096
 
 
 def in_blocks(rows: jax.Array) -> jax.Array:
@@ -20,28 +19,34 @@ def in_blocks(rows: jax.Array) -> jax.Array:
     >>> in_blocks(jnp.ones((2, 5000, 3))).shape
     (4, 2, 4095)
     """
-    *_, count, channels = rows.shape
-    in_one = min(count, max(1, _SIZE // channels))
-    padding = [(0, 0)] * (rows.ndim - 2) + [(0, -count % in_one), (0, 0)]
-    blocks = jnp.pad(rows, padding).reshape(*rows.shape[:-2], -1, in_one * channels)
+    *leading, count, channels = rows.shape
+    samples = min(count, max(1, _NUMBERS_IN_BLOCK // channels))
+    missing = -count % samples
+    padding = [(0, 0)] * len(leading) + [(0, missing), (0, 0)]
+    blocks = jnp.pad(rows, padding).reshape(*leading, -1, samples * channels)
     return jnp.moveaxis(blocks, -2, 0)
 
 
 def sum_over(
-    function: Callable[..., Any], blocks: Sequence[jax.Array], channels: int
-) -> Any:
-    """sum over the samples of ``function(*block)``, [C] for each of its results [L].
+    function: Callable[..., jax.Array], blocks: Sequence[jax.Array], channels: int
+) -> jax.Array:
+    """sum over the samples of ``function(*block)``, a number for each channel: [C].
+
+    Args:
+        function: of one block of each array, [L] each, gives [L].
+        blocks: arrays from `in_blocks`.
+        channels: C.
 
     >>> samples = jnp.arange(6.0).reshape(3, 2)
     >>> print(sum_over(jnp.square, [in_blocks(samples)], 2))
     [20. 35.]
     """
-    blocks = tuple(blocks)
-    results = jax.eval_shape(function, *jax.tree.map(lambda b: b[0], blocks))
-    nothing = jax.tree.map(lambda r: jnp.zeros(r.shape, r.dtype), results)
+    first_blocks = [array[0] for array in blocks]
+    result = jax.eval_shape(function, *first_blocks)
 
     def add(total, block):
-        return jax.tree.map(jnp.add, total, function(*block)), None
+        return total + function(*block), None
 
-    total, _ = jax.lax.scan(add, nothing, blocks)
-    return jax.tree.map(lambda t: t.reshape(-1, channels).sum(0), total)
+    start = jnp.zeros(result.shape, result.dtype)
+    total, _ = jax.lax.scan(add, start, tuple(blocks))
+    return total.reshape(-1, channels).sum(axis=0)

@@ -1,26 +1,24 @@
 """The mathematics of calibration: functions of arrays that need no network.
 
-``activation`` a [N, ..., C] is the ANN's. The mean output of the spiking neurons over T
-steps for the same N images is s, and the formulas bring s close to a.
-Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
-(least-squares threshold, bias and potential correction); Bhalgat et al., CVPR workshops
-2020 (offsets); `postpone` is ours.
+`maximum`, `percentile`, `least_squares` and `middle` are jitted functions of the ANN's
+activations a [N, ..., C]. `postpone` and `scale` are NumPy functions of the parameters
+of neurons. Sources: Li, Deng, Dong, Gong and Gu, ICML 2021 (least-squares threshold);
+Bhalgat et al., CVPR workshops 2020 (offsets); `postpone` is ours.
 """
 
 import functools
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, namespace, per_channel
+from snnjax._arrays import aligned, binary_unit, per_channel
 from snnjax._types import Per
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.neurons.models import NeuronParams
 
 __all__ = [
-    "binary_unit",
     "least_squares",
     "maximum",
     "middle",
@@ -30,6 +28,10 @@ __all__ = [
 ]
 
 
+# ---------------------------------------------------------- statistics of activations
+
+
+@functools.partial(jax.jit, static_argnames=("per", "channel"))
 def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax.Array:
     """max a over the images: the classical threshold ("threshold balancing").
 
@@ -45,16 +47,20 @@ def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax
     >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
     [2. 2.]
     """
-    return positive(per_channel(jnp.max, activation.astype(jnp.float32), channel), per)
+    maxima = per_channel(jnp.max, activation.astype(jnp.float32), channel)
+    return _positive(maxima, per)
 
 
-def positive(maxima: jax.Array, per: Per) -> jax.Array:
-    """`maximum`, from the largest activation of each channel."""
-    xp, layer = namespace(maxima), maxima.max()
-    layer = xp.where(layer > 0, layer, 1)
-    return layer if per == "layer" else xp.where(maxima > 0, maxima, layer)
+def _positive(maxima: jax.Array, per: Per) -> jax.Array:
+    """The result of `maximum`, from the largest activation of each channel."""
+    layer_maximum = maxima.max()
+    layer_maximum = jnp.where(layer_maximum > 0, layer_maximum, 1)
+    if per == "layer":
+        return layer_maximum
+    return jnp.where(maxima > 0, maxima, layer_maximum)
 
 
+@functools.partial(jax.jit, static_argnames=("p", "per", "channel"))
 def percentile(
     activation: jax.Array, p: float, per: Per = "layer", channel: int = -1
 ) -> jax.Array:
@@ -70,14 +76,20 @@ def percentile(
     [0.5 4. ]
     """
     activation = activation.astype(jnp.float32)
+    find = functools.partial(jnp.percentile, q=p)
     if per == "layer":
-        value = jnp.percentile(activation, p)
+        value = find(activation)
     else:
-        of_channel = functools.partial(jnp.percentile, q=p)
-        value = per_channel(of_channel, activation, channel)
+        value = per_channel(find, activation, channel)
     return jnp.where(value > 0, value, maximum(activation, per, channel))
 
 
+# Candidates of `least_squares`, over the largest activation. Rounded once: a last bit
+# more or less would change the spikes of a deep network.
+_FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "per", "shift", "channel"))
 def least_squares(
     activation: jax.Array,
     steps: int,
@@ -112,18 +124,15 @@ def least_squares(
     """
     if maxima is None:
         maxima = per_channel(jnp.max, activation.astype(jnp.float32), channel)
-    maximum = positive(maxima, per)
-    thresholds = jnp.multiply.outer(_FRACTIONS, maximum).reshape(len(_FRACTIONS), -1)
-    errors = _candidate_errors(activation, thresholds, steps, shift, channel, weight)
-    best = errors.argmin(0)[None]
-    return jnp.take_along_axis(thresholds, best, 0).reshape(maximum.shape)
+    largest = _positive(maxima, per)
+    thresholds = jnp.multiply.outer(_FRACTIONS, largest)
+    thresholds = thresholds.reshape(len(_FRACTIONS), -1)  # [K, 1] or [K, C]
+    errors = _clip_floor_errors(activation, thresholds, steps, shift, channel, weight)
+    best = errors.argmin(axis=0)[None]
+    return jnp.take_along_axis(thresholds, best, axis=0).reshape(largest.shape)
 
 
-# Rounded once: a last bit more or less would change the spikes of a deep network.
-_FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
-
-
-def _candidate_errors(
+def _clip_floor_errors(
     activation: jax.Array,
     thresholds: jax.Array,
     steps: int,
@@ -131,46 +140,42 @@ def _candidate_errors(
     channel: int,
     weight: jax.Array | None,
 ) -> jax.Array:
-    """The error of each candidate V of `least_squares`, [K, 1] or [K, C].
+    """The sum that `least_squares` minimizes, of each candidate: [K, 1] or [K, C].
 
-    In the `binary_unit` of the largest V, so that squares stay in float32's range.
+    It is in the `binary_unit` of the largest candidate, so that squares stay in the
+    range of float32.
     """
-    unit, channels = binary_unit(thresholds[0]), thresholds.shape[1]
+    columns = thresholds.shape[1]
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
-    arrays = [activation]
+    blocks = [in_blocks(activation.reshape(-1, columns))]
     if weight is not None:
         weight = jnp.moveaxis(weight, channel, -1)
-        arrays.append(jnp.broadcast_to(weight, activation.shape))
-    blocks = [in_blocks(array.reshape(-1, channels)) for array in arrays]
-    repeats = blocks[0].shape[-1] // channels
+        weight = jnp.broadcast_to(weight, activation.shape)
+        blocks.append(in_blocks(weight.reshape(-1, columns)))
+    samples_per_block = blocks[0].shape[-1] // columns
+    unit = jnp.tile(binary_unit(thresholds[0]), samples_per_block)
 
-    def errors(threshold):
-        v, u = jnp.tile(threshold, repeats), jnp.tile(unit, repeats)
+    def error(threshold):
+        threshold = jnp.tile(threshold, samples_per_block)
 
-        def squares(a, *weight):
-            count = jnp.minimum(jnp.floor(a * steps / v + shift), steps)
-            return math.prod(weight, start=((count * v / steps - a) / u) ** 2)
+        def squares(a, w=None):
+            count = jnp.minimum(jnp.floor(a * steps / threshold + shift), steps)
+            square = ((count * threshold / steps - a) / unit) ** 2
+            if w is None:
+                return square
+            return square * w
 
-        return sum_over(squares, blocks, channels)
+        return sum_over(squares, blocks, columns)
 
-    return jax.lax.map(errors, thresholds)
-
-
-def binary_unit(values: jax.Array) -> jax.Array:
-    """For each number the power of two above it, which scales without rounding.
-
-    >>> import jax.numpy as jnp
-    >>> print(binary_unit(jnp.array([0.3, 5.0, 0.0])))
-    [0.5 8.  1. ]
-    """
-    xp = namespace(values)
-    return xp.ldexp(xp.ones_like(values), xp.frexp(abs(values))[1])
+    return jax.lax.map(error, thresholds)
 
 
-# g and g' of `middle`, in twentieths of the range of a channel.
-_TWENTIETHS = range(15)
+# Both ends of a grid of `middle` are at twentieths of the range of a channel.
+_PARTS = 20
+_END_PARTS = range(15)
 
 
+@functools.partial(jax.jit, static_argnames=("intervals", "channel"))
 def middle(
     activation: jax.Array,
     intervals: int,
@@ -197,72 +202,101 @@ def middle(
     [0.5]
     """
     rows = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
+    rows = rows.reshape(-1, rows.shape[-1])  # [n, C]
     if weight is None:
         weights = jnp.ones((len(rows), 1), jnp.float32)
     else:
         weights = jnp.moveaxis(weight, channel, -1).reshape(len(rows), 1)
-    counts = weights > 0
-    low = jnp.where(counts, rows, jnp.inf).min(0)
-    high = jnp.where(counts, rows, -jnp.inf).max(0)
-    unit_rows = (rows - low) / jnp.where(high > low, high - low, 1)
-    weights = jnp.broadcast_to(weights, rows.shape)
-    blocks = [in_blocks(unit_rows), in_blocks(weights)]
-    pairs = [(i, 20 - j) for i in _TWENTIETHS for j in _TWENTIETHS if i + j < 20]
-    lower, upper = np.asarray(pairs, np.float32).T / 20
+    lowest = jnp.where(weights > 0, rows, jnp.inf).min(axis=0)
+    highest = jnp.where(weights > 0, rows, -jnp.inf).max(axis=0)
+    span = jnp.where(highest > lowest, highest - lowest, 1)
+    grids = _grids()
+    errors = _grid_errors((rows - lowest) / span, weights, grids, intervals)
+    middles = jnp.asarray((grids[:, 0] + grids[:, 1]) / 2)
+    return lowest + (highest - lowest) * middles[errors.argmin(axis=0)]
 
-    def error(pair):
-        lower, upper = pair
+
+def _grids() -> np.ndarray:
+    """The grids (l, u) that `middle` compares, of activations from 0 to 1: [G, 2]."""
+    grids = []
+    for below in _END_PARTS:
+        for above in _END_PARTS:
+            if below + above < _PARTS:
+                grids.append((below, _PARTS - above))
+    return np.asarray(grids, np.float32) / _PARTS
+
+
+def _grid_errors(
+    rows: jax.Array, weights: jax.Array, grids: np.ndarray, intervals: int
+) -> jax.Array:
+    """The sum that `middle` minimizes, of each grid: [G, C].
+
+    Args:
+        rows: activations from 0 to 1, [n, C].
+        weights: [n, 1].
+        grids: [G, 2].
+        intervals: of each grid.
+    """
+    weights = jnp.broadcast_to(weights, rows.shape)
+    blocks = [in_blocks(rows), in_blocks(weights)]
+
+    def error(grid):
+        low, high = grid
+        spacing = (high - low) / intervals
 
         def squares(a, w):
-            share = jnp.clip((a - lower) / (upper - lower), 0, 1)
-            nearest = lower + (upper - lower) / intervals * jnp.round(intervals * share)
+            position = jnp.clip((a - low) / (high - low), 0, 1)
+            nearest = low + spacing * jnp.round(intervals * position)
             return jnp.where(w > 0, w * (nearest - a) ** 2, 0)
 
         return sum_over(squares, blocks, rows.shape[1])
 
-    best = jax.lax.map(error, (lower, upper)).argmin(0)
-    return low + (high - low) * jnp.asarray((lower + upper) / 2)[best]
+    return jax.lax.map(error, grids)
 
 
-def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
+# --------------------------------------------------------- parameters of neurons
+
+
+def postpone(neuron: NeuronParams, charge: Any, steps: int) -> NeuronParams:
     """Move charge from v(0) into the bias, so that it arrives over the T steps.
 
         v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
 
     Args:
-        neuron: parameters of a site.
+        neuron: parameters of a site, in NumPy.
         charge: c, scalar or [C], in thresholds.
         steps: T.
 
-    >>> from snnjax.neurons import integrate_and_fire
-    >>> later = postpone(integrate_and_fire().init(), 1.0, steps=4)
+    >>> import numpy as np
+    >>> from snnjax.neurons.models import NeuronParams
+    >>> neuron = NeuronParams(*np.float32([1, 0, 0]))  # threshold, bias and v(0)
+    >>> later = postpone(neuron, 1.0, steps=4)
     >>> print(later.initial_potential, later.bias)
     -1.0 0.25
     """
-    potential = charge * neuron.threshold
-    start, delayed_potential = aligned(neuron.initial_potential, potential)
+    postponed = charge * neuron.threshold
+    start, postponed_at_start = aligned(neuron.initial_potential, postponed)
     return neuron._replace(
-        initial_potential=start - delayed_potential,
-        bias=neuron.bias + potential / steps,
+        initial_potential=start - postponed_at_start,
+        bias=neuron.bias + postponed / steps,
     )
 
 
-def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
+def scale(neuron: NeuronParams, factor: Any) -> NeuronParams:
     """Threshold, bias and v(0) times a factor, scalar or [C].
 
     A larger factor gives fewer and larger spikes.
 
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import integrate_and_fire
-    >>> neuron = integrate_and_fire().init()._replace(initial_potential=jnp.array(0.5))
-    >>> larger = scale(neuron, jnp.array(1.5))
+    >>> import numpy as np
+    >>> from snnjax.neurons.models import NeuronParams
+    >>> neuron = NeuronParams(*np.float32([1, 0, 0.5]))  # threshold, bias and v(0)
+    >>> larger = scale(neuron, np.float32(1.5))
     >>> print(larger.threshold, larger.initial_potential)
     1.5 0.75
     """
-    start, of_start = aligned(neuron.initial_potential, factor)
+    start, start_factor = aligned(neuron.initial_potential, factor)
     return neuron._replace(
         threshold=factor * neuron.threshold,
         bias=factor * neuron.bias,
-        initial_potential=of_start * start,
+        initial_potential=start_factor * start,
     )

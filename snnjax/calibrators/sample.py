@@ -1,10 +1,11 @@
 """A sample of a site: some positions of all images, on which candidates are compared.
 
 Thresholds and searches try dozens of candidates, so they use no more positions than
-necessary: the same random positions of every image. Every device has a copy.
+necessary: the same random positions of every image. The rows of an image are taken
+where it is, and the sample is in NumPy.
 """
 
-import functools
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax._arrays import by_numpy_or_xla, namespace, per_channel, subtract_offset
+from snnjax import sharding
+from snnjax._arrays import namespace, per_channel
+from snnjax._types import Per
 
 # Positions of each channel that thresholds and searches compare candidates on. On
 # ResNet-20 half of them cost a tenth of the KL divergence at T = 4, and all positions
@@ -24,23 +27,52 @@ _SAMPLE_BYTES = 2**29
 
 
 class Sample(NamedTuple):
-    """Some positions of a site in all images: n of them, the channels last."""
+    """Some positions of a site in all images: n of them, the channels last.
 
-    activation: jax.Array  # of the ANN, [n, C]
-    weight: jax.Array  # how much an error there counts, [n, 1]
-    lowest: jax.Array  # activation that counts at all, of all positions, [C]
-    highest: jax.Array
+    Attributes:
+        activation: of the ANN, [n, C].
+        weight: how much an error there counts, [n, 1].
+        lowest: of each channel the smallest activation that has a weight, of all
+            positions, [C].
+        highest: likewise the largest.
+    """
 
-    def magnitudes(self, offset: jax.Array | None) -> jax.Array:
-        """What thresholds are fitted to, |a - offset|; 0 where the weight is 0."""
-        size = abs(subtract_offset(self.activation, _flat(offset)))
-        return namespace(size).where(self.weight > 0, size, 0)
+    activation: np.ndarray
+    weight: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
 
-    def maxima(self, offset: jax.Array | None) -> jax.Array:
+    def magnitudes(self, offset: Any) -> np.ndarray:
+        """What thresholds are fitted to, |a - offset|; 0 where the weight is 0: [n, C].
+
+        Args:
+            offset: of the neurons, one number or one for each channel; None: 0.
+        """
+        magnitudes = np.abs(_around(self.activation, offset))
+        return np.where(self.weight > 0, magnitudes, 0)
+
+    def maxima(self, offset: Any) -> np.ndarray:
         """The largest magnitude of each channel at all positions, [C]."""
-        lowest, highest = (subtract_offset(end, _flat(offset)) for end in self[2:])
-        xp = namespace(lowest)
-        return xp.maximum(xp.maximum(highest, -lowest), 0)
+        above = _around(self.highest, offset)
+        below = -_around(self.lowest, offset)
+        return np.maximum(np.maximum(above, below), 0)
+
+    def positive_maxima(self, offset: Any, per: Per) -> np.ndarray:
+        """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C]."""
+        maxima = self.maxima(offset)
+        layer_maximum = maxima.max()
+        if layer_maximum == 0:  # nothing is ever active: a threshold is still positive
+            layer_maximum = np.float32(1)
+        if per == "layer":
+            return layer_maximum
+        return np.where(maxima > 0, maxima, layer_maximum)
+
+
+def _around(values: np.ndarray, offset: Any) -> np.ndarray:
+    """Values [..., C] minus the offset of their channels."""
+    if offset is None:
+        return values
+    return values - np.ravel(offset).astype(values.dtype)
 
 
 def chosen_positions(
@@ -54,80 +86,106 @@ def chosen_positions(
     array([0, 2], dtype=int32)
     """
     positions = math.prod(shape) // shape[channel]
-    most = _SAMPLE_BYTES // (4 * (steps + 3) * count * shape[channel])
-    few = max(1, min(-(-SAMPLES // count), most))
-    if few >= positions:
+    # A number of the activations, of their weights and of each step's current.
+    bytes_of_position = 4 * (steps + 3) * count * shape[channel]
+    affordable = _SAMPLE_BYTES // bytes_of_position
+    needed = -(-SAMPLES // count)
+    chosen = max(1, min(needed, affordable))
+    if chosen >= positions:
         return None
     order = np.random.default_rng(0).permutation(positions)
-    return np.sort(order[:few]).astype(np.int32)
+    return np.sort(order[:chosen]).astype(np.int32)
 
 
-class SampleRows(NamedTuple):
-    """The fields of a `Sample` of some images, for `View.over_images`."""
+@dataclasses.dataclass(frozen=True)
+class SampleRows:
+    """The fields of a `Sample` for a micro-batch; a function for `View.over_images`.
 
-    ndim: int  # of the site
+    Attributes:
+        ndim: number of axes of the site.
+        channel: its axis of the channels, from the end.
+    """
+
+    ndim: int
     channel: int
 
-    def __call__(self, current, activation, effects, positions) -> Any:
+    def __call__(
+        self, current: None, activation: Any, effects: Any, positions: Any
+    ) -> tuple[Any, Any, Any, Any]:
         del current
-        a, xp = activation.astype(np.float32, copy=False), namespace(activation)
+        xp = namespace(activation)
+        activation = activation.astype(np.float32, copy=False)
         if effects is None:
-            effects = xp.ones_like(xp.take(a, np.arange(1), a.ndim + self.channel))
-        ends = [
-            per_channel(reduce, xp.where(effects > 0, a, otherwise), self.channel)
-            for reduce, otherwise in ((xp.min, xp.inf), (xp.max, -xp.inf))
-        ]
-        rows = [_rows(values, positions, *self) for values in (a, effects)]
-        return *rows, *(end.ravel() for end in ends)
+            axis = activation.ndim + self.channel
+            effects = xp.ones_like(xp.take(activation, np.arange(1), axis))
+        lowest = xp.where(effects > 0, activation, xp.inf)
+        highest = xp.where(effects > 0, activation, -xp.inf)
+        return (
+            _rows(activation, positions, self.ndim, self.channel),
+            _rows(effects, positions, self.ndim, self.channel),
+            per_channel(xp.min, lowest, self.channel).ravel(),
+            per_channel(xp.max, highest, self.channel).ravel(),
+        )
 
 
-class CurrentRows(SampleRows):
-    """The currents at the positions of a sample: [n, C] or [T, n, C]."""
+@dataclasses.dataclass(frozen=True)
+class CurrentRows:
+    """The currents at the positions of a sample, [T, n, C], or [n, C] if constant.
 
-    def __call__(self, current, activation, effects, positions) -> Any:
+    A function for `View.over_images`, with the attributes of `SampleRows`.
+    """
+
+    ndim: int
+    channel: int
+
+    def __call__(
+        self, current: Any, activation: Any, effects: Any, positions: Any
+    ) -> Any:
         del activation, effects
-        return _rows(current, positions, *self)
+        return _rows(current, positions, self.ndim, self.channel)
 
 
-@functools.partial(by_numpy_or_xla, static=1)
-def merged(everywhere: NamedSharding | None, parts: Sequence[Any]) -> Sample:
-    """The sample, from the `SampleRows` of all micro-batches."""
-    activations, weights, lowest, highest = zip(*parts, strict=True)
-    xp = namespace(lowest[0])
-    ends = xp.stack(lowest).min(0), xp.stack(highest).max(0)
-    activation = concatenated(everywhere, activations)
-    return Sample(activation, concatenated(everywhere, weights), *ends)
-
-
-@functools.partial(by_numpy_or_xla, static=1)
-def concatenated(
-    everywhere: NamedSharding | None, parts: Sequence[jax.Array]
-) -> jax.Array:
-    """Rows [..., n, C] of all micro-batches, of which every device has a copy."""
-    rows = namespace(parts[0]).concatenate(parts, -2)
-    if everywhere is None:
-        return rows
-    return jax.lax.with_sharding_constraint(rows, everywhere)
-
-
-def _rows(
-    values: jax.Array, positions: np.ndarray | None, ndim: int, channel: int
-) -> jax.Array:
+def _rows(values: Any, positions: Any, ndim: int, channel: int) -> Any:
     """[..., B, *shape of a site] as [..., B p, C], see `chosen_positions`."""
     rows = at_positions(values, positions, ndim, channel)
     return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
 
 
-def at_positions(
-    values: jax.Array, positions: Any, ndim: int, channel: int
-) -> jax.Array:
+def at_positions(values: Any, positions: Any, ndim: int, channel: int) -> Any:
     """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
     xp = namespace(values)
     values = xp.moveaxis(values, channel, -1)
-    lead = values.shape[: values.ndim - ndim]
-    rows = values.reshape(*lead, -1, values.shape[-1])
-    return rows if positions is None else xp.take(rows, positions, rows.ndim - 2)
+    leading = values.shape[: values.ndim - ndim]
+    rows = values.reshape(*leading, -1, values.shape[-1])
+    if positions is None:
+        return rows
+    return xp.take(rows, positions, rows.ndim - 2)
 
 
-def _flat(offset: jax.Array | None) -> jax.Array | None:
-    return offset if offset is None else namespace(offset).ravel(offset)
+def merged(
+    parts: Sequence[tuple[Any, Any, Any, Any]], batch_sharding: NamedSharding | None
+) -> Sample:
+    """The sample, from the `SampleRows` of all micro-batches."""
+    activations, weights, lowest, highest = zip(*parts, strict=True)
+    return Sample(
+        activation=concatenated(activations, batch_sharding),
+        weight=concatenated(weights, batch_sharding),
+        lowest=np.min([_gathered(part, batch_sharding) for part in lowest], axis=0),
+        highest=np.max([_gathered(part, batch_sharding) for part in highest], axis=0),
+    )
+
+
+def concatenated(
+    parts: Sequence[Any], batch_sharding: NamedSharding | None
+) -> np.ndarray:
+    """Rows [..., n, C] of all micro-batches, in NumPy."""
+    rows = [_gathered(part, batch_sharding) for part in parts]
+    return np.concatenate(rows, axis=-2)
+
+
+def _gathered(rows: Any, batch_sharding: NamedSharding | None) -> np.ndarray:
+    """An array in NumPy whose parts may be on several devices, of several processes."""
+    everywhere = sharding.replicated(batch_sharding)
+    if everywhere is not None:
+        rows = jax.device_put(rows, everywhere)
+    return np.asarray(rows)

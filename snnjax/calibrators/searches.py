@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead, on_host
+from snnjax._arrays import binary_unit, lead, on_host
 from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
@@ -206,7 +206,7 @@ def _best_of(
 
     plain = neuron._replace(initial_potential=np.zeros((), np.float32))
     params = jax.tree.map(flat, plain)
-    unit = formulas.binary_unit(params.threshold)
+    unit = binary_unit(params.threshold)
 
     def errors(bias: np.ndarray) -> list[np.ndarray]:
         """(sum w (a - s), sum of squares) of each candidate with this bias, [K, C]."""

@@ -7,6 +7,9 @@ effect of an error on the outputs, and M the number of neurons of the network. S
 of all sites are on one scale: a price is the error of the outputs, over their size, for
 which the network may save one spike per neuron. Costs of this kind: rate-distortion
 optimization of video coders (Sullivan and Wiegand, 1998); of spikes: ours.
+
+Everything here is NumPy. Activations are counted once, in bins of their logarithm, and
+every candidate reads the same table of what neurons send, shifted by some bins.
 """
 
 import functools
@@ -14,33 +17,46 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import namespace, on_host
 from snnjax._types import Per
-from snnjax.calibrators.formulas import positive
 from snnjax.calibrators.sample import Sample
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.schedule import ROUNDING, TIES
 
-# Activations are counted in bins of their logarithm, so that every candidate reads the
-# same table. A bin is 1.1 % wide; 14 octaves below the largest activation counts as 0.
-_PER_OCTAVE, _OCTAVES = 64, 14
-_BINS = _PER_OCTAVE * _OCTAVES
-_PER_BIN = 8  # inputs of a bin that a table averages over
-# Candidates reach from 8 times the largest activation down to 1/64 of it, with 8 bins,
-# 9 %, between two of them. Where a digit may be less than 1/16 of what a neuron can
-# send, they begin octaves higher, so that a price can silence the last digits too.
-_MOST, _BETWEEN, _CANDIDATES, _DIGIT = 8, 8, 73, 16
+# A bin is 1.1 % wide; what is 14 octaves below the largest activation counts as 0.
+_BINS_PER_OCTAVE = 64
+_OCTAVES = 14
+_BINS = _BINS_PER_OCTAVE * _OCTAVES
+_INPUTS_PER_BIN = 8  # inputs of a bin that a table averages over
+# Candidates let a neuron reach from 8 times the largest activation down to 1/64 of it,
+# with 8 bins, 9 %, between two of them.
+_LARGEST_REACH = 8
+_BINS_BETWEEN = 8
+_CANDIDATES = 73
+# Where the finest digit is less than 1/16 of what a neuron can send, candidates begin
+# octaves higher, so that a price can silence the last digits too.
+_COARSEST_DIGIT = 16
+# Prices between which `price_of` searches: beyond them nothing changes.
+_LOWEST = 1e-6
+HIGHEST = 1e3
 
 
 class Transfer(NamedTuple):
-    """What neurons that know their input send, by the bins of it, in thresholds."""
+    """What neurons that know their input x send, over the threshold, for bins of x.
 
-    squares: np.ndarray  # mean of (s - x)^2
-    spikes: np.ndarray  # mean of k
+    The first bin is that of the largest input, and each bin is 1.1 % below the one
+    before it. There are as many as the bins of activations, and all the bins by which
+    candidates shift them: [bins + shifts].
+
+    Attributes:
+        squares: mean of (s - x)^2 in each bin.
+        spikes: mean of k.
+    """
+
+    squares: np.ndarray
+    spikes: np.ndarray
 
 
 @functools.lru_cache(64)
@@ -49,15 +65,21 @@ def transfers(
 ) -> tuple[Transfer, ...]:
     """One for each last zone, which takes the place of the model's own."""
     reach = model.levels[1] * code.reach(steps)
-    values = code.reach(steps) / code.finest(steps)
-    higher = max(0, math.ceil(math.log2(values / _DIGIT)))  # octaves
-    last = _BETWEEN * (_CANDIDATES - 1) + _PER_OCTAVE * higher
-    depths = (np.arange((_BINS + last) * _PER_BIN) + 0.5) / _PER_BIN - last
-    inputs = reach / _MOST * 2.0 ** (-higher - depths / _PER_OCTAVE)
-    outputs, counts = _sent(model, code, steps, inputs, np.asarray(zones)[:, None])
+    digits = code.reach(steps) / code.finest(steps)
+    octaves_higher = max(0, math.ceil(math.log2(digits / _COARSEST_DIGIT)))
+    shifts = _BINS_BETWEEN * (_CANDIDATES - 1) + _BINS_PER_OCTAVE * octaves_higher
+    # How far inputs are below the largest activation, in bins, at the first candidate.
+    count = (_BINS + shifts) * _INPUTS_PER_BIN
+    depths = (np.arange(count) + 0.5) / _INPUTS_PER_BIN - shifts
+    inputs = (
+        reach / _LARGEST_REACH * 2.0 ** (-octaves_higher - depths / _BINS_PER_OCTAVE)
+    )
+    outputs, spikes = _sent(model, code, steps, inputs, np.asarray(zones)[:, None])
     squares = (outputs - inputs) ** 2
-    means = (p.reshape(len(zones), -1, _PER_BIN).mean(2) for p in (squares, counts))
-    return tuple(map(Transfer, *means))
+    by_bin = (len(zones), -1, _INPUTS_PER_BIN)
+    mean_squares = squares.reshape(by_bin).mean(axis=2)
+    mean_spikes = spikes.reshape(by_bin).mean(axis=2)
+    return tuple(map(Transfer, mean_squares, mean_spikes))
 
 
 def _sent(
@@ -77,31 +99,45 @@ def _sent(
     finest = sizes[-1]
     dead_zones = [model.dead_zone] * (steps - 1) + [zones * model.has_zones]
     missing = np.broadcast_to(steps * inputs, (len(zones), inputs.size))
-    sent, spikes = np.zeros(missing.shape), np.zeros(missing.shape)
+    sent = np.zeros(missing.shape)
+    spikes = np.zeros(missing.shape)
     for size, zone in zip(sizes, dead_zones, strict=True):
+        # Neurons that can take a spike back round to this digit, others to the last.
         rounding = size if low < 0 else finest
         level = np.clip(np.floor((missing + rounding / 2) / size), low, high)
-        silent = (np.abs(missing) < zone * (1 - TIES) * size) & (zone > 1 / 2)
-        level = np.where(silent, 0, level)
+        is_silent = (np.abs(missing) < zone * (1 - TIES) * size) & (zone > 1 / 2)
+        level = np.where(is_silent, 0, level)
         if model.rectifies:
             level = np.maximum(level, -np.floor(sent / size + ROUNDING))
-        missing, sent = missing - size * level, sent + size * level
+        missing = missing - size * level
+        sent = sent + size * level
         spikes += level != 0
     return sent / steps, spikes
 
 
 class Curve(NamedTuple):
-    """Candidates for the thresholds of a site, [K, C], or [K, 1] of a layer."""
+    """Candidates for the thresholds of a site, [K, C], or [K, 1] of a layer.
 
-    thresholds: Any
-    errors: Any  # of the outputs, over their size
-    spikes: Any  # over the number of neurons of the network
+    Attributes:
+        thresholds: from the largest to the smallest.
+        errors: of the outputs, over their size.
+        spikes: over the number of neurons of the network.
+    """
+
+    thresholds: np.ndarray
+    errors: np.ndarray
+    spikes: np.ndarray
 
     def cheapest(self, price: float) -> "Curve":
         """The candidates at this price, [C]; of equally good ones the largest."""
-        best = (self.errors + price * self.spikes).argmin(0)[None]
-        take = namespace(best).take_along_axis
-        return Curve(*(take(part, best, 0)[0] for part in self))
+        costs = self.errors + price * self.spikes
+        best = costs.argmin(axis=0)
+        channels = np.arange(len(best))
+        return Curve(
+            thresholds=self.thresholds[best, channels],
+            errors=self.errors[best, channels],
+            spikes=self.spikes[best, channels],
+        )
 
 
 def curves(
@@ -129,58 +165,79 @@ def curves(
     >>> import snnjax
     >>> binary, code = snnjax.integrate_and_fire(), snnjax.codes.rate()
     >>> tables = transfers(binary, code, 4, (1 / 2,))
-    >>> (of_site,) = curves(sample, tables, reach=1.0, positions=1, neurons=1)
+    >>> (curve,) = curves(sample, tables, reach=1.0, positions=1, neurons=1)
     >>> for price in (0, 0.1):
-    ...     threshold, error, spikes = (part[0] for part in of_site.cheapest(price))
+    ...     threshold, error, spikes = (part[0] for part in curve.cheapest(price))
     ...     print(f"{threshold:.2f} {error:.4f} {spikes:.1f}")
     1.30 0.0015 2.5
     3.08 0.0400 1.0
     """
-    sample, offset = on_host(sample), on_host(offset)
-    xp = namespace(sample.activation)
-    sizes = sample.magnitudes(offset)
-    count, channels = sizes.shape
-    maxima = xp.broadcast_to(positive(sample.maxima(offset), per), channels)
-    depths = xp.log2(xp.maximum(sizes / maxima, 2.0**-_OCTAVES)) * -_PER_OCTAVE
-    bins = xp.clip(depths.astype(np.int32), 0, _BINS - 1) * channels
-    bins = (bins + xp.arange(channels, dtype=bins.dtype)).ravel()
-    # An activation near 0 is in the last bin, where it has no error and no spike.
-    weights = xp.broadcast_to(sample.weight, sizes.shape) * (sizes > 0)
-
-    def histogram(values: Any = None) -> Any:
-        # JAX cuts at a length, and NumPy fills up to one.
-        size = {"length" if xp is jnp else "minlength": _BINS * channels}
-        total = xp.bincount(bins, values, **size)
-        return (positions / count * total).reshape(_BINS, channels)
-
-    last = len(tables[0].squares) - _BINS
-    k = np.arange(last // _BETWEEN + 1)[:, None]
-    columns = np.arange(_BINS) + last - _BETWEEN * k
-    # The last candidate is the same for all codes.
-    lowest = _MOST / reach * 2.0 ** (-_BETWEEN / _PER_OCTAVE * (_CANDIDATES - 1))
-    thresholds = lowest * 2.0 ** (_BETWEEN / _PER_OCTAVE * k[::-1]) * maxima
-    histograms = histogram(weights.ravel()), histogram()
-
-    def of(table: Transfer) -> Curve:
+    channels = sample.activation.shape[1]
+    maxima = np.broadcast_to(sample.positive_maxima(offset, per), channels)
+    weights, counts = _histograms(sample, offset, maxima, positions)
+    shifts = len(tables[0].squares) - _BINS
+    # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the
+    # largest activation is so many bins higher in its table: columns are [K, bins].
+    k = np.arange(shifts // _BINS_BETWEEN + 1)[:, None]
+    columns = np.arange(_BINS) + shifts - _BINS_BETWEEN * k
+    # Codes differ in their first candidate; the last one is the same for all.
+    octaves_between = _BINS_BETWEEN / _BINS_PER_OCTAVE
+    lowest = _LARGEST_REACH / reach * 2.0 ** (-octaves_between * (_CANDIDATES - 1))
+    thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima
+    results = []
+    for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
-        squares, spikes = (
-            xp.einsum("kb,bc->kc", of_bins[columns], numbers)
-            for of_bins, numbers in zip(table, histograms, strict=True)
+        squares = np.einsum("kb,bc->kc", table.squares[columns], weights)
+        spikes = np.einsum("kb,bc->kc", table.spikes[columns], counts)
+        curve = Curve(
+            thresholds=thresholds,
+            errors=thresholds**2 * squares,
+            spikes=spikes / neurons,
         )
-        errors, spikes = thresholds**2 * squares, spikes / neurons
-        if per == "channel":
-            return Curve(thresholds, errors, spikes)
-        of_layer = (part.sum(1, keepdims=True) for part in (errors, spikes))
-        return Curve(thresholds[:, :1], *of_layer)
+        results.append(curve if per == "channel" else _summed_over_channels(curve))
+    return tuple(results)
 
-    return tuple(map(of, tables))
+
+def _histograms(
+    sample: Sample, offset: Any, maxima: np.ndarray, positions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and numbers of activations in each bin, of an image: [bins, C] both.
+
+    A bin is counted from the largest activation of the channel, ``maxima`` [C].
+    """
+    magnitudes = sample.magnitudes(offset)
+    count, channels = magnitudes.shape
+    smallest = 2.0**-_OCTAVES
+    depths = -_BINS_PER_OCTAVE * np.log2(np.maximum(magnitudes / maxima, smallest))
+    bins = np.clip(depths.astype(np.int32), 0, _BINS - 1)
+    # One histogram for all channels: a number for each pair of bin and channel.
+    cells = (bins * channels + np.arange(channels, dtype=bins.dtype)).ravel()
+    # An activation near 0 is in the last bin, where it has no error and no spike.
+    weights = sample.weight * (magnitudes > 0)
+    size = _BINS * channels
+    per_image = positions / count
+    weight_sums = per_image * np.bincount(cells, weights.ravel(), minlength=size)
+    counts = per_image * np.bincount(cells, minlength=size)
+    return weight_sums.reshape(_BINS, channels), counts.reshape(_BINS, channels)
+
+
+def _summed_over_channels(curve: Curve) -> Curve:
+    """The curve of a layer, from channels that have the same candidates."""
+    return Curve(
+        thresholds=curve.thresholds[:, :1],
+        errors=curve.errors.sum(axis=1, keepdims=True),
+        spikes=curve.spikes.sum(axis=1, keepdims=True),
+    )
 
 
 def total(curves: Iterable[Curve], price: float) -> tuple[float, float]:
     """(error, spikes per neuron) of all sites at this price, as the curves predict."""
-    best = [of_site.cheapest(price) for of_site in curves]
-    error = sum(of_site.errors.sum() for of_site in best)
-    return float(error), float(sum(of_site.spikes.sum() for of_site in best))
+    error = spikes = 0.0
+    for curve in curves:
+        best = curve.cheapest(price)
+        error += float(best.errors.sum())
+        spikes += float(best.spikes.sum())
+    return error, spikes
 
 
 def price_of(curves: Iterable[Curve], spikes: float) -> float:
@@ -188,14 +245,14 @@ def price_of(curves: Iterable[Curve], spikes: float) -> float:
 
     `HIGHEST` if they always send more.
     """
-    curves, (low, high) = list(curves), (_LOWEST, HIGHEST)
+    curves = list(curves)
     if total(curves, 0.0)[1] <= spikes:
         return 0.0
+    low, high = _LOWEST, HIGHEST
     for _ in range(40):
         middle = (low * high) ** 0.5
-        exceeds = total(curves, middle)[1] > spikes
-        low, high = (middle, high) if exceeds else (low, middle)
+        if total(curves, middle)[1] > spikes:
+            low = middle
+        else:
+            high = middle
     return high
-
-
-_LOWEST, HIGHEST = 1e-6, 1e3  # beyond them nothing changes

@@ -6,15 +6,14 @@ high is `View.high`, the largest output of a neuron with threshold 1. Papers dif
 the statistic: `threshold` takes it, and the papers' thresholds are one line each.
 """
 
-import functools
-import operator
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from snnjax._arrays import by_numpy_or_xla, subtract_offset
+from snnjax._arrays import subtract_offset
 from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE, Range
 from snnjax._text import named
@@ -23,16 +22,17 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
 
-Statistic = Callable[[View, Fit, Per], jax.Array]
+# (view, fit, per) -> what a neuron should send, [] or per channel [C].
+Statistic = Callable[[View, Fit, Per], Any]
 
 
 @named
-def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
-    """V_th = ``of(view, fit, per)`` / `View.high`.
+def threshold(statistic: Statistic, per: Per = "layer") -> Calibrator:
+    """V_th = ``statistic(view, fit, per)`` / `View.high`.
 
     Args:
-        of: `maximum`, `percentile(p)` or `least_squares()`; or a statistic of your own,
-            which gives [], or [C] per channel.
+        statistic: `maximum` or `percentile(p)`; or a function of your own, which gives
+            [], or [C] per channel.
         per: "layer", one threshold for the site, or "channel".
 
     Raises:
@@ -62,7 +62,7 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
                 "and one threshold per layer would clip at the largest; allowed: "
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
-        value = _divided(of(view, fit, per), view.high)
+        value = np.asarray(statistic(view, fit, per)) / view.high
         if per == "channel":
             value = value.reshape(parameter_shapes(view.site)["threshold"])
         return fit.with_neurons(threshold=value)
@@ -73,9 +73,9 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
 # -------------------------------------------------------------------- statistics
 
 
-def maximum(view: View, fit: Fit, per: Per) -> jax.Array:
+def maximum(view: View, fit: Fit, per: Per) -> np.ndarray:
     """`formulas.maximum` of all activations."""
-    return formulas.positive(view.sample.maxima(fit.neurons.offset), per)
+    return view.sample.positive_maxima(fit.neurons.offset, per)
 
 
 @named
@@ -86,35 +86,45 @@ def percentile(p: float) -> Statistic:
         ValueError: not 1 < p <= 100, in percent.
     """
     Range(1, 100, open_least=True).check("p", p)
-    p = float(p)  # of an array, which has no hash
+    p = float(p)  # An array has no hash.
 
-    def of(view: View, fit: Fit, per: Per) -> jax.Array:
-        arrays = view.activation, view.effects, fit.neurons.offset
-        return _percentile(*arrays, p, per, view.site.channel)
+    def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
+        # A sample of the positions may lack the largest activations.
+        magnitudes = _magnitudes(view.activation, view.effects, fit.neurons.offset)
+        return formulas.percentile(magnitudes, p, per, view.site.channel)
 
-    return of
+    return statistic
 
 
-@named
-def least_squares(shift: float = 0.0) -> Statistic:
+@jax.jit
+def _magnitudes(activation: jax.Array, effects: Any, offset: Any) -> jax.Array:
+    """|a - offset| of all images and positions; 0 where an error has no effect."""
+    magnitudes = jnp.abs(subtract_offset(activation, offset))
+    if effects is None:
+        return magnitudes
+    return jnp.where(effects > 0, magnitudes, 0)
+
+
+def _least_squares(shift: float) -> Statistic:
     """`formulas.least_squares` for as many values as a neuron can send.
 
     The formula is for binary neurons. Its T is `View.values` here. The errors are those
     of 2^15 positions of a channel, or of all if there are fewer; the largest activation
     is that of all.
-
-    Raises:
-        ValueError: not 0 <= shift < 1.
     """
-    Range(0, 1, open_most=True).check("shift", shift)
-    shift = float(shift)
 
-    def of(view: View, fit: Fit, per: Per) -> jax.Array:
-        sample, offset = view.sample, fit.neurons.offset
-        own = {"weight": sample.weight, "maxima": sample.maxima(offset)}
-        return _least_squares(sample.magnitudes(offset), view.values, per, shift, **own)
+    def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
+        offset = fit.neurons.offset
+        return formulas.least_squares(
+            view.sample.magnitudes(offset),
+            view.values,
+            per,
+            shift,
+            weight=view.sample.weight,
+            maxima=view.sample.maxima(offset),
+        )
 
-    return of
+    return statistic
 
 
 # ------------------------------------------------------------- the papers' names
@@ -136,7 +146,13 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
 
 @named
 def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrator:
-    """``threshold(least_squares(shift), per)``: Li et al., ICML 2021 (shift = 0).
+    """V_th = `formulas.least_squares` / `View.high`: Li et al., ICML 2021 (shift = 0).
+
+    The T of the formula is `View.values`: how many values a neuron can send. Errors
+    are compared on 2^15 positions of a channel, or on all if there are fewer.
+
+    Raises:
+        ValueError: not 0 <= shift < 1; from the calibrator, as `threshold`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -148,7 +164,8 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
     Four steps then give 0, 3, .. 12: the error of the clipped 13 to 15 is less than
     that of coarser steps up to 15.
     """
-    return threshold(least_squares(shift), per)
+    Range(0, 1, open_most=True).check("shift", shift)
+    return threshold(_least_squares(float(shift)), per)
 
 
 @named
@@ -175,12 +192,14 @@ def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
     NOT_NEGATIVE.check("price", price)
     price = float(price)
 
-    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+    def statistic(view: View, fit: Fit, per: Per) -> np.ndarray:
         (curve,) = view.curves((view.model.last_zone,), per, fit.neurons.offset)
         thresholds = curve.cheapest(price).thresholds * view.high
-        return thresholds[0] if per == "layer" else thresholds
+        if per == "layer":
+            return thresholds[0]
+        return thresholds
 
-    return threshold(of, per)
+    return threshold(statistic, per)
 
 
 @named
@@ -201,7 +220,7 @@ def own_maximum_threshold() -> Calibrator:
     [6.]
     """
 
-    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+    def statistic(view: View, fit: Fit, per: Per) -> Any:
         if view.own_maximum is None:
             raise ValueError(
                 f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
@@ -210,7 +229,7 @@ def own_maximum_threshold() -> Calibrator:
             )
         return view.own_maximum
 
-    return threshold(of, "channel")
+    return threshold(statistic, "channel")
 
 
 @named
@@ -236,23 +255,11 @@ def least_squares_offset() -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if not view.site.is_encoder or not view.code.is_streaming():
             return fit
-        sample, intervals = view.sample, 2 * view.values
-        offset = _middle(sample.activation, intervals, weight=sample.weight)
+        # Levels of an encoder are symmetric: as many intervals below 0 as above.
+        intervals = 2 * view.values
+        sample = view.sample
+        middle = formulas.middle(sample.activation, intervals, weight=sample.weight)
         shape = parameter_shapes(view.site)["offset"]
-        return fit.with_neurons(offset=offset.reshape(shape))
+        return fit.with_neurons(offset=np.asarray(middle).reshape(shape))
 
     return calibrate
-
-
-_divided = by_numpy_or_xla(operator.truediv)
-_middle = jax.jit(formulas.middle, static_argnames="intervals")
-_least_squares = jax.jit(formulas.least_squares, static_argnums=(1, 2, 3))
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _percentile(activation, effects, offset, p, per, channel) -> jax.Array:
-    """Of all positions: a sample may lack the largest values."""
-    sizes = jnp.abs(subtract_offset(activation, offset))
-    if effects is not None:
-        sizes = jnp.where(effects > 0, sizes, 0)
-    return formulas.percentile(sizes, p, per, channel)

@@ -277,14 +277,14 @@ class View(abc.ABC):
     def sample(self) -> Sample:
         """All images at the `positions`."""
         rows = SampleRows(len(self.site.shape), self.site.channel)
-        everywhere = sharding.replicated(self.batch_sharding)
-        return merged(everywhere, self.over_images(rows, None, self.positions))
+        parts = self.over_images(rows, None, self.positions)
+        return merged(parts, self.batch_sharding)
 
-    def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
+    def _sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
         rows = CurrentRows(len(self.site.shape), self.site.channel)
         parts = self.over_images(rows, weights, self.positions)
-        return concatenated(sharding.replicated(self.batch_sharding), parts)
+        return concatenated(parts, self.batch_sharding)
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import is_on_host, namespace, on_host, wide, wide_dtype
+from snnjax._arrays import binary_unit, is_on_host, namespace, on_host, wide, wide_dtype
 from snnjax._programs import jit
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
-from snnjax.calibrators.formulas import binary_unit
 from snnjax.calibrators.sample import at_positions
 from snnjax.calibrators.view import Calibrator, Fit, Target, View
 
