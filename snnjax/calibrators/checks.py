@@ -19,89 +19,108 @@ from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
 
 
-def checked(view: View, before: Fit, after: Any) -> Fit:
-    """The fit that a calibrator returned, as float32; raise if no site can have it."""
+def checked(view: View, fit: Fit, result: Any) -> Fit:
+    """What a calibrator made of a fit, with neurons in NumPy's float32.
+
+    Raises:
+        ValueError: the site cannot have the result, or shared weights have changed.
+    """
     wrong = f"a calibrator returned for site {view.site.name!r}"
-    if not isinstance(after, Fit) or not isinstance(after.neurons, NeuronParams):
-        raise ValueError(f"{wrong} {after!r}; allowed: a Fit, e.g. fit._replace(...)")
-    if not isinstance(after.weights, dict):
-        raise ValueError(f"{wrong} weights {after.weights!r}; allowed: a dict")
-    weights = _checked_weights(before.weights, after.weights, wrong)
+    if not isinstance(result, Fit) or not isinstance(result.neurons, NeuronParams):
+        raise ValueError(f"{wrong} {result!r}; allowed: a Fit, e.g. fit._replace(...)")
+    if not isinstance(result.weights, dict):
+        raise ValueError(f"{wrong} weights {result.weights!r}; allowed: a dict")
+    weights = _checked_weights(fit.weights, result.weights, wrong)
     for path in view.shared.keys() & weights.keys():
-        if weights[path] is not before.weights[path]:
+        if weights[path] is not fit.weights[path]:
             raise ValueError(
                 f"the weights {path!r} feed {', '.join(view.shared[path])}, so "
                 f"calibrating them at {view.site.name!r} would change the others too; "
                 "allowed: calibrators that leave the paths in View.shared as they are"
             )
-    return Fit(_checked_neuron(view.site, after.neurons, wrong), weights)
+    neurons = _checked_neurons(view.site, result.neurons, wrong)
+    return Fit(neurons, weights)
 
 
 def _checked_weights(
-    before: dict[str, jax.Array], after: dict[str, Any], wrong: str
+    weights: dict[str, jax.Array], results: dict[str, Any], wrong: str
 ) -> dict[str, jax.Array]:
-    if after.keys() != before.keys():
-        raise ValueError(f"{wrong} weights {sorted(after)}; allowed: {sorted(before)}")
-    weights = {}
-    for path, old in before.items():  # in the order that `View.feed` expects
-        weight = after[path]
-        if not isinstance(weight, np.ndarray | jax.Array):
-            kind = type(weight).__name__
+    """The results, in the order of the weights that they replace."""
+    if results.keys() != weights.keys():
+        raise ValueError(
+            f"{wrong} weights {sorted(results)}; allowed: {sorted(weights)}"
+        )
+    checked_weights = {}
+    for path, weight in weights.items():
+        result = results[path]
+        if not isinstance(result, np.ndarray | jax.Array):
+            kind = type(result).__name__
             raise ValueError(f"{wrong} weights {path!r} as a {kind}; allowed: an array")
-        weight = weights[path] = jnp.asarray(weight)  # float64 of NumPy as float32
-        if (weight.shape, weight.dtype) != (old.shape, old.dtype):
+        result = jnp.asarray(result)  # NumPy's float64 is JAX's float32.
+        if (result.shape, result.dtype) != (weight.shape, weight.dtype):
             raise ValueError(
-                f"{wrong} weights {path!r} of shape {weight.shape} and type "
-                f"{weight.dtype}; allowed: {old.shape} and {old.dtype}"
+                f"{wrong} weights {path!r} of shape {result.shape} and type "
+                f"{result.dtype}; allowed: {weight.shape} and {weight.dtype}"
             )
-    return weights
+        checked_weights[path] = result
+    return checked_weights
 
 
-def _checked_neuron(site: Site, neuron: NeuronParams, wrong: str) -> NeuronParams:
-    if neuron.leak is not None or neuron.temperature is not None:
+def _checked_neurons(site: Site, neurons: NeuronParams, wrong: str) -> NeuronParams:
+    """The neurons with parameters in NumPy's float32, that the site can have."""
+    if neurons.leak is not None or neurons.temperature is not None:
         raise ValueError(
             f"{wrong} a leak or a temperature; allowed: None for both, since convert "
             "fits IF neurons"
         )
-    fields = {}
+    parameters = {}
     for name, shape in parameter_shapes(site).items():
-        value = getattr(neuron, name)
+        value = getattr(neurons, name)
         if value is None and name in NeuronParams._field_defaults:
             continue
         if not _is_real(value):
             raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")
-        fields[name] = jnp.asarray(value, jnp.float32)
-        if not broadcasts(fields[name].shape, shape):
+        parameter = np.asarray(value, np.float32)
+        if not broadcasts(parameter.shape, shape):
             raise ValueError(
-                f"{wrong} {name} of shape {fields[name].shape}; allowed: () or {shape}"
+                f"{wrong} {name} of shape {parameter.shape}; allowed: () or {shape}"
             )
-    return neuron._replace(**fields)
+        parameters[name] = parameter
+    return neurons._replace(**parameters)
 
 
 def _is_real(value: Any) -> bool:
-    if value is None:  # which JAX takes for a float
+    """Whether this is a real number or an array of them."""
+    if value is None:  # JAX takes it for a float.
         return False
     try:
         dtype = jnp.result_type(value)
-    except TypeError:  # a word
+    except TypeError:  # It is a word.
         return False
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return is_float or jnp.issubdtype(dtype, jnp.integer)
 
 
-def check_values(site: Site, before: Fit, after: Fit) -> None:
-    """Raise unless neurons are in their ranges, and changed weights are finite."""
-    neuron = after.neurons
-    for path, weight in after.weights.items():
-        if weight is not before.weights[path]:
+def check_values(site: Site, start: Fit, end: Fit) -> None:
+    """Raise unless neurons are in their ranges, and changed weights are finite.
+
+    Args:
+        site: of the fits.
+        start: the fit that the first calibrator got.
+        end: the fit that the last one gave.
+    """
+    for path, weight in end.weights.items():
+        if weight is not start.weights[path]:
             check_finite(f"the weights {path!r}, fitted at {site.name!r},", [weight])
     ranges = ranges_of(NeuronParams)
     for name in parameter_shapes(site):
-        if getattr(neuron, name) is None:
+        parameter = getattr(end.neurons, name)
+        if parameter is None:
             continue
-        value, limits = np.asarray(getattr(neuron, name)), ranges.get(name, Range())
-        if not limits.holds(value).all():
+        limits = ranges.get(name, Range())
+        if not limits.holds(parameter).all():
             allowed = limits.describe(name) if name in ranges else "finite numbers"
             raise ValueError(
-                f"the recipe gave site {site.name!r} {name} from {value.min()} to "
-                f"{value.max()}; allowed: {allowed}"
+                f"the recipe gave site {site.name!r} {name} from {parameter.min()} to "
+                f"{parameter.max()}; allowed: {allowed}"
             )

@@ -1,8 +1,10 @@
-"""The shapes of a site's parameters, which a recipe may give in fewer numbers."""
+"""The shapes of a site's parameters, which a recipe may give in fewer numbers.
+
+Parameters of neurons are NumPy arrays while a network is converted.
+"""
 
 import numpy as np
 
-from snnjax._arrays import on_host
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
 
@@ -19,19 +21,20 @@ def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def broadcast(neurons: NeuronParams, site: Site) -> NeuronParams:
-    """The same neurons with parameters of full shape, whatever their recipe gave.
+    """The same neurons with parameters of full shape, in NumPy.
 
-    Threshold, bias and offset get one number per channel, the initial potential one per
-    neuron, so that one compiled program serves the SNNs of all recipes.
+    A recipe may give fewer numbers. Here threshold, bias and offset get one number per
+    channel, the initial potential one per neuron, so that one compiled program serves
+    the SNNs of all recipes.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> (site,) = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
     >>> print(broadcast(snnjax.integrate_and_fire().init(), site).threshold)
     [1. 1.]
     """
-    in_full = {}
+    full = {}
     for name, shape in parameter_shapes(site).items():
-        value = on_host(getattr(neurons, name))
-        if value is not None:
-            in_full[name] = np.broadcast_to(value, shape)
-    return neurons._replace(**in_full)
+        parameter = getattr(neurons, name)
+        if parameter is not None:
+            full[name] = np.broadcast_to(np.asarray(parameter), shape)
+    return neurons._replace(**full)

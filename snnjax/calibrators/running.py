@@ -23,10 +23,16 @@ from snnjax.neurons.unroll import (
 
 
 class Dynamics(NamedTuple):
-    """How the neurons of a site run, which has ``ndim`` axes; hashable.
+    """How the neurons of a site run; hashable, a static argument of ``jit``.
 
-    ``needs_time`` says whether a site of the network decides before it has all of its
-    input, or is one to whose neurons the order matters.
+    Attributes:
+        model: of the neurons.
+        steps: T.
+        wait: steps that every layer waits.
+        code: what a spike is worth at each step.
+        ndim: number of axes of the site.
+        needs_time: whether a site of the network decides before it has all of its
+            input, or is one to whose neurons the order matters.
     """
 
     model: IntegrateAndFire
@@ -46,8 +52,13 @@ class Dynamics(NamedTuple):
         if not self.needs_time:
             mean = self.closed_form(neurons, current)
             return mean, mean
-        run = {"wait": self.wait, "code": self.code}
-        return mean_and_pace(self.model, neurons, self.arriving(current), **run)
+        return mean_and_pace(
+            self.model,
+            neurons,
+            self.arriving(current),
+            wait=self.wait,
+            code=self.code,
+        )
 
     def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
         """The mean output of neurons that have all of their input."""
@@ -59,10 +70,17 @@ class Dynamics(NamedTuple):
 
 
 class Fired(NamedTuple):
-    """What a site sends for a micro-batch."""
+    """What a site sends for a micro-batch.
 
-    output: Any  # spikes, or the result of all of them, for later stages
-    digits: Any = None  # how many; None: they follow from the output
+    Attributes:
+        output: a `SpikeTrain`, or the mean output of neurons that have all of their
+            input, [B, ...]; later stages read it.
+        digits: how many spikes each neuron has sent, [B, ...]; None: that follows from
+            the output.
+    """
+
+    output: Any
+    digits: Any = None
 
 
 @functools.partial(jit, static_argnums=0)
@@ -71,37 +89,54 @@ def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired
 
     Corrections and later stages call it with the same arguments: one program for both.
     """
-    model, steps, wait, code, *_ = dynamics
+    model, steps, code = dynamics.model, dynamics.steps, dynamics.code
     if dynamics.needs_time:
         arriving = dynamics.arriving(current)
-        return Fired(spike_train(model, neurons, arriving, wait=wait, code=code))
+        train = spike_train(model, neurons, arriving, wait=dynamics.wait, code=code)
+        return Fired(train)
     output = dynamics.closed_form(neurons, current)
     if schedule(code, model, steps) is None:  # all spikes are alike
         return Fired(output)
-    if neurons.offset is not None:  # which is no spike
+    if neurons.offset is not None:
+        # An offset is no spike: digits are those of a neuron without one.
         bias = neurons.bias - neurons.offset
         neurons = neurons._replace(bias=bias, offset=None)
     # In the type that the closed form takes, so that XLA finds the digits once.
     spikes = after_all_input(model, neurons, wide(current), steps, code=code)
-    return Fired(output, (spikes != 0).astype(jnp.uint8).sum(0))
+    digits = (spikes != 0).astype(jnp.uint8).sum(0)
+    return Fired(output, digits)
 
 
 @functools.partial(by_numpy_or_xla, static=2)
-def answer(steps: int, code: Code, output: Any) -> jax.Array:
-    """A value that is in time, after T steps."""
-    is_train = isinstance(output, SpikeTrain)
-    return result_of(output, steps) if is_train else code.result(output)
+def answer(steps: int, code: Code, output: Any) -> Any:
+    """A value that is in time, after T steps: [B, ...].
+
+    Args:
+        steps: T.
+        code: what a spike is worth at each step.
+        output: a `SpikeTrain`, or decoded values [T, B, ...].
+    """
+    if isinstance(output, SpikeTrain):
+        return result_of(output, steps)
+    return code.result(output)
 
 
 @functools.partial(by_numpy_or_xla, static=1)
 def number_of_spikes(dynamics: Dynamics, neurons: NeuronParams, fired: Fired) -> Any:
-    """That of each image, [B]."""
-    counts = fired.digits
-    if isinstance(fired.output, SpikeTrain):
+    """How many spikes a site has sent for each image, [B]."""
+    if fired.digits is not None:
+        counts = fired.digits
+    elif isinstance(fired.output, SpikeTrain):
         counts = numbers_of(fired.output, dynamics.steps)
-    elif counts is None:  # in as many of the largest spikes as it takes
-        xp, high = namespace(fired.output), dynamics.model.levels[1]
-        own = subtract_offset(fired.output, neurons.offset).astype(np.float32)
-        size = lead(neurons.threshold, own.ndim) * (high / dynamics.steps)
-        counts = xp.ceil(abs(own) / size - 1e-3)
+    else:
+        counts = _fewest_spikes(dynamics, neurons, fired.output)
     return counts.reshape(len(counts), -1).sum(1, dtype=np.float32)
+
+
+def _fewest_spikes(dynamics: Dynamics, neurons: NeuronParams, output: Any) -> Any:
+    """How many of the largest spikes give a mean output of rate coding, [B, ...]."""
+    sent = subtract_offset(output, neurons.offset).astype(np.float32)
+    largest = dynamics.model.levels[1] / dynamics.steps
+    spike = lead(neurons.threshold, sent.ndim) * largest
+    # A sum of spikes is a whole number of them, up to its rounding.
+    return namespace(sent).ceil(abs(sent) / spike - 1e-3)

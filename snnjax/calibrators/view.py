@@ -1,6 +1,7 @@
 """A site as calibrators see it: its activations, its spikes, and what they may change.
 
-A calibrator is a pure function ``(View, Fit) -> Fit``.
+A calibrator is a pure function ``(View, Fit) -> Fit``. Arrays with an axis of images
+are on the devices of the images; parameters of neurons are in NumPy.
 """
 
 import abc
@@ -12,12 +13,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import by_numpy_or_xla, is_on_host, namespace, sampled
+from snnjax._arrays import by_numpy_or_xla, namespace, sampled
 from snnjax._checks import takes
 from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
@@ -39,10 +39,11 @@ class Fit(NamedTuple):
     """What calibrators change at a site.
 
     Attributes:
-        neurons: their `snnjax.neurons.NeuronParams`.
+        neurons: their `snnjax.neurons.NeuronParams`, in NumPy.
         weights: path -> array, the kernels (two axes or more) that feed it.
 
-    A calibrator takes one and returns another, see `Calibrator`.
+    A calibrator takes one and returns another, see `Calibrator`. It may return numbers
+    and JAX arrays as parameters of neurons, too.
     """
 
     neurons: NeuronParams
@@ -54,14 +55,23 @@ class Fit(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Weights that are fitted together, and what they should give."""
+    """Weights that are fitted together, and what they should give.
 
-    paths: tuple[str, ...]  # of ``Fit.weights``
-    current: Callable  # (weights, sources, rows) -> what they give, as in `View.feed`
-    sources: Any  # of the spiking network
-    result: jax.Array  # what they give in the ANN, [N, ...]
-    channel: int  # its axis of the channels, from the end
-    effects: jax.Array | None = None  # how much errors count, [N, ...]; None: alike
+    Attributes:
+        paths: of the weights, in ``Fit.weights``.
+        current: (weights, sources, rows) -> what they give, see `View.feed`.
+        sources: what ``current`` reads of the spiking network.
+        result: what the weights give in the ANN, [N, ...].
+        channel: axis of the channels in the result, from the end.
+        effects: how much errors count, [N, ...] with one channel; None: alike.
+    """
+
+    paths: tuple[str, ...]
+    current: Callable
+    sources: Any
+    result: jax.Array
+    channel: int
+    effects: jax.Array | None = None
 
 
 class View(abc.ABC):
@@ -94,16 +104,26 @@ class View(abc.ABC):
         *,
         effects: Sequence[jax.Array] | None = None,
         shared: Mapping[str, Sequence[str]] = MappingProxyType({}),
-        own_maximum: jax.Array | None = None,
+        own_maximum: np.ndarray | None = None,
         neurons: int | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
-        self.site, self.dynamics = site, dynamics
-        self.neurons = math.prod(site.shape) if neurons is None else neurons
-        self.model, self.steps, self.wait, self.code, *_ = dynamics
-        self.shared, self.own_maximum = shared, own_maximum
+        if neurons is None:
+            neurons = math.prod(site.shape)
+        self.site = site
+        self.dynamics = dynamics
+        self.model = dynamics.model
+        self.steps = dynamics.steps
+        self.wait = dynamics.wait
+        self.code = dynamics.code
+        self.neurons = neurons
+        self.shared = shared
+        self.own_maximum = own_maximum
         self.batch_sharding = batch_sharding
-        self._activations, self._effects = activations, effects
+        # Of each micro-batch.
+        self._activations = activations
+        self._effects = effects
+        # Weights -> the currents of the `sample`: kept until other weights are asked.
         self.sample_currents = latest(self._sample_currents)
 
     @abc.abstractmethod
@@ -143,11 +163,9 @@ class View(abc.ABC):
             per: "channel", or "layer" for one threshold.
             offset: of the neurons.
         """
-        sample = self.with_effects().sample
-        tables = transfers(self.model, self.code, self.steps, zones)
         return curves(
-            sample,
-            tables,
+            self.with_effects().sample,
+            transfers(self.model, self.code, self.steps, zones),
             reach=self.high,
             positions=self.samples_per_channel // self.count,
             neurons=self.neurons,
@@ -181,34 +199,42 @@ class View(abc.ABC):
         self,
         function: Callable[..., Any],
         weights: dict[str, jax.Array] | None,
-        *others: Any,
+        *arrays: Any,
     ) -> list[Any]:
-        """``function(current, activation, effects, *others)`` of each micro-batch.
+        """``function(current, activation, effects, *arrays)`` of each micro-batch.
 
         Args:
             function: hashable; in a CPU's memory its arrays are NumPy's.
             weights: for the current; None: it is None.
-            others: arrays that have no images.
+            arrays: what has no images.
         """
-        none = [None] * len(self._activations)
-        currents = none if weights is None else self.currents_by_batch(weights)
-        batches = zip(currents, self._activations, self._effects or none, strict=True)
-        return [_computed(function, *batch, *others) for batch in batches]
+        if weights is None:
+            currents = [None] * len(self._activations)
+        else:
+            currents = self.currents_by_batch(weights)
+        batches = zip(currents, self._activations, self._effects_by_batch, strict=True)
+        return [_computed(function, *batch, *arrays) for batch in batches]
+
+    @property
+    def _effects_by_batch(self) -> Sequence[jax.Array | None]:
+        """The `effects` of each micro-batch."""
+        if self._effects is None:
+            return [None] * len(self._activations)
+        return self._effects
 
     def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
-        parts = self._effects
-        effects = None if parts is None else self.join(parts, every=every)
-        return self.join(self._activations, every=every), effects
+        activation = self.join(self._activations, every=every)
+        if self._effects is None:
+            return activation, None
+        return activation, self.join(self._effects, every=every)
 
     def join(
         self, parts: Sequence[jax.Array], axis: int = 0, every: int = 1
     ) -> jax.Array:
         """Every n-th image of all micro-batches in one array, which devices share."""
-        if is_on_host(parts):
-            images = np.concatenate(sampled(map(np.asarray, parts), axis, every), axis)
-            return jax.device_put(images)
-        return _joined(list(parts), axis, every, self.batch_sharding)
+        images = _joined(axis, every, self.batch_sharding, list(parts))
+        return jax.device_put(images)
 
     @property
     def activation(self) -> jax.Array:
@@ -220,7 +246,9 @@ class View(abc.ABC):
         """How much an error counts, [N, ...] with a single channel, see `with_effects`;
         None: all errors count alike.
         """
-        return None if self._effects is None else self.join(self._effects)
+        if self._effects is None:
+            return None
+        return self.join(self._effects)
 
     @property
     def count(self) -> int:
@@ -264,14 +292,19 @@ class View(abc.ABC):
         neurons = broadcast(fit.neurons, self.site)
         for current in self.currents_by_batch(fit.weights):
             output = fire(self.dynamics, neurons, current).output
-            in_time = self.needs_time
-            yield answer(self.steps, self.code, output) if in_time else output
+            if self.needs_time:
+                output = answer(self.steps, self.code, output)
+            yield output
 
-    def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
+    def missing(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
-        effects = self._effects or [None] * len(self._activations)
-        of_all = zip(self._means(fit), self._activations, effects, strict=True)
-        return _total([_missing(*of_batch) for of_batch in of_all])
+        means = self._means(fit)
+        batches = zip(means, self._activations, self._effects_by_batch, strict=True)
+        # All are computed before the first result is waited for.
+        sums = [_missing(*batch) for batch in batches]
+        missing = functools.reduce(np.add, [np.asarray(part) for part, _ in sums])
+        weight = functools.reduce(np.add, [np.asarray(part) for _, part in sums])
+        return missing, weight
 
     @functools.cached_property
     def sample(self) -> Sample:
@@ -324,15 +357,18 @@ def check_calibrator(calibrator: Any) -> None:
 
 def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     """``compute(weights)``, kept while the weights are the same arrays."""
-    last: list[Any] = []  # the weights, and what was computed of them
+    known_arrays: list[jax.Array] | None = None
+    known_result: Any = None
 
     def cached(weights: dict[str, jax.Array]) -> Any:
-        arrays = tuple(weights.values())
-        same = last and all(a is b for a, b in zip(arrays, last[0], strict=True))
-        if not same:
-            last.clear()  # before the new result needs the memory
-            last[:] = [arrays, compute(weights)]
-        return last[1]
+        nonlocal known_arrays, known_result
+        arrays = list(weights.values())
+        if known_arrays is None or not all(map(operator.is_, arrays, known_arrays)):
+            # The old result is dropped first: the new one needs its memory.
+            known_arrays = known_result = None
+            known_result = compute(weights)
+            known_arrays = arrays
+        return known_result
 
     return cached
 
@@ -341,28 +377,26 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
 def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
     """The sums of `View.missing` for a micro-batch."""
     xp = namespace(mean)
-    a, s = (part.astype(np.float32, copy=False) for part in (activation, mean))
-    missing = a - s
+    activation = activation.astype(np.float32, copy=False)
+    missing = activation - mean.astype(np.float32, copy=False)
     if effects is None:
         return missing.sum(0), xp.full_like(missing[0], len(missing))
-    of_all = xp.broadcast_to(effects.sum(0), missing.shape[1:])
-    return (effects * missing).sum(0), of_all
+    weight = xp.broadcast_to(effects.sum(0), missing.shape[1:])
+    return (effects * missing).sum(0), weight
 
 
-@by_numpy_or_xla
-def _total(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
-    """The sum over all micro-batches, in their order."""
-    return functools.reduce(functools.partial(jax.tree.map, operator.add), parts)
-
-
-@functools.partial(jax.jit, static_argnames=("axis", "every", "batch_sharding"))
+@functools.partial(by_numpy_or_xla, static=3)
 def _joined(
-    parts: list[jax.Array], axis: int, every: int, batch_sharding: NamedSharding | None
-) -> jax.Array:
-    images = jnp.concatenate(sampled(parts, axis, every), axis)
+    axis: int, every: int, batch_sharding: NamedSharding | None, parts: list[Any]
+) -> Any:
+    """The images of `View.join`."""
+    images = namespace(parts[0]).concatenate(sampled(parts, axis, every), axis)
+    if batch_sharding is None:
+        return images
     return sharding.shared(images, axis, batch_sharding)
 
 
 @functools.partial(by_numpy_or_xla, static=1)
-def _computed(function: Callable, *arguments: Any) -> Any:
-    return function(*arguments)
+def _computed(function: Callable, *arrays: Any) -> Any:
+    """The function of `View.over_images` for a micro-batch."""
+    return function(*arrays)

@@ -28,7 +28,7 @@ from snnjax.conversion.engine.site_view import SiteView, by_variable
 from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
-from snnjax.sharding import put, replicated
+from snnjax.sharding import put
 
 
 def sweep(
@@ -96,7 +96,7 @@ def _fit_site(
     activations, own_maximum = _pass_ann(here, i)
     view = SiteView(here._replace(activations=ann_inputs), i, activations, own_maximum)
     kernels = {here.network.parameters[v]: here.params[v] for v in view.kernels}
-    fit = start = Fit(neurons, kernels)
+    fit = start = Fit(on_host(neurons), kernels)
     for calibrate in chain:
         # A copy, so that what is changed in place is detected as well.
         after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
@@ -115,14 +115,14 @@ def _fit_site(
 
 
 def _placed_like(before: Fit, after: Fit, batch_sharding: NamedSharding | None) -> Fit:
-    """Parameters of neurons on all devices; weights keep their sharding."""
+    """The weights with the sharding that they had before."""
     if batch_sharding is None:
         return after
     weights = dict(after.weights)
     for path, old in before.weights.items():
         if weights[path] is not old:
             weights[path] = put(weights[path], old.sharding)
-    return Fit(put(after.neurons, replicated(batch_sharding)), weights)
+    return after._replace(weights=weights)
 
 
 def _pass_ann(here: State, i: int) -> tuple[list[jax.Array], jax.Array | None]:
