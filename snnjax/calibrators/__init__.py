@@ -2,11 +2,11 @@
 
     def calibrator(view: View, fit: Fit) -> Fit
 
-There are four families. A `threshold` is a statistic of the activations, and a `search`
-compares candidates on the spikes that arrive. Corrections add what outputs lack on
+There are four families. A `threshold` is a statistic of the activations, and searches
+compare candidates on the spikes that arrive. Corrections add what outputs lack on
 average, and weights are refitted by least squares or by descent. The mathematics is in
-``formulas.py``, what a calibrator sees of a site in ``view.py``. Those of your own have
-the same access.
+``formulas.py``, what a calibrator sees of a site in ``view.py``. Calibrators of your
+own have the same access.
 """
 
 from snnjax.calibrators import formulas
@@ -18,7 +18,7 @@ from snnjax.calibrators.corrections import (
     shift_bias,
 )
 from snnjax.calibrators.parameters import broadcast
-from snnjax.calibrators.searches import postpone_charge, scale_threshold, search
+from snnjax.calibrators.searches import postpone_charge, scale_threshold
 from snnjax.calibrators.thresholds import (
     least_squares_offset,
     least_squares_threshold,
@@ -56,7 +56,6 @@ __all__ = [
     "postpone_charge",
     "priced_threshold",
     "scale_threshold",
-    "search",
     "shift_bias",
     "streaming_only",
     "threshold",

@@ -1,4 +1,8 @@
-"""Calibrators of calibrators: which errors they weigh, and where they apply."""
+"""Calibrators of calibrators: how errors count for them, and where they apply.
+
+`by_effect` gives its calibrators a view in which each error has the weight of its
+effect on the outputs, and `streaming_only` calls its own with rate coding alone.
+"""
 
 from snnjax._text import named
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
@@ -63,6 +67,8 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     check_calibrator(calibrator)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        return calibrator(view, fit) if view.code.is_streaming(view.wait) else fit
+        if view.code.is_streaming(view.wait):
+            return calibrator(view, fit)
+        return fit
 
     return calibrate

@@ -7,7 +7,7 @@ its bias or to v(0). Sources: Deng and Gu, ICLR 2021 (shift); Li et al., ICML 20
 
 import numpy as np
 
-from snnjax._arrays import lead, on_host, other_axes
+from snnjax._arrays import lead, other_axes
 from snnjax._ranges import COUNT
 from snnjax._text import named
 from snnjax.calibrators.parameters import parameter_shapes
@@ -35,9 +35,8 @@ def shift_bias() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        neurons = on_host(fit.neurons)
-        half = view.finest * neurons.threshold / 2
-        return fit.with_neurons(bias=neurons.bias + half)
+        half = view.finest * fit.neurons.threshold / 2
+        return fit.with_neurons(bias=fit.neurons.bias + half)
 
     return calibrate
 
@@ -50,7 +49,7 @@ def half_charge() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        half = view.steps * view.finest * on_host(fit.neurons.threshold) / 2
+        half = view.steps * view.finest * fit.neurons.threshold / 2
         return fit.with_neurons(initial_potential=half)
 
     return calibrate
@@ -79,11 +78,9 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     COUNT.check("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        axes = other_axes(len(view.site.shape), view.site.channel)
         for _ in range(repeats):
-            missing, weight = _missing(view, fit, axes)
-            change = (missing / weight).reshape(parameter_shapes(view.site)["bias"])
-            fit = fit.with_neurons(bias=on_host(fit.neurons.bias) + change)
+            change = _mean_missing(view, fit, per_channel=True)
+            fit = fit.with_neurons(bias=fit.neurons.bias + change)
         return fit
 
     return calibrate
@@ -116,24 +113,26 @@ def correct_potential(repeats: int = 1, *, enough: int = 1) -> Calibrator:
     COUNT.check("enough", enough)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        shape, channel = view.site.shape, view.site.channel
-        axes = other_axes(len(shape), channel) if view.count < enough else ()
+        per_channel = view.count < enough
         for _ in range(repeats):
-            missing, weight = _missing(view, fit, axes)
-            change = view.steps * missing / weight
-            if axes:
-                change = change.reshape(parameter_shapes(view.site)["bias"])
-            start = lead(on_host(fit.neurons.initial_potential), change.ndim) + change
-            fit = fit.with_neurons(initial_potential=start)
+            change = view.steps * _mean_missing(view, fit, per_channel)
+            start = lead(fit.neurons.initial_potential, change.ndim)
+            fit = fit.with_neurons(initial_potential=start + change)
         return fit
 
     return calibrate
 
 
-def _missing(view: View, fit: Fit, axes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """(sum w (a - s), sum w), both over images and these axes of the site.
+def _mean_missing(view: View, fit: Fit, per_channel: bool) -> np.ndarray:
+    """sum w (a - s) / sum w over images, of each neuron: shaped like the site.
 
-    Without any weight the first sum is 0, and the second one is 1 in place of 0.
+    Per channel the sums are over positions too: shaped like a bias of the site. Where
+    nothing has a weight, nothing is missing.
     """
-    missing, weight = (on_host(part).sum(axes) for part in view.missing(fit))
-    return missing, weight + (weight == 0).astype(weight.dtype)
+    missing, weight = view.missing(fit)
+    if per_channel:
+        axes = other_axes(len(view.site.shape), view.site.channel)
+        shape = parameter_shapes(view.site)["bias"]
+        missing = missing.sum(axes).reshape(shape)
+        weight = weight.sum(axes).reshape(shape)
+    return missing / np.where(weight == 0, np.ones_like(weight), weight)

@@ -64,7 +64,7 @@ class Sample(NamedTuple):
         if layer_maximum == 0:  # nothing is ever active: a threshold is still positive
             layer_maximum = np.float32(1)
         if per == "layer":
-            return layer_maximum
+            return np.asarray(layer_maximum)
         return np.where(maxima > 0, maxima, layer_maximum)
 
 

@@ -1,104 +1,46 @@
 """The search for a neuron: candidates are tried on the spikes that arrive at a site.
 
-One program tries all candidates on blocks of a sample; all sites have it. Source: ours.
+    argmin over (f, c) of   sum w (a - s)^2  +  pace sum w (a - p)^2
+
+A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
+thresholds (`formulas.postpone`). a is the ANN's activation, s the mean output of the
+candidate, p its pace (`snnjax.neurons.mean_and_pace`), and w the effect of an error
+(`by_effect`). The pace counts because the next layer reacts to spikes as they arrive.
+The sums are over 2^15 positions of a channel, or all if there are fewer. Errors are
+measured with a bias corrected as by `correct_bias`, but the result has no correction:
+the calibrators that follow correct what remains. Source: ours.
+
+One program tries all candidates on blocks of a sample; all sites have it.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import binary_unit, lead, on_host
+from snnjax._arrays import binary_unit, lead
 from snnjax._checks import check_choice
-from snnjax._ranges import NOT_NEGATIVE
+from snnjax._ranges import NOT_NEGATIVE, POSITIVE, Range
 from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
-from snnjax.calibrators.parameters import broadcast
+from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.running import Dynamics
-from snnjax.calibrators.sample import Sample, at_positions
+from snnjax.calibrators.sample import at_positions
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
 # Weight of the pace. On ResNet-20 without a wait it took 63 % off the KL divergence at
 # T = 16 and 78 % at T = 32.
 _PACE = 0.1
-
-
-@named
-def search(
-    candidates: Sequence[tuple[float, float]],
-    *,
-    pace: float = _PACE,
-    per: Per = "channel",
-) -> Calibrator:
-    """Scale and postpone each channel by the (f, c) that lowers its error most.
-
-        argmin over (f, c) of   sum w (a - s)^2  +  pace sum w (a - p)^2
-
-    A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
-    thresholds (`formulas.postpone`). s is its mean output, p its pace
-    (`snnjax.neurons.mean_and_pace`), w the effect of an error (`by_effect`). The pace
-    counts because the next layer reacts to spikes as they arrive. The sums are over
-    2^15 positions of a channel, or all if there are fewer. Errors are measured with a
-    bias corrected as by `correct_bias`, but the result has no correction: the
-    calibrators that follow correct what remains.
-
-    Args:
-        candidates: pairs of a factor f > 0 and a charge c in thresholds. Of equally
-            good ones the nearest to (1, 0), which changes nothing, is taken.
-        pace: weight of the second sum, >= 0.
-        per: what has a choice of its own; "layer": the sums are over all channels, too.
-
-    Raises:
-        ValueError: candidates that are not such pairs, or none; an argument outside
-            its range.
-    """
-    pairs = _checked_pairs(candidates)
-    NOT_NEGATIVE.check("pace", pace)
-    check_choice("per", per, get_args(Per))
-    pairs = sorted(pairs, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
-    # Equally many candidates take the same program; of equal ones the first is taken.
-    padded = [*pairs, *[pairs[0]] * (-len(pairs) % 12)]
-    table = np.asarray(padded, np.float32)
-
-    def calibrate(view: View, fit: Fit) -> Fit:
-        # Each parameter in full but v(0), which is small until each neuron has its own.
-        start = fit.neurons.initial_potential
-        in_full = broadcast(fit.neurons, view.site)._replace(initial_potential=start)
-        best = _best_of(
-            in_full,
-            table,
-            view.sample,
-            view.sample_currents(fit.weights),
-            view.positions,
-            pace,
-            dynamics=view.dynamics,
-            shape=view.site.shape,
-            channel=view.site.channel,
-            per=per,
-        )
-        return fit._replace(neurons=best)
-
-    return calibrate
-
-
-def _checked_pairs(candidates: Any) -> list[list[float]]:
-    try:
-        is_real = np.asarray(candidates).dtype.kind in "iuf"
-        pairs = np.atleast_1d(np.asarray(candidates if is_real else (), float))
-    except (TypeError, ValueError):  # complex, ragged or traced numbers
-        pairs = np.zeros((0, 2))
-    is_shaped = pairs.shape == (len(pairs), 2) and len(pairs)
-    if not is_shaped or not np.isfinite(pairs).all() or pairs[:, 0].min() <= 0:
-        raise ValueError(
-            f"candidates are {candidates}; allowed: one pair (factor, charge) or more "
-            "of finite numbers, factors > 0, concrete when the recipe is made"
-        )
-    return pairs.tolist()
+# Candidates are filled up to a multiple, so that most searches share a program.
+_CANDIDATES = 12
+# Numbers in a block, which stays in the cache of a processor, and blocks of a program.
+_NUMBERS_IN_BLOCK = 4096
+_BLOCKS_AT_ONCE = 16
 
 
 @named
@@ -108,10 +50,24 @@ def scale_threshold(
     pace: float = _PACE,
     per: Per = "channel",
 ) -> Calibrator:
-    """``search((f, 0) for f in factors)``: thresholds for the spikes that arrive.
+    """Scale each threshold by the factor f with the least error.
+
+        argmin over f of   sum w (a - s)^2  +  pace sum w (a - p)^2
 
     `formulas.least_squares` gives the threshold for input that arrives evenly. Here
-    every candidate is tried on the spikes that really arrive.
+    every candidate is tried on the spikes that really arrive: s is its mean output, and
+    p its pace (`snnjax.neurons.mean_and_pace`), which counts because the next layer
+    reacts to spikes as they arrive. The sums are over 2^15 positions of a channel, or
+    all if there are fewer, and errors are measured with a bias corrected as by
+    `correct_bias`.
+
+    Args:
+        factors: > 0. Of equally good ones the nearest to 1 is taken.
+        pace: weight of the second sum, >= 0.
+        per: what has a choice of its own; "layer": the sums are over all channels, too.
+
+    Raises:
+        ValueError: an argument outside its range.
 
     The spikes of the first layer below come unevenly to the second one.
 
@@ -124,7 +80,8 @@ def scale_threshold(
     >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
     [1. 1.] [1.25]
     """
-    return search([(factor, 0) for factor in factors], pace=pace, per=per)
+    numbers = _checked_numbers("factors", factors, POSITIVE)
+    return _search([(factor, 0.0) for factor in numbers], pace, per)
 
 
 @named
@@ -133,7 +90,10 @@ def postpone_charge(
     *,
     pace: float = _PACE,
 ) -> Calibrator:
-    """``search((1, c) for c in charges)``: neurons fire later, when they know more.
+    """Postpone the charge c with the least error: neurons fire when they know more.
+
+    The sum that is minimized is that of `scale_threshold`, and of equally good charges
+    the nearest to 0 is taken.
 
     A neuron that fires before it has all of its input may fire on input that is
     inhibited later. One that starts c thresholds lower, and gets them back evenly over
@@ -155,80 +115,150 @@ def postpone_charge(
     >>> print(snn.neurons["relu_1"].initial_potential, snn.neurons["relu_1"].bias)
     [-1.] [0.2]
     """
-    postpone = search([(1, charge) for charge in charges], pace=pace)
+    numbers = _checked_numbers("charges", charges, Range())
+    postpone = _search([(1.0, charge) for charge in numbers], pace, "channel")
 
     def calibrate(view: View, fit: Fit) -> Fit:
         arrives_late = view.code.constant_steps(view.steps) > 1
         order_matters = arrives_late and view.needs_time
         spikes_are_final = view.model.levels[0] >= 0
-        return postpone(view, fit) if order_matters and spikes_are_final else fit
+        if order_matters and spikes_are_final:
+            return postpone(view, fit)
+        return fit
 
     return calibrate
 
 
-def _best_of(
-    neuron: NeuronParams,
-    candidates: np.ndarray,
-    sample: Sample,
-    currents: jax.Array,
-    positions: np.ndarray | None,
-    pace: float,
-    *,
-    dynamics: Dynamics,
-    shape: tuple[int, ...],
-    channel: int,
-    per: Per,
-) -> NeuronParams:
-    """The neuron that `search` chooses."""
-    neuron, sample, currents = on_host((neuron, sample, currents))
-    count, channels = sample.activation.shape
-    # v(0), which may be one number of each neuron, is an array of its own.
-    start = np.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
-    start = at_positions(start, positions, len(shape), channel)
-    start = np.broadcast_to(start, (count // len(start), *start.shape))
-    weight = np.broadcast_to(sample.weight, (count, channels))
-    if dynamics.needs_time and currents.ndim == 2:  # constant: as that of other sites
-        currents = np.broadcast_to(currents, (dynamics.steps, *currents.shape))
-    of_numbers = dynamics._replace(ndim=0)  # each with parameters of its own
-    rows = sample.activation, weight, start.reshape(count, channels), currents
-    blocks = [_in_equal_blocks(array) for array in rows]
-    width = blocks[0].shape[-1]
+def _search(
+    candidates: Sequence[tuple[float, float]], pace: float, per: Per
+) -> Calibrator:
+    """Scale and postpone each channel by the (f, c) that lowers its error most.
 
-    def of_channels(array: np.ndarray) -> np.ndarray:
-        """[..., C] for a whole block; what is filled up has no weight."""
-        lanes = _lanes(channels)
-        missing = [(0, 0)] * (array.ndim - 1) + [(0, lanes - channels)]
-        filled = np.pad(array, missing, constant_values=1)
-        return np.tile(filled, width // lanes)
+    Args:
+        candidates: pairs (f, c). Of equally good ones the nearest to (1, 0), which
+            changes nothing, is taken.
+        pace: weight of the second sum, >= 0.
+        per: what has a choice of its own; "layer": the sums are over all channels, too.
+    """
+    NOT_NEGATIVE.check("pace", pace)
+    check_choice("per", per, get_args(Per))
+    ordered = sorted(candidates, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
+    filling = [ordered[0]] * (-len(ordered) % _CANDIDATES)
+    factors, charges = np.asarray(ordered + filling, np.float32).T
 
-    def flat(parameter: Any) -> np.ndarray:
-        return of_channels(np.broadcast_to(np.ravel(parameter), channels))
+    def calibrate(view: View, fit: Fit) -> Fit:
+        # Each parameter in full but v(0), which is small until each neuron has its own.
+        start = fit.neurons.initial_potential
+        neurons = broadcast(fit.neurons, view.site)._replace(initial_potential=start)
+        blocks = _blocks_of_sample(view, fit)
+        trials = _trials(neurons, factors, charges, view.steps)
+        missing, _ = _errors(view.dynamics, trials, blocks, pace)
+        # Candidates compete with the bias that corrects their mean error.
+        count = np.float32(len(view.sample.activation))
+        bias = trials.neurons.bias + missing / count
+        trials = trials._replace(neurons=trials.neurons._replace(bias=bias))
+        _, squares = _errors(view.dynamics, trials, blocks, pace)
+        if per == "layer":
+            of_layer = squares.sum(axis=1, keepdims=True)
+            squares = np.broadcast_to(of_layer, squares.shape)
+        best = squares.argmin(axis=0)  # [C]
+        shape = parameter_shapes(view.site)["threshold"]
+        scaled = formulas.scale(neurons, factors[best].reshape(shape))
+        charge = charges[best].reshape(shape)
+        return fit._replace(neurons=formulas.postpone(scaled, charge, view.steps))
 
-    plain = neuron._replace(initial_potential=np.zeros((), np.float32))
-    params = jax.tree.map(flat, plain)
-    unit = binary_unit(params.threshold)
-
-    def errors(bias: np.ndarray) -> list[np.ndarray]:
-        """(sum w (a - s), sum of squares) of each candidate with this bias, [K, C]."""
-        totals = None
-        for block in zip(*blocks, strict=True):
-            sums = _errors(of_numbers, params, unit, candidates, bias, pace, block)
-            sums = [np.asarray(part) for part in sums]
-            totals = sums if totals is None else list(map(np.add, totals, sums))
-        by_lane = (part.reshape(len(part), -1, _lanes(channels)) for part in totals)
-        return [part.sum(1)[:, :channels] for part in by_lane]
-
-    no_bias = np.zeros((len(candidates), width), np.float32)
-    missing, _ = errors(no_bias)
-    _, squares = errors(of_channels(missing / np.float32(count)))
-    if per == "layer":
-        squares = np.broadcast_to(squares.sum(1, keepdims=True), squares.shape)
-    best = candidates[squares.argmin(0)].T
-    best = best.reshape(2, -1, *[1] * (-channel - 1))
-    return _changed(neuron, best, dynamics.steps)
+    return calibrate
 
 
-_BLOCK, _AT_ONCE = 4096, 16  # numbers in a block, and blocks of a program
+def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list[float]:
+    """The numbers, one or more within the limits; raise for anything else."""
+    try:
+        array = np.asarray(list(numbers))
+    except (TypeError, ValueError):  # They are traced, or of different lengths.
+        array = np.asarray(())
+    is_real = array.dtype.kind in "iuf"
+    if (
+        array.ndim != 1
+        or not array.size
+        or not is_real
+        or not limits.holds(array).all()
+    ):
+        raise ValueError(
+            f"{name} are {numbers}; allowed: one number or more, each "
+            f"{limits.describe(name)}, concrete when the recipe is made"
+        )
+    return array.tolist()
+
+
+class _Trials(NamedTuple):
+    """The candidates for the neurons of a site.
+
+    Attributes:
+        neurons: parameters [K, C] of neurons whose v(0) is 0 before the change.
+        factors: f, by which a v(0) is scaled that is not 0: [K].
+        unit: of errors, a power of two near the threshold: [1, C].
+    """
+
+    neurons: NeuronParams
+    factors: np.ndarray
+    unit: np.ndarray
+
+
+def _trials(
+    neurons: NeuronParams, factors: np.ndarray, charges: np.ndarray, steps: int
+) -> _Trials:
+    """Neurons of channels, scaled and postponed by each pair (f, c)."""
+    without_start = neurons._replace(initial_potential=np.zeros_like(neurons.bias))
+    flat = jax.tree.map(np.ravel, without_start)
+    changed = []
+    for factor, charge in zip(factors, charges, strict=True):
+        scaled = formulas.scale(flat, factor)
+        changed.append(formulas.postpone(scaled, charge, steps))
+    stacked = jax.tree.map(lambda *parameters: np.stack(parameters), *changed)
+    return _Trials(stacked, factors, binary_unit(flat.threshold)[None])
+
+
+class _Blocks(NamedTuple):
+    """A sample in blocks of L numbers, several blocks to a chunk.
+
+    Attributes:
+        activation: of the ANN, [chunks, blocks, L].
+        weight: how much an error counts; 0 of what fills up the last block.
+        start: v(0).
+        current: likewise, or [chunks, blocks, T, L] where time matters.
+    """
+
+    activation: np.ndarray
+    weight: np.ndarray
+    start: np.ndarray
+    current: np.ndarray
+
+
+def _blocks_of_sample(view: View, fit: Fit) -> _Blocks:
+    """The sample of a site, with v(0) and the currents at its positions."""
+    sample = view.sample
+    shape = sample.activation.shape  # [n, C]
+    current = view.sample_currents(fit.weights)
+    if view.needs_time and current.ndim == 2:
+        # A constant current gets the shape of the currents of other sites.
+        current = np.broadcast_to(current, (view.steps, *current.shape))
+    return _Blocks(
+        activation=_in_blocks(sample.activation),
+        weight=_in_blocks(np.broadcast_to(sample.weight, shape)),
+        start=_in_blocks(_start_at_positions(view, fit)),
+        current=_in_blocks(current),
+    )
+
+
+def _start_at_positions(view: View, fit: Fit) -> np.ndarray:
+    """v(0) at the positions of the sample, [n, C]."""
+    shape = view.site.shape
+    start = lead(fit.neurons.initial_potential, len(shape))
+    start = np.broadcast_to(start, shape)
+    start = at_positions(start, view.positions, len(shape), view.site.channel)  # [p, C]
+    return np.broadcast_to(start, (view.count, *start.shape)).reshape(
+        -1, start.shape[1]
+    )
 
 
 def _lanes(channels: int) -> int:
@@ -236,54 +266,93 @@ def _lanes(channels: int) -> int:
     return 1 << (channels - 1).bit_length()
 
 
-def _in_equal_blocks(rows: np.ndarray) -> np.ndarray:
-    """[n, C] as [chunks, `_AT_ONCE`, L], filled up with zeros.
+def _in_blocks(rows: np.ndarray) -> np.ndarray:
+    """[n, C] as [chunks, blocks, L], and [T, n, C] as [chunks, blocks, T, L].
 
-    [T, n, C] as [chunks, `_AT_ONCE`, T, L]. L is the same for all sites up to `_BLOCK`
-    channels, which then share one program.
+    Both n and C are filled up with zeros. L is the same for all sites of up to
+    `_NUMBERS_IN_BLOCK` channels, which then share one program.
     """
-    *steps, count, channels = rows.shape
+    *leading, count, channels = rows.shape
     lanes = _lanes(channels)
-    in_one = max(1, _BLOCK // lanes)
-    missing = [(0, -count % (in_one * _AT_ONCE)), (0, lanes - channels)]
-    filled = np.pad(rows, [(0, 0)] * len(steps) + missing)
-    blocks = filled.reshape(*steps, -1, _AT_ONCE, in_one * lanes)
-    return np.ascontiguousarray(np.moveaxis(blocks, 0, -2)) if steps else blocks
+    samples = max(1, _NUMBERS_IN_BLOCK // lanes)
+    missing_rows = -count % (samples * _BLOCKS_AT_ONCE)
+    padding = [(0, 0)] * len(leading) + [(0, missing_rows), (0, lanes - channels)]
+    blocks = np.pad(rows, padding)
+    blocks = blocks.reshape(*leading, -1, _BLOCKS_AT_ONCE, samples * lanes)
+    if not leading:
+        return blocks
+    return np.ascontiguousarray(np.moveaxis(blocks, 0, -2))
 
 
-@functools.partial(jax.jit, static_argnums=0)  # runs long: the faster program
 def _errors(
+    dynamics: Dynamics, trials: _Trials, blocks: _Blocks, pace: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(sum w (a - s), sum that the search minimizes) of each candidate, [K, C] both."""
+    channels = trials.unit.shape[1]
+    lanes = _lanes(channels)
+    samples = blocks.activation.shape[-1] // lanes
+
+    def for_block(parameter: np.ndarray) -> np.ndarray:
+        """[K, C] as [K, L]. What fills up the lanes has no weight."""
+        filled = np.pad(parameter, [(0, 0), (0, lanes - channels)], constant_values=1)
+        return np.tile(filled, samples)
+
+    neurons = jax.tree.map(for_block, trials.neurons)
+    unit = for_block(trials.unit)[0]
+    # Each number of a block is a neuron with parameters of its own.
+    of_numbers = dynamics._replace(ndim=0)
+    missing = squares = np.float32(0)
+    for chunk in zip(*blocks, strict=True):
+        sums = _errors_in_chunk(
+            of_numbers, neurons, trials.factors, unit, pace, _Blocks(*chunk)
+        )
+        missing = missing + np.asarray(sums[0])
+        squares = squares + np.asarray(sums[1])
+
+    def of_channels(sums: np.ndarray) -> np.ndarray:
+        """[K, L] as [K, C]."""
+        return sums.reshape(len(sums), samples, lanes).sum(axis=1)[:, :channels]
+
+    return of_channels(missing), of_channels(squares)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # It runs long: the faster program.
+def _errors_in_chunk(
     dynamics: Dynamics,
-    params: NeuronParams,
+    neurons: NeuronParams,
+    factors: jax.Array,
     unit: jax.Array,
-    candidates: jax.Array,
-    bias: jax.Array,
     pace: float,
-    blocks: Sequence[jax.Array],
-) -> Any:
-    """The sums of `search` over these blocks for each candidate, two of [K, L]."""
+    chunk: _Blocks,
+) -> tuple[jax.Array, jax.Array]:
+    """The sums of `_errors` over the samples of each lane, [K, L] both.
 
-    def of_candidate(trial: Any) -> Any:
-        candidate, added = trial
+    Args:
+        dynamics: of single numbers.
+        neurons: of each candidate, [K, L].
+        factors: by which candidates scale v(0), [K].
+        unit: of the squares, [L].
+        pace: weight of the pace.
+        chunk: some blocks of the sample.
+    """
 
-        def add(totals, block):
-            a, w, start, current = block
-            neuron = params._replace(initial_potential=start)
-            neuron = _changed(neuron, candidate, dynamics.steps)
-            neuron = neuron._replace(bias=neuron.bias + added)
-            mean, early_mean = dynamics.mean_and_pace(neuron, current)
-            missing = a - mean.astype(a.dtype)
-            early = a - early_mean.astype(a.dtype)
+    def of_candidate(trial: tuple[NeuronParams, jax.Array]) -> tuple:
+        candidate, factor = trial
+
+        def add(totals: tuple, block: _Blocks) -> tuple:
+            start = factor * block.start + candidate.initial_potential
+            neuron = candidate._replace(initial_potential=start)
+            mean, early_mean = dynamics.mean_and_pace(neuron, block.current)
+            missing = block.activation - mean.astype(block.activation.dtype)
+            early = block.activation - early_mean.astype(block.activation.dtype)
             squares = (missing / unit) ** 2 + pace * (early / unit) ** 2
-            return (totals[0] + w * missing, totals[1] + w * squares), None
+            missing_total, square_total = totals
+            missing_total = missing_total + block.weight * missing
+            square_total = square_total + block.weight * squares
+            return (missing_total, square_total), None
 
-        nothing = jnp.zeros_like(unit)
-        return jax.lax.scan(add, (nothing, nothing), tuple(blocks))[0]
+        zero = jnp.zeros_like(unit)
+        totals, _ = jax.lax.scan(add, (zero, zero), chunk)
+        return totals
 
-    return jax.lax.map(of_candidate, (candidates, bias))
-
-
-def _changed(neuron: NeuronParams, candidate: jax.Array, steps: int) -> NeuronParams:
-    """Scaled by a factor, and postponed by a charge."""
-    factor, charge = candidate
-    return formulas.postpone(formulas.scale(neuron, factor), charge, steps)
+    return jax.lax.map(of_candidate, (neurons, factors))
