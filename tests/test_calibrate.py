@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from networks import outputs_of
 
 import snnjax
+from snnjax import _arrays
 from snnjax import calibrators as calibrate
 from snnjax.calibrators import formulas
 from snnjax.calibrators import sample as sample_of_site
 from snnjax.calibrators import weights_least_squares as solve
-from snnjax.calibrators.view import Dynamics, Fit, View
+from snnjax.calibrators.view import Dynamics, Fit, Target, View
 from snnjax.network import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_and_pace
 
@@ -407,17 +408,25 @@ def refitted(target, spikes, kernel, **options):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     target, spikes = jnp.asarray(target), jnp.asarray(spikes)
-    layer = solve._Current(_current, (kernel.dtype,), (True,), -1, (kernel,), spikes)
-    problem, search = solve._begin(layer, target, None, damping, True)
+    layer = solve._Layer(
+        current=_current,
+        dtypes=(kernel.dtype,),
+        free=(True,),
+        channel=-1,
+        weights=(kernel,),
+        sources=spikes,
+    )
+    aim = Target(("hidden",), _current, spikes, target, channel=-1)
+    problem, search = solve._started(layer, aim, damping, True)
     for _ in range(30):
-        search = solve._iterate(layer, problem, search)
+        search = solve._iterated(layer, problem, search)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     solution = np.asarray(kernel) + np.asarray(search.step[0])
     np.testing.assert_allclose(solution, expected, atol=2e-4)
-    current = np.asarray(search.current) * np.asarray(problem.scale)
-    expected = (np.asarray(spikes) @ solution).reshape(current.shape)
+    current = np.asarray(search.current.judging) * np.asarray(problem.unit)
+    expected = (np.asarray(spikes)[3::4] @ solution).reshape(current.shape)
     np.testing.assert_allclose(current, expected, atol=1e-4)
 
 
@@ -438,7 +447,7 @@ def test_numpy_and_xla_refit_the_same_weights_where_a_current_is_infinite(monkey
     weights = []
     for of_numpy in (True, False):
         if not of_numpy:
-            monkeypatch.setattr(solve, "is_on_host", lambda tree: False)
+            monkeypatch.setattr(_arrays, "is_on_host", lambda tree: False)
         snn = snnjax.convert(fn, params, x, steps=3, recipe=snnjax.Recipe(chain))
         weights.append(snn.params[1])
     assert abs(weights[0] - params[1]).max() > 0.01

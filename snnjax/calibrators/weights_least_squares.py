@@ -4,6 +4,10 @@ The mean current I of a site is affine in its kernels, so they are fitted by con
 gradients (Hestenes and Stiefel, 1952), and only as far as it helps the images that are
 left out. Source of refitting a layer to its actual input: He, Zhang and Sun, ICCV 2017
 (pruning); for spikes: ours.
+
+XLA compiles two programs for a site: the derivative of the current (`_along`), and its
+transpose (`_back`). Sums over images are NumPy's where the images are in a CPU's
+memory, since compiling them too takes longer than all iterations of a small layer.
 """
 
 import dataclasses
@@ -14,19 +18,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from snnjax._arrays import binary_unit, is_on_host, namespace, on_host, wide, wide_dtype
+from snnjax._arrays import binary_unit, by_numpy_or_xla, namespace, wide, wide_dtype
 from snnjax._programs import jit
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax._text import named
 from snnjax.calibrators.sample import at_positions
 from snnjax.calibrators.view import Calibrator, Fit, Target, View
 
-_LEFT_OUT = 4  # every fourth image judges what the others give
+# Every fourth image judges what the other images give.
+_GROUP = 4
+_JUDGING = slice(_GROUP - 1, None, _GROUP)
 _FEWEST = 32  # images, however many positions each has
 
-Weights = tuple[jax.Array, ...]
+Weights = tuple[Any, ...]
 
 
 @named
@@ -87,18 +92,22 @@ def least_squares_weights(
         every = _spacing(view, samples)
         if view.site.is_encoder:
             # Each product has few weights: half of the iterations are enough for them.
-            targets, count = view.products(every), (iterations + 1) // 2
+            count = (iterations + 1) // 2
+            targets = view.products(every)
         else:
-            feed, (activation, effects) = view.feed(every), view.thinned(every)
-            channel = view.site.channel
-            targets = [Target(tuple(fit.weights), *feed, activation, channel, effects)]
             count = iterations
+            targets = [_activation_target(view, fit, every)]
         weights = dict(fit.weights)
         for target in targets:
-            own = {path: weights[path] for path in target.paths}
-            free = tuple(path not in view.shared for path in own)
-            rectified = not view.site.is_encoder
-            weights |= _refitted(own, free, target, damping, count, rectified)
+            refitted = _refitted(
+                {path: weights[path] for path in target.paths},
+                free=tuple(path not in view.shared for path in target.paths),
+                target=target,
+                damping=float(damping),
+                iterations=count,
+                rectified=not view.site.is_encoder,
+            )
+            weights.update(refitted)
         return fit._replace(weights=weights)
 
     return calibrate
@@ -106,11 +115,28 @@ def least_squares_weights(
 
 def _spacing(view: View, samples: int) -> int:
     """Distance of images that give each channel so many samples, or the fewest."""
-    return max(1, min(view.samples_per_channel // samples, view.count // _FEWEST))
+    for_samples = view.samples_per_channel // samples
+    for_images = view.count // _FEWEST
+    return max(1, min(for_samples, for_images))
+
+
+def _activation_target(view: View, fit: Fit, every: int) -> Target:
+    """All weights of a site together, which should give the ANN's activation."""
+    current, sources = view.feed(every)
+    activation, effects = view.thinned(every)
+    return Target(
+        paths=tuple(fit.weights),
+        current=current,
+        sources=sources,
+        result=activation,
+        channel=view.site.channel,
+        effects=effects,
+    )
 
 
 def _refitted(
     weights: dict[str, jax.Array],
+    *,
     free: tuple[bool, ...],
     target: Target,
     damping: float,
@@ -119,231 +145,128 @@ def _refitted(
 ) -> dict[str, jax.Array]:
     """The weights of the target, those that are free refitted, if that helps.
 
-    XLA compiles two programs, for J d and for its transpose. What else there is to do
-    NumPy does, where arrays are in a CPU's memory; elsewhere it is compiled too.
+    Args:
+        weights: W_0.
+        free: which of them may change.
+        target: what they should give.
+        damping: how much a change costs.
+        iterations: of conjugate gradients.
+        rectified: whether the target is the result of a ReLU, which clips the current.
     """
     dtypes = tuple(weight.dtype for weight in weights.values())
     original = tuple(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
-    fixed, sources, result = original, target.sources, target.result
-    effects = target.effects
-    begin, iterate, chosen = _compiled
-    if is_on_host((fixed, sources, result, effects)):
-        fixed, result, effects = on_host((fixed, result, effects))
-        begin, iterate, chosen = _begin, _iterate, _chosen
-    of = target.current, dtypes, free, target.channel
-    current = _Current(*of, fixed, sources)
-    with np.errstate(all="ignore"):  # as XLA
-        problem, search = begin(current, result, effects, damping, rectified)
-        first = search.error
-        for _ in range(iterations):  # in a loop of XLA, CPUs convolve 30x slower
-            search = iterate(current, problem, search)
-        best = chosen(current, problem, search, first)
-    columns = zip(weights.items(), best, free, strict=True)
-    return {
-        path: jnp.asarray(new, weight.dtype) if may_change else weight
-        for (path, weight), new, may_change in columns
-    }
+    layer = _Layer(
+        current=target.current,
+        dtypes=dtypes,
+        free=free,
+        channel=target.channel,
+        weights=original,
+        sources=target.sources,
+    )
+    problem, search = _started(layer, target, damping, rectified)
+    first_error = search.error
+    for _ in range(iterations):  # In a loop of XLA, CPUs convolve 30 times slower.
+        search = _iterated(layer, problem, search)
+    # I is not affine where a network normalizes its weights: there the error that the
+    # search has found for its best step need not be true.
+    best = _moved(original, search.best)
+    current, _ = _along(layer, problem.unit, problem.weight.fitted, best, best)
+    chosen = _better(problem, current, first_error, best, original)
+    results = dict(weights)
+    for path, result, dtype, is_free in zip(weights, chosen, dtypes, free, strict=True):
+        if is_free:
+            results[path] = jnp.asarray(result, dtype)
+    return results
 
 
-_STATIC = {"static": True}  # no data of a pytree
+# ------------------------------------------------------- the current and its derivative
+
+
+class _Rows(NamedTuple):
+    """Values of a site for all images, and for those that judge; channels last.
+
+    Attributes:
+        fitted: [N, p, C]; 0 where nothing is fitted to them.
+        judging: of every fourth image, [N / 4, p, C].
+    """
+
+    fitted: Any
+    judging: Any
+
+
+def _static() -> Any:
+    """A field of a pytree that is a part of its structure."""
+    return dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Current:
-    """I as `View.feed` has it, of weights that have these dtypes; here they are wider.
+class _Layer:
+    """I as `View.feed` has it, as a function of weights in float32 or wider.
 
-    Its values have the channels last, [N, p, C].
+    Attributes:
+        current: (weights, sources, rows) -> I, [N, ...].
+        dtypes: of the weights that ``current`` takes.
+        free: which of the weights may change.
+        channel: axis of the channels of I, from the end.
+        weights: W_0.
+        sources: of the spiking network.
     """
 
-    of: Callable = dataclasses.field(metadata=_STATIC)
-    dtypes: tuple[Any, ...] = dataclasses.field(metadata=_STATIC)
-    free: tuple[bool, ...] = dataclasses.field(metadata=_STATIC)  # may change
-    channel: int = dataclasses.field(metadata=_STATIC)  # axis of I, from the end
-    weights: Weights  # W_0
+    current: Callable = _static()
+    dtypes: tuple[Any, ...] = _static()
+    free: tuple[bool, ...] = _static()
+    channel: int = _static()
+    weights: Weights
     sources: Any
 
-    def bound(self, change: Weights) -> Weights:
-        """A change, with 0 where the weights may not change: those of 0 stay so."""
-        triples = zip(self.free, change, self.weights, strict=True)
-        where = namespace(change[0]).where
-        return tuple(where((w != 0) & free, d, 0) for free, d, w in triples)
-
     def __call__(self, weights: Weights) -> jax.Array:
-        """I(W) in float32 or wider."""
-        own = [w.astype(dtype) for w, dtype in zip(weights, self.dtypes, strict=True)]
-        return _in_rows(wide(self.of(own, self.sources, None)), self.channel)
+        """I(W), [N, p, C]."""
+        pairs = zip(weights, self.dtypes, strict=True)
+        narrow = [weight.astype(dtype) for weight, dtype in pairs]
+        current = self.current(narrow, self.sources, None)
+        return _in_rows(wide(current), self.channel)
+
+    def allowed(self, change: Weights) -> Weights:
+        """A change, with 0 for weights that stay as they are and for those of 0."""
+        parts = []
+        for part, weight, is_free in zip(change, self.weights, self.free, strict=True):
+            parts.append(jnp.where((weight != 0) & is_free, part, 0))
+        return tuple(parts)
 
 
-def _along(current: _Current, weights: Weights, direction: Weights) -> tuple[Any, Any]:
-    """I(W), and J d: how the current changes with the weights along d."""
-    return jax.jvp(current, (weights,), (current.bound(direction),))
-
-
-def _back(current: _Current, values: Any) -> Weights:
-    """J^T values."""
-    return current.bound(jax.vjp(current, current.weights)[1](values)[0])
-
-
-# Alone they are programs; on accelerators they are a part of `_compiled`.
-_along_alone, _back_alone = jit(_along), jit(_back)
-
-
-class _Search(NamedTuple):
-    """Conjugate gradients on their way."""
-
-    step: Weights  # W - W_0
-    current: Any  # I(W) if I is affine, over the scale
-    residual: Weights  # minus half of the gradient
-    direction: Weights  # of the next step
-    error: Any  # the least on images left out so far
-    best: Weights  # the step that has it
-
-
-class _Problem(NamedTuple):
-    """What stays the same during a search; all currents are over `scale`."""
-
-    scale: Any  # a unit that keeps squares in range
-    activation: Any  # a over the scale, [N, p, C]
-    bottom: Any  # 0 where a is of a ReLU, otherwise minus infinity
-    top: Any  # the largest a of each channel, otherwise infinity
-    counts: Any  # m w, 0 for images that are left out
-    judges: Any  # w of the images that are left out, and only of them
-    total: Any  # sum of m w of each channel, or 1
-    level: Any  # mean of a, weighed by m w
-    ridge: Any  # damping k
-
-    def along(self, current: _Current, weights: Weights, direction: Weights) -> Any:
-        compute = _along_alone if namespace(self.scale) is np else _along
-        pair = compute(current, weights, direction)
-        return tuple(part / self.scale for part in _as(self.scale, pair))
-
-    def back(self, current: _Current, values: Any) -> Weights:
-        """J^T m w (values - their mean), which float16 could not hold as they are.
-
-        Centered values add up like noise, so their sum grows with the root of their
-        number: in a larger unit they would be too small for float16 themselves.
-        """
-        values = self.centered(values)
-        root = 2.0 ** (values.size.bit_length() // 2)
-        unit = binary_unit(abs(values).max()) * root
-        compute = _back_alone if namespace(self.scale) is np else _back
-        change = _as(unit, compute(current, values / unit))
-        return tuple(unit / self.scale * d for d in change)
-
-    def centered(self, values: Any) -> Any:
-        """m w (values - their mean per channel, which b takes)."""
-        xp, values = namespace(values), values - self._mean(values)
-        if xp is np:
-            product = values * self.counts
-            if np.isfinite(product.sum()):  # so all of it is: half the time
-                return product
-        return xp.where(self.counts > 0, self.counts * values, 0)
-
-    def error(self, current: Any) -> Any:
-        """Sum of w (a - clip(I + b))^2 over the images that are left out."""
-        xp = namespace(self.scale)
-        constant = self.level - self._mean(current)
-        output = xp.clip(_left_out(current) + constant, self.bottom, self.top)
-        errors = self.judges * (_left_out(self.activation) - output) ** 2
-        return xp.where(self.judges > 0, errors, 0).sum()
-
-    def _mean(self, values: Any) -> Any:
-        """Weighed by m w, [1, 1, C]."""
-        xp = namespace(values)
-        total = xp.einsum("npc,npc->c", self.counts, values)[None, None]
-        if xp is not np or not np.isfinite(total).all():
-            total = xp.where(self.counts > 0, self.counts * values, 0)
-            total = total.sum((0, 1), keepdims=True)
-        return total / self.total
-
-
-def _begin(
-    current_of: _Current, activation: Any, effects: Any, damping: float, rectified: bool
-) -> tuple[_Problem, _Search]:
-    """The problem, and the search before its first step.
+@jit
+def _along(
+    layer: _Layer, unit: Any, weight: Any, weights: Weights, direction: Weights
+) -> tuple[_Rows, _Rows]:
+    """I(W), and J d: how the current changes with the weights along d.
 
     Args:
-        rectified: whether the activation is that of a ReLU, which clips the current.
+        layer: I.
+        unit: the results are over it.
+        weight: of errors, [N, p, C]. Where it is 0, currents may be infinite.
+        weights: W.
+        direction: d.
     """
-    xp, channel = namespace(activation), current_of.channel
-    activation = _in_rows(activation.astype(wide_dtype(activation)), channel)
-    scale = binary_unit(abs(activation).max())
-    weights = current_of.weights
-    compute = _along_alone if xp is np else _along
-    pair = _as(scale, compute(current_of, weights, weights))
-    activation, current, change = (part / scale for part in (activation, *pair))
-    top = activation.max((0, 1), keepdims=True)
-    bottom = xp.zeros_like(top)
-    if not rectified:
-        bottom, top = xp.full_like(top, -xp.inf), xp.full_like(top, xp.inf)
-    is_clipped = (activation <= bottom) & (current <= bottom)
-    is_clipped |= (activation >= top) & (current >= top)
-    weight = xp.ones_like(activation)
-    if effects is not None:
-        effects = _in_rows(effects, channel)
-        weight = effects.astype(weight.dtype) * weight
-    judges = xp.arange(len(activation))[:, None, None] % _LEFT_OUT == _LEFT_OUT - 1
-    counts = xp.where(is_clipped | judges, 0, weight)
-    of = scale, activation, bottom, top, counts, _left_out(weight)
-    total = counts.sum((0, 1), keepdims=True)
-    total = xp.where(total > 0, total, 1)
-    problem = _Problem(*of, total=total, level=scale, ridge=scale)
-    problem = problem._replace(level=problem._mean(activation))
-    residual = problem.back(current_of, activation - current)
-    # k = |P J W_0|^2 / |W_0|^2
-    curvature = (change * problem.centered(change)).sum()
-    free_weights = current_of.bound(weights)
-    ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
-    none = tuple(map(xp.zeros_like, residual))
-    first = problem.error(current)
-    search = _Search(none, current, residual, residual, first, none)
-    return problem._replace(ridge=ridge), search
+
+    def rows(values: jax.Array) -> _Rows:
+        values = values / unit
+        return _Rows(jnp.where(weight > 0, values, 0), values[_JUDGING])
+
+    allowed = layer.allowed(direction)
+    current, change = jax.jvp(layer, (weights,), (allowed,))
+    return rows(current), rows(change)
 
 
-def _iterate(current_of: _Current, problem: _Problem, search: _Search) -> _Search:
-    """The textbook's step; the first of equally good ones stays the best."""
-    xp = namespace(problem.scale)
-    _, change = problem.along(current_of, current_of.weights, search.direction)
-    curvature = problem.back(current_of, change)
-    curvature = _add_scaled(curvature, search.direction, problem.ridge)
-    old = _dot(search.residual, search.residual)
-    bend = _dot(search.direction, curvature)
-    # Few images may say nothing about a direction: there rounding is all that is left.
-    length = xp.where(bend > 0, old / _positive(bend), xp.zeros_like(bend))
-    step = _add_scaled(search.step, search.direction, length)
-    current = search.current + length * change
-    residual = _add_scaled(search.residual, curvature, -length)
-    turn = _dot(residual, residual) / _positive(old)
-    direction = _add_scaled(residual, search.direction, turn)
-    error = problem.error(current)
-    best = _where(error < search.error, step, search.best)
-    least = xp.minimum(error, search.error)
-    return _Search(step, current, residual, direction, least, best)
-
-
-def _chosen(
-    current_of: _Current, problem: _Problem, search: _Search, first: Any
-) -> Weights:
-    """The best of the search, if its true error is less than the first one.
-
-    I is not affine where a network normalizes its weights.
-    """
-    original = current_of.weights
-    weights = _add_scaled(original, search.best, 1)
-    current, _ = problem.along(current_of, weights, weights)
-    return _where(problem.error(current) < first, weights, original)
-
-
-_compiled = (jax.jit(_begin, static_argnums=4), jax.jit(_iterate), jax.jit(_chosen))
-
-
-def _as(like: Any, tree: Any) -> Any:
-    """NumPy's arrays if this is one."""
-    return on_host(tree) if namespace(like) is np else tree
+@jit
+def _back(layer: _Layer, values: Any) -> Weights:
+    """J^T values, of values [N, p, C]."""
+    _, transpose = jax.vjp(layer, layer.weights)
+    (change,) = transpose(values)
+    return layer.allowed(change)
 
 
 def _in_rows(values: Any, channel: int) -> Any:
@@ -351,25 +274,300 @@ def _in_rows(values: Any, channel: int) -> Any:
     return at_positions(values, None, values.ndim - 1, channel)
 
 
-def _left_out(values: Any) -> Any:
-    """Of the images that judge."""
-    return values[_LEFT_OUT - 1 :: _LEFT_OUT]
+# -------------------------------------------------------------------------- the problem
+
+
+class _Problem(NamedTuple):
+    """What stays the same during a search; activations and currents are over the unit.
+
+    Attributes:
+        unit: a power of two that keeps squares in the range of float32.
+        activation: a.
+        weight: m w, which is 0 for images that judge; and w for those.
+        bottom: 0 where a is the result of a ReLU, otherwise minus infinity: [1, 1, C].
+        top: the largest a of each channel, otherwise infinity.
+        total: sum of m w of each channel, or 1.
+        mean: of a, weighed by m w.
+        ridge: damping k.
+    """
+
+    unit: Any
+    activation: _Rows
+    weight: _Rows
+    bottom: Any
+    top: Any
+    total: Any
+    mean: Any
+    ridge: Any
+
+
+@functools.partial(by_numpy_or_xla, static=1)
+def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]:
+    """A unit, the activations over it and the weights of their errors, [N, p, C]."""
+    xp = namespace(activation)
+    rows = _in_rows(activation.astype(wide_dtype(activation)), channel)
+    unit = binary_unit(abs(rows).max())
+    rows = rows / unit
+    weight = xp.ones_like(rows)
+    if effects is not None:
+        weight = _in_rows(effects, channel).astype(weight.dtype) * weight
+    return unit, rows, weight
+
+
+@functools.partial(by_numpy_or_xla, static=2)
+def _problem(
+    damping: float,
+    rectified: bool,
+    unit: Any,
+    activation: Any,
+    effects: Any,
+    current: _Rows,
+    change: _Rows,
+    free_weights: Weights,
+) -> tuple[_Problem, _Rows]:
+    """The problem, and I(W_0) where errors count.
+
+    Args:
+        damping: how much a change of the weights costs.
+        rectified: whether the activation is that of a ReLU.
+        unit: of activations and currents.
+        activation: a, [N, p, C].
+        effects: w, [N, p, C].
+        current: I(W_0).
+        change: J W_0.
+        free_weights: those of W_0 that may change.
+    """
+    xp = namespace(activation)
+    top = activation.max((0, 1), keepdims=True)
+    bottom = xp.zeros_like(top)
+    if not rectified:
+        top = xp.full_like(top, xp.inf)
+        bottom = xp.full_like(top, -xp.inf)
+    # A ReLU hides by how much a current is beyond its ends: there m is 0.
+    is_below = (activation <= bottom) & (current.fitted <= bottom)
+    is_above = (activation >= top) & (current.fitted >= top)
+    judges = xp.arange(len(activation))[:, None, None] % _GROUP == _GROUP - 1
+    weight = xp.where(is_below | is_above | judges, 0, effects)
+    total = weight.sum((0, 1), keepdims=True)
+    total = xp.where(total > 0, total, 1)
+    # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
+    change_fitted = xp.where(weight > 0, change.fitted, 0)
+    deviation = change_fitted - _weighted_mean(change_fitted, weight, total)
+    curvature = (weight * change_fitted * deviation).sum()
+    ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
+    problem = _Problem(
+        unit=unit,
+        activation=_Rows(activation, activation[_JUDGING]),
+        weight=_Rows(weight, effects[_JUDGING]),
+        bottom=bottom,
+        top=top,
+        total=total,
+        mean=_weighted_mean(activation, weight, total),
+        ridge=ridge,
+    )
+    current_fitted = xp.where(weight > 0, current.fitted, 0)
+    return problem, _Rows(current_fitted, current.judging)
+
+
+def _weighted_mean(values: Any, weight: Any, total: Any) -> Any:
+    """The mean of each channel, weighed by m w: [1, 1, C]."""
+    xp = namespace(values)
+    return xp.einsum("npc,npc->c", weight, values)[None, None] / total
+
+
+def _error(problem: _Problem, current: _Rows) -> Any:
+    """Sum of w (a - clip(I + b))^2 over the images that judge."""
+    xp = namespace(problem.mean)
+    weight = problem.weight.judging
+    mean = _weighted_mean(current.fitted, problem.weight.fitted, problem.total)
+    # b makes the mean of the currents that of the activations.
+    shifted = current.judging + (problem.mean - mean)
+    output = xp.clip(shifted, problem.bottom, problem.top)
+    errors = weight * (problem.activation.judging - output) ** 2
+    return xp.where(weight > 0, errors, 0).sum()
+
+
+# ---------------------------------------------------------------- conjugate gradients
+
+
+class _Search(NamedTuple):
+    """Conjugate gradients on their way.
+
+    Attributes:
+        step: W - W_0.
+        current: I(W) if I is affine.
+        residual: minus half of the gradient.
+        direction: of the next step.
+        error: the smallest so far.
+        best: the step that has it.
+    """
+
+    step: Weights
+    current: _Rows
+    residual: Weights
+    direction: Weights
+    error: Any
+    best: Weights
+
+
+def _started(
+    layer: _Layer, target: Target, damping: float, rectified: bool
+) -> tuple[_Problem, _Search]:
+    """The problem, and the search before its first step."""
+    unit, activation, effects = _scaled(layer.channel, target.result, target.effects)
+    current, change = _along(layer, unit, effects, layer.weights, layer.weights)
+    pairs = zip(layer.weights, layer.free, strict=True)
+    free_weights = tuple(weight for weight, is_free in pairs if is_free)
+    problem, current = _problem(
+        damping,
+        rectified,
+        unit,
+        activation,
+        effects,
+        current,
+        change,
+        free_weights,
+    )
+    values, values_unit = _missing(problem, current)
+    gradient = _back(layer, values)
+    return problem, _first_search(problem, current, gradient, values_unit)
+
+
+def _iterated(layer: _Layer, problem: _Problem, search: _Search) -> _Search:
+    """The search after another step."""
+    weight = problem.weight.fitted
+    _, change = _along(layer, problem.unit, weight, layer.weights, search.direction)
+    values, values_unit = _centered(problem, change.fitted)
+    curvature = _back(layer, values)
+    return _advanced(problem, search, change, curvature, values_unit)
+
+
+@by_numpy_or_xla
+def _missing(problem: _Problem, current: _Rows) -> tuple[Any, Any]:
+    """What the current lacks of the activation, as `_weighed` gives it."""
+    return _weighed(problem, problem.activation.fitted - current.fitted)
+
+
+@by_numpy_or_xla
+def _centered(problem: _Problem, values: Any) -> tuple[Any, Any]:
+    """`_weighed`."""
+    return _weighed(problem, values)
+
+
+def _weighed(problem: _Problem, values: Any) -> tuple[Any, Any]:
+    """m w (values - their mean, which b takes), over a unit; and that unit.
+
+    J^T of the values could be too large for float16 without one. They add up like
+    noise, so that their sum grows with the root of their number: in a larger unit they
+    would be too small for float16 themselves.
+    """
+    weight = problem.weight.fitted
+    values = weight * (values - _weighted_mean(values, weight, problem.total))
+    root = 2.0 ** (values.size.bit_length() // 2)
+    unit = binary_unit(abs(values).max()) * root
+    return values / unit, unit
+
+
+@by_numpy_or_xla
+def _first_search(
+    problem: _Problem, current: _Rows, gradient: Weights, values_unit: Any
+) -> _Search:
+    """The search at W_0, from J^T of what is missing, over a unit."""
+    xp = namespace(values_unit)
+    residual = _times(gradient, values_unit / problem.unit)
+    no_step = tuple(map(xp.zeros_like, residual))
+    return _Search(
+        step=no_step,
+        current=current,
+        residual=residual,
+        direction=residual,
+        error=_error(problem, current),
+        best=no_step,
+    )
+
+
+@by_numpy_or_xla
+def _advanced(
+    problem: _Problem,
+    search: _Search,
+    change: _Rows,
+    curvature: Weights,
+    values_unit: Any,
+) -> _Search:
+    """A step of conjugate gradients; of equally good ones the first stays the best.
+
+    Args:
+        problem: what is solved.
+        search: where it is.
+        change: J d, of its direction d.
+        curvature: J^T m w (J d - its mean), over a unit.
+        values_unit: that unit.
+    """
+    xp = namespace(values_unit)
+    curvature = _times(curvature, values_unit / problem.unit)
+    curvature = _sum(curvature, _times(search.direction, problem.ridge))
+    old_square = _dot(search.residual, search.residual)
+    bend = _dot(search.direction, curvature)
+    # Few images may say nothing about a direction: there rounding is all that is left.
+    length = xp.where(bend > 0, old_square / _positive(bend), xp.zeros_like(bend))
+    step = _sum(search.step, _times(search.direction, length))
+    current = _Rows(
+        search.current.fitted + length * change.fitted,
+        search.current.judging + length * change.judging,
+    )
+    residual = _sum(search.residual, _times(curvature, -length))
+    turn = _dot(residual, residual) / _positive(old_square)
+    direction = _sum(residual, _times(search.direction, turn))
+    error = _error(problem, current)
+    return _Search(
+        step=step,
+        current=current,
+        residual=residual,
+        direction=direction,
+        error=xp.minimum(error, search.error),
+        best=_where(error < search.error, step, search.best),
+    )
+
+
+@by_numpy_or_xla
+def _moved(weights: Weights, step: Weights) -> Weights:
+    """The weights after a step."""
+    return _sum(weights, step)
+
+
+@by_numpy_or_xla
+def _better(
+    problem: _Problem,
+    current: _Rows,
+    first_error: Any,
+    best: Weights,
+    original: Weights,
+) -> Weights:
+    """The best weights, which give this current, if they lower the first error."""
+    return _where(_error(problem, current) < first_error, best, original)
+
+
+# --------------------------------------------------------------- arithmetic of weights
+
+
+def _sum(first: Weights, second: Weights) -> Weights:
+    return tuple(map(operator.add, first, second))
+
+
+def _times(weights: Weights, factor: Any) -> Weights:
+    return tuple(weight * factor for weight in weights)
+
+
+def _dot(first: Weights, second: Weights) -> Any:
+    products = map(operator.mul, first, second)
+    return functools.reduce(operator.add, [product.sum() for product in products])
 
 
 def _where(condition: Any, first: Weights, second: Weights) -> Weights:
-    where = namespace(condition).where
-    return tuple(where(condition, a, b) for a, b in zip(first, second, strict=True))
-
-
-def _dot(a: Weights, b: Weights) -> Any:
-    products = [(x * y).sum() for x, y in zip(a, b, strict=True)]
-    return functools.reduce(operator.add, products)
+    where = functools.partial(namespace(condition).where, condition)
+    return tuple(map(where, first, second))
 
 
 def _positive(number: Any) -> Any:
+    """At least the smallest normal number: a divisor."""
     return namespace(number).maximum(number, jnp.finfo(number.dtype).tiny)
-
-
-def _add_scaled(a: Weights, b: Weights, factor: Any) -> Weights:
-    """a + factor b."""
-    return tuple(x + factor * y for x, y in zip(a, b, strict=True))
