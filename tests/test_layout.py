@@ -17,7 +17,7 @@ FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
     "_version _progress _programs _types _text _patterns _trees "
-    "_ranges _arrays _checks codes inputs surrogate activations sharding "
+    "_ranges _arrays _checks codes surrogate activations sharding "
     "neurons network conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
@@ -201,7 +201,7 @@ def test_only_public_names_of_the_library_are_used_outside_of_it():
             assert is_public(name), (module, name)
     for name in ("sharding.batch_sharding", "network.Sites.index"):
         assert is_public(f"snnjax.{name}")
-    for name in ("_checks", "capture.capture.capture", "measures.metrics"):
+    for name in ("_checks", "network.capture.capture", "measures.metrics"):
         assert not is_public(f"snnjax.{name}")
 
 

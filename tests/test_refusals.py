@@ -145,6 +145,11 @@ REFUSED_BETWEEN = {
         "custom_jvp_call",
         "constant or a parameter",
     ),
+    "maximum alone that depends on x": (
+        lambda x: snnjax.clipped_relu(jnp.ones((len(x), 6)), relu(x)),
+        "custom_jvp_call",
+        "constant or a parameter",
+    ),
     "maximum of a position and channel": (
         lambda x: spread_out(x, jnp.arange(1.0, 7).reshape(3, 2)),
         "custom_jvp_call",

@@ -7,12 +7,13 @@ recognize   ReLUs and max-pools become sites (``recognize.py``)
 rewrite     encoders and operators take their places (``encoders.py``, ``operators.py``)
 one         x, sites and outputs lose their axis of one example (``examples.py``)
 annotate    every site gets name, parameters, depth and channels (``annotate.py``)
-check       what lies between them is affine, or the network is refused (``check.py``)
+check       what lies between sites can be computed in time, or the network is refused
+            (``check.py``)
 fold        calls that hold no site become calls again, as fn wrote them
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -36,7 +37,7 @@ from snnjax.network.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folde
 from snnjax.network.capture.operators import with_operators
 from snnjax.network.capture.recognize import with_sites
 from snnjax.network.capture.trace import trace
-from snnjax.network.equations import Network
+from snnjax.network.equations import Equation, Network
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Sites
 
@@ -106,7 +107,7 @@ _FLOATING = ("bfloat16", "float16", "float32")
 def in_dtype(fn: Callable, dtype: Any) -> Callable:
     """``fn`` computed in another floating type, e.g. bfloat16; outputs are float32.
 
-    Parameters and x are cast inside, so the caller's own stay as they are. Membranes,
+    Parameters and x are cast inside, and the caller's stay as they are. Membranes,
     thresholds and fits are float32 in any case. Give the result to `snnjax.sites`,
     `snnjax.convert`, `snnjax.spiking` and `snnjax.measure` alike: an SNN is fitted to
     the rounding too. For training set ``dtype`` on the layers instead, since running
@@ -124,8 +125,11 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     if not is_allowed:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_FLOATING)}")
 
-    def cast(tree, to):
-        return jax.tree.map(lambda a: jnp.asarray(a, to) if is_floating(a) else a, tree)
+    def cast(tree, new_dtype):
+        def cast_leaf(leaf):
+            return jnp.asarray(leaf, new_dtype) if is_floating(leaf) else leaf
+
+        return jax.tree.map(cast_leaf, tree)
 
     @functools.wraps(fn)
     def computed(params, x, **options):
@@ -145,6 +149,7 @@ def capture(
     """The network that a function computes, checked: any rule may stand at its sites.
 
     Args:
+        fn, params, x: as in `sites`.
         has_aux: the function is in training mode and returns (outputs, aux). Aux need
             not have a batch axis, and anything may stand between the sites.
         inline_all: no call is left among the equations, with or without a site.
@@ -158,27 +163,23 @@ def capture(
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
-        size, mixing = batch_of(x), []
+        size = batch_of(x)
         program, result = program_of(size)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise ValueError(
-                "has_aux=True needs fn to return (outputs, aux); found "
-                f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network "
-                "in training mode does, or leave out has_aux"
-            )
-        answers = result[0]
+        answers = _answers(result)
         growth = Growth(program, program_of(2 * size)[0])
+        mixing = []
         program = with_sites(program, growth.statistics())
     else:
         program, result = program_of(1)
         answers = result
         growth = _growth(program, program_of, batch_of(x))
-        mixing = [*growth.problems()]
+        mixing = list(growth.problems())
         program = with_operators(with_encoders(with_sites(program)))
         program = of_one_example(program, growth.several)
     network = annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
-    wrong_outputs = growth.wrong_outputs(len(jax.tree_util.tree_leaves(answers)))
+    answer_count = len(jax.tree_util.tree_leaves(answers))
+    wrong_outputs = growth.wrong_outputs(answer_count)
     try:
         check(network, facts, x, mixing, wrong_outputs, affine=not has_aux)
     except ConversionError as error:
@@ -195,11 +196,29 @@ def capture(
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
         equations = folded(equations, program.calls, names)
     if not has_aux:
-        equations = [  # each example has its own of what depends on x
-            eq._replace(mapped=tuple(v in facts.dependent for v in eq.inputs))
-            for eq in equations
-        ]
+        equations = _mapped(equations, facts)
     return network._replace(equations=tuple(equations))
+
+
+def _answers(result: Any) -> Any:
+    """The outputs that a network in training mode returns beside aux."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            "has_aux=True needs fn to return (outputs, aux); found "
+            f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network "
+            "in training mode does, or leave out has_aux"
+        )
+    answers, _ = result
+    return answers
+
+
+def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
+    """The equations, mapped over inputs that differ from example to example."""
+    mapped_equations = []
+    for eq in equations:
+        mapped = tuple(v in facts.dependent for v in eq.inputs)
+        mapped_equations.append(eq._replace(mapped=mapped))
+    return mapped_equations
 
 
 def _program(
@@ -212,7 +231,9 @@ def _program(
         failure = error
     else:
         return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
-    trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
+    # If fn fails for the user's own x too, the mistake is told with that. Otherwise it
+    # takes one number of examples only.
+    trace(fn, params, shapes_of(x))
     check_has_batch(x)
     raise hard_coded(x, size, failure)
 
@@ -222,11 +243,18 @@ def _growth(one: Program, program_of: Callable, size: int) -> Growth:
 
     As a rule fn has the same equations for one example as for ``size``. Where it has
     not, as by a squeeze of all axes of size 1, ``size`` is compared with one more.
+
+    Args:
+        one: fn of one example.
+        program_of: number of examples -> fn of so many, and the shapes of its result.
+        size: the user's number of examples.
     """
     # What holds for two or three may be an exception; a size may be symbolic.
-    size = size if isinstance(size, int) and size > 4 else 4
-    some = program_of(size)[0]
-    growth = Growth(some, one)
+    if not isinstance(size, int) or size < 4:
+        size = 4
+    several, _ = program_of(size)
+    growth = Growth(several, one)
     if growth.is_clean():
         return growth
-    return Growth(some, program_of(size + 1)[0], one)
+    one_more, _ = program_of(size + 1)
+    return Growth(several, one_more, one)

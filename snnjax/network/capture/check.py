@@ -62,9 +62,10 @@ class ConversionError(ValueError):
         places = "place" if len(self.problems) == 1 else "places"
         lines = [f"{headline} ({len(problems)} {places}):"]
         for problem in self.problems:
-            where = problem.path or "(top level)"
-            operations = ", ".join(problem.operations)
-            lines.append(f"  {where}: {operations}" if operations else f"  {where}")
+            line = f"  {problem.path or '(top level)'}"
+            if problem.operations:
+                line += f": {', '.join(problem.operations)}"
+            lines.append(line)
             lines.append(f"    {problem.reason}")
             lines.append(f"    remedy: {problem.remedy}")
         super().__init__("\n".join(lines))
@@ -79,6 +80,7 @@ _FIXED_LENGTH = (
     "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on a "
     "static value"
 )
+# Kind of an obstacle -> (why it is one, the remedy).
 _EXPLANATIONS = {
     "window": (
         "this reduction over windows is not affine. JAX knows a max-pool only if it "
@@ -168,21 +170,16 @@ def check(
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
-    kinds = [
-        (eq, _obstacle(eq, network, facts) if affine else "hidden")
-        for eq in spread_out(network.equations)
-        if affine or hides_relu(eq)
-    ]
-    names: dict[tuple[str, str], dict[str, None]] = {}
-    for eq, kind in [*kinds, *mixing]:
+    obstacles: list[tuple[Equation | None, str]] = []
+    for eq in spread_out(network.equations):
+        if affine:
+            kind = _obstacle(eq, network, facts)
+        else:
+            kind = "hidden" if hides_relu(eq) else None
         if kind is not None:
-            path, name = ("", "") if eq is None else (eq.path, eq.name)
-            names.setdefault((path, kind), {})[name] = None
-    problems = [
-        Problem(path, tuple(filter(None, operations)), *_EXPLANATIONS[kind])
-        for (path, kind), operations in names.items()
-    ]
-    shape_problems = [*_shape_problems(network, wrong_outputs)]
+            obstacles.append((eq, kind))
+    problems = _problems([*obstacles, *mixing])
+    shape_problems = list(_shape_problems(network, wrong_outputs))
     if shape_problems or mixing:
         check_has_batch(x)
     problems += shape_problems
@@ -196,33 +193,53 @@ def check(
         raise ConversionError(problems)
 
 
+def _problems(obstacles: Sequence[tuple[Equation | None, str]]) -> list[Problem]:
+    """A problem for each place and kind, with the names of all operations there."""
+    operations: dict[tuple[str, str], list[str]] = {}
+    for eq, kind in obstacles:
+        path, name = ("", "") if eq is None else (eq.path, eq.name)
+        names = operations.setdefault((path, kind), [])
+        if name and name not in names:
+            names.append(name)
+    problems = []
+    for (path, kind), names in operations.items():
+        reason, remedy = _EXPLANATIONS[kind]
+        problems.append(Problem(path, tuple(names), reason, remedy))
+    return problems
+
+
 def check_streams(network: Network) -> None:
     """Raise if an x that changes over time gives values without a running mean."""
-    problems = [
-        Problem(
-            equation.path,
-            tuple(dict.fromkeys(inner.name for inner in equation.body.equations)),
-            "truth values and whole numbers of an input that changes in time have no "
-            "running mean",
-            "compute them outside fn and pass them as numbers, or use "
+    problems = []
+    for equation in network.equations:
+        body = equation.body
+        if body is None or _all_floating(equation.outputs, network):
+            continue
+        names = dict.fromkeys(inner.name for inner in body.equations)
+        problem = Problem(
+            path=equation.path,
+            operations=tuple(names),
+            reason="truth values and whole numbers of an input that changes in time "
+            "have no running mean",
+            remedy="compute them outside fn and pass them as numbers, or use "
             "inputs='constant'",
         )
-        for equation in network.equations
-        if equation.body
-        and any(network.avals[v].dtype.kind not in FLOATING for v in equation.outputs)
-    ]
+        problems.append(problem)
     if problems:
         raise ConversionError(problems, "this network takes a constant input only")
+
+
+def _all_floating(variables: Iterable[int], network: Network) -> bool:
+    return all(network.avals[v].dtype.kind in FLOATING for v in variables)
 
 
 def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     """Which explanation applies to an equation; None if nothing is in its way."""
     kind = facts.why_not_affine[equation.outputs[0]]
-    if kind == OPERATOR:
-        results = facts.leaving.intersection(equation.outputs) & facts.live
-        all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
-        return None if all_floating else "decision"
-    return kind
+    if kind != OPERATOR:
+        return kind
+    results = facts.leaving.intersection(equation.outputs) & facts.live
+    return None if _all_floating(results, network) else "decision"
 
 
 def _shape_problems(
@@ -269,7 +286,7 @@ def check_images(network: Network, facts: Facts, x: Any) -> None:
 def check_has_batch(x: Any) -> None:
     """Raise if each example of x would be a single number, and not a choice."""
     leaves = jax.tree.leaves(x)
-    if all(len(a.shape) == 1 and a.dtype.kind in FLOATING for a in leaves):
+    if all(len(leaf.shape) == 1 and leaf.dtype.kind in FLOATING for leaf in leaves):
         reason = (
             f"x has shape {tuple(leaves[0].shape)}, but its first axis must be the "
             "batch: every example is then a single number"

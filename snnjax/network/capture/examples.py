@@ -36,25 +36,30 @@ def of_one_example(program: Program, several: Program) -> Program:
         several: the same function of several examples, whose outputs show what an
             output of one example is, even if fn squeezes axes of size 1.
     """
-    avals, equations, x, outputs = program.avals, [], [], []
+    avals = program.avals
+    equations = []
+    x = []
     for v in program.x:
-        x.append(_with_shape(v, avals[v].shape[1:], avals))
-        equations.append(_reshape(x[-1], v, avals))
+        example = _with_shape(v, avals[v].shape[1:], avals)
+        x.append(example)
+        equations.append(_reshape(example, v, avals))
     for eq in program.equations:
         if eq.fires:
             equations += _site_of_one(eq, avals)
-        elif eq.site is not None:  # jnp.matmul drops the axis, before it multiplies
+        elif eq.site is not None:  # an operator, which computes on any shape
             shape = _shape_of_one(avals[eq.outputs[0]].shape)
             equations.append(eq._replace(site=eq.site._replace(shape=shape)))
         else:
             equations.append(eq)
-    for v, of_several in zip(program.outputs, several.outputs, strict=False):
-        shape = shape_of(several.avals, of_several)[1:]
+    outputs = []
+    for v, output_of_several in zip(program.outputs, several.outputs, strict=False):
+        shape = shape_of(several.avals, output_of_several)[1:]
         # Other outputs are refused later, together with all that is wrong besides.
         fits = math.prod(shape_of(avals, v)) == math.prod(shape)
         if isinstance(v, int) and fits and avals[v].shape != shape:
-            outputs.append(_with_shape(v, shape, avals))
-            equations.append(_reshape(v, outputs[-1], avals))
+            output = _with_shape(v, shape, avals)
+            equations.append(_reshape(v, output, avals))
+            outputs.append(output)
         else:
             outputs.append(v)
     return program._replace(
@@ -70,9 +75,10 @@ def _site_of_one(eq: Equation, avals: Avals) -> list[Equation]:
     site = eq.place._replace(shape=shape)
     if shape == avals[v].shape:
         return [eq._replace(site=site)]
-    current, spikes = (_with_shape(v, shape, avals) for _ in range(2))
-    fires = eq._replace(inputs=(current, *operands), outputs=(spikes,), site=site)
-    return [_reshape(v, current, avals), fires, _reshape(spikes, output, avals)]
+    current = _with_shape(v, shape, avals)
+    spikes = _with_shape(v, shape, avals)
+    firing = eq._replace(inputs=(current, *operands), outputs=(spikes,), site=site)
+    return [_reshape(v, current, avals), firing, _reshape(spikes, output, avals)]
 
 
 def _shape_of_one(shape: Shape) -> Shape:
@@ -82,17 +88,18 @@ def _shape_of_one(shape: Shape) -> Shape:
     have been merged with another one, as windows or tokens with a batch: then nothing
     is left of it.
     """
-    for axis in dict.fromkeys((0, len(shape) - 1, *range(len(shape)))):
+    last_axis = len(shape) - 1
+    for axis in (0, last_axis, *range(len(shape))):
         if shape and shape[axis] == 1:
-            return (*shape[:axis], *shape[axis + 1 :])
+            return shape[:axis] + shape[axis + 1 :]
     return shape
 
 
 def _with_shape(v: int, shape: Shape, avals: Avals) -> int:
     """A new variable, with the numbers of another one in another shape."""
-    fresh = len(avals)
-    avals[fresh] = avals[v].update(shape=shape)
-    return fresh
+    new_variable = len(avals)
+    avals[new_variable] = avals[v].update(shape=shape)
+    return new_variable
 
 
 def _reshape(v: int, result: int, avals: Avals) -> Equation:
@@ -111,22 +118,25 @@ class Growth:
     """How a program's arrays grow with the number of examples.
 
     Attributes:
-        several, other: the same function, traced with different numbers of examples.
-            The equations that are judged are those of ``several``: two or more.
-        sizes: of examples in these two.
-        one: the same for one example, if it is neither of them.
+        several: fn, traced with several examples, two or more. The equations that are
+            judged are these.
+        second: fn, traced with another number of examples.
+        sizes: numbers of examples in `several` and `second`.
+        one: fn, traced with one example, if neither of them is; otherwise None.
     """
 
-    def __init__(self, several: Program, other: Program, one: Program | None = None):
-        self.several, self.other, self.one = several, other, one
-        self.sizes = tuple(p.avals[p.x[0]].shape[0] for p in (several, other))
+    def __init__(self, several: Program, second: Program, one: Program | None = None):
+        self.several = several
+        self.second = second
+        self.one = one
+        self.sizes = (_example_count(several), _example_count(second))
 
     def statistics(self) -> frozenset[int]:
         """Variables that do not grow, as the mean of a batch."""
-        avals, others = self.several.avals, self.other.avals
-        if len(avals) != len(others):
+        avals, second_avals = self.several.avals, self.second.avals
+        if len(avals) != len(second_avals):
             return frozenset()
-        return frozenset(v for v in avals if avals[v].shape == others[v].shape)
+        return frozenset(v for v in avals if avals[v].shape == second_avals[v].shape)
 
     def problems(self) -> Iterator[tuple[Equation | None, str]]:
         """Equations by which fn would mean something else for one example, and why.
@@ -134,7 +144,7 @@ class Growth:
         None in the place of an equation stands for the function as a whole. `check`
         explains the kinds.
         """
-        if _form(self.several) != _form(self.other):  # as by a loop over the examples
+        if _form(self.several) != _form(self.second):  # as by a loop over the examples
             yield None, "size"
             return
         dependent = Facts(self.several).dependent
@@ -144,25 +154,33 @@ class Growth:
         mixed: set[int] = set()
         # What depends on how many examples there are, or on the place of one.
         sized = {v for v in self.several.constants if self._is_sized_constant(v)}
-        for eq, other in zip(self.several.equations, self.other.equations, strict=True):
+        for eq, second_eq in zip(
+            self.several.equations, self.second.equations, strict=True
+        ):
             is_sized = not sized.isdisjoint(eq.variables)
-            pairs = zip(eq.inputs, other.inputs, strict=True)
-            is_sized = is_sized or any(self._are_sized(*pair) for pair in pairs)
+            for v, second_v in zip(eq.inputs, second_eq.inputs, strict=True):
+                is_sized = is_sized or self._are_sized(v, second_v)
             if dependent.isdisjoint(eq.outputs):
                 if is_sized or self._numbers_examples(eq):
                     sized.update(eq.outputs)
-            elif mixed.intersection(eq.variables):
+                continue
+            if mixed.intersection(eq.variables):
                 mixed.update(eq.outputs)  # only the first of them is told
+                continue
+            stride = self._stride(eq, strides)
+            if stride is None:
+                mixed.update(eq.outputs)
+                yield eq, "batch"
+            elif is_sized:
+                mixed.update(eq.outputs)
+                yield eq, "size"
             else:
-                stride = self._stride(eq, strides)
-                if stride is None or is_sized:
-                    mixed.update(eq.outputs)
-                    yield eq, "size" if stride else "batch"
-                else:
-                    strides.update(dict.fromkeys(eq.outputs, stride))
-        is_other_for_one = self.one and _work(self.one) != _work(self.several)
-        if sized.intersection(self.several.outputs) or (is_other_for_one and not mixed):
+                strides.update(dict.fromkeys(eq.outputs, stride))
+        if sized.intersection(self.several.outputs):
             yield None, "size"
+        elif self.one is not None and not mixed:
+            if _work(self.one) != _work(self.several):
+                yield None, "size"
 
     def is_clean(self) -> bool:
         """Whether examples stay apart, in the equations and in every output."""
@@ -171,60 +189,84 @@ class Growth:
 
     def wrong_outputs(self, count: int | None = None) -> Iterator[str]:
         """Shapes of the first outputs whose first axis is not that of the examples."""
-        pairs = zip(self.several.outputs[:count], self.other.outputs, strict=False)
-        for a, b in pairs:
-            shape, axes = shape_of(self.several.avals, a), self._axes(a, b)
-            if axes != [0] or shape[0] != self.sizes[0]:
-                each = [n // self.sizes[0] for n in shape]  # of one example
-                grown = {i: "B" if each[i] == 1 else f"{each[i]}B" for i in axes}
-                sizes = [grown.get(i, str(n)) for i, n in enumerate(shape)]
-                yield f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+        outputs = self.several.outputs[:count]
+        for v, second_v in zip(outputs, self.second.outputs, strict=False):
+            shape = shape_of(self.several.avals, v)
+            axes = self._axes(v, second_v)
+            if axes == [0] and shape[0] == self.sizes[0]:
+                continue
+            words = list(map(str, shape))
+            for axis in axes:
+                size_of_one = shape[axis] // self.sizes[0]
+                words[axis] = "B" if size_of_one == 1 else f"{size_of_one}B"
+            trailing_comma = "," if len(words) == 1 else ""
+            yield f"({', '.join(words)}{trailing_comma})"
 
-    def _axes(self, v: int | Static, other: int | Static) -> list[int]:
+    def _axes(self, v: int | Static, second_v: int | Static) -> list[int]:
         """The axes of a variable that grow as the number of examples does."""
-        a, b = shape_of(self.several.avals, v), shape_of(self.other.avals, other)
-        if len(a) != len(b):
+        shape = shape_of(self.several.avals, v)
+        second_shape = shape_of(self.second.avals, second_v)
+        if len(shape) != len(second_shape):
             return []
-        size, other_size = self.sizes
-        axes = [i for i in range(len(a)) if a[i] != b[i]]
-        return axes if all(other_size * a[i] == size * b[i] for i in axes) else []
+        axes = []
+        for axis, (length, second_length) in enumerate(
+            zip(shape, second_shape, strict=True)
+        ):
+            if length == second_length:
+                continue
+            if self.sizes[1] * length != self.sizes[0] * second_length:
+                return []
+            axes.append(axis)
+        return axes
 
     def _stride(self, eq: Equation, strides: Mapping[int, int]) -> int | None:
-        """That of the outputs; None if examples meet."""
+        """The stride of an equation's outputs; None if examples meet."""
         shapes = [shape_of(self.several.avals, v) for v in eq.inputs]
-        axes_in = [self._axes(v, v) if isinstance(v, int) else [] for v in eq.inputs]
-        axes_out = [self._axes(v, v) for v in eq.outputs]
-        meet = any(
-            not _combined(eq, i, shapes).isdisjoint(axes)
-            for i, axes in enumerate(axes_in)
-        )
-        own = {strides[v] for v in eq.variables if v in strides}
-        if meet or len(own) != 1 or any(len(axes) != 1 for axes in axes_out):
+        input_axes = [self._axes(v, v) if isinstance(v, int) else [] for v in eq.inputs]
+        for i, axes in enumerate(input_axes):
+            if not _combined(eq, i, shapes).isdisjoint(axes):
+                return None
+        input_strides = {strides[v] for v in eq.variables if v in strides}
+        output_axes = [self._axes(v, v) for v in eq.outputs]
+        if len(input_strides) != 1 or any(len(axes) != 1 for axes in output_axes):
             return None
-        (stride,), ((after,), *_) = own, axes_out
+        (stride,) = input_strides
         if eq.name != "reshape":
             return stride
         # In row-major order a reshape leaves two examples as far apart as they were.
-        ((before,),), (shape,) = axes_in, shapes
-        result = shape_of(self.several.avals, eq.outputs[0])
-        apart = stride * math.prod(shape[before + 1 :])
-        stride, rest = divmod(apart, math.prod(result[after + 1 :]))
-        fits = not rest and stride and result[after] % (stride * self.sizes[0]) == 0
-        return stride if fits else None
+        (axis,) = input_axes[0]
+        (new_axis,) = output_axes[0]
+        shape = shapes[0]
+        new_shape = shape_of(self.several.avals, eq.outputs[0])
+        distance = stride * math.prod(shape[axis + 1 :])
+        new_stride, remainder = divmod(distance, math.prod(new_shape[new_axis + 1 :]))
+        if remainder or new_stride == 0:
+            return None
+        if new_shape[new_axis] % (new_stride * self.sizes[0]) != 0:
+            return None
+        return new_stride
 
     def _is_sized_constant(self, v: int) -> bool:
-        value, other = self.several.constants[v], self.other.constants[v]
-        return value is not other and self._are_sized(Static(value), Static(other))
-
-    def _are_sized(self, a: int | Static, b: int | Static) -> bool:
-        """Whether a constant has other numbers for more examples, or by their place."""
-        if not isinstance(a, Static) or not isinstance(b, Static):
+        """Whether a constant depends on how many examples there are, or on places."""
+        value = self.several.constants[v]
+        second_value = self.second.constants[v]
+        if value is second_value:
             return False
-        axes = self._axes(a, b)
+        return self._are_sized(Static(value), Static(second_value))
+
+    def _are_sized(self, v: int | Static, second_v: int | Static) -> bool:
+        """Whether a constant has other numbers for more examples, or by their place."""
+        if not isinstance(v, Static) or not isinstance(second_v, Static):
+            return False
+        axes = self._axes(v, second_v)
         if not axes:
-            return a != b
-        array = np.asarray(a.value)
-        return any((array != array.take([0], axis)).any() for axis in axes)
+            return v != second_v
+        array = np.asarray(v.value)
+        for axis in axes:
+            first_example = array.take([0], axis)
+            if (array != first_example).any():
+                return True
+        return False
 
     def _numbers_examples(self, eq: Equation) -> bool:
         """Whether an equation counts the examples, as ``arange(len(x))`` does."""
@@ -232,13 +274,17 @@ class Growth:
         return eq.name == "iota" and eq.options["dimension"] in axes
 
 
+def _example_count(program: Program) -> int:
+    return program.avals[program.x[0]].shape[0]
+
+
 def _form(program: Program) -> list[Any]:
     """What a program computes of what, whatever the shapes are."""
-    forms = [
-        (eq.name, eq.outputs, [v if isinstance(v, int) else None for v in eq.inputs])
-        for eq in program.equations
-    ]
-    return [*program.constants, *forms]
+    forms: list[Any] = list(program.constants)
+    for eq in program.equations:
+        inputs = [v if isinstance(v, int) else None for v in eq.inputs]
+        forms.append((eq.name, eq.outputs, inputs))
+    return forms
 
 
 def _work(program: Program) -> list[str]:
@@ -254,34 +300,45 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
         shapes: of all operands.
     """
     name, options, shape = eq.name, eq.options, shapes[i]
+    all_axes = set(range(len(shape)))
     numbers: Any = options.get("dimension_numbers")
-    every_axis = set(range(len(shape)))
-    if along := primitive(name).along:
-        return set(np.atleast_1d(options[along]).tolist())
+    parameter = primitive(name).along
+    if parameter:
+        return set(np.atleast_1d(options[parameter]).tolist())
     if name == "dot_general":
-        return set(numbers[0][i])
-    if name == "conv_general_dilated":  # no kernel is made of examples
-        apart = i == 0 and options["batch_group_count"] == 1
-        return every_axis - ({numbers.lhs_spec[0]} if apart else set())
+        contracted_axes, _ = numbers
+        return set(contracted_axes[i])
+    if name == "conv_general_dilated":
+        if i == 0 and options["batch_group_count"] == 1:
+            return all_axes - {numbers.lhs_spec[0]}
+        return all_axes  # no kernel is made of examples
     if name.startswith("reduce_window"):
-        return {axis for axis in every_axis if options["window_dimensions"][axis] != 1}
-    if name == "pad" and i == 0:
-        config = options["padding_config"]
-        return {axis for axis in every_axis if tuple(config[axis]) != (0, 0, 0)}
-    if name in ("slice", "dynamic_slice", "gather") and i == 0:
-        sizes: Any = options.get("slice_sizes")
-        if name == "slice":
-            sizes = np.subtract(options["limit_indices"], options["start_indices"])
-        parts = {axis for axis in every_axis if sizes[axis] != shape[axis]}
-        if name != "gather":
-            return parts
-        # Each example by indices of its own is no mixing.
-        parts |= set(numbers.collapsed_slice_dims)
-        return parts - set(numbers.operand_batching_dims)
-    if name == "gather":  # the parts of an index
+        window = options["window_dimensions"]
+        return {axis for axis in all_axes if window[axis] != 1}
+    if name == "gather" and i == 1:  # the parts of an index
         return {len(shape) - 1}
-    if name == "dynamic_update_slice" and i == 0:
-        return {axis for axis in every_axis if shapes[1][axis] != shape[axis]}
-    if name.startswith("scatter") and i == 0:
+    if i > 0:
+        return set()
+    if name == "pad":
+        config = options["padding_config"]
+        return {axis for axis in all_axes if tuple(config[axis]) != (0, 0, 0)}
+    if name == "slice":
+        sizes = np.subtract(options["limit_indices"], options["start_indices"])
+        return _differing_axes(sizes, shape)
+    if name == "dynamic_slice":
+        return _differing_axes(options["slice_sizes"], shape)
+    if name == "gather":
+        # An axis along which each example has an index of its own mixes none.
+        axes = _differing_axes(options["slice_sizes"], shape)
+        axes |= set(numbers.collapsed_slice_dims)
+        return axes - set(numbers.operand_batching_dims)
+    if name == "dynamic_update_slice":
+        return _differing_axes(shapes[1], shape)
+    if name.startswith("scatter"):
         return set(numbers.scatter_dims_to_operand_dims)
     return set()
+
+
+def _differing_axes(sizes: Sequence[int], shape: Shape) -> set[int]:
+    """Axes of an array of which a part has another size."""
+    return {axis for axis, length in enumerate(shape) if sizes[axis] != length}

@@ -26,7 +26,7 @@ from snnjax.network.equations import (
 from snnjax.network.stages import streaming
 
 FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
-# They keep an array of equal numbers what it is.
+# Primitives that make of an array of equal numbers another one.
 _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
 # Refusals that do not hold for what is computed once, from the input alone. Those of
 # loops and unknown functions do: in them an example might reach another.
@@ -88,16 +88,19 @@ class Facts:
         """
         weights = {*self.program.parameters, *self.program.constants}
         operands: dict[int, int] = {}
+
+        def is_weight(v: int | Static) -> bool:
+            if isinstance(v, Static):
+                return np.ndim(v.value) > 1
+            return v in weights
+
         for eq in self.equations:
-            on_x = self.dependent.intersection(eq.variables)
-            if not on_x and weights.intersection(eq.variables):
+            dependent_inputs = self.dependent.intersection(eq.variables)
+            if not dependent_inputs and weights.intersection(eq.variables):
                 weights.update(eq.outputs)
-            has_weights = any(
-                v in weights if isinstance(v, int) else np.ndim(v.value) > 1
-                for v in eq.inputs
-            )
-            if eq.name in PRODUCTS and len(on_x) == 1 and has_weights:
-                operands[eq.outputs[0]] = min(on_x)
+            if eq.name in PRODUCTS and any(map(is_weight, eq.inputs)):
+                if len(dependent_inputs) == 1:
+                    operands[eq.outputs[0]] = min(dependent_inputs)
         return operands
 
     def is_product(self, eq: Equation) -> bool:
@@ -125,27 +128,32 @@ class Facts:
         return {eq.outputs[0]: self._why_not_affine(eq) for eq in equations}
 
     def _why_not_affine(self, eq: Equation) -> str | None:
-        # What depends on the input alone is computed once, and may be of any kind.
         reason = self._why_not_for_spikes(eq)
-        once = self.live.isdisjoint((*eq.variables, *eq.outputs))
-        if eq.name in _AT_PLACES:  # which numbers from the input may choose
-            live_slots = (i for i, v in enumerate(eq.inputs) if v in self.live)
-            is_affine = all(i in primitive(eq.name).affine_in for i in live_slots)
+        if eq.name in _AT_PLACES:
+            # The places may be numbers from the input that depend on no spikes.
+            affine_slots = primitive(eq.name).affine_in
+            live_slots = [i for i, v in enumerate(eq.inputs) if v in self.live]
+            is_affine = all(i in affine_slots for i in live_slots)
             return OPERATOR if reason and is_affine else reason
-        return OPERATOR if reason in _NOT_ONCE and once else reason
+        # What depends on the input alone is computed once, and may be of any kind.
+        is_once = self.live.isdisjoint((*eq.variables, *eq.outputs))
+        return OPERATOR if reason in _NOT_ONCE and is_once else reason
 
     def _why_not_for_spikes(self, eq: Equation) -> str | None:
-        """The same, of an equation that spikes reach."""
-        name, row, avals = eq.name, primitive(eq.name), self.program.avals
+        """`why_not_affine` of an equation, if spikes reached all that depends on x."""
+        name = eq.name
+        row = primitive(name)
+        avals = self.program.avals
         if row.otherwise == "random":  # even if it does not depend on the input
             return "random"
         dependent_slots = {i for i, v in enumerate(eq.inputs) if v in self.dependent}
         if not dependent_slots:
             return None
         if eq.site is not None:
-            if dependent_slots > {0}:
+            if dependent_slots != {0}:
                 return "maximum"
-            return "maxima" if axes_of_maximum(eq, avals) - {eq.site.channel} else None
+            maximum_axes = axes_of_maximum(eq, avals)
+            return None if maximum_axes <= {eq.site.channel} else "maxima"
         if name == "integer_pow" and eq.options["y"] == 1:
             return None
         if name == "convert_element_type":
@@ -168,14 +176,18 @@ def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:
     if not eq.fires or len(eq.inputs) < 2:
         return set()
     shape = shape_of(avals, eq.inputs[1])
-    return {i - len(shape) for i, size in enumerate(shape) if size > 1}
+    return {axis - len(shape) for axis, size in enumerate(shape) if size > 1}
 
 
 def _number(value: Any) -> float | None:
-    """The number that all entries of an array are; None of others and of keys."""
+    """The number that all entries of an array are; None if they differ.
+
+    None also for random keys, and for an array that fn closes over inside of jit.
+    """
     dtype = getattr(value, "dtype", np.float32)
     if isinstance(value, Tracer) or jnp.issubdtype(dtype, jax.dtypes.extended):
         return None
     array = np.asarray(value)
-    uniform = array.size > 0 and (array == array.flat[0]).all()
-    return float(array.flat[0]) if uniform else None
+    if array.size == 0 or (array != array.flat[0]).any():
+        return None
+    return float(array.flat[0])

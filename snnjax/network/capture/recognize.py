@@ -14,7 +14,7 @@ A maximum with 0 is no activation where it serves a larger function:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from snnjax.network.capture.facts import FLOATING, Facts
@@ -39,15 +39,17 @@ class _Clip(NamedTuple):
 def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Program:
     """The program with a site for every ReLU, clipped ReLU and max-pool.
 
-    A statistic of the whole batch, as of a BatchNorm in training, is no activation.
+    Args:
+        statistics: variables that are statistics of the whole batch, as of a BatchNorm
+            in training, and so no activations.
     """
     facts = Facts(program)
     relus = _relus(facts)
     equations = []
     for eq in program.equations:
-        v, aval = eq.outputs[0], program.avals[eq.outputs[0]]
+        v = eq.outputs[0]
         if v in relus and v not in statistics:
-            eq = _relu_site(eq, relus[v], aval)
+            eq = _relu_site(eq, relus[v], program.avals[v])
         elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
             eq = eq._replace(site=None)
         equations.append(eq)
@@ -61,30 +63,35 @@ def _with_pools(program: Program) -> Program:
     It is a part if an operator leads to it without a cut, or if whatever reads it leads
     to operators, as in a softmax, whose maximum only prevents overflow.
     """
-    facts, outputs = Facts(program), set(program.outputs)
+    facts = Facts(program)
 
-    def cuts(eq: Equation) -> bool:
+    def is_cut(eq: Equation) -> bool:
         return eq.fires or facts.is_product(eq)
 
-    def operates(eq: Equation) -> bool:
+    def is_operator(eq: Equation) -> bool:
         return facts.is_operator(eq) and eq.name not in _MAX_POOLS
 
-    leads_on: dict[int, bool] = {}  # whether a value's maker is, or leads to, operators
+    # Backwards: values whose maker is an operator, or leads to operators only.
+    leading: set[int] = set()
     for eq in reversed(program.equations):
-        readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
-        follows = bool(readers) and not outputs.intersection(eq.outputs)
-        follows = follows and all(leads_on[r.outputs[0]] for r in readers)
-        is_inside = not cuts(eq) and (operates(eq) or follows)
-        leads_on.update(dict.fromkeys(eq.outputs, is_inside))
+        if is_cut(eq):
+            continue
+        readers = [reader for v in eq.outputs for reader in facts.readers.get(v, ())]
+        all_lead_on = all(reader.outputs[0] in leading for reader in readers)
+        is_read_outside = bool(set(program.outputs).intersection(eq.outputs))
+        leads_on = bool(readers) and all_lead_on and not is_read_outside
+        if is_operator(eq) or leads_on:
+            leading.update(eq.outputs)
+    # Forwards: values that an operator leads to.
     operator_values: set[int] = set()
     equations = []
     for eq in program.equations:
-        behind = not operator_values.isdisjoint(eq.variables)
-        if (operates(eq) or behind) and not cuts(eq):
+        v = eq.outputs[0]
+        follows_operator = not operator_values.isdisjoint(eq.variables)
+        if (is_operator(eq) or follows_operator) and not is_cut(eq):
             operator_values.update(eq.outputs)
-        if eq.name in _MAX_POOLS and not behind and not leads_on[eq.outputs[0]]:
-            aval = program.avals[eq.outputs[0]]
-            site = new_site("max-pool", aval, fires=False, homogeneous=True)
+        if eq.name in _MAX_POOLS and not follows_operator and v not in leading:
+            site = new_site("max-pool", program.avals[v], fires=False, homogeneous=True)
             eq = eq._replace(site=site)
         equations.append(eq)
     return program._replace(equations=tuple(equations))
@@ -94,41 +101,57 @@ def hides_relu(equation: Equation) -> bool:
     """Whether a loop or branch holds a ReLU, where no rule can reach it."""
     if equation.name in CUSTOM:
         return False
-    return any(
-        any(eq.fires or hides_relu(eq) for eq in program.equations)
-        or bool(_relus(Facts(program)))
-        for program in inner_programs(equation)
-    )
+    for program in inner_programs(equation):
+        if _relus(Facts(program)):
+            return True
+        if any(eq.fires or hides_relu(eq) for eq in program.equations):
+            return True
+    return False
 
 
 def _relu_site(eq: Equation, relu: _Clip, aval: Any) -> Equation:
-    kind, inputs = "relu", (relu.x,)
-    if relu.high < math.inf:
-        kind, inputs = "clipped relu", (relu.x, Static(relu.high))
-    site = new_site(kind, aval)
-    return Equation(None, (), inputs, eq.outputs, site, eq.path, eq.calls)
+    """The site that takes the place of a ReLU's last equation."""
+    is_clipped = relu.high < math.inf
+    return Equation(
+        primitive=None,
+        params=(),
+        inputs=(relu.x, Static(relu.high)) if is_clipped else (relu.x,),
+        outputs=eq.outputs,
+        site=new_site("clipped relu" if is_clipped else "relu", aval),
+        path=eq.path,
+        calls=eq.calls,
+    )
 
 
 def _relus(facts: Facts) -> dict[int, _Clip]:
     """Output -> the ReLU or clipped ReLU that it is."""
-    clips = {eq.outputs[0]: _clip(eq.outputs[0], facts) for eq in facts.equations}
-    relus = {v: c for v, c in clips.items() if _is_relu(v, c, facts)}
+    relus: dict[int, _Clip] = {}
+    for eq in facts.equations:
+        v = eq.outputs[0]
+        clip = _clip(v, facts)
+        if _is_relu(v, clip, facts):
+            relus[v] = clip
     # The max of a clip belongs to the clip, unless something else reads it.
     for v in list(relus):
-        readers = [relus.get(r.outputs[0]) for r in facts.readers.get(v, ())]
-        inner = bool(readers) and all(r and r.x == relus[v].x for r in readers)
-        if inner and v not in facts.program.outputs:
+        readers = facts.readers.get(v, [])
+        clips = [relus.get(reader.outputs[0]) for reader in readers]
+        all_clip = all(clip and clip.x == relus[v].x for clip in clips)
+        if clips and all_clip and v not in facts.program.outputs:
             del relus[v]
-    others = _summands(facts, relus)
-    others |= {v for v in relus if _is_gate(v, facts) or _is_guard(v, facts)}
-    return {v: relu for v, relu in relus.items() if v not in others}
+    serving = _summands(facts, relus)
+    for v in relus:
+        if _is_gate(v, facts) or _is_guard(v, facts):
+            serving.add(v)
+    return {v: relu for v, relu in relus.items() if v not in serving}
 
 
 def _is_relu(v: int, clip: _Clip, facts: Facts) -> bool:
+    """Whether a clip is a ReLU of something that depends on x, number by number."""
     if clip.low != 0 or clip.high <= 0 or clip.x not in facts.dependent:
         return False
-    before, after = facts.program.avals[clip.x], facts.program.avals[v]
-    return before.shape == after.shape and before.dtype.kind in FLOATING
+    source = facts.program.avals[clip.x]
+    result = facts.program.avals[v]
+    return source.shape == result.shape and source.dtype.kind in FLOATING
 
 
 # ------------------------------------------------------------------------ the forms
@@ -137,60 +160,86 @@ def _is_relu(v: int, clip: _Clip, facts: Facts) -> bool:
 def _clip(v: int, facts: Facts) -> _Clip:
     """The limits between which a value is another one; a value itself has none."""
     eq = facts.makers.get(v)
-    clip = None if eq is None or eq.site is not None else _outer_clip(eq, facts)
-    if clip is None:
+    if eq is None or eq.site is not None:
         return _Clip(v)
-    inner = _clip(clip.x, facts)
-    limits = (min(max(n, clip.low), clip.high) for n in inner[1:])
-    both = _Clip(inner.x, *limits)
-    return clip if both == inner else both  # of two equal ReLUs each is one
+    outer = _outer_clip(eq, facts)
+    if outer is None:
+        return _Clip(v)
+    inner = _clip(outer.x, facts)
+    composed = _Clip(
+        inner.x,
+        low=min(max(inner.low, outer.low), outer.high),
+        high=min(max(inner.high, outer.low), outer.high),
+    )
+    # An outer clip that changes nothing is a ReLU of a ReLU: each is one.
+    return outer if composed == inner else composed
 
 
 def _outer_clip(eq: Equation, facts: Facts) -> _Clip | None:
-    """The clip that an equation is by itself."""
+    """The clip that an equation is by itself; None if it is none."""
     if eq.name in ("max", "min"):
-        end = "low" if eq.name == "max" else "high"
-        for x, limit in (eq.inputs, eq.inputs[::-1]):
+        a, b = eq.inputs
+        for x, limit in ((a, b), (b, a)):
             number = facts.number(limit)
             if isinstance(x, int) and number is not None:
-                return _Clip(x, **{end: number})
+                if eq.name == "max":
+                    return _Clip(x, low=number)
+                return _Clip(x, high=number)
     if eq.name == "clamp":
-        low, x, high = eq.inputs
-        least, most = facts.number(low), facts.number(high)
-        if isinstance(x, int) and least is not None and most is not None:
-            return _Clip(x, least, most)
+        low_input, x, high_input = eq.inputs
+        low = facts.number(low_input)
+        high = facts.number(high_input)
+        if isinstance(x, int) and low is not None and high is not None:
+            return _Clip(x, low, high)
     x = _chosen(eq, facts)
     return None if x is None else _Clip(x, low=0)
 
 
 def _chosen(eq: Equation, facts: Facts) -> int | None:
     """x of where(x > 0, x, 0) and of x (x > 0), however the comparison is turned."""
+    x = None
     if eq.name == "select_n" and len(eq.inputs) == 3:
-        chooser, on_false, on_true = eq.inputs
-        options = ((on_true, on_false, True), (on_false, on_true, False))
-        for x, zero, above in options:
-            if facts.number(zero) == 0 and _compared(chooser, facts) == (x, above):
-                return x if isinstance(x, int) else None
-    if eq.name == "mul":
-        a, b = eq.inputs[:2]
-        for x, factor in ((a, b), (b, a)):
-            maker = facts.makers.get(factor) if isinstance(factor, int) else None
-            if maker is not None and maker.name == "convert_element_type":
-                if _compared(maker.inputs[0], facts) == (x, True):
-                    return x if isinstance(x, int) else None
+        x = _chosen_by_where(eq, facts)
+    elif eq.name == "mul":
+        x = _chosen_by_factor(eq, facts)
+    return x if isinstance(x, int) else None
+
+
+def _chosen_by_where(eq: Equation, facts: Facts) -> int | Static | None:
+    """x of where(x > 0, x, 0) and of where(x < 0, 0, x)."""
+    condition, on_false, on_true = eq.inputs
+    comparison = _comparison(condition, facts)
+    if facts.number(on_false) == 0 and comparison == (on_true, True):
+        return on_true
+    if facts.number(on_true) == 0 and comparison == (on_false, False):
+        return on_false
     return None
 
 
-def _compared(v: int | Static, facts: Facts) -> tuple[int | Static, bool] | None:
-    """(x, True) of x > 0 or x >= 0, (x, False) of x < 0 or x <= 0."""
+def _chosen_by_factor(eq: Equation, facts: Facts) -> int | Static | None:
+    """x of x (x > 0), where the truth value has become a number."""
+    a, b = eq.inputs
+    for x, factor in ((a, b), (b, a)):
+        maker = facts.makers.get(factor) if isinstance(factor, int) else None
+        if maker is None or maker.name != "convert_element_type":
+            continue
+        if _comparison(maker.inputs[0], facts) == (x, True):
+            return x
+    return None
+
+
+def _comparison(v: int | Static, facts: Facts) -> tuple[int | Static, bool] | None:
+    """(x, True) of x > 0 or x >= 0, (x, False) of x < 0 or x <= 0, otherwise None."""
     eq = facts.makers.get(v) if isinstance(v, int) else None
     if eq is None or eq.name not in ("gt", "ge", "lt", "le"):
         return None
-    above = eq.name in ("gt", "ge")
-    a, b = eq.inputs
-    if facts.number(b) == 0:
-        return a, above
-    return (b, not above) if facts.number(a) == 0 else None
+    is_greater = eq.name in ("gt", "ge")
+    left, right = eq.inputs
+    if facts.number(right) == 0:
+        return left, is_greater
+    if facts.number(left) == 0:
+        return right, not is_greater
+    return None
 
 
 # ------------------------------------------------- maxima that serve another function
@@ -216,32 +265,48 @@ def _is_guard(v: int, facts: Facts) -> bool:
 
 
 def _all_ends(
-    v: int, facts: Facts, is_end: Callable[[int, Equation], bool], ways: frozenset[str]
+    v: int,
+    facts: Facts,
+    is_end: Callable[[int, Equation], bool],
+    passing: frozenset[str],
 ) -> bool:
-    """Whether all that follows from a value, along ``ways`` alone, comes to an end."""
+    """Whether every way on from a value comes to an end, through these primitives only.
 
-    def leads_there(eq: Equation) -> bool:
-        if eq.site is not None or is_end(v, eq):
-            return eq.site is None
-        alone = len(facts.dependent.intersection(eq.variables)) == 1
-        on = eq.name in ways and alone and len(eq.outputs) == 1
-        return on and _all_ends(eq.outputs[0], facts, is_end, ways)
-
-    readers = facts.readers.get(v)
-    return bool(readers) and all(map(leads_there, readers))
+    Args:
+        is_end: whether an equation that reads a value is an end of its way.
+        passing: primitives through which a way may go on, if nothing else that depends
+            on x joins it there.
+    """
+    readers = facts.readers.get(v, [])
+    for eq in readers:
+        if eq.site is not None:
+            return False
+        if is_end(v, eq):
+            continue
+        is_alone = len(facts.dependent.intersection(eq.variables)) == 1
+        if eq.name not in passing or not is_alone or len(eq.outputs) != 1:
+            return False
+        if not _all_ends(eq.outputs[0], facts, is_end, passing):
+            return False
+    return bool(readers)
 
 
 def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
     """ReLUs that are joined with another function of the same value.
 
-    Each value that is computed number by number is followed back to the values that it
-    is a function of; "curved" says that the function is not affine.
+    Each value that is computed number by number is followed back to its sources, the
+    values that it is a function of. A source is a pair (value, curved); curved says
+    that the function is not affine.
     """
-    made_of: dict[int, frozenset[tuple[int, bool]]] = {}  # value -> (source, curved)
-    avals, summands = facts.program.avals, set()
+    known_sources: dict[int, frozenset[tuple[int, bool]]] = {}
+    avals = facts.program.avals
+    summands = set()
 
     def sources(v: int) -> frozenset[tuple[int, bool]]:
-        return made_of.get(v, frozenset([(v, False)]))
+        return known_sources.get(v, frozenset([(v, False)]))
+
+    def values(sources: Iterable[tuple[int, bool]]) -> set[int]:
+        return {value for value, _ in sources}
 
     for eq in facts.equations:
         inputs = facts.dependent.intersection(eq.variables)
@@ -250,14 +315,14 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
         if not is_pointwise or eq.outputs[0] in relus:
             continue
         for v in inputs:
-            others = frozenset().union(*(sources(w) for w in inputs if w != v))
-            curves = {source for source, is_curved in others - sources(v) if is_curved}
-            own = {s for s, _ in sources(v)} - {s for s, _ in others}
-            for relu in own & relus.keys():
-                if curves.intersection(s for s, _ in sources(relus[relu].x)):
+            joined = frozenset().union(*(sources(w) for w in inputs if w != v))
+            curves = {value for value, curved in joined - sources(v) if curved}
+            # ReLUs that this input brings, and the inputs beside it do not.
+            for relu in (values(sources(v)) - values(joined)) & relus.keys():
+                if curves & values(sources(relus[relu].x)):
                     summands.add(relu)
-        parts = frozenset().union(*map(sources, inputs))
+        eq_sources = frozenset().union(*map(sources, inputs))
         if facts.is_operator(eq):
-            parts = frozenset((source, True) for source, _ in parts)
-        made_of[eq.outputs[0]] = parts
+            eq_sources = frozenset((value, True) for value in values(eq_sources))
+        known_sources[eq.outputs[0]] = eq_sources
     return summands
