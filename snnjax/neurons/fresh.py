@@ -51,8 +51,8 @@ class TimeConstants(Uniform):
 
     Source: Perez-Nieves, Leung, Dragotti and Goodman, Nature Communications 2021.
 
-    >>> print(TimeConstants(5, 25).of(np.array([5.0, 25.0])).round(3))
-    [0.819 0.961]
+    >>> [round(leak, 3) for leak in TimeConstants(5, 25).ends]
+    [0.819, 0.961]
     """
 
     low: Annotated[float, POSITIVE]
