@@ -105,13 +105,12 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
         (x, sharpness), (dx, _) = primals, tangents
         # x and sharpness get one type and number of axes, as JAX's strict settings
         # require.
-        aligned_sharpness = lead(sharpness, x.ndim)
+        aligned = lead(sharpness, x.ndim)
         dtype = x.dtype
-        if not aligned_sharpness.weak_type:  # that of a Python number adapts to x
-            dtype = promoted(dtype, aligned_sharpness.dtype)
-        slope = derivative(  # type: ignore[call-arg]
-            x.astype(dtype), aligned_sharpness.astype(dtype)
-        )
+        if not aligned.weak_type:  # that of a Python number adapts to x
+            dtype = promoted(dtype, aligned.dtype)
+        aligned = aligned.astype(dtype)
+        slope = derivative(x.astype(dtype), aligned)  # type: ignore[call-arg]
         # Not _step(x), which has no derivative of its own for a second one.
         return function(x, sharpness), jnp.asarray(slope, x.dtype) * dx
 

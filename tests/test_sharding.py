@@ -153,7 +153,7 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind):
 def test_conversion_and_measures_follow_the_sharding_of_the_images():
     """The SNN lies on all devices of the mesh; Explicit axes become Auto axes."""
     net = NETWORKS["dense"]
-    (x, _), labels = batch(net), np.arange(BATCH) % 3
+    x, labels = batch(net), np.arange(BATCH) % 3
     convert = functools.partial(snnjax.convert, net.fn, steps=FEW, recipe=LIGHT)
     simulate = jax.jit(snnjax.spiking(net.fn))
 
@@ -220,7 +220,7 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
 
 def test_conversion_inside_set_mesh_of_explicit_axes_is_refused():
     net = NETWORKS["dense"]
-    x = on_devices(batch(net)[0], kind=EXPLICIT)
+    x = on_devices(batch(net), kind=EXPLICIT)
     with (
         jax.set_mesh(x.sharding.mesh),
         pytest.raises(ValueError, match="jax.set_mesh of a mesh with Explicit axes"),

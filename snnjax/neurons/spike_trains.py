@@ -124,7 +124,7 @@ def _sum_over_steps(
     steps_per_byte = per_byte(train.levels)
     width = 8 // steps_per_byte  # bits of an index
     every_byte = np.arange(256)
-    total = None
+    total: Any = None
     for number, byte in enumerate(train.bits):
         first = number * steps_per_byte
         table = np.zeros(256)

@@ -488,7 +488,7 @@ def start_state(
     arguments = []  # of one step
     for v in equation.inputs:
         if v in streams:
-            aval = job.network.avals[v]
+            aval = job.network.avals[v]  # type: ignore[index]
             shape = (batch, *aval.shape)
             arguments.append(jax.ShapeDtypeStruct(shape, aval.dtype))
         else:

@@ -7,7 +7,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import chex
@@ -113,7 +113,7 @@ def init(
     return snn
 
 
-def _keys(key: Any, count: int) -> Sequence[jax.Array | None]:
+def _keys(key: Any, count: int) -> Any:
     """A random key for each of ``count`` sites, or None for each without a key."""
     if key is None:
         return [None] * count
@@ -327,8 +327,9 @@ def _simulate_piece(
                 f"step is the last one of the whole; found {model.neuron!r} at site "
                 f"{name!r}; allowed: dead_zone and last_zone up to 1/2. Leave state out"
             )
-    segment_steps = sim.steps if sim.execution == "auto" else sim.execution
-    return run_in_time(job, segment_steps, state)
+    if isinstance(sim.execution, str):  # "auto", since the closed form has no state
+        return run_in_time(job, sim.steps, state)
+    return run_in_time(job, sim.execution, state)
 
 
 def _simulate_on_device(
@@ -409,7 +410,7 @@ def simulate_training(
 
 def execute(job: Job, execution: Execution) -> Any:
     """The outputs of a job by one of the executions, but not "auto"."""
-    if execution == "closed_form":
+    if isinstance(execution, str):
         return run_closed_form(job)
     if job.answer:
         return run_answer(job, lambda head: execute(head, execution))
