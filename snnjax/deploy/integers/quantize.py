@@ -30,8 +30,8 @@ from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering import values
-from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact, is_channelwise
+from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
 from snnjax.network.capture.check import ConversionError, Problem
 
 
@@ -123,7 +123,7 @@ def quantize(
     Range(2, 16, whole=True).check("input_bits", input_bits)
     rest = (options[name] for name in ("state_bits", "overflow", "leak"))
     arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
-    layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
+    layers = dataclasses.replace(with_unshared_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
     integers = _whole(layers, x, inputs == "sequence", bits, options["scale"])
@@ -136,7 +136,7 @@ def _input_bits(layers: values.Layers, bits: Mapping[str, int]) -> int:
     """Bits of x that leave its weights theirs, beside a kernel of the same scale."""
     ways, entrance = layers.connections, layers.input.name
     of_x = {way.receiver for way in ways if way.sender == entrance}
-    recurrent = {way.receiver for way in ways if way.is_own}
+    recurrent = {way.receiver for way in ways if way.is_recurrent}
     return min([8, *(max(4, bits[name]) for name in of_x & recurrent)])
 
 

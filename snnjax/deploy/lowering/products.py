@@ -2,7 +2,7 @@
 
     a (W x + b) + c  =  (a W) x + (a b + c)
 
-A map is multiplied into the one before it, if nothing else reads that one. BatchNorm,
+A map is multiplied into the previous one if nothing else reads that one. BatchNorm,
 thresholds and shortcuts that choose channels disappear in this way.
 """
 
@@ -19,27 +19,31 @@ from snnjax.deploy.lowering.values import Convolution, Dense, Node, Scale
 def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes, in order of execution, with as few maps as possible."""
     nodes = tuple(nodes)
-    count = values.readers(nodes)
+    reader_counts = values.readers(nodes)
     results: dict[str, Node] = {}
-    names: dict[str, str] = {}  # of a node that went -> of the one in its place
+    # The name of a node that disappeared -> that of the node in its place.
+    replacements: dict[str, str] = {}
 
     def present(name: str) -> str:
-        return present(names[name]) if name in names else name
+        while name in replacements:
+            name = replacements[name]
+        return name
 
     for node in nodes:
         sources = tuple(map(present, node.sources))
         node = dataclasses.replace(node, sources=sources)
-        if len(sources) == 1 and count[sources[0]] == 1:
+        if len(sources) == 1 and reader_counts[sources[0]] == 1:
             # A chip stores every weight, so two small maps may be better than one.
             combined = product(results[sources[0]], node, may_grow=False)
             if combined is not None:
-                names[node.name] = combined.name
-                count[combined.name] = count[node.name]
+                replacements[node.name] = combined.name
+                reader_counts[combined.name] = reader_counts[node.name]
                 node = combined
         if _is_identity(node):
-            (names[node.name],) = node.sources
+            (source,) = node.sources
+            replacements[node.name] = source
             # Whoever read the identity reads its source now.
-            count[node.sources[0]] += count[node.name] - 1
+            reader_counts[source] += reader_counts[node.name] - 1
             results.pop(node.name, None)
         else:
             results[node.name] = node
@@ -47,49 +51,65 @@ def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
 
 
 def _is_identity(node: Node) -> bool:
+    """Whether a node returns what it reads from its only source."""
     if not isinstance(node, Scale) or node.bias is not None or len(node.sources) != 1:
         return False
     return bool((node.weight == 1).all())
 
 
-def product(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
-    """The first of two maps with the second one in its weights, if it can be.
+def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
+    """The first of two maps with the second one in its weights, if that is possible.
 
     Args:
-        before, after: nodes, the second of which reads only the first.
-        may_grow: whether the product may have more weights than both.
+        first, second: two nodes, the second of which reads only the first.
+        may_grow: whether the product may have more weights than both maps together.
+
+    Returns:
+        The product, with the name and the sources of the first map, or None.
     """
-    match before, after:
+    match first, second:
         case Scale(), Scale():
             # A bias is one number per channel, which a factor of each pixel is not.
-            plain = is_channelwise(before.weight) and is_channelwise(after.weight)
-            if not plain and (before.bias is not None or after.bias is not None):
+            channelwise = is_channelwise(first.weight) and is_channelwise(second.weight)
+            has_bias = first.bias is not None or second.bias is not None
+            if has_bias and not channelwise:
                 return None
-            weight, rows = before.weight * after.weight, np.ravel(after.weight)
-        case ((Dense() | Convolution()), Scale()) if is_channelwise(after.weight):
-            rows = np.broadcast_to(after.weight.ravel(), len(before.weight))
-            weight = before.weight * rows.reshape(-1, *[1] * (before.weight.ndim - 1))
-        case Convolution(groups=1), Convolution(groups=1) if _mixes_channels(after):
-            rows = after.weight[:, :, 0, 0]
-            weight = np.tensordot(rows, before.weight, axes=1)
-            # A map that only chooses and scales channels adds no weights.
-            selects = (rows != 0).sum(axis=1).max() <= 1
-            grows = not selects and weight.size > before.weight.size + rows.size
-            if grows and not may_grow:
+            factors = np.ravel(second.weight)
+            weight = first.weight * second.weight
+        case ((Dense() | Convolution()), Scale()) if is_channelwise(second.weight):
+            factors = np.broadcast_to(second.weight.ravel(), len(first.weight))
+            trailing_axes = [1] * (first.weight.ndim - 1)
+            weight = first.weight * factors.reshape(-1, *trailing_axes)
+        case Convolution(groups=1), Convolution(groups=1) if _mixes_channels(second):
+            factors = second.weight[:, :, 0, 0]
+            weight = np.tensordot(factors, first.weight, axes=1)
+            if not may_grow and _adds_weights(weight, first.weight, factors):
                 return None
         case Dense(), Dense() if may_grow:
-            rows = after.weight
-            weight = rows @ before.weight
+            factors = second.weight
+            weight = factors @ first.weight
         case _:
             return None
-    assert isinstance(before, values.Affine) and isinstance(after, values.Affine)
-    bias = after.bias
-    if before.bias is not None:
-        own = rows @ before.bias if rows.ndim == 2 else rows * before.bias
-        bias = own if bias is None else own + bias
-    return dataclasses.replace(before, weight=weight, bias=bias)
+    assert isinstance(first, values.Affine) and isinstance(second, values.Affine)
+    bias = second.bias
+    if first.bias is not None:
+        # The factors are a number for each channel, or a matrix [outputs, channels].
+        bias = factors @ first.bias if factors.ndim == 2 else factors * first.bias
+        if second.bias is not None:
+            bias = bias + second.bias
+    return dataclasses.replace(first, weight=weight, bias=bias)
+
+
+def _adds_weights(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the product of two maps has more weights than both of them.
+
+    A second map [O, I] that only chooses and scales channels adds none.
+    """
+    selects = (second != 0).sum(axis=1).max() <= 1
+    return not selects and weight.size > first.size + second.size
 
 
 def _mixes_channels(node: Convolution) -> bool:
-    one_pixel = node.weight.shape[2:] == (1, 1) and node.stride == (1, 1)
-    return one_pixel and node.padding == ((0, 0), (0, 0))
+    """Whether a convolution is a matrix that multiplies the channels of each pixel."""
+    is_pixelwise = node.weight.shape[2:] == (1, 1) and node.stride == (1, 1)
+    return is_pixelwise and node.padding == ((0, 0), (0, 0))

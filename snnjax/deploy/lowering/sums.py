@@ -2,16 +2,16 @@
 
     variable = sum_i scale_i node_i + constant
 
-A scale is multiplied into the weights that follow, or becomes a `Scale`, which
-``products.py`` multiplies into the weights before it. A constant becomes the bias of
-the next population. For example, the current of the neurons in
+A scale is multiplied into the weights that follow. Where no weights follow, it becomes
+a `Scale`, which ``products.py`` multiplies into the weights before it. A constant
+becomes the bias of the next population. For example, the current of the neurons in
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias
 
 is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
 
-``order`` says which element of the (flat) variable each element of a node is.
-Transpose, reshape and flatten change the order and need no node.
+``order`` says which element of the flat variable each element of a node is. Transpose,
+reshape and flatten change the order and need no node.
 """
 
 import dataclasses
@@ -48,17 +48,16 @@ class Sum(NamedTuple):
 
 
 class NoLayer(Exception):
-    """No layer computes an operation: the reason, and the remedy."""
+    """No layer computes an operation. The arguments are the reason and the remedy."""
 
 
 class Builder:
     """The nodes of a network, added equation by equation.
 
     Attributes:
-        nodes: name -> node, in order of execution; also nodes that no output needs.
-        values: variable -> its value while x is 0 and no neuron fires. That is the
-            variable's constant, if it depends on x; the biases of its nodes are not
-            part of it.
+        nodes: name -> node, in order of execution. Some may be of use to no output.
+        values: variable -> its value while x is 0 and no neuron fires. For a variable
+            that depends on x, this is its constant, without the biases of its nodes.
         sums: variable -> Sum, for variables that depend on x.
     """
 
@@ -68,14 +67,14 @@ class Builder:
         self.sums: dict[int, Sum] = {}
 
     def add(self, node: Node) -> str:
-        """Add a node; return its name, made unique. Those of sites are taken."""
-        sites = [site.name for site in self.network.sites]
-        name = distinct([*sites, *self.nodes, node.name])[-1]
+        """Add a node and return its name, made unlike those of nodes and sites."""
+        site_names = [site.name for site in self.network.sites]
+        *_, name = distinct([*site_names, *self.nodes, node.name])
         self.nodes[name] = dataclasses.replace(node, name=name)
         return name
 
     def scaled(self, term: Term, shape: tuple[int, ...], path: str) -> str:
-        """The name of a node whose output is the term, its scale included."""
+        """The name of a node whose output is the term with its scale."""
         # A scale of 1 is no node, even if it has the shape of all neurons.
         if (term.scale == 1).all():
             return term.node
@@ -83,26 +82,35 @@ class Builder:
         return self.add(Scale(name, (term.node,), term.scale, None, shape))
 
     def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
-        """Names of the nodes that sum to a variable, and its constant in their order.
+        """The names of the nodes that sum to a variable, and its constant.
 
-        New nodes are named after ``path``.
+        The constant has the order of the nodes. New nodes are named after ``path``.
         """
         terms, order = self.sums[v]
         constant = numbers(self.values[v]).ravel()[order]
-        return tuple(self.scaled(t, order.shape, path) for t in terms), constant
+        names = tuple(self.scaled(term, order.shape, path) for term in terms)
+        return names, constant
 
     def absorb_constant(self, v: int, path: str) -> None:
-        """Move the variable's constant into a node."""
-        if numbers(self.values[v]).any():
-            (first, *others), constant = self.received(v, path)
-            path, bias = join(path, "bias"), per_channel(constant)
-            copy = Scale(path, (first,), np.ones(()), bias, constant.shape)
-            terms = tuple(Term(name) for name in (self.add(copy), *others))
-            self.sums[v] = self.sums[v]._replace(terms=terms)
-            self.values[v] = np.zeros(self.network.avals[v].shape)
+        """Move the variable's constant into the bias of a node."""
+        if not numbers(self.values[v]).any():
+            return
+        names, constant = self.received(v, path)
+        # The first node goes through a new one, which adds the constant.
+        with_bias = Scale(
+            join(path, "bias"),
+            sources=names[:1],
+            weight=np.ones(()),
+            bias=per_channel(constant),
+            shape=constant.shape,
+        )
+        names = (self.add(with_bias), *names[1:])
+        terms = tuple(Term(name) for name in names)
+        self.sums[v] = self.sums[v]._replace(terms=terms)
+        self.values[v] = np.zeros(self.network.avals[v].shape)
 
     def groups(self, total: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
-        """Terms with equal scales together: names of nodes, and the scale, [] or [C].
+        """The terms grouped by their scale, as names of nodes and the scale, [] or [C].
 
         Scales that differ within a channel become nodes.
         """
@@ -110,15 +118,16 @@ class Builder:
         for term in total.terms:
             if not is_channelwise(term.scale):
                 term = Term(self.scaled(term, total.order.shape, path))
-            same = [g for g, other in groups if np.array_equal(other, term.scale)]
-            if same:
-                same[0].append(term.node)
+            for names, scale in groups:
+                if np.array_equal(scale, term.scale):
+                    names.append(term.node)
+                    break
             else:
                 groups.append(([term.node], term.scale))
         return groups
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
-        """The name of a node that flattens another one."""
+        """The name of a node that flattens the node ``name`` of this shape."""
         # Two layers that read one image share its flattening.
         for node in self.nodes.values():
             if isinstance(node, Flatten) and node.sources == (name,):
@@ -128,15 +137,17 @@ class Builder:
 
 def times(total: Sum, factor: np.ndarray | float) -> Sum:
     """A sum times a constant that broadcasts to its nodes."""
-    terms = tuple(t._replace(scale=compact(t.scale * factor)) for t in total.terms)
-    return total._replace(terms=terms)
+    terms = []
+    for term in total.terms:
+        terms.append(term._replace(scale=compact(term.scale * factor)))
+    return total._replace(terms=tuple(terms))
 
 
 def compact(factor: Any) -> np.ndarray:
     """The same factor: a scalar if it is uniform, [C, 1, 1] if it is per channel."""
     factor = np.asarray(factor, np.float64)
-    if factor.size and (factor == factor.flat[0]).all():
-        return factor.flat[0] * np.ones(())
+    if factor.size > 0 and (factor == factor.flat[0]).all():
+        return np.asarray(factor.flat[0])
     if factor.ndim == 3 and (factor == factor[:, :1, :1]).all():
         return factor[:, :1, :1]
     return factor
@@ -148,15 +159,16 @@ def is_channelwise(factor: np.ndarray) -> bool:
 
 
 def per_channel(constant: np.ndarray) -> np.ndarray:
-    """A constant [N] as it is, one of [C, H, W] as [C].
+    """The constant of vectors [N] as it is, that of images [C, H, W] as [C].
 
     Raises:
-        NoLayer: it differs between the pixels of a channel.
+        NoLayer: the constant differs between the pixels of a channel.
     """
     if constant.ndim < 3:
         return constant
     channels = constant.mean(axis=(1, 2), keepdims=True)
-    if (np.abs(constant - channels) > 1e-5 * np.abs(constant).max()).any():
+    tolerance = 1e-5 * np.abs(constant).max()
+    if (np.abs(constant - channels) > tolerance).any():
         raise NoLayer(
             "its bias would differ between pixels, and a layer has one per channel",
             "use constants, thresholds and leaks per channel (also before a padded "
@@ -179,10 +191,23 @@ def join(path: str, name: str) -> str:
 
 
 def flat_indices(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
-    """Flat indices of a variable, its ``axes`` in that order, all others of size 1."""
+    """Flat indices of a variable along ``axes``, in their order.
+
+    All its other axes have size 1.
+    """
     index = np.arange(math.prod(shape)).reshape(tuple(shape))
-    rest = [a for a in range(len(shape)) if a not in axes]
-    return index.transpose(*axes, *rest).reshape([shape[a] for a in axes])
+    single_axes = [axis for axis in range(len(shape)) if axis not in axes]
+    sizes = [shape[axis] for axis in axes]
+    return index.transpose(*axes, *single_axes).reshape(sizes)
+
+
+def axis_choices(count: int) -> list[tuple[int, ...]]:
+    """All choices of three of ``count`` axes, as channels, rows and columns.
+
+    Axis 0 comes last. It usually counts the examples, of which there is one, and must
+    not stand for rows or columns if another axis of size 1 can.
+    """
+    return list(itertools.permutations([*range(1, count), 0], 3))
 
 
 def image_axes(
@@ -194,11 +219,11 @@ def image_axes(
 
     Args:
         total: the variable's sum.
-        shape: of the variable; the axis of its one example, of size 1, may be in it.
-        candidates: choices of axes, the first that fits is taken; None: all.
+        shape: of the variable, which may have an axis of size 1 for its one example.
+        candidates: choices of axes, of which the first that fits is taken; None: all.
 
     Raises:
-        NoLayer: the nodes are vectors, or have none of these axes.
+        NoLayer: the nodes are vectors, or no candidate fits.
     """
     if total.order.ndim == 1:
         raise NoLayer(
@@ -206,20 +231,18 @@ def image_axes(
             "unflattens a vector",
             "keep [H, W, C] from the input to the last operation on images",
         )
-    # Axis 0 comes last: it counts examples as a rule, of which there is one, and must
-    # not stand for rows or columns if another axis of size 1 can.
-    every = [*itertools.permutations([*range(1, len(shape)), 0], 3)]
 
     def fits(axes: tuple[int, ...]) -> bool:
-        sizes = tuple(shape[a] for a in axes)
-        return sizes == total.order.shape and np.array_equal(
-            flat_indices(shape, axes), total.order
-        )
+        sizes = tuple(shape[axis] for axis in axes)
+        if sizes != total.order.shape:
+            return False
+        return np.array_equal(flat_indices(shape, axes), total.order)
 
-    axes = next(filter(fits, every if candidates is None else candidates), None)
-    if axes is not None:
-        return axes
-    if any(map(fits, every)):
+    all_choices = axis_choices(len(shape))
+    for axes in all_choices if candidates is None else candidates:
+        if fits(axes):
+            return axes
+    if any(fits(axes) for axes in all_choices):
         raise NoLayer(
             f"its channels, rows and columns are other axes of {tuple(shape[1:])} than "
             "those of the images before it, and no layer transposes",

@@ -2,15 +2,15 @@
 
     current_j = sum_i w_ji s_i + b_j
 
-s_i are the elements of x or the levels of spikes, whole numbers: the thresholds of the
-neurons that sent them are factors of w. A node reads the sum of the outputs of its
+s_i is an element of x or the level of a spike, a whole number: the threshold of the
+neuron that sent it is a factor of w. A node reads the sum of the outputs of its
 sources, each a vector [N] or an image [C, H, W]. Arrays are NumPy's, in double
 precision, and broadcast to that shape.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -24,20 +24,20 @@ from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
 STATIC = {"static": True}  # marks fields that are structure, no arrays
-_NO_SHIFT = 30  # bits: a neuron that does not leak beside others that do
+_NO_SHIFT = 30  # the shift of a neuron that does not leak, beside neurons that do
 
 
 @dataclass(frozen=True)
 class Leak:
-    """How a chip rounds what a leak leaves of a potential.
+    """How a chip rounds what a leak leaves of a potential v.
 
         "factor"   v <- sign(v) floor(|v| n / 2^bits)    n = round(leak 2^bits)
         "shift"    v <- v - floor(v / 2^n)               n = round(-log2(1 - leak)) >= 1
 
     Attributes:
-        form: one of these.
-        bits: of a factor, 1 .. 14.
-        fraction: bits of a potential below a unit of the weights, 0 .. 8.
+        form: "factor" or "shift".
+        bits: number of bits of a factor, 1 .. 14.
+        fraction: number of bits of a potential below a unit of the weights, 0 .. 8.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> for leak in (Leak("factor", bits=12), Leak("shift")):
@@ -59,23 +59,33 @@ class Leak:
     def whole(self, leak: np.ndarray) -> np.ndarray:
         """n of each neuron."""
         if self.form == "factor":
-            n = np.clip(leak * 2**self.bits, 1, 2**self.bits)
+            largest = 2**self.bits
+            n = np.clip(leak * largest, 1, largest)
         else:
-            n = np.maximum(-np.log2(np.maximum(1 - leak, 2.0**-_NO_SHIFT)), 1)
+            # A neuron that keeps all of its potential would need an infinite shift.
+            lost = np.maximum(1 - leak, 2.0**-_NO_SHIFT)
+            n = np.maximum(-np.log2(lost), 1)
         return np.rint(n).astype(np.int64)
 
     def rounded(self, leak: np.ndarray) -> np.ndarray:
-        """The factors of these n."""
+        """The leak that n of each neuron stands for."""
         n = self.whole(leak)
-        return n / 2**self.bits if self.form == "factor" else 1 - 2.0**-n
+        if self.form == "factor":
+            return n / 2**self.bits
+        return 1 - 2.0**-n
 
     def left(self, v: jax.Array, n: Any) -> jax.Array:
         """What is left of whole potentials, int32."""
         if self.form == "shift":
-            return v - jnp.where(n < _NO_SHIFT, v >> n, 0)
-        # |v| n may need more than 32 bits, its halves do not.
-        size, low = abs(v), (1 << self.bits) - 1
-        return jnp.sign(v) * ((size >> self.bits) * n + ((size & low) * n >> self.bits))
+            lost = jnp.where(n < _NO_SHIFT, v >> n, 0)
+            return v - lost
+        # |v| n may need more than 32 bits. The products with the high and with the low
+        # bits of |v| do not.
+        size = abs(v)
+        low_bits = size & ((1 << self.bits) - 1)
+        high_product = (size >> self.bits) * n
+        low_product = (low_bits * n) >> self.bits
+        return jnp.sign(v) * (high_product + low_product)
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,10 @@ class Arithmetic:
 
     Attributes:
         weight_bits: largest number of bits of a weight, its sign included, 1 .. 24.
-        input_bits: of an element of x, 2 .. 24.
-        state_bits: of a membrane potential, 4 .. 30.
+        input_bits: number of bits of an element of x, 2 .. 24.
+        state_bits: number of bits of a membrane potential, 4 .. 30.
         overflow: what happens to a potential outside of its bits: "saturate" or "wrap".
-        leak: how leaks are rounded; None: no neuron has one.
+        leak: how leaks are rounded; None: no neuron leaks.
     """
 
     weight_bits: int
@@ -97,9 +107,9 @@ class Arithmetic:
     leak: Leak | None = None
 
     def __post_init__(self):
-        limits = {"weight_bits": (1, 24), "input_bits": (2, 24), "state_bits": (4, 30)}
-        for name, (least, most) in limits.items():
-            Range(least, most, whole=True).check(name, getattr(self, name))
+        Range(1, 24, whole=True).check("weight_bits", self.weight_bits)
+        Range(2, 24, whole=True).check("input_bits", self.input_bits)
+        Range(4, 30, whole=True).check("state_bits", self.state_bits)
         check_choice("overflow", self.overflow, ("saturate", "wrap"))
         if not isinstance(self.leak, Leak | None):
             raise ValueError(
@@ -119,8 +129,8 @@ class Node:
     """What all nodes have.
 
     Attributes:
-        name: unique; that of a population is the name of its site.
-        sources: names of the nodes whose outputs it sums.
+        name: unique among the nodes; a population has the name of its site.
+        sources: names of the nodes whose outputs are summed into this one.
     """
 
     name: str = field(metadata=STATIC)
@@ -133,7 +143,8 @@ class Input(Node):
     """Where x enters, with its shape: [C, H, W] of an image [H, W, C].
 
     Attributes:
-        unit: what a whole number stands for, x is about unit n; None: x is not rounded.
+        unit: what a whole number n stands for: x is about unit n. None: x is not
+            rounded.
     """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
@@ -147,11 +158,12 @@ class Population(Node):
 
     Attributes:
         shape: of its neurons.
-        model: their model, with levels and reset.
-        threshold, initial_potential, bias: V_th, v(0) and b; scalar, [C, 1, 1] or of
-            every neuron.
+        model: of each neuron, with levels and reset.
+        threshold, initial_potential, bias: V_th, v(0) and b; each a scalar, [C, 1, 1],
+            or a number for every neuron.
         leak: factor on v before integration; None for IF.
-        recurrent: a map of what its own neurons sent in the step before; None: none.
+        recurrent: the map of what these neurons sent in the step before; None: they
+            are not recurrent.
     """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
@@ -171,11 +183,11 @@ class Population(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Output(Node):
-    """Where a result leaves: ``unit`` times the sum of what arrives and b.
+    """Where a result leaves: ``unit`` times the sum of what arrives and of a bias b.
 
     Attributes:
         shape: of the result.
-        bias: b; scalar, [C, 1, 1] or of every element.
+        bias: b; a scalar, [C, 1, 1], or a number for every element.
         unit: what a whole number stands for, of the shape of a bias; None: 1.
     """
 
@@ -222,7 +234,7 @@ class Dense(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Scale(Node):
-    """weight * x + bias, number by number; ``bias`` is [C] or [N]."""
+    """weight * x + bias, element by element; ``bias`` is [C] or [N]."""
 
     weight: np.ndarray
     bias: np.ndarray | None
@@ -257,12 +269,13 @@ Receiver = Population | Output
 
 
 class Connection(NamedTuple):
-    """All ways of one kind from a sender to a receiver.
+    """A way from a sender to a receiver.
 
     Attributes:
-        sender: the input or a population.
-        receiver: a population or an output.
-        maps: what happens on the way, one after the other; none: the spikes themselves.
+        sender: name of the input or of a population.
+        receiver: name of a population or of an output.
+        maps: the maps on the way, in their order; without maps, the receiver gets the
+            spikes themselves.
     """
 
     sender: str
@@ -270,13 +283,13 @@ class Connection(NamedTuple):
     maps: tuple[Map, ...]
 
     @property
-    def is_own(self) -> bool:
-        """Whether it is that of recurrent neurons, to themselves in the next step."""
+    def is_recurrent(self) -> bool:
+        """Whether neurons send to themselves, in the next step."""
         return self.sender == self.receiver
 
     @property
     def fan_in(self) -> int:
-        """How many numbers of the sender reach one of the receiver, at most."""
+        """How many elements of the sender one of the receiver reads, at most."""
         total = 1
         for node in self.maps:
             match node:
@@ -287,8 +300,9 @@ class Connection(NamedTuple):
         return total
 
     def __str__(self) -> str:
-        kinds = ["recurrent"] if self.is_own else map(_described, self.maps)
-        return " > ".join([self.sender, *kinds])
+        if self.is_recurrent:
+            return f"{self.sender} > recurrent"
+        return " > ".join([self.sender, *map(_description, self.maps)])
 
 
 @jax.tree_util.register_dataclass
@@ -348,100 +362,123 @@ class Layers:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """All connections, in the order of their receivers; that to itself is last."""
+        """All connections, in the order of their receivers.
+
+        The last connection of a recurrent population is that to itself.
+        """
         nodes = {node.name: node for node in self.nodes}
-
-        # Backwards from a receiver to the first neurons: a sum of several nodes on the
-        # way makes as many connections.
-        def ways(name: str) -> list[tuple[str, tuple[Any, ...]]]:
-            node = nodes[name]
-            if isinstance(node, Input | Population):
-                return [(name, ())]
-            before = [way for source in node.sources for way in ways(source)]
-            return [(sender, (*maps, node)) for sender, maps in before]
-
-        found = []
-        for node in self.receivers:
-            own = [way for source in node.sources for way in ways(source)]
-            own += [(node.name, (recurrent,)) for recurrent in maps_to_itself(node)]
-            found += [Connection(sender, node.name, maps) for sender, maps in own]
-        return tuple(found)
+        connections = []
+        for receiver in self.receivers:
+            for source in receiver.sources:
+                for sender, maps in _ways_to(source, nodes):
+                    connections.append(Connection(sender, receiver.name, maps))
+            for recurrent in maps_to_itself(receiver):
+                connection = Connection(receiver.name, receiver.name, (recurrent,))
+                connections.append(connection)
+        return tuple(connections)
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
-        """Those of all maps that have some."""
-        own = [m for node in self.nodes for m in maps_to_itself(node)]
-        return tuple(n.weight for n in (*self.nodes, *own) if isinstance(n, Affine))
+        """The weights of all maps, those of recurrent populations last."""
+        maps: list[Node] = [*self.nodes]
+        for node in self.nodes:
+            maps += maps_to_itself(node)
+        return tuple(node.weight for node in maps if isinstance(node, Affine))
 
     def __repr__(self) -> str:
-        weights = sum(weight.size for weight in self.weights)
+        weights = f"{sum(weight.size for weight in self.weights)} weights"
+        if self.arithmetic is not None:
+            weights += f" of {self.arithmetic.weight_bits} bits"
         names = [population.name for population in self.populations]
-        whole = self.arithmetic
-        bits = f" of {whole.weight_bits} bits" if whole is not None else ""
-        sites = f"{len(names)} populations: {', '.join(names)}"
-        return f"Layers({weights} weights{bits}, {sites})"
+        return f"Layers({weights}, {len(names)} populations: {', '.join(names)})"
 
     def _table(self) -> Table:
         head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
         rows: list[tuple[str, ...]] = [head]
-        incoming = self.connections
-        for node in self.receivers:
-            ways = [way for way in incoming if way.receiver == node.name]
+        connections = self.connections
+        for receiver in self.receivers:
+            ways = [way for way in connections if way.receiver == receiver.name]
             # A map that lies on several ways has its weights once.
-            maps = {m.name: m for way in ways for m in way.maps}.values()
-            weights = sum(m.weight.size for m in maps if isinstance(m, Affine))
-            threshold = node.threshold if isinstance(node, Population) else None
-            rows.append(
-                (
-                    node.name,
-                    "x".join(map(str, node.shape)),
-                    str(sum(way.fan_in for way in ways)),
-                    str(weights),
-                    numbers(threshold),
-                    numbers(node.bias),
-                    " + ".join(map(str, ways)),
-                )
+            sizes = {}
+            for way in ways:
+                for node in way.maps:
+                    if isinstance(node, Affine):
+                        sizes[node.name] = node.weight.size
+            threshold = None
+            if isinstance(receiver, Population):
+                threshold = receiver.threshold
+            row = (
+                receiver.name,
+                "x".join(map(str, receiver.shape)),
+                str(sum(way.fan_in for way in ways)),
+                str(sum(sizes.values())),
+                numbers(threshold),
+                numbers(receiver.bias),
+                " + ".join(map(str, ways)),
             )
+            rows.append(row)
         return Table(rows)
 
 
+def _ways_to(name: str, nodes: Mapping[str, Node]) -> list[tuple[str, tuple[Map, ...]]]:
+    """The senders of what arrives at a node, and the maps on the way from each.
+
+    A node that reads a sum of several nodes has as many ways.
+    """
+    node = nodes[name]
+    if isinstance(node, Input | Population):
+        return [(name, ())]
+    assert isinstance(node, Map)
+    ways = []
+    for source in node.sources:
+        for sender, maps in _ways_to(source, nodes):
+            ways.append((sender, (*maps, node)))
+    return ways
+
+
 def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> None:
-    """Raise unless these are layers, of floats or of whole numbers as ``kind`` says."""
+    """Raise unless these are layers: of ``kind`` numbers, or None: of any numbers."""
     sources = {
         "float": "float layers from snnjax.deploy.layers(fn, snn, x)",
         "whole": "whole numbers from snnjax.deploy.quantize(layers, images)",
     }
-    given_kind = f"a {type(layers).__name__}"
     if isinstance(layers, Layers):
-        own_kind = "float" if layers.arithmetic is None else "whole"
-        if kind in (None, own_kind):
+        number_kind = "float" if layers.arithmetic is None else "whole"
+        if kind is None or kind == number_kind:
             return
-        given_kind = f"of {own_kind} numbers"
-    allowed = sources[kind] if kind else ", or ".join(sources.values())
-    raise ValueError(f"layers is {given_kind}; allowed: {allowed}")
+        problem = f"of {number_kind} numbers"
+    else:
+        problem = f"a {type(layers).__name__}"
+    allowed = ", or ".join(sources.values()) if kind is None else sources[kind]
+    raise ValueError(f"layers is {problem}; allowed: {allowed}")
 
 
 def needed(nodes: Sequence[Node]) -> tuple[Node, ...]:
-    """The input and what an output depends on, of nodes in order of execution."""
-    names = {node.name for node in nodes if isinstance(node, Input | Output)}
+    """The input and the nodes on which an output depends, in order of execution."""
+    needed_names = {node.name for node in nodes if isinstance(node, Input | Output)}
     for node in reversed(nodes):
-        if node.name in names:
-            names.update(node.sources)
-    return tuple(node for node in nodes if node.name in names)
+        if node.name in needed_names:
+            needed_names.update(node.sources)
+    return tuple(node for node in nodes if node.name in needed_names)
 
 
 def maps_to_itself(node: Node) -> tuple[Dense, ...]:
-    """The recurrent map of a population, if it has one; () of other nodes."""
-    recurrent = getattr(node, "recurrent", None)
-    return () if recurrent is None else (recurrent,)
+    """The recurrent map of a population as a tuple, which is empty without one."""
+    if isinstance(node, Population) and node.recurrent is not None:
+        return (node.recurrent,)
+    return ()
 
 
 def readers(nodes: tuple[Node, ...]) -> Counter[str]:
-    """Name -> how many nodes read its output."""
-    return Counter(source for node in nodes for source in node.sources)
+    """The number of nodes that read the output of each node, by name."""
+    counts: Counter[str] = Counter()
+    for node in nodes:
+        counts.update(node.sources)
+    return counts
 
 
-def _described(node: Map) -> str:
+def _description(node: Map) -> str:
+    """What a table calls a map."""
     match node:
         case Convolution(weight=weight, groups=groups):
             kind = "convolution" if groups == 1 else f"convolution in {groups} groups"

@@ -18,8 +18,8 @@ import numpy as np
 from snnjax._checks import check_choice, check_wait
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax.deploy.lowering import values
-from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact
+from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
 from snnjax.deploy.lowering.windows import without_zero_borders
 from snnjax.deploy.nir.writing import import_nir
 from snnjax.neurons.models import IntegrateAndFire
@@ -122,7 +122,7 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
         ) from None
     whole = tuple(nodes.values())
     layers = dataclasses.replace(layers, nodes=whole, arithmetic=arithmetic)
-    return with_own_maps(layers)
+    return with_unshared_maps(layers)
 
 
 # ------------------------------------------------------------------------ layers

@@ -1,0 +1,131 @@
+"""`with_unshared_maps`: each receiver has its own weights, one map per connection.
+
+    sender -> sums over windows, flatten -> one map with weights -> receiver
+
+A chip stores the weights of a connection with the neurons that receive them. So a map
+that several receivers read is copied, and two maps in a row are multiplied. Spikes that
+arrive as they are get a weight of 1. x and spikes have separate maps, since their whole
+numbers have other units. The biases of maps become those of the receiver.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from snnjax.capture.check import ConversionError, Problem
+from snnjax.deploy.lowering import values
+from snnjax.deploy.lowering.products import product
+from snnjax.deploy.lowering.sums import compact
+
+
+def with_unshared_maps(layers: values.Layers) -> values.Layers:
+    """The same network, in which each receiver reads maps that only it reads.
+
+    Raises:
+        snnjax.ConversionError: two linear maps follow each other and cannot be
+            multiplied, or a map with weights is pooled without neurons in between.
+    """
+    nodes = {node.name: node for node in layers.nodes}
+    results: dict[str, values.Node] = {}
+    problems: list[Problem] = []
+    for node in layers.nodes:
+        if isinstance(node, values.Receiver):
+            maps: list[values.Affine] = []
+            for source in node.sources:
+                try:
+                    maps += _maps(nodes[source], nodes, node)
+                except _TwoMaps as error:
+                    problems.append(error.problem)
+            for part in _with_maps(node, maps):
+                results[part.name] = part
+        elif not isinstance(node, values.Affine):
+            results[node.name] = node
+    if problems:
+        raise ConversionError(problems, "a chip cannot hold this network's weights")
+    return dataclasses.replace(layers, nodes=values.needed([*results.values()]))
+
+
+def _with_maps(
+    receiver: values.Receiver, maps: list[values.Affine]
+) -> list[values.Node]:
+    """The maps of a receiver, then the receiver, which has their biases."""
+    bias = receiver.bias
+    pixel_axes = [1] * (len(receiver.shape) - 1)
+    nodes: list[values.Node] = []
+    for i, node in enumerate(maps):
+        if node.bias is not None:
+            bias = bias + node.bias.reshape(-1, *pixel_axes)
+        name = f"{receiver.name}/{i}"
+        nodes.append(dataclasses.replace(node, name=name, bias=None))
+    sources = tuple(node.name for node in nodes)
+    nodes.append(dataclasses.replace(receiver, sources=sources, bias=compact(bias)))
+    return nodes
+
+
+class _TwoMaps(Exception):
+    """Two maps follow each other and cannot be multiplied."""
+
+    def __init__(self, first: values.Node, second: values.Node):
+        self.problem = Problem(
+            second.name,
+            (),
+            f"it reads the linear map {first.name!r} without neurons in between, and "
+            "both cannot be multiplied into one",
+            "put a ReLU or snnjax.clipped_relu between them; if neurons of a channel "
+            "have a threshold each, take one per channel",
+        )
+
+
+def _maps(
+    node: values.Node, nodes: dict[str, values.Node], receiver: values.Receiver
+) -> list[values.Affine]:
+    """Maps with weights whose sum is the node's output; their sources have none."""
+    if not isinstance(node, values.Affine):
+        _check_sums(node, nodes)
+        one = np.ones(())
+        return [values.Scale(node.name, (node.name,), one, None, receiver.shape)]
+    x_sources, spike_sources, affine_sources = [], [], []
+    for source in node.sources:
+        if isinstance(nodes[source], values.Affine):
+            affine_sources.append(source)
+            continue
+        _check_sums(nodes[source], nodes)
+        # x has a unit of its own, so that its weights cannot be those of spikes.
+        if _reads_x(nodes[source], nodes):
+            x_sources.append(source)
+        else:
+            spike_sources.append(source)
+    maps: list[values.Affine] = []
+    for sources in (x_sources, spike_sources):
+        if sources:
+            maps.append(dataclasses.replace(node, sources=tuple(sources)))
+            node = dataclasses.replace(node, bias=None)  # the first map has it
+    for source in affine_sources:
+        for previous in _maps(nodes[source], nodes, receiver):
+            # This product may grow: there is no other way to hold both maps.
+            combined = product(previous, node)
+            if combined is None:
+                raise _TwoMaps(previous, node)
+            assert isinstance(combined, values.Affine)
+            maps.append(combined)
+            node = dataclasses.replace(node, bias=None)
+    return maps
+
+
+def _reads_x(node: values.Node, nodes: dict[str, values.Node]) -> bool:
+    """Whether x reaches a node without passing neurons or weights."""
+    if isinstance(node, values.Input):
+        return True
+    if not isinstance(node, values.SumPool | values.Flatten):
+        return False
+    return any(_reads_x(nodes[source], nodes) for source in node.sources)
+
+
+def _check_sums(node: values.Node, nodes: dict[str, values.Node]) -> None:
+    """Raise if a pool or a flatten reads a map with weights."""
+    if not isinstance(node, values.SumPool | values.Flatten):
+        return
+    for source in node.sources:
+        if isinstance(nodes[source], values.Affine):
+            raise _TwoMaps(nodes[source], node)
+        _check_sums(nodes[source], nodes)
