@@ -2,8 +2,8 @@
 
     y_j = relu(sum_i w_ji y_i + b_j) / V_j
 
-A spike carries V_j in snnjax and a whole number in the layers, so the function divides.
-Images are channels last here, arrays in float32.
+A spike carries V_j in snnjax and a whole number in the layers, so the function divides
+by V_j. The function takes images with the channels last, and its arrays are float32.
 """
 
 import dataclasses
@@ -32,7 +32,10 @@ Params = dict[str, jax.Array]
 def shape_of_x(layers: values.Layers) -> tuple[int, ...]:
     """The shape of an example, [N] or [H, W, C]."""
     shape = layers.input.shape
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+    if len(shape) == 3:
+        channels, rows, columns = shape
+        return rows, columns, channels
+    return shape
 
 
 def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
@@ -42,11 +45,11 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     of the SNN from which the layers come, up to rounding.
 
     Returns:
-        ``(fn, snn)``, for ``snnjax.spiking(fn)(snn, x)``. Images are channels last: fn
-        takes and returns [B, H, W, C]. Several outputs are a dict by name.
-        ``fn(snn.params, x)`` has a ReLU at every population. It equals the network that
-        was converted, except for calibrated biases and for the maximum of a clipped
-        ReLU.
+        ``(fn, snn)``, for ``snnjax.spiking(fn)(snn, x)``. fn takes and returns images
+        with the channels last, [B, H, W, C]. It returns several outputs as a dict by
+        name. ``fn(snn.params, x)`` has a ReLU at every population. It equals the
+        network that was converted, except for calibrated biases and for the maximum of
+        a clipped ReLU.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
@@ -59,72 +62,82 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     [2.25 2.25 2.25 2.25]
     """
     params = params_of(layers)
-    outputs = [node.name for node in layers.outputs]
+    output_names = [node.name for node in layers.outputs]
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:
-        sent = {}
+        results: dict[str, jax.Array] = {}
         for node in layers.nodes:
-            inputs = [sent[source] for source in node.sources] or [x]
+            inputs = [results[source] for source in node.sources]
+            if isinstance(node, values.Input):
+                inputs = [x]
             try:
                 total = functools.reduce(jnp.add, inputs)
-                sent[node.name] = _node_output(node, params.get(node.name, {}), total)
+                node_params = params.get(node.name, {})
+                results[node.name] = _node_output(node, node_params, total)
             except (TypeError, ValueError) as error:
                 error.add_note(f"at node {node.name!r}, channels last")
                 raise
-        if len(outputs) == 1:
-            return sent[outputs[0]]
-        return {name: sent[name] for name in outputs}
+        if len(output_names) == 1:
+            return results[output_names[0]]
+        return {name: results[name] for name in output_names}
 
     x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
     network = capture(fn, params, x)
-    # A ReLU was added per population, in their order, and capture keeps this order.
-    sites = [site.name for site in network.sites]
-    pairs = [*zip(sites, layers.populations, strict=True)]
-    both = {site: neurons_of(p, _model(p, layers)) for site, p in pairs}
-    models = ((site, model) for site, (model, _) in both.items())
-    return fn, SNN(
+    models: dict[str, Any] = {}
+    neurons: dict[str, Any] = {}
+    # fn has a ReLU for each population, in their order, and capture keeps this order.
+    for site, population in zip(network.sites, layers.populations, strict=True):
+        model = _model(population, layers)
+        models[site.name], neurons[site.name] = neurons_of(population, model)
+    snn = SNN(
         params,
-        {site: neurons for site, (_, neurons) in both.items()},
+        neurons,
         steps=layers.steps,
         wait=layers.wait,
-        model=by_name(models),
+        model=by_name(models.items()),
         code=layers.code,
     )
+    return fn, snn
 
 
-def _node_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
-    """The output of a node, channels last."""
+def _node_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
+    """The output of a node, channels last, from the sum x of its inputs."""
 
-    def own(name: str) -> jax.Array:
-        return lead(p[name], x.ndim)
+    def param(name: str) -> jax.Array:
+        return lead(params[name], x.ndim)
 
     if isinstance(node, values.Input):
-        return x / own("unit") if p else x
-    x = map_output(node, p, x)
-    x = x + own("bias") if "bias" in p else x
+        # An input of whole numbers has a unit.
+        return x / param("unit") if params else x
+    x = map_output(node, params, x)
+    if "bias" in params:
+        x = x + param("bias")
     if isinstance(node, values.Population):
         # A site is named after its scope: that of "block/relu_1" is "block".
         matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
         with jax.named_scope(matched[1] if matched else node.name):
             x = jax.nn.relu(x)
-        x = x / own("threshold") if "threshold" in p else x
-    return x * own("unit") if "unit" in p else x
+        if "threshold" in params:
+            x = x / param("threshold")
+    if "unit" in params:
+        x = x * param("unit")
+    return x
 
 
-def map_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
+def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
     """The linear part of a node, channels last; that of a population is the identity.
 
     Args:
-        node: with its structure; its arrays are not used.
-        p: `map_params` of the node.
+        node: with the structure of the map. Its arrays are not used.
+        params: `map_params` of the node.
         x: [B, ...], floats or whole numbers.
     """
     match node:
         case values.Convolution():
-            dtype = jnp.result_type(x, p["weight"])
-            x = jax.lax.conv_general_dilated(
+            dtype = jnp.result_type(x, params["weight"])
+            return jax.lax.conv_general_dilated(
                 x.astype(dtype),
-                p["weight"].astype(dtype),
+                params["weight"].astype(dtype),
                 node.stride,
                 node.padding,
                 rhs_dilation=node.dilation,
@@ -137,19 +150,24 @@ def map_output(node: values.Node, p: Params, x: jax.Array) -> jax.Array:
                     f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
                     "Flatten before it"
                 )
-            x = x @ p["weight"]
+            return x @ params["weight"]
         case values.Scale():
-            x = x * lead(p["weight"], x.ndim)
-        case values.SumPool(window=window, stride=stride):
-            padding = [(0, 0), *((n, n) for n in node.padding), (0, 0)]
-            window, stride = (1, *window, 1), (1, *stride, 1)
-            # JAX differentiates only sums that start from a literal.
-            zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
-            x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
+            return x * lead(params["weight"], x.ndim)
+        case values.SumPool(padding=(rows, columns)):
+            return jax.lax.reduce_window(
+                x,
+                # JAX differentiates only sums that start from a literal.
+                0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0,
+                jax.lax.add,
+                window_dimensions=(1, *node.window, 1),
+                window_strides=(1, *node.stride, 1),
+                padding=[(0, 0), (rows, rows), (columns, columns), (0, 0)],
+            )
         case values.Flatten(shape=shape):
             # Layers are channels first, and so is the order of a flattened image.
-            x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
-            x = x.reshape(x.shape[0], -1)
+            if len(shape) == 3:
+                x = jnp.moveaxis(x, -1, 1)
+            return x.reshape(x.shape[0], -1)
     return x
 
 
@@ -168,40 +186,59 @@ def map_params(node: values.Node) -> dict[str, np.ndarray]:
 def with_params(
     layers: values.Layers, params: Mapping[str, Mapping[str, Any]]
 ) -> values.Layers:
-    """The layers with other weights and biases, in the form of `params_of`."""
+    """The layers with the weights and biases of ``params``, as `params_of` has them."""
     nodes = []
     for node in layers.nodes:
-        arrays, changes = params.get(node.name, {}), {}
-        for kind in {"weight", "bias"}.intersection(arrays):
-            array = np.asarray(arrays[kind], float)
-            match node:
-                case values.Convolution() if kind == "weight":
-                    array = np.transpose(array, (3, 2, 0, 1))
-                case values.Dense() if kind == "weight":
-                    array = np.transpose(array)
-                case values.Scale() if kind == "weight":
-                    array = channels_first(array, node.shape)
-                case values.Population() | values.Output():
-                    array = channels_first(array, node.shape)
-            changes[kind] = array
+        changes = {}
+        for name, array in params.get(node.name, {}).items():
+            if name == "weight":
+                changes[name] = _weight(node, np.asarray(array, float))
+            elif name == "bias":
+                changes[name] = _bias(node, np.asarray(array, float))
         nodes.append(dataclasses.replace(node, **changes))
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
+def _weight(node: values.Node, array: np.ndarray) -> np.ndarray:
+    """The weight of a node from that of `map_params`, its inverse."""
+    match node:
+        case values.Convolution():
+            return np.transpose(array, (3, 2, 0, 1))
+        case values.Dense():
+            return np.transpose(array)
+        case values.Scale():
+            return channels_first(array, node.shape)
+    raise TypeError(f"{node.name!r} has no weight")
+
+
+def _bias(node: values.Node, array: np.ndarray) -> np.ndarray:
+    """The bias of a node, channels first, from that of `params_of`."""
+    if isinstance(node, values.Receiver):
+        return channels_first(array, node.shape)
+    return array
+
+
 def channels_first(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `channels_last` for a node of this shape."""
-    if len(shape) == 3 and array.ndim:
-        image = np.reshape(array, (1,) * (3 - array.ndim) + array.shape)
+    if len(shape) == 3 and array.ndim > 0:
+        missing_axes = (1,) * (3 - array.ndim)
+        image = np.reshape(array, missing_axes + array.shape)
         array = np.moveaxis(image, -1, 0)
     return compact(array)
 
 
 def params_of(layers: values.Layers) -> dict[str, Params]:
-    """The params of `as_function`: node -> the arrays that it needs."""
-    return {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
+    """The params of `as_function`: the arrays of each node that has some, by name."""
+    params = {}
+    for node in layers.nodes:
+        arrays = _params(node)
+        if arrays:
+            params[node.name] = arrays
+    return params
 
 
 def _params(node: values.Node) -> Params:
+    """The arrays that the function needs of a node, channels last, in float32."""
     arrays = map_params(node)
     if isinstance(node, values.Affine) and node.bias is not None:
         arrays["bias"] = node.bias
@@ -215,7 +252,7 @@ def _params(node: values.Node) -> Params:
 
 
 def _model(population: values.Population, layers: values.Layers) -> Any:
-    """The model of a population; that of whole numbers is exact in floats."""
+    """The model of a population, which computes whole numbers exactly in floats."""
     if layers.arithmetic is None:
         return population.model
     if population.is_leaky:
@@ -230,31 +267,39 @@ def _model(population: values.Population, layers: values.Layers) -> Any:
 def neurons_of(
     population: values.Population, model: Any, bias: Any = 0
 ) -> tuple[Any, Any]:
-    """The model and parameters of a population, with a recurrent kernel around both.
+    """The model and the parameters of a population, with its recurrent kernel if any.
 
-    ``model`` is that of each neuron. The function adds the bias, or else it is given.
+    Args:
+        population: the neurons.
+        model: of each neuron.
+        bias: of the neurons; 0 where the function adds the bias of the population.
     """
-    leak, recurrent = population.leak, population.recurrent
+    leak = None
+    if population.leak is not None:
+        leak = _array(channels_last(population.leak))
     params = NeuronParams(
         threshold=_array(channels_last(population.threshold)),
         bias=_array(bias),
         initial_potential=_array(channels_last(population.initial_potential)),
-        leak=None if leak is None else _array(channels_last(leak)),
+        leak=leak,
     )
-    if recurrent is None:
+    if population.recurrent is None:
         return model, params
-    # There a spike is worth its neuron's threshold, here it is a whole number.
-    kernel = (recurrent.weight / population.threshold).T
+    # A spike is a whole number in the layers, and worth its neuron's threshold here.
+    kernel = (population.recurrent.weight / population.threshold).T
     return Recurrent(model), RecurrentParams(params, _array(kernel))
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """A scalar, [C] or, channels last, one number per neuron."""
+    """The numbers of a population: a scalar, [C], or [N] or [H, W, C] of all neurons."""
     array = compact(array)
-    if array.ndim == 3 and array.shape[1:] == (1, 1):
+    if array.ndim < 3:
+        return array
+    if array.shape[1:] == (1, 1):
         return array.ravel()
-    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    return np.moveaxis(array, 0, -1)
 
 
 def _array(array: Any) -> jax.Array:
+    """The numbers in float32."""
     return jnp.asarray(np.asarray(array, np.float32))

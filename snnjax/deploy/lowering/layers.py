@@ -2,8 +2,8 @@
 
     w_ji <- w_ji V_i       b_j <- b_j + c_j
 
-V_i is the threshold of the neuron that sends, c_j the current while x is 0 and no
-neuron fires: what BatchNorm and biases leave. The captured equations are taken one by
+V_i is the threshold of the neuron that sends. c_j is the current while x is 0 and no
+neuron fires, which biases and BatchNorm cause. The captured equations are read one by
 one: ``rules.py`` has those between two sites, this file the sites and the outputs.
 """
 
@@ -61,7 +61,8 @@ def layers(
     Raises:
         snnjax.ConversionError: with everything that is no layer, its path and the
             remedy: operators, max-pools, images that fn flips, permutes or crops,
-            encoders, and offsets. What only follows from another is left out.
+            encoders, and offsets. A problem that only follows from another one is
+            left out.
         ValueError: x is not one array of floating point with an axis of features; the
             neurons are not IF or LIF, or do not fit the network.
 
@@ -86,19 +87,21 @@ def layers(
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     for model in models_in(snn.model):
-        if not is_plain(without_surrogate(_of_each_neuron(model))):
+        if not is_plain(without_surrogate(_neuron_model(model))):
             raise ValueError(
                 f"populations of {model!r} are not known; allowed: "
                 "snnjax.integrate_and_fire and snnjax.lif, with or without "
                 "snnjax.neurons.Recurrent around them"
             )
-    return values.Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
+    return values.Layers(_nodes(network, snn), snn.steps, snn.wait, snn.code)
 
 
-def _of_each_neuron(model: Any) -> Any:
-    """The model without a recurrent kernel around it."""
-    outer = without_surrogate(model)
-    return outer.neuron if isinstance(outer, Recurrent) else model
+def _neuron_model(model: Any) -> Any:
+    """The model of a single neuron, without a recurrent kernel around it."""
+    recurrent = without_surrogate(model)
+    if isinstance(recurrent, Recurrent):
+        return recurrent.neuron
+    return model
 
 
 def _check_input(x: Any) -> None:
@@ -116,19 +119,22 @@ def _check_input(x: Any) -> None:
         )
 
 
-def _lowered(network: Network, snn: SNN) -> tuple[values.Node, ...]:
+def _nodes(network: Network, snn: SNN) -> tuple[values.Node, ...]:
     """The nodes of a network, in order of execution.
 
-    Whether an image x has its channels last or first, only the convolutions know. So
+    Only the convolutions tell whether an image x has its channels last or first. So
     channels last is tried, then channels first. If both fail, the problems are those
     of the attempt that understood more variables.
     """
-    constants, attempts = _at_rest(network, snn.params), []
+    constants = _constants(network, snn.params)
     (x,) = network.x
     shape = network.avals[x].shape
     index = np.arange(math.prod(shape)).reshape(shape)
     # The elements of x in the order of the input node: [C, H, W] or a vector.
-    orders = [np.moveaxis(index, -1, 0), index] if len(shape) == 3 else [index.ravel()]
+    orders = [index.ravel()]
+    if len(shape) == 3:
+        orders = [np.moveaxis(index, -1, 0), index]
+    attempts = []
     for order in orders:
         builder = Builder(network, constants)
         problems = _build(builder, snn, order)
@@ -140,43 +146,49 @@ def _lowered(network: Network, snn: SNN) -> tuple[values.Node, ...]:
 
 
 def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
-    """Add all nodes; return everything that has none.
-
-    An equation is left out if it reads one that has no layer. It is a problem of its
-    own only if no operands would give it a layer.
-    """
+    """Add all nodes, and return a problem for everything that is no layer."""
+    _add_input(builder, order)
     network = builder.network
-    (x,) = network.x
-    shape = network.avals[x].shape
-    entrance = values.Input("input", (), order.shape if order.ndim == 3 else shape)
-    name = builder.add(entrance)
-    if len(shape) > 1 and order.ndim == 1:
-        name = builder.add(values.Flatten("input/flatten", (name,), shape))
-    builder.sums[x] = Sum((Term(name),), order)
     problems = []
     for equation in network.equations:
         if not network.dependent.intersection(equation.outputs):
             continue
-        reads = network.dependent.intersection(equation.variables)
+        operands = network.dependent.intersection(equation.variables)
         try:
+            # What is no layer for any operands is a problem. Otherwise an equation
+            # whose operands have no layer only follows from that of another.
             check_operation(equation)
-            if builder.sums.keys() >= reads:
-                if equation.site is None:
-                    add_equation(builder, equation)
-                else:
-                    _add_site(builder, snn, equation)
-        except NoLayer as reason:
+            if not operands <= builder.sums.keys():
+                continue
+            if equation.site is None:
+                add_equation(builder, equation)
+            else:
+                _add_site(builder, snn, equation)
+        except NoLayer as error:
             operation = equation.site.kind if equation.site else equation.name
-            problems.append(Problem(equation.path, (operation,), *reason.args))
+            problems.append(Problem(equation.path, (operation,), *error.args))
     return problems or _add_outputs(builder)
+
+
+def _add_input(builder: Builder, order: np.ndarray) -> None:
+    """Add the input, with its elements in this order, [C, H, W] or a vector."""
+    (x,) = builder.network.x
+    shape = builder.network.avals[x].shape
+    is_image = order.ndim == 3
+    name = builder.add(values.Input("input", (), order.shape if is_image else shape))
+    if len(shape) > 1 and not is_image:
+        name = builder.add(values.Flatten("input/flatten", (name,), shape))
+    builder.sums[x] = Sum((Term(name),), order)
 
 
 def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site."""
-    site, (current, *_) = equation.place, equation.variables
+    site = equation.place
+    current = equation.variables[0]
     params = snn.neurons[site.name]
     kernel = getattr(params, "kernel", None)  # of recurrent neurons
-    params = params if kernel is None else params.neuron
+    if kernel is not None:
+        params = params.neuron
     if site.is_encoder:
         remedy = "put a ReLU here, or no encoder"
         raise NoLayer("an encoder sends spikes of both signs", remedy)
@@ -187,79 +199,94 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         )
     order = builder.sums[current].order
 
-    def of_each_neuron(leaf: Any) -> np.ndarray:
+    def in_order(leaf: Any) -> np.ndarray:
+        """A number for each neuron, in the order of the population."""
         return np.broadcast_to(sums.numbers(leaf), site.shape).ravel()[order]
 
-    recurrent, thresholds = None, of_each_neuron(params.threshold)
+    threshold = in_order(params.threshold)
+    leak = None
+    if params.leak is not None:
+        leak = compact(in_order(params.leak))
+    recurrent = None
     if kernel is not None:
         if order.ndim > 1:
             remedy = "put a dense layer before them, or make only dense sites recurrent"
             raise NoLayer("its neurons are recurrent, and an image", remedy)
-        # From row to column there, and a spike is worth the threshold of its neuron.
-        weight = sums.numbers(kernel)[np.ix_(order, order)].T * thresholds
+        # The kernel leads from row to column, and the weight of a dense layer from
+        # column to row. A spike is worth the threshold of the neuron that sends it.
+        weight = sums.numbers(kernel)[np.ix_(order, order)].T * threshold
         recurrent = values.Dense(f"{site.name}/recurrent", (site.name,), weight, None)
-    names, constant = builder.received(current, site.name)
+    sources, constant = builder.received(current, site.name)
     population = values.Population(
         site.name,
-        names,
-        order.shape,
-        _of_each_neuron(snn.model_of(site.name)),
-        threshold=compact(thresholds),
-        initial_potential=compact(of_each_neuron(params.initial_potential)),
-        bias=compact(constant + of_each_neuron(params.bias)),
-        leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
+        sources=sources,
+        shape=order.shape,
+        model=_neuron_model(snn.model_of(site.name)),
+        threshold=compact(threshold),
+        initial_potential=compact(in_order(params.initial_potential)),
+        bias=compact(constant + in_order(params.bias)),
+        leak=leak,
         recurrent=recurrent,
     )
-    # A neuron sends levels, whole numbers. What a level is worth, the threshold, goes
-    # into the weights of whoever reads it.
+    # A neuron sends levels, whole numbers. A level is worth the threshold, which is
+    # multiplied into the weights of those that read it.
     builder.nodes[site.name] = population
     spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)
 
 
 def _add_outputs(builder: Builder) -> list[Problem]:
-    """Add images [C, H, W], or else vectors, in the order of fn's elements."""
-    network, problems = builder.network, []
-    for v, where in zip(network.outputs, network.output_names(), strict=True):
-        name = f"output/{where}" if where else "output"
-        path = f"readout/{name}" if where else "readout"
+    """Add the outputs, as images [C, H, W] or vectors in the order of fn's elements."""
+    network = builder.network
+    problems = []
+    for v, output_name in zip(network.outputs, network.output_names(), strict=True):
+        # A function with one output has no name for it.
+        name = f"output/{output_name}" if output_name else "output"
+        path = f"readout/{name}" if output_name else "readout"
         try:
             if not isinstance(v, int) or v not in builder.sums:
                 remedy = "return only what the input reaches"
                 raise NoLayer("it does not depend on x", remedy)
-            total, shape = builder.sums[v], network.avals[v].shape
+            total = builder.sums[v]
+            shape = network.avals[v].shape
             if total.order.ndim == 3 and len(shape) == 3:
-                image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])  # channels last, first
+                # The channels of the image must be its last or its first axis.
+                image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])
             else:
                 builder.sums[v] = vectorize(builder, total, path)
-            names, constant = builder.received(v, path)
-        except NoLayer as reason:
-            problems.append(Problem(name, (), *reason.args))
+            sources, constant = builder.received(v, path)
+        except NoLayer as error:
+            problems.append(Problem(name, (), *error.args))
             continue
-        builder.add(values.Output(name, names, constant.shape, compact(constant)))
+        builder.add(values.Output(name, sources, constant.shape, compact(constant)))
     return problems
 
 
-def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
-    """Every variable while x is 0 and no neuron fires: the constants of affine maps.
+def _constants(network: Network, params: chex.ArrayTree) -> Values:
+    """The constants of affine maps: all variables while x is 0 and no neuron fires.
 
     A layer that pads reads its operand without the constant, which the nodes before it
     add (`pads`).
     """
 
     def silent(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-        return jnp.zeros_like(x) if site.fires else identity(site, x, *operands)
+        if site.fires:
+            return jnp.zeros_like(x)
+        return identity(site, x, *operands)
 
     @jax.jit
     def run(arguments: Values) -> Values:
-        read, at_production = dict(arguments), {}
+        variables = dict(arguments)
+        constants = {}
         for equation in network.equations:
             if pads(equation):
                 for v in network.dependent.intersection(equation.variables):
-                    read[v] = jnp.zeros_like(read[v])
-            evaluate([equation._replace(mapped=())], read, silent)
-            at_production |= {v: read[v] for v in equation.outputs}
-        return read | at_production
+                    variables[v] = jnp.zeros_like(variables[v])
+            evaluate([equation._replace(mapped=())], variables, silent)
+            for v in equation.outputs:
+                constants[v] = variables[v]
+        # A variable that a padded layer has set to 0 keeps its constant.
+        return variables | constants
 
     (x,) = network.x
     example = jnp.zeros(network.avals[x].shape, network.avals[x].dtype)

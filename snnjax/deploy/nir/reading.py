@@ -73,24 +73,26 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> values.Layers
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
-    order = _execution_order(nir, graph, sources)
     nodes: list[values.Node] = []
-    for name in order:
-        names = tuple(sources[name])
-        # The first of them has the sources, each other one reads the one before it.
+    for name in _execution_order(nir, graph, sources):
+        node_sources = tuple(sources[name])
+        # The first node has the sources, and each one after it reads the previous one.
         for node in _read(nir, name, graph.nodes[name], float(duration)):
-            nodes.append(dataclasses.replace(node, sources=names))
-            names = (node.name,)
+            nodes.append(dataclasses.replace(node, sources=node_sources))
+            node_sources = (node.name,)
     layers = values.Layers(tuple(nodes), steps=steps, wait=wait)
-    return _of_whole_numbers(layers, graph) if "weight_bits" in metadata else layers
+    if "weight_bits" in metadata:
+        return _with_whole_numbers(layers, graph)
+    return layers
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The steps and wait that an SNN was fitted to, from its graph's metadata."""
+    """The steps and the wait that an SNN was fitted to, from its graph's metadata."""
     if metadata.get("steps") is None:
         return None, None
     try:
-        steps, wait = int(metadata["steps"]), int(metadata.get("wait", 0))
+        steps = int(metadata["steps"])
+        wait = int(metadata.get("wait", 0))
         check_wait(steps, wait)
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -100,28 +102,33 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
     return steps, wait
 
 
-def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.Layers:
+def _with_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.Layers:
     """The layers with the arithmetic and the units of the graph's metadata."""
-    metadata, nodes = graph.metadata, {node.name: node for node in layers.nodes}
+    metadata = graph.metadata
     bits = ("weight_bits", "input_bits", "state_bits")
+    nodes: list[values.Node] = []
     try:
         for name in ("steps", *bits):
             COUNT.check(name, metadata[name])
         check_choice("code", _text(metadata["code"]), ("rate",))
-        numbers: dict[str, Any] = {name: int(metadata[name]) for name in bits}
-        arithmetic = values.Arithmetic(**numbers, overflow=_text(metadata["overflow"]))
-        for name, node in nodes.items():
+        arithmetic = values.Arithmetic(
+            weight_bits=int(metadata["weight_bits"]),
+            input_bits=int(metadata["input_bits"]),
+            state_bits=int(metadata["state_bits"]),
+            overflow=_text(metadata["overflow"]),
+        )
+        for node in layers.nodes:
             if isinstance(node, values.Input | values.Output):
-                unit = compact(graph.nodes[name].metadata["unit"])
-                nodes[name] = dataclasses.replace(node, unit=unit)
+                unit = compact(graph.nodes[node.name].metadata["unit"])
+                node = dataclasses.replace(node, unit=unit)
+            nodes.append(node)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the graph's metadata of whole numbers is not valid: {error}. Needed: "
             f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    whole = tuple(nodes.values())
-    layers = dataclasses.replace(layers, nodes=whole, arithmetic=arithmetic)
+    layers = dataclasses.replace(layers, nodes=tuple(nodes), arithmetic=arithmetic)
     return with_unshared_maps(layers)
 
 
@@ -129,36 +136,58 @@ def _of_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.La
 
 
 def _read(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
-    """The nodes, one after the other, that do what a node of NIR does."""
+    """The nodes, one after the other, that do what a node of NIR does.
+
+    They have no sources yet.
+    """
     match node:
         case nir.IF() | nir.LIF():
-            return _spiking(nir, name, node, dt)
+            return _population(nir, name, node, dt)
         case nir.Conv2d():
             return [_convolution(name, node)]
-        case nir.SumPool2d() | nir.AvgPool2d():
-            window, stride = _pair(node.kernel_size), _pair(node.stride)
-            pool = values.SumPool(name, (), window, stride, _pair(node.padding))
-            if isinstance(node, nir.SumPool2d):
-                return [pool]
-            mean = values.Scale(name, (), np.array(1 / math.prod(window)), None, ())
-            return [dataclasses.replace(pool, name=f"{name}/sum"), mean]
+        case nir.SumPool2d():
+            return [_sum_pool(name, node)]
+        case nir.AvgPool2d():
+            pool = _sum_pool(f"{name}/sum", node)
+            factor = np.array(1 / math.prod(pool.window))
+            mean = values.Scale(name, sources=(), weight=factor, bias=None, shape=())
+            return [pool, mean]
         case nir.Affine() | nir.Linear():
-            if np.ndim(node.weight) != 2:
-                raise ValueError(
-                    f"node {name!r} has a weight of shape {np.shape(node.weight)}; "
-                    "allowed: [outputs, inputs]"
-                )
-            bias = None if isinstance(node, nir.Linear) else _numbers(node.bias)
-            return [values.Dense(name, (), _numbers(node.weight), bias)]
+            return [_dense(nir, name, node)]
         case nir.Scale():
             weight = _numbers(node.scale)
-            return [values.Scale(name, (), weight, None, weight.shape)]
+            return [values.Scale(name, (), weight, bias=None, shape=weight.shape)]
         case nir.Flatten():
             return [_flatten(name, node)]
         case nir.Input():
             return [values.Input(name, (), _shape(node.input_type["input"]))]
-    shape = _shape(node.output_type["output"])
-    return [values.Output(name, (), shape, np.zeros(()))]
+        case _:
+            shape = _shape(node.output_type["output"])
+            return [values.Output(name, (), shape, bias=np.zeros(()))]
+
+
+def _sum_pool(name: str, node: Any) -> values.SumPool:
+    """The sums over the windows of a pool."""
+    return values.SumPool(
+        name,
+        sources=(),
+        window=_pair(node.kernel_size),
+        stride=_pair(node.stride),
+        padding=_pair(node.padding),
+    )
+
+
+def _dense(nir: Any, name: str, node: Any) -> values.Dense:
+    """A matrix, with a bias if the node has one."""
+    if np.ndim(node.weight) != 2:
+        raise ValueError(
+            f"node {name!r} has a weight of shape {np.shape(node.weight)}; "
+            "allowed: [outputs, inputs]"
+        )
+    bias = None
+    if isinstance(node, nir.Affine):
+        bias = _numbers(node.bias)
+    return values.Dense(name, sources=(), weight=_numbers(node.weight), bias=bias)
 
 
 def _convolution(name: str, node: Any) -> values.Convolution:
@@ -199,6 +228,7 @@ def _padding(name: str, node: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _flatten(name: str, node: Any) -> values.Flatten:
+    """The whole of an image or a vector as a vector."""
     if node.input_type["input"] is None:
         raise ValueError(
             f"node {name!r} has no input shape; pass it as Flatten's input_type"
@@ -212,11 +242,17 @@ def _flatten(name: str, node: Any) -> values.Flatten:
     return values.Flatten(name, (), _shape(node.input_type["input"]))
 
 
-def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
-    gain, leak, bias = _numbers(node.r), None, np.zeros(())
+def _population(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
+    """Neurons, with a scale of their input in front of them if they need one."""
+    gain = _numbers(node.r)
+    leak = None
+    bias = np.zeros(())
     if isinstance(node, nir.LIF):
+        # One Euler step: v <- (1 - rate) v + rate (R I + v_leak)
         rate = dt / _numbers(node.tau)
-        leak, gain, bias = 1 - rate, gain * rate, _numbers(node.v_leak) * rate
+        leak = 1 - rate
+        gain = gain * rate
+        bias = _numbers(node.v_leak) * rate
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError(
                 f"node {name!r} has tau from {np.min(node.tau)} to {np.max(node.tau)} "
@@ -228,36 +264,34 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
             f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
             "> 0"
         )
-    shape, model = np.shape(node.v_threshold), _model(name, node)
-    v_th, start = _above(node.v_threshold), (node.metadata or {}).get("v_init", 0.0)
-    numbers = v_th, _numbers(start), bias, leak
-    population = values.Population(name, (), shape, model, *numbers)
+    metadata = node.metadata or {}
+    population = values.Population(
+        name,
+        sources=(),
+        shape=np.shape(node.v_threshold),
+        model=_model(name, node),
+        threshold=_above(node.v_threshold),
+        initial_potential=_numbers(metadata.get("v_init", 0.0)),
+        bias=bias,
+        leak=leak,
+    )
     # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]
-    return [values.Scale(f"{name}/gain", (), gain, None, gain.shape), population]
+    scale = values.Scale(
+        f"{name}/gain", sources=(), weight=gain, bias=None, shape=gain.shape
+    )
+    return [scale, population]
 
 
 # -------------------------------------------------------------------- the graph
 
 
 def _check_nodes(nir: Any, graph: Any) -> None:
-    """Raise unless every node has a layer here and every edge has two nodes."""
+    """Raise unless the graph can be read: its types, numbers, edges and inputs."""
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
-    readable = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
-    readable += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
-    others = [
-        f"{name} ({type(node).__name__})"
-        for name, node in graph.nodes.items()
-        if not isinstance(node, readable)
-    ]
-    if others:
-        raise ValueError(
-            f"these nodes cannot be read: {', '.join(others)}; allowed: "
-            f"{', '.join(kind.__name__ for kind in readable)}. Write a nested graph "
-            "flat; a neuron with a synaptic time constant (CubaLIF) is not read yet"
-        )
+    _check_types(nir, graph)
     for name, node in graph.nodes.items():
         for field, value in vars(node).items():
             is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
@@ -271,24 +305,57 @@ def _check_nodes(nir: Any, graph: Any) -> None:
             f"the edges {open_edges} have an end that is no node; nodes: "
             f"{', '.join(graph.nodes)}"
         )
-    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    inputs = _names(graph, nir.Input)
     if len(inputs) != 1:
         raise ValueError(f"the graph has {len(inputs)} inputs {inputs}; allowed: one")
-    if not any(isinstance(node, nir.IF | nir.LIF) for node in graph.nodes.values()):
+    if not _names(graph, nir.IF | nir.LIF):
         raise ValueError("the graph has no IF or LIF: no neuron would fire")
+
+
+def _check_types(nir: Any, graph: Any) -> None:
+    """Raise if some nodes have types that `_read` does not know, with all of them."""
+    readable = (
+        nir.Input,
+        nir.Output,
+        nir.Conv2d,
+        nir.Linear,
+        nir.Affine,
+        nir.Scale,
+        nir.SumPool2d,
+        nir.AvgPool2d,
+        nir.Flatten,
+        nir.IF,
+        nir.LIF,
+    )
+    unknown = []
+    for name, node in graph.nodes.items():
+        if not isinstance(node, readable):
+            unknown.append(f"{name} ({type(node).__name__})")
+    if unknown:
+        raise ValueError(
+            f"these nodes cannot be read: {', '.join(unknown)}; allowed: "
+            f"{', '.join(kind.__name__ for kind in readable)}. Write a nested graph "
+            "flat; a neuron with a synaptic time constant (CubaLIF) is not read yet"
+        )
+
+
+def _names(graph: Any, kind: Any) -> list[str]:
+    """The names of the nodes of a type."""
+    return [name for name, node in graph.nodes.items() if isinstance(node, kind)]
 
 
 def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> list[str]:
     """The nodes that the outputs need, each after its sources."""
-    needs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
-    for name in needs:  # grows in the loop, to the sources of all of them
-        needs += [s for s in dict.fromkeys(sources[name]) if s not in needs]
-    orphans = [
-        n for n in needs if not (sources[n] or isinstance(graph.nodes[n], nir.Input))
-    ]
-    if orphans or not needs:
+    needed = _names(graph, nir.Output)
+    for name in needed:  # the list grows in the loop, by the sources of its nodes
+        for source in sources[name]:
+            if source not in needed:
+                needed.append(source)
+    inputs = _names(graph, nir.Input)
+    orphans = [name for name in needed if not sources[name] and name not in inputs]
+    if orphans or not needed:
         raise ValueError(f"no edge leads to {', '.join(orphans) or 'an output'}")
-    needed_sources = {n: sources[n] for n in graph.nodes if n in needs}
+    needed_sources = {name: sources[name] for name in graph.nodes if name in needed}
     try:
         return [*graphlib.TopologicalSorter(needed_sources).static_order()]
     except graphlib.CycleError as error:
@@ -299,21 +366,23 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
 
 
 def _model(name: str, node: Any) -> IntegrateAndFire:
-    """The model of a node; what plain NIR does not express is metadata."""
-    # Metadata wins over v_reset, which says "zero" in every graph of `to_nir`.
+    """The model of a node, from v_reset and from the metadata that `to_nir` writes."""
     metadata = node.metadata or {}
+    # Metadata wins over v_reset, which says "zero" in every graph of `to_nir`.
     reset = _text(metadata.get("reset", "zero"))
     if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
         reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
-    levels = tuple(np.asarray(metadata.get("levels", BINARY)).tolist())
     if reset not in ("zero", "subtract"):
         raise ValueError(
             f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
             'or metadata {"reset": "subtract"}'
         )
-    zones = ("dead_zone", "last_zone", "lowest")
-    numbers: dict[str, Any] = {n: float(metadata[n]) for n in zones if n in metadata}
-    return IntegrateAndFire(levels, reset, **numbers)
+    levels = np.asarray(metadata.get("levels", BINARY)).tolist()
+    numbers: dict[str, Any] = {}
+    for field in ("dead_zone", "last_zone", "lowest"):
+        if field in metadata:
+            numbers[field] = float(metadata[field])
+    return IntegrateAndFire(tuple(levels), reset, **numbers)
 
 
 # ----------------------------------------------------------------------- helpers
@@ -321,24 +390,30 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
 
 def _above(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
-    exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
+    exact = _numbers(threshold)
+    rounded = np.asarray(threshold, np.float32)
     next_number = np.nextafter(rounded, np.float32(np.inf))
     return _numbers(np.where(rounded > exact, rounded, next_number))
 
 
 def _text(value: Any) -> Any:
     """Metadata as text, which some versions of nir read as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return str(value)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
+    """A shape of NIR, which is an array."""
     return tuple(map(int, shape))
 
 
 def _pair(numbers: Any) -> tuple[int, int]:
+    """A number for rows and one for columns, which may be given as one for both."""
     first, second = np.broadcast_to(np.ravel(numbers), 2)
     return int(first), int(second)
 
 
 def _numbers(array: Any) -> np.ndarray:
+    """An array in double precision, as layers have them."""
     return np.asarray(array, np.float64)
