@@ -12,10 +12,10 @@ import dataclasses
 
 import numpy as np
 
-from snnjax.capture.check import ConversionError, Problem
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import product
 from snnjax.deploy.lowering.sums import compact
+from snnjax.network.capture.check import ConversionError, Problem
 
 
 def with_unshared_maps(layers: values.Layers) -> values.Layers:
