@@ -291,7 +291,7 @@ def neurons_of(
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """The numbers of a population: a scalar, [C], or [N] or [H, W, C] of all neurons."""
+    """The numbers of a population, channels last: a scalar, [C], or one per neuron."""
     array = compact(array)
     if array.ndim < 3:
         return array
