@@ -1,7 +1,6 @@
 """`best()` on trained networks: never worse than `light()`, whatever the architecture.
 
-And what makes it so: errors count by their effect on the outputs, and of two recipes
-the one with the better outputs is kept.
+And what makes it so: errors count by their effect on the outputs.
 """
 
 import functools
@@ -210,30 +209,3 @@ def test_what_the_outputs_do_not_depend_on_changes_no_fit():
     for name, neuron in neurons.items():
         np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)
         np.testing.assert_allclose(neuron.bias, others[name].bias, atol=1e-3)
-
-
-def with_threshold(threshold):
-    """A recipe: one threshold, and half of it as charge."""
-
-    def fit(view, fit):
-        del view
-        return fit.with_neurons(threshold=threshold, initial_potential=threshold / 2)
-
-    return snnjax.Recipe([fit])
-
-
-@pytest.mark.parametrize("order", [(1.0, 0.5), (0.5, 1.0)])
-def test_as_many_images_decide_as_it_takes(order, caplog):
-    """Six of the eight that are held out are better off with 0.5, all others with 1."""
-    x = np.ones((64, 1), np.float32)
-    x[-8:-2] = 0.49
-    recipe = snnjax.best_of(*map(with_threshold, order))
-    fn, run = (lambda w, x: relu(w * x)), {"steps": 1, "recipe": recipe}
-    with caplog.at_level("INFO", logger="snnjax"):
-        snn = snnjax.convert(fn, jnp.ones(1), x, **run)
-    assert float(snn.neurons["relu"].threshold) == 1
-    kept = order.index(1.0) + 1
-    (message,) = caplog.messages
-    assert message.startswith(f"best_of keeps alternative {kept}: ")
-    assert message.endswith("on 32 images")
-    assert message.removeprefix("best_of keeps ") in str(snn)

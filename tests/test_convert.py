@@ -21,7 +21,7 @@ from networks import FLAT, IMAGES, NETWORKS, REFINED, VECTORS, outputs_of, relu
 import snnjax
 from snnjax import Recipe, _progress, calibrators
 from snnjax.calibrators import max_threshold
-from snnjax.conversion.engine import site_view, state
+from snnjax.conversion.engine import calibration, site_view
 
 STEPS = 4
 RECIPES = {
@@ -81,7 +81,7 @@ def fitted_run(fn, *arguments, **options):
 def in_groups_of(monkeypatch):
     """Called with a number, it sets how many images are computed at a time."""
     here = snnjax.conversion.convert, "_micro_batch_size"
-    return lambda size: monkeypatch.setattr(*here, lambda *_: size)
+    return lambda size: monkeypatch.setattr(*here, lambda *_, **__: size)
 
 
 assert_close = functools.partial(assert_trees_all_close, rtol=1e-5, atol=1e-5)
@@ -198,14 +198,14 @@ def test_a_traced_conversion_is_refused():
 
 
 def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
-    run, sites = state.run, []
+    run, sites = calibration.run, []
 
     def counted(work, *arguments):
         sites.append(work.site)
         return run(work, *arguments)
 
-    monkeypatch.setattr(state, "run", counted)
-    convert(recipe=snnjax.best().at(snnjax.codes.rate(), 0.0).alternatives[1])
+    monkeypatch.setattr(calibration, "run", counted)
+    convert(recipe=snnjax.best())
     assert len(sites) == NET.sites + 1  # and the outputs; the ANN has its own program
 
 
@@ -405,7 +405,7 @@ def test_a_bar_on_a_terminal_shows_the_site(monkeypatch):
     names = [site.name for site in snnjax.sites(*NET[:2], images())]
     assert len(lines) == len(names) == 3 and last == "\x1b[K"
     for number, (line, name) in enumerate(zip(lines, names, strict=True), 1):
-        assert line.startswith("sweep 1 [####")
+        assert line.startswith("wait 0: [####")
         assert line.endswith(f"] site {number} of 3: {name}\x1b[K")
     list(_progress.shown(names, "a long title" * 9, "site", str))
     assert max(map(len, terminal.getvalue().split("\r"))) <= 59 + len("\x1b[K")
@@ -687,9 +687,6 @@ def test_a_wrong_recipe_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             snnjax.Recipe(*sweeps)
-    for recipes in [(snnjax.light(),), (snnjax.light(), None)]:
-        with pytest.raises(ValueError, match="allowed: two recipes or more"):
-            snnjax.best_of(*recipes)
 
 
 def test_each_site_has_the_recipe_of_its_name():

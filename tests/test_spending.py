@@ -139,6 +139,12 @@ def test_spikes_buy_accuracy():
     assert errors[0] < 0.6 * errors[1]
 
 
+def measured(snn):
+    """Spikes per neuron and squared error of the outputs, as the SNN says itself."""
+    pattern = r"([\d.e-]+) spikes per neuron .* outputs of ([\d.e-]+),"
+    return [float(number) for number in re.match(pattern, snn.fit).groups()]
+
+
 def rational(params, x):
     """A quotient, which an early digit of its divisor misleads."""
     for w in params:
@@ -166,13 +172,9 @@ def test_two_outputs_count_as_their_mean():
         return output, -output
 
     options = {"steps": 4, "code": codes.radix(), "wait": 3}
-    both = snnjax.convert(pair, NET.params, images(), **options)
-    pattern = r"(\S+) spikes .* error of the outputs (\S+) on"
-    one, two = (
-        [float(number) for number in re.match(pattern, text).groups()]
-        for text in (converted(wait=3).fit, both.fit)
-    )
-    np.testing.assert_allclose(one, two, rtol=0.2)
+    pair_snn = snnjax.convert(pair, NET.params, images(), **options)
+    of_one, of_two = map(measured, (converted(wait=3), pair_snn))
+    np.testing.assert_allclose(of_one, of_two, rtol=0.2)
 
 
 def test_one_image_without_a_gradient_costs_no_accuracy():

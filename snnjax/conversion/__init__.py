@@ -1,5 +1,5 @@
 """From a trained network to an SNN: `snnjax.convert` and its recipes.
 
-``recipes.py`` chains calibrators, ``convert.py`` checks and begins, ``engine`` carries
-all images from site to site.
+``convert.py`` checks and begins; ``recipes.py`` chains calibrators; ``search.py``
+chooses what no one has chosen; ``engine`` carries all images from site to site.
 """

@@ -18,8 +18,11 @@ from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
+# A squared error of the outputs, over their size, beyond which they mean little.
+_LOST = 0.5
 
-def of_digits(code: Code, models: Any, steps: int) -> None:
+
+def warn_of_digits(code: Code, models: Any, steps: int) -> None:
     """Warn if neurons cannot send all multiples of the last digit, or float32 them."""
     for model in models_in(models):
         values = model.levels[1] * code.reach(steps) / code.finest(steps)
@@ -38,13 +41,20 @@ def of_digits(code: Code, models: Any, steps: int) -> None:
             )
 
 
-def of_equal_images(x: Any) -> None:
-    """Warn if images are all zero, or equal to one another, so that nothing varies."""
-    leaves = jax.tree.leaves(x)
-    leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
-    if not any(part.any() for parts in leaves for part in parts):
+def warn_of_equal_images(leaves: Sequence[jax.Array]) -> None:
+    """Warn if images are all zero, or equal to one another, so that nothing varies.
+
+    Args:
+        leaves: the arrays of x, [N, ...] each.
+    """
+    # The parts that this process holds; images that devices share are several parts.
+    parts_of_leaves = []
+    for leaf in leaves:
+        parts = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        parts_of_leaves.append(parts)
+    if all(_are_zero(parts) for parts in parts_of_leaves):
         problem = "all zero"
-    elif all(map(_are_equal, leaves)):
+    elif all(_are_equal(parts) for parts in parts_of_leaves):
         problem = "all equal"
     else:
         return
@@ -55,52 +65,68 @@ def of_equal_images(x: Any) -> None:
     )
 
 
-def _are_equal(parts: list[np.ndarray]) -> bool:
-    first, *others = (image for part in parts for image in part)
-    return bool(others) and all(np.array_equal(image, first) for image in others)
+def _are_zero(parts: Sequence[np.ndarray]) -> bool:
+    return not any(part.any() for part in parts)
 
 
-def of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
+def _are_equal(parts: Sequence[np.ndarray]) -> bool:
+    """Whether there are several images, and all of them are equal."""
+    first = parts[0][0]
+    count = sum(len(part) for part in parts)
+    return count > 1 and all((part == first).all() for part in parts)
+
+
+def warn_of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
     """Warn where no calibrator has changed the threshold of a fresh neuron."""
-    same = [n for n, p in fresh.items() if snn.neurons[n].threshold is p.threshold]
-    if same:
+    unfitted = []
+    for name, neurons in fresh.items():
+        if snn.neurons[name].threshold is neurons.threshold:
+            unfitted.append(name)
+    if unfitted:
         warn(
-            f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
-            "they stay as they are. Begin a recipe with one that does, e.g. "
+            f"no calibrator of the recipe fits the thresholds of {', '.join(unfitted)}:"
+            " they stay as they are. Begin a recipe with one that does, e.g. "
             "snnjax.calibrators.least_squares_threshold()"
         )
 
 
-def of_lost_outputs(error: float, wait: int) -> None:
+def warn_of_lost_outputs(error: float, wait: int) -> None:
     """Warn if a short wait leaves outputs that have little to do with the ANN's."""
-    if not error <= _LOST:  # NaN is not
+    is_tolerable = error <= _LOST  # false of NaN, too
+    if not is_tolerable:
         warn(
             f"with a wait of {wait} the squared error of the outputs is {error:.2g} of "
             "their size; recommended: a longer wait, or none given, which measures it"
         )
 
 
-_LOST = 0.5
-
-
-def of_few_samples(snn: SNN, sites: Sequence[Site], images: int) -> None:
+def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> None:
     """Warn where numbers of neurons are fitted to few samples: images x positions."""
-    samples = {}
+    words = {
+        "threshold": "thresholds",
+        "bias": "biases",
+        "initial_potential": "potentials",
+    }
+    site_names = []
+    fitted_words = []
+    sample_counts = []
     for site in sites:
-        for field in ("threshold", "bias", "initial_potential"):
-            count = np.size(getattr(snn.neurons[site.name], field))
-            if count > 1:  # one number for each channel or neuron
-                samples[site.name, field] = images * math.prod(site.shape) // count
-    few = {place: number for place, number in samples.items() if number < FEW}
-    if not few:
+        for field, word in words.items():
+            numbers = np.size(getattr(snn.neurons[site.name], field))
+            samples = image_count * math.prod(site.shape) // numbers
+            # A single number of a whole layer has samples enough.
+            if numbers > 1 and samples < FEW:
+                site_names.append(site.name)
+                fitted_words.append(word)
+                sample_counts.append(samples)
+    if not sample_counts:
         return
-    names, fields = (list(dict.fromkeys(column)) for column in zip(*few, strict=True))
-    others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    words = {"threshold": "thresholds", "bias": "biases"}
-    fields = " and ".join(words.get(field, "potentials") for field in fields)
+    site_names = list(dict.fromkeys(site_names))
+    fitted_words = list(dict.fromkeys(fitted_words))
+    more = f" (and {len(site_names) - 1} more)" if len(site_names) > 1 else ""
     warn(
-        f"{fields} of site {names[0]!r}{others} are fitted "
-        f"to {min(few.values())} samples each, and may not suit new images; "
+        f"{' and '.join(fitted_words)} of site {site_names[0]!r}{more} are fitted "
+        f"to {min(sample_counts)} samples each, and may not suit new images; "
         f"recommended: {FEW} calibration images or more, or one threshold per layer, "
         "e.g. snnjax.best('layer')"
     )

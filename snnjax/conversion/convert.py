@@ -1,41 +1,32 @@
 """Conversion: a trained network and some images become a calibrated `SNN`.
 
-`convert` checks its arguments and carries a recipe out in sweeps (``engine/``), by
-calibrators (``snnjax.calibrators``). Of several recipes it keeps the SNN whose outputs
-are nearest to the ANN's (``engine/judging.py``).
+`convert` checks its arguments and places the images (``images.py``). A search chooses
+the last zone, the price and the wait (``search.py``); each fit that it tries carries a
+recipe (``recipes.py``) out in sweeps (``engine/``), by calibrators
+(``snnjax.calibrators``).
 """
 
 import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._checks import (
-    called_as,
-    check_chip,
-    check_examples,
-    check_finite,
-    check_wait,
-)
-from snnjax._trees import batch_of, shapes_of
+from snnjax._arrays import on_host
+from snnjax._checks import called_as, check_chip, check_wait
+from snnjax._trees import shapes_of
 from snnjax._types import Per
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
-from snnjax.conversion.choices import ZONES, fitted, recipes_at
-from snnjax.conversion.engine.effects import Passed, passed
-from snnjax.conversion.engine.judging import HELD_OUT, judge_numbers
-from snnjax.conversion.engine.state import State, micro_batches
+from snnjax.conversion.engine.ann import AnnPass, pass_ann
+from snnjax.conversion.engine.calibration import Calibration
+from snnjax.conversion.images import CalibrationImages, place
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
+from snnjax.conversion.search import search
 from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
@@ -86,11 +77,11 @@ def convert(
             ``snnjax.integrate_and_fire(levels=(-1, 1))`` a neuron can cancel earlier
             spikes: higher accuracy at few steps, for more spikes. Or site name ->
             model, as for `snnjax.init`.
-        wait: steps that each layer integrates before it fires, 0..T. By default 0 with
-            rate coding, and otherwise the least that is enough: from
-            `snnjax.codes.Code.least_wait` on the first at which the squared error of
-            the outputs for x is at most twice that of a wait of T - 1, or what the
-            curves of `best` predict for it.
+        wait: steps that each layer integrates before it fires, 0..T. Default: 0 for
+            rate coding. For other codes, the shortest wait from
+            `snnjax.codes.Code.least_wait` on whose squared error of the outputs is at
+            most twice that of a wait of T - 1 (or what the curves of `best` predict
+            for it), or below a thousandth.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps.
@@ -126,146 +117,165 @@ def convert(
     (8,)
     """
     check_wait(steps, 0 if wait is None else wait)
-    check_examples(x)
+    # NumPy's integers are no static arguments.
+    steps = int(steps)
+    wait = None if wait is None else int(wait)
     if code is not None:
         check_code(code)
     code, model, per = _defaults(chip, steps, code, model)
-    recipe = best(per) if recipe is None else recipe
-    images, params, batch_sharding = _on_devices(x, params)
-    _check_concrete(images, params)  # inside of jit all arrays are traced
+    images, params = place(x, params)
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
-    network = capture(fn, params, shapes_of(images), inline_all=True)
-    usual = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
-    models = models_of_sites(model, network.sites, usual)
-    _check_models(models, code)
-    # NumPy's integers are no static arguments.
-    steps, wait = int(steps), None if wait is None else int(wait)
-    waits = (code.least_wait(each.levels, steps) for each in models_in(models))
-    least = max(waits, default=0)
-    cautions.of_digits(code, models, steps)
-    check_finite("the calibration images", jax.tree.leaves(images))
-    cautions.of_equal_images(images)
-    firing_sites = [site for site in network.sites if site.fires]
-    names = [site.name for site in firing_sites]
-    by_site = recipes_by_site(recipe, names)
-    competes = any(len(r.alternatives) > 1 for r in recipes_at(by_site, code).values())
-    first_wait = least if wait is None else wait
-    sums_suffice = needs_no_time(code, steps, first_wait, models_in(models))
-    size = _micro_batch_size(firing_sites, 1 if sums_suffice else steps)
-    share = batch_of(images) // sharding.size(batch_sharding)  # of each device
-    if competes:  # so many micro-batches that one in eight can judge
-        size = min(size, -(-share // HELD_OUT))
-    batches = micro_batches(images, batch_of(images), min(size, share), batch_sharding)
-    judges = judge_numbers(len(batches)) if competes else []
-    to_fit = [batch for k, batch in enumerate(batches) if k not in judges]
-    parts = [network.inputs(x) for x, _ in (*to_fit, *(batches[k] for k in judges))]
-    neurons = {s.name: model_of(models, s.name).init(s.shape) for s in firing_sites}
-    parts_of_network = stages(network)
-    count = batch_of(images)
-    keeps = batch_sharding is None and _fits(network, parts_of_network, count)
-    weighs = any(isinstance(r, Priced) for r in by_site.values())
-    ordered = [*to_fit, *(batches[k] for k in judges)]
-
-    @functools.cache
-    def ann_of(weighs: bool) -> Passed:
-        return passed(
-            network,
-            parts_of_network,
-            params,
-            code,
-            ordered if keeps else to_fit,
-            len(to_fit),
-            keeps=keeps,
-            weighs=weighs,
-        )
-
-    begin = State(
-        network=network,
-        stages=parts_of_network,
-        snn=SNN(params, neurons, steps, wait, models, code),
-        steps=steps,
-        wait=first_wait,
-        batch_sharding=batch_sharding,
-        sizes=tuple(len(next(iter(part.values()))) for part in parts),
-        fitted=len(to_fit),
-        effects=lambda: ann_of(True).effects,
-        ann=(lambda: ann_of(weighs).results) if keeps else None,
-        curves={},
-        original=network.arguments(params),
-        params={},
-        activations={v: [part[v] for part in parts] for v in network.x},
-        spikes={},
-        sent=[],
+    network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
+    sites = [site for site in network.sites if site.fires]
+    default_model = IntegrateAndFire(
+        levels=code.levels, dead_zone=code.dead_zone(code.levels)
     )
-    waits = (begin.wait, code.longest_wait(steps) if wait is None else begin.wait)
-    zones = ZONES if model is None and usual.has_zones else None
-    snn = fitted(begin, by_site, waits, usual, zones)
-    cautions.of_fresh_thresholds(neurons, snn)
-    cautions.of_few_samples(snn, firing_sites, batch_of(images))
-    return sharding.on_mesh(snn, sharding.batch_sharding(x)).with_fit(snn.fit)
-
-
-def _check_concrete(*trees: Any) -> None:
-    """Raise unless all numbers are known: a conversion chooses by comparing them."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
-        raise ValueError(
-            "params or x are traced; allowed: arrays with numbers. Call snnjax.convert "
-            "outside of jit, vmap and grad: it compiles what takes long by itself"
-        )
+    models = models_of_sites(model, network.sites, default_model)
+    _check_models(models, code)
+    cautions.warn_of_digits(code, models, steps)
+    if recipe is None:
+        recipe = best(per)
+    recipes = recipes_by_site(recipe, [site.name for site in sites])
+    shortest_wait, longest_wait = _waits(code, models, steps, wait)
+    fresh_neurons = {}
+    for site in sites:
+        neurons = model_of(models, site.name).init(site.shape)
+        fresh_neurons[site.name] = on_host(neurons)
+    calibration = _calibration(
+        network=network,
+        snn=SNN(params, fresh_neurons, steps, wait, models, code),
+        images=images,
+        wait=shortest_wait,
+        weigh_errors=any(isinstance(value, Priced) for value in recipes.values()),
+    )
+    may_change_zone = model is None and default_model.has_zones
+    snn = search(
+        calibration,
+        recipes,
+        longest_wait=longest_wait,
+        zone_model=default_model if may_change_zone else None,
+    )
+    cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
+    cautions.warn_of_few_samples(snn, sites, images.count)
+    return sharding.on_mesh(snn, images.user_sharding).with_fit(snn.fit)
 
 
 def _defaults(
     chip: Any, steps: int, code: Code | None, model: Any
 ) -> tuple[Code, Any, Per]:
-    """Code, model, and what has a threshold of its own, of the chip or the defaults."""
-    if chip is None:
-        return rate() if code is None else code, model, "channel"
-    check_chip(chip)
-    return chip.defaults(steps, code, model)
-
-
-def _on_devices(
-    x: chex.ArrayTree, params: chex.ArrayTree
-) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
-    """Both as JAX arrays on the mesh of x, and the sharding of the batch."""
-
-    # NumPy's arrays and Python's numbers become what they are to JAX.
-    def canonical(leaf: Any) -> Any:
-        is_number = isinstance(leaf, np.ndarray | numbers.Number)
-        return jnp.asarray(leaf) if is_number else leaf
-
-    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(canonical, params)
-    batch_sharding = sharding.batch_sharding(x)
-    if batch_sharding is None or not isinstance(batch_sharding.mesh, Mesh):
-        return x, params, None  # XLA shares the work of traced arrays.
-    x, params = sharding.automatic(x, params)
-    return x, params, sharding.batch_sharding(x)
+    """Code and model, and what has a threshold of its own: those of a chip, if any."""
+    if chip is not None:
+        check_chip(chip)
+        return chip.defaults(steps, code, model)
+    return rate() if code is None else code, model, "channel"
 
 
 def _check_models(models: Any, code: Code) -> None:
     """Raise unless conversion fits every model, and the code serves it."""
+    usual_threshold = IntegrateAndFire().threshold
     for model in models_in(models):
-        # A lower bound is fitted as no bound, and then v(0) by simulating it.
-        free = dataclasses.replace(model, lowest=None) if is_plain(model) else model
-        is_if = is_plain(model) and counts_only(free, model.init())
-        if not is_if or model.temperature is not None:
+        unbounded = model
+        if is_plain(model):
+            # A lower bound is fitted as no bound, and then v(0) by simulating it.
+            unbounded = dataclasses.replace(model, lowest=None)
+        is_if_neuron = is_plain(model) and counts_only(unbounded, model.init())
+        if not is_if_neuron or model.temperature is not None:
             raise ValueError(
                 f"model is {model!r}; allowed: an IF neuron with reset by subtraction "
                 "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), "
                 "since conversion fits how often it fires"
             )
+        # It may also be an array or a distribution.
+        is_usual = np.ndim(model.threshold) == 0 and model.threshold == usual_threshold
+        if not is_usual:
+            raise ValueError(
+                f"model has the threshold {model.threshold!r}, and a conversion fits "
+                "thresholds; allowed: a model without one, e.g. "
+                "snnjax.integrate_and_fire(levels=(-1, 1)). A recipe whose calibrator "
+                "returns fit.with_neurons(threshold=...) sets a threshold"
+            )
     check_models(code, models_in(models))
 
 
-def _fits(network: Network, parts: Sequence[Stage], count: int) -> bool:
-    """Whether memory holds what all stages give for so many images."""
-    variables = {v for part in parts[:-1] for v in (part.output, *part.carried)}
-    numbers = sum(math.prod(network.avals[v].shape) for v in variables)
-    return 4 * count * numbers <= _ANN_BYTES
+def _waits(code: Code, models: Any, steps: int, wait: int | None) -> tuple[int, int]:
+    """The shortest wait that is tried, and the one that it is compared with."""
+    if wait is not None:
+        return wait, wait
+    waits = [code.least_wait(model.levels, steps) for model in models_in(models)]
+    shortest = max(waits, default=0)
+    return shortest, max(shortest, code.longest_wait(steps))
 
 
-def _micro_batch_size(firing_sites: Sequence[Site], steps_at_once: int) -> int:
+def _calibration(
+    *,
+    network: Network,
+    snn: SNN,
+    images: CalibrationImages,
+    wait: int,
+    weigh_errors: bool,
+) -> Calibration:
+    """What sweeps begin with: the network in stages, and the images in micro-batches.
+
+    Args:
+        snn: the trained parameters, with fresh neurons.
+        weigh_errors: whether a recipe is known to ask for the effects of errors.
+    """
+    steps, code = snn.steps or 0, snn.code
+    sites = [site for site in network.sites if site.fires]
+    sums_suffice = needs_no_time(code, steps, wait, models_in(snn.model))
+    batches = images.micro_batches(
+        _micro_batch_size(sites, steps_at_once=1 if sums_suffice else steps)
+    )
+    network_stages = stages(network)
+    keep_results = images.batch_sharding is None and _fits_in_memory(
+        network, network_stages, images.count
+    )
+
+    @functools.cache
+    def ann_pass(with_effects: bool) -> AnnPass:
+        return pass_ann(
+            network,
+            network_stages,
+            snn.params,
+            code,
+            batches,
+            keep_results=keep_results,
+            with_effects=with_effects,
+        )
+
+    inputs = [network.inputs(batch.images) for batch in batches]
+    return Calibration(
+        network=network,
+        stages=network_stages,
+        ann_params=network.arguments(snn.params),
+        snn=snn,
+        steps=steps,
+        wait=wait,
+        batch_sharding=images.batch_sharding,
+        images={v: [arrays[v] for arrays in inputs] for v in network.x},
+        batch_sizes=tuple(len(batch.numbers) for batch in batches),
+        effects=lambda: ann_pass(True).effects,
+        # The same pass as for the effects, where they are asked for.
+        ann_results=(lambda: ann_pass(weigh_errors).results) if keep_results else None,
+        curves={},
+    )
+
+
+def _fits_in_memory(
+    network: Network, network_stages: Sequence[Stage], image_count: int
+) -> bool:
+    """Whether memory holds what all stages of the ANN compute for these images."""
+    variables = set()
+    for stage in network_stages[:-1]:
+        variables.update((stage.output, *stage.carried))
+    size_of_one = sum(
+        math.prod(network.avals[variable].shape) for variable in variables
+    )
+    return 4 * image_count * size_of_one <= _ANN_BYTES
+
+
+def _micro_batch_size(sites: Sequence[Site], *, steps_at_once: int) -> int:
     """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
-    largest = max(math.prod(site.shape) for site in firing_sites)
-    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))
+    largest_site = max(math.prod(site.shape) for site in sites)
+    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest_site))

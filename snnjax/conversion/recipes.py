@@ -9,8 +9,9 @@ import dataclasses
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
+from snnjax._checks import check_choice
 from snnjax._patterns import matching
 from snnjax._ranges import NOT_NEGATIVE, POSITIVE
 from snnjax._text import name_of_value, repr_pretty
@@ -78,35 +79,13 @@ class Recipe:
             )
         object.__setattr__(self, "sweeps", tuple(map(tuple, sweeps)))
 
-    @property
-    def alternatives(self) -> "tuple[Recipe, ...]":
-        """This recipe alone, see `BestOf`."""
-        return (self,)
-
     def __str__(self) -> str:
         lines = []
         for number, sweep in enumerate(self.sweeps, 1):
             lines.append(f"sweep {number} of {len(self.sweeps)}, at every site:")
-            lines += [f"  {name_of_value(calibrator)}" for calibrator in sweep]
+            for calibrator in sweep:
+                lines.append(f"  {name_of_value(calibrator)}")
         return "\n".join(lines)
-
-    _repr_pretty_ = repr_pretty
-
-
-@dataclasses.dataclass(frozen=True)
-class BestOf:
-    """Several recipes, of which `snnjax.convert` keeps the one with the best outputs.
-
-    Attributes:
-        alternatives: the recipes. See `best_of`.
-    """
-
-    alternatives: tuple[Recipe, ...]
-
-    def __str__(self) -> str:
-        texts = [textwrap.indent(str(recipe), "  ") for recipe in self.alternatives]
-        numbered = enumerate(texts, 1)
-        return "\n".join(f"alternative {i} of {len(texts)}:\n{t}" for i, t in numbered)
 
     _repr_pretty_ = repr_pretty
 
@@ -116,65 +95,38 @@ class Priced:
     """A recipe that depends on the code and on a price per spike, as `best` does.
 
     Attributes:
-        at: (code, price) -> `Recipe` or `BestOf`.
-        price: of `snnjax.calibrators.priced_threshold`; None: 0.01, and 0 with rate
-            coding. Where sites have several, the first one's chooses the last zone.
+        at: (code, price) -> `Recipe`.
+        price: of `snnjax.calibrators.priced_threshold`; None:
+            `snnjax.codes.Code.default_price`. Where sites have several prices, that of
+            the first site chooses the last zone.
         spikes: at most so many per neuron and image; `snnjax.convert` finds the price.
-            None: as many as the price says.
+            None: as many as the price allows.
         per: "channel" or "layer", what has a threshold of its own.
     """
 
-    at: Callable[[Code, float], Recipe | BestOf] = dataclasses.field(repr=False)
+    at: Callable[[Code, float], Recipe] = dataclasses.field(repr=False)
     price: float | None = None
     spikes: float | None = None
     per: Per = "channel"
 
-    def price_under(self, code: Code) -> float:
-        """The price, unless a number of spikes is given."""
-        if self.price is None:
-            return code.default_price
-        return self.price
+    def price_under(self, code: Code, steps: int) -> float:
+        """The price of a spike, unless a number of spikes is given."""
+        if self.price is not None:
+            return self.price
+        return code.default_price(steps)
 
     def __str__(self) -> str:
-        parts = [f"at most {self.spikes:g} spikes per neuron:"] if self.spikes else []
-        for title, code in ("rate coding", rate()), ("other codes", radix()):
-            text = str(self.at(code, self.price_under(code)))
-            parts += [f"with {title}:", textwrap.indent(text, "  ")]
+        parts = []
+        if self.spikes is not None:
+            parts.append(f"at most {self.spikes:g} spikes per neuron:")
+        for title, code in (("rate coding", rate()), ("other codes", radix())):
+            # Up to four steps the default price does not depend on them.
+            text = str(self.at(code, self.price_under(code, steps=4)))
+            parts.append(f"with {title}:")
+            parts.append(textwrap.indent(text, "  "))
         return "\n".join(parts)
 
     _repr_pretty_ = repr_pretty
-
-
-def best_of(*recipes: Recipe) -> BestOf:
-    """All of these recipes; the SNN whose outputs are nearest to the ANN's is kept.
-
-        error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
-
-    Of several outputs it is the mean. No calibrator sees every eighth micro-batch of
-    the calibration images. These judge; while their errors leave the sign of the
-    difference open (3 standard errors), fitted images join them. Which images these are
-    depends on the number of devices. The log says at level INFO which recipe is kept,
-    and by how much.
-
-    Raises:
-        ValueError: fewer than two recipes, or something else than a recipe.
-
-    >>> print(best_of(max_activation(), Recipe([max_threshold(), half_charge()])))
-    alternative 1 of 2:
-      sweep 1 of 1, at every site:
-        max_threshold('layer')
-    alternative 2 of 2:
-      sweep 1 of 1, at every site:
-        max_threshold()
-        half_charge()
-    """
-    if len(recipes) < 2 or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise ValueError(
-            f"best_of got {list(recipes)}; allowed: two recipes or more that do not "
-            "depend on the code, as best() does, e.g. "
-            "best_of(light(), Recipe([max_threshold(), half_charge()]))"
-        )
-    return BestOf(recipes)
 
 
 def max_activation(per: Per = "layer") -> Recipe:
@@ -276,12 +228,11 @@ def best(
     3. v(0) = V_th / 2 makes neurons round from the first step on.
     4. A bias removes the mean error of each channel.
 
-    With rate coding steps 2 and 3 alone compete with a recipe that goes further, and
-    the one with the better outputs is kept (`best_of`): the levels of an encoder lie
-    around the middle of each channel. Without a wait, thresholds are scaled for the
-    spikes that arrive, and a part of the charge comes later, where spikes cannot be
-    taken back. And in place of the bias, the initial potential removes the mean error
-    of each neuron, or with fewer than 64 images of each channel, in three rounds.
+    Rate coding takes more. The levels of an encoder lie around the middle of each
+    channel. Without a wait, thresholds are scaled for the spikes that arrive, and a
+    part of the charge comes later, where spikes cannot be taken back. In place of the
+    bias, the initial potential removes the mean error of each neuron; with fewer than
+    64 images it removes that of each channel. It is corrected in three rounds.
 
     All errors count by their effect on the outputs (`by_effect`). With fewer than 64
     images for a dense layer, one threshold per layer suits new images better.
@@ -289,14 +240,15 @@ def best(
     Args:
         per: "channel", or "layer", one threshold for each site.
         price: >= 0, of one spike per neuron: the squared error of the outputs, over
-            their size, that the network may have to save it. By default 0.01, and 0
-            with rate coding.
+            their size, that the network may have to save it. By default 0.01 up to T =
+            4, and less with more steps, 0.01 min(1, (8 w_T)^2); 0 with rate coding.
         spikes: in place of the price: at most so many spikes per neuron and image, on
             average over the calibration images. The price is found by bisection. New
             images may cause a percent more.
 
     Raises:
-        ValueError: a price below 0, spikes that are no number > 0, or both.
+        ValueError: another ``per``, a price below 0, spikes that are no number > 0, or
+            both a price and spikes.
 
     >>> import snnjax
     >>> text = str(best().at(snnjax.codes.radix(), 0.02))
@@ -307,6 +259,7 @@ def best(
         half_charge(),
         correct_bias())
     """
+    check_choice("per", per, get_args(Per))
     if price is not None and spikes is not None:
         raise ValueError(
             f"best got the price {price!r} and spikes={spikes!r}; allowed: one of "
@@ -314,37 +267,43 @@ def best(
         )
     if price is not None:
         NOT_NEGATIVE.check("price", price)
-        price = float(price)  # of an array, which has no hash
+        price = float(price)  # an array has no hash
     if spikes is not None:
         POSITIVE.check("spikes", spikes)
         spikes = float(spikes)
 
-    def at(code: Code, price: float) -> Recipe | BestOf:
-        thresholds = priced_threshold(price, per), half_charge()
-        if not code.is_streaming():
-            # Ten iterations gained little more than two on ResNet-20 and a ViT.
-            weights = least_squares_weights(iterations=2)
-            return Recipe([by_effect(weights, *thresholds, correct_bias())])
-        refined = by_effect(
-            least_squares_weights(),
-            least_squares_offset(),
-            *thresholds,
-            postpone_charge(),
-            streaming_only(scale_threshold(per=per)),
-            streaming_only(postpone_charge()),
-            correct_potential(3, enough=FEW),
-        )
-        return best_of(Recipe([by_effect(*thresholds)]), Recipe([refined]))
+    def at(code: Code, price: float) -> Recipe:
+        thresholds = priced_threshold(price, per)
+        if code.is_streaming():
+            return _best_for_rate_coding(thresholds, per)
+        # Ten iterations gained little more than two on ResNet-20 and a ViT.
+        weights = least_squares_weights(iterations=2)
+        return Recipe([by_effect(weights, thresholds, half_charge(), correct_bias())])
 
     return Priced(at, price, spikes, per)
 
 
+def _best_for_rate_coding(thresholds: Calibrator, per: Per) -> Recipe:
+    """`best` where values arrive step by step, so that their order matters."""
+    fits = by_effect(
+        least_squares_weights(),
+        least_squares_offset(),
+        thresholds,
+        half_charge(),
+        postpone_charge(),
+        streaming_only(scale_threshold(per=per)),
+        streaming_only(postpone_charge()),
+        correct_potential(3, enough=FEW),
+    )
+    return Recipe([fits])
+
+
 # What `snnjax.convert` takes: one recipe for all sites, or some by the sites' names.
-AnyOfSite = Recipe | BestOf | Priced
-AnyRecipe = AnyOfSite | Mapping[str, AnyOfSite]
+AnySiteRecipe = Recipe | Priced
+AnyRecipe = AnySiteRecipe | Mapping[str, AnySiteRecipe]
 
 
-def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnyOfSite]:
+def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnySiteRecipe]:
     """Site name -> its recipe.
 
     Args:
@@ -358,14 +317,16 @@ def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnyOfSi
     """
     recipes = recipe if isinstance(recipe, Mapping) else {"*": recipe}
     for value in recipes.values():
-        if not isinstance(value, Recipe | BestOf | Priced):
+        if not isinstance(value, Recipe | Priced):
             raise ValueError(
                 f"recipe is {value!r}; allowed: a Recipe, e.g. snnjax.light() or "
                 "snnjax.best() (called), or site names and patterns with a recipe each"
             )
     by_site = matching(recipes, site_names, "recipe")
-    budgets = {(r.price, r.spikes) for r in by_site.values() if isinstance(r, Priced)}
-    if len(budgets) > 1 and any(spikes is not None for _, spikes in budgets):
+    priced = [recipe for recipe in by_site.values() if isinstance(recipe, Priced)]
+    budgets = {(recipe.price, recipe.spikes) for recipe in priced}
+    has_spike_limit = any(recipe.spikes is not None for recipe in priced)
+    if len(budgets) > 1 and has_spike_limit:
         raise ValueError(
             "a number of spikes is one of the whole network, and the recipes by site "
             f"have the (price, spikes) {sorted(map(str, budgets))}; allowed: the same "
@@ -374,18 +335,14 @@ def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnyOfSi
     return by_site
 
 
-def sweeps_by_site(
-    by_site: Mapping[str, Recipe | BestOf],
-) -> list[list[dict[str, tuple[Calibrator, ...]]]]:
-    """For each alternative, for each sweep: site name -> its calibrators.
+def sweeps_of_sites(
+    recipes: Mapping[str, Recipe],
+) -> list[list[tuple[Calibrator, ...]]]:
+    """For each sweep, the calibrators of each site, in order.
 
-    A site whose recipe has fewer alternatives than others keeps its last one, and with
-    fewer sweeps it is left as it is.
+    A site whose recipe has fewer sweeps than those of other sites is left as it is in
+    the last ones.
     """
-    count = max((len(r.alternatives) for r in by_site.values()), default=1)
-    alternatives = []
-    for number in range(count):
-        own = {n: r.alternatives[: number + 1][-1].sweeps for n, r in by_site.items()}
-        sweeps = itertools.zip_longest(*own.values(), fillvalue=())
-        alternatives.append([dict(zip(own, chains, strict=True)) for chains in sweeps])
-    return alternatives
+    sweeps_by_site = [recipe.sweeps for recipe in recipes.values()]
+    sweeps = itertools.zip_longest(*sweeps_by_site, fillvalue=())
+    return [list(chains) for chains in sweeps]

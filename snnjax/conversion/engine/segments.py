@@ -1,7 +1,7 @@
-"""Compiled pieces of a conversion: from the spikes of some sites to the next site.
+"""Compiled segments of a network: from the spikes of some sites to the next site.
 
-Each is of one micro-batch, whose images the devices share. Equal work of equal layers
-is compiled once.
+A program computes one micro-batch, whose images the devices share. Layers that do the
+same work are compiled once.
 """
 
 import dataclasses
@@ -20,16 +20,19 @@ from snnjax.codes import Code
 from snnjax.network.equations import Values, read
 from snnjax.network.evaluate import evaluate, identity, operator_rule
 from snnjax.network.sites import Site
-from snnjax.network.stages import Segment, streaming
+from snnjax.network.stages import Segment, Stage, nameless, streaming
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 
-Axes = tuple[int | None, ...]
+Axis = int | None  # the axis of the images; None: the array has no images
 
 
 class Results(NamedTuple):
-    """What a stage gives for a micro-batch.
+    """What a stage computes for a micro-batch.
 
-    The outputs are a site's current or activation and its maximum, or the network's.
+    Attributes:
+        outputs: a site's current; or its activation in the ANN, and the maximum of a
+            clipped ReLU behind it; or the outputs of the network.
+        carried: values that later stages read, too.
     """
 
     outputs: tuple[jax.Array, ...]
@@ -37,9 +40,14 @@ class Results(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A segment as a function of its sources, some of which have a time axis.
+    """A segment as a function of its sources; hashable, so that ``jit`` knows it again.
 
-    With a site its activation takes the place of the first output.
+    Attributes:
+        segment: the equations.
+        streams: for each source, whether it has a time axis.
+        steps: T, the length of that axis.
+        code: what a spike is worth at each step.
+        site: in the ANN, the site whose activation takes the place of its current.
     """
 
     segment: Segment
@@ -49,56 +57,87 @@ class Work(NamedTuple):
     site: Site | None = None
 
     def __call__(self, *sources: Any) -> Results:
-        segment, steps = self.segment, self.steps
-        values: Values = {
-            v: decode(source, steps) if isinstance(source, SpikeTrain) else source
-            for v, source in zip(segment.inputs, sources, strict=True)
-        }
-        in_time, rule = self._reached(self.streams), operator_rule(self.code)
-        evaluate(segment.equations, values, rule, streams=in_time)
-        outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
+        values: Values = {}
+        for variable, source in zip(self.segment.inputs, sources, strict=True):
+            if isinstance(source, SpikeTrain):
+                source = decode(source, self.steps)
+            values[variable] = source
+        evaluate(
+            self.segment.equations,
+            values,
+            operator_rule(self.code),
+            streams=self._reached_from(self.streams),
+        )
+        outputs = [jnp.asarray(read(values, v)) for v in self.segment.outputs]
         if self.site is not None:
             outputs[0] = identity(self.site, *outputs)
-        return Results(tuple(outputs), tuple(values[v] for v in segment.carried))
+        carried = tuple(values[v] for v in self.segment.carried)
+        return Results(tuple(outputs), carried)
 
-    def axes(self, have_images: Sequence[bool]) -> tuple[Axes, Results]:
-        """The axis of the images of every source and result; None: it has none."""
+    def image_axes(
+        self, have_images: Sequence[bool]
+    ) -> tuple[tuple[Axis, ...], Results]:
+        """The axis of the images of every source, and of every result.
+
+        Args:
+            have_images: for each source, whether it differs from image to image.
+        """
+        streams = self._reached_from(self.streams)
+        depend_on_images = self._reached_from(have_images)
+
+        def image_axis(variable: Any) -> Axis:
+            if variable not in depend_on_images:
+                return None
+            return 1 if variable in streams else 0
+
         segment = self.segment
-        in_time, of_images = map(self._reached, (self.streams, have_images))
+        source_axes = tuple(map(image_axis, segment.inputs))
+        output_axes: Any = tuple(map(image_axis, segment.outputs))
+        carried_axes: Any = tuple(map(image_axis, segment.carried))
+        return source_axes, Results(output_axes, carried_axes)
 
-        def axis(variable: Any) -> int | None:
-            return int(variable in in_time) if variable in of_images else None
+    def _reached_from(self, selected: Sequence[bool]) -> frozenset[int]:
+        """The selected inputs, and the variables that are computed from them."""
+        inputs = itertools.compress(self.segment.inputs, selected)
+        return streaming(self.segment.equations, inputs)
 
-        results = segment.outputs, segment.carried
-        of_results: Any = (tuple(map(axis, variables)) for variables in results)
-        return tuple(map(axis, segment.inputs)), Results(*of_results)
 
-    def _reached(self, which: Sequence[bool]) -> frozenset[int]:
-        """These inputs, and the variables that follow from them."""
-        segment = self.segment
-        own = itertools.compress(segment.inputs, which)
-        return streaming(segment.equations, own)
+def ann_work(stage: Stage, code: Code) -> Work:
+    """The work of a stage in the ANN, where no value has a time axis."""
+    return Work(
+        segment=stage.segment,
+        streams=(False,) * len(stage.sources),
+        steps=1,
+        code=code,
+        site=None if stage.site is None else nameless(stage.site),
+    )
 
 
 class Current(NamedTuple):
-    """The mean current into a site as a function of its weights.
+    """The mean current into a site as a function of the weights that feed it.
 
-    They take the slots among the sources of the work, whose images lie on these axes.
+    Attributes:
+        work: computes the current from all sources of a stage.
+        slots: where among the sources the weights stand.
+        axes: the axis of the images of each source.
     """
 
     work: Work
     slots: tuple[int, ...]
-    axes: Axes
+    axes: tuple[Axis, ...]
 
-    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
-        """That of the images with these numbers, None: of all; [B, ...]."""
-        values = [
-            source if axis is None or rows is None else jnp.take(source, rows, axis)
-            for source, axis in zip(sources, self.axes, strict=True)
-        ]
+    def __call__(
+        self, weights: Sequence[jax.Array], sources: Sequence[Any], rows: Any
+    ) -> jax.Array:
+        """The current [B, ...] of the images with these numbers; None: of all."""
+        arguments = list(sources)
+        if rows is not None:
+            for slot, axis in enumerate(self.axes):
+                if axis is not None:
+                    arguments[slot] = jnp.take(sources[slot], rows, axis)
         for slot, weight in zip(self.slots, weights, strict=True):
-            values[slot] = weight
-        return self.work(*values).outputs[0]
+            arguments[slot] = weight
+        return self.work(*arguments).outputs[0]
 
 
 @functools.partial(jit, static_argnums=(0, 2, 3))
@@ -108,12 +147,15 @@ def run(
     have_images: tuple[bool, ...],
     batch_sharding: NamedSharding | None,
 ) -> Results:
-    """Results of some work for a micro-batch; each device has its own images."""
-    in_axes, out_axes = work.axes(have_images)
-    axes = tuple(  # one for each array of a train
-        dataclasses.replace(source, bits=axis, threshold=None, offset=None)
-        if isinstance(source, SpikeTrain)
-        else axis
-        for source, axis in zip(sources, in_axes, strict=True)
+    """The results of a micro-batch; each device computes its share of the images."""
+    source_axes, result_axes = work.image_axes(have_images)
+    axes_of_arrays: list[Any] = []
+    for source, axis in zip(sources, source_axes, strict=True):
+        if isinstance(source, SpikeTrain):
+            # A train is several arrays, of which the packed bits alone have images.
+            axis = dataclasses.replace(source, bits=axis, threshold=None, offset=None)
+        axes_of_arrays.append(axis)
+    compute = sharding.on_each_device(
+        work, batch_sharding, tuple(axes_of_arrays), result_axes
     )
-    return sharding.on_each_device(work, batch_sharding, axes, out_axes)(*sources)
+    return compute(*sources)

@@ -1,7 +1,7 @@
 """The view of a site that all images have reached, for its calibrators.
 
-The currents of the spiking network are computed for the weights that a calibrator
-tries. The latest ones stay in memory if they take less than `CACHE_BYTES`.
+The currents of the SNN are computed for the weights that a calibrator tries. The latest
+ones stay in memory if they take less than `CACHE_BYTES`.
 """
 
 import copy
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from snnjax import sharding
 from snnjax._trees import is_kernel
@@ -19,8 +20,8 @@ from snnjax._types import Per
 from snnjax.calibrators.running import answer
 from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Target, View, latest
+from snnjax.conversion.engine.calibration import Boundary, Calibration, Parts
 from snnjax.conversion.engine.segments import Current, Results, Work
-from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
 from snnjax.network.stages import LoneProduct, lone_products
@@ -34,40 +35,55 @@ class SiteView(View):
     """A `View` of a site: its currents follow from the calibrated layers below.
 
     Args:
-        state: where all images have reached the site.
-        i: number of the site, and of the stage that leads to it.
-        activations: of the ANN, of all micro-batches.
+        calibration: the network, its images and settings.
+        boundary: where all images have reached the site.
+        stage_number: of the stage that leads to the site.
+        activations: of the ANN, for each micro-batch.
         own_maximum: as for `View`.
     """
 
     def __init__(
         self,
-        state: State,
-        i: int,
+        calibration: Calibration,
+        boundary: Boundary,
+        stage_number: int,
         activations: list[jax.Array],
-        own_maximum: jax.Array | None,
+        own_maximum: np.ndarray | None,
     ):
-        self._state, self._i, self._stage = state, i, state.stages[i]
+        self._calibration = calibration
+        self._boundary = boundary
+        self._stage_number = stage_number
+        self._stage = calibration.stages[stage_number]
         site = self._stage.place
         super().__init__(
             site,
-            state.dynamics(site),
-            activations[: state.fitted],
-            shared=_shared_kernels(state.network, site),
+            calibration.dynamics(site),
+            activations,
+            shared=_shared_kernels(calibration.network, site),
             own_maximum=own_maximum,
-            neurons=state.neurons,
-            batch_sharding=state.batch_sharding,
+            neurons=calibration.neuron_count,
+            batch_sharding=calibration.batch_sharding,
+        )
+        # Weights -> the stage's results for each micro-batch.
+        self.results: Callable[[WeightsByPath], Iterable[Results]] = self._results
+        if self._current_bytes() <= CACHE_BYTES:
+            self.results = latest(lambda weights: list(self._results(weights)))
+
+    def _results(self, weights: WeightsByPath) -> Iterator[Results]:
+        changed_params = by_variable(self._calibration.network, weights)
+        return self._calibration.run_snn(
+            self._stage_number,
+            self._boundary.spikes,
+            self._boundary.params | changed_params,
         )
 
-        def results(weights: WeightsByPath) -> Iterator[Results]:
-            return state.run_snn(i, by_variable(state.network, weights))
-
-        # Weights -> the stage's results, of the micro-batches that judge as well.
-        self.results: Callable[[WeightsByPath], Iterable[Results]] = results
-        times = state.steps if state.needs_time else 1
-        share = sum(state.sizes) // sharding.size(state.batch_sharding)
-        if 4 * share * times * math.prod(site.shape) <= CACHE_BYTES:
-            self.results = latest(lambda weights: list(results(weights)))
+    def _current_bytes(self) -> int:
+        """What the currents of all images take on each device."""
+        calibration = self._calibration
+        steps = calibration.steps if calibration.needs_time else 1
+        devices = sharding.size(calibration.batch_sharding)
+        images = sum(calibration.batch_sizes) // devices
+        return 4 * images * steps * math.prod(self.site.shape)
 
     @functools.cached_property
     def kernels(self) -> list[int]:
@@ -75,120 +91,167 @@ class SiteView(View):
 
         A kernel of an earlier stage may reach the site too, by a residual sum without
         an activation: it belongs to the first site that it reaches. An encoder's stage
-        has those of its products.
+        has the kernels of its products.
         """
         if self.site.is_encoder:
             return [product.kernel for product in self._lone_products]
-        state = self._state
-        feeds = state.network.feeds[self.site.name]
-        own = (v for v in feeds if v in self._stage.sources)
-        return [v for v in own if is_kernel(state.params[v])]
+        stage_kernels = []
+        for variable in self._calibration.network.feeds[self.site.name]:
+            is_read_here = variable in self._stage.sources
+            if is_read_here and is_kernel(self._boundary.params[variable]):
+                stage_kernels.append(variable)
+        return stage_kernels
+
+    @property
+    def weights(self) -> WeightsByPath:
+        """Path -> kernel of the SNN, as calibrated up to here."""
+        paths = self._calibration.network.parameters
+        params = self._boundary.params
+        return {paths[variable]: params[variable] for variable in self.kernels}
 
     @functools.cached_property
     def _lone_products(self) -> list[LoneProduct]:
-        return lone_products(self._state.network, self._state.stages, self._i)
+        calibration = self._calibration
+        return lone_products(
+            calibration.network, calibration.stages, self._stage_number
+        )
 
     def with_effects(self) -> "SiteView":
         if self._effects is not None:
             return self
-        view = copy.copy(self)  # with the currents that have been computed
-        view._effects = self._state.effects()[self.site.name]
-        vars(view).pop("sample", None)  # which has the effects
+        view = copy.copy(self)  # keeps the currents that have been computed
+        view._effects = self._calibration.effects()[self.site.name]
+        # The sample holds the effects, so it is drawn again.
+        vars(view).pop("sample", None)
         return view
 
     def curves(
         self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
     ) -> tuple[Curve, ...]:
-        known = self._state.curves.get(self.site.name)
-        if known is not None and offset is None and zones == (self.model.last_zone,):
-            channels = 1 if per == "layer" else self.site.shape[self.site.channel]
-            if known.thresholds.shape[1] == channels:
-                return (known,)
+        """As `View.curves`; what a survey has found is not computed again."""
+        surveyed = self._calibration.curves.get(self.site.name)
+        is_for_model = offset is None and zones == (self.model.last_zone,)
+        if surveyed is not None and is_for_model:
+            channels = self.site.shape[self.site.channel]
+            columns = 1 if per == "layer" else channels
+            if surveyed.thresholds.shape[1] == columns:
+                return (surveyed,)
         return super().curves(zones, per, offset)
 
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:
-        batches = itertools.islice(self.results(weights), self._state.fitted)
-        return (results.outputs[0] for results in batches)
+        return (results.outputs[0] for results in self.results(weights))
 
     def feed(self, every: int = 1) -> tuple[Current, list[jax.Array]]:
-        state, stage = self._state, self._stage
-        sources = self._sources(state.spikes, state.params, state.streams, every)
-        slots = tuple(map(stage.sources.index, self.kernels))
-        # Of means, T does not matter: one program for every T.
-        work = Work(stage.segment, (False,) * len(sources), 1, self.code)
-        axes = tuple(0 if v in state.spikes else None for v in stage.sources)
+        stage = self._stage
+        spikes = self._boundary.spikes
+        sources = self._sources(
+            parts=spikes,
+            params=self._boundary.params,
+            streams=self._calibration.streams,
+            every=every,
+        )
+        # Of means, T does not matter: one program serves every T.
+        work = Work(
+            segment=stage.segment,
+            streams=(False,) * len(sources),
+            steps=1,
+            code=self.code,
+        )
+        slots = tuple(stage.sources.index(kernel) for kernel in self.kernels)
+        axes = tuple(0 if v in spikes else None for v in stage.sources)
         return Current(work, slots, axes), sources
 
     def products(self, every: int = 1) -> list[Target]:
         if not self.kernels:
             return []
-        state = self._state
-        current, of_spikes = self.feed(every)
-        of_ann = self._sources(state.activations, state.original, frozenset(), every)
+        spiking_current, spiking_sources = self.feed(every)
+        ann_params = self._calibration.ann_params
+        ann_sources = self._sources(
+            parts=self._boundary.activations,
+            params=ann_params,
+            streams=frozenset(),
+            every=every,
+        )
         _, effects = self.thinned(every)
         targets = []
-        for kernel, segment, channel in self._lone_products:
-            own = current._replace(
-                work=current.work._replace(segment=segment),
-                slots=(self._stage.sources.index(kernel),),
+        for kernel, segment, channel_axis in self._lone_products:
+            slot = self._stage.sources.index(kernel)
+            product = spiking_current._replace(
+                work=spiking_current.work._replace(segment=segment), slots=(slot,)
             )
-            result = _result(own, [state.original[kernel]], of_ann)
-            weight = None if effects is None else _of_images(effects, result)
-            paths = (state.network.parameters[kernel],)
-            targets.append(Target(paths, own, of_spikes, result, channel, weight))
+            ann_result = _product_result(product, [ann_params[kernel]], ann_sources)
+            target = Target(
+                paths=(self._calibration.network.parameters[kernel],),
+                current=product,
+                sources=spiking_sources,
+                result=ann_result,
+                channel=channel_axis,
+                effects=_effects_at(ann_result, effects),
+            )
+            targets.append(target)
         return targets
 
     def _sources(
-        self, parts: Parts, values: Values, streams: frozenset[int], every: int
+        self, *, parts: Parts, params: Values, streams: frozenset[int], every: int
     ) -> list[jax.Array]:
-        """What the stage reads of all images to fit to: means of what is in time."""
-        variables = [v for v in self._stage.sources if v in parts]
-        of_images = {}
-        for v in variables:
-            of_batches = parts[v][: self._state.fitted]
-            if v in streams:
-                steps, code = self.steps, self.code
-                of_batches = [answer(steps, code, part) for part in of_batches]
-            of_images[v] = self.join(of_batches, every=every)
-        values = values | of_images
-        return [values[v] for v in self._stage.sources]
+        """What the stage reads, for one of ``every`` images: means of streams."""
+        sources = []
+        for variable in self._stage.sources:
+            if variable not in parts:
+                sources.append(params[variable])
+                continue
+            batches = parts[variable]
+            if variable in streams:
+                batches = [answer(self.steps, self.code, batch) for batch in batches]
+            sources.append(self.join(batches, every=every))
+        return sources
+
+
+def by_variable(network: Network, weights: WeightsByPath) -> Values:
+    """Weights by their paths -> the same by the network's variables."""
+    variables = {path: variable for variable, path in network.parameters.items()}
+    return {variables[path]: weight for path, weight in weights.items()}
 
 
 def _shared_kernels(network: Network, site: Site) -> dict[str, list[str]]:
-    """Path of each weight that feeds something else too -> all that it feeds.
+    """Path of each weight that feeds something else, too -> all that it feeds.
 
     The kernels of an encoder's stage have no other reader (`lone_products`).
     """
-    feeds = () if site.is_encoder else network.feeds[site.name]
-    readers = {network.parameters[v]: _readers(network, v) for v in feeds}
-    return {path: names for path, names in readers.items() if len(names) > 1}
+    if site.is_encoder:
+        return {}
+    readers_by_path = {}
+    for variable in network.feeds[site.name]:
+        readers = _readers(network, variable)
+        if len(readers) > 1:
+            readers_by_path[network.parameters[variable]] = readers
+    return readers_by_path
 
 
 def _readers(network: Network, parameter: int) -> list[str]:
     """The sites that a parameter reaches directly, an operator, and the readout."""
     readers = [name for name, feeds in network.feeds.items() if parameter in feeds]
-    readers += ["an operator"] * (parameter in network.operands)
-    return readers + ["the readout"] * (parameter in network.readout)
+    if parameter in network.operands:
+        readers.append("an operator")
+    if parameter in network.readout:
+        readers.append("the readout")
+    return readers
 
 
-def by_variable(network: Network, weights: WeightsByPath) -> Values:
-    """Weights by their paths -> the same by the network's variables."""
-    variables = {path: v for v, path in network.parameters.items()}
-    return {variables[path]: weight for path, weight in weights.items()}
+def _effects_at(result: jax.Array, effects: jax.Array | None) -> jax.Array | None:
+    """The effects of errors of a product's result, whose positions may be others.
 
-
-def _of_images(effects: jax.Array, result: jax.Array) -> jax.Array:
-    """The weight of a product's result, whose positions need not be the site's.
-
-    Positions that the two share, as tokens, keep their own; otherwise each image has
-    the mean of its positions.
+    Positions that the product shares with the site, as tokens, keep their effect;
+    otherwise every position of an image gets the mean of the image.
     """
-    if effects.shape[:-1] == result.shape[:-1]:
+    if effects is None or effects.shape[:-1] == result.shape[:-1]:
         return effects
     mean = effects.reshape(len(effects), -1).mean(1)
-    return mean.reshape(-1, *[1] * (result.ndim - 1))
+    return mean.reshape(-1, *itertools.repeat(1, result.ndim - 1))
 
 
 @functools.partial(jax.jit, static_argnames="current")
-def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Array:
+def _product_result(
+    current: Current, weights: list[jax.Array], sources: list[jax.Array]
+) -> jax.Array:
     return current(weights, sources, None)

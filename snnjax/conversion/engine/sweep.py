@@ -1,15 +1,16 @@
 """The sweep: all images pass from site to site, and each site is fitted on the way.
 
 At every site its calibrators compare the ANN's activation with the spikes that the
-calibrated layers below emit; its own spikes go on. The network is cut into stages
-between sites, so a sweep costs about T + 1 forward passes of all images, whatever the
-depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours.
+calibrated layers below send; then the site's spikes go on. The network is cut into
+stages between sites, so a sweep costs about T + 1 forward passes of all images,
+whatever the depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single
+sweep: ours.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,138 +25,171 @@ from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.running import fire, number_of_spikes
 from snnjax.calibrators.spending import Curve
 from snnjax.calibrators.view import Calibrator, Fit
+from snnjax.conversion.engine.calibration import Boundary, Calibration, copied
 from snnjax.conversion.engine.site_view import SiteView, by_variable
-from snnjax.conversion.engine.state import Parts, State
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
 from snnjax.sharding import put
+from snnjax.snn import SNN
+
+
+class Swept(NamedTuple):
+    """What a sweep gives: the fitted SNN, and all images before the last stage."""
+
+    snn: SNN
+    boundary: Boundary
+
+
+class SiteActivations(NamedTuple):
+    """The ANN's activations at a site.
+
+    Attributes:
+        batches: [B, ...] of each micro-batch.
+        own_maximum: of a clipped or quantized ReLU, shaped like V_th; None of others.
+    """
+
+    batches: list[jax.Array]
+    own_maximum: np.ndarray | None
 
 
 def sweep(
-    begin: State, chains: Iterable[Sequence[Calibrator]], title: str = ""
-) -> State:
-    """All images behind the last site, with the SNN that these calibrators fit.
+    calibration: Calibration, chains: Iterable[Sequence[Calibrator]], title: str
+) -> Swept:
+    """Fit every site.
 
     Args:
-        begin: all images before the first stage, with the SNN to be fitted.
-        chains: the calibrators of each site that fires, one after the other.
-        title: shown before the bar on a terminal.
+        chains: the calibrators of each firing site, in order.
+        title: what the sweep is for, shown before the bar on a terminal.
     """
-    network, neurons = begin.network, dict(begin.snn.neurons)
-    here = begin._replace(
-        params=network.arguments(begin.snn.params),
-        activations=_copied(begin.activations),
-        spikes=_copied(begin.activations),
-        sent=[[] for _ in begin.sizes],
-    )
-    sites = [stage.place for stage in here.stages[:-1]]
-    bar = shown(sites, title, "site", lambda site: site.name)
-    for i, (site, chain) in enumerate(zip(bar, chains, strict=True)):
-        fit = _fit_site(here, i, neurons[site.name], chain)
+    boundary = calibration.start()
+    neurons = dict(calibration.snn.neurons)
+    bar = shown(calibration.sites, f"{title}: ", "site", lambda site: site.name)
+    for stage_number, (site, chain) in enumerate(zip(bar, chains, strict=True)):
+        fit = _fit_site(calibration, boundary, stage_number, neurons[site.name], chain)
         neurons[site.name] = fit.neurons
-        here.params.update(by_variable(network, fit.weights))
-    leaves = [here.params[v] for v in network.parameters]
-    tree = jax.tree_util.tree_structure(begin.snn.params)
-    params = jax.tree_util.tree_unflatten(tree, leaves)
-    snn = dataclasses.replace(begin.snn, params=params, neurons=neurons)
-    return here._replace(snn=snn)
+        boundary.params.update(by_variable(calibration.network, fit.weights))
+    leaves = [boundary.params[variable] for variable in calibration.network.parameters]
+    structure = jax.tree_util.tree_structure(calibration.snn.params)
+    params = jax.tree_util.tree_unflatten(structure, leaves)
+    snn = dataclasses.replace(calibration.snn, params=params, neurons=neurons)
+    return Swept(snn, boundary)
 
 
 def survey(
-    begin: State, zones: tuple[float, ...] | None, per_site: Mapping[str, Per]
-) -> list[list[Curve]]:
-    """For each last zone, or the models' own, the curves of these sites.
+    calibration: Calibration,
+    zones: Sequence[float] | None,
+    per_site: Mapping[str, Per],
+) -> list[dict[str, Curve]]:
+    """For each last zone, the curves of these sites by name; one pass of the ANN.
 
-    It takes one pass of the ANN.
+    Args:
+        zones: last zones that take the place of the model's own; None: that alone.
+        per_site: name of each site -> what has a threshold of its own there.
     """
-    here = begin._replace(activations=_copied(begin.activations))
-    of_sites = []
-    for i, stage in enumerate(here.stages[:-1]):
-        activations, own_maximum = _pass_ann(here, i)
-        if stage.place.name in per_site:
-            view = SiteView(here, i, activations, own_maximum)
-            tried = zones or (view.model.last_zone,)
-            of_sites.append(view.curves(tried, per_site[stage.place.name]))
-    return list(map(list, zip(*of_sites, strict=True)))
-
-
-def _copied(parts: Parts) -> Parts:
-    return {v: list(part) for v, part in parts.items()}
+    boundary = calibration.start()
+    curves_of_zones: list[dict[str, Curve]] = [{} for _ in zones or (None,)]
+    bar = shown(calibration.sites, "thresholds: ", "site", lambda site: site.name)
+    for stage_number, site in enumerate(bar):
+        activations = _pass_ann(calibration, boundary, stage_number)
+        if site.name not in per_site:
+            continue
+        view = SiteView(calibration, boundary, stage_number, *activations)
+        site_zones = tuple(zones or (view.model.last_zone,))
+        site_curves = view.curves(site_zones, per_site[site.name])
+        for curves, curve in zip(curves_of_zones, site_curves, strict=True):
+            curves[site.name] = curve
+    return curves_of_zones
 
 
 def _fit_site(
-    here: State, i: int, neurons: NeuronParams, chain: Sequence[Calibrator]
+    calibration: Calibration,
+    boundary: Boundary,
+    stage_number: int,
+    neurons: NeuronParams,
+    chain: Sequence[Calibrator],
 ) -> Fit:
-    """Fit the site, and compute what later stages read, in the ANN and in the SNN.
+    """Fit a site, and compute what later stages read, in the ANN and in the SNN.
 
-    This is a function so that activations and currents are freed before the next site.
+    This is a function, so that activations and currents are freed before the next site.
     """
-    site = here.stages[i].place
-    # The products before an encoder need what the ANN's stage reads.
-    ann_inputs = _copied(here.activations) if site.is_encoder else {}
-    activations, own_maximum = _pass_ann(here, i)
-    view = SiteView(here._replace(activations=ann_inputs), i, activations, own_maximum)
-    kernels = {here.network.parameters[v]: here.params[v] for v in view.kernels}
-    fit = start = Fit(on_host(neurons), kernels)
+    site = calibration.sites[stage_number]
+    # The products before an encoder need what the ANN's stage reads, which `_pass_ann`
+    # drops. Other sites need nothing of it, so that memory is free.
+    ann_sources = copied(boundary.activations) if site.is_encoder else {}
+    activations = _pass_ann(calibration, boundary, stage_number)
+    view = SiteView(
+        calibration,
+        boundary._replace(activations=ann_sources),
+        stage_number,
+        *activations,
+    )
+    fit = start = Fit(neurons, view.weights)
     for calibrate in chain:
-        # A copy, so that what is changed in place is detected as well.
-        after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
-        fit = _placed_like(fit, checked(view, fit, after), here.batch_sharding)
+        # The calibrator gets a copy, so that weights it changes in place are noticed.
+        changed = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
+        fit = checked(view, fit, changed)
+        fit = _placed_like(start, fit, calibration.batch_sharding)
     check_values(site, start, fit)
-    full = broadcast(fit.neurons, site)
+    neurons_in_full = broadcast(fit.neurons, site)
 
-    def results() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
-        for k, results in enumerate(view.results(fit.weights)):
-            fired = fire(view.dynamics, full, results.outputs[0])
-            here.sent[k].append(number_of_spikes(view.dynamics, full, fired))
+    def results_with_spikes() -> Iterator[tuple[Any, Sequence[jax.Array]]]:
+        for batch, results in enumerate(view.results(fit.weights)):
+            fired = fire(view.dynamics, neurons_in_full, results.outputs[0])
+            spikes = number_of_spikes(view.dynamics, neurons_in_full, fired)
+            boundary.spike_counts[batch].append(spikes)
             yield fired.output, results.carried
 
-    here.advance(here.spikes, i, results())
+    calibration.advance(stage_number, boundary.spikes, results_with_spikes())
     return fit
 
 
-def _placed_like(before: Fit, after: Fit, batch_sharding: NamedSharding | None) -> Fit:
-    """The weights with the sharding that they had before."""
+def _placed_like(start: Fit, fit: Fit, batch_sharding: NamedSharding | None) -> Fit:
+    """The weights with the sharding that they had at the start."""
     if batch_sharding is None:
-        return after
-    weights = dict(after.weights)
-    for path, old in before.weights.items():
-        if weights[path] is not old:
-            weights[path] = put(weights[path], old.sharding)
-    return after._replace(weights=weights)
+        return fit
+    weights = dict(fit.weights)
+    for path, original in start.weights.items():
+        if weights[path] is not original:
+            weights[path] = put(weights[path], original.sharding)
+    return fit._replace(weights=weights)
 
 
-def _pass_ann(here: State, i: int) -> tuple[list[jax.Array], jax.Array | None]:
-    """The ANN's activations at site i, and the maximum if a ReLU there has one."""
-    activations, maxima = [], []
+def _pass_ann(
+    calibration: Calibration, boundary: Boundary, stage_number: int
+) -> SiteActivations:
+    """Carry the ANN's images past a site, and return the activations there."""
+    batches = []
+    maxima = []
 
     def results() -> Iterator[tuple[jax.Array, Sequence[jax.Array]]]:
-        for (activation, *maximum), carried in here.run_ann(i):
-            activations.append(activation)
-            maxima.append(maximum)
-            yield activation, carried
+        for stage in calibration.run_ann(stage_number, boundary.activations):
+            activation, *maximum = stage.outputs
+            batches.append(activation)
+            maxima.extend(maximum[:1])
+            yield activation, stage.carried
 
-    here.advance(here.activations, i, results())
-    site = here.stages[i].place
-    own_maximum = maxima[-1][0] if maxima[-1] else None
-    _check_maximum(site, own_maximum)  # first: it may be why activations are infinite
-    _check_range(site, activations)
-    if own_maximum is None:
-        return activations, None
-    return activations, _shaped_like_threshold(own_maximum, site)
+    calibration.advance(stage_number, boundary.activations, results())
+    site = calibration.sites[stage_number]
+    own_maximum = None
+    if maxima:
+        # It is checked first, since it may be why activations are infinite.
+        _check_maximum(site, maxima[-1])
+        own_maximum = _shaped_like_threshold(maxima[-1], site)
+    _check_activations(site, batches)
+    return SiteActivations(batches, own_maximum)
 
 
 @by_numpy_or_xla
 def _ends(activation: Any) -> list[Any]:
     """The least and the largest number."""
-    return [end.astype(np.float32) for end in (activation.min(), activation.max())]
+    return [activation.min().astype(np.float32), activation.max().astype(np.float32)]
 
 
-def _check_range(site: Site, activations: Sequence[jax.Array]) -> None:
+def _check_activations(site: Site, batches: Sequence[jax.Array]) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
-    ends = np.asarray(jax.device_get([_ends(part) for part in activations]))
+    ends = np.asarray(jax.device_get([_ends(batch) for batch in batches]))
     if not np.isfinite(ends).all():
-        check_finite(f"the activations of site {site.name!r}", activations)
+        check_finite(f"the activations of site {site.name!r}", batches)
     if not ends.any():
         warn(
             f"the activations of site {site.name!r} are 0 for all calibration "
@@ -164,32 +198,22 @@ def _check_range(site: Site, activations: Sequence[jax.Array]) -> None:
         )
 
 
-def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
+def _check_maximum(site: Site, maximum: jax.Array) -> None:
     """Raise if the network has a maximum that no threshold can be."""
-    if maximum is None:
-        return
-    least, largest = float(np.min(maximum)), float(np.max(maximum))
-    if not (least > 0 and math.isfinite(largest)):  # NaN is not
+    lowest = float(np.min(maximum))
+    highest = float(np.max(maximum))
+    is_usable = lowest > 0 and math.isfinite(highest)  # false of NaN, too
+    if not is_usable:
         raise ValueError(
-            f"the maximum of the {site.kind} at site {site.name!r} is {least:g} to "
-            f"{largest:g} among the params; allowed: finite and > 0. Train its "
+            f"the maximum of the {site.kind} at site {site.name!r} is {lowest:g} to "
+            f"{highest:g} among the params; allowed: finite and > 0. Train its "
             "logarithm, and give jnp.exp of that"
         )
 
 
-def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
+def _shaped_like_threshold(maximum: jax.Array, site: Site) -> np.ndarray:
     """One number per channel of a maximum that may be one for all of them."""
     shape = parameter_shapes(site)["threshold"]
     maximum = on_host(maximum)
-    own = maximum.reshape(maximum.shape[-len(shape) :]).astype(np.float32)
-    return own + np.zeros(shape, np.float32)
-
-
-def ann_outputs(here: State) -> list[tuple[jax.Array, ...]]:
-    """Of each micro-batch the ANN's outputs; raise unless all of them are finite."""
-    outputs = [results.outputs for results in here.run_ann(-1)]
-    names = here.network.output_names()
-    for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
-        which = f" {name!r}" if name else ""
-        check_finite(f"the outputs{which} of the network", parts)
-    return outputs
+    maximum = maximum.reshape(maximum.shape[-len(shape) :]).astype(np.float32)
+    return maximum + np.zeros(shape, np.float32)

@@ -1,0 +1,197 @@
+"""The ANN of all calibration images, and the effect of an error on its outputs.
+
+    w[n, p] = mean over channels of (d (r[n] y[n]) / d a[n, p])^2 / mean of |y|^2
+
+a is the activation of a site for image n at position p, y the outputs of the ANN, r
+random signs. The expected w is the mean over channels of sum_k (d y_k / d a)^2, the
+diagonal of the Gauss-Newton matrix, over the size of y. So the errors of all sites are
+on one scale, that of `snnjax.conversion.engine.outputs`. One backward pass gives w for
+all sites. Source of the estimate by random signs: Hutchinson, 1990; of its use: ours.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import by_numpy_or_xla, namespace, wide
+from snnjax._programs import jit
+from snnjax.codes import Code
+from snnjax.conversion.engine.segments import Results, ann_work
+from snnjax.conversion.images import MicroBatch
+from snnjax.network.equations import Network, Values
+from snnjax.network.stages import Stage
+
+Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
+
+
+class AnnPass(NamedTuple):
+    """What the ANN computes for all images.
+
+    Attributes:
+        results: for each micro-batch, the results of each stage; empty if not kept.
+        effects: site name -> w of each micro-batch; empty if not asked for.
+    """
+
+    results: list[list[Results]]
+    effects: dict[str, list[jax.Array]]
+
+
+def pass_ann(
+    network: Network,
+    stages: Sequence[Stage],
+    params: Any,
+    code: Code,
+    batches: Sequence[MicroBatch],
+    *,
+    keep_results: bool,
+    with_effects: bool,
+) -> AnnPass:
+    """Run all stages of the ANN in one program, which compiles faster than one each."""
+    # An output that does not depend on the images has no error.
+    has_error = tuple(variable in network.dependent for variable in network.outputs)
+    results = []
+    effects = []
+    sizes = []
+    for batch in batches:
+        batch_results, batch_effects, batch_size = _run_all_stages(
+            tuple(stages),
+            code,
+            has_error,
+            keep_results,
+            with_effects,
+            network.arguments(params, batch.images),
+            # An image has the same signs whatever micro-batch it is in.
+            np.asarray(batch.numbers, np.int32),
+        )
+        results.append(batch_results)
+        effects.append(batch_effects)
+        sizes.append(batch_size)
+    if not with_effects:
+        return AnnPass(results, effects={})
+    image_count = sum(len(batch.numbers) for batch in batches)
+    return AnnPass(results, _over_output_size(image_count, effects, sizes))
+
+
+@functools.partial(jit, static_argnums=range(5))
+def _run_all_stages(
+    stages: tuple[Stage, ...],
+    code: Code,
+    has_error: tuple[bool, ...],
+    keep_results: bool,
+    with_effects: bool,
+    inputs: Values,
+    image_numbers: jax.Array,
+) -> tuple[list[Results], Effects, Any]:
+    """Results of all stages, squared gradients of r y, and the sum of |y|^2."""
+    sites = {stage.site.name: stage.site for stage in stages if stage.site is not None}
+
+    def run(errors: Effects) -> tuple[list[jax.Array], list[Results]]:
+        """Floating outputs if activations have these errors, and all results."""
+        values = dict(inputs)
+        stage_results = []
+        for stage in stages:
+            sources = [values[v] for v in stage.sources]
+            results = ann_work(stage, code)(*sources)
+            if stage.site is not None and stage.output is not None:
+                activation, *maximum = results.outputs
+                if with_effects:
+                    activation = activation + errors[stage.site.name]
+                values[stage.output] = activation
+                results = results._replace(outputs=(activation, *maximum))
+            values.update(zip(stage.carried, results.carried, strict=True))
+            stage_results.append(results)
+        outputs = []
+        for output, counts in zip(stage_results[-1].outputs, has_error, strict=True):
+            if counts and jnp.issubdtype(output.dtype, jnp.floating):
+                outputs.append(output)
+        return outputs, stage_results
+
+    if not with_effects:
+        _, stage_results = run({})
+        return stage_results, {}, None
+    no_errors = {
+        name: jnp.zeros((len(image_numbers), *site.shape), site.dtype)
+        for name, site in sites.items()
+    }
+    outputs, transpose, stage_results = jax.vjp(run, no_errors, has_aux=True)
+    signs, size = _signs_of_outputs(outputs, image_numbers)
+    (gradients,) = transpose(signs)
+    effects = {}
+    for name, gradient in gradients.items():
+        squares = jnp.square(gradient.astype(jnp.float32))
+        effects[name] = squares.mean(sites[name].channel, keepdims=True)
+    return stage_results if keep_results else [], effects, size
+
+
+def _signs_of_outputs(
+    outputs: list[jax.Array], image_numbers: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """The cotangents r of all outputs, and the sum of |y|^2 over these images.
+
+    Several outputs count alike: the signs of each are divided by its own size in these
+    images, and the sum is then the number of images times that of the outputs.
+    """
+    image_count = len(image_numbers)
+    signs = []
+    squares = []
+    position = 0  # of the first number of an output among all numbers of an image
+    for output in outputs:
+        signs.append(_random_signs(output, image_numbers, position))
+        squares.append(jnp.square(wide(output)).sum().astype(jnp.float32))
+        position += math.prod(output.shape[1:])
+    if len(outputs) == 1:
+        return signs, squares[0]
+    normalized_signs = []
+    for sign, square in zip(signs, squares, strict=True):
+        root = jnp.sqrt(jnp.where(square > 0, square, 1) / image_count)
+        normalized_signs.append(sign / root.astype(sign.dtype))
+    return normalized_signs, jnp.float32(image_count * len(outputs))
+
+
+def _random_signs(
+    output: jax.Array, image_numbers: jax.Array, position: int
+) -> jax.Array:
+    """Signs like an output [B, ...]; each follows from its image and its position.
+
+    They are the last bit of a hash: XLA takes a second to compile JAX's random bits.
+    """
+    size = math.prod(output.shape[1:])
+    image_hash = _hash(jnp.asarray(image_numbers, jnp.uint32) + jnp.uint32(1))
+    positions = jnp.arange(position, position + size, dtype=jnp.uint32)
+    bits = _hash(image_hash[:, None] + positions[None]) & jnp.uint32(1)
+    return (2 * bits.astype(output.dtype) - 1).reshape(output.shape)
+
+
+def _hash(h: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3 (Appleby, public domain)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> jnp.uint32(shift)) * jnp.uint32(factor)
+    return h ^ h >> jnp.uint32(16)
+
+
+@functools.partial(by_numpy_or_xla, static=1)
+def _over_output_size(
+    image_count: int, effects: Sequence[Effects], sizes: Sequence[jax.Array]
+) -> dict[str, list[jax.Array]]:
+    """Site name -> the effects of each micro-batch, over the mean |y|^2.
+
+    An effect that is not finite, as the gradient of a root at 0, becomes 0. Where a
+    site has no effect at all, errors count alike, and so much that no price matters.
+    """
+    xp = namespace(sizes[0])
+    size = functools.reduce(operator.add, sizes) / image_count
+    size = xp.where(size > 0, size, 1)
+
+    def scaled(*parts: jax.Array) -> list[jax.Array]:
+        usable = [xp.where(xp.isfinite(part), part, 0) for part in parts]
+        total = functools.reduce(operator.add, [part.sum() for part in usable])
+        is_usable = xp.isfinite(total) & (total > 0)
+        return [xp.where(is_usable, part / size, 1) for part in usable]
+
+    return jax.tree.map(scaled, *effects)

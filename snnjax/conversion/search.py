@@ -1,0 +1,338 @@
+"""The search of a conversion: the last zone, the price of a spike, and the wait.
+
+    J = error of the outputs + price x spikes per neuron
+
+1. Curves of thresholds (`snnjax.calibrators.spending`) predict J for each last zone,
+   and the price at which neurons send a given number of spikes.
+2. Waits are tried from the shortest on. A wait is long enough if the outputs are nearly
+   as close to the ANN's as with a wait of T - 1, where every layer knows all of its
+   input before its first spike.
+3. If the number of spikes is limited, the price is corrected at every wait that is
+   tried, until as many spikes are sent as are allowed.
+
+All of it follows from the calibration images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from snnjax.calibrators.spending import HIGHEST, Curve, price_of, total
+from snnjax.conversion import cautions
+from snnjax.conversion.engine.calibration import Calibration
+from snnjax.conversion.engine.outputs import (
+    ann_outputs,
+    output_error,
+    spikes_per_neuron,
+)
+from snnjax.conversion.engine.sweep import survey, sweep
+from snnjax.conversion.recipes import AnySiteRecipe, Priced, Recipe, sweeps_of_sites
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.snn import SNN, models_of_sites
+
+# Last zones that are tried. One for all sites is as good as one for each, see
+# docs/codes.md.
+ZONES = (0.5, 0.6, 2 / 3, 0.8)
+# A wait is long enough if the squared error of the outputs is at most twice that of a
+# wait of T - 1: a factor that costs little accuracy, where three times was too much. So
+# is one with an error of a thousandth, which no answer notices.
+_ERROR_FACTOR = 2.0
+_NEGLIGIBLE_ERROR = 1e-3
+# Fits of one wait that bring the spikes that are sent to their limit, and how far below
+# the limit they may end.
+_PRICE_ROUNDS = 5
+_SPIKE_TOLERANCE = 0.03
+
+
+class Outcome(NamedTuple):
+    """A fitted SNN, and what it does with the calibration images.
+
+    Attributes:
+        error: mean squared error of the outputs, over their size.
+        spikes: per neuron and image.
+    """
+
+    snn: SNN
+    error: float
+    spikes: float
+
+
+class Prediction(NamedTuple):
+    """What the curves of all priced sites say before anything is fitted.
+
+    Attributes:
+        curves: site name -> its curve, under the last zone that costs least.
+        zone: that last zone; None: models keep theirs.
+        price: of a spike, at which the predicted spikes are within their limit.
+        error: of the outputs; None: it is unknown, since some sites have no price.
+    """
+
+    curves: dict[str, Curve]
+    zone: float | None
+    price: float
+    error: float | None
+
+
+def search(
+    calibration: Calibration,
+    recipes: Mapping[str, AnySiteRecipe],
+    *,
+    longest_wait: int,
+    zone_model: IntegrateAndFire | None,
+) -> SNN:
+    """Fit with the last zone, the price and the wait that are cheapest.
+
+    Args:
+        calibration: its wait is the shortest that is tried.
+        recipes: site name -> recipe.
+        longest_wait: the wait that others are compared with.
+        zone_model: the model of all sites, if its last zone may change; None: it stays.
+
+    Raises:
+        ValueError: a number of spikes that cannot be kept.
+    """
+    code, steps = calibration.snn.code, calibration.steps
+    priced = {name: r for name, r in recipes.items() if isinstance(r, Priced)}
+    first_priced = next(iter(priced.values()), None)
+    first_price = first_priced.price_under(code, steps) if first_priced else 0.0
+    spike_limit = first_priced.spikes if first_priced else None
+    _check_spike_limit(spike_limit, steps)
+    prediction = Prediction(curves={}, zone=None, price=first_price, error=None)
+    if priced and (zone_model is not None or spike_limit is not None):
+        prediction = _predict(
+            calibration,
+            priced,
+            zones=ZONES if zone_model is not None else None,
+            price=first_price,
+            spike_limit=spike_limit,
+            is_complete=len(priced) == len(recipes),
+        )
+        calibration = calibration._replace(curves=prediction.curves)
+    if zone_model is not None and prediction.zone is not None:
+        model = dataclasses.replace(zone_model, last_zone=prediction.zone)
+        models = models_of_sites(model, calibration.network.sites, model)
+        snn = dataclasses.replace(calibration.snn, model=models)
+        calibration = calibration._replace(snn=snn)
+
+    # Several waits, and rounds of prices, may ask for the same fit.
+    @functools.cache
+    def fit(wait: int, price: float | None) -> Outcome:
+        return _fit(calibration, recipes, wait=wait, price=price)
+
+    def fit_at(wait: int) -> Outcome:
+        if spike_limit is None:
+            return fit(wait, None)
+        return fit_within(
+            spike_limit,
+            fit=lambda price: fit(wait, price),
+            curves=list(prediction.curves.values()),
+        )
+
+    wait, errors = shortest_sufficient_wait(
+        error_at=lambda wait: fit_at(wait).error,
+        shortest=calibration.wait,
+        longest=longest_wait,
+        predicted_error=prediction.error,
+    )
+    outcome = fit_at(wait)
+    if wait < code.longest_wait(steps):
+        cautions.warn_of_lost_outputs(outcome.error, wait)
+    return outcome.snn.with_fit(_description(outcome, wait, errors))
+
+
+def _check_spike_limit(spike_limit: float | None, steps: int) -> None:
+    if spike_limit is not None and spike_limit > steps:
+        raise ValueError(
+            f"spikes is {spike_limit:g}, and a neuron sends at most {steps} in T = "
+            f"{steps} steps; allowed: 0 < spikes <= {steps}"
+        )
+
+
+def _predict(
+    calibration: Calibration,
+    priced: Mapping[str, Priced],
+    *,
+    zones: Sequence[float] | None,
+    price: float,
+    spike_limit: float | None,
+    is_complete: bool,
+) -> Prediction:
+    """The last zone of the least J, and what its curves predict.
+
+    Args:
+        zones: last zones to compare; None: models keep theirs.
+        price: of a spike; with a limit of spikes, a price is found for each zone.
+        is_complete: whether all sites have a price.
+    """
+    per_site = {name: recipe.per for name, recipe in priced.items()}
+    curves_of_zones = survey(calibration, zones, per_site)
+    candidates = []
+    for number, curves in enumerate(curves_of_zones):
+        zone_price = price
+        if spike_limit is not None:
+            zone_price = price_of(curves.values(), spike_limit)
+        error, spikes = total(curves.values(), zone_price)
+        excess = 0.0
+        cost = error + zone_price * spikes
+        if spike_limit is not None:
+            # Zones compete at equal spikes; one that sends too many loses.
+            excess = max(0.0, spikes - spike_limit)
+            cost = error
+        prediction = Prediction(
+            curves=curves,
+            zone=None if zones is None else zones[number],
+            price=zone_price,
+            # More than the outputs themselves is predicted for a site without effect.
+            error=error if is_complete and error <= 1 else None,
+        )
+        candidates.append((excess, cost, number, prediction))
+    *_, cheapest = min(candidates)
+    return cheapest
+
+
+def _fit(
+    calibration: Calibration,
+    recipes: Mapping[str, AnySiteRecipe],
+    *,
+    wait: int,
+    price: float | None,
+) -> Outcome:
+    """Carry the recipes out, sweep by sweep.
+
+    Args:
+        price: of all sites that have one; None: that of their own recipe.
+    """
+    snn = dataclasses.replace(calibration.snn, wait=wait)
+    calibration = calibration._replace(snn=snn, wait=wait)
+    title = f"wait {wait}" if price is None else f"wait {wait}, price {price:.2g}"
+    sweeps = sweeps_of_sites(_recipes_at(calibration, recipes, price))
+    boundary = calibration.start()
+    for number, chains in enumerate(sweeps, 1):
+        if len(sweeps) > 1:
+            title = f"sweep {number} of {len(sweeps)}"
+        fitted_snn, boundary = sweep(calibration, chains, title)
+        calibration = calibration._replace(snn=fitted_snn)
+    exact_outputs = ann_outputs(calibration, boundary)
+    return Outcome(
+        snn=calibration.snn,
+        error=output_error(calibration, boundary, exact_outputs),
+        spikes=spikes_per_neuron(calibration, boundary),
+    )
+
+
+def _recipes_at(
+    calibration: Calibration,
+    recipes: Mapping[str, AnySiteRecipe],
+    price: float | None,
+) -> dict[str, Recipe]:
+    """Site name -> recipe, where a price takes the place of the recipe's own."""
+    code, steps = calibration.snn.code, calibration.steps
+    recipes_at_price = {}
+    for name, recipe in recipes.items():
+        if isinstance(recipe, Priced):
+            site_price = recipe.price_under(code, steps) if price is None else price
+            recipe = recipe.at(code, site_price)
+        recipes_at_price[name] = recipe
+    return recipes_at_price
+
+
+def shortest_sufficient_wait(
+    error_at: Callable[[int], float],
+    *,
+    shortest: int,
+    longest: int,
+    predicted_error: float | None,
+) -> tuple[int, dict[int, float]]:
+    """The first wait whose error is at most twice that of the longest, or negligible.
+
+    Args:
+        error_at: wait -> squared error of the outputs.
+        predicted_error: stands for that of the longest wait, unless it calls the
+            shortest wait too short; then the longest is measured.
+
+    Returns:
+        The wait, and the errors that were measured, by wait.
+
+    >>> errors = (0.5, 0.1, 0.03, 0.02)
+    >>> wait, measured = shortest_sufficient_wait(
+    ...     errors.__getitem__, shortest=0, longest=3, predicted_error=None)
+    >>> wait, sorted(measured)
+    (2, [0, 1, 2, 3])
+    """
+    errors = {shortest: error_at(shortest)}
+    if shortest >= longest:
+        return shortest, errors
+
+    def is_sufficient(wait: int, reference: float) -> bool:  # false of NaN
+        return errors[wait] <= max(_ERROR_FACTOR * reference, _NEGLIGIBLE_ERROR)
+
+    if is_sufficient(shortest, predicted_error or 0.0):
+        return shortest, errors
+    errors[longest] = error_at(longest)
+    for wait in range(shortest, longest):
+        if wait not in errors:
+            errors[wait] = error_at(wait)
+        if is_sufficient(wait, errors[longest]):
+            return wait, errors
+    return longest, errors
+
+
+def fit_within(
+    spike_limit: float, *, fit: Callable[[float], Outcome], curves: Sequence[Curve]
+) -> Outcome:
+    """The outcome that sends as many spikes as are allowed.
+
+    Curves predict the spikes of neurons that know their input. What is sent differs,
+    and sites without a price send spikes, too. So the number that the curves aim at is
+    corrected, until what is sent is at most 3 % below the limit. After five rounds, the
+    outcome with most spikes among those within the limit is kept, or if there is none,
+    that of the highest price.
+
+    Args:
+        fit: price -> outcome.
+        curves: of all sites that have a price.
+
+    Raises:
+        ValueError: more spikes are sent at the highest price.
+    """
+    aim = spike_limit
+    outcomes_within = []
+    for _ in range(_PRICE_ROUNDS):
+        price = price_of(curves, aim)
+        outcome = fit(price)
+        if outcome.spikes <= spike_limit:
+            outcomes_within.append(outcome)
+            is_close = outcome.spikes >= (1 - _SPIKE_TOLERANCE) * spike_limit
+            if is_close or price == 0:
+                break
+        elif price == HIGHEST:
+            break
+        # The middle of what is tolerated, so that the next round is likely to hit it.
+        aim += (1 - _SPIKE_TOLERANCE / 3) * spike_limit - outcome.spikes
+    if outcomes_within:
+        return max(outcomes_within, key=lambda outcome: outcome.spikes)
+    outcome = fit(HIGHEST)
+    if outcome.spikes > spike_limit:
+        raise ValueError(
+            f"spikes is {spike_limit:g} per neuron and image, and with the highest "
+            f"thresholds that are tried this network sends {outcome.spikes:.3g}, where "
+            f"the squared error of its outputs is {outcome.error:.2g} of their size; "
+            "allowed: more spikes, or fewer steps"
+        )
+    return outcome
+
+
+def _description(outcome: Outcome, wait: int, errors: Mapping[int, float]) -> str:
+    """What was measured, for `SNN.fit`."""
+    text = (
+        f"{outcome.spikes:.3g} spikes per neuron and a squared error of the outputs of "
+        f"{outcome.error:.2g}, on the calibration images"
+    )
+    rejected = []
+    for tried_wait in sorted(errors):
+        if tried_wait != wait:
+            rejected.append(f"{errors[tried_wait]:.2g} with wait {tried_wait}")
+    if rejected:
+        text += f"\nerror of waits not kept: {', '.join(rejected)}"
+    return text
