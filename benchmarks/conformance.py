@@ -23,35 +23,48 @@ from benchmarks.networks import Params, convolution, neurons
 from snnjax.deploy import Layers
 
 
-def mlp(p: Params, x: jax.Array) -> jax.Array:
+def mlp(params: Params, x: jax.Array) -> jax.Array:
+    """Three hidden layers."""
     for name in ("first", "second", "dense"):
-        x = neurons(p, name, x @ p[name])
-    return x @ p["readout"]
+        x = neurons(params, name, x @ params[name])
+    return x @ params["readout"]
 
 
-def cnn(p: Params, x: jax.Array) -> jax.Array:
+def cnn(params: Params, x: jax.Array) -> jax.Array:
+    """Three convolutions and a dense layer."""
     for name, stride in (("first", 1), ("second", 2), ("third", 1)):
-        x = neurons(p, name, convolution(x, p[name], stride))
-    x = neurons(p, "dense", x.reshape(len(x), -1) @ p["dense"])
-    return x @ p["readout"]
+        x = neurons(params, name, convolution(x, params[name], stride))
+    x = neurons(params, "dense", x.reshape(len(x), -1) @ params["dense"])
+    return x @ params["readout"]
 
 
-def resnet(p: Params, x: jax.Array) -> jax.Array:
+def resnet(params: Params, x: jax.Array) -> jax.Array:
     """Two ways meet in a population, and another one reads means of windows."""
-    x = neurons(p, "first", convolution(x, p["first"]))
-    y = neurons(p, "second", convolution(x, p["second"], 2))
-    y = convolution(y, p["third"])
-    x = neurons(p, "third", y + convolution(x, p["shortcut"], 2))
+    x = neurons(params, "first", convolution(x, params["first"]))
+    y = neurons(params, "second", convolution(x, params["second"], 2))
+    y = convolution(y, params["third"])
+    x = neurons(params, "third", y + convolution(x, params["shortcut"], 2))
     window = (1, 2, 2, 1)
     x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4
-    x = neurons(p, "pooled", x.reshape(len(x), -1) @ p["pooled"])
-    return x @ p["readout"]
+    x = neurons(params, "pooled", x.reshape(len(x), -1) @ params["pooled"])
+    return x @ params["readout"]
 
 
-WIDTHS = {"first": (12, 20), "second": (20, 16), "dense": (16, 10), "readout": (10, 3)}
-KERNELS = {"first": (3, 3, 1, 6), "second": (3, 3, 6, 8), "third": (3, 3, 8, 8)}
-KERNELS |= {"shortcut": (1, 1, 6, 8), "dense": (128, 10), "pooled": (32, 10)}
-KERNELS |= {"readout": (10, 3)}
+WIDTHS = {
+    "first": (12, 20),
+    "second": (20, 16),
+    "dense": (16, 10),
+    "readout": (10, 3),
+}
+KERNELS = {
+    "first": (3, 3, 1, 6),
+    "second": (3, 3, 6, 8),
+    "third": (3, 3, 8, 8),
+    "shortcut": (1, 1, 6, 8),
+    "dense": (128, 10),
+    "pooled": (32, 10),
+    "readout": (10, 3),
+}
 IMAGES = 16
 FUNCTIONS = {  # function -> shape of an image, shapes of weights
     mlp: ((12,), WIDTHS),
@@ -74,7 +87,7 @@ class Network(NamedTuple):
 
     def drawn(self, seed: int) -> tuple[Layers, np.ndarray]:
         """Layers of whole numbers, and images for them."""
-        image, shapes = FUNCTIONS[self.fn]
+        image_shape, shapes = FUNCTIONS[self.fn]
         generator = np.random.default_rng(seed)
         params = {}
         for name, shape in shapes.items():
@@ -82,17 +95,24 @@ class Network(NamedTuple):
             params[name] = jnp.float32(generator.normal(0, scale, shape))
             bias = generator.normal(0, 0.1, shape[-1]) * self.largest_x
             params[f"{name}_bias"] = jnp.float32(self.has_biases * bias)
-        x = generator.integers(0, self.largest_x + 1, (IMAGES, *image))
+        x = generator.integers(0, self.largest_x + 1, (IMAGES, *image_shape))
         x = np.float32(x * (generator.random(x.shape) < 0.7))
         model = snnjax.integrate_and_fire(levels=self.levels)
-        options = {"recipe": snnjax.light(), "steps": self.steps, "model": model}
-        snn = snnjax.convert(self.fn, params, x, **options)
+        snn = snnjax.convert(
+            self.fn,
+            params,
+            x,
+            steps=self.steps,
+            model=model,
+            recipe=snnjax.light(),
+        )
         snn = dataclasses.replace(snn, model=dataclasses.replace(model, **self.changes))
         layers = snnjax.deploy.layers(self.fn, snn, x)
-        bits = self.largest_x.bit_length() + 1  # one of them is a sign
         # A scale with which all potentials fit: programs treat overflows differently.
         options = {"overflow": "wrap"} | self.quantize
-        return snnjax.deploy.quantize(layers, x, input_bits=bits, **options), x
+        input_bits = self.largest_x.bit_length() + 1  # one of them is a sign
+        integers = snnjax.deploy.quantize(layers, x, input_bits=input_bits, **options)
+        return integers, x
 
 
 Program = Callable[[Layers, np.ndarray], dict[str, np.ndarray]]
@@ -108,46 +128,92 @@ class Comparison(NamedTuple):
     is_exact: bool = True  # whether the program should send the same spikes
 
 
+def akida_networks() -> tuple[Network, ...]:
+    """Weights of 4 bits, but of 8 in a layer that reads images."""
+    dense_bits = {"weight_bits": 4, "state_bits": 30}
+    image_bits = {"weight_bits": {"first/*": 8, "*": 4}, "state_bits": 30}
+    networks = []
+    for levels in ((0, 15), (0, 3), (0, 1)):
+        networks.append(Network(mlp, 1, levels, 15, dense_bits))
+        networks.append(Network(cnn, 1, levels, 255, image_bits))
+    return tuple(networks)
+
+
+def sinabs_networks() -> tuple[Network, ...]:
+    """Both resets, and graded spikes."""
+    channel = {"scale": "channel"}
+    networks = []
+    for fn in (mlp, cnn, resnet):
+        networks.append(Network(fn, 6, (0, 1), 15, channel))
+        networks.append(Network(fn, 6, (0, 3), 15, {"scale": "layer"}))
+        networks.append(Network(fn, 6, (0, 1), 15, channel, {"reset": "zero"}))
+    return tuple(networks)
+
+
+def speck_networks() -> tuple[Network, ...]:
+    """With 7 bits of weights, so that biases have 8."""
+    quantize = {"scale": "layer", "weight_bits": 7}
+    changes = {"levels": (0, 255)}  # more than a neuron sends in a step
+    networks = []
+    for fn in (mlp, cnn):
+        network = Network(fn, 6, (0, 1), 3, quantize, changes, has_biases=False)
+        networks.append(network)
+    return tuple(networks)
+
+
+def loihi_networks() -> tuple[Network, ...]:
+    """With the scale and the reset of the chip."""
+    quantize = {"scale": "power_of_two"}
+    networks = []
+    for fn in (mlp, cnn, resnet):
+        networks.append(Network(fn, 6, (0, 1), 15, quantize, {"reset": "zero"}))
+    return tuple(networks)
+
+
 def comparisons() -> tuple[Comparison, ...]:
     """All of them."""
-    four_bits = {"weight_bits": 4, "state_bits": 30}
-    first_has_eight = four_bits | {"weight_bits": {"first/*": 8, "*": 4}}
-    akida: tuple[Network, ...] = ()
-    for levels in ((0, 15), (0, 3), (0, 1)):
-        akida += (Network(mlp, 1, levels, 15, four_bits),)
-        akida += (Network(cnn, 1, levels, 255, first_has_eight),)
-    kinds = ((0, 1), "channel", {}), ((0, 3), "layer", {})
-    kinds += (((0, 1), "channel", {"reset": "zero"}),)
-    sinabs = tuple(
-        Network(fn, 6, levels, 15, {"scale": scale}, changes)
-        for fn in (mlp, cnn, resnet)
-        for levels, scale, changes in kinds
-    )
-    many = {"levels": (0, 255)}  # more than a neuron sends in a step
-    layer = {"scale": "layer", "weight_bits": 7}  # so that biases have 8 bits
-    speck = tuple(
-        Network(fn, 6, (0, 1), 3, layer, many, has_biases=False) for fn in (mlp, cnn)
-    )
-    loihi = tuple(
-        Network(fn, 6, (0, 1), 15, {"scale": "power_of_two"}, {"reset": "zero"})
-        for fn in (mlp, cnn, resnet)
-    )
-    loihi_rule = "rule of Loihi (Lava b6822fbc)"
-    first = "rule of Speck (sinabs 904eb893), inhibition first"
-    by_address = "rule of Speck, events by address"
-    discrete = "sinabs, quantized for DYNAP-CNN"
-    programs = chip_programs
     return (
-        Comparison(programs.akida, "simulator of Akida 1.0", "akida", akida),
-        Comparison(programs.sinabs, "neurons of sinabs", "sinabs", sinabs),
-        Comparison(programs.dynapcnn, discrete, "sinabs", speck),
-        Comparison(programs.loihi, loihi_rule, "numpy", loihi),
-        Comparison(programs.speck, first, "numpy", speck),
-        Comparison(programs.speck_by_address, by_address, "numpy", speck, False),
+        Comparison(
+            chip_programs.akida,
+            what="simulator of Akida 1.0",
+            package="akida",
+            networks=akida_networks(),
+        ),
+        Comparison(
+            chip_programs.sinabs,
+            what="neurons of sinabs",
+            package="sinabs",
+            networks=sinabs_networks(),
+        ),
+        Comparison(
+            chip_programs.dynapcnn,
+            what="sinabs, quantized for DYNAP-CNN",
+            package="sinabs",
+            networks=speck_networks(),
+        ),
+        Comparison(
+            chip_programs.loihi,
+            what="rule of Loihi (Lava b6822fbc)",
+            package="numpy",
+            networks=loihi_networks(),
+        ),
+        Comparison(
+            chip_programs.speck,
+            what="rule of Speck (sinabs 904eb893), inhibition first",
+            package="numpy",
+            networks=speck_networks(),
+        ),
+        Comparison(
+            chip_programs.speck_by_address,
+            what="rule of Speck, events by address",
+            package="numpy",
+            networks=speck_networks(),
+            is_exact=False,
+        ),
     )
 
 
-def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
+def level_counts(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
     """How many levels are compared, are not 0, and are others than ours.
 
     Raises:
@@ -157,36 +223,47 @@ def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
     return chip_programs.compared(trace.spikes, program(layers, x))
 
 
-def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
+def table_row(comparison: Comparison, seeds: int) -> dict[str, Any]:
     """All networks and seeds of a comparison; no counts if its package is missing."""
     package = comparison.package
     version = timing.versions([package])[package]
-    row = {"version": f"{package} {version}"}
+    row: dict[str, Any] = {"version": f"{package} {version}"}
     if version == "not installed":
         return row
     counts: Counter[str] = Counter()
     for network in comparison.networks:
         for seed in range(seeds):
-            counts += counts_of(comparison.program, *network.drawn(seed))
+            layers, x = network.drawn(seed)
+            counts += level_counts(comparison.program, layers, x)
             counts["networks"] += 1
-    return row | {name: int(counts[name]) for name in COLUMNS if name not in row}
+    for name in ("networks", "spikes", "not_0", "mismatches"):
+        row[name] = int(counts[name])
+    return row
 
 
-COLUMNS = {"version": "version", "networks": "networks", "spikes": "spikes compared"}
-COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches"}
+COLUMNS = {
+    "version": "version",
+    "networks": "networks",
+    "spikes": "spikes compared",
+    "not_0": "not 0",
+    "mismatches": "mismatches",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """The command: a result with a row for each program, which is printed too."""
     options = timing.parser(__doc__).parse_args(arguments)
     seeds = 1 if options.quick else 5
     packages = ("jax", "numpy", "akida", "sinabs", "torch")
     result = timing.new_result(__doc__, packages, sizes={"seeds": seeds})
     for comparison in comparisons():
         print(f"comparing {comparison.what}", file=sys.stderr, flush=True)
-        result["sides"][comparison.what] = row = row_of(comparison, seeds)
+        row = table_row(comparison, seeds)
+        result["sides"][comparison.what] = row
         if comparison.is_exact and "mismatches" in row:
             goal = f"mismatches, {comparison.what}"
-            result["targets"] += [timing.target(goal, row["mismatches"], at_most=0)]
+            target = timing.target(goal, row["mismatches"], at_most=0)
+            result["targets"].append(target)
     text = timing.table_of("program", COLUMNS, result["sides"])
     return timing.report(result, text, options.out)
 

@@ -118,7 +118,7 @@ def spikingjelly(side: tuple[str, bool], steps: int, batch: int, size: int):
     threads = theirs.torch.get_num_threads()
     facts = {"ann": float(ann(x).abs().mean()), "threads": threads}
     snn = theirs.converted(ann, x, mode="Max", fuse_flag=True)
-    return theirs.run_of(snn, x, steps, *side), facts
+    return theirs.runner(snn, x, steps, *side), facts
 
 
 def sparxml(steps: int, batch: int, size: int):

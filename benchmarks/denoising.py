@@ -17,9 +17,9 @@ of 500 test images. "From the ANN" is the error that the conversion adds, |SNN -
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,13 +33,34 @@ from experiments import data
 from experiments.running import CODES
 
 NOISE = 25 / 255
-TRAINING, CALIBRATION, TEST, AT_A_TIME = 10_000, 128, 500, 50  # images
-EPOCHS, BATCH, LEARNING_RATE = 4, 64, 2e-3
+TRAINING = 10_000  # images
+CALIBRATION = 128
+TEST = 500
+TEST_BATCH = 50
+EPOCHS = 4
+BATCH = 64
+LEARNING_RATE = 2e-3
 
 
-PAIRS = [("radix", 4), ("radix", 6), ("radix", 8)]
-PAIRS += [("rate", 8), ("rate", 16), ("rate", 32)]
-ROWS = {f"{code} T = {steps}": (code, steps) for code, steps in PAIRS}
+class Row(NamedTuple):
+    """A conversion."""
+
+    code: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.code} T = {self.steps}"
+
+
+ROWS = (
+    Row("radix", steps=4),
+    Row("radix", steps=6),
+    Row("radix", steps=8),
+    Row("rate", steps=8),
+    Row("rate", steps=16),
+    Row("rate", steps=32),
+)
 
 
 class UNet(nn.Module):
@@ -49,25 +70,24 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        def two(x, level):
+        def convolutions(x, level):
             for _ in range(2):
                 x = nn.relu(nn.Conv(self.features * 2**level, (3, 3))(x))
             return x
 
-        x, skips = images, []
-        for level in range(2):
-            skips.append(two(x, level))
-            x = nn.max_pool(skips[-1], (2, 2), (2, 2))
-        x = two(x, 2)
-        for level, skip in reversed([*enumerate(skips)]):
-            up = nn.ConvTranspose(skip.shape[-1], (2, 2), (2, 2))(x)
-            x = two(jnp.concatenate([skip, up], -1), level)
+        first = convolutions(images, 0)
+        second = convolutions(nn.max_pool(first, (2, 2), (2, 2)), 1)
+        x = convolutions(nn.max_pool(second, (2, 2), (2, 2)), 2)
+        for level, skip in ((1, second), (0, first)):
+            larger = nn.ConvTranspose(skip.shape[-1], (2, 2), (2, 2))(x)
+            x = convolutions(jnp.concatenate([skip, larger], -1), level)
         return nn.Conv(images.shape[-1], (1, 1))(x)
 
 
 def noisy(clean: np.ndarray, seed: int) -> np.ndarray:
-    draw = np.random.default_rng(seed)
-    return clean + NOISE * draw.standard_normal(clean.shape, np.float32)
+    """Images with Gaussian noise."""
+    generator = np.random.default_rng(seed)
+    return clean + NOISE * generator.standard_normal(clean.shape, np.float32)
 
 
 def psnr(clean: np.ndarray, answer: np.ndarray) -> float:
@@ -92,69 +112,101 @@ def batches(clean: np.ndarray, epoch: int) -> Iterator[tuple[np.ndarray, np.ndar
 def trained(model: nn.Module, clean: np.ndarray, folder: Path) -> Any:
     """The weights after `EPOCHS`; resumes from its folder."""
     steps = EPOCHS * (len(clean) // BATCH)
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
     def loss(params, x, noise):
         return optax.losses.squared_error(model.apply(params, x), noise).mean()
 
-    params = model.init(jax.random.key(0), clean[:1])
-    draw = functools.partial(batches, clean)
-    depends_on = {"clean": clean, "options": (BATCH, LEARNING_RATE, NOISE)}
-    options = {"epochs": EPOCHS, "folder": folder, "depends_on": depends_on}
-    return networks.trained(loss, params, optimizer, draw, **options)
+    return networks.trained(
+        loss,
+        params=model.init(jax.random.key(0), clean[:1]),
+        optimizer=optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps)),
+        batches=functools.partial(batches, clean),
+        epochs=EPOCHS,
+        folder=folder,
+        depends_on={"clean": clean, "options": (BATCH, LEARNING_RATE, NOISE)},
+    )
 
 
-def converted(
-    code: str, steps: int, fn, params, x, test, ann: np.ndarray
+class Test(NamedTuple):
+    """What the spiking networks are measured on."""
+
+    clean: np.ndarray
+    noisy: np.ndarray
+    ann_noise: np.ndarray  # what the ANN takes for noise
+
+
+def table_row(
+    row: Row, fn: Callable, params: Any, calibration: np.ndarray, test: Test
 ) -> dict[str, Any]:
-    """Errors and costs of a spiking network; ``test`` are clean and noisy images."""
-    clean, given = test
-    snn = snnjax.convert(fn, params, x, code=CODES[code], steps=steps)
+    """Errors and costs of a spiking network."""
+    snn = snnjax.convert(
+        fn,
+        params,
+        calibration,
+        code=CODES[row.code],
+        steps=row.steps,
+    )
     run = functools.partial(jax.jit(snnjax.spiking(fn, answer=True)), snn)
-    noise = timing.in_parts(run, given, AT_A_TIME)
-    error = 100 * float(np.linalg.norm(noise - ann) / np.linalg.norm(ann))
-    errors = {"psnr": psnr(clean, given - noise), "error": error}
-    return errors | networks.costs(fn, params, snn, given[:AT_A_TIME])
+    noise = timing.in_parts(run, test.noisy, TEST_BATCH)
+    distance = np.linalg.norm(noise - test.ann_noise)
+    return {
+        "psnr": psnr(test.clean, test.noisy - noise),
+        "error": 100 * float(distance / np.linalg.norm(test.ann_noise)),
+        **networks.costs(fn, params, snn, test.noisy[:TEST_BATCH]),
+    }
 
 
-COLUMNS = {"psnr": "PSNR dB", "error": "from the ANN %", "wait": "wait"}
-COLUMNS |= {"latency": "latency", "spikes": "spikes"}
-COLUMNS |= {"operations": "energy, % of ANN", "memory": "with memory"}
+COLUMNS = {
+    "psnr": "PSNR dB",
+    "error": "from the ANN %",
+    "wait": "wait",
+    "latency": "latency",
+    "spikes": "spikes",
+    "operations": "energy, % of ANN",
+    "memory": "with memory",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--data_dir", help="of CIFAR-10")
-    options.add_argument("--training", type=Path, required=True, metavar="DIR")
-    timing.only_option(options)
-    choice = options.parse_args(arguments)
+    """The command. It reports before each row, because a row takes minutes."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data_dir", help="of CIFAR-10")
+    parser.add_argument("--training", type=Path, required=True, metavar="DIR")
+    timing.only_option(parser)
+    options = parser.parse_args(arguments)
+    model = UNet()
+    name = "digits" if options.quick else "cifar10"
     try:
-        name = "digits" if choice.quick else "cifar10"
-        dataset = data.load(name, choice.data_dir)
-        whole = (dataset.train_images[:TRAINING], dataset.test_images[:TEST])
-        clean, test = (np.float32(images) / images.max() for images in whole)
-        model = UNet()
-        params = trained(model, clean, choice.training)
+        dataset = data.load(name, options.data_dir)
+        train_images = dataset.train_images[:TRAINING]
+        test_images = dataset.test_images[:TEST]
+        clean = np.float32(train_images) / train_images.max()
+        clean_test = np.float32(test_images) / test_images.max()
+        params = trained(model, clean, options.training)
     except (data.MissingDataError, ValueError) as reason:
-        options.error(str(reason))
+        parser.error(str(reason))
     # Seeds of training are multiples of 16.
-    given, x = noisy(test, 2), noisy(clean[:CALIBRATION], 1)
+    noisy_test = noisy(clean_test, 2)
+    calibration = noisy(clean[:CALIBRATION], 1)
     ann = functools.partial(jax.jit(model.apply), params)
-    ann = timing.in_parts(ann, given, AT_A_TIME)
+    test = Test(
+        clean=clean_test,
+        noisy=noisy_test,
+        ann_noise=timing.in_parts(ann, noisy_test, TEST_BATCH),
+    )
     kernels = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
     facts = {"images": name, "weights": hashlib.sha256(kernels).hexdigest()[:16]}
-    packages = "jax", "flax", "optax", "numpy"
-    result = timing.new_result(__doc__, packages, **facts)
-    sides = timing.continued(result, choice.out, *facts)["sides"]
-    sides["noisy image"] = {"psnr": psnr(test, given)}
-    sides["ANN"] = {"psnr": psnr(test, given - ann), "error": 0.0}
-    for side, row in ROWS.items():
-        timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
-        if side not in sides and timing.is_selected(side, choice.only):
-            pair = test, given
-            sides[side] = converted(*row, model.apply, params, x, pair, ann)
+    result = timing.new_result(__doc__, ("jax", "flax", "optax", "numpy"), **facts)
+    sides = timing.continued(result, options.out, *facts)["sides"]
+    sides["noisy image"] = {"psnr": psnr(test.clean, test.noisy)}
+    ann_psnr = psnr(test.clean, test.noisy - test.ann_noise)
+    sides["ANN"] = {"psnr": ann_psnr, "error": 0.0}
+    for row in ROWS:
+        timing.report(result, timing.table_of("network", COLUMNS, sides), options.out)
+        if row.name not in sides and timing.is_selected(row.name, options.only):
+            sides[row.name] = table_row(row, model.apply, params, calibration, test)
     text = timing.table_of("network", COLUMNS, sides)
-    return timing.report(result, text, choice.out)
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

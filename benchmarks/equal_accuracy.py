@@ -137,7 +137,7 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         file.write_text(json.dumps(facts))
     facts = json.loads(file.read_text())
     options = x[:BATCH], facts["steps"], *SPIKINGJELLY[side]
-    return theirs.run_of(converted(facts["recipe"]), *options), facts
+    return theirs.runner(converted(facts["recipe"]), *options), facts
 
 
 COLUMNS = {"facts.steps": "T", "facts.lost": "points lost"}

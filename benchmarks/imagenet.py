@@ -369,7 +369,7 @@ def main(arguments: list[str] | None = None) -> dict:
     sizes |= {"calibration images": len(calibration)}
     sizes |= {"of": "those at hand" if at_home else "the validation set"}
     packages = "jax jaxlib pillow torch torchvision".split()
-    sites = timing.before(options.out).get("sites", {})
+    sites = timing.earlier_result(options.out).get("sites", {})
     result = timing.new_result(__doc__, packages, sizes=sizes, sites=sites)
     sides = timing.continued(result, options.out, "sizes")["sides"]
     passes = 1 + sum(row.steps for row in options.rows)  # the first is the ANN's

@@ -18,7 +18,7 @@ the rows.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,12 @@ from experiments import data
 from experiments.data.sequences import WORDS, mfccs, samples
 from experiments.running import CODES
 
-CALIBRATION = 256
-TEST, AT_A_TIME = 1000, 250  # test images; inputs of a call, and of costs
+CALIBRATION = 256  # inputs
+TEST = 1000  # test images
+BATCH = 250  # inputs of a call, and of costs
 DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
-DS_CNN, RESNET_8 = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite"
+DS_CNN = "kws_ref_model_float32.tflite"
+RESNET_8 = "pretrainedResnet.tflite"
 
 
 class Task(NamedTuple):
@@ -57,11 +59,18 @@ class Row(NamedTuple):
     bits: int | None = None
 
 
-ROWS = Row("radix", 2, bits=8), Row("radix", 4, bits=8), Row("rate", 8)
+ROWS = (Row("radix", 2, bits=8), Row("radix", 4, bits=8), Row("rate", 8))
 
 
-def weights(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kernel and bias of each layer of a .tflite file, in the order of execution."""
+class Layer(NamedTuple):
+    """Numbers of a layer, in the order of a .tflite file."""
+
+    kernel: np.ndarray  # [O, H, W, I], [1, H, W, O] if it is depthwise, or [O, I]
+    bias: np.ndarray  # [O]
+
+
+def weights(file: Path) -> list[Layer]:
+    """The layers of a .tflite file, in the order of execution."""
     import tflite
 
     model = tflite.Model.GetRootAs(file.read_bytes())
@@ -77,137 +86,216 @@ def weights(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
             values *= scale
         return values
 
-    count = graph.OperatorsLength()
-    inputs = [graph.Operators(index).InputsAsNumpy() for index in range(count)]
-    # Only layers with a kernel and a bias read three tensors.
-    return [(array(each[1]), array(each[2])) for each in inputs if len(each) == 3]
+    layers = []
+    for index in range(graph.OperatorsLength()):
+        tensors = graph.Operators(index).InputsAsNumpy()
+        # Only layers with a kernel and a bias read three tensors.
+        if len(tensors) == 3:
+            _, kernel, bias = tensors
+            layers.append(Layer(array(kernel), array(bias)))
+    return layers
 
 
-def convolution(layer: tuple, x: Any, stride: int = 1, kernel: str = "OHWI"):
+def convolution(
+    layer: tuple[Any, Any], x: Any, stride: int = 1, axes: str = "OHWI"
+) -> jax.Array:
     """With a kernel of axes "OHWI", or "IHWO" for one that is depthwise."""
-    weights, bias = layer
-    weights = weights.transpose([kernel.index(axis) for axis in "HWIO"])
-    return networks.convolution(x, weights, stride) + bias
+    kernel, bias = layer
+    kernel = kernel.transpose([axes.index(axis) for axis in "HWIO"])
+    return networks.convolution(x, kernel, stride) + bias
 
 
-def ds_cnn(params: list, x: Any):
+def ds_cnn(layers: list, x: Any) -> jax.Array:
     """Logits [B, 12] of MFCCs [B, 49, 10, 1]."""
-    first, *separable, last = params
+    first, *separable, (readout, readout_bias) = layers
     x = jax.nn.relu(convolution(first, x, stride=2))
     for depthwise, pointwise in zip(separable[::2], separable[1::2], strict=True):
-        x = jax.nn.relu(convolution(depthwise, x, kernel="IHWO"))
+        x = jax.nn.relu(convolution(depthwise, x, axes="IHWO"))
         x = jax.nn.relu(convolution(pointwise, x))
-    window = 1, 24, 5, 1  # of 25 rows; the pool of TensorFlow drops the last one
-    pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
-    return pooled[:, 0, 0] / (24 * 5) @ last[0].T + last[1]
+    window = (1, 24, 5, 1)  # of 25 rows; the pool of TensorFlow drops the last one
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
+    mean = total[:, 0, 0] / (24 * 5)
+    return mean @ readout.T + readout_bias
 
 
-def resnet_8(params: list, x: Any):
+def resnet_8(layers: list, x: Any) -> jax.Array:
     """Logits [B, 10] of images [B, 32, 32, 3] of 0..255."""
-    first, a, b, *later, last = params
+    first, conv1, conv2, *down, (readout, readout_bias) = layers
     x = jax.nn.relu(convolution(first, x))
-    x = jax.nn.relu(x + convolution(b, jax.nn.relu(convolution(a, x))))
-    for a, b, shortcut in (later[:3], later[3:]):
-        branch = convolution(b, jax.nn.relu(convolution(a, x, stride=2)))
+    branch = convolution(conv2, jax.nn.relu(convolution(conv1, x)))
+    x = jax.nn.relu(x + branch)
+    # Two blocks that halve the image, each with a convolution in its shortcut.
+    for conv1, conv2, shortcut in (down[:3], down[3:]):
+        branch = convolution(conv2, jax.nn.relu(convolution(conv1, x, stride=2)))
         x = jax.nn.relu(convolution(shortcut, x, stride=2) + branch)
-    return x.mean((1, 2)) @ last[0].T + last[1]
+    return x.mean((1, 2)) @ readout.T + readout_bias
 
 
 def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """MFCCs [B, 49, 10, 1] and labels of the recordings folder/WORD/*.wav."""
-    if others := {path.name for path in folder.iterdir() if path.is_dir()} - {*WORDS}:
-        found = f"folders {', '.join(sorted(others))}; allowed: {', '.join(WORDS)}"
-        raise ValueError(f"{found}; other words belong in _unknown_")
-    files = [file for word in WORDS for file in sorted((folder / word).glob("*.wav"))]
+    """MFCCs [B, 49, 10, 1] and labels of the recordings folder/WORD/*.wav.
+
+    Raises:
+        ValueError: a folder of another word, or too few recordings.
+    """
+    folders = {path.name for path in folder.iterdir() if path.is_dir()}
+    unknown = folders.difference(WORDS)
+    if unknown:
+        raise ValueError(
+            f"folders {', '.join(sorted(unknown))}; allowed: {', '.join(WORDS)}; other "
+            "words belong in _unknown_"
+        )
+    files = []
+    labels = []
+    for label, word in enumerate(WORDS):
+        recordings = sorted((folder / word).glob("*.wav"))
+        files += recordings
+        labels += [label] * len(recordings)
     if len(files) <= CALIBRATION:
-        found = f"{len(files)} recordings WORD/*.wav; allowed: more than {CALIBRATION}"
-        raise ValueError(f"{found}; --help says where 4890 are")
+        raise ValueError(
+            f"{len(files)} recordings WORD/*.wav; allowed: more than {CALIBRATION}; "
+            "--help says where 4890 are"
+        )
     x = np.array([mfccs(timing.read(file, samples)) for file in files], np.float32)
-    return x[..., None], np.array([WORDS.index(file.parent.name) for file in files])
+    return x[..., None], np.array(labels)
 
 
-def tasks(files: Any, count: int | None) -> dict[str, tuple[Task, tuple[Row, ...]]]:
-    """The networks and their rows, with the first `count` test inputs of each."""
-    of_words, of_images = (
-        timing.read(files.folder / file, weights) for file in (DS_CNN, RESNET_8)
-    )
-    cifar = data.load("cifar10", files.data_dir)
-    x, labels = timing.read(files.recordings, keywords)
+def keyword_tasks(layers: list[Layer], folder: Path, count: int | None) -> list[Task]:
+    """All recordings, for the ANN; and those that do not calibrate.
+
+    Args:
+        layers: of the DS-CNN.
+        folder: of the recordings.
+        count: of test inputs of each; None: all.
+    """
+    x, labels = timing.read(folder, keywords)
     order = np.random.default_rng(0).permutation(len(labels))
-    some, rest = order[:CALIBRATION], order[CALIBRATION:][:count]
-    every = order[:count]
-    whole = Task(ds_cnn, of_words, x[some], x[every], labels[every], target=90)
-    tested = whole._replace(x=x[rest], labels=labels[rest])
-    images = cifar.train_images[:CALIBRATION], cifar.test_images[:TEST][:count]
-    pictures = *(x.astype(np.float32) for x in images), cifar.test_labels[:TEST][:count]
-    resnet = Task(resnet_8, of_images, *pictures, target=85)
-    sides = {"DS-CNN, all": (whole, ()), "DS-CNN": (tested, ROWS)}
-    return sides | {"ResNet-8": (resnet, ROWS)}
+    calibration = order[:CALIBRATION]
+    tasks = []
+    for test in (order[:count], order[CALIBRATION:][:count]):
+        task = Task(ds_cnn, layers, x[calibration], x[test], labels[test], target=90)
+        tasks.append(task)
+    return tasks
+
+
+def image_task(layers: list[Layer], data_dir: str | None, count: int | None) -> Task:
+    """CIFAR-10 for ResNet-8."""
+    cifar = data.load("cifar10", data_dir)
+    return Task(
+        fn=resnet_8,
+        params=layers,
+        calibration=cifar.train_images[:CALIBRATION].astype(np.float32),
+        x=cifar.test_images[:TEST][:count].astype(np.float32),
+        labels=cifar.test_labels[:TEST][:count],
+        target=85,
+    )
 
 
 def accuracy(run: Callable, task: Task) -> float:
     """In percent, of a function of inputs that returns outputs [T, B, classes]."""
-    outputs = timing.in_parts(run, task.x, AT_A_TIME, axis=1)
+    outputs = timing.in_parts(run, task.x, BATCH, axis=1)
     return 100 * float(snnjax.accuracy(outputs, task.labels)[-1])
 
 
-def converted(task: Task, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-    """The ANN, and the rows of its conversions."""
-    fn, params, x = task.fn, task.params, task.calibration
-    ann = accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
-    common = {"inputs": len(task.labels), "target": task.target}
-    yield common | {"numbers": "ANN, float", "accuracy": ann}
-    model = snnjax.integrate_and_fire(levels=(-1, 1))
-    for name, steps, wait, bits in rows:
-        options = {"code": CODES[name], "model": model, "steps": steps, "wait": wait}
-        snn = snnjax.convert(fn, params, x, **options)
-        costs = networks.costs(fn, params, snn, task.x[:AT_A_TIME])
-        row = common | {"code": name, "T": steps}
-        row |= {"wait": snn.wait, "latency": costs["latency"]}
-        right = accuracy(functools.partial(jax.jit(snnjax.spiking(fn)), snn), task)
-        costs["energy"] = costs.pop("operations")
-        yield row | {"numbers": "float", "accuracy": right} | costs
-        if bits:
-            layers = snnjax.deploy.layers(fn, snn, x)
-            integers = snnjax.deploy.quantize(layers, x, weight_bits=bits)
-            run = functools.partial(snnjax.deploy.outputs, integers)
-            right = accuracy(lambda x, run=run: run(x).outputs, task)
-            yield row | {"numbers": f"{bits} bits", "accuracy": right}
+def ann_row(task: Task) -> dict[str, Any]:
+    """The ANN, in a row of the table."""
+    ann = jax.jit(lambda x: task.fn(task.params, x)[None])
+    return {
+        "inputs": len(task.labels),
+        "target": task.target,
+        "numbers": "ANN, float",
+        "accuracy": accuracy(ann, task),
+    }
 
 
-COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "latency": "latency"}
-COLUMNS |= {"inputs": "inputs", "accuracy": "accuracy %", "target": "target %"}
-COLUMNS |= {"spikes": "spikes", "synops": "SynOps M", "energy": "energy, % of ANN"}
-COLUMNS |= {"memory": "with memory"}
+def converted_rows(task: Task, row: Row) -> Iterator[dict[str, Any]]:
+    """A conversion in floats, and in whole numbers where it has bits."""
+    snn = snnjax.convert(
+        task.fn,
+        task.params,
+        task.calibration,
+        steps=row.steps,
+        wait=row.wait,
+        code=CODES[row.code],
+        model=snnjax.integrate_and_fire(levels=(-1, 1)),
+    )
+    costs = networks.costs(task.fn, task.params, snn, task.x[:BATCH])
+    costs["energy"] = costs.pop("operations")
+    shared = {
+        "inputs": len(task.labels),
+        "target": task.target,
+        "code": row.code,
+        "T": row.steps,
+        "wait": snn.wait,
+        "latency": costs["latency"],
+    }
+    spiking = functools.partial(jax.jit(snnjax.spiking(task.fn)), snn)
+    float_accuracy = accuracy(spiking, task)
+    yield shared | {"numbers": "float", "accuracy": float_accuracy} | costs
+    if row.bits:
+        layers = snnjax.deploy.layers(task.fn, snn, task.calibration)
+        integers = snnjax.deploy.quantize(
+            layers, task.calibration, weight_bits=row.bits
+        )
+        whole_accuracy = accuracy(
+            lambda x: snnjax.deploy.outputs(integers, x).outputs, task
+        )
+        yield shared | {"numbers": f"{row.bits} bits", "accuracy": whole_accuracy}
+
+
+COLUMNS = {
+    "numbers": "numbers",
+    "code": "code",
+    "T": "T",
+    "latency": "latency",
+    "inputs": "inputs",
+    "accuracy": "accuracy %",
+    "target": "target %",
+    "spikes": "spikes",
+    "synops": "SynOps M",
+    "energy": "energy, % of ANN",
+    "memory": "with memory",
+}
 
 
 def text(result: dict[str, Any]) -> str:
-    sides = result["sides"].items()
-    rows = [[name, *timing.cells(row, COLUMNS)] for name, side in sides for row in side]
+    """The table of a result."""
+    rows = []
+    for name, side in result["sides"].items():
+        for row in side:
+            rows.append([name, *timing.cells(row, COLUMNS)])
     return timing.table(["network", *COLUMNS.values()], rows)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--folder", type=Path, required=True, help="of the networks")
-    options.add_argument("--recordings", type=Path, required=True, help="WORDS")
-    options.add_argument("--data_dir", help="of CIFAR-10")
-    choice = options.parse_args(arguments)
-    timing.check_files(options, choice.folder, DS_CNN, RESNET_8)
-    result = timing.new_result(__doc__, ("jax", "numpy"), quick=choice.quick)
-    timing.continued(result, choice.out, "quick")
+    """The command. It reports after each row, because a row takes minutes."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="of the networks")
+    parser.add_argument("--recordings", type=Path, required=True, help="WORDS")
+    parser.add_argument("--data_dir", help="of CIFAR-10")
+    options = parser.parse_args(arguments)
+    timing.check_files(parser, options.folder, DS_CNN, RESNET_8)
+    result = timing.new_result(__doc__, ("jax", "numpy"), quick=options.quick)
+    timing.continued(result, options.out, "quick")
+    count = BATCH if options.quick else None
     try:
-        sides = tasks(choice, AT_A_TIME if choice.quick else None)
+        layers = timing.read(options.folder / DS_CNN, weights)
+        all_words, tested_words = keyword_tasks(layers, options.recordings, count)
+        layers = timing.read(options.folder / RESNET_8, weights)
+        images = image_task(layers, options.data_dir, count)
     except (ModuleNotFoundError, data.MissingDataError) as reason:
-        options.error(f"{reason}")
-    for name, (task, rows) in sides.items():
-        if not (side := result["sides"].setdefault(name, [])):
-            side += converted(task, ())  # the ANN
-        timing.report(result, text(result), choice.out)
-        there = {(row.get("code"), row.get("T")) for row in side}
-        for row in [row for row in rows if row[:2] not in there]:
-            side += [*converted(task, [row])][1:]
-            timing.report(result, text(result), choice.out)  # a row takes minutes
+        parser.error(str(reason))
+    rows_by_name = {"DS-CNN, all": (), "DS-CNN": ROWS, "ResNet-8": ROWS}
+    tasks = (all_words, tested_words, images)
+    for (name, rows), task in zip(rows_by_name.items(), tasks, strict=True):
+        side = result["sides"].setdefault(name, [])
+        if not side:
+            side.append(ann_row(task))
+        timing.report(result, text(result), options.out)
+        done = {(line.get("code"), line.get("T")) for line in side}
+        for row in rows:
+            if (row.code, row.steps) not in done:
+                side += converted_rows(task, row)
+                timing.report(result, text(result), options.out)
     return result
 
 

@@ -27,41 +27,56 @@ def convolution(
     )
 
 
-def neurons(p: Params, name: str, current: jax.Array) -> jax.Array:
+def neurons(params: Params, name: str, current: jax.Array) -> jax.Array:
     """A site of this name, with a bias."""
     with jax.named_scope(name):
-        return jax.nn.relu(current + p[f"{name}_bias"])
+        return jax.nn.relu(current + params[f"{name}_bias"])
 
 
 def trained(
-    loss: Callable, params: Any, optimizer: Any, batches: Callable, **options: Any
+    loss: Callable,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    batches: Callable,
+    **options: Any,
 ) -> Any:
-    """The params that lower ``loss(params, *batch)``; options of `training.train`."""
+    """The params that lower ``loss(params, *batch)``.
+
+    Args:
+        loss: (params, *batch) -> a number.
+        params: at the start.
+        optimizer: of optax.
+        batches: epoch -> its batches.
+        options: of `snnjax.training.train`.
+    """
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):
-        params, moments = state
-        value, slopes = jax.value_and_grad(loss)(params, *batch)
-        updates, moments = optimizer.update(slopes, moments, params)
+        params, optimizer_state = state
+        value, gradient = jax.value_and_grad(loss)(params, *batch)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        params = optax.apply_updates(params, updates)
         report = {"loss": value, "finite": jnp.isfinite(value)}
-        return (optax.apply_updates(params, updates), moments), report
+        return (params, optimizer_state), report
 
-    state = params, optimizer.init(params)
-    return snnjax.training.train(step, state, batches, **options)[0][0]
+    start = (params, optimizer.init(params))
+    state, _ = snnjax.training.train(step, start, batches, **options)
+    return state[0]
 
 
 def costs(fn: Callable, params: Any, snn: snnjax.SNN, x: Any) -> dict[str, Any]:
     """Wait, latency and spikes of an SNN, and its energy in percent of the ANN's."""
     measures = snnjax.measure(fn, snn, x, params=params)
-    wait, sites = snn.wait or 0, snnjax.sites(fn, params, x[:1])
-    estimates = snnjax.energy(measures)._asdict()
-    return {
+    sites = snnjax.sites(fn, params, x[:1])
+    wait = snn.wait or 0
+    result = {
         "wait": wait,
         "latency": snnjax.latency(sites, steps=snn.steps, wait=wait),
         "spikes": float(measures.spikes),
         "synops": float(measures.synaptic_operations) / 1e6,
-        **{
-            name: 100 * float(estimates[name].spiking / estimates[name].ann)
-            for name in ("operations", "memory", "quantized")
-        },
     }
+    energy = snnjax.energy(measures)
+    for name in ("operations", "memory", "quantized"):
+        joules = getattr(energy, name)
+        result[name] = 100 * float(joules.spiking / joules.ann)
+    return result

@@ -23,17 +23,25 @@ import numpy as np
 
 import snnjax
 from benchmarks import mlperf_tiny, timing
+from benchmarks.mlperf_tiny import Row
 from experiments.data import load_events
 
 FILE = "cnn_sinabs.nir"
 FRAMES = 300  # of about one millisecond
 CALIBRATION = 256
-AT_A_TIME = 10  # recordings of all frames
-PUBLISHED = {"lava": "Lava", "nengo": "Nengo", "norse": "Norse"}
-PUBLISHED |= {"s2_brian2": "SpiNNaker 2, simulated", "s2": "SpiNNaker 2, the chip"}
-PUBLISHED |= {"sinabs": "sinabs", "snntorch": "snnTorch", "speck": "Speck, the chip"}
-PUBLISHED |= {"spyx": "Spyx"}
-ROWS = mlperf_tiny.Row("rate", 8, 0, 8), mlperf_tiny.Row("radix", 4, 1, 8)
+BATCH = 10  # recordings of all frames
+PUBLISHED = {
+    "lava": "Lava",
+    "nengo": "Nengo",
+    "norse": "Norse",
+    "s2_brian2": "SpiNNaker 2, simulated",
+    "s2": "SpiNNaker 2, the chip",
+    "sinabs": "sinabs",
+    "snntorch": "snnTorch",
+    "speck": "Speck, the chip",
+    "spyx": "Spyx",
+}
+ROWS = (Row("rate", steps=8, wait=0, bits=8), Row("radix", steps=4, wait=1, bits=8))
 
 
 class Network(NamedTuple):
@@ -48,34 +56,42 @@ class Network(NamedTuple):
     labels: np.ndarray  # [B]
 
 
-def network_of(folder: Path, recordings: str, count: int | None) -> Network:
+def read_network(folder: Path, recordings: str, count: int | None) -> Network:
     """Read the graph and the first `count` test recordings."""
     import nir
 
     graph = nir.read(str(folder / FILE))
+    fn, snn = snnjax.deploy.as_function(snnjax.deploy.from_nir(graph))
     frames = load_events(recordings, FRAMES).test_images[:count]
     thirds = load_events(recordings, 3)
     return Network(
-        graph,
-        *snnjax.deploy.as_function(snnjax.deploy.from_nir(graph)),
-        frames,
-        np.concatenate(thirds.test_images[:count]).astype(np.float32),
-        thirds.train_images[:CALIBRATION, 0].astype(np.float32),
-        thirds.test_labels[:count],
+        graph=graph,
+        fn=fn,
+        snn=snn,
+        frames=frames,
+        thirds=np.concatenate(thirds.test_images[:count]).astype(np.float32),
+        calibration=thirds.train_images[:CALIBRATION, 0].astype(np.float32),
+        labels=thirds.test_labels[:count],
     )
 
 
-def events_through(network: Network, reset: str) -> np.ndarray:
+def snnjax_outputs(network: Network, reset: str) -> np.ndarray:
     """Output spikes [T, B, 10] of snnjax."""
     model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
     snn = dataclasses.replace(network.snn, model=model)
-    options: Any = {"inputs": "sequence", "execution": 1}
-    spiking = jax.jit(snnjax.spiking(network.fn, steps=FRAMES, **options))
+    spiking = jax.jit(
+        snnjax.spiking(
+            network.fn,
+            steps=FRAMES,
+            inputs="sequence",
+            execution=1,
+        )
+    )
 
     def run(frames: np.ndarray) -> jax.Array:
         return spiking(snn, frames.swapaxes(0, 1).astype(np.float32))
 
-    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
+    return timing.in_parts(run, network.frames, BATCH, axis=1)
 
 
 def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
@@ -87,79 +103,112 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
         from sinabs.nir import from_nir
     except ImportError:
         return None
-    rule = {"zero": activation.MembraneReset, "subtract": activation.MembraneSubtract}
+    resets = {"zero": activation.MembraneReset, "subtract": activation.MembraneSubtract}
 
     def run(frames: np.ndarray) -> np.ndarray:
         module = from_nir(network.graph, batch_size=len(frames))
         for part in module.modules():
             if isinstance(part, sinabs.layers.IAFSqueeze):
-                part.spike_fn, part.min_v_mem = activation.SingleSpike, None
-                part.reset_fn = rule[reset]()
+                part.spike_fn = activation.SingleSpike
+                part.min_v_mem = None
+                part.reset_fn = resets[reset]()
         x = torch.tensor(frames).float().permute(0, 1, 4, 2, 3)
         with torch.no_grad():
             spikes = module(x.flatten(0, 1))
-        spikes = spikes[0] if isinstance(spikes, tuple) else spikes
+        if isinstance(spikes, tuple):
+            spikes = spikes[0]
         return spikes.reshape(len(x), FRAMES, -1).numpy().swapaxes(0, 1)
 
-    return timing.in_parts(run, network.frames, AT_A_TIME, axis=1)
+    return timing.in_parts(run, network.frames, BATCH, axis=1)
 
 
-def compared(network: Network, reset: str) -> dict[str, dict]:
+def compared_rows(network: Network, reset: str) -> dict[str, dict]:
     """Rows of snnjax and sinabs under one rule."""
-    ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
 
     def row(outputs: np.ndarray) -> dict[str, Any]:
-        right = timing.percent(outputs.sum(0), network.labels)
-        return {"T": FRAMES, "recordings": len(network.labels), "accuracy": right}
+        return {
+            "T": FRAMES,
+            "recordings": len(network.labels),
+            "accuracy": timing.percent(outputs.sum(0), network.labels),
+        }
 
-    rows = {f"snnjax, reset {reset}": row(ours)}
-    if theirs is not None:
-        counts = {"spikes": int(np.count_nonzero(theirs))}
-        counts |= {"differ": int((ours != theirs).sum())}
-        rows[f"sinabs, reset {reset}"] = row(theirs) | counts
+    outputs = snnjax_outputs(network, reset)
+    rows = {f"snnjax, reset {reset}": row(outputs)}
+    peer_outputs = sinabs_outputs(network, reset)
+    if peer_outputs is not None:
+        rows[f"sinabs, reset {reset}"] = {
+            **row(peer_outputs),
+            "spikes": int(np.count_nonzero(peer_outputs)),
+            "differ": int((outputs != peer_outputs).sum()),
+        }
     return rows
 
 
-def converted(network: Network) -> dict[str, dict]:
+def converted_rows(network: Network) -> dict[str, dict]:
     """The ANN, its conversions, and these in 8 bits."""
-    inputs = network.calibration, network.thirds, np.repeat(network.labels, 3)
-    task = mlperf_tiny.Task(network.fn, network.snn.params, *inputs)
-    rows = {}
-    for row in mlperf_tiny.converted(task, ROWS):
-        bits = "" if row["numbers"] == "float" else f", {row['numbers']}"
-        name = f"converted, {row['code']}{bits}" if "code" in row else "ANN, on thirds"
-        shared = {key: row[key] for key in ("T", "accuracy") if key in row}
-        rows[name] = {"recordings": len(network.labels)} | shared
+    task = mlperf_tiny.Task(
+        fn=network.fn,
+        params=network.snn.params,
+        calibration=network.calibration,
+        x=network.thirds,
+        labels=np.repeat(network.labels, 3),
+    )
+    recordings = len(network.labels)
+    ann = mlperf_tiny.ann_row(task)
+    rows = {"ANN, on thirds": {"recordings": recordings, "accuracy": ann["accuracy"]}}
+    for conversion in ROWS:
+        for row in mlperf_tiny.converted_rows(task, conversion):
+            name = f"converted, {row['code']}"
+            if row["numbers"] != "float":
+                name = f"{name}, {row['numbers']}"
+            rows[name] = {
+                "recordings": recordings,
+                "T": row["T"],
+                "accuracy": row["accuracy"],
+            }
     return rows
 
 
-def published(folder: Path) -> dict[str, dict]:
+def published_rows(folder: Path) -> dict[str, dict]:
     """Accuracies that the paper measured."""
-    row, rows = {"T": FRAMES, "recordings": 10_000}, {}
-    for name in PUBLISHED:
-        if (file := folder / f"{name}_accuracy.npy").exists():
-            right = 100 * float(np.load(file))
-            rows[f"{PUBLISHED[name]}, by the paper"] = row | {"accuracy": right}
+    rows = {}
+    for name, title in PUBLISHED.items():
+        file = folder / f"{name}_accuracy.npy"
+        if file.exists():
+            rows[f"{title}, by the paper"] = {
+                "T": FRAMES,
+                "recordings": 10_000,
+                "accuracy": 100 * float(np.load(file)),
+            }
     return rows
 
 
-COLUMNS = {"T": "T", "recordings": "recordings", "accuracy": "accuracy %"}
-COLUMNS |= {"spikes": "output spikes", "differ": "outputs that differ"}
+COLUMNS = {
+    "T": "T",
+    "recordings": "recordings",
+    "accuracy": "accuracy %",
+    "spikes": "output spikes",
+    "differ": "outputs that differ",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--folder", type=Path, required=True, help="of the CNN")
-    options.add_argument("--recordings", required=True, help="a prepared .npz file")
-    choice = options.parse_args(arguments)
-    timing.check_files(options, choice.folder, FILE)
+    """The command: a result with a row for each network, which is printed too."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="of the CNN")
+    parser.add_argument("--recordings", required=True, help="a prepared .npz file")
+    options = parser.parse_args(arguments)
+    timing.check_files(parser, options.folder, FILE)
     result = timing.new_result(__doc__, ("jax", "numpy", "nir", "sinabs", "torch"))
-    network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)
-    sides = converted(network)
+    count = 10 if options.quick else None
+    network = read_network(options.folder, options.recordings, count)
+    sides = result["sides"]
+    sides |= converted_rows(network)
     for reset in ("zero", "subtract"):
-        sides |= compared(network, reset)
-    result["sides"] = sides = sides | published(choice.folder)
-    return timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
+        sides |= compared_rows(network, reset)
+    sides |= published_rows(options.folder)
+    text = timing.table_of("network", COLUMNS, sides)
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ with the rows that the file lacks.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +32,34 @@ from experiments.models import load_source, source_function
 from snnjax import deploy
 
 SOURCE = "experiments/sources/resnet20.safetensors"
-AT_A_TIME = 25  # images, since all steps of all layers are kept
+BATCH = 25  # images, since all steps of all layers are kept
 MEASURED = 100  # images whose spikes are counted
 DIGITS = deploy.Chip("thresholds by step", programmable="neurons")
-RADIX = snnjax.codes.radix()
-# (chip, T, options of `snnjax.convert`)
-ROWS = [
-    (DIGITS, 4, {"code": RADIX}),
-    (DIGITS, 4, {"code": RADIX, "model": snnjax.integrate_and_fire()}),
-    (deploy.speck(), 8, {}),
-    (deploy.speck(), 16, {}),
-    (deploy.spinnaker2(), 16, {}),
-    (deploy.loihi2(), 16, {}),
-    (deploy.akida1(), 1, {}),
-]
-# What `quantize` takes of a profile. Without sizes, it runs a network of any size.
-NUMBERS = "weight_bits state_bits overflow scale thresholds".split()
+
+
+class Row(NamedTuple):
+    """A conversion for a chip."""
+
+    chip: deploy.Chip
+    steps: int
+    code: snnjax.codes.Code | None = None  # None: that of the chip
+    model: Any = None
+
+    @property
+    def name(self) -> str:
+        levels = ", (0, 1)" if self.model is not None else ""
+        return f"{self.chip.name}{levels}, T = {self.steps}"
+
+
+ROWS = (
+    Row(DIGITS, 4, snnjax.codes.radix()),
+    Row(DIGITS, 4, snnjax.codes.radix(), snnjax.integrate_and_fire()),
+    Row(deploy.speck(), 8),
+    Row(deploy.speck(), 16),
+    Row(deploy.spinnaker2(), 16),
+    Row(deploy.loihi2(), 16),
+    Row(deploy.akida1(), 1),
+)
 
 
 def resnet20(data_dir: str | None, count: int) -> Task:
@@ -54,39 +67,66 @@ def resnet20(data_dir: str | None, count: int) -> Task:
     source = load_source(SOURCE)
     data = normalized_as(load("cifar10", data_dir), source.card)
     return Task(
-        source_function(source),
-        source.variables,
-        normalize(data, data.train_images[:256]),
-        np.asarray(normalize(data, data.test_images[:count])),
-        data.test_labels[:count],
+        fn=source_function(source),
+        params=source.variables,
+        calibration=normalize(data, data.train_images[:256]),
+        x=np.asarray(normalize(data, data.test_images[:count])),
+        labels=data.test_labels[:count],
     )
 
 
 def cnn(folder: Path, recordings: str, count: int) -> Task:
     """The CNN for N-MNIST, which reads the events of a third of a recording."""
-    network = nmnist.network_of(folder, recordings, -(-count // 3))
-    labels = np.repeat(network.labels, 3)[:count]
-    params, x = network.snn.params, network.thirds[:count]
-    return Task(network.fn, params, jnp.asarray(network.calibration), x, labels)
+    network = nmnist.read_network(folder, recordings, math.ceil(count / 3))
+    return Task(
+        fn=network.fn,
+        params=network.snn.params,
+        calibration=jnp.asarray(network.calibration),
+        x=network.thirds[:count],
+        labels=np.repeat(network.labels, 3)[:count],
+    )
 
 
-def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
+def table_row(task: Task, row: Row) -> dict[str, Any]:
     """A conversion for a chip, in floats and in its whole numbers."""
-    fn, params, images = task.fn, task.params, task.calibration
-    snn = snnjax.convert(fn, params, images, steps=steps, chip=chip, **options)
-    numbers = {name: getattr(chip, name) for name in NUMBERS}
-    numbers = dataclasses.replace(DIGITS, name=chip.name, **numbers)
-    layers = deploy.layers(fn, snn, images)
-    integers = deploy.quantize(layers, images, chip=numbers)
-    simulate = functools.partial(jax.jit(snnjax.spiking(fn)), snn)
+    options = {}
+    if row.code is not None:
+        options["code"] = row.code
+    if row.model is not None:
+        options["model"] = row.model
+    snn = snnjax.convert(
+        task.fn,
+        task.params,
+        task.calibration,
+        steps=row.steps,
+        chip=row.chip,
+        **options,
+    )
+    # Only what `quantize` takes of a profile: without sizes of its memories, a network
+    # of any size runs.
+    numbers = dataclasses.replace(
+        DIGITS,
+        name=row.chip.name,
+        weight_bits=row.chip.weight_bits,
+        state_bits=row.chip.state_bits,
+        overflow=row.chip.overflow,
+        scale=row.chip.scale,
+        thresholds=row.chip.thresholds,
+    )
+    layers = deploy.layers(task.fn, snn, task.calibration)
+    integers = deploy.quantize(layers, task.calibration, chip=numbers)
+    simulate = functools.partial(jax.jit(snnjax.spiking(task.fn)), snn)
 
-    def accuracy(outputs: Callable) -> float:
-        answers = timing.in_parts(lambda x: np.mean(outputs(x), 0), task.x, AT_A_TIME)
+    def accuracy(run: Callable) -> float:
+        """Of a function of images whose mean over T is the answer."""
+        answers = timing.in_parts(lambda x: np.mean(run(x), 0), task.x, BATCH)
         return timing.percent(answers, task.labels)
 
-    rows = deploy.report(integers, chip).rows
-    lacks = {f.field for r in rows for f in r.findings if f.verdict == "no"}
-    return networks.costs(fn, params, snn, task.x[:MEASURED]) | {
+    lacks = set()
+    for part in deploy.report(integers, row.chip).rows:
+        lacks |= {f.field for f in part.findings if f.verdict == "no"}
+    return {
+        **networks.costs(task.fn, task.params, snn, task.x[:MEASURED]),
         "code": repr(snn.code),
         "levels": str(snn.model.levels),
         "floats": accuracy(simulate),
@@ -95,41 +135,49 @@ def row_of(task: Task, chip: deploy.Chip, steps: int, options: dict) -> dict:
     }
 
 
-COLUMNS = {name: name for name in ("code", "levels", "wait", "latency")}
-COLUMNS |= {"floats": "floats %", "whole": "in its bits %"}
-COLUMNS |= {"spikes": "spikes per neuron", "lacks": "what the chip lacks"}
+COLUMNS = {
+    "code": "code",
+    "levels": "levels",
+    "wait": "wait",
+    "latency": "latency",
+    "floats": "floats %",
+    "whole": "in its bits %",
+    "spikes": "spikes per neuron",
+    "lacks": "what the chip lacks",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--data_dir", help="of CIFAR-10")
-    options.add_argument("--folder", type=Path, help="of the CNN")
-    options.add_argument("--recordings", help="a prepared .npz file")
-    choice = options.parse_args(arguments)
-    if (choice.folder is None) != (choice.recordings is None):
-        options.error("the CNN needs --folder and --recordings; --help says what")
-    if choice.folder is not None:
-        timing.check_files(options, choice.folder, nmnist.FILE)
-    count = 10 if choice.quick else 1000
+    """The command. It reports after each row, because a row takes minutes."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data_dir", help="of CIFAR-10")
+    parser.add_argument("--folder", type=Path, help="of the CNN")
+    parser.add_argument("--recordings", help="a prepared .npz file")
+    options = parser.parse_args(arguments)
+    if (options.folder is None) != (options.recordings is None):
+        parser.error("the CNN needs --folder and --recordings; --help says what")
+    if options.folder is not None:
+        timing.check_files(parser, options.folder, nmnist.FILE)
+    count = 10 if options.quick else 1000
     try:
-        tasks = {"ResNet-20": resnet20(choice.data_dir, count)}
-        if choice.folder is not None:
-            tasks["CNN"] = cnn(choice.folder, choice.recordings, count)
+        tasks = {"ResNet-20": resnet20(options.data_dir, count)}
+        if options.folder is not None:
+            tasks["CNN"] = cnn(options.folder, options.recordings, count)
     except (MissingDataError, OSError) as reason:
-        options.error(str(reason))
+        parser.error(str(reason))
     images = {network: len(task.x) for network, task in tasks.items()}
     result = timing.new_result(__doc__, ("jax", "numpy", "nir"), images=images)
-    sides = timing.continued(result, choice.out, "images")["sides"]
+    sides = timing.continued(result, options.out, "images")["sides"]
+    rows = ROWS[-1:] if options.quick else ROWS
     for network, task in tasks.items():
-        right = timing.percent(task.fn(task.params, task.x), task.labels)
-        sides[f"{network}, the ANN"] = {"floats": right}
-        for chip, steps, given in ROWS[-1:] if choice.quick else ROWS:
-            levels = ", (0, 1)" if "model" in given else ""
-            side = f"{network}, {chip.name}{levels}, T = {steps}"
-            if side not in sides:
-                sides[side] = row_of(task, chip, steps, given)
+        ann_accuracy = timing.percent(task.fn(task.params, task.x), task.labels)
+        sides[f"{network}, the ANN"] = {"floats": ann_accuracy}
+        for row in rows:
+            name = f"{network}, {row.name}"
+            if name not in sides:
+                sides[name] = table_row(task, row)
             text = timing.table_of("network and chip", COLUMNS, sides)
-            timing.report(result, text, choice.out)
+            timing.report(result, text, options.out)
     return result
 
 

@@ -11,43 +11,63 @@ and 32 through the dense layer; fewer at borders. So the synapses of all spikes 
 between 32 and 288 for each.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import timing
 from snnjax.measures import ENERGY_PER_AC, access_energy
 
-# Network -> mW at rest, mW in all, millions of spikes.
+
+class Measurement(NamedTuple):
+    """A row of the paper's table."""
+
+    resting_power: float  # mW
+    power: float  # mW in all
+    spikes: float  # millions in a window
+
+
 TABLE_1 = {
-    "gestures": (0.42, 9.5, 1.0),
-    "gestures, fewer spikes": (0.42, 3.8, 0.4),
-    "gait by day": (0.42, 16.1, 2.9),
-    "gait by day, fewer spikes": (0.42, 7.3, 1.2),
-    "gait by night": (0.42, 46.8, 3.3),
-    "gait by night, fewer spikes": (0.42, 12.3, 1.5),
+    "gestures": Measurement(0.42, 9.5, 1.0),
+    "gestures, fewer spikes": Measurement(0.42, 3.8, 0.4),
+    "gait by day": Measurement(0.42, 16.1, 2.9),
+    "gait by day, fewer spikes": Measurement(0.42, 7.3, 1.2),
+    "gait by night": Measurement(0.42, 46.8, 3.3),
+    "gait by night, fewer spikes": Measurement(0.42, 12.3, 1.5),
 }
 WINDOW = 0.54  # s
-MOST, FEWEST = 9 * 32, 32  # synapses of a spike
-KERNELS, NEURONS = 16 * 2**10, 64 * 2**10  # words of the memories of a core
+LARGEST_FAN_OUT = 9 * 32  # synapses of a spike
+SMALLEST_FAN_OUT = 32
+KERNEL_WORDS = 16 * 2**10  # of the memories of a core
+NEURON_WORDS = 64 * 2**10
 
-COLUMNS = {"spike": "nJ per spike", "most": f"pJ per synapse, if {MOST}"}
-COLUMNS |= {"fewest": f"if {FEWEST}"}
+COLUMNS = {
+    "spike": "nJ per spike",
+    "most": f"pJ per synapse, if {LARGEST_FAN_OUT}",
+    "fewest": f"if {SMALLEST_FAN_OUT}",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    choice = timing.parser(__doc__).parse_args(arguments)
+    """The command: a result with measured and estimated energies."""
+    options = timing.parser(__doc__).parse_args(arguments)
+    result = timing.new_result(__doc__, ("jax",))
+    sides = result["sides"]
+    for name, measurement in TABLE_1.items():
+        watts = 1e-3 * (measurement.power - measurement.resting_power)
+        joules = WINDOW * watts / (1e6 * measurement.spikes)
+        sides[f"measured: {name}"] = {
+            "spike": 1e9 * joules,
+            "most": 1e12 * joules / LARGEST_FAN_OUT,
+            "fewest": 1e12 * joules / SMALLEST_FAN_OUT,
+        }
     # A weight of a byte is read, a potential of two bytes is read and written. The
     # constants are those of accesses of 32 bits.
-    memory = float(access_energy(KERNELS) + 2 * access_energy(2 * NEURONS))
+    memory = float(access_energy(KERNEL_WORDS) + 2 * access_energy(2 * NEURON_WORDS))
     estimates = {"operations": ENERGY_PER_AC, "with memory": ENERGY_PER_AC + memory}
-    result = timing.new_result(__doc__, ("jax",))
-    for name, (rest, whole, spikes) in TABLE_1.items():
-        e = WINDOW * (whole - rest) * 1e-3 / (1e6 * spikes)
-        row = {"spike": 1e9 * e, "most": 1e12 * e / MOST, "fewest": 1e12 * e / FEWEST}
-        result["sides"][f"measured: {name}"] = row
-    for name, e in estimates.items():
-        result["sides"][f"estimate: {name}"] = {"most": 1e12 * e, "fewest": 1e12 * e}
-    text = timing.table_of("energy on Speck", COLUMNS, result["sides"])
-    return timing.report(result, text, choice.out)
+    for name, joules in estimates.items():
+        picojoules = 1e12 * joules
+        sides[f"estimate: {name}"] = {"most": picojoules, "fewest": picojoules}
+    text = timing.table_of("energy on Speck", COLUMNS, sides)
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

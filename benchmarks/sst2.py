@@ -21,9 +21,10 @@ number of the input. Accuracies are of all sentences of dev.tsv, costs of the fi
 import collections
 import csv
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,16 +36,37 @@ from benchmarks import mlperf_tiny, networks, timing
 from benchmarks.mlperf_tiny import Row
 from experiments.models import vit
 
-FILES = "train.tsv", "dev.tsv"
+FILES = ("train.tsv", "dev.tsv")
 LENGTH = 48  # words that are read
-PADDING, UNKNOWN = 0, 1  # tokens
-CALIBRATION, HELD_OUT = 256, 500  # sentences
-EPOCHS, BATCH, LEARNING_RATE = 4, 64, 1e-3
+PADDING = 0  # token
+UNKNOWN = 1  # token
+CALIBRATION = 256  # sentences
+HELD_OUT = 500  # sentences
+EPOCHS = 4
+BATCH = 64
+LEARNING_RATE = 1e-3
 DROPPED = 0.25  # share of words, and of features, in training
-ROWS = Row("radix", 2), Row("radix", 4), Row("radix", 4, 3)
-ROWS += Row("radix", 8), Row("rate", 8)
+ROWS = (
+    Row("radix", steps=2),
+    Row("radix", steps=4),
+    Row("radix", steps=4, wait=3),
+    Row("radix", steps=8),
+    Row("rate", steps=8),
+)
 
-Examples = tuple[np.ndarray, np.ndarray]  # tokens [N, LENGTH] and labels [N]
+
+class Phrase(NamedTuple):
+    """A phrase and whether it is positive."""
+
+    text: str
+    label: int
+
+
+class Examples(NamedTuple):
+    """What the network reads."""
+
+    tokens: np.ndarray  # [N, LENGTH]
+    labels: np.ndarray  # [N]
 
 
 class Transformer(nn.Module):
@@ -60,72 +82,94 @@ class Transformer(nn.Module):
         dropout = nn.Dropout(DROPPED, deterministic=not train)
         x = nn.Embed(self.tokens, self.features)(tokens)
         small = nn.initializers.normal(0.02)
-        x = x + self.param("positions", small, (LENGTH, self.features))[: mask.shape[1]]
+        positions = self.param("positions", small, (LENGTH, self.features))
+        x = x + positions[: mask.shape[1]]
         x = snnjax.encode(dropout(x))
         for _ in range(self.blocks):
             x = vit.Transformer(4, 2 * self.features, nn.relu)(x, mask)
         total = (nn.LayerNorm()(x) * mask[..., None]).sum(1)
-        return nn.Dense(2)(dropout(total / mask.sum(1, keepdims=True)))
+        mean = total / mask.sum(1, keepdims=True)
+        return nn.Dense(2)(dropout(mean))
 
 
-def pairs_of(file: Path) -> list[tuple[str, int]]:
-    """Sentences and labels."""
+def read_phrases(file: Path) -> list[Phrase]:
+    """The rows of a file."""
     with open(file, encoding="utf-8", newline="") as lines:
         table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [(row["sentence"].strip(), int(row["label"])) for row in table]
+        return [Phrase(row["sentence"].strip(), int(row["label"])) for row in table]
 
 
-def vocabulary(sentences: list[str]) -> dict[str, int]:
+def vocabulary(phrases: list[Phrase]) -> dict[str, int]:
     """Word -> token, of the words that occur at least twice."""
-    counts = collections.Counter(" ".join(sentences).split())
+    counts: collections.Counter[str] = collections.Counter()
+    for phrase in phrases:
+        counts.update(phrase.text.split())
     words = sorted(word for word, count in counts.items() if count > 1)
     return {word: token for token, word in enumerate(words, UNKNOWN + 1)}
 
 
-def examples(pairs: list[tuple[str, int]], tokens: dict[str, int]) -> Examples:
+def examples(phrases: list[Phrase], tokens: dict[str, int]) -> Examples:
     """Padded behind the words; longer sentences are cut."""
-    rows = np.full((len(pairs), LENGTH), PADDING, np.int32)
-    for row, (sentence, _) in zip(rows, pairs, strict=True):
-        words = [tokens.get(word, UNKNOWN) for word in sentence.split()[:LENGTH]]
-        row[: len(words)] = words
-    return rows, np.array([label for _, label in pairs])
+    rows = np.full((len(phrases), LENGTH), PADDING, np.int32)
+    for row, phrase in zip(rows, phrases, strict=True):
+        words = phrase.text.split()[:LENGTH]
+        row[: len(words)] = [tokens.get(word, UNKNOWN) for word in words]
+    return Examples(rows, np.array([phrase.label for phrase in phrases]))
 
 
-def read(folder: Path) -> tuple[dict[str, int], Examples, Examples, Examples]:
-    """The vocabulary, and the examples to train with, held out, and to test with."""
-    pairs, test = (pairs_of(folder / file) for file in FILES)
-    pairs.sort()
-    pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
-    held_out = [pair for pair in pairs if pair[0].endswith(" .")][:HELD_OUT]
-    theirs = "\n".join(sentence for sentence, _ in held_out)
-    training = [pair for pair in pairs if pair[0] not in theirs]
-    tokens = vocabulary([sentence for sentence, _ in training])
-    return tokens, *(examples(part, tokens) for part in (training, held_out, test))
+class Data(NamedTuple):
+    """The vocabulary and the three parts of SST-2."""
+
+    tokens: dict[str, int]
+    training: Examples
+    held_out: Examples
+    test: Examples
+
+
+def read(folder: Path) -> Data:
+    """The files, with whole sentences held out, and all phrases of theirs."""
+    phrases = read_phrases(folder / "train.tsv")
+    test = read_phrases(folder / "dev.tsv")
+    phrases.sort()
+    order = np.random.default_rng(0).permutation(len(phrases))
+    phrases = [phrases[i] for i in order]
+    sentences = [phrase for phrase in phrases if phrase.text.endswith(" .")]
+    held_out = sentences[:HELD_OUT]
+    held_out_text = "\n".join(phrase.text for phrase in held_out)
+    training = [phrase for phrase in phrases if phrase.text not in held_out_text]
+    tokens = vocabulary(training)
+    return Data(
+        tokens=tokens,
+        training=examples(training, tokens),
+        held_out=examples(held_out, tokens),
+        test=examples(test, tokens),
+    )
 
 
 def batches(training: Examples, epoch: int) -> Iterator[tuple[Any, ...]]:
     """Phrases of like length, cut behind it, some words unknown; labels; a seed."""
     rng = np.random.default_rng(epoch)
-    tokens, labels = training
-    order = rng.permutation(len(labels))
-    lengths = (tokens != PADDING).sum(1)
+    order = rng.permutation(len(training.labels))
+    lengths = (training.tokens != PADDING).sum(1)
     order = order[np.argsort(lengths[order], kind="stable")]
     for start in rng.permutation(np.arange(0, len(order), BATCH)):
         indices = order[start : start + BATCH]
-        width = -(-lengths[indices].max() // 16) * 16  # few shapes to compile
-        words = tokens[indices, :width]
+        # Multiples of 16 words: few shapes to compile.
+        width = math.ceil(lengths[indices].max() / 16) * 16
+        words = training.tokens[indices, :width]
         is_dropped = (rng.random(words.shape) < DROPPED) & (words != PADDING)
         seed = rng.integers(2**31)
-        yield np.where(is_dropped, UNKNOWN, words), labels[indices], seed
+        words = np.where(is_dropped, UNKNOWN, words)
+        yield words, training.labels[indices], seed
 
 
 def trained(
     model: nn.Module, training: Examples, held_out: Examples, folder: Path
 ) -> Any:
     """The weights after `EPOCHS`; resumes from its folder."""
-    steps = EPOCHS * -(-len(training[1]) // BATCH)
+    steps = EPOCHS * math.ceil(len(training.labels) / BATCH)
     rate = optax.cosine_onecycle_schedule(steps, LEARNING_RATE, pct_start=0.1)
-    optimizer = optax.adamw(rate, weight_decay=0.01)
+    run = jax.jit(model.apply)
 
     def loss(params, tokens, labels, seed):
         dropout = {"dropout": jax.random.key(seed)}
@@ -134,43 +178,65 @@ def trained(
         return entropy(logits, labels).mean()
 
     def measure(state, log):
-        tokens, labels = held_out
-        percent = timing.percent(jax.jit(model.apply)(state[0], tokens), labels)
+        params, _ = state
+        percent = timing.percent(run(params, held_out.tokens), held_out.labels)
         print(f"epoch {len(log)}: {percent:.1f} % of held-out sentences", flush=True)
 
-    parts = {"training": training, "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED)}
-    options = {"measure": measure, "folder": folder, "depends_on": parts}
-    params = model.init(jax.random.key(0), training[0][:1])
-    draw = functools.partial(batches, training)
-    return networks.trained(loss, params, optimizer, draw, epochs=EPOCHS, **options)
+    return networks.trained(
+        loss,
+        params=model.init(jax.random.key(0), training.tokens[:1]),
+        optimizer=optax.adamw(rate, weight_decay=0.01),
+        batches=functools.partial(batches, training),
+        epochs=EPOCHS,
+        measure=measure,
+        folder=folder,
+        depends_on={
+            "training": tuple(training),
+            "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED),
+        },
+    )
 
 
-COLUMNS = {"numbers": "numbers", "code": "code", "T": "T", "wait": "wait"}
-COLUMNS |= {
-    name: title for name, title in mlperf_tiny.COLUMNS.items() if name != "target"
+COLUMNS = {
+    "numbers": "numbers",
+    "code": "code",
+    "T": "T",
+    "wait": "wait",
+    "latency": "latency",
+    "inputs": "inputs",
+    "accuracy": "accuracy %",
+    "spikes": "spikes",
+    "synops": "SynOps M",
+    "energy": "energy, % of ANN",
+    "memory": "with memory",
 }
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, metavar="DIR")
-    options.add_argument("--training", type=Path, required=True, metavar="DIR")
-    choice = options.parse_args(arguments)
-    timing.check_files(options, choice.data, *FILES)
-    tokens, training, held_out, test = read(choice.data)
-    count = mlperf_tiny.AT_A_TIME if choice.quick else None
-    model = Transformer(len(tokens) + UNKNOWN + 1)
-    params = trained(model, training, held_out, choice.training)
-    calibration, test = held_out[0][:CALIBRATION], [array[:count] for array in test]
-    task = mlperf_tiny.Task(model.apply, params, calibration, *test)
-    rows: list[dict[str, Any]] = []
-    sizes = {"words": len(tokens), "phrases": len(training[1])}
+    """The command. It reports after each row, because a row takes minutes."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--training", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    timing.check_files(parser, options.data, *FILES)
+    data = read(options.data)
+    model = Transformer(len(data.tokens) + UNKNOWN + 1)
+    count = mlperf_tiny.BATCH if options.quick else None
+    task = mlperf_tiny.Task(
+        fn=model.apply,
+        params=trained(model, data.training, data.held_out, options.training),
+        calibration=data.held_out.tokens[:CALIBRATION],
+        x=data.test.tokens[:count],
+        labels=data.test.labels[:count],
+    )
+    sizes = {"words": len(data.tokens), "phrases": len(data.training.labels)}
     result = timing.new_result(__doc__, ("jax", "flax", "numpy"), sizes=sizes)
-    result["sides"] = {"transformer": rows}
-    for row in mlperf_tiny.converted(task, ROWS):  # a row takes minutes
-        rows.append(row)
-        cells = [timing.cells(row, COLUMNS) for row in rows]
-        timing.report(result, timing.table([*COLUMNS.values()], cells), choice.out)
+    rows = [mlperf_tiny.ann_row(task)]
+    result["sides"]["transformer"] = rows
+    for row in ROWS:
+        rows += mlperf_tiny.converted_rows(task, row)
+        cells = [timing.cells(line, COLUMNS) for line in rows]
+        timing.report(result, timing.table([*COLUMNS.values()], cells), options.out)
     return result
 
 

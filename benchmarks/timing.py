@@ -8,7 +8,6 @@ after the other, so a busy minute of the machine slows all of them alike.
 import argparse
 import contextlib
 import datetime
-import functools
 import json
 import math
 import os
@@ -20,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
-from operator import ge, le
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def once(run: Callable[[], Any]) -> float:
     """Seconds of ``run()``, until its arrays are there; those of torch on CPU are."""
-    start, result = time.perf_counter(), run()
+    start = time.perf_counter()
+    result = run()
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(result)
     return time.perf_counter() - start
@@ -71,19 +70,26 @@ def rounds(
     Raises:
         RuntimeError: a worker failed; its messages are on standard error.
     """
-    workers, sides = {}, {}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
-    place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    workers = {}
+    sides = {}
     with contextlib.ExitStack() as stack:
         for side, command in commands.items():
-            worker = stack.enter_context(subprocess.Popen(command, **pipes, **place))
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            worker = stack.enter_context(process)
             stack.callback(worker.terminate)
-            workers[side], sides[side] = worker, _answer(side, worker)
-        there = {side: w for side, w in workers.items() if "missing" not in sides[side]}
-        for side in there:
-            sides[side]["seconds"] = []
+            sides[side] = _answer(side, worker)
+            if "missing" not in sides[side]:
+                sides[side]["seconds"] = []
+                workers[side] = worker
         for _ in range(number):
-            for side, worker in there.items():
+            for side, worker in workers.items():
                 for _ in range(repeats):
                     # A worker that has ended gives no answer; `_answer` raises then.
                     with contextlib.suppress(BrokenPipeError):
@@ -92,7 +98,8 @@ def rounds(
     return sides
 
 
-def _answer(side: str, worker: subprocess.Popen):
+def _answer(side: str, worker: subprocess.Popen) -> Any:
+    """The next line of a worker."""
     line = worker.stdout.readline()
     if not line:
         raise RuntimeError(f"side {side!r} failed: {' '.join(worker.args)}")
@@ -108,8 +115,7 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     >>> measures([4.0, 1.0, 2.0], lambda seconds: 8 / seconds)
     {'best': 8.0, 'median': 4.0}
     """
-    both = min(seconds), statistics.median(seconds)
-    return dict(zip(MEASURES, map(unit, both), strict=True))
+    return {"best": unit(min(seconds)), "median": unit(statistics.median(seconds))}
 
 
 def ratios(above: Mapping[str, float], below: Mapping[str, float]) -> dict[str, float]:
@@ -119,21 +125,23 @@ def ratios(above: Mapping[str, float], below: Mapping[str, float]) -> dict[str, 
 
 def fastest(results: Mapping[str, dict], name: str, sides: Iterable[str]) -> dict:
     """The `measures` ``name`` of the fastest side that has results; {} of none."""
-    there = (results[side][name] for side in sides if side in results)
-    return max(there, key=lambda speed: speed["best"], default={})
+    speeds = [results[side][name] for side in sides if side in results]
+    return max(speeds, key=lambda speed: speed["best"], default={})
 
 
 def with_speeds(sides: dict[str, dict], name: str, batch: int, answer: str) -> dict:
     """The sides of `rounds` that are installed, with images per second as ``name``.
 
     Args:
+        sides: from `rounds`.
+        name: of the new entry.
         batch: images of a timing.
         answer: name of the fact that is of the ANN, and so of all sides the same.
     """
-    results = {side: s for side, s in sides.items() if "missing" not in s}
-    first, *others = (side["facts"][answer] for side in results.values())
-    same = [math.isclose(first, other, rel_tol=1e-3) for other in others]
-    assert all(same), "the sides' ANNs differ"
+    results = {name: side for name, side in sides.items() if "missing" not in side}
+    answers = [side["facts"][answer] for side in results.values()]
+    for value in answers:
+        assert math.isclose(answers[0], value, rel_tol=1e-3), "the sides' ANNs differ"
     for side in results.values():
         side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
     return results
@@ -155,12 +163,15 @@ def percent(logits: Any, labels: Any) -> float:
 
 
 def in_parts(run: Callable, x: Any, size: int, axis: int = 0) -> Any:
-    """``run`` on so many of x at a time; its examples are along the axis."""
-    parts = [run(x[start : start + size]) for start in range(0, len(x), size)]
+    """``run`` on ``size`` examples of x at a time; its results lie along the axis."""
+    parts = []
+    for start in range(0, len(x), size):
+        parts.append(run(x[start : start + size]))
     return np.concatenate(parts, axis)
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
+    """Version of Python and of each distribution."""
     numbers = {"python": platform.python_version()}
     for name in names:
         try:
@@ -172,11 +183,16 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A markdown table that also reads well as plain text."""
-    cells = [list(head)] + [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    rows = [map(str.ljust, row, widths) for row in cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [list(head)]
+    for row in rows:
+        lines.append([_cell(value) for value in row])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    text = []
+    for cells_of_line in lines:
+        padded = map(str.ljust, cells_of_line, widths)
+        text.append(f"| {' | '.join(padded)} |")
+    return "\n".join(text)
 
 
 def table_of(
@@ -185,42 +201,60 @@ def table_of(
     """A row for each side: its name under ``title``, and its `cells`.
 
     Args:
+        title: of the first column.
         columns: name of a number -> title of its column; "a.b" is b of the dict a.
+        sides: name -> numbers.
     """
     rows = [[name, *cells(side, columns)] for name, side in sides.items()]
     return table([title, *columns.values()], rows)
 
 
 def cells(side: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
-    """The numbers of a side in the order of the columns."""
+    """The numbers of a side in the order of the columns; None where it has none."""
     if "missing" in side:
         return ["not installed", *[None] * (len(columns) - 1)]
-
-    def part(of: Any, key: str) -> Any:
-        return (of or {}).get(key)
-
-    return [functools.reduce(part, name.split("."), side) for name in columns]
+    values = []
+    for name in columns:
+        value: Any = side
+        for key in name.split("."):
+            value = (value or {}).get(key)
+        values.append(value)
+    return values
 
 
 def _cell(value: Any) -> str:
+    """A value as text: floats with three digits."""
     if value is None:
         return "-"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    if abs(value) >= 999.5:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
 
 
-def target(name: str, value: float, **limit: float) -> dict[str, Any]:
-    """A target, at_most=... or at_least=..., and whether it was met, for `report`."""
-    ((kind, bound),) = limit.items()
-    sign, is_met = {"at_most": ("<=", le), "at_least": (">=", ge)}[kind]
-    met = bool(is_met(value, bound))
-    return {"target": f"{name} {sign} {bound:g}", "measured": value, "met": met}
+def target(
+    name: str,
+    value: float,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> dict[str, Any]:
+    """A target, of one bound, and whether it was met, for `report`."""
+    if at_most is not None:
+        sign, bound, met = "<=", at_most, value <= at_most
+    else:
+        assert at_least is not None
+        sign, bound, met = ">=", at_least, value >= at_least
+    return {
+        "target": f"{name} {sign} {bound:g}",
+        "measured": value,
+        "met": bool(met),
+    }
 
 
-def targets(name: str, both: Mapping[str, float], **limit: float) -> list[dict]:
-    """A target for each of two `measures`."""
-    return [target(f"{m} {name}", value, **limit) for m, value in both.items()]
+def targets(name: str, speeds: Mapping[str, float], **bound: float) -> list[dict]:
+    """A `target` for each of the `MEASURES`."""
+    return [target(f"{m} {name}", value, **bound) for m, value in speeds.items()]
 
 
 def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any]:
@@ -247,7 +281,7 @@ def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any
     }
 
 
-def before(out: str | None) -> dict[str, Any]:
+def earlier_result(out: str | None) -> dict[str, Any]:
     """The result that a run continues: that of the file, or nothing."""
     if not out or not Path(out).exists():
         return {}
@@ -255,14 +289,24 @@ def before(out: str | None) -> dict[str, Any]:
 
 
 def continued(result: dict[str, Any], out: str | None, *facts: str) -> dict[str, Any]:
-    """The result with the sides of the file, of which these facts must be the same."""
-    if earlier := before(out):
-        names = ("question", *facts)
-        others = [name for name in names if earlier.get(name) != result[name]]
-        if others:
-            found = f"{out} is of another run, with other {' and '.join(others)}"
-            raise SystemExit(f"{found}; take another name")
-        result["sides"] = earlier["sides"]
+    """The result with the sides of the file, of which these facts must be the same.
+
+    Raises:
+        SystemExit: the file is of another benchmark, or of other facts.
+    """
+    earlier = earlier_result(out)
+    if not earlier:
+        return result
+    unlike = []
+    for name in ("question", *facts):
+        if earlier.get(name) != result[name]:
+            unlike.append(name)
+    if unlike:
+        raise SystemExit(
+            f"{out} is of another run, with other {' and '.join(unlike)}; take another "
+            "name"
+        )
+    result["sides"] = earlier["sides"]
     return result
 
 
@@ -272,8 +316,10 @@ def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]
     for goal in result["targets"]:
         verdict = "pass" if goal["met"] else "MISS"
         lines.append(f"{verdict}: {goal['target']}; measured {_cell(goal['measured'])}")
-    where = result["machine"]
-    lines.append(f"{where['date']}, {where['cpu_cores']} CPU cores, {where['machine']}")
+    machine = result["machine"]
+    lines.append(
+        f"{machine['date']}, {machine['cpu_cores']} CPU cores, {machine['machine']}"
+    )
     for side, numbers in result["versions"].items():
         packages = ", ".join(f"{name} {version}" for name, version in numbers.items())
         lines.append(f"{side}: {packages}")
@@ -287,10 +333,16 @@ def report(result: dict[str, Any], text: str, out: str | None) -> dict[str, Any]
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Options that all benchmarks share."""
-    as_it_is = argparse.RawDescriptionHelpFormatter
-    options = argparse.ArgumentParser(description=doc, formatter_class=as_it_is)
-    file = {"metavar": "FILE.json", "type": _result_file}
-    options.add_argument("--out", **file, help="and .md beside it")
+    options = argparse.ArgumentParser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "--out",
+        metavar="FILE.json",
+        type=_result_file,
+        help="and .md beside it",
+    )
     options.add_argument("--quick", action="store_true", help="toy size, for tests")
     options.add_argument("--side", help=argparse.SUPPRESS)
     return options
@@ -309,14 +361,18 @@ def read(file: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(file)
     except (OSError, EOFError, KeyError, ValueError, struct.error) as error:
         reason = str(error).partition("\n")[0]
-        found = f"{file} is not what --help describes, or a pointer to it"
-        raise SystemExit(f"{found}: {reason}") from None
+        raise SystemExit(
+            f"{file} is not what --help describes, or a pointer to it: {reason}"
+        ) from None
 
 
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
-    words = "sides with one of these, separated by commas"
-    options.add_argument("--only", metavar="WORDS", help=words)
+    options.add_argument(
+        "--only",
+        metavar="WORDS",
+        help="sides with one of these, separated by commas",
+    )
 
 
 def count(text: str) -> int:
@@ -340,4 +396,6 @@ def _result_file(text: str) -> str:
 
 def is_selected(side: str, only: str | None) -> bool:
     """Whether a side has one of the words of ``--only``, separated by commas."""
-    return only is None or any(word in side for word in only.split(","))
+    if only is None:
+        return True
+    return any(word in side for word in only.split(","))

@@ -11,26 +11,48 @@ Networks that the file has already are not run again, so a run can be continued.
 
 import sys
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing
 
-# Name -> pixels of an image, and what the network needs to be told.
-NETWORKS: dict[str, tuple[int, dict[str, Any]]] = dict.fromkeys(
-    "alexnet vgg11 vgg11_bn squeezenet1_0 squeezenet1_1 resnet18 resnet50 "
-    "resnext50_32x4d wide_resnet50_2 densenet121 googlenet inception_v3 "
-    "shufflenet_v2_x0_5 mnasnet0_5 regnet_x_400mf mobilenet_v2 mobilenet_v3_small "
-    "regnet_y_400mf efficientnet_b0 efficientnet_v2_s convnext_tiny vit_b_32 swin_t "
-    "swin_v2_t maxvit_t".split(),
-    (64, {}),
-)
-NETWORKS["vgg11"] = NETWORKS["vgg11_bn"] = 32, {}
-NETWORKS["googlenet"] = 64, {"init_weights": False, "aux_logits": False}
-NETWORKS["inception_v3"] = 96, {"init_weights": False}
-NETWORKS["vit_b_32"] = 64, {"image_size": 64}
-NETWORKS["maxvit_t"] = 224, {}  # its windows have 7 x 7 pixels at all resolutions
+
+class Choice(NamedTuple):
+    """Pixels of an image, and what the network needs to be told."""
+
+    pixels: int = 64
+    options: Mapping[str, Any] = {}  # noqa: RUF012
+
+
+NETWORKS = {
+    "alexnet": Choice(),
+    "vgg11": Choice(pixels=32),
+    "vgg11_bn": Choice(pixels=32),
+    "squeezenet1_0": Choice(),
+    "squeezenet1_1": Choice(),
+    "resnet18": Choice(),
+    "resnet50": Choice(),
+    "resnext50_32x4d": Choice(),
+    "wide_resnet50_2": Choice(),
+    "densenet121": Choice(),
+    "googlenet": Choice(options={"init_weights": False, "aux_logits": False}),
+    "inception_v3": Choice(pixels=96, options={"init_weights": False}),
+    "shufflenet_v2_x0_5": Choice(),
+    "mnasnet0_5": Choice(),
+    "regnet_x_400mf": Choice(),
+    "mobilenet_v2": Choice(),
+    "mobilenet_v3_small": Choice(),
+    "regnet_y_400mf": Choice(),
+    "efficientnet_b0": Choice(),
+    "efficientnet_v2_s": Choice(),
+    "convnext_tiny": Choice(),
+    "vit_b_32": Choice(options={"image_size": 64}),
+    "swin_t": Choice(),
+    "swin_v2_t": Choice(),
+    "maxvit_t": Choice(pixels=224),  # its windows have 7 x 7 pixels everywhere
+}
 CONVERTED = ("squeezenet1_1", "resnet18", "mobilenet_v2", "vit_b_32")
 COUNTED = {"relu", "clipped relu", "max-pool", "encoder"}  # in columns of their own
 
@@ -52,11 +74,13 @@ def network(name: str) -> tuple[Any, np.ndarray]:
         for buffer in module.buffers():
             if buffer.is_floating_point():
                 buffer += 0.1 * torch.rand_like(buffer)
-    draw = np.random.default_rng(0)
-    return module, draw.normal(size=(32, 3, pixels, pixels)).astype(np.float32)
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(32, 3, pixels, pixels)).astype(np.float32)
+    return module, images
 
 
-def row_of(name: str, converts: bool) -> dict[str, Any]:
+def table_row(name: str, converts: bool) -> dict[str, Any]:
+    """What `COLUMNS` has of a network; ``converts``: also the error of an SNN."""
     import jax
     import torch
 
@@ -73,12 +97,12 @@ def row_of(name: str, converts: bool) -> dict[str, Any]:
     except snnjax.ConversionError as error:
         reason = error.problems[0].reason
         return {"million parameters": millions, "converts": f"no: {reason}"}
+    run = jax.jit(fn)
+    with torch.no_grad():
+        logits = module(torch.from_numpy(images[:2])).numpy()
+    difference = np.abs(np.asarray(run(params, images[:2])) - logits).max()
     kinds = Counter(site.kind for site in sites)
     operators = [f"{kind} {n}" for kind, n in kinds.items() if kind not in COUNTED]
-    some = images[:2]
-    with torch.no_grad():
-        logits = module(torch.from_numpy(some)).numpy()
-    difference = np.abs(np.asarray(jax.jit(fn)(params, some)) - logits).max()
     row = {
         "million parameters": millions,
         "converts": sites.grade,
@@ -89,20 +113,35 @@ def row_of(name: str, converts: bool) -> dict[str, Any]:
         "error of fn": float(difference / np.abs(logits).max()),
     }
     if converts:
-        code, recipe = snnjax.codes.radix(), snnjax.light()
-        snn = snnjax.convert(fn, params, images, steps=4, code=code, recipe=recipe)
-        ann = jax.jit(fn)(params, images[:8])
+        snn = snnjax.convert(
+            fn,
+            params,
+            images,
+            steps=4,
+            code=snnjax.codes.radix(),
+            recipe=snnjax.light(),
+        )
+        ann = run(params, images[:8])
         outputs = jax.jit(snnjax.spiking(fn))(snn, images[:8]).mean(0)
         error = np.linalg.norm(outputs - ann) / np.linalg.norm(ann)
         row["error of the SNN"] = float(error)
     return row
 
 
-COLUMNS = ("million parameters", "converts", "ReLUs", "max-pools", "operators")
-COLUMNS += ("encoders", "error of fn", "error of the SNN")
+COLUMNS = (
+    "million parameters",
+    "converts",
+    "ReLUs",
+    "max-pools",
+    "operators",
+    "encoders",
+    "error of fn",
+    "error of the SNN",
+)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """The command: a result with a row for each network, which is printed too."""
     parser = timing.parser(__doc__)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
@@ -112,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if name not in sides and timing.is_selected(name, options.only):
             print(f"tracing {name}", file=sys.stderr, flush=True)
             converts = name in CONVERTED and not options.quick
-            sides[name] = row_of(name, converts)
+            sides[name] = table_row(name, converts)
     largest = max(side.get("error of fn", 0) for side in sides.values())
     result["targets"] = [timing.target("error of fn", largest, at_most=1e-5)]
     columns = {name: name for name in COLUMNS}

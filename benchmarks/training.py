@@ -70,7 +70,7 @@ def kernels(size: Size) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------------- JAX
 
 
-def snnjax_(size: Size, at_a_time: int | None = None, around: str = "") -> tuple:
+def snnjax_side(size: Size, at_a_time: int | None = None, around: str = "") -> tuple:
     import jax
 
     import snnjax
@@ -163,12 +163,12 @@ def plain_scan(size: Size) -> tuple:
 
 # Each gives (run(params, x) -> answers, params).
 JAX = {
-    "snnjax, auto": snnjax_,
-    "snnjax, by_layer": functools.partial(snnjax_, at_a_time=sys.maxsize),
-    "snnjax, by_step": functools.partial(snnjax_, at_a_time=1),
-    "snnjax, segments": functools.partial(snnjax_, at_a_time=25),
-    "snnjax, recurrent": functools.partial(snnjax_, around="Recurrent"),
-    "snnjax, adaptive": functools.partial(snnjax_, around="Adaptive"),
+    "snnjax, auto": snnjax_side,
+    "snnjax, by_layer": functools.partial(snnjax_side, at_a_time=sys.maxsize),
+    "snnjax, by_step": functools.partial(snnjax_side, at_a_time=1),
+    "snnjax, segments": functools.partial(snnjax_side, at_a_time=25),
+    "snnjax, recurrent": functools.partial(snnjax_side, around="Recurrent"),
+    "snnjax, adaptive": functools.partial(snnjax_side, around="Adaptive"),
     "Spyx": spyx,
     "Spyx, recurrent": functools.partial(spyx, neurons="RLIF"),
     "sparxml": sparxml,

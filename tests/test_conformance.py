@@ -87,7 +87,7 @@ def drawn(
 
 def check(program, layers, x):
     """All spikes agree; and those of another network do not."""
-    counts = conformance.counts_of(program, layers, x)
+    counts = conformance.level_counts(program, layers, x)
     assert counts["mismatches"] == 0
     assert counts["not_0"] > counts["spikes"] / 20
     trace = snnjax.deploy.run(layers, x)
@@ -134,7 +134,7 @@ def test_the_rules_of_chips():
     )
     check(chip_programs.speck, *drawn(**SPECK))
     layers, x = drawn(**SPECK)
-    counts = conformance.counts_of(chip_programs.speck_by_address, layers, x)
+    counts = conformance.level_counts(chip_programs.speck_by_address, layers, x)
     assert 0 < counts["mismatches"] < counts["spikes"] / 5
 
 
@@ -153,7 +153,7 @@ def test_potentials_that_leave_their_bits_are_not_compared():
     arithmetic = dataclasses.replace(layers.arithmetic, state_bits=4)
     layers = dataclasses.replace(layers, arithmetic=arithmetic)
     with pytest.raises(chip_programs.Misfit, match="leave their bits"):
-        conformance.counts_of(chip_programs.loihi, layers, x)
+        conformance.level_counts(chip_programs.loihi, layers, x)
 
 
 def test_the_table_has_a_row_for_a_missing_package(monkeypatch, capsys, tmp_path):
@@ -185,4 +185,6 @@ def test_converted_networks_are_whole_numbers_within_their_bits():
     assert max(np.abs(w).max() for w in weights) == 7
     assert layers.nodes[0].unit == 1 and x.max() == 15
     if timing.versions(["akida"])["akida"] != "not installed":
-        assert conformance.counts_of(chip_programs.akida, layers, x)["mismatches"] == 0
+        assert (
+            conformance.level_counts(chip_programs.akida, layers, x)["mismatches"] == 0
+        )
