@@ -21,16 +21,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
 
     def show() -> None:
-        of_networks = _networks(options)
-        table = options.table(of_networks)
-        folder = options.figures and writable(options.figures, "--figures")
+        results = _networks(options)
+        table = options.table(results)
+        if options.figures:
+            # Checked before the table is printed.
+            folder = writable(options.figures, "--figures")
         print(table, end="")
-        if folder:
-            costs = options.against or [*figures.COSTS]
-            figures.draw_networks(of_networks, folder, costs)
+        if options.figures:
+            figures.draw_networks(results, folder, options.against or [*figures.COSTS])
         if options.points_lost:
             folder = writable(options.points_lost, "--points_lost")
-            figures.draw_points_lost(of_networks, folder)
+            figures.draw_points_lost(results, folder)
 
     run(show, compiles=False)
 
@@ -43,14 +44,27 @@ def table_of(argv: Sequence[str]) -> str:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results", description=__doc__)
-    add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE")
-    of_steps = "only the rows of these T; write it after the files"
-    add("--steps", nargs="+", type=int, metavar="T", help=of_steps)
-    add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
-    add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
-    lost = "draw points lost, of all networks, against spikes and against latency"
-    add("--points_lost", metavar="FOLDER", help=lost)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        metavar="T",
+        help="only the rows of these T; write it after the files",
+    )
+    parser.add_argument(
+        "--figures",
+        metavar="FOLDER",
+        help="draw accuracy against T, latency, spikes",
+    )
+    parser.add_argument(
+        "--against", nargs="+", choices=figures.COSTS, help="draw only these panels"
+    )
+    parser.add_argument(
+        "--points_lost",
+        metavar="FOLDER",
+        help="draw points lost, of all networks, against spikes and against latency",
+    )
     parser.set_defaults(table=networks.table_of_networks)
     tables = parser.add_mutually_exclusive_group()
     for name, table, text in (
@@ -59,8 +73,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("epochs", networks.epochs_of_networks, "the accuracy after each epoch"),
         ("summary", networks.summary_of_networks, "the best row of each network"),
     ):
-        choice = {"action": "store_const", "dest": "table", "const": table}
-        tables.add_argument(f"--{name}", **choice, help=f"print {text}")
+        tables.add_argument(
+            f"--{name}",
+            action="store_const",
+            dest="table",
+            const=table,
+            help=f"print {text}",
+        )
     return parser.parse_args(argv)
 
 
@@ -73,8 +92,10 @@ def _networks(options: argparse.Namespace) -> list[networks.NetworkResults]:
 
 def file_of(name: Path) -> Path:
     """The file itself, or published results of this name."""
-    file = PUBLISHED / f"{name}.json"
-    return file if not name.exists() and file.is_file() else name
+    published = PUBLISHED / f"{name}.json"
+    if not name.exists() and published.is_file():
+        return published
+    return name
 
 
 if __name__ == "__main__":

@@ -357,14 +357,14 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
     silent = [row._replace(firing_rate=0.0) for row in waiting]
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
-    assert panel.series["best, binary, wait T"] == ((), ())
+    assert panel.series["best, binary, wait T"] == ([], [])
     assert len(panel.series["best, binary, wait 1"][0]) == 3
     report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
 
 
 def test_a_panel_has_no_more_lines_than_colors():
     rows = report.read_results(published("resnet20_best")).results
-    few = [rows[0]._replace(recipe=str(i)) for i in range(report.figures.MOST)]
+    few = [rows[0]._replace(recipe=str(i)) for i in range(report.figures.COLORS)]
     assert report.figures.groups_of(few) == [few]
     digits = rows[0]._replace(code="radix", levels=(-1, 1))
     signed = [row._replace(levels=(-1, 1)) for row in few]

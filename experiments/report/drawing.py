@@ -15,8 +15,17 @@ import numpy as np
 from experiments.running import write
 
 INK, MUTED, BAR = "#1a1f26", "#56606c", "#d5dae1"
-_COLORS = "#0072b2 #c44e00 #00795a #a8337c #7d6200 #5a55c9 #4a525c #1a7f9c #b5121b"
-SERIES = _COLORS.split()
+SERIES = (
+    "#0072b2",
+    "#c44e00",
+    "#00795a",
+    "#a8337c",
+    "#7d6200",
+    "#5a55c9",
+    "#4a525c",
+    "#1a7f9c",
+    "#b5121b",
+)
 MARKERS = "os^Dvos^D"  # one for each color
 WIDTH = 440  # of a panel, in points
 
@@ -77,11 +86,11 @@ def new_figure(
         parts = figure.subfigures(groups, squeeze=False)[:, 0]
         axes = [np.ravel(part.subplots(squeeze=False, **subplots)) for part in parts]
         yield figure, np.concatenate(axes)
-        for part, (first, *_) in zip(parts, axes, strict=True):
-            names = first.get_legend_handles_labels()
-            if legend and names[0]:
-                columns = min(legend, len(names[0]))
-                part.legend(*names, loc="outside lower center", ncols=columns)
+        for part, part_axes in zip(parts, axes, strict=True):
+            handles, labels = part_axes[0].get_legend_handles_labels()
+            if legend and handles:
+                columns = min(legend, len(handles))
+                part.legend(handles, labels, loc="outside lower center", ncols=columns)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     write(path, file.getvalue())

@@ -18,7 +18,7 @@ from experiments.report.results import (
     relative_errors,
 )
 
-MOST = len(SERIES)  # lines of a panel, each with a color of its own
+COLORS = len(SERIES)  # lines of a panel, each with a color of its own
 
 
 # --------------------------------------------------------------------- accuracy
@@ -38,13 +38,14 @@ class Panel(NamedTuple):
 
     def draw(self, axis: Any) -> None:
         """Draw the curves, and the accuracy of the ANN as a horizontal line."""
-        from matplotlib.ticker import LogLocator, MaxNLocator
+        from matplotlib.ticker import MaxNLocator
 
         for name, (x, y) in self.series.items():
             axis.plot(x, y, label=name, markevery=max(1, len(x) // 16))
         percent = 100 * self.ann
         axis.axhline(percent, color=INK, linewidth=1, linestyle="--", marker="")
-        axis.annotate(  # on the left, where most curves are far below
+        # The label is on the left, where most curves are far below.
+        axis.annotate(
             f"ANN {percent:.1f}",
             (0.02, percent),
             xycoords=("axes fraction", "data"),
@@ -54,22 +55,29 @@ class Panel(NamedTuple):
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
         low, high = axis.get_ylim()
-        low = min(low, high - 2)  # a tenth of a percent must not look like a slope
+        # A tenth of a percent must not look like a slope.
+        low = min(low, high - 2)
         axis.set_ylim(low, max(high, percent + 0.08 * (high - low)))
         axis.set(title=self.title, xlabel=self.x_label, ylabel="accuracy in %")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if self.is_log:
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
-            axis.xaxis.set_major_formatter(
-                lambda x, place: f"{x:.3g}" if x < 1 else f"{x:.0f}"
-            )
-            axis.minorticks_off()
-            # An axis without points has a negative end.
-            ends = np.log2(np.maximum(axis.get_xlim(), 1e-3))
-            if np.floor(ends[1]) <= np.ceil(ends[0]):  # show two powers of two or more
-                axis.set_xlim(2.0 ** np.floor(ends[0]), 2.0 ** np.ceil(ends[1]))
+            _make_logarithmic(axis)
             _stretch(axis)
+
+
+def _make_logarithmic(axis: Any) -> None:
+    """Make x logarithmic, with powers of two as ticks."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    axis.xaxis.set_major_formatter(lambda x, place: f"{x:.3g}" if x < 1 else f"{x:.0f}")
+    axis.minorticks_off()
+    # An axis without points has a negative end.
+    first, last = np.log2(np.maximum(axis.get_xlim(), 1e-3))
+    if np.floor(last) <= np.ceil(first):
+        # Show two powers of two or more.
+        axis.set_xlim(2.0 ** np.floor(first), 2.0 ** np.ceil(last))
 
 
 def _stretch(axis: Any) -> None:
@@ -81,10 +89,14 @@ def _stretch(axis: Any) -> None:
     def height(y):
         return -np.log2(np.maximum(ceiling - y, 1e-3))
 
-    axis.set_yscale("function", functions=(height, lambda z: ceiling - 2.0**-z))
+    def inverse(height):
+        return ceiling - 2.0**-height
+
+    axis.set_yscale("function", functions=(height, inverse))
     axis.set_ylim(low, high + 0.5)
     # Ticks at round numbers, as many as leave space for their labels.
-    unit, space = 5 if high - low > 30 else 1, (height(high) - height(low)) / 8
+    unit = 5 if high - low > 30 else 1
+    space = (height(high) - height(low)) / 8
     ticks = [high // unit * unit]
     for y in np.arange(ticks[0], low, -unit):
         if height(ticks[-1]) - height(y) >= space:
@@ -104,21 +116,28 @@ def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
     x_label, cost_of = COSTS[cost]
     series = {}
     for line in lines(results):
-        # A silent SNN costs no spikes and has no place on a logarithmic axis.
-        points = sorted((cost_of(row), 100 * row.final) for row in line if cost_of(row))
+        points = []
+        for row in line:
+            # A silent SNN costs no spikes and has no place on a logarithmic axis.
+            if cost_of(row):
+                points.append((cost_of(row), 100 * row.final))
+        points.sort()
         # A curve without points keeps the colors of the others.
-        x, y = zip(*points, strict=True) if points else ((), ())
+        x = [paid for paid, _ in points]
+        y = [percent for _, percent in points]
         series[line_name(line[0])] = x, y
     return Panel(f"against {cost}", x_label, series, ann, is_log=True)
 
 
 def read_early(results: Sequence[Result], ann: float) -> Panel:
-    """Accuracy after each step; each line is the conversion with the most steps."""
+    """Accuracy after each step; each line is the conversion with the largest T."""
     series = {}
     for line in lines(results):
         row = max(line, key=lambda row: row.steps)
-        first = row.latency - row.steps + 1
-        name = line_name(row) + (f" (t = 1 at step {first})" if row.wait else "")
+        name = line_name(row)
+        if row.wait:
+            first = row.latency - row.steps + 1
+            name += f" (t = 1 at step {first})"
         curve = 100 * np.mean(row.accuracies, axis=0)
         series[name] = range(1, row.steps + 1), curve.tolist()
     longest = max(result.steps for result in results)
@@ -128,10 +147,10 @@ def read_early(results: Sequence[Result], ann: float) -> Panel:
 
 def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
     """Accuracy at the start of a fine-tuning, 0, and after each epoch."""
-    series = {
-        name: (range(len(curve)), [100 * accuracy for accuracy in curve])
-        for name, curve in curves.items()
-    }
+    series = {}
+    for name, curve in curves.items():
+        percents = [100 * accuracy for accuracy in curve]
+        series[name] = range(len(curve)), percents
     return Panel("accuracy after each epoch of training", "epochs", series, ann)
 
 
@@ -141,23 +160,34 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
     A page shows two panels at the size of its text, three would be too small.
     """
     panels = groups[0]
-    ncols, height = min(2, len(panels)), 310 * math.ceil(len(panels) / 2)
+    ncols, nrows = min(2, len(panels)), math.ceil(len(panels) / 2)
+    height = 310 * nrows
     has_empty_cell = len(panels) % ncols == 1
-    columns = 0
+    legend_columns = 0
     if not has_empty_cell:
+        # The legend is below, with as many columns as the longest name leaves.
         names = [name for group in groups for name in group[0].series]
-        wide = max(map(len, names), default=0) * 7 + 45  # of a name and its line
-        columns = max(1, ncols * WIDTH // wide)
-        height += 20 * math.ceil(max(len(g[0].series) for g in groups) / columns)
-    size = ncols * WIDTH, height * len(groups)
-    grid = {"nrows": math.ceil(len(panels) / ncols), "ncols": ncols}
-    with new_figure(path, *size, columns, len(groups), **grid) as (_, axes):
+        column_width = max(map(len, names), default=0) * 7 + 45
+        legend_columns = max(1, ncols * WIDTH // column_width)
+        curves = max(len(group[0].series) for group in groups)
+        height += 20 * math.ceil(curves / legend_columns)
+    figure = new_figure(
+        path,
+        width=ncols * WIDTH,
+        height=height * len(groups),
+        legend=legend_columns,
+        groups=len(groups),
+        nrows=nrows,
+        ncols=ncols,
+    )
+    with figure as (_, axes):
         for cells, group in zip(np.split(axes, len(groups)), groups, strict=True):
             for axis, panel in zip(cells, group, strict=False):
                 panel.draw(axis)
             if has_empty_cell:
+                handles, labels = cells[0].get_legend_handles_labels()
                 cells[-1].axis("off")
-                cells[-1].legend(*cells[0].get_legend_handles_labels(), loc="center")
+                cells[-1].legend(handles, labels, loc="center")
 
 
 # Kind of spikes -> marker and line.
@@ -166,22 +196,29 @@ KINDS = {"rate, binary": "o:", "rate, signed or graded": "^--", "radix": "s-"}
 
 def kind_of(row: Result) -> str:
     """One of `KINDS`."""
-    binary, others, radix = KINDS
-    return radix if row.code != "rate" else binary if row.spike == "binary" else others
+    if row.code != "rate":
+        return "radix"
+    if row.spike == "binary":
+        return "rate, binary"
+    return "rate, signed or graded"
 
 
 def groups_of(results: Sequence[Result]) -> list[list[Result]]:
-    """All rows; of more than `MOST` lines each kind of spikes, `MOST` lines at most."""
-    if len(lines(results)) <= MOST:
+    """The rows of each figure: all of them, if there is a color for each line.
+
+    Otherwise each kind of spikes has figures of its own, of `COLORS` lines at most.
+    """
+    if len(lines(results)) <= COLORS:
         return [list(results)]
-    kinds: dict[str, list[Result]] = {}
+    by_kind: dict[str, list[Result]] = {}
     for row in results:
-        kinds.setdefault(kind_of(row), []).append(row)
-    return [
-        sum(of_kind[start : start + MOST], [])
-        for of_kind in map(lines, kinds.values())
-        for start in range(0, len(of_kind), MOST)
-    ]
+        by_kind.setdefault(kind_of(row), []).append(row)
+    groups = []
+    for rows in by_kind.values():
+        kind_lines = lines(rows)
+        for start in range(0, len(kind_lines), COLORS):
+            groups.append(sum(kind_lines[start : start + COLORS], []))
+    return groups
 
 
 def draw_networks(
@@ -193,8 +230,9 @@ def draw_networks(
     """
     for network in merged(networks):
         name, ann = network.name, network.ann
-        groups = groups_of(network.results)
-        panels = [[against(rows, ann, cost) for cost in costs] for rows in groups]
+        panels = []
+        for rows in groups_of(network.results):
+            panels.append([against(rows, ann, cost) for cost in costs])
         write_accuracy(folder / f"{name}.png", *panels)
         if network.epochs:
             file = folder / f"{name}_epochs.png"
@@ -219,33 +257,53 @@ def frontier(
 
 def draw_points_lost(networks: Sequence[NetworkResults], folder: Path) -> None:
     """Draw points_lost_COST.png for spikes and latency: two networks in each panel."""
-    from matplotlib.ticker import LogLocator
-
     networks = merged(networks)
     nrows, ncols = math.ceil(len(networks) / 4), min(2, math.ceil(len(networks) / 2))
-    size = ncols * WIDTH, 40 + 300 * nrows
-    grid = {"nrows": nrows, "ncols": ncols, "sharex": True, "sharey": True}
     for cost in ("spikes", "latency"):
-        file = folder / f"points_lost_{cost}.png"
-        with new_figure(file, *size, legend=len(KINDS), **grid) as (_, axes):
+        figure = new_figure(
+            folder / f"points_lost_{cost}.png",
+            width=ncols * WIDTH,
+            height=40 + 300 * nrows,
+            legend=len(KINDS),
+            nrows=nrows,
+            ncols=ncols,
+            sharex=True,
+            sharey=True,
+        )
+        with figure as (_, axes):
+            # The legend describes the first axis: markers and lines without a color.
             for kind, style in KINDS.items():
                 axes[0].plot([], [], style, color=INK, label=kind)
             for i, network in enumerate(networks):
-                name, ann = network.name, network.ann
-                axis, color = axes[i // 2], SERIES[i % 2]
-                axis.set_title(name, color=color, loc=("left", "right")[i % 2])
-                for kind, style in KINDS.items():
-                    rows = [row for row in spiking(network) if kind_of(row) == kind]
-                    if points := frontier(rows, ann, cost):
-                        axis.plot(*zip(*points, strict=True), style, color=color)
+                _draw_frontier(axes[i // 2], network, cost, is_first=i % 2 == 0)
             for axis in axes:
-                axis.set(xscale="log", yscale="log", xlabel=COSTS[cost][0])
-                axis.set(ylabel="points lost")
-                for ticks in (axis.xaxis, axis.yaxis):
-                    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                    ticks.set_major_formatter(lambda x, place: f"{x:g}")
-                axis.minorticks_off()
-                axis.label_outer()
+                _style_points_lost(axis, COSTS[cost][0])
+
+
+def _draw_frontier(
+    axis: Any, network: NetworkResults, cost: str, is_first: bool
+) -> None:
+    """Draw the frontier of each kind of spikes of the first or second of a panel."""
+    color = SERIES[0] if is_first else SERIES[1]
+    axis.set_title(network.name, color=color, loc="left" if is_first else "right")
+    for kind, style in KINDS.items():
+        rows = [row for row in spiking(network) if kind_of(row) == kind]
+        points = frontier(rows, network.ann, cost)
+        if points:
+            x, y = zip(*points, strict=True)
+            axis.plot(x, y, style, color=color)
+
+
+def _style_points_lost(axis: Any, x_label: str) -> None:
+    """Logarithmic axes with ticks at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel="points lost")
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks.set_major_formatter(lambda x, place: f"{x:g}")
+    axis.minorticks_off()
+    axis.label_outer()
 
 
 # ------------------------------------------------------------------------ sites
@@ -255,11 +313,18 @@ def write_sites(path: Path, result: Result) -> None:
     """Error of every site with its parts; beside it, the firing rates."""
     sites = result.measures.sites
     rows = np.arange(len(sites))
+    # [sites, 1 + parts]
     errors = np.array([relative_errors(site) for site in sites.values()])
     rates = [100 * float(site.firing_rate) for site in sites.values()]
-    size = 2 * WIDTH, 130 + 34 * len(sites)
-    options = {"ncols": 2, "sharey": True}
-    with new_figure(path, *size, legend=5, **options) as (figure, (left, right)):
+    figure_of_sites = new_figure(
+        path,
+        width=2 * WIDTH,
+        height=130 + 34 * len(sites),
+        legend=1 + len(PARTS),
+        ncols=2,
+        sharey=True,
+    )
+    with figure_of_sites as (figure, (left, right)):
         left.barh(rows, np.nan_to_num(errors[:, 0]), 0.8, color=BAR, label="error")
         # One below the other, so that equal parts do not hide each other.
         shifts = np.linspace(-0.3, 0.3, len(PARTS))
@@ -289,10 +354,13 @@ def write_figures(
         epochs: accuracy at the start of a fine-tuning, and after each epoch.
     """
 
-    def panels_of(rows: Sequence[Result]) -> list[Panel]:
-        costs = [against(rows, ann, cost) for cost in ("latency", "spikes")]
-        trained = [after_epochs({"training": epochs}, ann)]
-        return [read_early(rows, ann), *(trained if epochs else costs)]
-
-    write_accuracy(out / "accuracy.png", *map(panels_of, groups_of(results)))
+    groups = []
+    for rows in groups_of(results):
+        panels = [read_early(rows, ann)]
+        if epochs:
+            panels.append(after_epochs({"training": epochs}, ann))
+        else:
+            panels += [against(rows, ann, "latency"), against(rows, ann, "spikes")]
+        groups.append(panels)
+    write_accuracy(out / "accuracy.png", *groups)
     write_sites(out / "layers.png", choice(results))

@@ -1,6 +1,6 @@
 """Figures of direct training: the curves of a run, the surrogates compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
         last = 100 * log[-1]["test_accuracy"]
         middle.set(title=f"accuracy (%): {last:.1f} on test images", xlabel="epoch")
         middle.legend()
+        # [sites, epochs]
         traces = np.array([line["temperature"] for line in log]).T
         for color, site, trace in zip(shades(len(sites)), sites, traces, strict=True):
             right.plot(epochs, trace, color=color, marker="", label=site)
@@ -30,8 +31,16 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
             axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def surrogates(x, shapes: dict, temperatures: dict, path: Path) -> None:
-    """The surrogate derivatives, and Dspike's at several temperatures."""
+def surrogates(
+    x: np.ndarray,
+    shapes: Mapping[str, np.ndarray],
+    temperatures: Mapping[str, np.ndarray],
+    path: Path,
+) -> None:
+    """The surrogate derivatives, and Dspike's at several temperatures.
+
+    The derivatives at x have the names of their curves.
+    """
     with new_figure(path, 2 * 380, 290, ncols=2) as (_, (left, right)):
         for color, (name, height) in zip(SERIES, shapes.items(), strict=False):
             width = 2.8 if name == "dspike" else 1.4
