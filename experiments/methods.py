@@ -61,18 +61,28 @@ class Method:
     encodes: bool = False
 
     def convert(self, fn: Callable, params: Any, x: Any, *, steps: int) -> snnjax.SNN:
-        """`snnjax.convert`, which raises ValueError, too, for values of both signs that
-        the method does not send.
+        """The conversion of `snnjax.convert`.
+
+        Raises:
+            ValueError: also for values of both signs that the method does not send.
         """
-        encoders = [s.name for s in snnjax.sites(fn, params, x[:1]) if s.is_encoder]
+        sites = snnjax.sites(fn, params, x[:1])
+        encoders = [site.name for site in sites if site.is_encoder]
         if encoders and not self.encodes:
             raise ValueError(
                 "the method is for networks of ReLUs, and this one has encoders, e.g. "
                 f"{encoders[0]!r}; take differential() or best()"
             )
-        how = {"recipe": self.recipe, "model": self.model, "code": self.code}
-        wait = self.wait(steps)
-        snn = snnjax.convert(fn, params, x, steps=steps, wait=wait, **how)
+        snn = snnjax.convert(
+            fn,
+            params,
+            x,
+            steps=steps,
+            wait=self.wait(steps),
+            recipe=self.recipe,
+            model=self.model,
+            code=self.code,
+        )
         if self.reset == "subtract":
             return snn
         zeroed = dataclasses.replace(snn.model, reset=self.reset)
@@ -82,18 +92,22 @@ class Method:
 # --------------------------------------------------------- thresholds of the papers
 
 
-def spike(of: Callable, level: int = 1, per: Any = "layer") -> calibrators.Calibrator:
+def spike(
+    statistic: Callable, level: int = 1, per: Any = "layer"
+) -> calibrators.Calibrator:
     """V = statistic / level, whatever a neuron can send in T steps."""
 
     def scaled(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
-        return of(view, fit, per) * view.high / level
+        # `calibrators.threshold` divides by what a neuron can send.
+        return statistic(view, fit, per) * view.high / level
 
     return calibrators.threshold(scaled, per)
 
 
 def largest_current(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
     """max z(t) over images, neurons and steps, of what arrives in the SNN."""
-    largest = max(float(z.max()) for z in view.currents_by_batch(fit.weights))
+    currents = view.currents_by_batch(fit.weights)
+    largest = max(float(current.max()) for current in currents)
     return jnp.float32(largest if largest > 0 else 1)
 
 
@@ -105,15 +119,20 @@ def local_balance(activation: jax.Array, rounds: int) -> jax.Array:
         return v + 2 * jnp.maximum(activation - v, 0).mean(0)
 
     v = jax.lax.fori_loop(0, rounds, grow, jnp.zeros_like(activation[0]))
-    v = jnp.where(v > 0, v, v.max())  # a channel that is never active
+    # A channel that is never active has the largest threshold of the others.
+    v = jnp.where(v > 0, v, v.max())
     return jnp.where(v > 0, v, 1)
 
 
 def nearest_grid(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
     """argmin of the error of 2 T high values from 0 to the threshold."""
-    a, maxima = view.sample.magnitudes(None), view.sample.maxima(None)
-    count = 2 * view.steps * view.model.levels[1]
-    return formulas.least_squares(a, count, per, shift=0.5, maxima=maxima)
+    return formulas.least_squares(
+        view.sample.magnitudes(None),
+        2 * view.steps * view.model.levels[1],
+        per,
+        shift=0.5,
+        maxima=view.sample.maxima(None),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +193,13 @@ def advanced(iterations: int = 5000) -> Method:
     return Method(snnjax.advanced(iterations=iterations))
 
 
-def burst(most: int = 5) -> Method:
+def burst(high: int = 5) -> Method:
     """V = percentile 99.9 of a; k = clip(floor(v / V), 0, 5).
 
     Li and Zeng, IJCAI 2022.
     """
     recipe = Recipe([spike(calibrators.percentile(99.9))])
-    return Method(recipe, snnjax.integrate_and_fire(levels=(0, most)))
+    return Method(recipe, snnjax.integrate_and_fire(levels=(0, high)))
 
 
 def signed() -> Method:
@@ -197,10 +216,10 @@ def signed() -> Method:
 def local_balancing(rounds: int = 1000) -> Method:
     """V <- V + 2 mean max(a - V, 0), from 0; v(0) = V / 2. Bu et al., CVPR 2025."""
 
-    def of(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
+    def balance(view: calibrators.View, fit: calibrators.Fit, per: Any) -> Any:
         return local_balance(view.sample.magnitudes(None), rounds)
 
-    return Method(Recipe([calibrators.threshold(of, "channel"), HALF]))
+    return Method(Recipe([calibrators.threshold(balance, "channel"), HALF]))
 
 
 def differential(high: int = 8) -> Method:
@@ -209,8 +228,9 @@ def differential(high: int = 8) -> Method:
     Huang et al., ICML 2025.
     """
     recipe = Recipe([spike(nearest_grid, high, "channel"), HALF])
-    zones = {"dead_zone": 0.75, "last_zone": 0.75}
-    model = snnjax.integrate_and_fire(levels=(-high, high), **zones)
+    model = snnjax.integrate_and_fire(
+        levels=(-high, high), dead_zone=0.75, last_zone=0.75
+    )
     return Method(recipe, model, snnjax.codes.harmonic(), encodes=True)
 
 
@@ -298,27 +318,38 @@ def run(config: Methods) -> str:
     """Measure the rows that are missing, and draw each network; the table of all."""
     networks = []
     for model in config.models:
-        out = str(Path(config.out) / Path(model).stem)
-        names = ("dataset", "data_dir", "mesh", "steps", "calibration_images")
-        same = {name: getattr(config, name) for name in (*names, "test_images")}
-        checkpoint = CHECKPOINTS.get(model, model)
-        options = Convert(**same, checkpoint=checkpoint, seeds=(0,), out=out)
-        task = convert.prepare(options)._replace(held_out=None)
-        measure(task, dataclasses.replace(config, models=(model,), out=out))
-        networks.append(read_results(Path(out)))
-        draw(networks[-1].results, task.ann, Path(out) / "methods.png")
+        out = Path(config.out) / Path(model).stem
+        conversion = Convert(
+            dataset=config.dataset,
+            data_dir=config.data_dir,
+            mesh=config.mesh,
+            steps=config.steps,
+            calibration_images=config.calibration_images,
+            test_images=config.test_images,
+            checkpoint=CHECKPOINTS.get(model, model),
+            seeds=(0,),
+            out=str(out),
+        )
+        task = convert.prepare(conversion)._replace(held_out=None)
+        measure(task, dataclasses.replace(config, models=(model,), out=str(out)))
+        networks.append(read_results(out))
+        draw(networks[-1].results, task.ann, out / "methods.png")
     return published.table_of_methods(networks)
 
 
 def draw(results: Sequence[Result], ann: float, path: Path) -> None:
     """Accuracy against latency and spikes: of binary spikes that count, of others."""
-    kinds: dict[bool, list[Result]] = {}
-    far_from_chance = [row for row in results if row.final > ann / 4]
-    for row in far_from_chance:
-        kinds.setdefault(figures.kind_of(row) == "rate, binary", []).append(row)
-    costs = ("latency", "spikes")
-    panels = ([figures.against(r, ann, c) for c in costs] for r in kinds.values())
-    if kinds:
+    groups: dict[bool, list[Result]] = {}
+    for row in results:
+        # Rows near chance would leave no space for the others.
+        if row.final > ann / 4:
+            is_binary = figures.kind_of(row) == "rate, binary"
+            groups.setdefault(is_binary, []).append(row)
+    panels = []
+    for rows in groups.values():
+        by_latency = figures.against(rows, ann, "latency")
+        panels.append([by_latency, figures.against(rows, ann, "spikes")])
+    if panels:
         figures.write_accuracy(path, *panels)
 
 
@@ -326,43 +357,58 @@ def measure(task: Experiment, config: Methods) -> None:
     """Add the rows of a network that its file does not have yet."""
     file = Path(config.out) / "metrics.json"
     results = _finished(task, config, file)
-    images = conversions.calibration_images(task.config, task.data, 0)
+    done = {(row.recipe, row.steps) for row in results}
     print(header(30), flush=True)
     for steps, name in itertools.product(config.steps, config.methods):
-        if any((row.recipe, row.steps) == (name, steps) for row in results):
+        if (name, steps) in done:
             continue
-        of = advanced(config.iterations) if name == "advanced" else METHODS[name]()
-        start = time.perf_counter()
         try:
-            snn = of.convert(task.fn, task.params, images, steps=steps)
+            result = _result(task, config, name, steps)
         except ValueError as reason:
             print(f"{name}, T = {steps} is left out: {reason}", file=sys.stderr)
             continue
-        jax.block_until_ready(snn)
-        seconds = time.perf_counter() - start
-        snn = conversions.widen_all(snn, task.sites)
-        results.append(conversions.evaluated(task, name, snn, seconds))
-        print(report.row(results[-1], task.ann, 30), flush=True)
+        print(report.row(result, task.ann, 30), flush=True)
+        results.append(result)
         results.sort(key=lambda row: (list(METHODS).index(row.recipe), row.steps))
-        names = tuple(dict.fromkeys(row.recipe for row in results))
-        ts = tuple(sorted({row.steps for row in results}))
-        measured = dataclasses.replace(config, methods=names, steps=ts)
+        # The facts have the methods and T of all rows, also of other calls.
+        measured = dataclasses.replace(
+            config,
+            methods=tuple(dict.fromkeys(row.recipe for row in results)),
+            steps=tuple(sorted({row.steps for row in results})),
+        )
         facts = convert.facts_of(task, "experiments.methods", measured)
         report.write_metrics(file, facts, results)
+
+
+def _result(task: Experiment, config: Methods, name: str, steps: int) -> Result:
+    """The row of a method and T; raises ValueError where the method does not apply."""
+    method = METHODS[name]()
+    if name == "advanced":
+        method = advanced(config.iterations)
+    images = conversions.calibration_images(task.config, task.data, 0)
+    start = time.perf_counter()
+    snn = method.convert(task.fn, task.params, images, steps=steps)
+    jax.block_until_ready(snn)
+    seconds = time.perf_counter() - start
+    snn = conversions.widen_all(snn, task.sites)
+    return conversions.evaluated(task, name, snn, seconds)
 
 
 def _finished(task: Experiment, config: Methods, file: Path) -> list[Result]:
     """The rows of a file; raises unless they are of these options and weights."""
     if not file.exists():
         return []
-    facts, of_rows = json.loads(file.read_text()), ("methods", "steps", "models")
-    own = options_of_results(config) | {"weights": task.source.card.get("sha256")}
-    theirs = facts["config"] | {"weights": facts["source"].get("sha256")}
-    for option in own.keys() - of_rows:
-        if own[option] != theirs.get(option):
+    facts = json.loads(file.read_text())
+    options_now = options_of_results(config)
+    options_now["weights"] = task.source.card.get("sha256")
+    options_of_file = facts["config"] | {"weights": facts["source"].get("sha256")}
+    # Rows of other methods, T and networks stand beside each other.
+    for option in options_now.keys() - {"methods", "steps", "models"}:
+        if options_now[option] != options_of_file.get(option):
             raise ValueError(
-                f"{file} has rows of {option} {theirs.get(option)}, not {own[option]}; "
-                "give another --out, or the options that it was made with"
+                f"{file} has rows of {option} {options_of_file.get(option)}, not "
+                f"{options_now[option]}; give another --out, or the options that it "
+                "was made with"
             )
     return read_results(file).results
 

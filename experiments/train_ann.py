@@ -38,10 +38,16 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     The network is also written there, for `load_source`. By default the data are
     loaded.
     """
-    data = load(config.dataset, config.data_dir) if data is None else data
+    if data is None:
+        data = load(config.dataset, config.data_dir)
     data = data.first(config.train_images)
-    options = {"norm": config.norm, "clip": config.clip, "levels": config.levels}
-    model = build(config.model, data.num_classes, **options)
+    model = build(
+        config.model,
+        data.num_classes,
+        norm=config.norm,
+        clip=config.clip,
+        levels=config.levels,
+    )
     origin = None
     if config.checkpoint is not None:
         origin = _origin(config, data)
@@ -64,7 +70,9 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     variables = jax.device_get(state.variables)
     card = {
         "model": config.model,
-        **options,
+        "norm": config.norm,
+        "clip": config.clip,
+        "levels": config.levels,
         **data.facts(),
         "test_accuracy": evaluate(variables),
         "epochs": config.epochs,
@@ -114,9 +122,9 @@ def make_step(
     def step(state, key, images, labels):
         variables, params = state.variables, state.variables["params"]
         images = augment(key, images, flip=config.flip, padding=config.padding)
-        (loss, (accuracy, averages)), gradient = jax.value_and_grad(
-            loss_of, has_aux=True
-        )(params, variables, images, labels)
+        loss_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
+        result, gradient = loss_and_gradient(params, variables, images, labels)
+        loss, (accuracy, averages) = result
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
         state = TrainState({**variables, **averages, "params": params}, opt_state)
@@ -128,8 +136,9 @@ def make_step(
 def _origin(config: TrainANN, data: Dataset) -> Source:
     """The network to begin with; raises if it is not that of the options."""
     assert config.checkpoint is not None
-    paths = [Path(p).expanduser().resolve() for p in (config.checkpoint, config.out)]
-    if paths[1] in (paths[0], paths[0].parent):
+    checkpoint = Path(config.checkpoint).expanduser().resolve()
+    out = Path(config.out).expanduser().resolve()
+    if out in (checkpoint, checkpoint.parent):
         raise ValueError(
             f"--checkpoint {config.checkpoint} is in --out, where the trained network "
             "will be; give another --out"
@@ -142,7 +151,8 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
     }
     # Clipping leaves no trace in the weights.
     source = load_source(config.checkpoint, {**card, "clip": config.clip})
-    if source.card["levels"] is not None:  # plain ReLUs have no place for its maxima
+    if source.card["levels"] is not None:
+        # Plain ReLUs would have no place for the maxima of quantized ones.
         card["levels"] = config.levels
     for name, value in card.items():
         if source.card[name] != value:
@@ -154,7 +164,13 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
     return source
 
 
-def _initial_state(model, optimizer, config, data, origin) -> TrainState:
+def _initial_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: TrainANN,
+    data: Dataset,
+    origin: Source | None,
+) -> TrainState:
     """Random weights, or those of `origin`; maxima of quantized ReLUs fitted to images.
 
     The images are the first of the training set.
@@ -166,10 +182,9 @@ def _initial_state(model, optimizer, config, data, origin) -> TrainState:
     if origin is None:
         variables = jax.jit(model.init)(key, images)
     else:
-        # Initializes the parameters that the origin lacks: the maxima.
-        _, maxima = jax.jit(partial(model.apply, mutable=["params"], train=False))(
-            origin.variables, images, rngs={"params": key}
-        )
+        # This initializes the parameters that the origin lacks: the maxima.
+        apply = jax.jit(partial(model.apply, mutable=["params"], train=False))
+        _, maxima = apply(origin.variables, images, rngs={"params": key})
         variables = origin.variables | maxima
     variables = {"batch_stats": {}, **variables}  # also without BatchNorm
     return TrainState(variables, optimizer.init(variables["params"]))

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_an_error_of_the_user_ends_with_its_message():
-    for kind in command_line.OF_A_USER:
+    for kind in command_line.USER_ERRORS:
 
         def work(kind=kind):
             raise kind("wrong")

@@ -26,7 +26,8 @@ Outcome = TypeVar("Outcome")
 
 # Options that no result depends on.
 OF_A_MACHINE = ("data_dir", "out")
-OF_A_USER = MissingDataError, ValueError, FloatingPointError, OSError, ImportError
+# Errors that a user can mend, which a command tells in one line.
+USER_ERRORS = (MissingDataError, ValueError, FloatingPointError, OSError, ImportError)
 
 
 def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
@@ -41,7 +42,7 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
             if compiles:
                 keep_programs()
             return work()
-    except OF_A_USER as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 
@@ -84,30 +85,24 @@ def parse(
         argv: arguments; None for those of the process.
         names: kind -> allowed names, to list at the end of the help.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    option: dict[str, Any] = {
-        "choices": tuple(presets),
-        "metavar": "NAME",
-        "help": f"configuration to start from: {', '.join(presets)}",
-    }
+    if argv is None:
+        argv = sys.argv[1:]
+
+    def add_preset(parser: Parser) -> None:
+        parser.add_argument(
+            "--preset",
+            choices=tuple(presets),
+            metavar="NAME",
+            help=f"configuration to start from: {', '.join(presets)}",
+        )
+
     # Two passes, because the preset gives the defaults of the other options.
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", **option)
-    preset = first.parse_known_args(argv)[0].preset
+    preset_parser = Parser(add_help=False, allow_abbrev=False)
+    add_preset(preset_parser)
+    preset = preset_parser.parse_known_args(argv)[0].preset
     default = presets[preset] if preset else dataclass_type()
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    about = (main.__doc__ or "").strip().split("\n\n")
-    parser = Parser(
-        allow_abbrev=False,
-        prog=f"python -m {spec.name}" if spec else Path(sys.argv[0]).name,
-        description="\n\n".join(textwrap.fill(paragraph, 79) for paragraph in about),
-        epilog="\n".join(
-            textwrap.fill(f"{kind}: {', '.join(of)}", 79, subsequent_indent="  ")
-            for kind, of in (names or {}).items()
-        ),
-    )
-    parser.add_argument("--preset", **option)
+    parser = _parser_of_main(names or {})
+    add_preset(parser)
     parser.add_arguments(dataclass_type, dest="config", default=default)
     for name in _without_value(argv, fields(default)):
         parser.error(f"argument --{name}: expected a value")
@@ -117,16 +112,44 @@ def parse(
         parser.error(str(error))
 
 
+def _parser_of_main(names: Mapping[str, Iterable[str]]) -> Parser:
+    """A parser that describes the program by its docstring, and the names below."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    program = Path(sys.argv[0]).name if spec is None else f"python -m {spec.name}"
+    paragraphs = (main.__doc__ or "").strip().split("\n\n")
+    description = [textwrap.fill(paragraph, 79) for paragraph in paragraphs]
+    epilog = []
+    for kind, allowed in names.items():
+        line = f"{kind}: {', '.join(allowed)}"
+        epilog.append(textwrap.fill(line, 79, subsequent_indent="  "))
+    return Parser(
+        allow_abbrev=False,
+        prog=program,
+        description="\n\n".join(description),
+        epilog="\n".join(epilog),
+    )
+
+
 def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
     """Options that stand alone; one that may be None would silently become None."""
-    names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
-    pairs = itertools.pairwise([*argv, "--"])
-    return [w[2:] for w, next_word in pairs if w in names and next_word[:2] == "--"]
+    names = set()
+    for option in options:
+        if not isinstance(option.default, bool):
+            names.add(f"--{option.name}")
+    alone = []
+    for word, next_word in itertools.pairwise([*argv, "--"]):
+        if word in names and next_word.startswith("--"):
+            alone.append(word.removeprefix("--"))
+    return alone
 
 
 def options_of_results(config: Any) -> dict[str, Any]:
     """The options that results depend on."""
-    return {n: v for n, v in vars(config).items() if n not in (*OF_A_MACHINE, "mesh")}
+    options = dict(vars(config))
+    for name in (*OF_A_MACHINE, "mesh"):
+        options.pop(name, None)
+    return options
 
 
 def command(module: str, config: Any) -> str:
@@ -136,6 +159,7 @@ def command(module: str, config: Any) -> str:
     for name, value in vars(config).items():
         if value is None or value == default[name] or name in OF_A_MACHINE:
             continue
-        many = isinstance(value, tuple | list)
-        words += [f"--{name}", *map(str, value if many else [value])]
+        values = value if isinstance(value, tuple | list) else [value]
+        words.append(f"--{name}")
+        words += [str(entry) for entry in values]
     return shlex.join(words)

@@ -7,6 +7,7 @@ JAX_PROCESS_ID; only the first one prints and writes files.
 
 import contextlib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -45,13 +46,14 @@ def together() -> Iterator[None]:
 
 def _begin() -> None:
     """Connect the processes; all but the first one print to nowhere."""
-    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     settings = {name: os.environ[name] for name in names if name in os.environ}
     if not settings or jax.distributed.is_initialized():
         return
     try:
-        address = settings[names[0]]
-        count, index = (int(settings[name]) for name in names[1:])
+        address = settings["JAX_COORDINATOR_ADDRESS"]
+        count = int(settings["JAX_NUM_PROCESSES"])
+        index = int(settings["JAX_PROCESS_ID"])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{', '.join(names)} belong together, the last two as whole numbers; found "
@@ -77,16 +79,21 @@ def hidden() -> bool | None:
 def make_mesh(devices: int) -> Mesh | None:
     """A mesh of this many devices (0: all); None for a single device."""
     count, processes = jax.device_count(), jax.process_count()
-    if devices > count or devices not in (0, count) and processes > 1:
-        choices = "0, which takes all" if processes > 1 else f"1 to {count}, or 0: all"
+    allowed = f"1 to {count}, or 0: all"
+    is_allowed = devices <= count
+    if processes > 1:
+        # Each process has devices of its own, and takes part with all of them.
+        allowed = "0, which takes all"
+        is_allowed = devices in (0, count)
+    if not is_allowed:
         raise ValueError(
             f"mesh is {devices}, but JAX finds {count} devices in {processes} "
-            f"processes; allowed: --mesh {choices}"
+            f"processes; allowed: --mesh {allowed}"
         )
-    some_devices = np.asarray(jax.devices()[: devices or count])
-    if len(some_devices) == 1:
+    mesh_devices = np.asarray(jax.devices()[: devices or count])
+    if len(mesh_devices) == 1:
         return None
-    return Mesh(some_devices, ("data",), axis_types=(AxisType.Auto,))
+    return Mesh(mesh_devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
@@ -124,8 +131,10 @@ def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 def total(count: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None) -> Any:
     """The sum of ``count(images, labels)`` over batches of all images, in NumPy."""
-    parts = batches(images, labels, images_at_once(), mesh)
-    return np.sum([count(*part) for part in parts], axis=0)
+    counts = []
+    for image_batch, label_batch in batches(images, labels, images_at_once(), mesh):
+        counts.append(count(image_batch, label_batch))
+    return np.sum(counts, axis=0)
 
 
 def accuracy(
@@ -152,9 +161,12 @@ def batches(
     Copies of the last image fill the last batch. Their label is -1, which no network
     predicts.
     """
+    count = len(labels)
     devices = 1 if mesh is None else mesh.size
-    size = -(-min(size, len(labels)) // devices) * devices
-    all_labels = np.pad(labels, (0, -len(labels) % size), constant_values=-1)
-    for numbers in np.arange(len(all_labels)).reshape(-1, size):
-        image_numbers = np.minimum(numbers, len(labels) - 1)
-        yield rows(images, image_numbers, mesh), rows(all_labels, numbers, mesh)
+    # A multiple of the number of devices, since they share a batch evenly.
+    size = math.ceil(min(size, count) / devices) * devices
+    padded_count = math.ceil(count / size) * size
+    padded_labels = np.pad(labels, (0, padded_count - count), constant_values=-1)
+    for numbers in np.arange(padded_count).reshape(-1, size):
+        image_numbers = np.minimum(numbers, count - 1)
+        yield rows(images, image_numbers, mesh), rows(padded_labels, numbers, mesh)

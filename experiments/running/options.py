@@ -37,6 +37,10 @@ def one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
 
 
+def _is_wait(value: str) -> bool:
+    return value in ("T", "T-1") or value.isdecimal()
+
+
 # The codes by their names for --codes.
 CODES = {
     "rate": snnjax.codes.rate(),
@@ -46,9 +50,15 @@ CODES = {
 }
 
 # The chips by their names for --chip.
-_CHIPS = (deploy.speck, deploy.xylo, deploy.loihi2, deploy.akida1, deploy.spinnaker2)
-_CHIPS += (deploy.loihi1, deploy.catalyst_n1)
-CHIPS = {chip.__name__: chip for chip in _CHIPS}
+CHIPS = {
+    "speck": deploy.speck,
+    "xylo": deploy.xylo,
+    "loihi2": deploy.loihi2,
+    "akida1": deploy.akida1,
+    "spinnaker2": deploy.spinnaker2,
+    "loihi1": deploy.loihi1,
+    "catalyst_n1": deploy.catalyst_n1,
+}
 
 # The best conversion in which every layer knows all of its input, without a price and
 # with rounding at the last step: an ANN with activations of as many values.
@@ -69,45 +79,67 @@ RECIPES: dict[str, Callable[[Any, int], snnjax.Recipe]] = {
 }
 
 # The allowed values of an option, wherever it occurs.
+BELOW_1 = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "epochs batch_size learning_rate train_images calibration_images test_images "
-        "images columns iterations clip threshold temperature lowest temperature_rate "
-        "difference_step difference_images spikes temperatures temperature_end "
-        "clip_norm width depth pixels time_constants".split(),
-        POSITIVE,
-    ),
-    **dict.fromkeys(
-        "mesh mask weight_decay padding seed seeds held_back".split(), NOT_NEGATIVE
-    ),
-    "steps": at_most(MOST_STEPS),
-    "leak": Rule("in (0, 1]", lambda value: 0 < value <= 1),
-    "distillation": FROM_0_TO_1,
-    "weight_bits": at_most(16),
-    "waits": Rule(
-        "a whole number >= 0, T or T-1", lambda w: w in ("T", "T-1") or w.isdecimal()
-    ),
-    **dict.fromkeys(
-        ("warmup", "choice", "answer_from"),
-        Rule("in [0, 1)", lambda value: 0 <= value < 1),
-    ),
-    "sequence": one_of("rows", "permuted"),
-    "reset": one_of("zero", "subtract"),
-    "learn": one_of("fixed", "choose"),
-    "dtype": one_of("float32", "bfloat16"),
-    **dict.fromkeys(("recipe", "recipes"), one_of(*RECIPES)),
-    **dict.fromkeys(("code", "codes"), one_of(*CODES)),
+    "answer_from": BELOW_1,
+    "batch_size": POSITIVE,
+    "calibration_images": POSITIVE,
     "chip": one_of(*CHIPS),
+    "choice": BELOW_1,
+    "clip": POSITIVE,
+    "clip_norm": POSITIVE,
+    "code": one_of(*CODES),
+    "codes": one_of(*CODES),
+    "columns": POSITIVE,
+    "depth": POSITIVE,
+    "difference_images": POSITIVE,
+    "difference_step": POSITIVE,
+    "distillation": FROM_0_TO_1,
+    "dtype": one_of("float32", "bfloat16"),
+    "epochs": POSITIVE,
+    "held_back": NOT_NEGATIVE,
+    "images": POSITIVE,
+    "iterations": POSITIVE,
+    "leak": Rule("in (0, 1]", lambda value: 0 < value <= 1),
+    "learn": one_of("fixed", "choose"),
+    "learning_rate": POSITIVE,
+    "lowest": POSITIVE,
+    "mask": NOT_NEGATIVE,
+    "mesh": NOT_NEGATIVE,
+    "padding": NOT_NEGATIVE,
+    "pixels": POSITIVE,
+    "recipe": one_of(*RECIPES),
+    "recipes": one_of(*RECIPES),
+    "reset": one_of("zero", "subtract"),
+    "seed": NOT_NEGATIVE,
+    "seeds": NOT_NEGATIVE,
+    "sequence": one_of("rows", "permuted"),
+    "spikes": POSITIVE,
+    "steps": at_most(MOST_STEPS),
+    "temperature": POSITIVE,
+    "temperature_end": POSITIVE,
+    "temperature_rate": POSITIVE,
+    "temperatures": POSITIVE,
+    "test_images": POSITIVE,
+    "threshold": POSITIVE,
+    "time_constants": POSITIVE,
+    "train_images": POSITIVE,
+    "waits": Rule("a whole number >= 0, T or T-1", _is_wait),
+    "warmup": BELOW_1,
+    "weight_bits": at_most(16),
+    "weight_decay": NOT_NEGATIVE,
+    "width": POSITIVE,
 }
 
-
-MAY_REPEAT = ("levels", "temperatures", "time_constants")  # numbers in an order
+# Tuples of numbers in an order, in which one may be there twice.
+MAY_REPEAT = ("levels", "temperatures", "time_constants")
 
 
 def check_range(config: object, name: str, rule: Rule) -> None:
     """Raise unless an option, or each entry of a tuple, obeys the rule, or is None."""
     option = getattr(config, name)
-    for value in option if isinstance(option, tuple) else (option,):
+    values = option if isinstance(option, tuple) else (option,)
+    for value in values:
         try:
             is_allowed = value is None or rule.holds(value)
         except TypeError:  # no comparison with a value of this type
@@ -330,15 +362,17 @@ class Conversion(Work):
 
     def __post_init__(self):
         super().__post_init__()
-        for pair in self.pairs() or [(-1, 1)]:
-            snnjax.integrate_and_fire(levels=pair, last_zone=self.last_zone or 0.5)
+        # The neuron refuses levels and zones that do not fit.
+        last_zone = 0.5 if self.last_zone is None else self.last_zone
+        for levels in self.pairs() or [(-1, 1)]:
+            snnjax.integrate_and_fire(levels=levels, last_zone=last_zone)
 
     def pairs(self) -> list[tuple[int, int]] | None:
         """(lowest, highest) level of a spike, for each group of rows.
 
         None: each code has its own.
         """
-        levels = getattr(self, "levels")  # noqa: B009 (of each kind)
+        levels = getattr(self, "levels")  # noqa: B009 (a field of the subclasses)
         if levels is None:
             return None
         if len(levels) % 2:
@@ -386,33 +420,45 @@ class Convert(Conversion):
 
     def __post_init__(self):
         super().__post_init__()
-        numbers = [int(wait) for wait in self.waits or () if wait.isdecimal()]
-        if max(numbers, default=0) > min(self.steps):
-            raise ValueError(
-                f"wait {max(numbers)} exceeds steps {min(self.steps)}; no layer waits "
-                "longer than T, which is --waits T"
-            )
-        if self.spikes and "best" not in self.recipes:
+        self._check_waits_and_spikes()
+        if self.restore is not None:
+            self._check_restore()
+
+    def _check_waits_and_spikes(self) -> None:
+        """Raise unless waits and numbers of spikes suit recipes and steps."""
+        fewest_steps = min(self.steps)
+        for wait in self.waits or ():
+            if wait.isdecimal() and int(wait) > fewest_steps:
+                raise ValueError(
+                    f"wait {wait} exceeds steps {fewest_steps}; no layer waits longer "
+                    "than T, which is --waits T"
+                )
+        if self.spikes is None:
+            return
+        if "best" not in self.recipes:
             raise ValueError(
                 "--spikes is a number of spikes for the recipe best, and --recipes has "
                 f"{' '.join(self.recipes)}; add best, or leave out --spikes"
             )
-        if max(self.spikes or (0,)) > min(self.steps):
+        if max(self.spikes) > fewest_steps:
             raise ValueError(
-                f"spikes {max(self.spikes or ()):g} exceeds steps {min(self.steps)}; a "
-                "neuron sends one spike at most in each step"
+                f"spikes {max(self.spikes):g} exceeds steps {fewest_steps}; a neuron "
+                "sends one spike at most in each step"
             )
-        beside = ("restore", "data_dir", "test_images", "mesh")
-        other_options = [
-            f"--{field.name}"
-            for field in fields(self)
-            if field.name not in beside and getattr(self, field.name) != field.default
-        ]
-        if self.restore is not None and other_options:
+
+    def _check_restore(self) -> None:
+        """Raise if an option stands beside --restore that has no effect there."""
+        unused = []
+        for field in fields(self):
+            if field.name in ("restore", "data_dir", "test_images", "mesh"):
+                continue
+            if getattr(self, field.name) != field.default:
+                unused.append(f"--{field.name}")
+        if unused:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
-                f"{', '.join(other_options)}; allowed beside it: --data_dir, "
-                "--test_images, --mesh"
+                f"{', '.join(unused)}; allowed beside it: --data_dir, --test_images, "
+                "--mesh"
             )
 
 
@@ -449,8 +495,8 @@ class FineTune(Conversion, Training):
 
     def __post_init__(self):
         super().__post_init__()
-        within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
-        check_range(self, "wait", within)
+        rule = Rule(f"0 to steps ({self.steps})", lambda wait: 0 <= wait <= self.steps)
+        check_range(self, "wait", rule)
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
         for name in ("recipe", "calibration_images", "weight_bits"):
@@ -468,9 +514,9 @@ class FineTune(Conversion, Training):
 
     def conversion(self) -> Convert:
         """The conversion that training begins with."""
-        same = {field.name: getattr(self, field.name) for field in fields(Conversion)}
+        shared = {field.name: getattr(self, field.name) for field in fields(Conversion)}
         return Convert(
-            **same,
+            **shared,
             steps=(self.steps,),
             recipes=(self.recipe,),
             waits=(str(self.wait),),

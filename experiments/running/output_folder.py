@@ -28,9 +28,11 @@ def check_writable(folder: str | Path, option: str) -> None:
     Nothing is left there. The option of the command line is for the message.
     """
     out = Path(folder).expanduser()
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    existing = out.absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ValueError(
@@ -57,6 +59,6 @@ def write(path: Path, content: str | bytes) -> None:
     ['a.txt']
     """
     data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_bytes(data)
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

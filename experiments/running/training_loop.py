@@ -68,12 +68,13 @@ def write_log(out: Path, log: list[dict]) -> None:
 def print_line(line: dict) -> None:
     """Print a line of the log, of a list its range."""
 
-    def text(value: Any) -> str:
+    entries = []
+    for name, value in line.items():
         if isinstance(value, list):
-            return f"{min(value):.3g}..{max(value):.3g}"
-        return f"{value:.4g}"
-
-    print("  ".join(f"{n} {text(v)}" for n, v in line.items()), flush=True)
+            entries.append(f"{name} {min(value):.3g}..{max(value):.3g}")
+        else:
+            entries.append(f"{name} {value:.4g}")
+    print("  ".join(entries), flush=True)
 
 
 def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> dict[str, jax.Array]:
@@ -109,7 +110,7 @@ def fit(
         The state after the last epoch, and the log.
     """
     out = writable(config.out, "--out").resolve()
-    steps_per_epoch(config, data)
+    steps_per_epoch(config, data)  # raises if there is none
     mesh = devices.make_mesh(config.mesh)
 
     def measure_and_note(state: State, log: list[dict]) -> dict[str, Any]:
@@ -120,21 +121,28 @@ def fit(
             write_log(out, [*log[:-1], line])
         return entries
 
+    # Options that a later version adds, and that are not given, leave folders valid.
+    options = options_of_results(config)
+    depends_on = {name: value for name, value in options.items() if value is not None}
+
+    def step_of_batch(state: State, batch: tuple) -> tuple[State, dict]:
+        key, images, labels, index = batch
+        return step(state, key, images, labels, index)
+
     return training.train(
-        lambda state, batch: step(state, *batch),
+        step_of_batch,
         sharding.on_mesh(state, devices.by_image(mesh)),
         functools.partial(batches, config, data, mesh),
         epochs=config.epochs,
         measure=measure_and_note,
         folder=state_folder(config),
-        # Only what is given: options that come later leave older folders as they are.
-        depends_on={
-            n: v for n, v in options_of_results(config).items() if v is not None
-        },
+        depends_on=depends_on,
     )
 
 
-def batches(config, data: Dataset, mesh: Mesh | None, epoch: int) -> Iterator[tuple]:
+def batches(
+    config: Any, data: Dataset, mesh: Mesh | None, epoch: int
+) -> Iterator[tuple[jax.Array, jax.Array, jax.Array, int]]:
     """A random key, images, labels and the index of the step, for each of an epoch.
 
     They depend on seed, epoch and step only, so that a run can be resumed.
