@@ -7,7 +7,7 @@ its bias or to v(0). Sources: Deng and Gu, ICLR 2021 (shift); Li et al., ICML 20
 
 import numpy as np
 
-from snnjax._arrays import lead, other_axes
+from snnjax._arrays import other_axes
 from snnjax._ranges import COUNT
 from snnjax._text import named
 from snnjax.calibrators.parameters import parameter_shapes
@@ -116,7 +116,7 @@ def correct_potential(repeats: int = 1, *, enough: int = 1) -> Calibrator:
         per_channel = view.count < enough
         for _ in range(repeats):
             change = view.steps * _mean_missing(view, fit, per_channel)
-            start = lead(fit.neurons.initial_potential, change.ndim)
+            start = fit.neurons.initial_potential
             fit = fit.with_neurons(initial_potential=start + change)
         return fit
 

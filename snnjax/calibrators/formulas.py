@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, binary_unit, per_channel
+from snnjax._arrays import binary_unit, per_channel
 from snnjax._types import Per
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.neurons.models import NeuronParams
@@ -275,9 +275,8 @@ def postpone(neuron: NeuronParams, charge: Any, steps: int) -> NeuronParams:
     -1.0 0.25
     """
     postponed = charge * neuron.threshold
-    start, postponed_at_start = aligned(neuron.initial_potential, postponed)
     return neuron._replace(
-        initial_potential=start - postponed_at_start,
+        initial_potential=neuron.initial_potential - postponed,
         bias=neuron.bias + postponed / steps,
     )
 
@@ -294,9 +293,8 @@ def scale(neuron: NeuronParams, factor: Any) -> NeuronParams:
     >>> print(larger.threshold, larger.initial_potential)
     1.5 0.75
     """
-    start, start_factor = aligned(neuron.initial_potential, factor)
     return neuron._replace(
         threshold=factor * neuron.threshold,
         bias=factor * neuron.bias,
-        initial_potential=start_factor * start,
+        initial_potential=factor * neuron.initial_potential,
     )

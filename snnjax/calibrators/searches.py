@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import binary_unit, lead
+from snnjax._arrays import binary_unit
 from snnjax._checks import check_choice
 from snnjax._ranges import NOT_NEGATIVE, POSITIVE, Range
 from snnjax._text import named
@@ -142,14 +142,21 @@ def _search(
     """
     NOT_NEGATIVE.check("pace", pace)
     check_choice("per", per, get_args(Per))
-    ordered = sorted(candidates, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
-    filling = [ordered[0]] * (-len(ordered) % _CANDIDATES)
+
+    def distance(candidate: tuple[float, float]) -> float:
+        factor, charge = candidate
+        return abs(factor - 1) + abs(charge)
+
+    ordered = sorted(candidates, key=distance)
+    missing_count = -len(ordered) % _CANDIDATES
+    filling = [ordered[0]] * missing_count
     factors, charges = np.asarray(ordered + filling, np.float32).T
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        # Each parameter in full but v(0), which is small until each neuron has its own.
+        neurons = broadcast(fit.neurons, view.site)
+        # v(0) is one number until each neuron has its own.
         start = fit.neurons.initial_potential
-        neurons = broadcast(fit.neurons, view.site)._replace(initial_potential=start)
+        neurons = neurons._replace(initial_potential=start)
         blocks = _blocks_of_sample(view, fit)
         trials = _trials(neurons, factors, charges, view.steps)
         missing, _ = _errors(view.dynamics, trials, blocks, pace)
@@ -159,12 +166,13 @@ def _search(
         trials = trials._replace(neurons=trials.neurons._replace(bias=bias))
         _, squares = _errors(view.dynamics, trials, blocks, pace)
         if per == "layer":
-            of_layer = squares.sum(axis=1, keepdims=True)
-            squares = np.broadcast_to(of_layer, squares.shape)
+            layer_squares = squares.sum(axis=1, keepdims=True)
+            squares = np.broadcast_to(layer_squares, squares.shape)
         best = squares.argmin(axis=0)  # [C]
         shape = parameter_shapes(view.site)["threshold"]
-        scaled = formulas.scale(neurons, factors[best].reshape(shape))
+        factor = factors[best].reshape(shape)
         charge = charges[best].reshape(shape)
+        scaled = formulas.scale(neurons, factor)
         return fit._replace(neurons=formulas.postpone(scaled, charge, view.steps))
 
     return calibrate
@@ -176,13 +184,9 @@ def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list
         array = np.asarray(list(numbers))
     except (TypeError, ValueError):  # They are traced, or of different lengths.
         array = np.asarray(())
+    is_row = array.ndim == 1 and array.size > 0
     is_real = array.dtype.kind in "iuf"
-    if (
-        array.ndim != 1
-        or not array.size
-        or not is_real
-        or not limits.holds(array).all()
-    ):
+    if not is_row or not is_real or not limits.holds(array).all():
         raise ValueError(
             f"{name} are {numbers}; allowed: one number or more, each "
             f"{limits.describe(name)}, concrete when the recipe is made"
@@ -214,8 +218,11 @@ def _trials(
     for factor, charge in zip(factors, charges, strict=True):
         scaled = formulas.scale(flat, factor)
         changed.append(formulas.postpone(scaled, charge, steps))
-    stacked = jax.tree.map(lambda *parameters: np.stack(parameters), *changed)
-    return _Trials(stacked, factors, binary_unit(flat.threshold)[None])
+    return _Trials(
+        neurons=jax.tree.map(lambda *parameters: np.stack(parameters), *changed),
+        factors=factors,
+        unit=binary_unit(flat.threshold)[None],
+    )
 
 
 class _Blocks(NamedTuple):
@@ -252,13 +259,16 @@ def _blocks_of_sample(view: View, fit: Fit) -> _Blocks:
 
 def _start_at_positions(view: View, fit: Fit) -> np.ndarray:
     """v(0) at the positions of the sample, [n, C]."""
-    shape = view.site.shape
-    start = lead(fit.neurons.initial_potential, len(shape))
-    start = np.broadcast_to(start, shape)
-    start = at_positions(start, view.positions, len(shape), view.site.channel)  # [p, C]
-    return np.broadcast_to(start, (view.count, *start.shape)).reshape(
-        -1, start.shape[1]
-    )
+    start = at_positions(
+        np.broadcast_to(fit.neurons.initial_potential, view.site.shape),
+        view.positions,
+        len(view.site.shape),
+        view.site.channel,
+    )  # [p, C]
+    # All images start alike.
+    channels = start.shape[1]
+    start = np.broadcast_to(start, (view.count, *start.shape))
+    return start.reshape(-1, channels)
 
 
 def _lanes(channels: int) -> int:
@@ -276,12 +286,18 @@ def _in_blocks(rows: np.ndarray) -> np.ndarray:
     lanes = _lanes(channels)
     samples = max(1, _NUMBERS_IN_BLOCK // lanes)
     missing_rows = -count % (samples * _BLOCKS_AT_ONCE)
-    padding = [(0, 0)] * len(leading) + [(0, missing_rows), (0, lanes - channels)]
+    padding = [
+        *[(0, 0) for _ in leading],
+        (0, missing_rows),
+        (0, lanes - channels),
+    ]
     blocks = np.pad(rows, padding)
     blocks = blocks.reshape(*leading, -1, _BLOCKS_AT_ONCE, samples * lanes)
     if not leading:
         return blocks
-    return np.ascontiguousarray(np.moveaxis(blocks, 0, -2))
+    # The steps come last but one, in memory too.
+    by_step = np.moveaxis(blocks, 0, -2)
+    return np.ascontiguousarray(by_step)
 
 
 def _errors(
@@ -294,26 +310,32 @@ def _errors(
 
     def for_block(parameter: np.ndarray) -> np.ndarray:
         """[K, C] as [K, L]. What fills up the lanes has no weight."""
-        filled = np.pad(parameter, [(0, 0), (0, lanes - channels)], constant_values=1)
+        padding = [(0, 0), (0, lanes - channels)]
+        filled = np.pad(parameter, padding, constant_values=1)
         return np.tile(filled, samples)
+
+    def for_channels(sums: np.ndarray) -> np.ndarray:
+        """[K, L] as [K, C]."""
+        by_lane = sums.reshape(len(sums), samples, lanes).sum(axis=1)
+        return by_lane[:, :channels]
 
     neurons = jax.tree.map(for_block, trials.neurons)
     unit = for_block(trials.unit)[0]
     # Each number of a block is a neuron with parameters of its own.
-    of_numbers = dynamics._replace(ndim=0)
+    dynamics = dynamics._replace(ndim=0)
     missing = squares = np.float32(0)
     for chunk in zip(*blocks, strict=True):
-        sums = _errors_in_chunk(
-            of_numbers, neurons, trials.factors, unit, pace, _Blocks(*chunk)
+        chunk_missing, chunk_squares = _errors_in_chunk(
+            dynamics,
+            neurons,
+            trials.factors,
+            unit,
+            pace,
+            _Blocks(*chunk),
         )
-        missing = missing + np.asarray(sums[0])
-        squares = squares + np.asarray(sums[1])
-
-    def of_channels(sums: np.ndarray) -> np.ndarray:
-        """[K, L] as [K, C]."""
-        return sums.reshape(len(sums), samples, lanes).sum(axis=1)[:, :channels]
-
-    return of_channels(missing), of_channels(squares)
+        missing = missing + np.asarray(chunk_missing)
+        squares = squares + np.asarray(chunk_squares)
+    return for_channels(missing), for_channels(squares)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # It runs long: the faster program.
@@ -336,7 +358,7 @@ def _errors_in_chunk(
         chunk: some blocks of the sample.
     """
 
-    def of_candidate(trial: tuple[NeuronParams, jax.Array]) -> tuple:
+    def sums(trial: tuple[NeuronParams, jax.Array]) -> tuple:
         candidate, factor = trial
 
         def add(totals: tuple, block: _Blocks) -> tuple:
@@ -355,4 +377,4 @@ def _errors_in_chunk(
         totals, _ = jax.lax.scan(add, (zero, zero), chunk)
         return totals
 
-    return jax.lax.map(of_candidate, (neurons, factors))
+    return jax.lax.map(sums, (neurons, factors))

@@ -64,17 +64,19 @@ def transfers(
     model: IntegrateAndFire, code: Code, steps: int, zones: tuple[float, ...]
 ) -> tuple[Transfer, ...]:
     """One for each last zone, which takes the place of the model's own."""
-    reach = model.levels[1] * code.reach(steps)
-    digits = code.reach(steps) / code.finest(steps)
-    octaves_higher = max(0, math.ceil(math.log2(digits / _COARSEST_DIGIT)))
+    code_reach = code.reach(steps)
+    finest_digits = code_reach / code.finest(steps)
+    octaves_higher = math.ceil(math.log2(finest_digits / _COARSEST_DIGIT))
+    octaves_higher = max(0, octaves_higher)
     shifts = _BINS_BETWEEN * (_CANDIDATES - 1) + _BINS_PER_OCTAVE * octaves_higher
     # How far inputs are below the largest activation, in bins, at the first candidate.
     count = (_BINS + shifts) * _INPUTS_PER_BIN
     depths = (np.arange(count) + 0.5) / _INPUTS_PER_BIN - shifts
-    inputs = (
-        reach / _LARGEST_REACH * 2.0 ** (-octaves_higher - depths / _BINS_PER_OCTAVE)
-    )
-    outputs, spikes = _sent(model, code, steps, inputs, np.asarray(zones)[:, None])
+    # What the largest activation is at the first candidate, in thresholds.
+    largest = model.levels[1] * code_reach / _LARGEST_REACH * 2.0**-octaves_higher
+    inputs = largest * 2.0 ** (-depths / _BINS_PER_OCTAVE)
+    last_zones = np.asarray(zones)[:, None]
+    outputs, spikes = _sent(model, code, steps, inputs, last_zones)
     squares = (outputs - inputs) ** 2
     by_bin = (len(zones), -1, _INPUTS_PER_BIN)
     mean_squares = squares.reshape(by_bin).mean(axis=2)
@@ -104,11 +106,15 @@ def _sent(
     for size, zone in zip(sizes, dead_zones, strict=True):
         # Neurons that can take a spike back round to this digit, others to the last.
         rounding = size if low < 0 else finest
-        level = np.clip(np.floor((missing + rounding / 2) / size), low, high)
-        is_silent = (np.abs(missing) < zone * (1 - TIES) * size) & (zone > 1 / 2)
-        level = np.where(is_silent, 0, level)
+        level = np.floor((missing + rounding / 2) / size)
+        level = np.clip(level, low, high)
+        is_small = np.abs(missing) < zone * (1 - TIES) * size
+        # Within a zone of at most 1/2, all inputs round to 0 anyway.
+        level = np.where(is_small & (zone > 1 / 2), 0, level)
         if model.rectifies:
-            level = np.maximum(level, -np.floor(sent / size + ROUNDING))
+            # No more can be taken back than was sent.
+            sent_levels = np.floor(sent / size + ROUNDING)
+            level = np.maximum(level, -sent_levels)
         missing = missing - size * level
         sent = sent + size * level
         spikes += level != 0
@@ -182,7 +188,8 @@ def curves(
     columns = np.arange(_BINS) + shifts - _BINS_BETWEEN * k
     # Codes differ in their first candidate; the last one is the same for all.
     octaves_between = _BINS_BETWEEN / _BINS_PER_OCTAVE
-    lowest = _LARGEST_REACH / reach * 2.0 ** (-octaves_between * (_CANDIDATES - 1))
+    octaves = octaves_between * (_CANDIDATES - 1)
+    lowest = _LARGEST_REACH / reach * 2.0**-octaves
     thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima
     results = []
     for table in tables:
@@ -207,8 +214,8 @@ def _histograms(
     """
     magnitudes = sample.magnitudes(offset)
     count, channels = magnitudes.shape
-    smallest = 2.0**-_OCTAVES
-    depths = -_BINS_PER_OCTAVE * np.log2(np.maximum(magnitudes / maxima, smallest))
+    shares = np.maximum(magnitudes / maxima, 2.0**-_OCTAVES)
+    depths = -_BINS_PER_OCTAVE * np.log2(shares)
     bins = np.clip(depths.astype(np.int32), 0, _BINS - 1)
     # One histogram for all channels: a number for each pair of bin and channel.
     cells = (bins * channels + np.arange(channels, dtype=bins.dtype)).ravel()

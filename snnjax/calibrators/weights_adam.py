@@ -4,7 +4,7 @@ The gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, IC
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -71,35 +71,48 @@ def calibrate_weights(
 
     def calibrate(view: View, fit: Fit) -> Fit:
         shared_paths = [path for path in fit.weights if path in view.shared]
-        if shared_paths:  # calibrating them would undo the fit of others
-            warn(
-                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} "
-                "stay as they are, since they feed other sites, an operator or the "
-                "readout, too"
-            )
+        if shared_paths:  # Calibrating them would undo the fit of other sites.
+            _warn_of_shared_weights(view, shared_paths)
         if len(shared_paths) == len(fit.weights):
             return fit
+        free = tuple(path not in view.shared for path in fit.weights)
         current, sources = view.feed()
-        original, zero = tuple(fit.weights.values()), jnp.zeros(())
-        plain = fit.neurons._replace(bias=zero, initial_potential=zero)
-        activation, neurons, start = view.activation, plain, original
-        step = functools.partial(
-            _weight_step,
-            current_of=current,
-            free=tuple(path not in shared_paths for path in fit.weights),
-            channel=view.site.channel,
-            dynamics=view.dynamics,
-        )
-        weights, state = start, _ADAM.init(start)
+        activation = view.activation
+        zero = np.zeros((), np.float32)
+        neurons = fit.neurons._replace(bias=zero, initial_potential=zero)
+        weights = tuple(fit.weights.values())
+        state = _ADAM.init(weights)
         size = min(batch, view.count)
-        for i, rows in enumerate(_shuffled(seed, view.count, size, iterations)):
-            data = activation, sources, rows
-            weights, state = step(weights, state, rates[i], neurons, data)
-        pairs = zip(fit.weights, weights, strict=True)
-        fitted_weights = {path: w for path, w in pairs if path not in shared_paths}
-        return fit._replace(weights=fit.weights | fitted_weights)
+        rows_of_steps = _shuffled(seed, view.count, size, iterations)
+        for rate, rows in zip(rates, rows_of_steps, strict=True):
+            weights, state = _adam_step(
+                weights,
+                state,
+                rate,
+                neurons,
+                activation,
+                sources,
+                rows,
+                current_of=current,
+                free=free,
+                channel=view.site.channel,
+                dynamics=view.dynamics,
+            )
+        fitted_weights = dict(fit.weights)
+        for path, weight, is_free in zip(fit.weights, weights, free, strict=True):
+            if is_free:
+                fitted_weights[path] = weight
+        return fit._replace(weights=fitted_weights)
 
     return calibrate
+
+
+def _warn_of_shared_weights(view: View, paths: list[str]) -> None:
+    """Warn that these weights stay as they are."""
+    warn(
+        f"at site {view.site.name!r} the weights {', '.join(paths)} stay as they are, "
+        "since they feed other sites, an operator or the readout, too"
+    )
 
 
 _ADAM = optax.scale_by_adam()
@@ -108,50 +121,65 @@ _ADAM = optax.scale_by_adam()
 @functools.partial(
     jax.jit, static_argnames=("current_of", "free", "channel", "dynamics")
 )
-def _weight_step(
+def _adam_step(
     weights: tuple[jax.Array, ...],
     state: Any,
     rate: jax.Array,
     neurons: NeuronParams,
-    data: tuple[Any, ...],
+    activation: jax.Array,
+    sources: Any,
+    rows: jax.Array,
     *,
     current_of: Callable,
     free: tuple[bool, ...],
     channel: int,
     dynamics: Dynamics,
 ) -> tuple[Any, Any]:
-    """One Adam step.
+    """The weights and Adam's state after a step.
 
     Args:
-        data: activations and sources of all images, and the rows of this step.
+        weights: W.
+        state: of Adam.
+        rate: learning rate of the step.
+        neurons: those of the ClipFloor.
+        activation: a, of all images.
+        sources: of all images, see `View.feed`.
+        rows: numbers of the images of the step.
         current_of: (weights, sources, rows) -> mean current, see `View.feed`.
         free: which of the weights may change.
         channel: axis of the channels, from the end.
+        dynamics: of the site.
     """
-    activation, sources, rows = data
     target = activation[rows]
 
     def loss(weights):
-        output = dynamics.closed_form(neurons, current_of(weights, sources, rows))
+        current = current_of(weights, sources, rows)
+        output = dynamics.closed_form(neurons, current)
         dtype = promoted(target, output)
         error = target.astype(dtype) - output.astype(dtype)
         return (error**2).sum(channel).mean()
 
+    gradient = jax.grad(loss)(weights)
     update: Any
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
-        update, state = _ADAM.update(jax.grad(loss)(weights), state)
-    step = [
-        (-rate * wide(u)).astype(w.dtype) if may_change else jnp.zeros_like(w)
-        for u, w, may_change in zip(update, weights, free, strict=True)
-    ]
+        update, state = _ADAM.update(gradient, state)
+    step = []
+    for direction, weight, is_free in zip(update, weights, free, strict=True):
+        if is_free:
+            step.append((-rate * wide(direction)).astype(weight.dtype))
+        else:
+            step.append(jnp.zeros_like(weight))
     return optax.apply_updates(weights, tuple(step)), state
 
 
-def _shuffled(seed: int, images: int, size: int, iterations: int):
+def _shuffled(
+    seed: int, images: int, size: int, iterations: int
+) -> Iterator[np.ndarray]:
     """``iterations`` index arrays of ``size``, epoch after epoch in random order."""
     generator = np.random.default_rng(seed)
-    per_epoch = images // size
-    epochs = -(-iterations // per_epoch)
-    for epoch in range(epochs):
-        order = generator.permutation(images)[: per_epoch * size]
-        yield from order.reshape(per_epoch, size)[: iterations - epoch * per_epoch]
+    steps_per_epoch = images // size
+    remaining = iterations
+    while remaining > 0:
+        order = generator.permutation(images)[: steps_per_epoch * size]
+        yield from order.reshape(steps_per_epoch, size)[:remaining]
+        remaining -= steps_per_epoch
