@@ -1,12 +1,13 @@
 """Checks of a neuron model: whether it follows the protocol and has a gradient.
 
-Both follow from the shapes and equations of one step, before anything runs. A model
+    state, current  ->  next state, spikes
+
+Both checks read the shapes and the equations of one step, before anything runs. A model
 whose spikes have no derivative would silently train with a gradient of zero.
 Differentiating it is therefore an error.
 """
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,30 +19,44 @@ from snnjax.neurons.protocol import Step, drive, fire
 _BATCH = 3  # examples in the shapes of this check
 
 
+class _StepShapes(NamedTuple):
+    """Shapes of what one step reads, a current and a state, and of what it returns."""
+
+    current: jax.ShapeDtypeStruct
+    state: Any
+    next_state: Any
+    spikes: Any
+
+
 def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     """Raise unless a step keeps the state's shapes and gives a spike per neuron.
 
     The parameters may be their shapes.
     """
-    current, before, after, spikes = _shapes_of_step(neuron, params, site)
+    step = _step_shapes(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    structure = jax.tree.structure(step.state)
+    next_structure = jax.tree.structure(step.next_state)
+    if structure != next_structure:
         raise ValueError(
-            f"{where} has the state {jax.tree.structure(before)} from start and "
-            f"{jax.tree.structure(after)} after a step; allowed: the same"
+            f"{where} has the state {structure} from start and {next_structure} after "
+            "a step; allowed: the same"
         )
-    old, new = map(jax.tree_util.tree_leaves_with_path, (before, after))
-    for (path, start), (_, end) in zip(old, new, strict=True):
-        if (start.shape, start.dtype) != (end.shape, end.dtype):
+    leaves = jax.tree_util.tree_leaves_with_path(step.state)
+    next_leaves = jax.tree.leaves(step.next_state)
+    for (path, leaf), next_leaf in zip(leaves, next_leaves, strict=True):
+        if (leaf.shape, leaf.dtype) != (next_leaf.shape, next_leaf.dtype):
             raise ValueError(
                 f"{where} turns its state {name_of(path) or 'leaf'} from "
-                f"{start.dtype}{list(start.shape)} into {end.dtype}{list(end.shape)} "
+                f"{leaf.dtype}{list(leaf.shape)} into "
+                f"{next_leaf.dtype}{list(next_leaf.shape)} "
                 "in a step; allowed: the same shape and type. Cast it by .astype"
             )
-    if getattr(spikes, "shape", None) != current.shape or not is_floating(spikes):
+    spikes = step.spikes
+    if getattr(spikes, "shape", None) != step.current.shape or not is_floating(spikes):
         raise ValueError(
-            f"{where} fires {spikes} for currents of shape {current.shape}; allowed: "
-            "spikes of the same shape, floating point"
+            f"{where} fires {spikes} for currents of shape {step.current.shape}; "
+            "allowed: spikes of the same shape, floating point"
         )
 
 
@@ -52,27 +67,38 @@ def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
     counts.
     """
 
-    def slopes(params, state, current, upstream):
+    def gradients(params, state, current, spike_gradient):
         def spikes(state, current):
-            return _step(neuron, params, state, current)[1]
+            _, spikes = _step(neuron, params, state, current)
+            return spikes
 
-        leaves = jax.tree.leaves(jax.vjp(spikes, state, current)[1](upstream))
-        return [slope for slope in leaves if slope.dtype != jax.dtypes.float0]
+        _, backward = jax.vjp(spikes, state, current)
+        leaves = jax.tree.leaves(backward(spike_gradient))
+        # Whole numbers in the state have no gradient.
+        return [leaf for leaf in leaves if leaf.dtype != jax.dtypes.float0]
 
-    current, before, _, spikes = _shapes_of_step(neuron, params, site)
-    program = jax.make_jaxpr(slopes)(params, before, current, spikes)
+    step = _step_shapes(neuron, params, site)
+    program = jax.make_jaxpr(gradients)(params, step.state, step.current, step.spikes)
     return depends_on_last(program.jaxpr)
 
 
-def _shapes_of_step(neuron: Any, params: Any, site: Site) -> tuple[Any, Any, Any, Any]:
-    """Shapes of the current, the state before and after a step, and the spikes."""
+def _step_shapes(neuron: Any, params: Any, site: Site) -> _StepShapes:
+    """The shapes of a step of the neurons of a site."""
     shape = (_BATCH, *site.shape)
+
+    def start(params):
+        return neuron.start(params, shape)
+
+    def step(params, state, current):
+        return _step(neuron, params, state, current)
+
     current = jax.ShapeDtypeStruct(shape, site.dtype)
-    before = jax.eval_shape(lambda params: neuron.start(params, shape), params)
-    step = functools.partial(_step, neuron)
-    return current, before, *jax.eval_shape(step, params, before, current)
+    state = jax.eval_shape(start, params)
+    next_state, spikes = jax.eval_shape(step, params, state, current)
+    return _StepShapes(current, state, next_state, spikes)
 
 
 def _step(neuron: Any, params: Any, state: Any, current: jax.Array) -> Step:
+    """The state after a step of the neurons, and their spikes."""
     state = neuron.integrate(params, state, drive(params, current))
     return fire(neuron, params, state)

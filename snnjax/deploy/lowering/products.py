@@ -105,11 +105,16 @@ def _adds_weights(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
     A second map [O, I] that only chooses and scales channels adds none.
     """
-    selects = (second != 0).sum(axis=1).max() <= 1
-    return not selects and weight.size > first.size + second.size
+    channels_read = (second != 0).sum(axis=1)
+    if channels_read.max() <= 1:
+        return False
+    return weight.size > first.size + second.size
 
 
 def _mixes_channels(node: Convolution) -> bool:
     """Whether a convolution is a matrix that multiplies the channels of each pixel."""
-    is_pixelwise = node.weight.shape[2:] == (1, 1) and node.stride == (1, 1)
-    return is_pixelwise and node.padding == ((0, 0), (0, 0))
+    return (
+        node.weight.shape[2:] == (1, 1)
+        and node.stride == (1, 1)
+        and node.padding == ((0, 0), (0, 0))
+    )

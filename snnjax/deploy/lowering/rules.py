@@ -12,7 +12,8 @@ The rules do not compute constants, which `Builder.values` has. Only padding nee
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,14 @@ from snnjax.deploy.lowering.sums import (
     numbers,
     times,
 )
-from snnjax.deploy.lowering.windows import Window, conv, dense, pool, vectorize
+from snnjax.deploy.lowering.windows import (
+    Window,
+    conv,
+    dense,
+    pixel_windows,
+    pool,
+    vectorize,
+)
 from snnjax.network.equations import Equation, read
 from snnjax.network.evaluate import evaluate, identity
 
@@ -93,63 +101,115 @@ def _dependent_operands(builder: Builder, equation: Equation) -> list[int]:
     return [v for v in operands if v in builder.sums]
 
 
-def _shape(builder: Builder, v: int) -> tuple[int, ...]:
-    """The shape of a variable, with an axis for its one example."""
+def _result_shape(builder: Builder, equation: Equation) -> tuple[int, ...]:
+    """The shape of an equation's only result."""
+    (v,) = equation.outputs
     return builder.network.avals[v].shape
 
 
 # -------------------------------------------------------------------------- layers
 
 
+class _Product(NamedTuple):
+    """A matrix product of x and weights.
+
+    Attributes:
+        weight: [inputs, outputs].
+        weight_comes_first: whether it is weight @ x, and not x @ weight.
+        contracted_axes: axes of x over which products are summed.
+        free_axes: all other axes of x.
+        output_axes: how many axes of the weights are not contracted.
+    """
+
+    weight: np.ndarray
+    weight_comes_first: bool
+    contracted_axes: tuple[int, ...]
+    free_axes: tuple[int, ...]
+    output_axes: int
+
+
+def _product(builder: Builder, equation: Equation) -> _Product:
+    """The matrix product of an equation, one operand of which are weights."""
+    v, _, shape = _operand(builder, equation)
+    x_side = equation.inputs.index(v)
+    weight_side = 1 - x_side
+    contracted, _ = equation.options["dimension_numbers"]
+    x_axes = tuple(contracted[x_side])
+    weight_axes = tuple(contracted[weight_side])
+    weight = numbers(read(builder.values, equation.inputs[weight_side]))
+    inputs = math.prod(weight.shape[axis] for axis in weight_axes)
+    output_axes = _without(range(weight.ndim), weight_axes)
+    return _Product(
+        weight=weight.transpose(*weight_axes, *output_axes).reshape(inputs, -1),
+        weight_comes_first=weight_side == 0,
+        contracted_axes=x_axes,
+        free_axes=_without(range(len(shape)), x_axes),
+        output_axes=len(output_axes),
+    )
+
+
+def _without(axes: Iterable[int], left_out: Container[int]) -> tuple[int, ...]:
+    """The axes that are not left out."""
+    return tuple(axis for axis in axes if axis not in left_out)
+
+
 def _dot(builder: Builder, equation: Equation) -> list[Sum]:
     """Dense if all of x is contracted, a 1x1 convolution if its channels are."""
-    v, total, shape = _operand(builder, equation)
-    side = equation.inputs.index(v)  # 0 for x @ weight, 1 for weight @ x
-    contracted_axes, batch_axes = equation.options["dimension_numbers"]
+    _, batch_axes = equation.options["dimension_numbers"]
     if any(batch_axes):
         raise NoLayer(
             "a batched matrix product (one for each element of an axis) is no layer",
             "write one matrix product, or a convolution with feature_group_count",
         )
-    contracted = tuple(contracted_axes[side])
-    weight, output_axes = _matrix(builder, equation, 1 - side)
-    free = [axis for axis in range(len(shape)) if axis not in contracted]
-    if math.prod(shape[axis] for axis in free) == 1:
-        # The contracted axes may come in any order: the weights take that of x.
-        index = np.arange(len(weight)).reshape(shape).transpose(*contracted, *free)
-        matrix = np.empty_like(weight)
-        matrix[index.ravel()] = weight
-        terms = dense(builder, total, matrix.T, equation.path)
-        return [Sum(terms, np.arange(weight.shape[1]))]
-    if len(contracted) != 1 or output_axes != 1:
-        raise NoLayer(
-            f"a matrix product along axes {contracted} of shape {shape[1:]}: a layer "
-            "has one of a whole vector, or (1x1) of the channels of an image",
-            "flatten first, or contract the channels of [H, W, C]",
-        )
-    # Only the nodes' order knows which of the other axes are rows and columns.
-    candidates = [(*contracted, *pair) for pair in itertools.permutations(free, 2)]
-    _, *image = image_axes(total, shape, candidates)
-    windows = [Window(size, size, 0, 1, 1) for size in total.order.shape[1:]]
-    terms = conv(builder, total, weight.T[:, :, None, None], windows, equation.path)
+    _, _, shape = _operand(builder, equation)
+    product = _product(builder, equation)
+    if math.prod(shape[axis] for axis in product.free_axes) == 1:
+        return [_dense_product(builder, equation, product)]
+    if len(product.contracted_axes) == 1 and product.output_axes == 1:
+        return [_pixelwise_product(builder, equation, product)]
+    raise NoLayer(
+        f"a matrix product along axes {product.contracted_axes} of shape {shape[1:]}: "
+        "a layer has one of a whole vector, or (1x1) of the channels of an image",
+        "flatten first, or contract the channels of [H, W, C]",
+    )
+
+
+def _dense_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
+    """The product with all elements of x."""
+    _, total, shape = _operand(builder, equation)
+    # The contracted axes may come in any order: the weights take that of x.
+    index = np.arange(math.prod(shape)).reshape(shape)
+    axes = (*product.contracted_axes, *product.free_axes)
+    matrix = np.empty_like(product.weight)
+    matrix[index.transpose(axes).ravel()] = product.weight
+    terms = dense(builder, total, matrix.T, equation.path)
+    return Sum(terms, np.arange(matrix.shape[1]))
+
+
+def _pixelwise_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
+    """The product with the channels of each pixel, as a 1x1 convolution."""
+    _, total, shape = _operand(builder, equation)
+    # Only the nodes' order knows which of the free axes are rows and columns.
+    pairs = itertools.permutations(product.free_axes, 2)
+    candidates = [(*product.contracted_axes, *pair) for pair in pairs]
+    _, rows, columns = image_axes(total, shape, candidates)
+    terms = conv(
+        builder,
+        total,
+        weight=product.weight.T[:, :, None, None],
+        windows=pixel_windows(total.order.shape[1:]),
+        path=equation.path,
+    )
     # A result has the free axes of the left operand, then those of the right one.
-    out_shape = _shape(builder, equation.outputs[0])
-    channel = 0 if side == 1 else len(out_shape) - 1
-    rows, columns = (free.index(axis) + side for axis in image)
-    return [Sum(terms, flat_indices(out_shape, (channel, rows, columns)))]
-
-
-def _matrix(builder: Builder, equation: Equation, side: int) -> tuple[np.ndarray, int]:
-    """The weights of a matrix product, [inputs, outputs], and their axes of outputs.
-
-    ``side`` is the place of the weights among the operands.
-    """
-    weight = numbers(read(builder.values, equation.inputs[side]))
-    contracted_axes, _ = equation.options["dimension_numbers"]
-    contracted = contracted_axes[side]
-    inputs = math.prod(weight.shape[axis] for axis in contracted)
-    free = [axis for axis in range(weight.ndim) if axis not in contracted]
-    return weight.transpose(*contracted, *free).reshape(inputs, -1), len(free)
+    out_shape = _result_shape(builder, equation)
+    channel = 0 if product.weight_comes_first else len(out_shape) - 1
+    first_free = 1 if product.weight_comes_first else 0
+    out_axes = (
+        channel,
+        first_free + product.free_axes.index(rows),
+        first_free + product.free_axes.index(columns),
+    )
+    return Sum(terms, flat_indices(out_shape, out_axes))
 
 
 def _convolve(builder: Builder, equation: Equation) -> list[Sum]:
@@ -165,7 +225,7 @@ def _convolve(builder: Builder, equation: Equation) -> list[Sum]:
     spec = options["dimension_numbers"]
     image_axes(total, shape, [tuple(spec.lhs_spec[1:])])
     weight = numbers(read(builder.values, equation.inputs[1])).transpose(spec.rhs_spec)
-    out_shape = _shape(builder, equation.outputs[0])
+    out_shape = _result_shape(builder, equation)
     windows = []
     for i in range(2):  # rows, then columns
         low, _ = options["padding"][i]
@@ -207,11 +267,17 @@ def _pool(builder: Builder, equation: Equation) -> list[Sum]:
     choices = axis_choices(len(shape))
     candidates = [axes for axes in choices if pooled_axes.issubset(axes[1:])]
     axes = image_axes(total, shape, candidates)
-    out_shape = _shape(builder, equation.outputs[0])
+    out_shape = _result_shape(builder, equation)
     windows = []
     for axis in axes[1:]:
         low, _ = padding[axis]
-        window = Window(shape[axis], out_shape[axis], low, sizes[axis], strides[axis])
+        window = Window(
+            size=shape[axis],
+            results=out_shape[axis],
+            low=low,
+            reach=sizes[axis],
+            stride=strides[axis],
+        )
         windows.append(window)
     terms = pool(builder, total, windows, equation.path)
     return [Sum(terms, flat_indices(out_shape, axes))]
@@ -236,20 +302,18 @@ def _reduce(builder: Builder, equation: Equation) -> list[Sum]:
     columns = len(np.unique(targets[0, 0, :]))
     high, wide = height // rows, width // columns  # the size of a window
     order = targets[:, ::high, ::wide]
-    are_windows = (
-        (rows * high, columns * wide) == (height, width)
-        and len(np.unique(order)) == order.size
-        and np.array_equal(order.repeat(high, axis=1).repeat(wide, axis=2), targets)
-    )
-    if not are_windows:
+    # These are the windows if each result has one, which covers its elements.
+    covered = order.repeat(high, axis=1).repeat(wide, axis=2)
+    is_pool = len(np.unique(order)) == order.size and np.array_equal(covered, targets)
+    if not is_pool:
         raise NoLayer(
             f"it sums {tuple(shape)} over the axes {summed_axes}, which "
             "are no windows of rows and columns of the image before it",
             "sum over rows and columns; a sum over channels is a 1x1 convolution",
         )
     windows = [
-        Window(height, rows, 0, high, high),
-        Window(width, columns, 0, wide, wide),
+        Window(size=height, results=rows, low=0, reach=high, stride=high),
+        Window(size=width, results=columns, low=0, reach=wide, stride=wide),
     ]
     return [Sum(pool(builder, total, windows, equation.path), order)]
 
@@ -269,11 +333,17 @@ def _check_is_image(total: Sum, shape: Sequence[int]) -> None:
 
 def _add(builder: Builder, equation: Equation) -> list[Sum]:
     """A sum, a difference or a negative."""
-    signs = {"neg": (-1.0,), "sub": (1.0, -1.0)}.get(equation.name, (1.0, 1.0))
+    signs = {
+        "neg": (-1.0,),
+        "sub": (1.0, -1.0),
+    }
+    operand_signs = signs.get(equation.name, (1.0, 1.0))
     sums = []
-    for v, sign in zip(equation.inputs, signs, strict=True):
-        if isinstance(v, int) and v in builder.sums:
-            sums.append(times(builder.sums[v], sign))
+    for v, sign in zip(equation.inputs, operand_signs, strict=True):
+        is_variable = isinstance(v, int)
+        if is_variable and v in builder.sums:
+            total = times(builder.sums[v], sign)
+            sums.append(total)
     return [_sum_of_sums(builder, sums, equation.path)]
 
 
@@ -318,11 +388,14 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
 
 def _move(builder: Builder, equation: Equation) -> list[Sum]:
     """Results of which each element is an element of an operand, or a constant."""
+    # For each result, what comes from each of the operands.
     parts: list[list[Sum]] = [[] for _ in equation.outputs]
     for v in _dependent_operands(builder, equation):
-        for sums, sources in zip(parts, _sources(builder, equation, v), strict=True):
+        sources_of_results = _sources(builder, equation, v)
+        for sums, sources in zip(parts, sources_of_results, strict=True):
             if (sources >= 0).any():
-                sums.append(_select(builder, v, sources, equation.path))
+                total = _select(builder, v, sources, equation.path)
+                sums.append(total)
     return [_sum_of_sums(builder, sums, equation.path) for sums in parts]
 
 
@@ -336,7 +409,8 @@ def _sources(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
     for u in equation.inputs:
         operand = jnp.asarray(read(builder.values, u))
         if u == v:
-            operand = jnp.arange(1, operand.size + 1).reshape(operand.shape)
+            numbers_from_1 = jnp.arange(1, operand.size + 1)
+            operand = numbers_from_1.reshape(operand.shape)
         elif jnp.issubdtype(operand.dtype, jnp.floating):
             operand = jnp.zeros(operand.shape, int)
         operands.append(operand)
@@ -344,7 +418,11 @@ def _sources(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
     values = dict(enumerate(operands))
     renumbered = equation._replace(inputs=tuple(values), mapped=())
     evaluate([renumbered], values, identity)
-    return [np.maximum(np.asarray(values[u]) - 1, -1) for u in equation.outputs]
+    results = []
+    for u in equation.outputs:
+        index = np.asarray(values[u]) - 1
+        results.append(np.maximum(index, -1))
+    return results
 
 
 def _select(builder: Builder, v: int, sources: np.ndarray, path: str) -> Sum:
@@ -358,10 +436,16 @@ def _select(builder: Builder, v: int, sources: np.ndarray, path: str) -> Sum:
     if total.order.ndim == 1:
         weight = (indices[:, None] == all_indices).astype(float)
         return Sum(dense(builder, total, weight, path), np.arange(indices.size))
-    shape = _shape(builder, v)
+    shape = builder.network.avals[v].shape
     axes = image_axes(total, shape)
     weight, windows = _choice_of_channels(total.order, sources, shape, axes)
-    terms = conv(builder, total, weight[:, :, None, None], windows, path)
+    terms = conv(
+        builder,
+        total,
+        weight=weight[:, :, None, None],
+        windows=windows,
+        path=path,
+    )
     return Sum(terms, flat_indices(sources.shape, axes))
 
 
@@ -385,8 +469,14 @@ def _choice_of_channels(
         image = sources.ravel()[flat_indices(sources.shape, axes)]  # [O, rows, columns]
         windows = []
         for size, results in zip(order.shape[1:], image.shape[1:], strict=True):
-            stride = math.ceil(size / results)
-            windows.append(Window(size, results, 0, 1, stride))
+            window = Window(
+                size=size,
+                results=results,
+                low=0,
+                reach=1,
+                stride=math.ceil(size / results),
+            )
+            windows.append(window)
         # The first pixel of a result's channel tells which channel of x it is.
         weight = image[:, :1, 0] == order[:, 0, 0]
         down, right = (window.stride for window in windows)

@@ -87,9 +87,9 @@ class Builder:
         The constant has the order of the nodes. New nodes are named after ``path``.
         """
         terms, order = self.sums[v]
-        constant = numbers(self.values[v]).ravel()[order]
-        names = tuple(self.scaled(term, order.shape, path) for term in terms)
-        return names, constant
+        names = [self.scaled(term, order.shape, path) for term in terms]
+        constant = numbers(self.values[v])
+        return tuple(names), constant.ravel()[order]
 
     def absorb_constant(self, v: int, path: str) -> None:
         """Move the variable's constant into the bias of a node."""
@@ -146,10 +146,15 @@ def times(total: Sum, factor: np.ndarray | float) -> Sum:
 def compact(factor: Any) -> np.ndarray:
     """The same factor: a scalar if it is uniform, [C, 1, 1] if it is per channel."""
     factor = np.asarray(factor, np.float64)
-    if factor.size > 0 and (factor == factor.flat[0]).all():
-        return np.asarray(factor.flat[0])
-    if factor.ndim == 3 and (factor == factor[:, :1, :1]).all():
-        return factor[:, :1, :1]
+    if factor.size == 0:
+        return factor
+    first = factor.flat[0]
+    if (factor == first).all():
+        return np.asarray(first)
+    if factor.ndim == 3:
+        channels = factor[:, :1, :1]
+        if (factor == channels).all():
+            return channels
     return factor
 
 
@@ -195,10 +200,11 @@ def flat_indices(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
 
     All its other axes have size 1.
     """
-    index = np.arange(math.prod(shape)).reshape(tuple(shape))
+    index = np.arange(math.prod(shape))
+    index = index.reshape(tuple(shape))
     single_axes = [axis for axis in range(len(shape)) if axis not in axes]
-    sizes = [shape[axis] for axis in axes]
-    return index.transpose(*axes, *single_axes).reshape(sizes)
+    index = index.transpose(*axes, *single_axes)
+    return index.reshape([shape[axis] for axis in axes])
 
 
 def axis_choices(count: int) -> list[tuple[int, ...]]:
@@ -207,7 +213,8 @@ def axis_choices(count: int) -> list[tuple[int, ...]]:
     Axis 0 comes last. It usually counts the examples, of which there is one, and must
     not stand for rows or columns if another axis of size 1 can.
     """
-    return list(itertools.permutations([*range(1, count), 0], 3))
+    axes = [*range(1, count), 0]
+    return list(itertools.permutations(axes, 3))
 
 
 def image_axes(

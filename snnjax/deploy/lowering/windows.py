@@ -55,6 +55,14 @@ class Window(NamedTuple):
         return self.low, high
 
 
+def pixel_windows(image_size: Sequence[int]) -> list[Window]:
+    """The windows of a 1x1 kernel, which reads one pixel of an image."""
+    windows = []
+    for size in image_size:
+        windows.append(Window(size=size, results=size, low=0, reach=1, stride=1))
+    return windows
+
+
 def dense(
     builder: Builder, total: Sum, weight: np.ndarray, path: str
 ) -> tuple[Term, ...]:
@@ -66,7 +74,12 @@ def dense(
         if len(shape) > 1:
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
-        node = Dense(path or "affine", tuple(names), weight * scale, None)
+        node = Dense(
+            path or "affine",
+            sources=tuple(names),
+            weight=weight * scale,
+            bias=None,
+        )
         terms.append(Term(builder.add(node)))
     return tuple(terms)
 
@@ -91,14 +104,17 @@ def conv(
 ) -> tuple[Term, ...]:
     """Terms of a convolution with weights [O, I / groups, rows, columns]."""
     padding = [window.padding for window in windows]
-    if min(low_or_high for pair in padding for low_or_high in pair) < 0:
+    if np.min(padding) < 0:
         # No layer skips elements. Zeros among the weights read them instead.
         fronts = [max(-low, 0) for low, _ in padding]
-        widths = [
-            window.reach + front + max(-high, 0)
-            for window, front, (_, high) in zip(windows, fronts, padding, strict=True)
-        ]
-        weight = _widened(weight, dilation, fronts, widths)
+        backs = [max(-high, 0) for _, high in padding]
+        reaches = [window.reach for window in windows]
+        weight = _widened(
+            weight,
+            dilation,
+            fronts=fronts,
+            widths=np.add(reaches, np.add(fronts, backs)).tolist(),
+        )
         dilation = (1, 1)
         padding = [(max(low, 0), max(high, 0)) for low, high in padding]
     terms = []
@@ -159,8 +175,14 @@ def axis_windows(node: Convolution) -> list[Window]:
         strict=True,
     ):
         reach = (taps - 1) * dilation + 1
-        results = (size + low + high - reach) // stride + 1
-        windows.append(Window(size, results, low, reach, stride))
+        window = Window(
+            size=size,
+            results=(size + low + high - reach) // stride + 1,
+            low=low,
+            reach=reach,
+            stride=stride,
+        )
+        windows.append(window)
     return windows
 
 
@@ -202,20 +224,31 @@ def without_zero_borders(node: Convolution) -> Convolution:
     """
     if node.dilation != (1, 1) or not node.weight.any():
         return node
-    used_rows = np.flatnonzero(node.weight.any(axis=(0, 1, 3)))
-    used_columns = np.flatnonzero(node.weight.any(axis=(0, 1, 2)))
-    slices, padding = [], []
-    for used, taps, (low, high) in zip(
-        (used_rows, used_columns), node.weight.shape[2:], node.padding, strict=True
-    ):
-        # A row of zeros in the kernel goes together with a row of padding.
-        front = min(int(used[0]), low)
-        back = min(taps - 1 - int(used[-1]), high)
-        slices.append(slice(front, taps - back))
-        padding.append((low - front, high - back))
-    rows, columns = slices
-    weight = node.weight[:, :, rows, columns]
-    return dataclasses.replace(node, weight=weight, padding=tuple(padding))
+    row_is_used = node.weight.any(axis=(0, 1, 3))
+    column_is_used = node.weight.any(axis=(0, 1, 2))
+    row_padding, column_padding = node.padding
+    rows, row_padding = _used_taps(row_is_used, row_padding)
+    columns, column_padding = _used_taps(column_is_used, column_padding)
+    return dataclasses.replace(
+        node,
+        weight=node.weight[:, :, rows, columns],
+        padding=(row_padding, column_padding),
+    )
+
+
+def _used_taps(
+    is_used: np.ndarray, padding: tuple[int, int]
+) -> tuple[slice, tuple[int, int]]:
+    """The taps of a kernel without zeros at its ends, and their padding.
+
+    A zero of the kernel disappears together with a zero of the padding.
+    """
+    low, high = padding
+    used = np.flatnonzero(is_used)
+    end = len(is_used) - 1
+    front = min(int(used[0]), low)
+    back = min(end - int(used[-1]), high)
+    return slice(front, len(is_used) - back), (low - front, high - back)
 
 
 def _fitting_front(window: Window, width: int) -> int | None:

@@ -7,18 +7,16 @@ snnjax's v <- leak v + I, if the input is (tau / dt) I / V_th and the next weigh
 multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
 
 Thresholds of floats and all resistances become 1, because several readers assume that.
-Thresholds that are whole numbers stay. NIR fires at v > v_threshold, snnjax at v >= V,
-so v_threshold is the largest float32 below V. With it whole potentials give the same
-spikes in readers that fire at v >= v_threshold (V - 1 would not) and in readers that
-subtract v_threshold (V - 1/2 would not).
+Thresholds that are whole numbers stay. NIR fires at v > v_threshold and snnjax at
+v >= V, so v_threshold is the largest float32 below V. Whole potentials then give the
+same spikes in readers that fire at v >= v_threshold, where V - 1 would not, and in
+readers that subtract v_threshold, where V - 1/2 would not.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -43,25 +41,24 @@ def to_nir(
 ) -> "nir.NIRGraph":
     """Write layers as a NIR graph, channels first, for other tools.
 
-    Maps become `Conv2d`, `Affine`, `Scale`, `SumPool2d`, `AvgPool2d` and `Flatten`,
-    neurons `IF` and `LIF`. Thresholds of floats are multiplied into the weights,
-    calibrated biases added to those of layers; whole numbers stay whole. Several edges
-    into one node are a sum.
+    Maps become `Conv2d`, `Affine`, `Scale`, `SumPool2d`, `AvgPool2d` and `Flatten`, and
+    neurons become `IF` and `LIF`. Thresholds of floats are multiplied into the weights,
+    and calibrated biases are added to those of layers. Whole numbers stay whole.
+    Several edges into one node are a sum.
 
     NIR cannot express six properties of a converted network: reset by subtraction,
     levels other than 0 and 1, initial potentials, a lower bound, a wait, and the T that
     it was fitted to. With ``extended`` they are written to ``metadata``: "reset",
     "levels", "dead_zone", "last_zone", "lowest" (in thresholds) and "v_init" of a
-    neuron, "wait" and "steps" of the graph.
-    `from_nir` reads them; other tools ignore them and compute something else. That is
-    why this is an argument and not a warning, which would not be in the file. T is
-    always written, because it changes no simulation.
+    neuron, "wait" and "steps" of the graph. `from_nir` reads them. Other tools ignore
+    them and send other spikes. A warning would not be in the file, so this is an
+    argument. T is always written, because it changes no simulation.
 
     A graph of whole numbers takes x / unit, rounded and clipped to its bits, and
-    returns whole sums, to be multiplied by the unit of the output. Both units are
-    "unit" in the metadata of the input and each output; that of the graph has "code"
-    and the fields of `Arithmetic`. A reader that ignores all metadata has the spikes of
-    `run` if plain NIR expresses the neurons and no potential leaves its bits.
+    returns whole sums, to be multiplied by the unit of the output. The metadata of the
+    input and of each output has its "unit", and that of the graph has "code" and the
+    fields of `Arithmetic`. A reader that ignores all metadata has the spikes of `run`
+    if plain NIR expresses the neurons and no potential leaves its bits.
 
     Args:
         layers: from `layers`, `quantize` or `from_nir`.
@@ -70,9 +67,10 @@ def to_nir(
             the graph's metadata. IF integrates its whole input at every step.
 
     Returns:
-        A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
-        "output" (several: "output_" and the path). An output is [C, H, W] if it is an
-        image, or else a vector of fn's elements in fn's order. All numbers are float32.
+        A ``nir.NIRGraph`` with the nodes "input" and "output", or "output_" and the
+        path for each of several outputs. Neurons and layers are named after their
+        paths. An output is an image [C, H, W], or else a vector in the order of fn's
+        elements. All numbers are float32.
 
     Raises:
         snnjax.ConversionError: a bias that differs between pixels.
@@ -95,21 +93,30 @@ def to_nir(
     _check(layers)
     if not extended:
         _check_needs_no_metadata(layers)
-    nodes = _with_averages(_fed_by_weights(layers))
+    nodes = _with_averages(_with_written_params(layers))
     names = _alphabetical(nodes)
+    written = {}
+    edges = []
+    for node in nodes.values():
+        name = names[node.name]
+        written[name] = _node(nir, node, dt)
+        for source in node.sources:
+            edges.append((names[source], name))
+    return nir.NIRGraph(nodes=written, edges=edges, metadata=_metadata(layers, dt))
+
+
+def _metadata(layers: values.Layers, dt: float) -> dict[str, Any]:
+    """What the whole graph has beside its nodes."""
     metadata: dict[str, Any] = {"dt": dt}
     if layers.steps is not None:
         metadata["steps"] = layers.steps
     if layers.wait:
         metadata["wait"] = layers.wait
     if layers.arithmetic is not None:
-        metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
+        metadata["code"] = "rate"
+        metadata |= dataclasses.asdict(layers.arithmetic)
         del metadata["leak"]
-    return nir.NIRGraph(
-        nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
-        edges=[(names[s], names[n]) for n, node in nodes.items() for s in node.sources],
-        metadata=metadata,
-    )
+    return metadata
 
 
 def import_nir() -> ModuleType:
@@ -134,14 +141,13 @@ def _alphabetical(nodes: dict[str, values.Node]) -> dict[str, str]:
     A file lists its nodes in the order of their names, and some readers execute them
     in that order.
     """
-    width = len(str(len(nodes)))
-    words = [re.sub(r"\W+", "_", name).strip("_") for name in nodes]
-    names = [
-        word
-        if isinstance(node, values.Input | values.Output)
-        else f"n{i:0{width}}_{word}"
-        for i, (word, node) in enumerate(zip(words, nodes.values(), strict=True))
-    ]
+    digits = len(str(len(nodes)))
+    names = []
+    for i, node in enumerate(nodes.values()):
+        name = re.sub(r"\W+", "_", node.name).strip("_")
+        if not isinstance(node, values.Input | values.Output):
+            name = f"n{i:0{digits}}_{name}"
+        names.append(name)
     return dict(zip(nodes, distinct(names), strict=True))
 
 
@@ -169,97 +175,143 @@ def _check(layers: values.Layers) -> None:
 
 def _check_needs_no_metadata(layers: values.Layers) -> None:
     """Raise if plain NIR would describe another network."""
-    extensions: dict[str, Any] = {"wait": layers.wait} if layers.wait else {}
+    extensions: dict[str, Any] = {}
+    if layers.wait:
+        extensions["wait"] = layers.wait
     for population in layers.populations:
-        own = _extensions(population)
-        if own.get("dead_zone", 1) <= 1 / 2:  # such a zone changes no spike
-            del own["dead_zone"]
-        extensions |= own
-    if extensions:
-        numbers = (
-            name if np.size(value) > 2 else f"{name} {value}"
-            for name, value in extensions.items()
-        )
-        raise ValueError(
-            f"NIR cannot express: {', '.join(numbers)}. extended=True writes "
-            "this as metadata, which from_nir reads; other tools ignore it and "
-            'compute something else. Every tool runs neurons with reset "zero", levels '
-            "(0, 1), no dead zone, no initial potential, no lower bound and wait 0"
-        )
+        metadata = _extensions(population)
+        # A dead zone of at most half a threshold changes no spike.
+        if metadata.get("dead_zone", 1) <= 1 / 2:
+            del metadata["dead_zone"]
+        extensions |= metadata
+    if not extensions:
+        return
+    properties = []
+    for name, value in extensions.items():
+        # The numbers of many neurons would make the message too long.
+        properties.append(name if np.size(value) > 2 else f"{name} {value}")
+    raise ValueError(
+        f"NIR cannot express: {', '.join(properties)}. extended=True writes "
+        "this as metadata, which from_nir reads; other tools ignore it and "
+        'compute something else. Every tool runs neurons with reset "zero", levels '
+        "(0, 1), no dead zone, no initial potential, no lower bound and wait 0"
+    )
 
 
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _fed_by_weights(layers: values.Layers) -> dict[str, values.Node]:
-    """The nodes, with biases and thresholds in the maps that feed each population.
+def _with_written_params(layers: values.Layers) -> dict[str, values.Node]:
+    """The nodes as NIR has them: kernels are square, and weights hold what they can.
 
-    Thresholds that are whole numbers stay where they are.
+    The biases and thresholds of populations go into the maps before them. Thresholds
+    that are whole numbers stay where they are.
 
     Raises:
         ConversionError: a bias that differs between pixels.
     """
-    is_whole = layers.arithmetic is not None
     nodes: dict[str, values.Node] = {}
-    count, problems = values.readers(layers.nodes), []
+    problems: list[Problem] = []
     for node in layers.nodes:
         parts = [node]
         try:
             if isinstance(node, values.Receiver):
-                parts = [*_fed(node, nodes, count, is_whole)]
+                parts = _receiver_parts(node, layers)
             elif isinstance(node, values.Convolution):
                 # NIR has one number for both sides, and some readers assume a square.
                 parts = [with_equal_padding(node)]
-        except NoLayer as reason:
-            problems.append(Problem(node.name, (), *reason.args))
-        nodes |= {part.name: part for part in parts}
+        except NoLayer as error:
+            problems.append(Problem(node.name, (), *error.args))
+        for part in parts:
+            nodes[part.name] = part
     if problems:
         raise ConversionError(problems, "this network cannot be written in NIR")
     return {node.name: node for node in with_products(nodes.values())}
 
 
-def _fed(
-    node: values.Receiver,
-    nodes: dict[str, values.Node],
-    count: Counter[str],
-    is_whole: bool,
-) -> Iterator[values.Node]:
-    """A population or an output, behind scales and a bias.
-
-    The threshold of the population becomes 1, unless it is a whole number.
-    """
-    if values.maps_to_itself(node):
+def _receiver_parts(
+    receiver: values.Receiver, layers: values.Layers
+) -> list[values.Node]:
+    """A scale for each source and a bias, which `with_products` moves; the receiver."""
+    if values.maps_to_itself(receiver):
         remedy = "keep the SNN by snnjax.save, or train neurons without a kernel"
         raise NoLayer("its neurons are recurrent, which is not written", remedy)
-    gain, bias, shape = np.ones(()), node.bias, node.shape
-    if isinstance(node, values.Population) and not is_whole:
-        leak = _leak(node)
-        # The Euler step multiplies its input by dt / tau = 1 - leak.
-        gain = compact(1 / ((1 - (0 if leak is None else leak)) * node.threshold))
-        start = node.initial_potential / node.threshold
-        node = dataclasses.replace(
-            node, threshold=np.ones(()), initial_potential=start, leak=leak
+    gain = np.ones(())
+    bias = receiver.bias
+    if isinstance(receiver, values.Population) and layers.arithmetic is None:
+        receiver, gain = _with_unit_threshold(receiver)
+    parts: list[values.Node] = []
+    for i, source in enumerate(receiver.sources):
+        scale = values.Scale(
+            f"{receiver.name}/scale {i}",
+            sources=(source,),
+            weight=gain,
+            bias=None,
+            shape=receiver.shape,
         )
-    sources = []
-    for i, source in enumerate(node.sources):
-        scale = values.Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
-        sources.append(scale.name)
-        yield scale
-    bias = np.broadcast_to(gain * bias, shape)
+        parts.append(scale)
+    sources = [part.name for part in parts]
+    bias = np.broadcast_to(gain * bias, receiver.shape)
     if bias.any():
-        # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
-        owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
-        matrix = values.Convolution | values.Dense
-        ranks = [isinstance(n, values.Affine) + isinstance(n, matrix) for n in owned]
-        first = ranks.index(max(ranks))
-        name, one = f"{node.name}/bias", np.ones(())
-        yield values.Scale(name, (sources[first],), one, per_channel(bias), shape)
-        sources[first] = name
-    yield dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
+        place = _place_of_bias(receiver, layers)
+        with_bias = values.Scale(
+            f"{receiver.name}/bias",
+            sources=(sources[place],),
+            weight=np.ones(()),
+            bias=per_channel(bias),
+            shape=receiver.shape,
+        )
+        parts.append(with_bias)
+        sources[place] = with_bias.name
+    zero = np.zeros(())
+    parts.append(dataclasses.replace(receiver, sources=tuple(sources), bias=zero))
+    return parts
+
+
+def _with_unit_threshold(
+    population: values.Population,
+) -> tuple[values.Population, np.ndarray]:
+    """The population with potentials in thresholds, and the factor on its input."""
+    leak = _leak(population)
+    # The Euler step multiplies its input by dt / tau = 1 - leak.
+    rate = 1 if leak is None else 1 - leak
+    gain = compact(1 / (rate * population.threshold))
+    population = dataclasses.replace(
+        population,
+        threshold=np.ones(()),
+        initial_potential=population.initial_potential / population.threshold,
+        leak=leak,
+    )
+    return population, gain
+
+
+def _place_of_bias(receiver: values.Receiver, layers: values.Layers) -> int:
+    """The index of the source whose map can best hold a bias.
+
+    Weights that only this receiver reads can. A scale with a bias is a matrix in NIR,
+    so it comes after convolutions and matrices.
+    """
+    nodes = {node.name: node for node in layers.nodes}
+    reader_counts = values.readers(layers.nodes)
+    ranks = []
+    for source in receiver.sources:
+        rank = 0
+        if reader_counts[source] == 1:
+            match nodes[source]:
+                case values.Convolution() | values.Dense():
+                    rank = 2
+                case values.Scale():
+                    rank = 1
+        ranks.append(rank)
+    return ranks.index(max(ranks))
 
 
 def _leak(node: values.Population) -> np.ndarray | None:
-    """The leak of a population, None for an IF."""
+    """The leak of a population, None for an IF.
+
+    Raises:
+        ValueError: NIR has no neurons with such a leak.
+    """
     leak = node.leak
     if leak is None or (leak == 1).all():
         return None
@@ -277,35 +329,51 @@ class _AveragePool(values.SumPool):
 
 
 def _with_averages(nodes: dict[str, values.Node]) -> dict[str, values.Node]:
-    """The nodes, with a mean in place of a sum over windows and its scale."""
-    # NIR has a node for the mean, so a reader need not see it in a sum and a scale.
-    count, nodes = values.readers(tuple(nodes.values())), dict(nodes)
-    for node in [*nodes.values()]:
-        pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
-        if not isinstance(node, values.Scale) or not isinstance(pool, values.SumPool):
+    """The nodes, with a mean in place of a sum over windows and its scale.
+
+    NIR has a node for the mean, so a reader need not see it in a sum and a scale.
+    """
+    reader_counts = values.readers(tuple(nodes.values()))
+    results = dict(nodes)
+    for node in nodes.values():
+        if not isinstance(node, values.Scale) or len(node.sources) != 1:
             continue
-        is_mean = np.allclose(node.weight * math.prod(pool.window), 1, 1e-6, 0)
-        if is_mean and node.bias is None and count[pool.name] == 1:
-            nodes[node.name] = _AveragePool(**{**vars(pool), "name": node.name})
-            del nodes[pool.name]
-    return nodes
+        pool = nodes[node.sources[0]]
+        if not isinstance(pool, values.SumPool) or reader_counts[pool.name] != 1:
+            continue
+        size = math.prod(pool.window)
+        if node.bias is None and np.allclose(node.weight * size, 1, rtol=1e-6, atol=0):
+            results[node.name] = _AveragePool(
+                node.name,
+                sources=pool.sources,
+                window=pool.window,
+                stride=pool.stride,
+                padding=pool.padding,
+            )
+            del results[pool.name]
+    return results
 
 
 def _node(nir: Any, node: values.Node, dt: float) -> Any:
+    """The node of NIR that does what a node of the layers does."""
     match node:
         case values.Input(shape=shape, unit=unit):
             return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
         case values.Output(shape=shape, unit=unit):
             return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
         case values.Flatten(shape=shape):
-            return nir.Flatten({"input": np.array(shape)}, 0, -1)
+            return nir.Flatten({"input": np.array(shape)}, start_dim=0, end_dim=-1)
         case values.Dense(weight=weight, bias=bias):
             return nir.Affine(_float(weight), _bias(bias, len(weight)))
         case values.Scale():
             return _scale(nir, node)
-        case values.SumPool(window=window, stride=stride, padding=padding):
+        case values.SumPool():
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
-            return kind(np.array(window), np.array(stride), np.array(padding))
+            return kind(
+                kernel_size=np.array(node.window),
+                stride=np.array(node.stride),
+                padding=np.array(node.padding),
+            )
         case values.Convolution(weight=weight):
             (rows, _), (columns, _) = node.padding
             return nir.Conv2d(
@@ -323,17 +391,30 @@ def _node(nir: Any, node: values.Node, dt: float) -> Any:
 
 def _unit(unit: np.ndarray | None) -> dict[str, Any]:
     """The metadata of an input or output of whole numbers."""
-    return {} if unit is None else {"unit": np.atleast_1d(unit)}
+    if unit is None:
+        return {}
+    return {"unit": np.atleast_1d(unit)}
 
 
 def _scale(nir: Any, node: values.Scale) -> Any:
-    """A 1x1 convolution, which more tools read, or a Scale; that one has no bias."""
-    channels, *size = node.shape
+    """The scale of a node of images as a 1x1 convolution, which more tools read.
+
+    The scale of vectors is a Scale, or a matrix if it has a bias. So is a scale that
+    differs between pixels, which has no bias.
+    """
+    channels, *image_size = node.shape
     bias = _bias(node.bias, channels)
-    if size and is_channelwise(node.weight):
+    if image_size and is_channelwise(node.weight):
         weight = np.diag(np.broadcast_to(node.weight.ravel(), channels))
-        weight = _float(weight[:, :, None, None])
-        return nir.Conv2d(tuple(size), weight, (1, 1), (0, 0), (1, 1), 1, bias)
+        return nir.Conv2d(
+            input_shape=tuple(image_size),
+            weight=_float(weight[:, :, None, None]),
+            stride=(1, 1),
+            padding=(0, 0),
+            dilation=(1, 1),
+            groups=1,
+            bias=bias,
+        )
     weight = np.broadcast_to(node.weight, node.shape)
     if node.bias is None:
         return nir.Scale(_float(weight))
@@ -346,43 +427,56 @@ def _ungrouped(node: values.Convolution) -> np.ndarray:
     NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
     reader refuses the graph; some other readers ignore the groups.
     """
-    outputs, inputs, *window = node.weight.shape
-    wide = np.zeros((outputs, inputs * node.groups, *window))
-    size = outputs // node.groups
+    outputs, inputs, *kernel_size = node.weight.shape
+    weight = np.zeros((outputs, inputs * node.groups, *kernel_size))
+    group_outputs = outputs // node.groups
     for group in range(node.groups):
-        rows = slice(group * size, (group + 1) * size)
-        wide[rows, group * inputs : (group + 1) * inputs] = node.weight[rows]
-    return wide
+        rows = slice(group * group_outputs, (group + 1) * group_outputs)
+        columns = slice(group * inputs, (group + 1) * inputs)
+        weight[rows, columns] = node.weight[rows]
+    return weight
 
 
 def _neurons(nir: Any, node: values.Population, dt: float) -> Any:
-    shape = node.shape
-    one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-    # v > below is v >= threshold
-    below = np.nextafter(one * np.float32(node.threshold), zero)
-    fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=_extensions(node))
+    """The neurons of a population, with a resistance of 1."""
+    ones = np.ones(node.shape, np.float32)
+    zeros = np.zeros(node.shape, np.float32)
+    threshold = ones * np.float32(node.threshold)
+    fields = {
+        "r": ones,
+        # NIR fires at v > v_threshold, and v > (the number below V) is v >= V.
+        "v_threshold": np.nextafter(threshold, zeros),
+        "v_reset": zeros,
+        "metadata": _extensions(node),
+    }
     if node.leak is None:
         return nir.IF(**fields)
-    tau = np.broadcast_to(dt / (1 - node.leak), shape)
-    return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
+    tau = np.broadcast_to(dt / (1 - node.leak), node.shape)
+    return nir.LIF(tau=_float(tau), v_leak=zeros, **fields)
 
 
 def _extensions(node: values.Population) -> dict[str, Any]:
     """What plain NIR does not express of neurons, as metadata that `from_nir` reads."""
-    model, plain = without_surrogate(node.model), IntegrateAndFire(reset="zero")
-    fields = ("reset", "levels", "dead_zone", "last_zone", "lowest")
-    own = {name: getattr(model, name) for name in fields}
-    metadata = {name: v for name, v in own.items() if v != getattr(plain, name)}
-    if "levels" in metadata:
-        metadata["levels"] = np.array(model.levels)
+    model = without_surrogate(node.model)
+    plain = IntegrateAndFire(reset="zero")
+    metadata: dict[str, Any] = {}
+    for field in ("reset", "levels", "dead_zone", "last_zone", "lowest"):
+        value = getattr(model, field)
+        if value != getattr(plain, field):
+            metadata[field] = np.array(value) if field == "levels" else value
     if node.initial_potential.any():
-        metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, node.shape))
+        potential = np.broadcast_to(node.initial_potential, node.shape)
+        metadata["v_init"] = _float(potential)
     return metadata
 
 
 def _bias(bias: np.ndarray | None, count: int) -> np.ndarray:
-    return _float(np.zeros(count) if bias is None else bias)
+    """A bias of so many numbers, which is 0 where there is none."""
+    if bias is None:
+        return np.zeros(count, np.float32)
+    return _float(bias)
 
 
 def _float(array: Any) -> np.ndarray:
+    """An array as NIR's readers expect it."""
     return np.ascontiguousarray(array, np.float32)
