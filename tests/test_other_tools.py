@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "other_tools.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "other_tools.md").read_text()
 BEGINNING, *TITLES_AND_TEXTS = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
 SECTIONS = dict(zip(TITLES_AND_TEXTS[::2], TITLES_AND_TEXTS[1::2], strict=True))
 LIBRARIES = ["SpikingJelly", "snnTorch", "Norse", "Spyx"]  # in the page's order
@@ -24,51 +25,68 @@ def blocks(language, text):
     fenced = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     if language == "python":
         return fenced
-    examples = map(doctest.DocTestParser().get_examples, fenced)
-    return ["".join(example.source for example in block) for block in examples]
+    sources = []
+    for block in fenced:
+        examples = doctest.DocTestParser().get_examples(block)
+        sources.append("".join(example.source for example in examples))
+    return sources
 
 
 def numbers(sources, namespace):
-    """What each block gives to the names that are compared, without empty ones."""
+    """What each block assigns to the names that are compared, without empty blocks."""
     results = []
     for source in sources:
         exec(source, namespace)
-        arrays = {n: namespace.pop(n) for n in TOLERANCES if n in namespace}
-        results.append({n: np.asarray(_detached(a)) for n, a in arrays.items()})
-    return [result for result in results if result]
-
-
-def _detached(array):
-    return array.detach() if hasattr(array, "detach") else array
+        arrays = {}
+        for name in TOLERANCES:
+            if name in namespace:
+                array = namespace.pop(name)
+                if hasattr(array, "detach"):  # a tensor of PyTorch
+                    array = array.detach()
+                arrays[name] = np.asarray(array)
+        if arrays:
+            results.append(arrays)
+    return results
 
 
 @functools.cache
-def ours():
-    """Numbers of the blocks of snnjax by section, and the names before them.
+def snnjax_numbers():
+    """The names of the beginning, and the numbers of snnjax's blocks by section.
 
-    A section uses names of those before it, but none of SpikingJelly's, whose
-    conversions take longest.
+    A section uses names of earlier ones, but none of SpikingJelly's, whose conversions
+    take longest.
     """
     namespace = {}
     numbers(blocks("pycon", BEGINNING), namespace)
     beginning = dict(namespace)
-    first = 0 if importlib.util.find_spec("spikingjelly") else 1
-    return beginning, {
-        title: numbers(blocks("pycon", SECTIONS[title]), namespace)
-        for title in LIBRARIES[first:]
-    }
+    libraries = LIBRARIES
+    if importlib.util.find_spec("spikingjelly") is None:
+        libraries = LIBRARIES[1:]
+    by_section = {}
+    for title in libraries:
+        by_section[title] = numbers(blocks("pycon", SECTIONS[title]), namespace)
+    return beginning, by_section
+
+
+def test_doctest_runs_the_python_of_all_other_pages():
+    """Python in a block of another kind could tell users to do what raises."""
+    for page in DOCS.glob("*.md"):
+        if page.name != "other_tools.md":
+            assert not blocks("python", page.read_text()), page
 
 
 @pytest.mark.filterwarnings("ignore")  # those of other libraries
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_code_of_another_library_gives_the_numbers_of_ours(library):
     pytest.importorskip(library.lower())
-    beginning, by_section = ours()
-    theirs = numbers(blocks("python", SECTIONS[library]), dict(beginning))
-    assert theirs
-    for a, b in zip(theirs, by_section[library], strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert np.abs(a[name]).mean() > 0
-            scale = TOLERANCES[name] * np.abs(a[name]).max()
-            np.testing.assert_allclose(b[name], a[name], 0, scale, err_msg=name)
+    beginning, by_section = snnjax_numbers()
+    expected = numbers(blocks("python", SECTIONS[library]), dict(beginning))
+    assert expected
+    for arrays, results in zip(expected, by_section[library], strict=True):
+        assert arrays.keys() == results.keys()
+        for name, array in arrays.items():
+            assert np.abs(array).mean() > 0
+            tolerance = TOLERANCES[name] * np.abs(array).max()
+            np.testing.assert_allclose(
+                results[name], array, rtol=0, atol=tolerance, err_msg=name
+            )

@@ -17,8 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Receiver,
+    Scale,
+    SumPool,
+)
 from snnjax.network.capture.capture import capture
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.gradients import without_surrogate
@@ -29,7 +42,7 @@ from snnjax.snn import SNN
 Params = dict[str, jax.Array]
 
 
-def shape_of_x(layers: values.Layers) -> tuple[int, ...]:
+def shape_of_x(layers: Layers) -> tuple[int, ...]:
     """The shape of an example, [N] or [H, W, C]."""
     shape = layers.input.shape
     if len(shape) == 3:
@@ -38,7 +51,7 @@ def shape_of_x(layers: values.Layers) -> tuple[int, ...]:
     return shape
 
 
-def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
+def as_function(layers: Layers) -> tuple[Callable, SNN]:
     """Layers as an ordinary JAX function, and the spiking network of it.
 
     Simulation, measures, calibration and training apply to both. The spikes are those
@@ -68,7 +81,7 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
         results: dict[str, jax.Array] = {}
         for node in layers.nodes:
             inputs = [results[source] for source in node.sources]
-            if isinstance(node, values.Input):
+            if isinstance(node, Input):
                 inputs = [x]
             try:
                 total = functools.reduce(jnp.add, inputs)
@@ -100,19 +113,19 @@ def as_function(layers: values.Layers) -> tuple[Callable, SNN]:
     return fn, snn
 
 
-def _node_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
+def _node_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
     """The output of a node, channels last, from the sum x of its inputs."""
 
     def param(name: str) -> jax.Array:
         return lead(params[name], x.ndim)
 
-    if isinstance(node, values.Input):
+    if isinstance(node, Input):
         # An input of whole numbers has a unit.
         return x / param("unit") if params else x
     x = map_output(node, params, x)
     if "bias" in params:
         x = x + param("bias")
-    if isinstance(node, values.Population):
+    if isinstance(node, Population):
         # A site is named after its scope: that of "block/relu_1" is "block".
         matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
         with jax.named_scope(matched[1] if matched else node.name):
@@ -124,7 +137,7 @@ def _node_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
     return x
 
 
-def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
+def map_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
     """The linear part of a node, channels last; that of a population is the identity.
 
     Args:
@@ -133,7 +146,7 @@ def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
         x: [B, ...], floats or whole numbers.
     """
     match node:
-        case values.Convolution():
+        case Convolution():
             dtype = jnp.result_type(x, params["weight"])
             return jax.lax.conv_general_dilated(
                 x.astype(dtype),
@@ -144,16 +157,16 @@ def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=node.groups,
             )
-        case values.Dense():
+        case Dense():
             if x.ndim > 3:
                 raise ValueError(
                     f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
                     "Flatten before it"
                 )
             return x @ params["weight"]
-        case values.Scale():
+        case Scale():
             return x * lead(params["weight"], x.ndim)
-        case values.SumPool(padding=(rows, columns)):
+        case SumPool(padding=(rows, columns)):
             return jax.lax.reduce_window(
                 x,
                 # JAX differentiates only sums that start from a literal.
@@ -163,7 +176,7 @@ def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
                 window_strides=(1, *node.stride, 1),
                 padding=[(0, 0), (rows, rows), (columns, columns), (0, 0)],
             )
-        case values.Flatten(shape=shape):
+        case Flatten(shape=shape):
             # Layers are channels first, and so is the order of a flattened image.
             if len(shape) == 3:
                 x = jnp.moveaxis(x, -1, 1)
@@ -171,21 +184,19 @@ def map_output(node: values.Node, params: Params, x: jax.Array) -> jax.Array:
     return x
 
 
-def map_params(node: values.Node) -> dict[str, np.ndarray]:
+def map_params(node: Node) -> dict[str, np.ndarray]:
     """The weight of a linear map in the order of `map_output`."""
     match node:
-        case values.Convolution(weight=weight):
+        case Convolution(weight=weight):
             return {"weight": np.transpose(weight, (2, 3, 1, 0))}
-        case values.Dense(weight=weight):
+        case Dense(weight=weight):
             return {"weight": np.transpose(weight)}
-        case values.Scale(weight=weight):
+        case Scale(weight=weight):
             return {"weight": channels_last(weight)}
     return {}
 
 
-def with_params(
-    layers: values.Layers, params: Mapping[str, Mapping[str, Any]]
-) -> values.Layers:
+def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Layers:
     """The layers with the weights and biases of ``params``, as `params_of` has them."""
     nodes = []
     for node in layers.nodes:
@@ -199,21 +210,21 @@ def with_params(
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def _weight(node: values.Node, array: np.ndarray) -> np.ndarray:
+def _weight(node: Node, array: np.ndarray) -> np.ndarray:
     """The weight of a node from that of `map_params`, its inverse."""
     match node:
-        case values.Convolution():
+        case Convolution():
             return np.transpose(array, (3, 2, 0, 1))
-        case values.Dense():
+        case Dense():
             return np.transpose(array)
-        case values.Scale():
+        case Scale():
             return channels_first(array, node.shape)
     raise TypeError(f"{node.name!r} has no weight")
 
 
-def _bias(node: values.Node, array: np.ndarray) -> np.ndarray:
+def _bias(node: Node, array: np.ndarray) -> np.ndarray:
     """The bias of a node, channels first, from that of `params_of`."""
-    if isinstance(node, values.Receiver):
+    if isinstance(node, Receiver):
         return channels_first(array, node.shape)
     return array
 
@@ -221,13 +232,14 @@ def _bias(node: values.Node, array: np.ndarray) -> np.ndarray:
 def channels_first(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `channels_last` for a node of this shape."""
     if len(shape) == 3 and array.ndim > 0:
-        missing_axes = (1,) * (3 - array.ndim)
-        image = np.reshape(array, missing_axes + array.shape)
+        missing = 3 - array.ndim
+        image_shape = (1,) * missing + array.shape
+        image = array.reshape(image_shape)
         array = np.moveaxis(image, -1, 0)
     return compact(array)
 
 
-def params_of(layers: values.Layers) -> dict[str, Params]:
+def params_of(layers: Layers) -> dict[str, Params]:
     """The params of `as_function`: the arrays of each node that has some, by name."""
     params = {}
     for node in layers.nodes:
@@ -237,21 +249,21 @@ def params_of(layers: values.Layers) -> dict[str, Params]:
     return params
 
 
-def _params(node: values.Node) -> Params:
+def _params(node: Node) -> Params:
     """The arrays that the function needs of a node, channels last, in float32."""
     arrays = map_params(node)
-    if isinstance(node, values.Affine) and node.bias is not None:
+    if isinstance(node, Affine) and node.bias is not None:
         arrays["bias"] = node.bias
-    if isinstance(node, values.Receiver) and node.bias.any():
+    if isinstance(node, Receiver) and node.bias.any():
         arrays["bias"] = channels_last(node.bias)
-    if isinstance(node, values.Population) and (node.threshold != 1).any():
+    if isinstance(node, Population) and (node.threshold != 1).any():
         arrays["threshold"] = channels_last(node.threshold)
-    if isinstance(node, values.Input | values.Output) and node.unit is not None:
+    if isinstance(node, Input | Output) and node.unit is not None:
         arrays["unit"] = channels_last(node.unit)
     return {name: _array(array) for name, array in arrays.items()}
 
 
-def _model(population: values.Population, layers: values.Layers) -> Any:
+def _model(population: Population, layers: Layers) -> Any:
     """The model of a population, which computes whole numbers exactly in floats."""
     if layers.arithmetic is None:
         return population.model
@@ -264,9 +276,7 @@ def _model(population: values.Population, layers: values.Layers) -> Any:
     return WholeNumbers(without_surrogate(population.model), layers.potential_unit)
 
 
-def neurons_of(
-    population: values.Population, model: Any, bias: Any = 0
-) -> tuple[Any, Any]:
+def neurons_of(population: Population, model: Any, bias: Any = 0) -> tuple[Any, Any]:
     """The model and the parameters of a population, with its recurrent kernel if any.
 
     Args:

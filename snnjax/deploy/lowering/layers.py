@@ -18,10 +18,20 @@ import numpy as np
 
 from snnjax._checks import check_examples
 from snnjax._trees import is_floating
-from snnjax.deploy.lowering import sums, values
+from snnjax.deploy.lowering import sums
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.rules import add_equation, check_operation, pads
 from snnjax.deploy.lowering.sums import Builder, NoLayer, Sum, Term, compact, image_axes
+from snnjax.deploy.lowering.values import (
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    needed_nodes,
+)
 from snnjax.deploy.lowering.windows import vectorize
 from snnjax.network.capture.capture import capture
 from snnjax.network.capture.check import ConversionError, Problem
@@ -35,9 +45,7 @@ from snnjax.neurons.wrappers import Recurrent
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 
-def layers(
-    fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct
-) -> values.Layers:
+def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
     """A spiking network as populations of neurons and the linear maps between them.
 
         current_j = sum_i w_ji s_i + b_j
@@ -93,7 +101,7 @@ def layers(
                 "snnjax.integrate_and_fire and snnjax.lif, with or without "
                 "snnjax.neurons.Recurrent around them"
             )
-    return values.Layers(_nodes(network, snn), snn.steps, snn.wait, snn.code)
+    return Layers(_nodes(network, snn), snn.steps, snn.wait, snn.code)
 
 
 def _neuron_model(model: Any) -> Any:
@@ -119,7 +127,7 @@ def _check_input(x: Any) -> None:
         )
 
 
-def _nodes(network: Network, snn: SNN) -> tuple[values.Node, ...]:
+def _nodes(network: Network, snn: SNN) -> tuple[Node, ...]:
     """The nodes of a network, in order of execution.
 
     Only the convolutions tell whether an image x has its channels last or first. So
@@ -139,7 +147,7 @@ def _nodes(network: Network, snn: SNN) -> tuple[values.Node, ...]:
         builder = Builder(network, constants)
         problems = _build(builder, snn, order)
         if not problems:
-            return with_products(values.needed([*builder.nodes.values()]))
+            return with_products(needed_nodes([*builder.nodes.values()]))
         attempts.append((len(builder.sums), problems))
     _, problems = max(attempts, key=lambda attempt: attempt[0])
     raise ConversionError(problems, "this network is no network of layers")
@@ -175,9 +183,9 @@ def _add_input(builder: Builder, order: np.ndarray) -> None:
     (x,) = builder.network.x
     shape = builder.network.avals[x].shape
     is_image = order.ndim == 3
-    name = builder.add(values.Input("input", (), order.shape if is_image else shape))
+    name = builder.add(Input("input", (), order.shape if is_image else shape))
     if len(shape) > 1 and not is_image:
-        name = builder.add(values.Flatten("input/flatten", (name,), shape))
+        name = builder.add(Flatten("input/flatten", (name,), shape))
     builder.sums[x] = Sum((Term(name),), order)
 
 
@@ -215,9 +223,9 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         # The kernel leads from row to column, and the weight of a dense layer from
         # column to row. A spike is worth the threshold of the neuron that sends it.
         weight = sums.numbers(kernel)[np.ix_(order, order)].T * threshold
-        recurrent = values.Dense(f"{site.name}/recurrent", (site.name,), weight, None)
+        recurrent = Dense(f"{site.name}/recurrent", (site.name,), weight, None)
     sources, constant = builder.received(current, site.name)
-    population = values.Population(
+    population = Population(
         site.name,
         sources=sources,
         shape=order.shape,
@@ -258,7 +266,7 @@ def _add_outputs(builder: Builder) -> list[Problem]:
         except NoLayer as error:
             problems.append(Problem(name, (), *error.args))
             continue
-        builder.add(values.Output(name, sources, constant.shape, compact(constant)))
+        builder.add(Output(name, sources, constant.shape, compact(constant)))
     return problems
 
 

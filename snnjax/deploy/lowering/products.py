@@ -11,15 +11,21 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import is_channelwise
-from snnjax.deploy.lowering.values import Convolution, Dense, Node, Scale
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Node,
+    Scale,
+    count_readers,
+)
 
 
 def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes, in order of execution, with as few maps as possible."""
     nodes = tuple(nodes)
-    reader_counts = values.readers(nodes)
+    reader_counts = count_readers(nodes)
     results: dict[str, Node] = {}
     # The name of a node that disappeared -> that of the node in its place.
     replacements: dict[str, str] = {}
@@ -52,9 +58,10 @@ def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
 
 def _is_identity(node: Node) -> bool:
     """Whether a node returns what it reads from its only source."""
-    if not isinstance(node, Scale) or node.bias is not None or len(node.sources) != 1:
+    if not isinstance(node, Scale) or node.bias is not None:
         return False
-    return bool((node.weight == 1).all())
+    is_one = (node.weight == 1).all()
+    return len(node.sources) == 1 and bool(is_one)
 
 
 def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
@@ -70,16 +77,16 @@ def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
     match first, second:
         case Scale(), Scale():
             # A bias is one number per channel, which a factor of each pixel is not.
-            channelwise = is_channelwise(first.weight) and is_channelwise(second.weight)
+            weights = (first.weight, second.weight)
             has_bias = first.bias is not None or second.bias is not None
-            if has_bias and not channelwise:
+            if has_bias and not all(map(is_channelwise, weights)):
                 return None
             factors = np.ravel(second.weight)
             weight = first.weight * second.weight
         case ((Dense() | Convolution()), Scale()) if is_channelwise(second.weight):
             factors = np.broadcast_to(second.weight.ravel(), len(first.weight))
-            trailing_axes = [1] * (first.weight.ndim - 1)
-            weight = first.weight * factors.reshape(-1, *trailing_axes)
+            # Each factor multiplies the weights of an output, the first axis.
+            weight = (first.weight.T * factors).T
         case Convolution(groups=1), Convolution(groups=1) if _mixes_channels(second):
             factors = second.weight[:, :, 0, 0]
             weight = np.tensordot(factors, first.weight, axes=1)
@@ -90,11 +97,14 @@ def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
             weight = factors @ first.weight
         case _:
             return None
-    assert isinstance(first, values.Affine) and isinstance(second, values.Affine)
+    assert isinstance(first, Affine) and isinstance(second, Affine)
     bias = second.bias
     if first.bias is not None:
-        # The factors are a number for each channel, or a matrix [outputs, channels].
-        bias = factors @ first.bias if factors.ndim == 2 else factors * first.bias
+        # The factors are a matrix [outputs, channels], or a number for each channel.
+        if factors.ndim == 2:
+            bias = factors @ first.bias
+        else:
+            bias = factors * first.bias
         if second.bias is not None:
             bias = bias + second.bias
     return dataclasses.replace(first, weight=weight, bias=bias)

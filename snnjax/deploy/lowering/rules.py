@@ -85,14 +85,17 @@ def pads(equation: Equation) -> bool:
     """
     if equation.site is not None:
         return False
-    zeros = np.ravel(equation.options.get("padding", ()))
+    padding = equation.options.get("padding", ())
+    zeros = np.ravel(padding)
     return any(zeros.astype(bool))
 
 
 def _operand(builder: Builder, equation: Equation) -> tuple[int, Sum, tuple[int, ...]]:
     """The only operand of an equation that depends on x, its sum and its shape."""
     (v,) = _dependent_operands(builder, equation)
-    return v, builder.sums[v], builder.network.avals[v].shape
+    total = builder.sums[v]
+    shape = builder.network.avals[v].shape
+    return v, total, shape
 
 
 def _dependent_operands(builder: Builder, equation: Equation) -> list[int]:
@@ -177,13 +180,16 @@ def _dot(builder: Builder, equation: Equation) -> list[Sum]:
 def _dense_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
     """The product with all elements of x."""
     _, total, shape = _operand(builder, equation)
+    index = np.arange(math.prod(shape))
+    index = index.reshape(shape)
     # The contracted axes may come in any order: the weights take that of x.
-    index = np.arange(math.prod(shape)).reshape(shape)
-    axes = (*product.contracted_axes, *product.free_axes)
-    matrix = np.empty_like(product.weight)
-    matrix[index.transpose(axes).ravel()] = product.weight
-    terms = dense(builder, total, matrix.T, equation.path)
-    return Sum(terms, np.arange(matrix.shape[1]))
+    axes = product.contracted_axes + product.free_axes
+    index = index.transpose(axes)
+    weight = np.empty_like(product.weight)
+    weight[index.ravel()] = product.weight
+    _, outputs = weight.shape
+    terms = dense(builder, total, weight.T, equation.path)
+    return Sum(terms, order=np.arange(outputs))
 
 
 def _pixelwise_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
@@ -293,29 +299,52 @@ def _reduce(builder: Builder, equation: Equation) -> list[Sum]:
     _, total, shape = _operand(builder, equation)
     _check_is_image(total, shape)
     summed_axes = equation.options["axes"]
-    result_shape = [1 if i in summed_axes else n for i, n in enumerate(shape)]
-    results = np.arange(math.prod(result_shape)).reshape(result_shape)
-    # For each element of the image [C, H, W], the result to which it is added.
-    targets = np.broadcast_to(results, shape).ravel()[total.order]
+    targets = _targets(total, shape, summed_axes)
     _, height, width = targets.shape
     rows = len(np.unique(targets[0, :, 0]))
     columns = len(np.unique(targets[0, 0, :]))
-    high, wide = height // rows, width // columns  # the size of a window
-    order = targets[:, ::high, ::wide]
-    # These are the windows if each result has one, which covers its elements.
-    covered = order.repeat(high, axis=1).repeat(wide, axis=2)
-    is_pool = len(np.unique(order)) == order.size and np.array_equal(covered, targets)
-    if not is_pool:
+    window_height = height // rows
+    window_width = width // columns
+    # These are windows if each result has one, which covers all of its elements.
+    order = targets[:, ::window_height, ::window_width]
+    covered = order.repeat(window_height, axis=1)
+    covered = covered.repeat(window_width, axis=2)
+    has_unique_results = len(np.unique(order)) == order.size
+    if not (has_unique_results and np.array_equal(covered, targets)):
         raise NoLayer(
             f"it sums {tuple(shape)} over the axes {summed_axes}, which "
             "are no windows of rows and columns of the image before it",
             "sum over rows and columns; a sum over channels is a 1x1 convolution",
         )
-    windows = [
-        Window(size=height, results=rows, low=0, reach=high, stride=high),
-        Window(size=width, results=columns, low=0, reach=wide, stride=wide),
-    ]
-    return [Sum(pool(builder, total, windows, equation.path), order)]
+    row_window = Window(
+        size=height,
+        results=rows,
+        low=0,
+        reach=window_height,
+        stride=window_height,
+    )
+    column_window = Window(
+        size=width,
+        results=columns,
+        low=0,
+        reach=window_width,
+        stride=window_width,
+    )
+    terms = pool(builder, total, [row_window, column_window], equation.path)
+    return [Sum(terms, order)]
+
+
+def _targets(
+    total: Sum, shape: Sequence[int], summed_axes: Sequence[int]
+) -> np.ndarray:
+    """For each element of an image, [C, H, W], the result to which it is added."""
+    result_shape = list(shape)
+    for axis in summed_axes:
+        result_shape[axis] = 1
+    results = np.arange(math.prod(result_shape))
+    results = results.reshape(result_shape)
+    targets = np.broadcast_to(results, shape)
+    return targets.ravel()[total.order]
 
 
 def _check_is_image(total: Sum, shape: Sequence[int]) -> None:
@@ -378,7 +407,9 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     scales: dict[str, np.ndarray] = {}
     for total in sums:
         for node, scale in total.terms:
-            scales[node] = compact(scales[node] + scale) if node in scales else scale
+            if node in scales:
+                scale = compact(scales[node] + scale)
+            scales[node] = scale
     terms = tuple(Term(node, scale) for node, scale in scales.items())
     return Sum(terms, sums[0].order)
 
@@ -432,10 +463,12 @@ def _select(builder: Builder, v: int, sources: np.ndarray, path: str) -> Sum:
     all_indices = np.arange(total.order.size)
     if np.array_equal(np.sort(indices), all_indices):
         # All elements are there, so the nodes stay, at other places of the result.
-        return total._replace(order=np.argsort(indices)[total.order])
+        places = np.argsort(indices)
+        return total._replace(order=places[total.order])
     if total.order.ndim == 1:
-        weight = (indices[:, None] == all_indices).astype(float)
-        return Sum(dense(builder, total, weight, path), np.arange(indices.size))
+        is_source = indices[:, None] == all_indices
+        terms = dense(builder, total, is_source.astype(float), path)
+        return Sum(terms, order=np.arange(indices.size))
     shape = builder.network.avals[v].shape
     axes = image_axes(total, shape)
     weight, windows = _choice_of_channels(total.order, sources, shape, axes)
@@ -464,9 +497,13 @@ def _choice_of_channels(
         The weights [O, I] of 0 and 1, with a row of zeros for a channel of zeros, and
         the windows along rows and columns.
     """
-    same_axes = sources.ndim == len(shape)
-    if same_axes and sources.size == math.prod(sources.shape[axis] for axis in axes):
-        image = sources.ravel()[flat_indices(sources.shape, axes)]  # [O, rows, columns]
+    has_image = False
+    if sources.ndim == len(shape):
+        # All other axes must have the size 1.
+        has_image = sources.size == math.prod(sources.shape[axis] for axis in axes)
+    if has_image:
+        index = flat_indices(sources.shape, axes)
+        image = sources.ravel()[index]  # [O, rows, columns]
         windows = []
         for size, results in zip(order.shape[1:], image.shape[1:], strict=True):
             window = Window(
@@ -478,13 +515,13 @@ def _choice_of_channels(
             )
             windows.append(window)
         # The first pixel of a result's channel tells which channel of x it is.
-        weight = image[:, :1, 0] == order[:, 0, 0]
-        down, right = (window.stride for window in windows)
-        expected = order[weight.argmax(axis=1), ::down, ::right]
-        is_zero = ~weight.any(axis=1)
-        expected = np.where(is_zero[:, None, None], -1, expected)
+        is_channel = image[:, :1, 0] == order[:, 0, 0]  # [O, I]
+        channels = is_channel.argmax(axis=1)
+        rows, columns = windows
+        expected = order[channels, :: rows.stride, :: columns.stride]
+        expected[~is_channel.any(axis=1)] = -1
         if np.array_equal(image, expected):
-            return weight.astype(float), windows
+            return is_channel.astype(float), windows
     raise NoLayer(
         f"it makes an image {tuple(sources.shape[1:])} of {tuple(shape[1:])} by a "
         "crop, a repetition or zeros around it, and no layer does that",

@@ -62,14 +62,17 @@ class Builder:
     """
 
     def __init__(self, network: Network, values: Values):
-        self.network, self.values = network, dict(values)
+        self.network = network
+        self.values = dict(values)
         self.nodes: dict[str, Any] = {}
         self.sums: dict[int, Sum] = {}
 
     def add(self, node: Node) -> str:
         """Add a node and return its name, made unlike those of nodes and sites."""
-        site_names = [site.name for site in self.network.sites]
-        *_, name = distinct([*site_names, *self.nodes, node.name])
+        names = [site.name for site in self.network.sites]
+        names.extend(self.nodes)
+        names.append(node.name)
+        name = distinct(names)[-1]
         self.nodes[name] = dataclasses.replace(node, name=name)
         return name
 
@@ -78,8 +81,14 @@ class Builder:
         # A scale of 1 is no node, even if it has the shape of all neurons.
         if (term.scale == 1).all():
             return term.node
-        name = join(path, "scale")
-        return self.add(Scale(name, (term.node,), term.scale, None, shape))
+        node = Scale(
+            join(path, "scale"),
+            sources=(term.node,),
+            weight=term.scale,
+            bias=None,
+            shape=shape,
+        )
+        return self.add(node)
 
     def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
         """The names of the nodes that sum to a variable, and its constant.
@@ -132,7 +141,12 @@ class Builder:
         for node in self.nodes.values():
             if isinstance(node, Flatten) and node.sources == (name,):
                 return node.name
-        return self.add(Flatten(join(name, "flatten"), (name,), tuple(shape)))
+        node = Flatten(
+            join(name, "flatten"),
+            sources=(name,),
+            shape=tuple(shape),
+        )
+        return self.add(node)
 
 
 def times(total: Sum, factor: np.ndarray | float) -> Sum:

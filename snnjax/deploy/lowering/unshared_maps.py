@@ -12,13 +12,23 @@ import dataclasses
 
 import numpy as np
 
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import product
 from snnjax.deploy.lowering.sums import compact
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Receiver,
+    Scale,
+    SumPool,
+    needed_nodes,
+)
 from snnjax.network.capture.check import ConversionError, Problem
 
 
-def with_unshared_maps(layers: values.Layers) -> values.Layers:
+def with_unshared_maps(layers: Layers) -> Layers:
     """The same network, in which each receiver reads maps that only it reads.
 
     Raises:
@@ -26,11 +36,11 @@ def with_unshared_maps(layers: values.Layers) -> values.Layers:
             multiplied, or a map with weights is pooled without neurons in between.
     """
     nodes = {node.name: node for node in layers.nodes}
-    results: dict[str, values.Node] = {}
+    results: dict[str, Node] = {}
     problems: list[Problem] = []
     for node in layers.nodes:
-        if isinstance(node, values.Receiver):
-            maps: list[values.Affine] = []
+        if isinstance(node, Receiver):
+            maps: list[Affine] = []
             for source in node.sources:
                 try:
                     maps += _maps(nodes[source], nodes, node)
@@ -38,20 +48,18 @@ def with_unshared_maps(layers: values.Layers) -> values.Layers:
                     problems.append(error.problem)
             for part in _with_maps(node, maps):
                 results[part.name] = part
-        elif not isinstance(node, values.Affine):
+        elif not isinstance(node, Affine):
             results[node.name] = node
     if problems:
         raise ConversionError(problems, "a chip cannot hold this network's weights")
-    return dataclasses.replace(layers, nodes=values.needed([*results.values()]))
+    return dataclasses.replace(layers, nodes=needed_nodes([*results.values()]))
 
 
-def _with_maps(
-    receiver: values.Receiver, maps: list[values.Affine]
-) -> list[values.Node]:
+def _with_maps(receiver: Receiver, maps: list[Affine]) -> list[Node]:
     """The maps of a receiver, then the receiver, which has their biases."""
     bias = receiver.bias
     pixel_axes = [1] * (len(receiver.shape) - 1)
-    nodes: list[values.Node] = []
+    nodes: list[Node] = []
     for i, node in enumerate(maps):
         if node.bias is not None:
             bias = bias + node.bias.reshape(-1, *pixel_axes)
@@ -65,7 +73,7 @@ def _with_maps(
 class _TwoMaps(Exception):
     """Two maps follow each other and cannot be multiplied."""
 
-    def __init__(self, first: values.Node, second: values.Node):
+    def __init__(self, first: Node, second: Node):
         self.problem = Problem(
             second.name,
             (),
@@ -76,17 +84,15 @@ class _TwoMaps(Exception):
         )
 
 
-def _maps(
-    node: values.Node, nodes: dict[str, values.Node], receiver: values.Receiver
-) -> list[values.Affine]:
+def _maps(node: Node, nodes: dict[str, Node], receiver: Receiver) -> list[Affine]:
     """Maps with weights whose sum is the node's output; their sources have none."""
-    if not isinstance(node, values.Affine):
+    if not isinstance(node, Affine):
         _check_sums(node, nodes)
         one = np.ones(())
-        return [values.Scale(node.name, (node.name,), one, None, receiver.shape)]
+        return [Scale(node.name, (node.name,), one, None, receiver.shape)]
     x_sources, spike_sources, affine_sources = [], [], []
     for source in node.sources:
-        if isinstance(nodes[source], values.Affine):
+        if isinstance(nodes[source], Affine):
             affine_sources.append(source)
             continue
         _check_sums(nodes[source], nodes)
@@ -95,7 +101,7 @@ def _maps(
             x_sources.append(source)
         else:
             spike_sources.append(source)
-    maps: list[values.Affine] = []
+    maps: list[Affine] = []
     for sources in (x_sources, spike_sources):
         if sources:
             maps.append(dataclasses.replace(node, sources=tuple(sources)))
@@ -106,26 +112,26 @@ def _maps(
             combined = product(previous, node)
             if combined is None:
                 raise _TwoMaps(previous, node)
-            assert isinstance(combined, values.Affine)
+            assert isinstance(combined, Affine)
             maps.append(combined)
             node = dataclasses.replace(node, bias=None)
     return maps
 
 
-def _reads_x(node: values.Node, nodes: dict[str, values.Node]) -> bool:
+def _reads_x(node: Node, nodes: dict[str, Node]) -> bool:
     """Whether x reaches a node without passing neurons or weights."""
-    if isinstance(node, values.Input):
+    if isinstance(node, Input):
         return True
-    if not isinstance(node, values.SumPool | values.Flatten):
+    if not isinstance(node, SumPool | Flatten):
         return False
     return any(_reads_x(nodes[source], nodes) for source in node.sources)
 
 
-def _check_sums(node: values.Node, nodes: dict[str, values.Node]) -> None:
+def _check_sums(node: Node, nodes: dict[str, Node]) -> None:
     """Raise if a pool or a flatten reads a map with weights."""
-    if not isinstance(node, values.SumPool | values.Flatten):
+    if not isinstance(node, SumPool | Flatten):
         return
     for source in node.sources:
-        if isinstance(nodes[source], values.Affine):
+        if isinstance(nodes[source], Affine):
             raise _TwoMaps(nodes[source], node)
         _check_sums(nodes[source], nodes)

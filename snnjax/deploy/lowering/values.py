@@ -386,11 +386,13 @@ class Layers:
         return tuple(node.weight for node in maps if isinstance(node, Affine))
 
     def __repr__(self) -> str:
-        weights = f"{sum(weight.size for weight in self.weights)} weights"
+        count = sum(weight.size for weight in self.weights)
+        weights = f"{count} weights"
         if self.arithmetic is not None:
             weights += f" of {self.arithmetic.weight_bits} bits"
         names = [population.name for population in self.populations]
-        return f"Layers({weights}, {len(names)} populations: {', '.join(names)})"
+        populations = f"{len(names)} populations: {', '.join(names)}"
+        return f"Layers({weights}, {populations})"
 
     def _table(self) -> Table:
         head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
@@ -453,7 +455,7 @@ def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> 
     raise ValueError(f"layers is {problem}; allowed: {allowed}")
 
 
-def needed(nodes: Sequence[Node]) -> tuple[Node, ...]:
+def needed_nodes(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The input and the nodes on which an output depends, in order of execution."""
     needed_names = {node.name for node in nodes if isinstance(node, Input | Output)}
     for node in reversed(nodes):
@@ -469,7 +471,7 @@ def maps_to_itself(node: Node) -> tuple[Dense, ...]:
     return ()
 
 
-def readers(nodes: tuple[Node, ...]) -> Counter[str]:
+def count_readers(nodes: tuple[Node, ...]) -> Counter[str]:
     """The number of nodes that read the output of each node, by name."""
     counts: Counter[str] = Counter()
     for node in nodes:

@@ -17,9 +17,21 @@ import numpy as np
 
 from snnjax._checks import check_choice, check_wait
 from snnjax._ranges import COUNT, POSITIVE
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact
 from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
+from snnjax.deploy.lowering.values import (
+    Arithmetic,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
 from snnjax.deploy.lowering.windows import without_zero_borders
 from snnjax.deploy.nir.writing import import_nir
 from snnjax.neurons.models import IntegrateAndFire
@@ -29,7 +41,7 @@ if TYPE_CHECKING:
     import nir
 
 
-def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> values.Layers:
+def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     """Read a NIR graph as layers, written by `to_nir` or by another tool.
 
     `as_function` makes a function and its SNN of them: images are channels last there.
@@ -73,14 +85,14 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> values.Layers
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
-    nodes: list[values.Node] = []
+    nodes: list[Node] = []
     for name in _execution_order(nir, graph, sources):
         node_sources = tuple(sources[name])
         # The first node has the sources, and each one after it reads the previous one.
         for node in _read(nir, name, graph.nodes[name], float(duration)):
             nodes.append(dataclasses.replace(node, sources=node_sources))
             node_sources = (node.name,)
-    layers = values.Layers(tuple(nodes), steps=steps, wait=wait)
+    layers = Layers(tuple(nodes), steps=steps, wait=wait)
     if "weight_bits" in metadata:
         return _with_whole_numbers(layers, graph)
     return layers
@@ -102,23 +114,23 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
     return steps, wait
 
 
-def _with_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.Layers:
+def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
     """The layers with the arithmetic and the units of the graph's metadata."""
     metadata = graph.metadata
     bits = ("weight_bits", "input_bits", "state_bits")
-    nodes: list[values.Node] = []
+    nodes: list[Node] = []
     try:
         for name in ("steps", *bits):
             COUNT.check(name, metadata[name])
         check_choice("code", _text(metadata["code"]), ("rate",))
-        arithmetic = values.Arithmetic(
+        arithmetic = Arithmetic(
             weight_bits=int(metadata["weight_bits"]),
             input_bits=int(metadata["input_bits"]),
             state_bits=int(metadata["state_bits"]),
             overflow=_text(metadata["overflow"]),
         )
         for node in layers.nodes:
-            if isinstance(node, values.Input | values.Output):
+            if isinstance(node, Input | Output):
                 unit = compact(graph.nodes[node.name].metadata["unit"])
                 node = dataclasses.replace(node, unit=unit)
             nodes.append(node)
@@ -135,7 +147,7 @@ def _with_whole_numbers(layers: values.Layers, graph: "nir.NIRGraph") -> values.
 # ------------------------------------------------------------------------ layers
 
 
-def _read(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
+def _read(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
     """The nodes, one after the other, that do what a node of NIR does.
 
     They have no sources yet.
@@ -150,25 +162,25 @@ def _read(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
         case nir.AvgPool2d():
             pool = _sum_pool(f"{name}/sum", node)
             factor = np.array(1 / math.prod(pool.window))
-            mean = values.Scale(name, sources=(), weight=factor, bias=None, shape=())
+            mean = Scale(name, sources=(), weight=factor, bias=None, shape=())
             return [pool, mean]
         case nir.Affine() | nir.Linear():
             return [_dense(nir, name, node)]
         case nir.Scale():
             weight = _numbers(node.scale)
-            return [values.Scale(name, (), weight, bias=None, shape=weight.shape)]
+            return [Scale(name, (), weight, bias=None, shape=weight.shape)]
         case nir.Flatten():
             return [_flatten(name, node)]
         case nir.Input():
-            return [values.Input(name, (), _shape(node.input_type["input"]))]
+            return [Input(name, (), _shape(node.input_type["input"]))]
         case _:
             shape = _shape(node.output_type["output"])
-            return [values.Output(name, (), shape, bias=np.zeros(()))]
+            return [Output(name, (), shape, bias=np.zeros(()))]
 
 
-def _sum_pool(name: str, node: Any) -> values.SumPool:
+def _sum_pool(name: str, node: Any) -> SumPool:
     """The sums over the windows of a pool."""
-    return values.SumPool(
+    return SumPool(
         name,
         sources=(),
         window=_pair(node.kernel_size),
@@ -177,7 +189,7 @@ def _sum_pool(name: str, node: Any) -> values.SumPool:
     )
 
 
-def _dense(nir: Any, name: str, node: Any) -> values.Dense:
+def _dense(nir: Any, name: str, node: Any) -> Dense:
     """A matrix, with a bias if the node has one."""
     if np.ndim(node.weight) != 2:
         raise ValueError(
@@ -187,12 +199,12 @@ def _dense(nir: Any, name: str, node: Any) -> values.Dense:
     bias = None
     if isinstance(node, nir.Affine):
         bias = _numbers(node.bias)
-    return values.Dense(name, sources=(), weight=_numbers(node.weight), bias=bias)
+    return Dense(name, sources=(), weight=_numbers(node.weight), bias=bias)
 
 
-def _convolution(name: str, node: Any) -> values.Convolution:
+def _convolution(name: str, node: Any) -> Convolution:
     """A convolution without the zeros that `to_nir` pads its kernel with."""
-    convolution = values.Convolution(
+    convolution = Convolution(
         name,
         sources=(),
         weight=_numbers(node.weight),
@@ -227,7 +239,7 @@ def _padding(name: str, node: Any) -> tuple[tuple[int, int], ...]:
     return tuple(padding)
 
 
-def _flatten(name: str, node: Any) -> values.Flatten:
+def _flatten(name: str, node: Any) -> Flatten:
     """The whole of an image or a vector as a vector."""
     if node.input_type["input"] is None:
         raise ValueError(
@@ -239,10 +251,10 @@ def _flatten(name: str, node: Any) -> values.Flatten:
             f"node {name!r} flattens axes {node.start_dim} to {node.end_dim} of "
             f"{axes}; allowed: all of them, 0 to -1 (the batch is not counted)"
         )
-    return values.Flatten(name, (), _shape(node.input_type["input"]))
+    return Flatten(name, (), _shape(node.input_type["input"]))
 
 
-def _population(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
+def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
     """Neurons, with a scale of their input in front of them if they need one."""
     gain = _numbers(node.r)
     leak = None
@@ -265,7 +277,7 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
             "> 0"
         )
     metadata = node.metadata or {}
-    population = values.Population(
+    population = Population(
         name,
         sources=(),
         shape=np.shape(node.v_threshold),
@@ -278,9 +290,7 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[values.Node]:
     # A population has no factor on its input, so R and dt / tau become a map.
     if (gain == 1).all():
         return [population]
-    scale = values.Scale(
-        f"{name}/gain", sources=(), weight=gain, bias=None, shape=gain.shape
-    )
+    scale = Scale(f"{name}/gain", sources=(), weight=gain, bias=None, shape=gain.shape)
     return [scale, population]
 
 

@@ -24,9 +24,24 @@ import numpy as np
 
 from snnjax._ranges import POSITIVE
 from snnjax._trees import distinct
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.products import with_products
 from snnjax.deploy.lowering.sums import NoLayer, compact, is_channelwise, per_channel
+from snnjax.deploy.lowering.values import (
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Receiver,
+    Scale,
+    SumPool,
+    check_layers,
+    count_readers,
+    maps_to_itself,
+)
 from snnjax.deploy.lowering.windows import with_equal_padding
 from snnjax.network.capture.check import ConversionError, Problem
 from snnjax.neurons.gradients import without_surrogate
@@ -37,7 +52,7 @@ if TYPE_CHECKING:
 
 
 def to_nir(
-    layers: values.Layers, *, extended: bool = False, dt: float = 1e-4
+    layers: Layers, *, extended: bool = False, dt: float = 1e-4
 ) -> "nir.NIRGraph":
     """Write layers as a NIR graph, channels first, for other tools.
 
@@ -105,7 +120,7 @@ def to_nir(
     return nir.NIRGraph(nodes=written, edges=edges, metadata=_metadata(layers, dt))
 
 
-def _metadata(layers: values.Layers, dt: float) -> dict[str, Any]:
+def _metadata(layers: Layers, dt: float) -> dict[str, Any]:
     """What the whole graph has beside its nodes."""
     metadata: dict[str, Any] = {"dt": dt}
     if layers.steps is not None:
@@ -135,7 +150,7 @@ def import_nir() -> ModuleType:
     return nir
 
 
-def _alphabetical(nodes: dict[str, values.Node]) -> dict[str, str]:
+def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
     """Names without punctuation that sort in order of execution.
 
     A file lists its nodes in the order of their names, and some readers execute them
@@ -145,15 +160,15 @@ def _alphabetical(nodes: dict[str, values.Node]) -> dict[str, str]:
     names = []
     for i, node in enumerate(nodes.values()):
         name = re.sub(r"\W+", "_", node.name).strip("_")
-        if not isinstance(node, values.Input | values.Output):
+        if not isinstance(node, Input | Output):
             name = f"n{i:0{digits}}_{name}"
         names.append(name)
     return dict(zip(nodes, distinct(names), strict=True))
 
 
-def _check(layers: values.Layers) -> None:
+def _check(layers: Layers) -> None:
     """Raise if NIR has no form for these layers, not even with metadata."""
-    values.check_layers(layers)
+    check_layers(layers)
     if not layers.code.is_streaming():
         raise ValueError(
             f"NIR cannot express the code {layers.code!r}: its neurons have another "
@@ -173,7 +188,7 @@ def _check(layers: values.Layers) -> None:
         )
 
 
-def _check_needs_no_metadata(layers: values.Layers) -> None:
+def _check_needs_no_metadata(layers: Layers) -> None:
     """Raise if plain NIR would describe another network."""
     extensions: dict[str, Any] = {}
     if layers.wait:
@@ -201,7 +216,7 @@ def _check_needs_no_metadata(layers: values.Layers) -> None:
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _with_written_params(layers: values.Layers) -> dict[str, values.Node]:
+def _with_written_params(layers: Layers) -> dict[str, Node]:
     """The nodes as NIR has them: kernels are square, and weights hold what they can.
 
     The biases and thresholds of populations go into the maps before them. Thresholds
@@ -210,14 +225,14 @@ def _with_written_params(layers: values.Layers) -> dict[str, values.Node]:
     Raises:
         ConversionError: a bias that differs between pixels.
     """
-    nodes: dict[str, values.Node] = {}
+    nodes: dict[str, Node] = {}
     problems: list[Problem] = []
     for node in layers.nodes:
         parts = [node]
         try:
-            if isinstance(node, values.Receiver):
+            if isinstance(node, Receiver):
                 parts = _receiver_parts(node, layers)
-            elif isinstance(node, values.Convolution):
+            elif isinstance(node, Convolution):
                 # NIR has one number for both sides, and some readers assume a square.
                 parts = [with_equal_padding(node)]
         except NoLayer as error:
@@ -229,20 +244,18 @@ def _with_written_params(layers: values.Layers) -> dict[str, values.Node]:
     return {node.name: node for node in with_products(nodes.values())}
 
 
-def _receiver_parts(
-    receiver: values.Receiver, layers: values.Layers
-) -> list[values.Node]:
+def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
     """A scale for each source and a bias, which `with_products` moves; the receiver."""
-    if values.maps_to_itself(receiver):
+    if maps_to_itself(receiver):
         remedy = "keep the SNN by snnjax.save, or train neurons without a kernel"
         raise NoLayer("its neurons are recurrent, which is not written", remedy)
     gain = np.ones(())
     bias = receiver.bias
-    if isinstance(receiver, values.Population) and layers.arithmetic is None:
+    if isinstance(receiver, Population) and layers.arithmetic is None:
         receiver, gain = _with_unit_threshold(receiver)
-    parts: list[values.Node] = []
+    parts: list[Node] = []
     for i, source in enumerate(receiver.sources):
-        scale = values.Scale(
+        scale = Scale(
             f"{receiver.name}/scale {i}",
             sources=(source,),
             weight=gain,
@@ -254,7 +267,7 @@ def _receiver_parts(
     bias = np.broadcast_to(gain * bias, receiver.shape)
     if bias.any():
         place = _place_of_bias(receiver, layers)
-        with_bias = values.Scale(
+        with_bias = Scale(
             f"{receiver.name}/bias",
             sources=(sources[place],),
             weight=np.ones(()),
@@ -269,8 +282,8 @@ def _receiver_parts(
 
 
 def _with_unit_threshold(
-    population: values.Population,
-) -> tuple[values.Population, np.ndarray]:
+    population: Population,
+) -> tuple[Population, np.ndarray]:
     """The population with potentials in thresholds, and the factor on its input."""
     leak = _leak(population)
     # The Euler step multiplies its input by dt / tau = 1 - leak.
@@ -285,28 +298,28 @@ def _with_unit_threshold(
     return population, gain
 
 
-def _place_of_bias(receiver: values.Receiver, layers: values.Layers) -> int:
+def _place_of_bias(receiver: Receiver, layers: Layers) -> int:
     """The index of the source whose map can best hold a bias.
 
     Weights that only this receiver reads can. A scale with a bias is a matrix in NIR,
     so it comes after convolutions and matrices.
     """
     nodes = {node.name: node for node in layers.nodes}
-    reader_counts = values.readers(layers.nodes)
+    reader_counts = count_readers(layers.nodes)
     ranks = []
     for source in receiver.sources:
         rank = 0
         if reader_counts[source] == 1:
             match nodes[source]:
-                case values.Convolution() | values.Dense():
+                case Convolution() | Dense():
                     rank = 2
-                case values.Scale():
+                case Scale():
                     rank = 1
         ranks.append(rank)
     return ranks.index(max(ranks))
 
 
-def _leak(node: values.Population) -> np.ndarray | None:
+def _leak(node: Population) -> np.ndarray | None:
     """The leak of a population, None for an IF.
 
     Raises:
@@ -324,22 +337,22 @@ def _leak(node: values.Population) -> np.ndarray | None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _AveragePool(values.SumPool):
+class _AveragePool(SumPool):
     """The means of windows."""
 
 
-def _with_averages(nodes: dict[str, values.Node]) -> dict[str, values.Node]:
+def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     """The nodes, with a mean in place of a sum over windows and its scale.
 
     NIR has a node for the mean, so a reader need not see it in a sum and a scale.
     """
-    reader_counts = values.readers(tuple(nodes.values()))
+    reader_counts = count_readers(tuple(nodes.values()))
     results = dict(nodes)
     for node in nodes.values():
-        if not isinstance(node, values.Scale) or len(node.sources) != 1:
+        if not isinstance(node, Scale) or len(node.sources) != 1:
             continue
         pool = nodes[node.sources[0]]
-        if not isinstance(pool, values.SumPool) or reader_counts[pool.name] != 1:
+        if not isinstance(pool, SumPool) or reader_counts[pool.name] != 1:
             continue
         size = math.prod(pool.window)
         if node.bias is None and np.allclose(node.weight * size, 1, rtol=1e-6, atol=0):
@@ -354,27 +367,27 @@ def _with_averages(nodes: dict[str, values.Node]) -> dict[str, values.Node]:
     return results
 
 
-def _node(nir: Any, node: values.Node, dt: float) -> Any:
+def _node(nir: Any, node: Node, dt: float) -> Any:
     """The node of NIR that does what a node of the layers does."""
     match node:
-        case values.Input(shape=shape, unit=unit):
+        case Input(shape=shape, unit=unit):
             return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
-        case values.Output(shape=shape, unit=unit):
+        case Output(shape=shape, unit=unit):
             return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
-        case values.Flatten(shape=shape):
+        case Flatten(shape=shape):
             return nir.Flatten({"input": np.array(shape)}, start_dim=0, end_dim=-1)
-        case values.Dense(weight=weight, bias=bias):
+        case Dense(weight=weight, bias=bias):
             return nir.Affine(_float(weight), _bias(bias, len(weight)))
-        case values.Scale():
+        case Scale():
             return _scale(nir, node)
-        case values.SumPool():
+        case SumPool():
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(
                 kernel_size=np.array(node.window),
                 stride=np.array(node.stride),
                 padding=np.array(node.padding),
             )
-        case values.Convolution(weight=weight):
+        case Convolution(weight=weight):
             (rows, _), (columns, _) = node.padding
             return nir.Conv2d(
                 input_shape=node.size,
@@ -385,7 +398,7 @@ def _node(nir: Any, node: values.Node, dt: float) -> Any:
                 groups=1,
                 bias=_bias(node.bias, len(weight)),
             )
-        case values.Population():
+        case Population():
             return _neurons(nir, node, dt)
 
 
@@ -396,7 +409,7 @@ def _unit(unit: np.ndarray | None) -> dict[str, Any]:
     return {"unit": np.atleast_1d(unit)}
 
 
-def _scale(nir: Any, node: values.Scale) -> Any:
+def _scale(nir: Any, node: Scale) -> Any:
     """The scale of a node of images as a 1x1 convolution, which more tools read.
 
     The scale of vectors is a Scale, or a matrix if it has a bias. So is a scale that
@@ -421,7 +434,7 @@ def _scale(nir: Any, node: values.Scale) -> Any:
     return nir.Affine(_float(np.diag(weight)), bias)
 
 
-def _ungrouped(node: values.Convolution) -> np.ndarray:
+def _ungrouped(node: Convolution) -> np.ndarray:
     """The weights [O, I, K, K] for all inputs, with zeros between the groups.
 
     NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
@@ -437,7 +450,7 @@ def _ungrouped(node: values.Convolution) -> np.ndarray:
     return weight
 
 
-def _neurons(nir: Any, node: values.Population, dt: float) -> Any:
+def _neurons(nir: Any, node: Population, dt: float) -> Any:
     """The neurons of a population, with a resistance of 1."""
     ones = np.ones(node.shape, np.float32)
     zeros = np.zeros(node.shape, np.float32)
@@ -455,7 +468,7 @@ def _neurons(nir: Any, node: values.Population, dt: float) -> Any:
     return nir.LIF(tau=_float(tau), v_leak=zeros, **fields)
 
 
-def _extensions(node: values.Population) -> dict[str, Any]:
+def _extensions(node: Population) -> dict[str, Any]:
     """What plain NIR does not express of neurons, as metadata that `from_nir` reads."""
     model = without_surrogate(node.model)
     plain = IntegrateAndFire(reset="zero")
