@@ -24,7 +24,7 @@ AS_FLOATING = (
 
 
 def called_as(form: str) -> Callable[[_F], _F]:
-    """Make wrong calls of a function end with the right one, besides Python's words."""
+    """Make the error of a wrong call end with the right form, after Python's words."""
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)
@@ -44,9 +44,11 @@ def called_as(form: str) -> Callable[[_F], _F]:
 
 def warn(message: str) -> None:
     """Warn at the user's line: the innermost one that is not the library's."""
-    level, frame = 1, sys._getframe()
+    level = 1
+    frame = sys._getframe()
     while frame is not None and frame.f_globals["__name__"].startswith("snnjax."):
-        level, frame = level + 1, frame.f_back
+        level += 1
+        frame = frame.f_back
     warnings.warn(message, stacklevel=level)
 
 
@@ -58,8 +60,9 @@ def check_function(fn: Any) -> None:
             "outputs, e.g. model.apply"
         )
     # Modules of PyTorch and flax.linen are called with x alone.
+    libraries = {parent.__module__.split(".")[0] for parent in type(fn).__mro__}
     way_out = ""
-    if "torch" in {parent.__module__.split(".")[0] for parent in type(fn).__mro__}:
+    if "torch" in libraries:
         way_out = "fn, params = snnjax.torch.function(module, x)"
     elif hasattr(fn, "apply"):
         way_out = "model.apply, with the variables of model.init as params"
@@ -91,10 +94,10 @@ def takes(function: Callable, *args: Any, **options: Any) -> bool:
 def check_leaves(params: Any) -> None:
     """Raise unless all leaves of a pytree are arrays or numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         where = name_of(path) or "the top"
-        _check_own_array(f"the leaf of params at {where}", leaf)
-        if not array and not isinstance(leaf, int | float | complex):
+        _check_library(f"the leaf of params at {where}", leaf)
+        is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        if not is_array and not isinstance(leaf, int | float | complex):
             raise ValueError(
                 f"params hold {type(leaf).__name__} {leaf!r} at {where}; allowed: "
                 "arrays and numbers. What is no number belongs to fn, e.g. by "
@@ -136,10 +139,10 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
             f"{name} is a {type(leaf).__name__}; allowed: an array {form}, e.g. "
             "jnp.asarray(x)"
         )
-    _check_own_array(name, leaf)
-    kinds = jnp.floating, jnp.integer, jnp.bool_
-    allowed = any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
-    if not allowed or leaf.dtype in (jnp.uint8, jnp.int8):
+    _check_library(name, leaf)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    is_real = any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
+    if not is_real or leaf.dtype in (jnp.uint8, jnp.int8):
         raise ValueError(
             f"{name} has dtype {leaf.dtype}; allowed: floating point, and whole "
             "numbers of more than 8 bits or bool, as tokens and masks are. "
@@ -152,7 +155,7 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
         )
 
 
-def _check_own_array(name: str, leaf: Any) -> None:
+def _check_library(name: str, leaf: Any) -> None:
     """Raise for a tensor of another library, whose type NumPy does not know."""
     try:
         jnp.issubdtype(getattr(leaf, "dtype", float), jnp.floating)
@@ -165,7 +168,7 @@ def _check_own_array(name: str, leaf: Any) -> None:
 
 
 def check_numbers(x: Any) -> None:
-    """Raise where numbers of x are NaN, where they are concrete.
+    """Raise if numbers of x are NaN; a traced x has none yet.
 
     A NaN never reaches a threshold, so a network would answer as if nothing came in.
     Infinite ones are allowed: a mask may hold them.
@@ -173,7 +176,8 @@ def check_numbers(x: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        if nan_count := int(count("isnan", leaf)):
+        nan_count = int(count("isnan", leaf))
+        if nan_count:
             raise ValueError(
                 f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
                 "numbers; allowed: none. Check the normalization of the images"
@@ -234,18 +238,19 @@ def check_flags(**flags: bool) -> None:
 
 
 def check_finite(what: str, arrays: Sequence[Any]) -> None:
-    """Raise unless all numbers are finite, where they are concrete.
-
-    One wait for all of the arrays, so that their work is not held up one by one.
-    """
-    # Read once: arrays that wait in files are read anew each time.
-    concrete = (array for array in arrays if not isinstance(array, Tracer))
-    pairs = [(array.size, count("isfinite", array)) for array in concrete]
-    size = sum(size for size, _ in pairs)
-    broken = size - sum(int(passed) for _, passed in pairs)
-    if broken:
+    """Raise unless all numbers of these arrays are finite."""
+    size = 0
+    finite_counts = []
+    # Each array is read once: if it lies in a file, reading it takes long. The counts
+    # are read after the loop, so that a device counts in one array after the other
+    # while nobody waits for it.
+    for array in arrays:
+        size += array.size
+        finite_counts.append(count("isfinite", array))
+    broken_count = size - sum(map(int, finite_counts))
+    if broken_count:
         raise ValueError(
-            f"{what} hold {broken} values that are NaN or infinite, of {size}; "
+            f"{what} hold {broken_count} values that are NaN or infinite, of {size}; "
             "allowed: finite numbers. Check the normalization of the images, the "
             "parameters, and calibrators of your own"
         )
@@ -267,28 +272,31 @@ def check_labels(outputs: Any, labels: Any) -> None:
 
     Where their numbers are concrete, each must be a class.
     """
-    label_shape, shape = np.shape(labels), np.shape(outputs)
+    label_shape = np.shape(labels)
+    shape = np.shape(outputs)
     if len(shape) != 3 or label_shape != shape[1:2]:
-        sequence = "; inputs='sequence' says that x is [T, B, ...]"
-        raise ValueError(
+        message = (
             f"outputs have shape {shape}, labels {label_shape}; allowed: the readout "
             "at each step [T, B, classes], not its mean, and one class number each, [B]"
-            f"{sequence if len(shape) > 3 else ''}"
         )
+        if len(shape) > 3:
+            message += "; inputs='sequence' says that x is [T, B, ...]"
+        raise ValueError(message)
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"labels have dtype {dtype}; allowed: whole numbers, e.g. "
             "labels.astype('int32')"
         )
+    # Labels that are traced, or on devices of other processes, cannot be read.
     if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
         return
-    if not label_shape[0]:
+    if label_shape[0] == 0:
         return
     numbers = np.asarray(labels)
-    least, most = numbers.min(), numbers.max()
-    if least < 0 or most >= shape[-1]:
+    lowest, highest = numbers.min(), numbers.max()
+    if lowest < 0 or highest >= shape[-1]:
         raise ValueError(
-            f"labels range from {least} to {most}; allowed: 0 to {shape[-1] - 1}, the "
-            "classes of the outputs"
+            f"labels range from {lowest} to {highest}; allowed: 0 to {shape[-1] - 1}, "
+            "the classes of the outputs"
         )

@@ -23,12 +23,12 @@ def matching(
     sites = f"sites: {', '.join(site_names)}"
     if not values:
         raise ValueError(f"{what} is empty; allowed: name or pattern of sites -> value")
-    wrong_keys = [key for key in values if not isinstance(key, str)]
-    if wrong_keys:
-        raise ValueError(
-            f"{what} has the key {wrong_keys[0]!r}; allowed: patterns of site names, "
-            "e.g. 'readout/*'"
-        )
+    for key in values:
+        if not isinstance(key, str):
+            raise ValueError(
+                f"{what} has the key {key!r}; allowed: patterns of site names, e.g. "
+                "'readout/*'"
+            )
     patterns = {name: _first_match(values, name) for name in site_names}
     unused_patterns = [p for p in values if p not in patterns.values()]
     if unused_patterns:
@@ -49,6 +49,10 @@ def matching(
 
 
 def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:
+    """The pattern that counts for a site; None if none matches its name."""
     if name in patterns:
         return name
-    return next((p for p in patterns if fnmatchcase(name, p)), None)
+    for pattern in patterns:
+        if fnmatchcase(name, pattern):
+            return pattern
+    return None

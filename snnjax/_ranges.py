@@ -51,19 +51,30 @@ class Range:
         if self == Range():
             return "a finite number"
         if self.most == math.inf:
-            least = f"{'>' if self.open_least else '>='} {self.least:g}"
-            return f"{kind}{least}" if self.whole else f"{least}, and finite"
-        below = "<" if self.open_least else "<="
-        above = "<" if self.open_most else "<="
-        return f"{kind}{self.least:g} {below} {name} {above} {self.most:g}"
+            sign = ">" if self.open_least else ">="
+            lower_end = f"{sign} {self.least:g}"
+            return f"{kind}{lower_end}" if self.whole else f"{lower_end}, and finite"
+        lower_sign = "<" if self.open_least else "<="
+        upper_sign = "<" if self.open_most else "<="
+        return f"{kind}{self.least:g} {lower_sign} {name} {upper_sign} {self.most:g}"
 
     def holds(self, numbers: Any) -> Any:
-        """Which of the numbers are within, or what float32 makes of its ends."""
-        least, most = np.array([self.least, self.most], np.float32).tolist()
-        least, most = min(least, self.least), max(most, self.most)
-        above = numbers > least if self.open_least else numbers >= least
-        below = numbers < most if self.open_most else numbers <= most
-        return above & below & np.isfinite(numbers)
+        """Which of the numbers are within.
+
+        Parameters are float32, so its ends are also what float32 makes of them, where
+        that lies outside.
+        """
+        lower_end = min(self.least, float(np.float32(self.least)))
+        upper_end = max(self.most, float(np.float32(self.most)))
+        if self.open_least:
+            is_above = numbers > lower_end
+        else:
+            is_above = numbers >= lower_end
+        if self.open_most:
+            is_below = numbers < upper_end
+        else:
+            is_below = numbers <= upper_end
+        return is_above & is_below & np.isfinite(numbers)
 
     def check(self, name: str, number: Any) -> None:
         """Raise unless this is one concrete number within."""
@@ -96,15 +107,14 @@ def ranges_of(declared: Any) -> Mapping[str, Range]:
     >>> ranges_of(Params) == {"threshold": POSITIVE}
     True
     """
-    hints = typing.get_type_hints(declared, include_extras=True)
-    return {
-        name: extra
-        for name, hint in hints.items()
-        # Also where the number may be left out: Annotated[float, LEAK] | None.
-        for option in (hint, *typing.get_args(hint))
-        for extra in getattr(option, "__metadata__", ())
-        if isinstance(extra, Range)
-    }
+    ranges = {}
+    for name, hint in typing.get_type_hints(declared, include_extras=True).items():
+        # The number may be one of several options: Annotated[float, LEAK] | None.
+        for option in (hint, *typing.get_args(hint)):
+            for annotation in getattr(option, "__metadata__", ()):
+                if isinstance(annotation, Range):
+                    ranges[name] = annotation
+    return ranges
 
 
 def is_number(value: Any) -> bool:

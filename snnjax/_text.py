@@ -20,11 +20,11 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 class Table(NamedTuple):
@@ -58,11 +58,12 @@ class Table(NamedTuple):
             cells = (f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
             lines.append(f"<tr>{''.join(cells)}</tr>")
         table = f"<table>{''.join(lines)}</table>"
-        above, below = (
-            "".join(f"<div>{escape(line)}</div>" for line in text.splitlines())
-            for text in (self.above, self.below)
-        )
-        return above + table + below
+        return _divisions(self.above) + table + _divisions(self.below)
+
+
+def _divisions(text: str) -> str:
+    """Lines of text in HTML."""
+    return "".join(f"<div>{escape(line)}</div>" for line in text.splitlines())
 
 
 def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
@@ -84,8 +85,10 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
     values = factor * np.asarray(array, np.float64)
     if not values.size:
         return f"none [{shape}]"
-    low, high = (f"{value:.{digits}g}" for value in (values.min(), values.max()))
-    return (low if low == high else f"{low}..{high}") + (f" [{shape}]" if shape else "")
+    lowest = f"{values.min():.{digits}g}"
+    highest = f"{values.max():.{digits}g}"
+    text = lowest if lowest == highest else f"{lowest}..{highest}"
+    return f"{text} [{shape}]" if shape else text
 
 
 def has_numbers(array: Any) -> bool:

@@ -5,7 +5,6 @@ arrays, such as tokens and their mask.
 """
 
 import collections
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -34,28 +33,34 @@ def paths_of(tree: Any) -> list[str]:
     >>> paths_of({"a/b": 1, "a": {"b": 2}})
     ['a/b', 'a/b_1']
     """
-    whole = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    short = [path.removesuffix("/value").replace("/~/", "/") for path in whole]
-    uses = collections.Counter(short)
-    pairs = zip(whole, short, strict=True)
-    return distinct([path if uses[name] > 1 else name for path, name in pairs])
+    paths = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    short_names = [path.removesuffix("/value").replace("/~/", "/") for path in paths]
+    uses = collections.Counter(short_names)
+    names = []
+    for path, short_name in zip(paths, short_names, strict=True):
+        names.append(path if uses[short_name] > 1 else short_name)
+    return distinct(names)
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind each that came before.
+    """The names, with a number behind each that is a repetition.
 
     >>> distinct(["relu", "relu", "relu_1"])
     ['relu', 'relu_2', 'relu_1']
     """
-    taken, seen, numbered = set(names), set(), []
+    taken = set(names)
+    result: list[str] = []
+    used = set()
     for name in names:
-        if name in seen:
-            numbers = (f"{name}_{i}" for i in itertools.count(1))
-            name = next(fresh for fresh in numbers if fresh not in taken)
-        seen.add(name)
+        if name in used:
+            number = 1
+            while f"{name}_{number}" in taken:
+                number += 1
+            name = f"{name}_{number}"
+        used.add(name)
         taken.add(name)
-        numbered.append(name)
-    return numbered
+        result.append(name)
+    return result
 
 
 def common_path(paths: Sequence[str]) -> str:
@@ -94,8 +99,10 @@ def shapes_of(x: Any, size: int | None = None) -> Any:
     (2, 7)
     """
 
-    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        dims = tuple(leaf.shape) if size is None else (size, *leaf.shape[1:])
-        return jax.ShapeDtypeStruct(dims, jnp.result_type(leaf))
+    def array_type(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = tuple(leaf.shape)
+        if size is not None:
+            shape = (size, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-    return jax.tree.map(shape, x)
+    return jax.tree.map(array_type, x)

@@ -6,7 +6,7 @@ __version__ = "0.2.0"
 
 
 def version_of(package: str) -> str | None:
-    """That of an installed package; None: it is missing."""
+    """The version of an installed package; None: it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

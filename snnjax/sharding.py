@@ -4,10 +4,10 @@ No example of a batch affects another one, so each device runs its own examples 
 ``shard_map``, without communication. Where a fit or a gradient sums over all examples,
 XLA adds the collectives.
 
-A ``batch_sharding`` says which axes of a mesh share the batch; None: no mesh.
+A ``batch_sharding`` is a sharding whose first axis is the batch: it says which axes of
+a mesh share the examples. None stands for no mesh.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,20 +44,31 @@ def batch_sharding(x: Any, axis: int = 0) -> NamedSharding | None:
     >>> batch_sharding(jax.device_put(jnp.ones((8, 3)), on_devices)).spec[0]
     'data'
     """
-    first = next(iter(jax.tree.leaves(x)), None)
-    traced = isinstance(first, Tracer)
-    sharding = getattr(jax.typeof(first) if traced else first, "sharding", None)
+    array = _first_array(x)
+    is_traced = isinstance(array, Tracer)
+    # Inside of jit only the type of an array knows its sharding.
+    holder = jax.typeof(array) if is_traced else array
+    sharding = getattr(holder, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.mesh.axis_names:
         return None
-    mesh, spec = sharding.mesh, tuple(sharding.spec)
-    if AxisType.Manual in mesh.axis_types:
+    mesh = sharding.mesh
+    if AxisType.Manual in mesh.axis_types:  # inside of shard_map
         return None
-    names = spec[axis] if axis < len(spec) else None
-    if traced and mesh.axis_types[0] is AxisType.Auto:
-        names, examples = mesh.axis_names[0], batch_of(x, axis)
-        if not isinstance(examples, int) or examples % mesh.shape[names]:
+    if is_traced and mesh.axis_types[0] is AxisType.Auto:
+        names = mesh.axis_names[0]
+        example_count = batch_of(x, axis)
+        if not isinstance(example_count, int) or example_count % mesh.shape[names]:
             return None
+    else:
+        spec = tuple(sharding.spec)
+        names = spec[axis] if axis < len(spec) else None
     return NamedSharding(mesh, PartitionSpec(names))
+
+
+def _first_array(x: Any) -> Any:
+    """The first array of a pytree; None if it holds none."""
+    leaves = jax.tree.leaves(x)
+    return leaves[0] if leaves else None
 
 
 def size(sharding: NamedSharding | None) -> int:
@@ -68,10 +79,11 @@ def size(sharding: NamedSharding | None) -> int:
     >>> size(jax.NamedSharding(mesh, jax.P("data"))) == jax.device_count()
     True
     """
-    names = None if sharding is None else sharding.spec[0]
-    if sharding is None or names is None:
+    if sharding is None or sharding.spec[0] is None:
         return 1
-    names = names if isinstance(names, tuple) else (names,)
+    names = sharding.spec[0]
+    if not isinstance(names, tuple):
+        names = (names,)
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
@@ -81,14 +93,15 @@ def platform(x: Any) -> str:
     The devices of x decide, inside ``jit`` those of its mesh; without one, and for
     NumPy arrays, JAX's default device decides.
     """
-    first = next(iter(jax.tree.leaves(x)), None)
-    if isinstance(first, Tracer):
-        device = getattr(jax.typeof(first).sharding.mesh, "abstract_device", None)
-        if device is not None:  # of a kind such as "cpu", "TPU v5 lite", "NVIDIA H100"
-            name = device.device_kind.lower()[:3]
-            return name if name in ("cpu", "tpu") else "gpu"
-    elif isinstance(first, jax.Array):
-        return next(iter(first.devices())).platform
+    array = _first_array(x)
+    if isinstance(array, Tracer):
+        device = getattr(jax.typeof(array).sharding.mesh, "abstract_device", None)
+        if device is not None:
+            # Kinds of devices are "cpu", "TPU v5 lite", "NVIDIA H100", ...
+            vendor = device.device_kind.lower()[:3]
+            return vendor if vendor in ("cpu", "tpu") else "gpu"
+    elif isinstance(array, jax.Array):
+        return next(iter(array.devices())).platform
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None:
         return jax.default_backend()
@@ -96,14 +109,10 @@ def platform(x: Any) -> str:
 
 
 def put(tree: _Tree, sharding: jax.sharding.Sharding | None) -> _Tree:
-    """Arrays with this sharding; traced ones stay as they are, all of them for None."""
+    """The arrays of a pytree with this sharding; None leaves them where they are."""
     if sharding is None:
         return tree
-
-    def put_array(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, Tracer) else jax.device_put(leaf, sharding)
-
-    return jax.tree.map(put_array, tree)
+    return jax.device_put(tree, sharding)
 
 
 def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
@@ -119,18 +128,24 @@ def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
     >>> [tuple(params[name].sharding.spec) for name in ("w", "rows")]
     [(), ('data',)]
     """
-    if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+    if sharding is None:
         return tree
     mesh = sharding.mesh
 
-    def move(leaf: Any) -> Any:
-        own = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-        spec = PartitionSpec()
-        if isinstance(own, NamedSharding) and own.device_set == sharding.device_set:
-            spec = own.spec if own.mesh.axis_names == mesh.axis_names else spec
-        return put(leaf, NamedSharding(mesh, spec))
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, Tracer):  # as of params in a gradient with concrete images
+            return leaf
+        spec = PartitionSpec()  # a copy on each device
+        present = getattr(leaf, "sharding", None)
+        if (
+            isinstance(present, NamedSharding)
+            and present.device_set == sharding.device_set
+            and present.mesh.axis_names == mesh.axis_names
+        ):
+            spec = present.spec
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree.map(move, tree)
+    return jax.tree.map(moved, tree)
 
 
 def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
@@ -143,8 +158,12 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
         ValueError: inside ``jax.set_mesh`` of a mesh with Explicit axes, which would
             not mix with Auto axes.
     """
-    shardings = map(batch_sharding, (x, *trees))
-    sharding = next((s for s in shardings if s is not None), None)
+    sharding = None
+    for tree in (x, *trees):
+        sharding = batch_sharding(tree)
+        if sharding is not None:
+            break
+    # While tracing, the mesh is an AbstractMesh.
     if sharding is None or not isinstance(sharding.mesh, Mesh):
         return (x, *trees)
     context = jax.sharding.get_abstract_mesh()
@@ -157,21 +176,27 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
             "snnjax.spiking also runs inside jit"
         )
     names = sharding.mesh.axis_names
-    axes = (AxisType.Auto,) * len(names)
-    mesh = Mesh(np.asarray(sharding.mesh.devices), names, axis_types=axes)
-    auto = NamedSharding(mesh, sharding.spec)
-    return tuple(on_mesh(tree, auto) for tree in (x, *trees))
+    auto_mesh = Mesh(
+        np.asarray(sharding.mesh.devices),
+        names,
+        axis_types=(AxisType.Auto,) * len(names),
+    )
+    auto_sharding = NamedSharding(auto_mesh, sharding.spec)
+    return tuple(on_mesh(tree, auto_sharding) for tree in (x, *trees))
 
 
 def along(axis: int | None, sharding: NamedSharding) -> NamedSharding:
-    """The same for arrays whose batch is on this axis; None: they have none."""
-    before = () if axis is None else (*[None] * axis, *sharding.spec)
-    return NamedSharding(sharding.mesh, PartitionSpec(*before))
+    """A batch sharding for arrays whose batch is on this axis; None: they have none."""
+    if axis is None:
+        spec = PartitionSpec()
+    else:
+        spec = PartitionSpec(*[None] * axis, *sharding.spec)
+    return NamedSharding(sharding.mesh, spec)
 
 
 def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
     """The sharding of arrays of which each device of the mesh has a copy."""
-    return sharding and along(None, sharding)
+    return None if sharding is None else along(None, sharding)
 
 
 def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array:
@@ -179,7 +204,7 @@ def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array
 
     If they cannot have equally many of the examples, each gets a copy of all.
     """
-    if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+    if sharding is None:
         return x
     is_even = x.shape[axis] % size(sharding) == 0
     spread = along(axis if is_even else None, sharding)
@@ -206,14 +231,15 @@ def on_each_device(
     """
     if sharding is None:
         return function
-    in_specs, out_specs = jax.tree.map(
-        lambda each: each.spec, _shardings((in_axes, out_axes), sharding)
-    )
+
+    def specs(axes: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.spec, _shardings(axes, sharding))
+
     return jax.shard_map(
         function,
         mesh=sharding.mesh,
-        in_specs=in_specs,
-        out_specs=out_specs,
+        in_specs=specs(in_axes),
+        out_specs=specs(out_axes),
         check_vma=False,  # Loops start from zeros, which do not vary over devices yet.
     )
 
@@ -232,5 +258,6 @@ def on_all_devices(
 
 def _shardings(axes: Any, sharding: NamedSharding) -> Any:
     """The sharding for each batch axis in a pytree; None: no batch."""
-    of_axis = functools.partial(along, sharding=sharding)
-    return jax.tree.map(of_axis, axes, is_leaf=lambda axis: axis is None)
+    return jax.tree.map(
+        lambda axis: along(axis, sharding), axes, is_leaf=lambda axis: axis is None
+    )

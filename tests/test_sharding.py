@@ -194,7 +194,7 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
     options = {"steps": FEW, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
     module = snnjax.conversion.convert
-    monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 5)
+    monkeypatch.setattr(module, "_micro_batch_size", lambda *_, **__: 5)
     shared = snnjax.convert(net.fn, net.params, on_devices(x, devices), **options)
     assert_close(shared, alone, rtol=1e-4, atol=1e-4)
 

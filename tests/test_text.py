@@ -99,9 +99,10 @@ def test_a_recipe_is_a_list_of_its_calibrators():
         "  Yours()",
     ]
     assert "streaming_only(postpone_charge())" in str(snnjax.best())
-    of_rate, of_others = str(snnjax.best()).split("with other codes:\n")
-    assert of_rate.startswith("with rate coding:\n  alternative 1 of 2:\n    sweep 1")
-    assert of_others.startswith("  sweep 1 of 1, at every site:\n    by_effect(")
+    rate_lines, other_lines = str(snnjax.best()).split("with other codes:\n")
+    sweep = "  sweep 1 of 1, at every site:\n    by_effect("
+    assert rate_lines.startswith(f"with rate coding:\n{sweep}")
+    assert other_lines.startswith(sweep)
 
 
 def test_consoles_and_notebooks_show_the_same_text(shown):
