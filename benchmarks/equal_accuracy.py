@@ -59,22 +59,35 @@ def write_inputs(file: Path, data_dir: str | None, images: int) -> None:
 Accuracies = dict[str, float]  # of recipes, in percent
 
 
-def facts_of(logits: Any, labels: np.ndarray, choices: Sequence[int], measure) -> dict:
+def facts_of(
+    logits: Any,
+    labels: np.ndarray,
+    choices: Sequence[int],
+    measure: Callable[[int], Accuracies],
+) -> dict:
     """Facts of a side, of the first T of the choices that suffices, or of the last.
 
     Args:
         logits, labels: of the ANN.
+        choices: T that may suffice.
         measure: T -> `Accuracies`.
     """
-    ann, tried = timing.percent(logits, labels), {}
+    ann_accuracy = timing.percent(logits, labels)
+    tried = {}
     for steps in choices:
-        accuracies = tried[steps] = measure(steps)
+        accuracies = measure(steps)
+        tried[steps] = accuracies
         recipe = max(accuracies, key=accuracies.__getitem__)
-        lost = round(ann - accuracies[recipe], 6)
+        lost = round(ann_accuracy - accuracies[recipe], 6)
         if lost <= POINTS:
             break
-    facts = {"steps": steps, "recipe": recipe, "lost": lost, "accuracies": tried}
-    return facts | {"logits": float(abs(logits).mean())}
+    return {
+        "steps": steps,
+        "recipe": recipe,
+        "lost": lost,
+        "accuracies": tried,
+        "logits": float(abs(logits).mean()),
+    }
 
 
 def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
@@ -84,91 +97,125 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     import snnjax
     from experiments.models import load_source, source_function
 
-    source, arrays = load_source(SOURCE), np.load(folder / "inputs.npz")
-    fn, variables = source_function(source), source.variables
-    x, labels, network = arrays["x"], arrays["labels"], jax.jit(fn)
-    logits, first = network(variables, x), jax.device_put(x[:BATCH])
+    source = load_source(SOURCE)
+    arrays = np.load(folder / "inputs.npz")
+    fn = source_function(source)
+    x = arrays["x"]
+    labels = arrays["labels"]
+    network = jax.jit(fn)
+    logits = network(source.variables, x)
+    first = jax.device_put(x[:BATCH])
     if side == ANN:
-        ann = {"ANN": timing.percent(logits, labels)}
-        facts = facts_of(logits, labels, [1], lambda steps: ann)
-        return lambda: network(variables, first), facts
+        accuracies = {"ANN": timing.percent(logits, labels)}
+        facts = facts_of(logits, labels, [1], lambda steps: accuracies)
+        return lambda: network(source.variables, first), facts
     spiking = snnjax.spiking(fn, **SNNJAX[side])
     run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
-    name, waits = side.split()[1].strip(","), side == CLOSED_FORM
-    code, calibration = getattr(snnjax.codes, name)(), arrays["calibration"]
+    code = side.split()[1].strip(",")  # of "snnjax radix, ..."
 
     @functools.cache
     def converted(steps: int) -> snnjax.SNN:
-        wait = steps - 1 if waits else None  # None: the least that the code needs
-        options = dict(steps=steps, wait=wait, code=code)
-        return snnjax.convert(fn, variables, calibration, **options)
+        return snnjax.convert(
+            fn,
+            source.variables,
+            arrays["calibration"],
+            steps=steps,
+            # None: the shortest wait that is enough
+            wait=steps - 1 if side == CLOSED_FORM else None,
+            code=getattr(snnjax.codes, code)(),
+        )
 
-    def accuracies(steps: int) -> Accuracies:
+    def accuracies_at(steps: int) -> Accuracies:
         answers = timing.in_parts(functools.partial(run, converted(steps)), x, BATCH)
         return {"best": timing.percent(answers, labels)}
 
-    facts = facts_of(logits, labels, STEPS[name], accuracies)
+    facts = facts_of(logits, labels, STEPS[code], accuracies_at)
     return functools.partial(run, converted(facts["steps"]), first), facts
 
 
 def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     """(run, facts); the facts are kept in a file, for these inputs."""
-    from benchmarks import spikingjelly as theirs
+    from benchmarks import spikingjelly as peer_networks
 
     arrays = dict(np.load(folder / "inputs.npz"))
-    nchw = {name: theirs.images(arrays[name]) for name in ("calibration", "x")}
-    x, labels = nchw["x"], arrays["labels"]
+    calibration = peer_networks.images(arrays["calibration"])
+    x = peer_networks.images(arrays["x"])
+    labels = arrays["labels"]
 
     @functools.cache
     def converted(recipe: str):
-        ann = theirs.resnet20(arrays)
-        return theirs.converted(ann, nchw["calibration"], **RECIPES[recipe])
+        ann = peer_networks.resnet20(arrays)
+        return peer_networks.converted(ann, calibration, **RECIPES[recipe])
 
-    def accuracies(steps: int) -> Accuracies:
-        options = dict(**nchw, steps=steps, batch=BATCH)
-        sums = {name: theirs.answers(converted(name), **options) for name in RECIPES}
-        return {name: timing.percent(answers, labels) for name, answers in sums.items()}
+    def accuracies_at(steps: int) -> Accuracies:
+        accuracies = {}
+        for recipe in RECIPES:
+            answers = peer_networks.answers(
+                converted(recipe),
+                calibration=calibration,
+                x=x,
+                steps=steps,
+                batch=BATCH,
+            )
+            accuracies[recipe] = timing.percent(answers, labels)
+        return accuracies
 
     digest = hashlib.sha256((folder / "inputs.npz").read_bytes()).hexdigest()
     file = folder / f"spikingjelly_{digest[:16]}.json"
     if not file.exists():
-        logits = theirs.resnet20(arrays)(x)
-        facts = facts_of(logits, labels, STEPS["rate"], accuracies)
+        logits = peer_networks.resnet20(arrays)(x)
+        facts = facts_of(logits, labels, STEPS["rate"], accuracies_at)
         file.write_text(json.dumps(facts))
     facts = json.loads(file.read_text())
-    options = x[:BATCH], facts["steps"], *SPIKINGJELLY[side]
-    return theirs.runner(converted(facts["recipe"]), *options), facts
+    mode, channels_last = SPIKINGJELLY[side]
+    run = peer_networks.runner(
+        converted(facts["recipe"]),
+        x[:BATCH],
+        facts["steps"],
+        mode,
+        channels_last,
+    )
+    return run, facts
 
 
-COLUMNS = {"facts.steps": "T", "facts.lost": "points lost"}
-COLUMNS |= {"images_per_s.best": "images/s best", "images_per_s.median": "median"}
-COLUMNS |= {"speed_over.median": "/ SpikingJelly's"}
+COLUMNS = {
+    "facts.steps": "T",
+    "facts.lost": "points lost",
+    "images_per_s.best": "images/s best",
+    "images_per_s.median": "median",
+    "speed_over.median": "/ SpikingJelly's",
+}
 
 
 def add_speeds(results: dict[str, dict]) -> list[dict]:
     """Images per second over those of SpikingJelly's fastest mode; the targets."""
-    fastest, goals = timing.fastest(results, "images_per_s", SPIKINGJELLY), []
+    fastest_peer = timing.fastest(results, "images_per_s", SPIKINGJELLY)
+    goals = []
     for name, side in results.items():
-        side["speed_over"] = timing.ratios(side["images_per_s"], fastest)
+        side["speed_over"] = timing.ratios(side["images_per_s"], fastest_peer)
         if name in SNNJAX:
-            goal, points = f"points lost by {name}", side["facts"]["lost"]
-            goals.append(timing.target(goal, points, at_most=POINTS))
-            goal, over = f"speed of {name} / SpikingJelly's fastest", side["speed_over"]
-            goals += timing.targets(goal, over, at_least=TARGETS[name])
+            lost = side["facts"]["lost"]
+            goals.append(timing.target(f"points lost by {name}", lost, at_most=POINTS))
+            goals += timing.targets(
+                f"speed of {name} / SpikingJelly's fastest",
+                side["speed_over"],
+                at_least=TARGETS[name],
+            )
     return goals
 
 
 def text(result: dict) -> str:
     """A table of sides, and one of the accuracies for each T that was tried."""
-    tried = {}
+    rows = {}
     for name, side in result["sides"].items():
-        shared = "SpikingJelly" if name in SPIKINGJELLY else name
+        # All modes of SpikingJelly have the same accuracies.
+        library = "SpikingJelly" if name in SPIKINGJELLY else name
         for steps, accuracies in side.get("facts", {}).get("accuracies", {}).items():
             for recipe, accuracy in accuracies.items():
-                row = [shared, recipe, steps, f"{accuracy:.1f}"]
-                tried[shared, recipe, steps] = row
-    accuracies = timing.table(["side", "recipe", "T", "accuracy %"], [*tried.values()])
-    return f"{timing.table_of('side', COLUMNS, result['sides'])}\n\n{accuracies}"
+                row = [library, recipe, steps, f"{accuracy:.1f}"]
+                rows[library, recipe, steps] = row
+    tried = timing.table(["side", "recipe", "T", "accuracy %"], [*rows.values()])
+    return f"{timing.table_of('side', COLUMNS, result['sides'])}\n\n{tried}"
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
@@ -185,20 +232,25 @@ def main(arguments: list[str] | None = None) -> dict | None:
         work = functools.partial(prepare, options.side, folder)
         timing.serve(work, PACKAGES[peer(options.side)])
         return None
-    images, rounds = (BATCH, 1) if options.quick else (1000, options.rounds)
+    images = BATCH if options.quick else 1000
+    rounds = 1 if options.quick else options.rounds
     write_inputs(folder / "inputs.npz", options.data_dir, images)
     sizes = {"batch": BATCH, "images": images, "rounds": rounds}
     result = timing.new_result(__doc__, (), sizes=sizes)
-    command = ["-m", "benchmarks.equal_accuracy", f"--folder={folder}"]
-    commands = {
-        side: [getattr(options, peer(side), sys.executable), *command, f"--side={side}"]
-        for side in (ANN, *SNNJAX, *SPIKINGJELLY)
-    }
+    commands = {}
+    for side in (ANN, *SNNJAX, *SPIKINGJELLY):
+        commands[side] = [
+            options.spikingjelly if side in SPIKINGJELLY else sys.executable,
+            "-m",
+            "benchmarks.equal_accuracy",
+            f"--folder={folder}",
+            f"--side={side}",
+        ]
     sides = timing.rounds(commands, rounds, repeats=1)
     results = timing.with_speeds(sides, "images_per_s", BATCH, "logits")
-    versions = {peer(name): side["versions"] for name, side in results.items()}
-    targets = add_speeds(results)
-    result |= {"versions": versions, "sides": sides, "targets": targets}
+    result["sides"] = sides
+    result["targets"] = add_speeds(results)
+    result["versions"] = {peer(name): s["versions"] for name, s in results.items()}
     return timing.report(result, text(result), options.out)
 
 

@@ -62,21 +62,35 @@ class Side:
 
 
 def sides(quick: bool) -> list[Side]:
-    """Every side, each after the ANN that it is compared with."""
+    """Every side, each behind the ANN that it is compared with."""
     if quick:
         modes = (*INFERENCE, SIGNED, *RADIX_SIDES, *ANN_OF)
         spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
     else:
-        change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
-        change += [{"layers": 56}]
-        spiking = [Side(mode, **options) for mode in INFERENCE for options in change]
+        spiking = []
+        for mode in INFERENCE:
+            spiking += [
+                Side(mode),
+                Side(mode, steps=2),
+                Side(mode, steps=32),
+                Side(mode, batch=1),
+                Side(mode, batch=16),
+                Side(mode, layers=56),
+            ]
         spiking += [Side(SIGNED), Side(SIGNED, layers=56)]
         spiking += [Side(mode, steps=4) for mode in ("by_layer", *RADIX_SIDES)]
-        some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
-        some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
-        spiking += [Side(TRAINING, **options) for options in some]
+        spiking += [
+            Side(TRAINING, steps=4, batch=16),
+            Side(TRAINING, steps=2, batch=16),
+            Side(TRAINING, steps=4, batch=64),
+            Side(TRAINING, steps=4, batch=16, layers=56),
+        ]
         spiking += [Side(FINE_TUNING, steps=steps) for steps in (1, 2, 4)]
-    return list(dict.fromkeys(s for side in spiking for s in (side.ann, side)))
+    ordered: dict[Side, None] = {}
+    for side in spiking:
+        ordered[side.ann] = None
+        ordered[side] = None
+    return list(ordered)
 
 
 def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
@@ -111,28 +125,41 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
         return gradient(side, module, fn, params, x)
     if side.mode == "ANN":
         return fn, (params, x)
-    has_digits = side.mode.startswith(RADIX)
-    code = snnjax.codes.radix() if has_digits else snnjax.codes.rate()
-    in_groups = side.mode.endswith(GROUPS)
+    is_closed_form = side.mode.endswith("closed_form")
+    code = snnjax.codes.rate()
+    wait = side.steps if is_closed_form else None
+    if side.mode.startswith(RADIX):
+        code = snnjax.codes.radix()
+        wait = side.steps - 1 if is_closed_form else None
+    options = {}
+    if side.mode == SIGNED:
+        options["model"] = snnjax.integrate_and_fire(levels=(-1, 1))
+    snn = snnjax.convert(
+        fn,
+        params,
+        x[:8],
+        steps=side.steps,
+        wait=wait,
+        code=code,
+        recipe=snnjax.light(),
+        **options,
+    )
     execution: Any = "closed_form"
-    if in_groups:
+    micro_batch = None
+    if side.mode.endswith(GROUPS):
         execution = 1
+        micro_batch = 16
     elif side.mode.endswith("by_layer"):
         execution = side.steps
-    wait = side.steps - has_digits if execution == "closed_form" else None
-    signed = snnjax.integrate_and_fire(levels=(-1, 1))
-    options = {"steps": side.steps, "wait": wait, "code": code}
-    options |= {"model": signed} if side.mode == SIGNED else {}
-    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **options)
-    group = 16 if in_groups else None
-    simulate = snnjax.spiking(fn, execution=execution, micro_batch=group)
+    simulate = snnjax.spiking(fn, execution=execution, micro_batch=micro_batch)
     return lambda snn, x: simulate(snn, x).mean(0), (snn, x)
 
 
-def gradient(side: Side, module: Any, fn: Callable, params, x):
-    """The same of a side that trains."""
+def gradient(
+    side: Side, module: Any, fn: Callable, params, x
+) -> tuple[Callable, tuple]:
+    """(function, arguments) of a side that trains."""
     labels = jnp.zeros(side.batch, jnp.int32)
-    over_time = {"steps": side.steps, "execution": side.steps}
 
     def in_training(params, x):
         return module.apply(params, x, train=True, mutable=["batch_stats"])
@@ -146,15 +173,22 @@ def gradient(side: Side, module: Any, fn: Callable, params, x):
         return jax.grad(lambda params, x: loss(in_training(params, x)[0])), (params, x)
     snn = snnjax.init(fn, params, x)
     if side.mode == TRAINING:
-        simulate = snnjax.spiking(fn, **over_time)
+        simulate = snnjax.spiking(fn, steps=side.steps, execution=side.steps)
         return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
-    simulate = snnjax.spiking(in_training, **over_time, has_aux=True)
+    simulate_with_averages = snnjax.spiking(
+        in_training,
+        steps=side.steps,
+        execution=side.steps,
+        has_aux=True,
+    )
 
     def distillation_loss(snn, params, x):
-        outputs, averages = simulate(snn, x)
-        log_p, teacher = jax.nn.log_softmax(outputs.mean(0)), fn(params, x)
-        distance = optax.losses.kl_divergence(log_p, jax.nn.softmax(teacher)).mean()
-        return (loss(outputs.mean(0)) + distance) / 2, averages
+        outputs, averages = simulate_with_averages(snn, x)
+        logits = outputs.mean(0)
+        teacher = jax.nn.softmax(fn(params, x))
+        log_p = jax.nn.log_softmax(logits)
+        distance = optax.losses.kl_divergence(log_p, teacher).mean()
+        return (loss(logits) + distance) / 2, averages
 
     return jax.grad(distillation_loss, has_aux=True), (snn, params, x)
 
@@ -165,40 +199,59 @@ def peak() -> tuple[Callable[[], Any], dict]:
     return functools.partial(jax.jit(jnp.matmul), a, a), {"gflop": 2 * PEAK**3 / 1e9}
 
 
-def add_measures(side: Side, results: dict, fastest: float) -> None:
+def add_measures(side: Side, results: dict, peak_speed: float) -> None:
     """Images per second, and for an SNN what it costs against T times the ANN."""
-    here, ann = results[side.name], results[side.ann.name]
-    speed = timing.measures(here["seconds"], lambda seconds: side.batch / seconds)
-    here["images_per_s"] = speed
-    if here is ann:
+    row = results[side.name]
+    ann = results[side.ann.name]
+    row["images_per_s"] = timing.measures(
+        row["seconds"], lambda seconds: side.batch / seconds
+    )
+    if row is ann:
         return
-    rounds = zip(here["seconds"], ann["seconds"], strict=True)
-    ratios = [mine / (side.steps * its) for mine, its in rounds]
-    here["over_t_ann"] = statistics.median(ratios)
+    ratios = []
+    for seconds, ann_seconds in zip(row["seconds"], ann["seconds"], strict=True):
+        ratios.append(seconds / (side.steps * ann_seconds))
+    row["over_t_ann"] = statistics.median(ratios)
     # The closed form does the work of one pass, not of T.
     if not side.mode.endswith("closed_form"):
         gflop = side.steps * ann["facts"]["gflop"]
-        here["share_of_peak"] = gflop / statistics.median(here["seconds"]) / fastest
+        speed = gflop / statistics.median(row["seconds"])
+        row["share_of_peak"] = speed / peak_speed
 
 
-COLUMNS = {"mode": "side", "steps": "T", "batch": "batch", "layers": "layers"}
-COLUMNS |= {"images_per_s.median": "images/s", "over_t_ann": "/ T ANN"}
-COLUMNS |= {"share_of_peak": "of peak", "facts.temporary_mib": "MiB"}
+COLUMNS = {
+    "mode": "side",
+    "steps": "T",
+    "batch": "batch",
+    "layers": "layers",
+    "images_per_s.median": "images/s",
+    "over_t_ann": "/ T ANN",
+    "share_of_peak": "of peak",
+    "facts.temporary_mib": "MiB",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict:
+    """The command: a result with a row for each side, which is printed too."""
     parser = timing.parser(__doc__)
     parser.add_argument("--rounds", metavar="N", type=timing.count, default=5)
     options = parser.parse_args(arguments)
     rounds = 1 if options.quick else options.rounds
-    programs = sides(options.quick)
-    sizes = {side.name: dataclasses.asdict(side) for side in programs}
-    packages = ("jax", "jaxlib", "flax")
-    result = timing.new_result(__doc__, packages, sizes=sizes, rounds=rounds)
-    result["machine"] |= {"device": jax.devices()[0].device_kind}
-    runs, results = {}, result["sides"]
-    makers = {side.name: functools.partial(prepare, side) for side in programs}
-    for name, make in {"peak": peak, **makers}.items():
+    timed_sides = sides(options.quick)
+    sizes = {side.name: dataclasses.asdict(side) for side in timed_sides}
+    result = timing.new_result(
+        __doc__,
+        ("jax", "jaxlib", "flax"),
+        sizes=sizes,
+        rounds=rounds,
+    )
+    result["machine"]["device"] = jax.devices()[0].device_kind
+    makers: dict[str, Callable] = {"peak": peak}
+    for side in timed_sides:
+        makers[side.name] = functools.partial(prepare, side)
+    results = result["sides"]
+    runs = {}
+    for name, make in makers.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
         runs[name], facts = make()
         results[name] = {"facts": facts, "seconds": []}
@@ -206,12 +259,14 @@ def main(arguments: list[str] | None = None) -> dict:
     for _ in range(rounds):
         for name, run in runs.items():
             results[name]["seconds"].append(timing.once(run))
-    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
-    for side in programs:
-        add_measures(side, results, fastest)
-    result["peak_gflop_per_s"] = fastest
-    shown = [timing.cells(sizes[name] | results[name], COLUMNS) for name in sizes]
-    return timing.report(result, timing.table([*COLUMNS.values()], shown), options.out)
+    peak_row = results["peak"]
+    peak_speed = peak_row["facts"]["gflop"] / min(peak_row["seconds"])
+    result["peak_gflop_per_s"] = peak_speed
+    rows = []
+    for side in timed_sides:
+        add_measures(side, results, peak_speed)
+        rows.append(timing.cells(sizes[side.name] | results[side.name], COLUMNS))
+    return timing.report(result, timing.table([*COLUMNS.values()], rows), options.out)
 
 
 if __name__ == "__main__":
