@@ -23,9 +23,11 @@ from benchmarks import timing
 from benchmarks.converter_cnn import PACKAGES, SPIKINGJELLY, peer
 
 SOURCE = "experiments/sources/resnet20.safetensors"
-POINTS, BATCH = 1, 64  # of accuracy that a side may lose; images at a time
+POINTS = 1  # of accuracy that a side may lose
+BATCH = 64  # images
 STEPS = {"radix": (2, 3, 4, 5, 6), "rate": (8, 16, 32, 64, 128, 256)}
-ANN, RATE = "ANN", "snnjax rate, by_step"
+ANN = "ANN"
+RATE = "snnjax rate, by_step"
 CLOSED_FORM = "snnjax radix, wait T - 1, closed_form"
 WAIT_1 = "snnjax radix, wait 1, by_layer"  # the execution that "auto" takes
 SNNJAX = {  # side -> options of `snnjax.spiking`

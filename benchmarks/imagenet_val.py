@@ -5,6 +5,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import numpy as np
 
 import snnjax
 
-CLASSES, FIRST, LAST = 1000, "n01440764", "n15075141"  # of ILSVRC 2012
+CLASSES = 1000  # of ILSVRC 2012
+FIRST = "n01440764"
+LAST = "n15075141"
 SUSTAINED = 1e13  # FLOP/s: half of what an A100 states for float32
 
 
 def _images(folder: Path) -> list[Path]:
-    kinds = (".jpeg", ".jpg", ".png")
-    return sorted(f for f in folder.iterdir() if f.name.lower().endswith(kinds))
+    """The images in a folder, by name."""
+    endings = (".jpeg", ".jpg", ".png")
+    return sorted(f for f in folder.iterdir() if f.name.lower().endswith(endings))
 
 
 def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarray]:
@@ -30,37 +34,57 @@ def validation(folder: Path, labels: Path | None) -> tuple[list[Path], np.ndarra
     Args:
         folder: WNID/*.JPEG, or all images if there are labels.
         labels: a file of wnids, one for each image by name.
+
+    Raises:
+        ValueError: the classes are not those of ILSVRC 2012, or files are missing.
     """
+    pairs: list[tuple[Path, str]] = []  # of an image and its wnid
     if labels is None:
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
         classes = [path.name for path in folders]
-        pairs = [(file, path.name) for path in folders for file in _images(path)]
+        for path in folders:
+            pairs += [(file, path.name) for file in _images(path)]
         random.Random(0).shuffle(pairs)
     else:
-        lines, files = labels.read_text().split(), _images(folder)
-        if len(lines) != len(files):
-            raise ValueError(f"{labels} has {len(lines)} lines for {len(files)} images")
-        classes, pairs = sorted(set(lines)), list(zip(files, lines, strict=True))
-    wrong = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
-    if wrong or len(classes) != CLASSES or (classes[0], classes[-1]) != (FIRST, LAST):
-        examples = "".join(f", {name}" for name in (wrong or classes)[:1])
-        raise ValueError(
-            f"{labels or folder} has {len(classes)} classes{examples}; allowed: those "
-            f"of ILSVRC 2012, {FIRST} to {LAST}, as folders, or in a file for --labels "
-            "with a line for each image by name (the development kit numbers them in "
-            "another order)"
-        )
+        wnids = labels.read_text().split()
+        files = _images(folder)
+        if len(wnids) != len(files):
+            raise ValueError(f"{labels} has {len(wnids)} lines for {len(files)} images")
+        classes = sorted(set(wnids))
+        pairs = list(zip(files, wnids, strict=True))
+    _check_classes(classes, labels or folder)
     if not pairs:
         raise ValueError(f"{folder} has {CLASSES} folders and no JPEG file in them")
-    return [file for file, _ in pairs], np.array([classes.index(c) for _, c in pairs])
+    numbers = {wnid: number for number, wnid in enumerate(classes)}
+    files = [file for file, _ in pairs]
+    return files, np.array([numbers[wnid] for _, wnid in pairs])
+
+
+def _check_classes(classes: list[str], source: Path) -> None:
+    """Raise unless these sorted names are the wnids of ILSVRC 2012."""
+    wrong = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
+    ends = (classes[0], classes[-1]) if classes else None
+    if wrong or len(classes) != CLASSES or ends != (FIRST, LAST):
+        examples = "".join(f", {name}" for name in (wrong or classes)[:1])
+        raise ValueError(
+            f"{source} has {len(classes)} classes{examples}; allowed: those of ILSVRC "
+            f"2012, {FIRST} to {LAST}, as folders, or in a file for --labels with a "
+            "line for each image by name (the development kit numbers them in another "
+            "order)"
+        )
 
 
 def spread(folder: Path, validation: Path, count: int) -> list[Path]:
-    """So many images of a folder and its folders, evenly spaced."""
+    """``count`` images of a folder and its folders, evenly spaced.
+
+    Raises:
+        ValueError: there are fewer outside of the folder ``validation``.
+    """
+    files = []
     folders = sorted(path for path in folder.rglob("*") if path.is_dir())
-    inside = validation.resolve()
-    others = [p for p in (folder, *folders) if not p.resolve().is_relative_to(inside)]
-    files = [file for path in others for file in _images(path)]
+    for path in (folder, *folders):
+        if not path.resolve().is_relative_to(validation.resolve()):
+            files += _images(path)
     if len(files) < count:
         raise ValueError(
             f"{folder} has {len(files)} images that are not of the validation set; "
@@ -69,7 +93,9 @@ def spread(folder: Path, validation: Path, count: int) -> list[Path]:
     return [files[i * len(files) // count] for i in range(count)]
 
 
-def network(folder: Path | None, resize: int | None, name: str) -> tuple[Any, Any, Any]:
+def network(
+    folder: Path | None, resize: int | None, name: str
+) -> tuple[Callable, Any, Callable]:
     """fn, params and read of a network of torchvision, as `benchmarks.imagenet` has it.
 
     The weights are the first that it had, which papers convert.
@@ -77,6 +103,11 @@ def network(folder: Path | None, resize: int | None, name: str) -> tuple[Any, An
     Args:
         folder: of files with torchvision's names; None: they are downloaded.
         resize: the size before the crop; None: that of the weights.
+        name: of the network.
+
+    Raises:
+        ValueError: torchvision has no such network, a file does not have its weights,
+            or images are too small for it.
     """
     import torch
     import torchvision
@@ -97,24 +128,31 @@ def network(folder: Path | None, resize: int | None, name: str) -> tuple[Any, An
             module.load_state_dict(torch.load(file, weights_only=True))
         except Exception as error:  # of files, pickle or modules, whatever it holds
             reason = " ".join(str(error).split())[:100]
-            message = f"{file} is not {weights.url}, which {name} takes: {reason}"
-            raise ValueError(message) from None
-    transforms = weights.transforms(**({"resize_size": resize} if resize else {}))
-    if resize and max(transforms.crop_size) > resize:
+            raise ValueError(
+                f"{file} is not {weights.url}, which {name} takes: {reason}"
+            ) from None
+    options = {} if resize is None else {"resize_size": resize}
+    transforms = weights.transforms(**options)
+    (crop,) = transforms.crop_size
+    if resize is not None and crop > resize:
         raise ValueError(
-            f"{name} reads {max(transforms.crop_size)} pixels; allowed: "
-            f"at most {resize}, as the images at hand have"
+            f"{name} reads {crop} pixels; allowed: at most {resize}, as the images at "
+            "hand have"
         )
-    example = torch.rand(1, 3, *transforms.crop_size * 2)
-    read = lambda image: transforms(image).numpy()  # noqa: E731
-    return *snnjax.torch.function(module.eval(), example), read
+
+    def read(image: Any) -> np.ndarray:
+        return transforms(image).numpy()
+
+    example = torch.rand(1, 3, crop, crop)
+    fn, params = snnjax.torch.function(module.eval(), example)
+    return fn, params, read
 
 
-def time_on_gpu(fn: Any, params: Any, x: Any, passes: int) -> str:
+def time_on_gpu(fn: Callable, params: Any, x: Any, passes: int) -> str:
     """How long so many images take, by the operations that XLA counts for one."""
     count = jax.jit(fn).lower(params, x).cost_analysis()["flops"]
+    hours = count * passes / SUSTAINED / 3600
     return (
-        f"{count / 1e9:.3g} GFLOP x {passes} images and steps, "
-        f"{count * passes / SUSTAINED / 3600:.2g} h on a GPU that sustains "
-        f"{SUSTAINED / 1e12:g} TFLOP/s, without conversions and JPEG"
+        f"{count / 1e9:.3g} GFLOP x {passes} images and steps, {hours:.2g} h on a GPU "
+        f"that sustains {SUSTAINED / 1e12:g} TFLOP/s, without conversions and JPEG"
     )

@@ -37,9 +37,15 @@ class Size(NamedTuple):
         return f"{self.layers} x {self.neurons}, T={self.steps}, B={self.batch}"
 
 
-SIZES = (Size(1, 50), Size(1, 200), Size(3, 200), Size(1, 1000), Size(3, 1000))
-SIZES += (Size(2, 28, 128),)  # rows of MNIST
-QUICK = (Size(1, 6, 2, 8),)
+SIZES = (
+    Size(layers=1, steps=50),
+    Size(layers=1, steps=200),
+    Size(layers=3, steps=200),
+    Size(layers=1, steps=1000),
+    Size(layers=3, steps=1000),
+    Size(layers=2, steps=28, batch=128),  # rows of MNIST
+)
+QUICK = (Size(layers=1, steps=6, batch=2, neurons=8),)
 GRID = tuple(
     Size(*size) for size in itertools.product((1, 3), (50, 400), (8, 128), (64, 512))
 )
@@ -60,17 +66,28 @@ def example(size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 def kernels(size: Size) -> list[np.ndarray]:
     """Kernels [N, N] of the layers, and of the readout [N, classes]."""
-    rng, widths = np.random.default_rng(1), [size.neurons] * (size.layers + 1)
-    pairs = zip(widths, [*widths[1:], CLASSES], strict=True)
-    return [
-        rng.normal(0, 2 / math.sqrt(n), (n, m)).astype(np.float32) for n, m in pairs
-    ]
+    rng = np.random.default_rng(1)
+    widths = [size.neurons] * (size.layers + 1) + [CLASSES]
+    arrays = []
+    for inputs, outputs in itertools.pairwise(widths):
+        kernel = rng.normal(0, 2 / math.sqrt(inputs), (inputs, outputs))
+        arrays.append(kernel.astype(np.float32))
+    return arrays
 
 
 # ---------------------------------------------------------------------------------- JAX
 
 
-def snnjax_side(size: Size, at_a_time: int | None = None, around: str = "") -> tuple:
+def snnjax_side(
+    size: Size, at_a_time: int | None = None, around: str | None = None
+) -> tuple:
+    """(run, SNN) of snnjax.
+
+    Args:
+        size: of the network.
+        at_a_time: steps; None: as "auto" chooses.
+        around: name of a model around the LIF neurons.
+    """
     import jax
 
     import snnjax
@@ -82,39 +99,55 @@ def snnjax_side(size: Size, at_a_time: int | None = None, around: str = "") -> t
         return x @ readout
 
     model = snnjax.lif(leak=LEAK)
-    model = getattr(snnjax.neurons, around)(model) if around else model
-    x, key = example(size)[0], jax.random.key(0)
-    snn = snnjax.init(fn, kernels(size), x[0], model=model, key=key)
-    spiking = snnjax.spiking(
+    if around is not None:
+        model = getattr(snnjax.neurons, around)(model)
+    spikes, _ = example(size)
+    snn = snnjax.init(
+        fn,
+        kernels(size),
+        spikes[0],
+        model=model,
+        key=jax.random.key(0),
+    )
+    execution: Any = "auto"
+    if at_a_time is not None:
+        execution = min(at_a_time, size.steps)
+    run = snnjax.spiking(
         fn,
         steps=size.steps,
         inputs="sequence",
-        execution="auto" if at_a_time is None else min(at_a_time, size.steps),
+        execution=execution,
         answer=True,
     )
-    return spiking, snn
+    return run, snn
 
 
 def spyx(size: Size, neurons: str = "LIF") -> tuple:
+    """(run, params) of Spyx, with neurons of this class."""
     import spyx.nn
     from flax import nnx
 
-    rngs, parts = nnx.Rngs(0), []
+    rngs = nnx.Rngs(0)
+    neuron = getattr(spyx.nn, neurons)
+    layers = []
     *hidden, readout = kernels(size)
     for kernel in hidden:
-        parts.append(nnx.Linear(*kernel.shape, use_bias=False, rngs=rngs))
-        layer = getattr(spyx.nn, neurons)
-        parts.append(layer((size.neurons,), beta=LEAK, rngs=rngs))
-    parts.append(nnx.Linear(*readout.shape, use_bias=False, rngs=rngs))
-    graph, params, rest = nnx.split(spyx.nn.Sequential(*parts), nnx.Param, ...)
+        layers.append(nnx.Linear(*kernel.shape, use_bias=False, rngs=rngs))
+        layers.append(neuron((size.neurons,), beta=LEAK, rngs=rngs))
+    layers.append(nnx.Linear(*readout.shape, use_bias=False, rngs=rngs))
+    network = spyx.nn.Sequential(*layers)
+    graph, params, constants = nnx.split(network, nnx.Param, ...)
 
     def run(params, x):
-        return spyx.nn.run(nnx.merge(graph, params, rest), x)[0].mean(0)
+        merged = nnx.merge(graph, params, constants)
+        outputs, _ = spyx.nn.run(merged, x)
+        return outputs.mean(0)
 
     return run, params
 
 
 def sparxml(size: Size) -> tuple:
+    """(run, params) of sparxml."""
     import flax.linen as nn
     import jax
     import sparx
@@ -129,10 +162,12 @@ def sparxml(size: Size) -> tuple:
             return nn.Dense(readout.shape[1], use_bias=False)(x).mean(0)
 
     network = Network()
-    return network.apply, network.init(jax.random.key(0), example(size)[0])
+    spikes, _ = example(size)
+    return network.apply, network.init(jax.random.key(0), spikes)
 
 
 def plain_scan(size: Size) -> tuple:
+    """(run, params) of what one writes by hand."""
     import jax
     import jax.numpy as jnp
 
@@ -142,21 +177,24 @@ def plain_scan(size: Size) -> tuple:
 
     @spike.defjvp
     def _(primals, tangents):
-        return spike(*primals), tangents[0] / (1 + 25 * abs(primals[0])) ** 2
+        (x,) = primals
+        (tangent,) = tangents
+        return spike(x), tangent / (1 + 25 * abs(x)) ** 2
 
     def run(params, xs):
         (*hidden, readout), leaks = params
 
         def step(potentials, x):
-            after = []
+            next_potentials = []
             for kernel, leak, v in zip(hidden, leaks, potentials, strict=True):
                 v = leak * v + x @ kernel
                 x = spike(v - 1)
-                after.append(v - x)
-            return after, x @ readout
+                next_potentials.append(v - x)
+            return next_potentials, x @ readout
 
         start = [jnp.zeros((size.batch, size.neurons))] * size.layers
-        return jax.lax.scan(step, start, xs)[1].mean(0)
+        _, outputs = jax.lax.scan(step, start, xs)
+        return outputs.mean(0)
 
     return run, (kernels(size), [jnp.float32(LEAK)] * size.layers)
 
@@ -183,26 +221,30 @@ def jax_side(make: Callable, size: Size) -> tuple[Callable[[], Any], dict]:
 
     run, params = make(size)
     x, labels = example(size)
-    rule = optax.softmax_cross_entropy_with_integer_labels
+    entropy = optax.softmax_cross_entropy_with_integer_labels
 
     @jax.jit
-    def slope(params, x):
+    def value_and_gradient(params, x):
         def loss(params):
-            return rule(run(params, x), labels).mean()
+            return entropy(run(params, x), labels).mean()
 
         value, gradient = jax.value_and_grad(loss)(params)
-        paths = jax.tree_util.tree_leaves_with_path(gradient)
-        return value, [leaf for path, leaf in paths if not _fixed(path)]
+        leaves = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+            if not _is_constant(path):
+                leaves.append(leaf)
+        return value, leaves
 
-    program = slope.lower(params, x).compile()
+    program = value_and_gradient.lower(params, x).compile()
     value, gradient = program(params, x)
-    leaves = [leaf for leaf in gradient if leaf.ndim == 2]
-    assert np.isfinite(value) and all(np.abs(leaf).max() > 0 for leaf in leaves)
+    assert np.isfinite(value)
+    for leaf in gradient:
+        assert leaf.ndim != 2 or np.abs(leaf).max() > 0, "a kernel has no gradient"
     memory = program.memory_analysis().temp_size_in_bytes / 2**20
     return functools.partial(program, params, jax.device_put(x)), {"mib": memory}
 
 
-def _fixed(path: tuple[Any, ...]) -> bool:
+def _is_constant(path: tuple[Any, ...]) -> bool:
     """Whether this is a parameter that the other libraries' neurons do not have."""
     return str(path[-1]).strip(".") in ("threshold", "bias", "initial_potential")
 
@@ -210,70 +252,97 @@ def _fixed(path: tuple[Any, ...]) -> bool:
 # ------------------------------------------------------------------------------ PyTorch
 
 
-def torch_network(library: str, size: Size) -> Any:
-    """A module [T, B, N] -> [T, B, classes]."""
+def torch_network(library: str, size: Size) -> tuple[Any, Callable]:
+    """A module, and a function of spikes [T, B, N] -> outputs [T, B, classes]."""
     import torch
     from torch import nn
 
-    dense = [nn.Linear(*kernel.shape, bias=False) for kernel in kernels(size)]
-    for layer, kernel in zip(dense, kernels(size), strict=True):
+    dense = []
+    for kernel in kernels(size):
+        layer = nn.Linear(*kernel.shape, bias=False)
         layer.weight.data = torch.from_numpy(kernel.T.copy())
-    *hidden, readout = dense
-    if library == "SpikingJelly":
-        from spikingjelly.activation_based import functional, neuron
+        dense.append(layer)
+    makers = {
+        "SpikingJelly": spikingjelly_network,
+        "snnTorch": snntorch_network,
+        "Norse": norse_network,
+    }
+    return makers[library](dense[:-1], dense[-1])
 
-        tau = 1 / (1 - LEAK)
-        each = [neuron.ParametricLIFNode(tau, decay_input=False) for _ in hidden]
-        pairs = [part for pair in zip(hidden, each, strict=True) for part in pair]
-        network = nn.Sequential(*pairs, readout)
-        functional.set_step_mode(network, "m")
 
-        def run(x: Any) -> Any:
-            functional.reset_net(network)
-            return network(x)
+def spikingjelly_network(hidden: list, readout: Any) -> tuple[Any, Callable]:
+    """All steps of a layer at once."""
+    from spikingjelly.activation_based import functional, neuron
+    from torch import nn
 
-        return network, run
-    if library == "snnTorch":
-        import snntorch
+    layers = []
+    for layer in hidden:
+        layers.append(layer)
+        layers.append(neuron.ParametricLIFNode(1 / (1 - LEAK), decay_input=False))
+    network = nn.Sequential(*layers, readout)
+    functional.set_step_mode(network, "m")
 
-        each = nn.ModuleList(snntorch.Leaky(LEAK, learn_beta=True) for _ in hidden)
-        network = nn.ModuleList([*dense, each])
+    def run(x: Any) -> Any:
+        functional.reset_net(network)
+        return network(x)
 
-        def run(x: Any) -> Any:
-            states, outputs = [neuron.reset_mem() for neuron in each], []
-            for spikes in x:
-                for i, (layer, neuron) in enumerate(zip(hidden, each, strict=True)):
-                    spikes, states[i] = neuron(layer(spikes), states[i])
-                outputs.append(readout(spikes))
-            return torch.stack(outputs)
+    return network, run
 
-        return network, run
+
+def snntorch_network(hidden: list, readout: Any) -> tuple[Any, Callable]:
+    """A step at a time."""
+    import snntorch
+    import torch
+    from torch import nn
+
+    neurons = nn.ModuleList(snntorch.Leaky(LEAK, learn_beta=True) for _ in hidden)
+    network = nn.ModuleList([*hidden, readout, neurons])
+
+    def run(x: Any) -> Any:
+        states = [neuron.reset_mem() for neuron in neurons]
+        outputs = []
+        for spikes in x:
+            for i, (layer, neuron) in enumerate(zip(hidden, neurons, strict=True)):
+                spikes, states[i] = neuron(layer(spikes), states[i])
+            outputs.append(readout(spikes))
+        return torch.stack(outputs)
+
+    return network, run
+
+
+def norse_network(hidden: list, readout: Any) -> tuple[Any, Callable]:
+    """Its leak is fixed."""
     from norse.torch import LIF, SequentialState
 
-    pairs = [part for layer in hidden for part in (layer, LIF())]  # its leak is fixed
-    network = SequentialState(*pairs, readout)
+    layers = []
+    for layer in hidden:
+        layers += [layer, LIF()]
+    network = SequentialState(*layers, readout)
     return network, lambda x: network(x)[0]
 
 
 TORCH = ("SpikingJelly", "snnTorch", "Norse")
-OWN = [f"snnjax, {way}" for way in ("auto", "by_layer", "by_step", "segments")]
+SNNJAX = ("snnjax, auto", "snnjax, by_layer", "snnjax, by_step", "snnjax, segments")
 
 
 def torch_side(library: str, size: Size) -> tuple[Callable[[], Any], dict]:
+    """Loss and gradient."""
     import torch
 
-    x, labels = map(torch.from_numpy, example(size))
+    spikes, labels = example(size)
+    x = torch.from_numpy(spikes)
+    targets = torch.from_numpy(labels)
     network, run = torch_network(library, size)
 
-    def slope() -> Any:
+    def value_and_gradient() -> Any:
         network.zero_grad()
-        loss = torch.nn.functional.cross_entropy(run(x).mean(0), labels)
+        loss = torch.nn.functional.cross_entropy(run(x).mean(0), targets)
         loss.backward()
         return loss
 
-    assert torch.isfinite(slope())
+    assert torch.isfinite(value_and_gradient())
     assert all(p.grad is not None for p in network.parameters() if p.ndim == 2)
-    return slope, {}
+    return value_and_gradient, {}
 
 
 # ------------------------------------------------------------------------------- report
@@ -288,69 +357,77 @@ def text(result: dict[str, Any]) -> str:
     """A row for each side, a column for each size: time over Spyx's (MiB)."""
 
     def cell(side: str, size: str) -> str | None:
-        own, other = best(result, side, size), best(result, "Spyx", size)
-        if own is None or other is None:
+        time = best(result, side, size)
+        spyx_time = best(result, "Spyx", size)
+        if time is None or spyx_time is None:
             return None
         mib = result["sides"][f"{side}: {size}"]["facts"].get("mib")
-        return f"{own / other:.2f}" + ("" if mib is None else f" ({mib:.0f})")
+        memory = "" if mib is None else f" ({mib:.0f})"
+        return f"{time / spyx_time:.2f}{memory}"
 
     sizes = result["sizes"]
     names = dict.fromkeys(name.partition(": ")[0] for name in result["sides"])
-    rows = [[name, *(cell(name, size) for size in sizes)] for name in names]
+    rows = []
+    for name in names:
+        rows.append([name, *(cell(name, size) for size in sizes)])
     rows.append(["Spyx, ms", *(best(result, "Spyx", size) for size in sizes)])
     return timing.table(["time over Spyx's (MiB)", *sizes], rows)
 
 
 def goals(result: dict[str, Any]) -> list[dict]:
     """Spyx's time; at T >= 200 0.8 of the fastest other's; 60 MiB at 3 x 1000."""
-    found = []
+    targets = []
     for size in result["sizes"]:
-        sides = "snnjax, auto", "Spyx", "sparxml", "plain scan"
-        times = [best(result, side, size) for side in sides]
-        if None in times:
+        auto = best(result, "snnjax, auto", size)
+        peers = [best(result, side, size) for side in ("Spyx", "sparxml", "plain scan")]
+        if auto is None or None in peers:
             continue
-        own, spyx_, *_ = times
-        found.append(timing.target(f"time over Spyx's, {size}", own / spyx_, at_most=1))
+        name = f"time over Spyx's, {size}"
+        targets.append(timing.target(name, auto / peers[0], at_most=1))
         if "00," in size:
-            name, least = f"time over the fastest other's, {size}", min(times[1:])
-            found.append(timing.target(name, own / least, at_most=0.8))
+            name = f"time over the fastest other's, {size}"
+            targets.append(timing.target(name, auto / min(peers), at_most=0.8))
+    largest = Size(layers=3, steps=1000).name
     for side in ("auto", "recurrent", "adaptive"):
-        if own := result["sides"].get(f"snnjax, {side}: {Size(3, 1000).name}"):
+        row = result["sides"].get(f"snnjax, {side}: {largest}")
+        if row:
             name = f"MiB of snnjax, {side}, 3 layers, T=1000"
-            found.append(timing.target(name, own["facts"]["mib"], at_most=60))
-    return found
+            targets.append(timing.target(name, row["facts"]["mib"], at_most=60))
+    return targets
 
 
 def grid_text(result: dict[str, Any]) -> str:
     """A row for each size: milliseconds of all executions."""
-    rows = [
-        [size, *(best(result, side, size) for side in OWN)] for size in result["sizes"]
-    ]
-    return timing.table(["ms", *OWN], rows)
+    rows = []
+    for size in result["sizes"]:
+        rows.append([size, *(best(result, side, size) for side in SNNJAX)])
+    return timing.table(["ms", *SNNJAX], rows)
 
 
 def grid_goals(result: dict[str, Any]) -> list[dict]:
     """What "auto" takes, over the fastest execution."""
-    found = []
+    targets = []
     for size in result["sizes"]:
-        times = [best(result, side, size) for side in OWN]
+        times = [best(result, side, size) for side in SNNJAX]
         if None not in times:
-            own, *others = times
             name = f"auto over the fastest execution, {size}"
-            found.append(timing.target(name, own / min(others), at_most=1.1))
-    return found
+            ratio = times[0] / min(times[1:])
+            targets.append(timing.target(name, ratio, at_most=1.1))
+    return targets
 
 
 def prepare(name: str) -> tuple[Callable[[], Any], dict]:
     """(run, facts) of "SIDE: SIZE"."""
-    side, _, size = name.partition(": ")
-    of_name = {each.name: each for each in SIZES + QUICK + GRID}[size]
+    side, _, size_name = name.partition(": ")
+    sizes = {size.name: size for size in SIZES + QUICK + GRID}
+    size = sizes[size_name]
     if side in TORCH:
-        return torch_side(side, of_name)
-    return jax_side(JAX[side], of_name)
+        return torch_side(side, size)
+    return jax_side(JAX[side], size)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command. It reports after each size, of which all sides alternate."""
     parser = timing.parser(__doc__)
     parser.add_argument("--jax", metavar="PYTHON", default=sys.executable)
     parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
@@ -361,30 +438,39 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         packages = PACKAGES["torch" if options.side.startswith(TORCH) else "jax"]
         timing.serve(functools.partial(prepare, options.side), packages)
         return {}
-    sides, chosen = (OWN, GRID) if options.grid else ((*JAX, *TORCH), SIZES)
-    sizes = {size.name: size for size in (QUICK if options.quick else chosen)}
-    result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=[*sizes])
+    sides = SNNJAX if options.grid else (*JAX, *TORCH)
+    sizes = GRID if options.grid else SIZES
+    if options.quick:
+        sizes = QUICK
+    names = [size.name for size in sizes]
+    result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=names)
     result = timing.continued(result, options.out, "sizes")
-    for size, (_, steps, *_) in sizes.items():  # all sides of a size alternate
+    for size in sizes:
         commands = {}
-        for name in (f"{side}: {size}" for side in sides):
-            python = options.torch if name.startswith(TORCH) else options.jax
+        for side in sides:
+            name = f"{side}: {size.name}"
+            python = options.torch if side in TORCH else options.jax
             if timing.is_selected(name, options.only):
                 command = [python, "-m", "benchmarks.training", "--side", name]
                 commands[name] = command
         # Short programs need more timings; of two in a row, the first finds the caches
         # full of what others used.
-        rounds = (1, 1) if options.quick else (max(5, 4000 // steps), 2)
-        for name, side in timing.rounds(commands, *rounds).items():
-            if "missing" not in side:
-                unit = functools.partial(float.__mul__, 1e3)
-                side["ms"] = timing.measures(side.pop("seconds"), unit)
+        number = 1 if options.quick else max(5, 4000 // size.steps)
+        repeats = 1 if options.quick else 2
+        for name, row in timing.rounds(commands, number, repeats).items():
+            if "missing" not in row:
+                seconds = row.pop("seconds")
+                row["ms"] = timing.measures(seconds, lambda seconds: 1e3 * seconds)
                 kind = "torch" if name.startswith(TORCH) else "jax"
-                result["versions"][kind] = side.pop("versions")
-            result["sides"][name] = side
-        result["targets"] = (grid_goals if options.grid else goals)(result)
-        table = (grid_text if options.grid else text)(result)
-        timing.report(result, table, options.out)  # after each size
+                result["versions"][kind] = row.pop("versions")
+            result["sides"][name] = row
+        if options.grid:
+            result["targets"] = grid_goals(result)
+            table = grid_text(result)
+        else:
+            result["targets"] = goals(result)
+            table = text(result)
+        timing.report(result, table, options.out)
     return result
 
 

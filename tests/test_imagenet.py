@@ -48,7 +48,7 @@ def small_squeezenet(folder, images=2, size=47):
 def test_squeezenet_reads_its_images_and_weights(tmp_path):
     colors = small_squeezenet(tmp_path)
     fn, params, read = imagenet.squeezenet_in(tmp_path)
-    files, labels = imagenet.at_hand(tmp_path, "test")
+    files, labels = imagenet.images_at_hand(tmp_path, "test")
     images = imagenet.pixels(files, read)
     for image, color in zip(images, colors, strict=True):  # JPEG rounds colors
         blue_first = (color - imagenet.MEAN)[::-1]
@@ -67,7 +67,7 @@ def test_answers_are_compared():
     assert same["accuracy"] == pytest.approx(200 / 3)
     shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    [first, *_] = imagenet.of_papers("mobilenet_v2")
+    [first, *_] = imagenet.published_rows("mobilenet_v2")
     assert first == "MobileNetV2: local threshold balancing, all 50,000 images, ANN"
 
 
@@ -146,7 +146,7 @@ def test_validation_set(tiny, tmp_path, monkeypatch, capsys):
     assert digits["agreement"] > 80 and digits["images"] == 4
     assert "GFLOP x 100 images and steps" in capsys.readouterr().out
     repeated = functools.partial(pytest.fail, "a row was repeated")
-    monkeypatch.setattr(imagenet, "outputs_of", repeated)
+    monkeypatch.setattr(imagenet, "all_outputs", repeated)
     assert imagenet.main(line.split())["sides"] == result["sides"]
     torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "tiny-1.pth")
     with pytest.raises(SystemExit):
