@@ -28,20 +28,26 @@ class Misfit(Exception):
 def run_in_bits(layers: Layers, x: np.ndarray) -> deploy.Trace:
     """`snnjax.deploy.run`, if all potentials and x have enough bits."""
     trace = deploy.run(layers, x)
-    if any(map(int, (*trace.overflows.values(), *trace.below.values(), trace.clipped))):
+    counts = [*trace.overflows.values(), *trace.below.values(), trace.clipped]
+    if any(int(count) > 0 for count in counts):
         raise Misfit("potentials or x leave their bits; allowed: more state_bits")
     return trace
 
 
-def compared(ours: Mapping[str, Any], theirs: Spikes) -> Counter[str]:
-    """How many levels are compared, are not 0, and are others than ours."""
+def compared(expected: Mapping[str, Any], spikes: Spikes) -> Counter[str]:
+    """How many levels are compared, are not 0, and are others than expected.
+
+    Args:
+        expected: population -> levels of `snnjax.deploy.run`.
+        spikes: of another program.
+    """
     counts: Counter[str] = Counter()
-    for name, levels in ours.items():
-        if levels.shape != theirs[name].shape:
-            raise Misfit(f"{name}: {theirs[name].shape}, not {levels.shape}")
+    for name, levels in expected.items():
+        if levels.shape != spikes[name].shape:
+            raise Misfit(f"{name}: {spikes[name].shape}, not {levels.shape}")
         counts["spikes"] += levels.size
         counts["not_0"] += np.count_nonzero(levels)
-        counts["mismatches"] += np.count_nonzero(np.asarray(levels) != theirs[name])
+        counts["mismatches"] += np.count_nonzero(np.asarray(levels) != spikes[name])
     return counts
 
 
@@ -61,14 +67,16 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
     spikes: Spikes = {}
     for node in layers.populations:
         (way,) = (c for c in layers.connections if c.receiver == node.name)
-        *before, weights = way.maps
-        is_first, bits = not spikes, node.model.levels[1].bit_length()
+        *sums, weights = way.maps
+        is_first = not spikes
+        bits = node.model.levels[1].bit_length()
         if is_first and isinstance(weights, deploy.Dense):
             model.add(program.InputData(images.shape[1:], 4))
         model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
-        kernel = _akida_kernel(weights, before, is_first)
-        numbers = node.threshold, node.initial_potential, node.bias
-        threshold, start, bias = (_per_channel(a, node.shape) for a in numbers)
+        threshold = _per_channel(node.threshold, node.shape)
+        start = _per_channel(node.initial_potential, node.shape)
+        bias = _per_channel(node.bias, node.shape)
+        kernel = _akida_kernel(weights, sums, is_first)
         layer = model.layers[-1]
         layer.set_variable("weights", np.ascontiguousarray(kernel, np.int8))
         layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
@@ -86,24 +94,41 @@ def _akida_layer(weights: Weights, image: Any, bits: int, is_first: bool) -> Any
     filters = len(weights.weight)
     if isinstance(weights, deploy.Dense):
         return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
-    shape = weights.weight.shape[2:], filters
-    options = {"act_bits": bits, "kernel_stride": weights.stride}
+    size = weights.weight.shape[2:]
     if is_first:
-        return program.InputConvolutional(image, *shape, weights_bits=8, **options)
-    return program.Convolutional(*shape, weights_bits=4, **options)
+        return program.InputConvolutional(
+            image,
+            size,
+            filters,
+            weights_bits=8,
+            act_bits=bits,
+            kernel_stride=weights.stride,
+        )
+    return program.Convolutional(
+        size,
+        filters,
+        weights_bits=4,
+        act_bits=bits,
+        kernel_stride=weights.stride,
+    )
 
 
-def _akida_kernel(weights: Weights, before: list[Any], is_first: bool) -> np.ndarray:
+def _akida_kernel(weights: Weights, sums: list[Any], is_first: bool) -> np.ndarray:
     """Weights as Akida stores them, found by trying.
 
     Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
     layer reads images in the order channels, columns, rows.
+
+    Args:
+        weights: of the layer.
+        sums: what lies before them, in front of a dense layer a flatten.
+        is_first: whether the layer reads x.
     """
     if isinstance(weights, deploy.Convolution):
         kernel = weights.weight.transpose(2, 3, 1, 0)
         return kernel if is_first else kernel[::-1, ::-1]
     matrix = weights.weight
-    for flatten in before:
+    for flatten in sums:
         assert isinstance(flatten, deploy.Flatten)
         images = matrix.reshape(len(matrix), *flatten.shape)
         matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
@@ -136,42 +161,66 @@ def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Sp
 
     images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
     images = torch.tensor(images, dtype=torch.float64)
-    values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
-    maps: dict[str, tuple[Any, Any]] = {}
+    # Outputs of nodes, for all steps of all images; those of maps come later, when
+    # their population has given them its biases.
+    values = {layers.nodes[0].name: images.flatten(0, 1)}
+    maps: dict[str, tuple[Any, Any]] = {}  # name -> convolution, its input
     spikes: Spikes = {}
     for node in layers.nodes[1:]:
-        arriving = [values[name] for name in node.sources if name in values]
+        arriving = sum(values[name] for name in node.sources if name in values)
         match node:
             case deploy.Convolution() | deploy.Dense():
-                image: Any = sum(arriving)
-                image = image if image.ndim == 4 else image[:, :, None, None]
-                if isinstance(node, deploy.Convolution):
-                    # A convolution of torch has equal padding on both sides alone.
-                    (top, bottom), (left, right) = node.padding
-                    zeros = (left, right, top, bottom)
-                    image = torch.nn.functional.pad(image, zeros)
-                maps[node.name] = _convolution(node), image
+                maps[node.name] = (_convolution(node), _padded(node, arriving))
             case deploy.SumPool(window=window, stride=stride):
-                pool = program.SumPool2d(window, stride)
-                values[node.name] = pool(sum(arriving))
+                values[node.name] = program.SumPool2d(window, stride)(arriving)
             case deploy.Flatten():
-                values[node.name] = sum(arriving).flatten(1)
+                values[node.name] = arriving.flatten(1)
             case deploy.Population():
-                pairs = [maps[name] for name in node.sources]
-                neurons = _neurons(node, len(x))
-                bias = torch.tensor(_per_channel(node.bias, node.shape))
-                pairs[0][0].bias = torch.nn.Parameter(bias.double())
-                if is_discretized:
-                    ((convolution, _),) = pairs
-                    _discretize(convolution, neurons)
-                with torch.no_grad():
-                    currents = sum(convolution(image) for convolution, image in pairs)
-                    levels = neurons(currents.reshape(-1, *node.shape))
+                levels = _population_levels(
+                    node,
+                    [maps[name] for name in node.sources],
+                    count=len(x),
+                    is_discretized=is_discretized,
+                )
                 values[node.name] = levels.double()
                 levels = levels.reshape(len(x), layers.steps, *node.shape)
                 levels = np.moveaxis(levels.numpy(), 0, 1)
                 spikes[node.name] = np.moveaxis(levels, 2, -1)
     return spikes
+
+
+def _padded(node: Weights, image: Any) -> Any:
+    """What the convolution of `_convolution` reads."""
+    import torch
+
+    if image.ndim == 2:
+        return image[:, :, None, None]
+    if isinstance(node, deploy.Convolution):
+        # A convolution of torch has equal padding on both sides alone.
+        (top, bottom), (left, right) = node.padding
+        return torch.nn.functional.pad(image, (left, right, top, bottom))
+    return image
+
+
+def _population_levels(
+    node: deploy.Population,
+    maps: list[tuple[Any, Any]],
+    count: int,
+    is_discretized: bool,
+) -> Any:
+    """Spikes [B T, C, ...] of a population that reads these convolutions."""
+    import torch
+
+    neurons = _neurons(node, count)
+    first, _ = maps[0]
+    bias = torch.tensor(_per_channel(node.bias, node.shape))
+    first.bias = torch.nn.Parameter(bias.double())
+    if is_discretized:
+        assert len(maps) == 1
+        _discretize(first, neurons)
+    with torch.no_grad():
+        currents = sum(convolution(image) for convolution, image in maps)
+        return neurons(currents.reshape(-1, *node.shape))
 
 
 dynapcnn = functools.partial(sinabs, is_discretized=True)
@@ -181,13 +230,14 @@ def _convolution(node: Weights) -> Any:
     """A convolution of torch; that of a dense layer is 1x1."""
     import torch
 
-    kernel, options = node.weight, {}
+    kernel = node.weight
+    stride = (1, 1)
     if isinstance(node, deploy.Dense):
         kernel = kernel[:, :, None, None]
     else:
-        options = {"stride": node.stride}
+        stride = node.stride
     filters, channels, *size = kernel.shape
-    module = torch.nn.Conv2d(channels, filters, size, bias=False, **options)
+    module = torch.nn.Conv2d(channels, filters, size, stride=stride, bias=False)
     module.weight.data = torch.tensor(kernel, dtype=torch.float64)
     return module
 
@@ -201,8 +251,9 @@ def _neurons(node: deploy.Population, count: int) -> Any:
     threshold = np.asarray(node.threshold)
     if (threshold == threshold.flat[0]).all():
         threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
-    is_zero = node.model.reset == "zero"
-    reset = activation.MembraneReset() if is_zero else activation.MembraneSubtract()
+    reset = activation.MembraneSubtract()
+    if node.model.reset == "zero":
+        reset = activation.MembraneReset()
     neurons = program.IAFSqueeze(
         batch_size=count,
         spike_threshold=torch.tensor(threshold, dtype=torch.float64),
@@ -219,18 +270,21 @@ def _discretize(convolution: Any, neurons: Any) -> None:
     """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
     import sinabs as package
 
-    def numbers() -> list[np.ndarray]:
-        parts = convolution.weight, convolution.bias, neurons.spike_threshold
-        return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
+    def numbers() -> dict[str, np.ndarray]:
+        return {
+            "weights": convolution.weight.detach().numpy().copy(),
+            "biases": convolution.bias.detach().numpy().copy(),
+            "thresholds": neurons.spike_threshold.detach().numpy().copy(),
+            "initial potentials": neurons.v_mem.detach().numpy().copy(),
+        }
 
-    before = numbers()
+    original = numbers()
     # To import the package around it would download and install drivers of chips.
     file = Path(*package.__path__, "backend", "dynapcnn", "discretize.py")
     runpy.run_path(str(file))["discretize_conv_spike_"](convolution, neurons)
-    names = "weights", "biases", "thresholds", "initial potentials"
-    for name, old, new in zip(names, before, numbers(), strict=True):
-        if not np.array_equal(old, new):
-            count = np.sum(old != new)
+    for name, discrete in numbers().items():
+        if not np.array_equal(original[name], discrete):
+            count = np.sum(original[name] != discrete)
             raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
     for part in (convolution.weight, convolution.bias, neurons.v_mem):
         part.data = part.data.double()
@@ -254,18 +308,18 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
     Raises:
         ValueError: a number does not fit into its bits.
     """
-    most = 2**23 - 1
+    limit = 2**23 - 1
 
     def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
         bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
         vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
-        v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
+        v = _whole(node.initial_potential * 2**6, node, "potentials", -limit, limit)
         doubled = _whole(2 * weights, node, "weights", -(2**8), 2**8 - 1)
         sent = []
         for s in arriving:
             # u is kept in 24 bits and wraps around.
             u = (2**6 * (s @ doubled.T >> 1) + 2**23) % 2**24 - 2**23
-            v = np.clip(v + u + 2**6 * bias, -most, most)
+            v = np.clip(v + u + 2**6 * bias, -limit, limit)
             sent.append(v > 2**6 * vth)
             v = np.where(sent[-1], 0, v)
         return np.array(sent, np.int64)
@@ -329,10 +383,11 @@ def by_population(
     sent = {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
     spikes: Spikes = {}
     for node in layers.populations:
-        of_senders = matrices(layers, node)
-        weights = np.concatenate([*of_senders.values()], axis=1)
-        arriving = np.concatenate([sent[name] for name in of_senders], axis=2)
-        sent[node.name] = levels = rule(node, weights, arriving)
+        by_sender = matrices(layers, node)
+        weights = np.concatenate([*by_sender.values()], axis=1)
+        arriving = np.concatenate([sent[name] for name in by_sender], axis=2)
+        levels = rule(node, weights, arriving)
+        sent[node.name] = levels
         levels = levels.reshape(*levels.shape[:2], *node.shape)
         spikes[node.name] = np.moveaxis(levels, 2, -1)
     return spikes
@@ -341,16 +396,18 @@ def by_population(
 def matrices(layers: Layers, receiver: Any) -> dict[str, np.ndarray]:
     """A matrix [N, M] of weights for each sender of a population or an output."""
     nodes = {node.name: node for node in layers.nodes}
-    found: dict[str, np.ndarray] = {}
+    by_sender: dict[str, np.ndarray] = {}
     for way in layers.connections:
-        if way.receiver == receiver.name:
-            shape = nodes[way.sender].shape
-            outputs = np.eye(int(np.prod(shape))).reshape(-1, *shape)
-            for each in way.maps:
-                outputs = _linear(each, outputs)
-            matrix = outputs.reshape(len(outputs), -1).T
-            found[way.sender] = found.get(way.sender, 0) + matrix
-    return found
+        if way.receiver != receiver.name:
+            continue
+        # The columns of a linear map are its outputs for the unit vectors.
+        shape = nodes[way.sender].shape
+        outputs = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+        for node in way.maps:
+            outputs = _linear(node, outputs)
+        matrix = outputs.reshape(len(outputs), -1).T
+        by_sender[way.sender] = by_sender.get(way.sender, 0) + matrix
+    return by_sender
 
 
 def _linear(node: Any, x: np.ndarray) -> np.ndarray:
@@ -362,27 +419,30 @@ def _linear(node: Any, x: np.ndarray) -> np.ndarray:
     if isinstance(node, deploy.Scale):
         return x * node.weight
     assert isinstance(node, deploy.Convolution | deploy.SumPool)
-    is_pool = isinstance(node, deploy.SumPool)
-    size = node.window if is_pool else node.weight.shape[2:]
     down, right = node.stride
-    zeros = [(n, n) for n in node.padding] if is_pool else node.padding
+    if isinstance(node, deploy.SumPool):
+        zeros = [(n, n) for n in node.padding]
+        size = node.window
+    else:
+        zeros = node.padding
+        size = node.weight.shape[2:]
     x = np.pad(x, ((0, 0), (0, 0), *zeros))
     windows = np.lib.stride_tricks.sliding_window_view(x, size, (2, 3))
-    windows = windows[:, :, ::down, ::right]
-    if is_pool:
+    windows = windows[:, :, ::down, ::right]  # [B, C, H, W, *size]
+    if isinstance(node, deploy.SumPool):
         return windows.sum((-1, -2))
     return np.einsum("bihwkl,oikl->bohw", windows, node.weight)
 
 
 def _whole(
-    values: np.ndarray, node: deploy.Population, name: str, least: int, most: int
+    values: np.ndarray, node: deploy.Population, name: str, lowest: int, highest: int
 ) -> np.ndarray:
     """Whole numbers: of each neuron [N], or a matrix."""
     whole = np.rint(values).astype(np.int64)
     assert np.allclose(values, whole), f"{name} are no whole numbers"
-    if whole.min() < least or whole.max() > most:
+    if whole.min() < lowest or whole.max() > highest:
         raise ValueError(
             f"{name} of {node.name!r} are {whole.min()} .. {whole.max()}; allowed: "
-            f"{least} .. {most}"
+            f"{lowest} .. {highest}"
         )
     return whole if name == "weights" else np.broadcast_to(whole, node.shape).ravel()

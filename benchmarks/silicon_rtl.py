@@ -44,13 +44,16 @@ FILES = {  # of its rtl/ -> what `git hash-object` says of them
 }
 
 
-def function(p: Params, x: jax.Array) -> jax.Array:
+def network(params: Params, x: jax.Array) -> jax.Array:
     """A perceptron of flat images, or a CNN: as `SHAPES` has their weights."""
     with jax.named_scope("input"):
         x = jax.nn.relu(x)
-    current = convolution(x, p["hidden"], 2) if x.ndim == 4 else x @ p["hidden"]
-    x = neurons(p, "hidden", current)
-    return x.reshape(len(x), -1) @ p["readout"] + p["readout_bias"]
+    if x.ndim == 4:
+        current = convolution(x, params["hidden"], 2)
+    else:
+        current = x @ params["hidden"]
+    x = neurons(params, "hidden", current)
+    return x.reshape(len(x), -1) @ params["readout"] + params["readout_bias"]
 
 
 SHAPES = {
@@ -68,25 +71,33 @@ def images_for(kind: str, images: np.ndarray) -> np.ndarray:
 @functools.cache
 def trained(kind: str, epochs: int) -> Params:
     """Its weights after training on all training images at once."""
-    digits, rng = data.load("digits"), np.random.default_rng(0)
-    x, labels = images_for(kind, digits.train_images), digits.train_labels
+    digits = data.load("digits")
+    rng = np.random.default_rng(0)
+    x = images_for(kind, digits.train_images)
     params = {}
     for name, shape in SHAPES[kind].items():
-        drawn = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
-        params |= {name: np.float32(drawn), f"{name}_bias": np.zeros(shape[-1:], "f")}
+        scale = np.prod(shape[:-1]) ** -0.5
+        params[name] = np.float32(rng.normal(0, scale, shape))
+        params[f"{name}_bias"] = np.zeros(shape[-1:], np.float32)
 
     def loss(params):
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-        return entropy(function(params, x), labels).mean()
+        return entropy(network(params, x), digits.train_labels).mean()
 
     def step(state, _):
         return state.apply_gradients(grads=jax.grad(loss)(state.params)), None
 
-    start = TrainState.create(apply_fn=function, params=params, tx=optax.adam(0.01))
-    return jax.jit(lambda s: jax.lax.scan(step, s, length=epochs)[0])(start).params
+    @jax.jit
+    def train(state):
+        state, _ = jax.lax.scan(step, state, length=epochs)
+        return state.params
+
+    return train(
+        TrainState.create(apply_fn=network, params=params, tx=optax.adam(0.01))
+    )
 
 
-class Network(NamedTuple):
+class Conversion(NamedTuple):
     """How a network becomes whole numbers."""
 
     code: Code
@@ -105,34 +116,66 @@ class Network(NamedTuple):
         """
         params = trained(kind, epochs)
         x = images_for(kind, data.load("digits").train_images[:256])
-        model = snnjax.integrate_and_fire(levels=self.levels)
-        options = {"steps": self.steps, "code": self.code, "wait": self.wait}
-        options |= {"model": model, "recipe": snnjax.max_activation()}
-        snn = snnjax.convert(function, params, x, **options)
+        snn = snnjax.convert(
+            network,
+            params,
+            x,
+            steps=self.steps,
+            wait=self.wait,
+            code=self.code,
+            model=snnjax.integrate_and_fire(levels=self.levels),
+            recipe=snnjax.max_activation(),
+        )
         model = dataclasses.replace(snn.model, reset=self.reset)
         snn = dataclasses.replace(snn, model=model)
-        layers = snnjax.deploy.layers(function, snn, x)
-        bits = {"weight_bits": self.weight_bits, "input_bits": self.input_bits}
-        return snnjax.deploy.quantize(layers, x, state_bits=16, overflow="wrap", **bits)
+        return snnjax.deploy.quantize(
+            snnjax.deploy.layers(network, snn, x),
+            x,
+            weight_bits=self.weight_bits,
+            input_bits=self.input_bits,
+            state_bits=16,
+            overflow="wrap",
+        )
 
 
+RATE_TO_ZERO = Conversion(
+    rate(),
+    levels=(0, 1),
+    reset="zero",
+    steps=16,
+    wait=0,
+    weight_bits=8,
+    input_bits=6,
+)
+RATE = RATE_TO_ZERO._replace(reset="subtract", weight_bits=5, input_bits=5)
+RADIX = Conversion(
+    radix(),
+    levels=(0, 1),
+    reset="subtract",
+    steps=4,
+    wait=3,
+    weight_bits=2,
+    input_bits=5,
+)
 NETWORKS = {
-    "perceptron: rate with reset to zero": Network(rate(), (0, 1), "zero", 16, 0, 8, 6),
-    "perceptron: rate": Network(rate(), (0, 1), "subtract", 16, 0, 5, 5),
-    "perceptron: radix": Network(radix(), (0, 1), "subtract", 4, 3, 2, 5),
-    "perceptron: signed radix": Network(radix(), (-1, 1), "subtract", 4, 1, 2, 5),
-    "CNN: rate with reset to zero": Network(rate(), (0, 1), "zero", 16, 0, 8, 6),
-    "CNN: radix": Network(radix(), (0, 1), "subtract", 4, 3, 3, 5),
+    "perceptron: rate with reset to zero": RATE_TO_ZERO,
+    "perceptron: rate": RATE,
+    "perceptron: radix": RADIX,
+    "perceptron: signed radix": RADIX._replace(levels=(-1, 1), wait=1),
+    "CNN: rate with reset to zero": RATE_TO_ZERO,
+    "CNN: radix": RADIX._replace(weight_bits=3),
 }
 
 
 def check_tools(rtl: Path) -> None:
     """Raise unless the RTL is that of `COMMIT` and Icarus Verilog is there."""
-    for name, expected in FILES.items():
-        text = (rtl / name).read_bytes()
-        if hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() != expected:
-            way_out = f"git checkout {COMMIT[:7]}"
-            raise Misfit(f"{rtl / name} is of another version; {way_out}")
+    for name, expected_hash in FILES.items():
+        content = (rtl / name).read_bytes()
+        blob = b"blob %d\0" % len(content) + content
+        if hashlib.sha1(blob).hexdigest() != expected_hash:
+            raise Misfit(
+                f"{rtl / name} is of another version; git checkout {COMMIT[:7]}"
+            )
     for tool in ("iverilog", "vvp"):
         if shutil.which(tool) is None:
             raise Misfit(f"{tool} is missing; apt-get install iverilog")
@@ -144,31 +187,42 @@ def compiled(rtl: Path, program: Program, folder: Path) -> Path:
     A larger one computes the same and takes longer. SIMULATION fills its memories,
     which nothing else does.
     """
-    neurons, synapses = program.neurons, program.synapses
-    bits = (max(count - 1, 31).bit_length() for count in (neurons, synapses))
-    sizes = zip(("NEURONS", "BITS", "POOL_BITS"), (neurons, *bits), strict=True)
     core = folder / "core"
-    options = ["-g2012", "-DSIMULATION", "-s", "driver", "-o", str(core)]
-    options += [f"-Pdriver.{name}={size}" for name, size in sizes]
-    files = [Path(__file__).with_suffix(".v"), *(rtl / name for name in FILES)]
-    _run("iverilog", *options, *map(str, files))
+    neuron_bits = max(program.neurons - 1, 31).bit_length()
+    synapse_bits = max(program.synapses - 1, 31).bit_length()
+    _run(
+        "iverilog",
+        "-g2012",
+        "-DSIMULATION",
+        "-s",
+        "driver",
+        "-o",
+        str(core),
+        f"-Pdriver.NEURONS={program.neurons}",
+        f"-Pdriver.BITS={neuron_bits}",
+        f"-Pdriver.POOL_BITS={synapse_bits}",
+        str(Path(__file__).with_suffix(".v")),
+        *(str(rtl / name) for name in FILES),
+    )
     return core
 
 
 def simulated(program: Program, x: np.ndarray, core: Path, folder: Path) -> Recording:
     """An image in a core of its own, in which nothing is left of others."""
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        commands, events = Path(own, "commands"), Path(own, "events")
+    with tempfile.TemporaryDirectory(dir=folder) as image_folder:
+        commands = Path(image_folder, "commands")
+        events = Path(image_folder, "events")
         commands.write_text(program.commands(x))
         _run("vvp", str(core), f"+commands={commands}", f"+events={events}")
         return catalyst.recorded(program, events.read_text())
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().partition("\n")[0]
-        raise Misfit(f"{command[0]} failed: {words}")
+    """Run a program; Misfit with its first line if it fails."""
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        messages = (process.stderr or process.stdout).strip()
+        raise Misfit(f"{command[0]} failed: {messages.partition(chr(10))[0]}")
 
 
 def whole_x(layers: Layers, x: np.ndarray) -> np.ndarray:
@@ -185,46 +239,56 @@ def expected(layers: Layers, program: Program, x: np.ndarray) -> list[Recording]
     """
     trace = run_in_bits(layers, x)
     m_1 = snnjax.deploy.timing(layers).multiples[0]  # extremes are v / m_n
-    most = {n: m_1 * max(map(abs, map(int, e))) for n, e in trace.extremes.items()}
-    room = {name: group.room for name, group in program.groups.items()}
-    outputs, sums = trace.outputs, {}
+    for name, extremes in trace.extremes.items():
+        largest = m_1 * max(abs(int(extreme)) for extreme in extremes)
+        _check_potentials(name, largest, program.groups[name].room)
+    sums = {}
     for node in layers.outputs:
-        values = outputs[node.name] if isinstance(outputs, dict) else outputs
+        values = trace.outputs
+        if isinstance(values, dict):
+            values = values[node.name]
         units = np.asarray(values, float) / (layers.potential_unit * node.unit)
-        totals = np.rint(units.cumsum(0)).astype(int)
+        totals = np.rint(units.cumsum(0)).astype(int)  # [T, B, N]
+        _check_potentials(node.name, np.abs(totals).max(), catalyst.REST - 1)
         sums[node.name] = totals[-1]
-        most[node.name], room[node.name] = np.abs(totals).max(), catalyst.REST - 1
-    for name, found in most.items():
-        if found > room[name]:
-            reach = f"{found}, and the core has room for {room[name]}"
-            allowed = "allowed: fewer weight_bits or steps"
-            raise Misfit(f"potentials of {name!r} may reach {reach}; {allowed}")
-    spikes = {name: np.asarray(levels) for name, levels in trace.spikes.items()}
-
-    def of_image(b: int) -> Recording:
-        levels = {name: of_all[:, b] for name, of_all in spikes.items()}
-        return Recording(levels, {name: s[b] for name, s in sums.items()}, 0, 0)
-
-    return [of_image(b) for b in range(len(x))]
+    recordings = []
+    for image in range(len(x)):
+        recording = Recording(
+            spikes={n: np.asarray(s)[:, image] for n, s in trace.spikes.items()},
+            sums={name: total[image] for name, total in sums.items()},
+            extra=0,
+            largest_step=0,
+        )
+        recordings.append(recording)
+    return recordings
 
 
-def counts_of(ours: Recording, theirs: Recording) -> Counter[str]:
+def _check_potentials(name: str, largest: int, room: int) -> None:
+    """Raise if a potential may not fit into the neurons of a population."""
+    if largest > room:
+        raise Misfit(
+            f"potentials of {name!r} may reach {largest}, and the core has room for "
+            f"{room}; allowed: fewer weight_bits or steps"
+        )
+
+
+def number_counts(expected: Recording, recording: Recording) -> Counter[str]:
     """How many numbers are compared and differ."""
-    counts = compared(ours.spikes, theirs.spikes)
-    counts["mismatches"] += theirs.extra
-    for name, sums in ours.sums.items():
+    counts = compared(expected.spikes, recording.spikes)
+    counts["mismatches"] += recording.extra
+    for name, sums in expected.sums.items():
         counts["sums"] += sums.size
-        counts["equal"] += np.count_nonzero(sums == theirs.sums[name])
+        counts["equal"] += np.count_nonzero(sums == recording.sums[name])
     return counts
 
 
-def row_of(name: str, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
+def table_row(name: str, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
     """A network on the core, image by image."""
     kind = name.partition(":")[0]
     layers = NETWORKS[name].layers(kind, epochs)
     x = images_for(kind, data.load("digits").test_images[:images])
     program = catalyst.program_of(layers)
-    ours = expected(layers, program, x)
+    expected_recordings = expected(layers, program, x)
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -232,46 +296,66 @@ def row_of(name: str, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
         core = compiled(rtl, program, Path(folder))
         start = os.times().children_user  # of a CPU: other work changes it little
         run = functools.partial(simulated, program, core=core, folder=Path(folder))
-        theirs = [*pool.map(run, whole_x(layers, x))]
+        recordings = list(pool.map(run, whole_x(layers, x)))
         seconds = (os.times().children_user - start) / len(x)
-    counts = sum(map(counts_of, ours, theirs), Counter())
-    row = {"T": layers.steps, "bits": layers.arithmetic.weight_bits}
-    row |= {"neurons": program.neurons, "synapses": program.synapses}
-    row |= {"most": max(r.most for r in theirs), "seconds": seconds}
-    return row | {name: int(counts[name]) for name in COLUMNS if name not in row}
+    counts: Counter[str] = Counter()
+    for pair in zip(expected_recordings, recordings, strict=True):
+        counts += number_counts(*pair)
+    row = {
+        "T": layers.steps,
+        "bits": layers.arithmetic.weight_bits,
+        "neurons": program.neurons,
+        "synapses": program.synapses,
+        "most": max(recording.largest_step for recording in recordings),
+        "seconds": seconds,
+    }
+    for column in ("spikes", "not_0", "mismatches", "sums", "equal"):
+        row[column] = int(counts[column])
+    return row
 
 
-COLUMNS = {"T": "T", "bits": "bits", "neurons": "neurons", "synapses": "synapses"}
-COLUMNS |= {"most": "most spikes in a step", "spikes": "spikes compared"}
-COLUMNS |= {"not_0": "not 0", "mismatches": "mismatches", "sums": "sums compared"}
-COLUMNS |= {"equal": "equal", "seconds": "CPU s per image"}
+COLUMNS = {
+    "T": "T",
+    "bits": "bits",
+    "neurons": "neurons",
+    "synapses": "synapses",
+    "most": "most spikes in a step",
+    "spikes": "spikes compared",
+    "not_0": "not 0",
+    "mismatches": "mismatches",
+    "sums": "sums compared",
+    "equal": "equal",
+    "seconds": "CPU s per image",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = timing.parser(__doc__)
-    options.add_argument("--rtl", type=Path, required=True, help="rtl/ of catalyst-n1")
-    options.add_argument("--images", type=timing.count, default=20)
-    timing.only_option(options)
-    given = options.parse_args(arguments)
-    timing.check_files(options, given.rtl, *FILES)
-    images, epochs = (1, 20) if given.quick else (given.images, 300)
+    """The command: a result with a row for each network, which is printed too."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--rtl", type=Path, required=True, help="rtl/ of catalyst-n1")
+    parser.add_argument("--images", type=timing.count, default=20)
+    timing.only_option(parser)
+    options = parser.parse_args(arguments)
+    timing.check_files(parser, options.rtl, *FILES)
+    images = 1 if options.quick else options.images
+    epochs = 20 if options.quick else 300
     facts = {"sizes": {"images": images}, "rtl": COMMIT}
     result = timing.new_result(__doc__, ("jax", "numpy"), **facts)
-    sides = timing.continued(result, given.out, *facts)["sides"]
+    sides = timing.continued(result, options.out, *facts)["sides"]
     try:
-        check_tools(given.rtl)
+        check_tools(options.rtl)
         for name in NETWORKS:
-            if name not in sides and timing.is_selected(name, given.only):
+            if name not in sides and timing.is_selected(name, options.only):
                 print(f"running {name}", file=sys.stderr, flush=True)
-                sides[name] = row_of(name, images, epochs, given.rtl)
+                sides[name] = table_row(name, images, epochs, options.rtl)
     except Misfit as error:
-        options.error(str(error))
+        parser.error(str(error))
     for name, row in sides.items():
         wrong = row["mismatches"] + row["sums"] - row["equal"]
-        goal = f"numbers that differ, {name}"
-        result["targets"] += [timing.target(goal, wrong, at_most=0)]
+        goal = timing.target(f"numbers that differ, {name}", wrong, at_most=0)
+        result["targets"].append(goal)
     text = timing.table_of("network", COLUMNS, sides)
-    return timing.report(result, text, given.out)
+    return timing.report(result, text, options.out)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def counts_of(layers, x):
     for image, numbers in zip(ours, silicon_rtl.whole_x(layers, x), strict=True):
         events = core(program.commands(numbers))
         theirs = catalyst.recorded(program, events)
-        counts += silicon_rtl.counts_of(image, theirs)
+        counts += silicon_rtl.number_counts(image, theirs)
     return counts
 
 
@@ -221,7 +221,7 @@ def test_spikes_at_other_steps_are_mismatches():
         (f"\nspike 99 {program.groups['1'].fire[0, 0]} 1", 1),
     ):
         theirs = catalyst.recorded(program, events + extra)
-        assert silicon_rtl.counts_of(ours, theirs)["mismatches"] == count
+        assert silicon_rtl.number_counts(ours, theirs)["mismatches"] == count
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
