@@ -71,8 +71,8 @@ class ArrayView(View):
         currents = self.currents_of(weights)
         yield currents.mean(0) if self.wait == self.steps else currents
 
-    def feed(self, every=1):
-        return self.current, self.sources[::every]
+    def feed(self, stride=1):
+        return self.current, self.sources[::stride]
 
 
 def _current(weights, sources, rows):
@@ -555,7 +555,7 @@ def test_a_kernel_that_its_network_normalizes_gets_no_worse():
 )
 def test_images_are_left_out_when_fewer_give_the_samples(count, samples, expected):
     here = ArrayView(np.zeros((count, *SITE.shape), np.float32))
-    assert solve._spacing(here, samples) == expected
+    assert solve._stride(here, samples) == expected
 
 
 # --------------------------------------------------------------- edge cases

@@ -20,10 +20,13 @@ def in_blocks(rows: jax.Array) -> jax.Array:
     (4, 2, 4095)
     """
     *leading, count, channels = rows.shape
-    samples = min(count, max(1, _NUMBERS_IN_BLOCK // channels))
+    samples = max(1, _NUMBERS_IN_BLOCK // channels)
+    samples = min(count, samples)
     missing = -count % samples
-    padding = [(0, 0)] * len(leading) + [(0, missing), (0, 0)]
-    blocks = jnp.pad(rows, padding).reshape(*leading, -1, samples * channels)
+    padding = [(0, 0) for _ in rows.shape]
+    padding[-2] = (0, missing)
+    filled = jnp.pad(rows, padding)
+    blocks = filled.reshape(*leading, -1, samples * channels)
     return jnp.moveaxis(blocks, -2, 0)
 
 
@@ -49,4 +52,5 @@ def sum_over(
 
     start = jnp.zeros(result.shape, result.dtype)
     total, _ = jax.lax.scan(add, start, tuple(blocks))
-    return total.reshape(-1, channels).sum(axis=0)
+    by_sample = total.reshape(-1, channels)
+    return by_sample.sum(axis=0)

@@ -135,4 +135,5 @@ def _mean_missing(view: View, fit: Fit, per_channel: bool) -> np.ndarray:
         shape = parameter_shapes(view.site)["bias"]
         missing = missing.sum(axes).reshape(shape)
         weight = weight.sum(axes).reshape(shape)
-    return missing / np.where(weight == 0, np.ones_like(weight), weight)
+    divisor = np.where(weight == 0, np.ones_like(weight), weight)
+    return missing / divisor

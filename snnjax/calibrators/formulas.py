@@ -127,9 +127,17 @@ def least_squares(
     largest = _positive(maxima, per)
     thresholds = jnp.multiply.outer(_FRACTIONS, largest)
     thresholds = thresholds.reshape(len(_FRACTIONS), -1)  # [K, 1] or [K, C]
-    errors = _clip_floor_errors(activation, thresholds, steps, shift, channel, weight)
+    errors = _clip_floor_errors(
+        activation,
+        thresholds,
+        steps,
+        shift,
+        channel,
+        weight,
+    )
     best = errors.argmin(axis=0)[None]
-    return jnp.take_along_axis(thresholds, best, axis=0).reshape(largest.shape)
+    best_thresholds = jnp.take_along_axis(thresholds, best, axis=0)
+    return best_thresholds.reshape(largest.shape)
 
 
 def _clip_floor_errors(
@@ -146,21 +154,27 @@ def _clip_floor_errors(
     range of float32.
     """
     columns = thresholds.shape[1]
-    activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
-    blocks = [in_blocks(activation.reshape(-1, columns))]
+    activation = activation.astype(jnp.float32)
+    activation = jnp.moveaxis(activation, channel, -1)
+    rows = activation.reshape(-1, columns)
+    blocks = [in_blocks(rows)]
     if weight is not None:
         weight = jnp.moveaxis(weight, channel, -1)
         weight = jnp.broadcast_to(weight, activation.shape)
-        blocks.append(in_blocks(weight.reshape(-1, columns)))
+        weight_rows = weight.reshape(-1, columns)
+        blocks.append(in_blocks(weight_rows))
     samples_per_block = blocks[0].shape[-1] // columns
-    unit = jnp.tile(binary_unit(thresholds[0]), samples_per_block)
+    unit = binary_unit(thresholds[0])
+    unit = jnp.tile(unit, samples_per_block)
 
     def error(threshold):
         threshold = jnp.tile(threshold, samples_per_block)
 
         def squares(a, w=None):
-            count = jnp.minimum(jnp.floor(a * steps / threshold + shift), steps)
-            square = ((count * threshold / steps - a) / unit) ** 2
+            count = jnp.floor(a * steps / threshold + shift)
+            count = jnp.minimum(count, steps)
+            output = count * threshold / steps
+            square = ((output - a) / unit) ** 2
             if w is None:
                 return square
             return square * w
@@ -201,19 +215,23 @@ def middle(
     >>> print(middle(jnp.array([[0.0], [0.1], [0.9], [1.0]]), 2))
     [0.5]
     """
-    rows = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
+    activation = activation.astype(jnp.float32)
+    rows = jnp.moveaxis(activation, channel, -1)
     rows = rows.reshape(-1, rows.shape[-1])  # [n, C]
     if weight is None:
         weights = jnp.ones((len(rows), 1), jnp.float32)
     else:
-        weights = jnp.moveaxis(weight, channel, -1).reshape(len(rows), 1)
+        weights = jnp.moveaxis(weight, channel, -1)
+        weights = weights.reshape(len(rows), 1)
     lowest = jnp.where(weights > 0, rows, jnp.inf).min(axis=0)
     highest = jnp.where(weights > 0, rows, -jnp.inf).max(axis=0)
     span = jnp.where(highest > lowest, highest - lowest, 1)
+    # Grids are compared on activations from 0 to 1.
     grids = _grids()
     errors = _grid_errors((rows - lowest) / span, weights, grids, intervals)
+    best = errors.argmin(axis=0)
     middles = jnp.asarray((grids[:, 0] + grids[:, 1]) / 2)
-    return lowest + (highest - lowest) * middles[errors.argmin(axis=0)]
+    return lowest + (highest - lowest) * middles[best]
 
 
 def _grids() -> np.ndarray:
@@ -246,8 +264,10 @@ def _grid_errors(
 
         def squares(a, w):
             position = jnp.clip((a - low) / (high - low), 0, 1)
-            nearest = low + spacing * jnp.round(intervals * position)
-            return jnp.where(w > 0, w * (nearest - a) ** 2, 0)
+            number = jnp.round(intervals * position)
+            nearest = low + spacing * number
+            square = (nearest - a) ** 2
+            return jnp.where(w > 0, w * square, 0)
 
         return sum_over(squares, blocks, rows.shape[1])
 

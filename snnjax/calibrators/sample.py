@@ -55,7 +55,8 @@ class Sample(NamedTuple):
         """The largest magnitude of each channel at all positions, [C]."""
         above = _around(self.highest, offset)
         below = -_around(self.lowest, offset)
-        return np.maximum(np.maximum(above, below), 0)
+        maxima = np.maximum(above, below)
+        return np.maximum(maxima, 0)
 
     def positive_maxima(self, offset: Any, per: Per) -> np.ndarray:
         """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C]."""
@@ -116,10 +117,13 @@ class SampleRows:
         xp = namespace(activation)
         activation = activation.astype(np.float32, copy=False)
         if effects is None:
+            # All errors count alike: 1 at each position, with a single channel.
             axis = activation.ndim + self.channel
-            effects = xp.ones_like(xp.take(activation, np.arange(1), axis))
-        lowest = xp.where(effects > 0, activation, xp.inf)
-        highest = xp.where(effects > 0, activation, -xp.inf)
+            first_channel = xp.take(activation, np.arange(1), axis)
+            effects = xp.ones_like(first_channel)
+        counted = effects > 0
+        lowest = xp.where(counted, activation, xp.inf)
+        highest = xp.where(counted, activation, -xp.inf)
         return (
             _rows(activation, positions, self.ndim, self.channel),
             _rows(effects, positions, self.ndim, self.channel),
@@ -148,15 +152,17 @@ class CurrentRows:
 def _rows(values: Any, positions: Any, ndim: int, channel: int) -> Any:
     """[..., B, *shape of a site] as [..., B p, C], see `chosen_positions`."""
     rows = at_positions(values, positions, ndim, channel)
-    return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
+    *leading, _, _, channels = rows.shape
+    return rows.reshape(*leading, -1, channels)
 
 
 def at_positions(values: Any, positions: Any, ndim: int, channel: int) -> Any:
     """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
     xp = namespace(values)
     values = xp.moveaxis(values, channel, -1)
+    channels = values.shape[-1]
     leading = values.shape[: values.ndim - ndim]
-    rows = values.reshape(*leading, -1, values.shape[-1])
+    rows = values.reshape(*leading, -1, channels)
     if positions is None:
         return rows
     return xp.take(rows, positions, rows.ndim - 2)
@@ -167,11 +173,13 @@ def merged(
 ) -> Sample:
     """The sample, from the `SampleRows` of all micro-batches."""
     activations, weights, lowest, highest = zip(*parts, strict=True)
+    lowest_of_parts = [_gathered(part, batch_sharding) for part in lowest]
+    highest_of_parts = [_gathered(part, batch_sharding) for part in highest]
     return Sample(
         activation=concatenated(activations, batch_sharding),
         weight=concatenated(weights, batch_sharding),
-        lowest=np.min([_gathered(part, batch_sharding) for part in lowest], axis=0),
-        highest=np.max([_gathered(part, batch_sharding) for part in highest], axis=0),
+        lowest=np.min(lowest_of_parts, axis=0),
+        highest=np.max(highest_of_parts, axis=0),
     )
 
 

@@ -286,13 +286,11 @@ def _in_blocks(rows: np.ndarray) -> np.ndarray:
     lanes = _lanes(channels)
     samples = max(1, _NUMBERS_IN_BLOCK // lanes)
     missing_rows = -count % (samples * _BLOCKS_AT_ONCE)
-    padding = [
-        *[(0, 0) for _ in leading],
-        (0, missing_rows),
-        (0, lanes - channels),
-    ]
-    blocks = np.pad(rows, padding)
-    blocks = blocks.reshape(*leading, -1, _BLOCKS_AT_ONCE, samples * lanes)
+    padding = [(0, 0) for _ in rows.shape]
+    padding[-2] = (0, missing_rows)
+    padding[-1] = (0, lanes - channels)
+    filled = np.pad(rows, padding)
+    blocks = filled.reshape(*leading, -1, _BLOCKS_AT_ONCE, samples * lanes)
     if not leading:
         return blocks
     # The steps come last but one, in memory too.

@@ -131,7 +131,7 @@ class View(abc.ABC):
         """The `currents` of each micro-batch."""
 
     @abc.abstractmethod
-    def feed(self, every: int = 1) -> tuple[Callable, Any]:
+    def feed(self, stride: int = 1) -> tuple[Callable, Any]:
         """The mean current over T steps as a function of weights: (current, sources).
 
         ``current(weights, sources, rows)`` is a hashable pure function, differentiable
@@ -139,7 +139,7 @@ class View(abc.ABC):
         the images with these numbers (rows; None: of all), [B, ...].
 
         Args:
-            every: sources of one image in so many.
+            stride: sources of one image in so many.
         """
 
     def with_effects(self) -> "View":
@@ -173,13 +173,13 @@ class View(abc.ABC):
             per=per,
         )
 
-    def products(self, every: int = 1) -> Sequence[Target]:
+    def products(self, stride: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.
 
         Args:
-            every: of one image in so many.
+            stride: of one image in so many.
         """
-        del every
+        del stride
         return ()
 
     def currents(self, weights: dict[str, jax.Array]) -> jax.Array:
@@ -222,18 +222,18 @@ class View(abc.ABC):
             return [None] * len(self._activations)
         return self._effects
 
-    def thinned(self, every: int) -> tuple[jax.Array, jax.Array | None]:
+    def thinned(self, stride: int) -> tuple[jax.Array, jax.Array | None]:
         """Activation and effects of one image in so many."""
-        activation = self.join(self._activations, every=every)
+        activation = self.join(self._activations, stride=stride)
         if self._effects is None:
             return activation, None
-        return activation, self.join(self._effects, every=every)
+        return activation, self.join(self._effects, stride=stride)
 
     def join(
-        self, parts: Sequence[jax.Array], axis: int = 0, every: int = 1
+        self, parts: Sequence[jax.Array], axis: int = 0, stride: int = 1
     ) -> jax.Array:
         """Every n-th image of all micro-batches in one array, which devices share."""
-        images = _joined(axis, every, self.batch_sharding, list(parts))
+        images = _joined(axis, stride, self.batch_sharding, list(parts))
         return jax.device_put(images)
 
     @property
@@ -387,10 +387,10 @@ def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
 
 @functools.partial(by_numpy_or_xla, static=3)
 def _joined(
-    axis: int, every: int, batch_sharding: NamedSharding | None, parts: list[Any]
+    axis: int, stride: int, batch_sharding: NamedSharding | None, parts: list[Any]
 ) -> Any:
     """The images of `View.join`."""
-    images = namespace(parts[0]).concatenate(sampled(parts, axis, every), axis)
+    images = namespace(parts[0]).concatenate(sampled(parts, axis, stride), axis)
     if batch_sharding is None:
         return images
     return sharding.shared(images, axis, batch_sharding)

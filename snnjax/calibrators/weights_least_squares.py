@@ -89,14 +89,14 @@ def least_squares_weights(
     def calibrate(view: View, fit: Fit) -> Fit:
         if all(path in view.shared for path in fit.weights):
             return fit
-        every = _spacing(view, samples)
+        stride = _stride(view, samples)
         if view.site.is_encoder:
             # Each product has few weights: half of the iterations are enough for them.
             count = (iterations + 1) // 2
-            targets = view.products(every)
+            targets = view.products(stride)
         else:
             count = iterations
-            targets = [_activation_target(view, fit, every)]
+            targets = [_activation_target(view, fit, stride)]
         weights = dict(fit.weights)
         for target in targets:
             refitted = _refitted(
@@ -113,17 +113,17 @@ def least_squares_weights(
     return calibrate
 
 
-def _spacing(view: View, samples: int) -> int:
+def _stride(view: View, samples: int) -> int:
     """Distance of images that give each channel so many samples, or the fewest."""
     for_samples = view.samples_per_channel // samples
     for_images = view.count // _FEWEST
     return max(1, min(for_samples, for_images))
 
 
-def _activation_target(view: View, fit: Fit, every: int) -> Target:
+def _activation_target(view: View, fit: Fit, stride: int) -> Target:
     """All weights of a site together, which should give the ANN's activation."""
-    current, sources = view.feed(every)
-    activation, effects = view.thinned(every)
+    current, sources = view.feed(stride)
+    activation, effects = view.thinned(stride)
     return Target(
         paths=tuple(fit.weights),
         current=current,

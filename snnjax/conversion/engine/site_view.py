@@ -141,14 +141,14 @@ class SiteView(View):
     def currents_by_batch(self, weights: WeightsByPath) -> Iterator[jax.Array]:
         return (results.outputs[0] for results in self.results(weights))
 
-    def feed(self, every: int = 1) -> tuple[Current, list[jax.Array]]:
+    def feed(self, stride: int = 1) -> tuple[Current, list[jax.Array]]:
         stage = self._stage
         spikes = self._boundary.spikes
         sources = self._sources(
             parts=spikes,
             params=self._boundary.params,
             streams=self._calibration.streams,
-            every=every,
+            stride=stride,
         )
         # Of means, T does not matter: one program serves every T.
         work = Work(
@@ -161,18 +161,18 @@ class SiteView(View):
         axes = tuple(0 if v in spikes else None for v in stage.sources)
         return Current(work, slots, axes), sources
 
-    def products(self, every: int = 1) -> list[Target]:
+    def products(self, stride: int = 1) -> list[Target]:
         if not self.kernels:
             return []
-        spiking_current, spiking_sources = self.feed(every)
+        spiking_current, spiking_sources = self.feed(stride)
         ann_params = self._calibration.ann_params
         ann_sources = self._sources(
             parts=self._boundary.activations,
             params=ann_params,
             streams=frozenset(),
-            every=every,
+            stride=stride,
         )
-        _, effects = self.thinned(every)
+        _, effects = self.thinned(stride)
         targets = []
         for kernel, segment, channel_axis in self._lone_products:
             slot = self._stage.sources.index(kernel)
@@ -192,9 +192,9 @@ class SiteView(View):
         return targets
 
     def _sources(
-        self, *, parts: Parts, params: Values, streams: frozenset[int], every: int
+        self, *, parts: Parts, params: Values, streams: frozenset[int], stride: int
     ) -> list[jax.Array]:
-        """What the stage reads, for one of ``every`` images: means of streams."""
+        """What the stage reads, for one image in ``stride``: means of streams."""
         sources = []
         for variable in self._stage.sources:
             if variable not in parts:
@@ -203,7 +203,7 @@ class SiteView(View):
             batches = parts[variable]
             if variable in streams:
                 batches = [answer(self.steps, self.code, batch) for batch in batches]
-            sources.append(self.join(batches, every=every))
+            sources.append(self.join(batches, stride=stride))
         return sources
 
 
