@@ -73,8 +73,18 @@ def main(arguments: list[str] | None = None) -> dict:
     """The command: a result with the rounds of each row, which is printed too."""
     parser = timing.parser(__doc__)
     parser.add_argument("--data_dir", help="of TFDS; --help of experiments.convert")
-    parser.add_argument("--images", metavar="N", type=timing.count, default=IMAGES)
-    parser.add_argument("--rounds", metavar="N", type=timing.count, default=3)
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=timing.count,
+        default=IMAGES,
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=timing.count,
+        default=3,
+    )
     options = parser.parse_args(arguments)
     rows = ROWS[:1] if options.quick else ROWS
     result = timing.new_result(

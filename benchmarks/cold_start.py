@@ -96,9 +96,27 @@ def cnn() -> Network:
 
     generator = np.random.default_rng(0)
     kernels = (
-        random_kernel(generator, 3, 3, 1, 16),
-        random_kernel(generator, 3, 3, 16, 32),
-        random_kernel(generator, 3, 3, 32, 32),
+        random_kernel(
+            generator,
+            3,
+            3,
+            1,
+            16,
+        ),
+        random_kernel(
+            generator,
+            3,
+            3,
+            16,
+            32,
+        ),
+        random_kernel(
+            generator,
+            3,
+            3,
+            32,
+            32,
+        ),
         random_kernel(generator, 2 * 2 * 32, 64),
         random_kernel(generator, 64, 10),
     )
@@ -113,7 +131,11 @@ def resnet20() -> Network:
     return Network(source_function(source), source.variables, images)
 
 
-NETWORKS = {"MLP": mlp, "CNN": cnn, "ResNet-20": resnet20}
+NETWORKS = {
+    "MLP": mlp,
+    "CNN": cnn,
+    "ResNet-20": resnet20,
+}
 CASES = (
     Case("MLP", "radix", steps=4),
     Case("MLP", "rate", steps=8),

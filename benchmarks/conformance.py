@@ -45,7 +45,17 @@ def resnet(params: Params, x: jax.Array) -> jax.Array:
     y = convolution(y, params["third"])
     x = neurons(params, "third", y + convolution(x, params["shortcut"], 2))
     window = (1, 2, 2, 1)
-    x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4
+    x = (
+        jax.lax.reduce_window(
+            x,
+            0.0,
+            jax.lax.add,
+            window,
+            window,
+            "VALID",
+        )
+        / 4
+    )
     x = neurons(params, "pooled", x.reshape(len(x), -1) @ params["pooled"])
     return x @ params["readout"]
 
@@ -111,7 +121,12 @@ class Network(NamedTuple):
         # A scale with which all potentials fit: programs treat overflows differently.
         options = {"overflow": "wrap"} | self.quantize
         input_bits = self.largest_x.bit_length() + 1  # one of them is a sign
-        integers = snnjax.deploy.quantize(layers, x, input_bits=input_bits, **options)
+        integers = snnjax.deploy.quantize(
+            layers,
+            x,
+            input_bits=input_bits,
+            **options,
+        )
         return integers, x
 
 
@@ -134,8 +149,24 @@ def akida_networks() -> tuple[Network, ...]:
     image_bits = {"weight_bits": {"first/*": 8, "*": 4}, "state_bits": 30}
     networks = []
     for levels in ((0, 15), (0, 3), (0, 1)):
-        networks.append(Network(mlp, 1, levels, 15, dense_bits))
-        networks.append(Network(cnn, 1, levels, 255, image_bits))
+        networks.append(
+            Network(
+                mlp,
+                steps=1,
+                levels=levels,
+                largest_x=15,
+                quantize=dense_bits,
+            )
+        )
+        networks.append(
+            Network(
+                cnn,
+                steps=1,
+                levels=levels,
+                largest_x=255,
+                quantize=image_bits,
+            )
+        )
     return tuple(networks)
 
 
@@ -144,9 +175,34 @@ def sinabs_networks() -> tuple[Network, ...]:
     channel = {"scale": "channel"}
     networks = []
     for fn in (mlp, cnn, resnet):
-        networks.append(Network(fn, 6, (0, 1), 15, channel))
-        networks.append(Network(fn, 6, (0, 3), 15, {"scale": "layer"}))
-        networks.append(Network(fn, 6, (0, 1), 15, channel, {"reset": "zero"}))
+        networks.append(
+            Network(
+                fn,
+                steps=6,
+                levels=(0, 1),
+                largest_x=15,
+                quantize=channel,
+            )
+        )
+        networks.append(
+            Network(
+                fn,
+                steps=6,
+                levels=(0, 3),
+                largest_x=15,
+                quantize={"scale": "layer"},
+            )
+        )
+        networks.append(
+            Network(
+                fn,
+                steps=6,
+                levels=(0, 1),
+                largest_x=15,
+                quantize=channel,
+                changes={"reset": "zero"},
+            )
+        )
     return tuple(networks)
 
 
@@ -156,7 +212,15 @@ def speck_networks() -> tuple[Network, ...]:
     changes = {"levels": (0, 255)}  # more than a neuron sends in a step
     networks = []
     for fn in (mlp, cnn):
-        network = Network(fn, 6, (0, 1), 3, quantize, changes, has_biases=False)
+        network = Network(
+            fn,
+            steps=6,
+            levels=(0, 1),
+            largest_x=3,
+            quantize=quantize,
+            changes=changes,
+            has_biases=False,
+        )
         networks.append(network)
     return tuple(networks)
 
@@ -166,7 +230,16 @@ def loihi_networks() -> tuple[Network, ...]:
     quantize = {"scale": "power_of_two"}
     networks = []
     for fn in (mlp, cnn, resnet):
-        networks.append(Network(fn, 6, (0, 1), 15, quantize, {"reset": "zero"}))
+        networks.append(
+            Network(
+                fn,
+                steps=6,
+                levels=(0, 1),
+                largest_x=15,
+                quantize=quantize,
+                changes={"reset": "zero"},
+            )
+        )
     return tuple(networks)
 
 

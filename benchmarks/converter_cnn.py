@@ -81,17 +81,37 @@ def images(batch: int, size: int) -> np.ndarray:
 def channels_first(kernel: np.ndarray) -> np.ndarray:
     """The first dense kernel for a flattening in the order C, H, W."""
     pixels = round((len(kernel) // CHANNELS) ** 0.5)
-    split = kernel.reshape(pixels, pixels, CHANNELS, -1)
-    return split.transpose(2, 0, 1, 3).reshape(kernel.shape)
+    split = kernel.reshape(
+        pixels,
+        pixels,
+        CHANNELS,
+        -1,
+    )
+    return split.transpose(
+        2,
+        0,
+        1,
+        3,
+    ).reshape(kernel.shape)
 
 
 def prepare(side: str, steps: int, batch: int, size: int):
     """(run, facts) of a side; ``facts["ann"]`` must be the same number everywhere."""
     if side in SPIKINGJELLY:
-        return spikingjelly(side, steps, batch, size)
+        return spikingjelly(
+            side,
+            steps,
+            batch,
+            size,
+        )
     if side in SPARXML:
         return sparxml(steps, batch, size)
-    return snnjax_or_ann(side, steps, batch, size)
+    return snnjax_or_ann(
+        side,
+        steps,
+        batch,
+        size,
+    )
 
 
 def snnjax_or_ann(side: str, steps: int, batch: int, size: int):
@@ -126,7 +146,14 @@ def snnjax_or_ann(side: str, steps: int, batch: int, size: int):
     options = dict(SNNJAX[side])
     if options.get("execution") == ALL_STEPS:
         options["execution"] = steps
-    run = jax.jit(snnjax.spiking(module.apply, steps=steps, wait=wait, **options))
+    run = jax.jit(
+        snnjax.spiking(
+            module.apply,
+            steps=steps,
+            wait=wait,
+            **options,
+        )
+    )
     timing.check_steps(np.asarray(run(snn, x)), steps, silent_end=side == WAITING)
     return lambda: run(snn, x), facts
 
@@ -142,9 +169,20 @@ def spikingjelly(side: str, steps: int, batch: int, size: int):
         "ann": float(ann(x).abs().mean()),
         "threads": peer_networks.torch.get_num_threads(),
     }
-    snn = peer_networks.converted(ann, x, mode="Max", fuse_flag=True)
+    snn = peer_networks.converted(
+        ann,
+        x,
+        mode="Max",
+        fuse_flag=True,
+    )
     mode, channels_last = SPIKINGJELLY[side]
-    return peer_networks.runner(snn, x, steps, mode, channels_last), facts
+    return peer_networks.runner(
+        snn,
+        x,
+        steps,
+        mode,
+        channels_last,
+    ), facts
 
 
 def sparxml(steps: int, batch: int, size: int):
@@ -158,7 +196,14 @@ def sparxml(steps: int, batch: int, size: int):
     pool = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     layers: list[Any] = []
     for _ in range(3):
-        layers.append(nn.Conv(CHANNELS, (3, 3), padding=1, use_bias=False))
+        layers.append(
+            nn.Conv(
+                CHANNELS,
+                (3, 3),
+                padding=1,
+                use_bias=False,
+            )
+        )
         layers += [nn.BatchNorm(use_running_average=True), nn.relu, pool]
     layers += [Flatten(), nn.Dense(HIDDEN), nn.relu, nn.Dense(CLASSES)]
     model = nn.Sequential(layers)
@@ -173,9 +218,22 @@ def sparxml(steps: int, batch: int, size: int):
     variables = {**variables, "params": params}
     facts = {"ann": float(jnp.abs(model.apply(variables, x)).mean())}
     model, variables = fold_batch_norm(model, variables)
-    variables = normalize(model, variables, x, percentile=100)
+    variables = normalize(
+        model,
+        variables,
+        x,
+        percentile=100,
+    )
     snn, snn_variables = convert(model, variables)
-    run = jax.jit(lambda v, x, steps: run_converted(snn, v, x, steps), static_argnums=2)
+    run = jax.jit(
+        lambda v, x, steps: run_converted(
+            snn,
+            v,
+            x,
+            steps,
+        ),
+        static_argnums=2,
+    )
     # It returns the mean over T; the sums up to each step give the single steps.
     sums = [np.asarray(run(snn_variables, x, t)) * t for t in range(1, steps + 1)]
     timing.check_steps(np.diff(sums, axis=0, prepend=0), steps)
@@ -239,9 +297,18 @@ COLUMNS = {
     "speed_over.spikingjelly.best": "speed / spikingjelly",
     "speed_over.sparxml.best": "speed / sparxml",
 }
-SIZES = {"steps": 16, "batch": 64, "size": 32}  # pixels, a multiple of 8
+SIZES = {
+    "steps": 16,
+    "batch": 64,
+    "size": 32,
+}  # pixels, a multiple of 8
 REPETITIONS = {"rounds": 5, "repeats": 2}
-QUICK = {"batch": 2, "size": 8, "rounds": 1, "repeats": 1}
+QUICK = {
+    "batch": 2,
+    "size": 8,
+    "rounds": 1,
+    "repeats": 1,
+}
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
@@ -286,7 +353,12 @@ def main(arguments: list[str] | None = None) -> dict | None:
                 command += [f"--{name}={size}" for name, size in sizes.items()]
                 commands[side] = command
     sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = timing.with_speeds(sides, "samples_per_s", options.batch, "ann")
+    results = timing.with_speeds(
+        sides,
+        "samples_per_s",
+        options.batch,
+        "ann",
+    )
     add_ratios(results)
     result["sides"] = sides
     result["targets"] = targets(results)

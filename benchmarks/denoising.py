@@ -152,7 +152,12 @@ def table_row(
     return {
         "psnr": psnr(test.clean, test.noisy - noise),
         "error": 100 * float(distance / np.linalg.norm(test.ann_noise)),
-        **networks.costs(fn, params, snn, test.noisy[:TEST_BATCH]),
+        **networks.costs(
+            fn,
+            params,
+            snn,
+            test.noisy[:TEST_BATCH],
+        ),
     }
 
 
@@ -171,7 +176,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command. It reports before each row, because a row takes minutes."""
     parser = timing.parser(__doc__)
     parser.add_argument("--data_dir", help="of CIFAR-10")
-    parser.add_argument("--training", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--training",
+        type=Path,
+        required=True,
+        metavar="DIR",
+    )
     timing.only_option(parser)
     options = parser.parse_args(arguments)
     model = UNet()
@@ -204,7 +214,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for row in ROWS:
         timing.report(result, timing.table_of("network", COLUMNS, sides), options.out)
         if row.name not in sides and timing.is_selected(row.name, options.only):
-            sides[row.name] = table_row(row, model.apply, params, calibration, test)
+            sides[row.name] = table_row(
+                row,
+                model.apply,
+                params,
+                calibration,
+                test,
+            )
     text = timing.table_of("network", COLUMNS, sides)
     return timing.report(result, text, options.out)
 

@@ -35,7 +35,11 @@ SNNJAX = {  # side -> options of `snnjax.spiking`
     WAIT_1: dict(micro_batch=16),
     RATE: dict(execution=1, micro_batch=16),
 }
-TARGETS = {CLOSED_FORM: 12, WAIT_1: 8, RATE: 3.7}  # least speed over SpikingJelly's
+TARGETS = {
+    CLOSED_FORM: 12,
+    WAIT_1: 8,
+    RATE: 3.7,
+}  # least speed over SpikingJelly's
 RECIPES = {  # of SpikingJelly; the last one is that of its example for ImageNet
     "max": dict(mode="max"),
     "99.9%": dict(mode="99.9%"),
@@ -109,7 +113,12 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     first = jax.device_put(x[:BATCH])
     if side == ANN:
         accuracies = {"ANN": timing.percent(logits, labels)}
-        facts = facts_of(logits, labels, [1], lambda steps: accuracies)
+        facts = facts_of(
+            logits,
+            labels,
+            [1],
+            lambda steps: accuracies,
+        )
         return lambda: network(source.variables, first), facts
     spiking = snnjax.spiking(fn, **SNNJAX[side])
     run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
@@ -131,7 +140,12 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         answers = timing.in_parts(functools.partial(run, converted(steps)), x, BATCH)
         return {"best": timing.percent(answers, labels)}
 
-    facts = facts_of(logits, labels, STEPS[code], accuracies_at)
+    facts = facts_of(
+        logits,
+        labels,
+        STEPS[code],
+        accuracies_at,
+    )
     return functools.partial(run, converted(facts["steps"]), first), facts
 
 
@@ -166,7 +180,12 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     file = folder / f"spikingjelly_{digest[:16]}.json"
     if not file.exists():
         logits = peer_networks.resnet20(arrays)(x)
-        facts = facts_of(logits, labels, STEPS["rate"], accuracies_at)
+        facts = facts_of(
+            logits,
+            labels,
+            STEPS["rate"],
+            accuracies_at,
+        )
         file.write_text(json.dumps(facts))
     facts = json.loads(file.read_text())
     mode, channels_last = SPIKINGJELLY[side]
@@ -226,7 +245,12 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser.add_argument("--data_dir", help="of CIFAR-10")
     parser.add_argument("--folder", default="runs/equal_accuracy", help="of kept work")
     parser.add_argument("--spikingjelly", metavar="PYTHON", default=sys.executable)
-    parser.add_argument("--rounds", metavar="N", type=timing.count, default=7)
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=timing.count,
+        default=7,
+    )
     options = parser.parse_args(arguments)
     folder = Path(options.folder).absolute()
     if options.side:
@@ -237,7 +261,11 @@ def main(arguments: list[str] | None = None) -> dict | None:
     images = BATCH if options.quick else 1000
     rounds = 1 if options.quick else options.rounds
     write_inputs(folder / "inputs.npz", options.data_dir, images)
-    sizes = {"batch": BATCH, "images": images, "rounds": rounds}
+    sizes = {
+        "batch": BATCH,
+        "images": images,
+        "rounds": rounds,
+    }
     result = timing.new_result(__doc__, (), sizes=sizes)
     commands = {}
     for side in (ANN, *SNNJAX, *SPIKINGJELLY):
@@ -249,7 +277,12 @@ def main(arguments: list[str] | None = None) -> dict | None:
             f"--side={side}",
         ]
     sides = timing.rounds(commands, rounds, repeats=1)
-    results = timing.with_speeds(sides, "images_per_s", BATCH, "logits")
+    results = timing.with_speeds(
+        sides,
+        "images_per_s",
+        BATCH,
+        "logits",
+    )
     result["sides"] = sides
     result["targets"] = add_speeds(results)
     result["versions"] = {peer(name): s["versions"] for name, s in results.items()}

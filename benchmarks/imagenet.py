@@ -97,7 +97,15 @@ def squeezenet(params: Any, x: jax.Array) -> jax.Array:
     def layer(name, x, stride=1, padding=0):
         kernel = params[name]["w"]
         zeros = [(padding, padding), (padding, padding)]
-        return jax.nn.relu(convolution(x, kernel, stride, zeros) + params[name]["b"])
+        return jax.nn.relu(
+            convolution(
+                x,
+                kernel,
+                stride,
+                zeros,
+            )
+            + params[name]["b"]
+        )
 
     def pool(x):
         return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -121,7 +129,12 @@ def squeezenet_in(folder: Path) -> Network:
             layer, _, part = path.rpartition("/")
             array = file[path]
             if part == "w":
-                array = array.transpose(2, 3, 1, 0)
+                array = array.transpose(
+                    2,
+                    3,
+                    1,
+                    0,
+                )
             params.setdefault(layer, {})[part] = jnp.asarray(array)
 
     def read(image: Any) -> np.ndarray:
@@ -144,7 +157,12 @@ def efficientnet_lite0(folder: Path) -> Network:
         cropped = image.crop((left, top, left + 224, top + 224))
         return ((np.asarray(cropped, np.float32) - 127) / 128).transpose(2, 0, 1)
 
-    example = torch.rand(1, 3, 224, 224)
+    example = torch.rand(
+        1,
+        3,
+        224,
+        224,
+    )
     fn, params = snnjax.torch.function(module.eval(), example)
     return Network(fn, params, read)
 
@@ -260,7 +278,12 @@ def measured(
     cpu_seconds = time.process_time() - cpu_start
     run = jax.jit(snnjax.spiking(network.fn, answer=True))
     answers = run_all(functools.partial(run, snn))
-    measures = snnjax.measure(network.fn, snn, x, params=network.params)
+    measures = snnjax.measure(
+        network.fn,
+        snn,
+        x,
+        params=network.params,
+    )
     return answers, {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -296,7 +319,12 @@ def one_at_a_time(
                 return value
             model = snn.model_of(site.name)
             params = snn.neurons[site.name]
-            rounded = neurons.closed_form(model, params, current, steps)
+            rounded = neurons.closed_form(
+                model,
+                params,
+                current,
+                steps,
+            )
             return jnp.where(is_rounded[site.name], rounded, value)
 
         return with_activation(network.fn, rule)(network.params, x)
@@ -333,7 +361,12 @@ def read_rows(text: str) -> list[Row]:
 def _read_row(text: str) -> Row:
     """A row of `read_rows`; ValueError or TypeError if it is none."""
     low, high, steps, wait, *code = text.split(":")
-    row = Row((int(low), int(high)), int(steps), int(wait) if wait else None, *code)
+    row = Row(
+        (int(low), int(high)),
+        int(steps),
+        int(wait) if wait else None,
+        *code,
+    )
     snnjax.integrate_and_fire(levels=row.levels)  # or it raises
     if row.code not in CODES or not 0 <= (row.wait or 0) <= row.steps > 0:
         raise ValueError(text)
@@ -434,7 +467,12 @@ def inputs_of_validation(options: argparse.Namespace) -> Inputs:
     networks = {}
     for name in options.networks or PAPERS_NETWORKS:
         networks[name] = Network(*imagenet_val.network(options.weights, None, name))
-    return Inputs(test, calibration, held_out=[], networks=networks)
+    return Inputs(
+        test,
+        calibration,
+        held_out=[],
+        networks=networks,
+    )
 
 
 def read_options(arguments: list[str] | None) -> tuple[Any, argparse.Namespace]:
@@ -454,7 +492,12 @@ def read_options(arguments: list[str] | None) -> tuple[Any, argparse.Namespace]:
         metavar="ROWS",
     )
     parser.add_argument("--recipe", choices=ablation.ROWS, default="best")
-    parser.add_argument("--calibration", type=timing.count, default=64, help="images")
+    parser.add_argument(
+        "--calibration",
+        type=timing.count,
+        default=64,
+        help="images",
+    )
     parser.add_argument("--test", type=timing.count, help="test images; default: all")
     parser.add_argument(
         "--batch",
@@ -462,7 +505,12 @@ def read_options(arguments: list[str] | None) -> tuple[Any, argparse.Namespace]:
         default=BATCH,
         help="images at a time",
     )
-    parser.add_argument("--sites", type=timing.count, metavar="T", help="needs --data")
+    parser.add_argument(
+        "--sites",
+        type=timing.count,
+        metavar="T",
+        help="needs --data",
+    )
     options = parser.parse_args(arguments)
     if options.data is not None and (options.labels or options.train):
         parser.error("--labels and --train are of --val")
@@ -512,10 +560,22 @@ def main(arguments: list[str] | None = None) -> dict:
         passes = (1 + sum(row.steps for row in options.rows)) * len(test.files)
         for name, network in inputs.networks.items():
             x = pixels(test.files[:1], network.read)
-            estimate = imagenet_val.time_on_gpu(network.fn, network.params, x, passes)
+            estimate = imagenet_val.time_on_gpu(
+                network.fn,
+                network.params,
+                x,
+                passes,
+            )
             print(f"{name}: {estimate}")
     for name, network in inputs.networks.items():
-        add_network(result, name, network, test, inputs, options)
+        add_network(
+            result,
+            name,
+            network,
+            test,
+            inputs,
+            options,
+        )
     timing.report(result, text(result), options.out)
     return result
 
@@ -536,7 +596,12 @@ def add_network(
         return
 
     def run_all(run: Callable) -> np.ndarray:
-        return all_outputs(test, network.read, options.batch, run)
+        return all_outputs(
+            test,
+            network.read,
+            options.batch,
+            run,
+        )
 
     ann = run_all(functools.partial(jax.jit(network.fn), network.params))
     sides[f"{name}: ANN"] = comparison(ann, ann, test.labels)
@@ -544,7 +609,12 @@ def add_network(
     counted = pixels(test.files[:4], network.read)
     if options.sites:
         held_out = pixels(inputs.held_out, network.read)
-        losses = one_at_a_time(network, calibration, held_out, options.sites)
+        losses = one_at_a_time(
+            network,
+            calibration,
+            held_out,
+            options.sites,
+        )
         for site, loss in losses.items():
             result["sites"][f"{name}, T = {options.sites}: {site}"] = loss
     for side, row in rows.items():

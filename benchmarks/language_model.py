@@ -222,17 +222,32 @@ def spiking_row(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Perplexities of a spiking network; its costs too, if its row has a price."""
-    snn = converted(row, params, texts, folder)
+    snn = converted(
+        row,
+        params,
+        texts,
+        folder,
+    )
     spiking = snnjax.spiking(network, answer=True)
     rounded_snn = dataclasses.replace(snn, params=rounded(snn.params))
-    perplexity, rounded_perplexity = perplexities(spiking, test_texts, snn, rounded_snn)
+    perplexity, rounded_perplexity = perplexities(
+        spiking,
+        test_texts,
+        snn,
+        rounded_snn,
+    )
     result = {
         "perplexity": perplexity,
         "rounded": rounded_perplexity,
         "wait": snn.wait,
     }
     if row.price:
-        result |= costs(network, params, snn, test_texts[:1])
+        result |= costs(
+            network,
+            params,
+            snn,
+            test_texts[:1],
+        )
     return result
 
 
@@ -240,7 +255,10 @@ def per_token_row(steps: int, params: Any, test_texts: np.ndarray) -> dict[str, 
     """Perplexities of the network with one scale for each token."""
     fn = rounded_per_token(steps)
     perplexity, rounded_perplexity = perplexities(
-        fn, test_texts, params, rounded(params)
+        fn,
+        test_texts,
+        params,
+        rounded(params),
     )
     return {"perplexity": perplexity, "rounded": rounded_perplexity}
 
@@ -274,7 +292,14 @@ def read_inputs(
     for file, count in zip(FILES, (CALIBRATION_WINDOWS, options.windows), strict=True):
         text = timing.read(options.texts / file, Path.read_text)
         vocabulary = len(params["embedding"])
-        windows_of_files.append(windows(text, tokenizer, vocabulary, count))
+        windows_of_files.append(
+            windows(
+                text,
+                tokenizer,
+                vocabulary,
+                count,
+            )
+        )
     calibration_texts, test_texts = windows_of_files
     return params, calibration_texts, test_texts
 
@@ -282,7 +307,12 @@ def read_inputs(
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command. The result is reported after each row, and returned."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--texts", type=Path, metavar="DIR", help="of WikiText-2")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        metavar="DIR",
+        help="of WikiText-2",
+    )
     parser.add_argument("--model", metavar="FILE.gguf", help="not the package's")
     parser.add_argument("--windows", type=timing.count, default=64)
     parser.add_argument("--folder", type=Path, help="where conversions stay")
@@ -297,11 +327,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rows = {}
     for row in ROWS:
         rows[str(row)] = functools.partial(
-            spiking_row, row, params, texts, test_texts, options.folder
+            spiking_row,
+            row,
+            params,
+            texts,
+            test_texts,
+            options.folder,
         )
     for steps in sorted({row.steps for row in ROWS}):
         rows[f"T = {steps} one scale per token"] = functools.partial(
-            per_token_row, steps, params, test_texts
+            per_token_row,
+            steps,
+            params,
+            test_texts,
         )
     (float_perplexity,) = perplexities(network, test_texts, params)
     for name, compute in rows.items():

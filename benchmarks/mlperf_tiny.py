@@ -113,7 +113,14 @@ def ds_cnn(layers: list, x: Any) -> jax.Array:
         x = jax.nn.relu(convolution(depthwise, x, axes="IHWO"))
         x = jax.nn.relu(convolution(pointwise, x))
     window = (1, 24, 5, 1)  # of 25 rows; the pool of TensorFlow drops the last one
-    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
+    total = jax.lax.reduce_window(
+        x,
+        0.0,
+        jax.lax.add,
+        window,
+        window,
+        "VALID",
+    )
     mean = total[:, 0, 0] / (24 * 5)
     return mean @ readout.T + readout_bias
 
@@ -172,7 +179,14 @@ def keyword_tasks(layers: list[Layer], folder: Path, count: int | None) -> list[
     calibration = order[:CALIBRATION]
     tasks = []
     for test in (order[:count], order[CALIBRATION:][:count]):
-        task = Task(ds_cnn, layers, x[calibration], x[test], labels[test], target=90)
+        task = Task(
+            ds_cnn,
+            layers,
+            x[calibration],
+            x[test],
+            labels[test],
+            target=90,
+        )
         tasks.append(task)
     return tasks
 
@@ -192,7 +206,12 @@ def image_task(layers: list[Layer], data_dir: str | None, count: int | None) -> 
 
 def accuracy(run: Callable, task: Task) -> float:
     """In percent, of a function of inputs that returns outputs [T, B, classes]."""
-    outputs = timing.in_parts(run, task.x, BATCH, axis=1)
+    outputs = timing.in_parts(
+        run,
+        task.x,
+        BATCH,
+        axis=1,
+    )
     return 100 * float(snnjax.accuracy(outputs, task.labels)[-1])
 
 
@@ -218,7 +237,12 @@ def converted_rows(task: Task, row: Row) -> Iterator[dict[str, Any]]:
         code=CODES[row.code],
         model=snnjax.integrate_and_fire(levels=(-1, 1)),
     )
-    costs = networks.costs(task.fn, task.params, snn, task.x[:BATCH])
+    costs = networks.costs(
+        task.fn,
+        task.params,
+        snn,
+        task.x[:BATCH],
+    )
     costs["energy"] = costs.pop("operations")
     shared = {
         "inputs": len(task.labels),
@@ -269,11 +293,26 @@ def text(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command. It reports after each row, because a row takes minutes."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="of the networks")
-    parser.add_argument("--recordings", type=Path, required=True, help="WORDS")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="of the networks",
+    )
+    parser.add_argument(
+        "--recordings",
+        type=Path,
+        required=True,
+        help="WORDS",
+    )
     parser.add_argument("--data_dir", help="of CIFAR-10")
     options = parser.parse_args(arguments)
-    timing.check_files(parser, options.folder, DS_CNN, RESNET_8)
+    timing.check_files(
+        parser,
+        options.folder,
+        DS_CNN,
+        RESNET_8,
+    )
     result = timing.new_result(__doc__, ("jax", "numpy"), quick=options.quick)
     timing.continued(result, options.out, "quick")
     count = BATCH if options.quick else None
@@ -284,7 +323,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         images = image_task(layers, options.data_dir, count)
     except (ModuleNotFoundError, data.MissingDataError) as reason:
         parser.error(str(reason))
-    rows_by_name = {"DS-CNN, all": (), "DS-CNN": ROWS, "ResNet-8": ROWS}
+    rows_by_name = {
+        "DS-CNN, all": (),
+        "DS-CNN": ROWS,
+        "ResNet-8": ROWS,
+    }
     tasks = (all_words, tested_words, images)
     for (name, rows), task in zip(rows_by_name.items(), tasks, strict=True):
         side = result["sides"].setdefault(name, [])

@@ -41,7 +41,20 @@ PUBLISHED = {
     "speck": "Speck, the chip",
     "spyx": "Spyx",
 }
-ROWS = (Row("rate", steps=8, wait=0, bits=8), Row("radix", steps=4, wait=1, bits=8))
+ROWS = (
+    Row(
+        "rate",
+        steps=8,
+        wait=0,
+        bits=8,
+    ),
+    Row(
+        "radix",
+        steps=4,
+        wait=1,
+        bits=8,
+    ),
+)
 
 
 class Network(NamedTuple):
@@ -91,7 +104,12 @@ def snnjax_outputs(network: Network, reset: str) -> np.ndarray:
     def run(frames: np.ndarray) -> jax.Array:
         return spiking(snn, frames.swapaxes(0, 1).astype(np.float32))
 
-    return timing.in_parts(run, network.frames, BATCH, axis=1)
+    return timing.in_parts(
+        run,
+        network.frames,
+        BATCH,
+        axis=1,
+    )
 
 
 def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
@@ -112,14 +130,29 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
                 part.spike_fn = activation.SingleSpike
                 part.min_v_mem = None
                 part.reset_fn = resets[reset]()
-        x = torch.tensor(frames).float().permute(0, 1, 4, 2, 3)
+        x = (
+            torch.tensor(frames)
+            .float()
+            .permute(
+                0,
+                1,
+                4,
+                2,
+                3,
+            )
+        )
         with torch.no_grad():
             spikes = module(x.flatten(0, 1))
         if isinstance(spikes, tuple):
             spikes = spikes[0]
         return spikes.reshape(len(x), FRAMES, -1).numpy().swapaxes(0, 1)
 
-    return timing.in_parts(run, network.frames, BATCH, axis=1)
+    return timing.in_parts(
+        run,
+        network.frames,
+        BATCH,
+        axis=1,
+    )
 
 
 def compared_rows(network: Network, reset: str) -> dict[str, dict]:
@@ -195,7 +228,12 @@ COLUMNS = {
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command: a result with a row for each network, which is printed too."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="of the CNN")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="of the CNN",
+    )
     parser.add_argument("--recordings", required=True, help="a prepared .npz file")
     options = parser.parse_args(arguments)
     timing.check_files(parser, options.folder, FILE)

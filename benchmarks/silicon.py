@@ -91,7 +91,14 @@ def classifier(strides: tuple[int, ...], padding: str) -> Callable[..., jax.Arra
             x = jax.nn.relu(x)
         for i, stride in enumerate(strides):
             with jax.named_scope(f"conv{i + 1}"):
-                x = jax.nn.relu(convolution(x, kernels[i], stride, padding))
+                x = jax.nn.relu(
+                    convolution(
+                        x,
+                        kernels[i],
+                        stride,
+                        padding,
+                    )
+                )
         readout = kernels[-1].reshape(-1, kernels[-1].shape[-1])
         return x.reshape(len(x), -1) @ readout
 
@@ -137,7 +144,12 @@ def mobile_numbers(model: Path) -> list[LayerNumbers]:
             factor = norm["gamma:0"][()] / deviation
             if "dw" in name:
                 # Keras has [K, K, I, 1] for depthwise kernels; JAX wants [K, K, 1, O].
-                kernel = kernel.transpose(0, 1, 3, 2)
+                kernel = kernel.transpose(
+                    0,
+                    1,
+                    3,
+                    2,
+                )
             scale, whole_kernel = _scaled(kernel * factor)
             # ReLU6: spikes of the layer before at each step stand for 6, those of x, 1.
             unit = 6 if numbers else 1
@@ -151,7 +163,12 @@ def mobile_numbers(model: Path) -> list[LayerNumbers]:
             bias=np.zeros(channels, int),
         )
         _, readout = _scaled(weights["dense_1/dense_1/kernel:0"][()])
-    readout = readout.reshape(2, 2, channels, -1)
+    readout = readout.reshape(
+        2,
+        2,
+        channels,
+        -1,
+    )
     return [*numbers, mean, LayerNumbers(readout, np.zeros(readout.shape[-1], int))]
 
 
@@ -183,7 +200,12 @@ def loihi_layers(
         initial_potential: v_j(0).
     """
     kernels = [jnp.float32(layer.kernel) for layer in numbers]
-    snn = snnjax.init(fn, kernels, jnp.zeros((1, *x.shape[1:])), model=model)
+    snn = snnjax.init(
+        fn,
+        kernels,
+        jnp.zeros((1, *x.shape[1:])),
+        model=model,
+    )
     snn = dataclasses.replace(snn, steps=STEPS, wait=0)
     layers = snnjax.deploy.layers(fn, snn, x[:1])
     # With thresholds of 1 the weights of the layers are the whole numbers of the
@@ -208,7 +230,10 @@ def loihi_layers(
         nodes.append(node)
     # x has 8 bits without a sign, a potential 24 in units of 2^-6.
     arithmetic = Arithmetic(
-        weight_bits=9, input_bits=9, state_bits=18, overflow="saturate"
+        weight_bits=9,
+        input_bits=9,
+        state_bits=18,
+        overflow="saturate",
     )
     return dataclasses.replace(layers, nodes=tuple(nodes), arithmetic=arithmetic)
 
@@ -219,7 +244,12 @@ def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
         timing.read(folder / name, lambda file: gzip.decompress(file.read_bytes()))
         for name in MNIST_FILES
     )
-    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    x = np.frombuffer(images, np.uint8, offset=16).reshape(
+        -1,
+        28,
+        28,
+        1,
+    )
     y = np.frombuffer(labels, np.uint8, offset=8)
     return x[:count].astype(np.float32), y[:count]
 
@@ -251,7 +281,12 @@ def decisions(layers: Layers, x: np.ndarray, delay: int) -> dict[str, np.ndarray
     def run(x: np.ndarray) -> jax.Array:
         return snnjax.deploy.outputs(layers, x, delay=delay).outputs
 
-    currents = timing.in_parts(run, x, BATCH, axis=1)  # [T, B, classes]
+    currents = timing.in_parts(
+        run,
+        x,
+        BATCH,
+        axis=1,
+    )  # [T, B, classes]
     potentials = leaky_potentials(currents, READOUT_DECAY)
     leads = potentials == potentials.max(-1, keepdims=True)
     scores = {
@@ -299,7 +334,13 @@ def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
     rows = {}
     # A neuron that fires above V, and not at it, fires at V + 1.
     for rule, threshold in (("v >= V", THRESHOLD), ("v > V", THRESHOLD + 1)):
-        layers = loihi_layers(fn, numbers, x, model, [threshold] * 4)
+        layers = loihi_layers(
+            fn,
+            numbers,
+            x,
+            model,
+            [threshold] * 4,
+        )
         for delay in (0, 1):
             answers = decisions(layers, x, delay)
             if (rule, delay) != ("v > V", 1):
@@ -322,7 +363,21 @@ def cifar(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The first test images [B, 32, 32, 3], 0 .. 255, and their labels."""
     # A record is the label and 32 x 32 values of red, green and blue.
     records = np.fromfile(file, np.uint8).reshape(-1, 3073)[:MOBILE_IMAGES]
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images = (
+        records[:, 1:]
+        .reshape(
+            -1,
+            3,
+            32,
+            32,
+        )
+        .transpose(
+            0,
+            2,
+            3,
+            1,
+        )
+    )
     return images.astype(np.float32), records[:, 0]
 
 
@@ -342,7 +397,14 @@ def mobile(models: Path, folder: Path, count: int) -> dict[str, dict]:
     for rule, readouts in readouts_by_rule.items():
         # From -1, it fires above V and not at it, and V is still what is subtracted.
         start = -1 if rule == "v > V" else 0
-        layers = loihi_layers(fn, numbers, x, model, MOBILE_THRESHOLDS, start)
+        layers = loihi_layers(
+            fn,
+            numbers,
+            x,
+            model,
+            MOBILE_THRESHOLDS,
+            start,
+        )
         answers = decisions(layers, x, delay=1)
         for readout in readouts:
             right = answers[readout] == labels
@@ -376,7 +438,11 @@ RECORDINGS = (
 )
 SIZE = 34  # pixels
 # Name of a row -> microseconds that make a step, or None
-WINDOWS = {"event by event": None, "steps of 0.1 ms": 100, "steps of 1 ms": 1000}
+WINDOWS = {
+    "event by event": None,
+    "steps of 0.1 ms": 100,
+    "steps of 1 ms": 1000,
+}
 
 
 def sequence(file: Path, window: int | None) -> np.ndarray:
@@ -401,7 +467,12 @@ def speck_layers(folder: Path, images: np.ndarray, lowest: float | None) -> Laye
     fn, snn = snnjax.deploy.as_function(snnjax.deploy.from_nir(graph))
     # No more than a neuron could send in a step, which no limit should cut.
     neuron = snnjax.integrate_and_fire(levels=(0, 127), lowest=lowest)
-    snn = dataclasses.replace(snn, model=neuron, steps=1, wait=0)
+    snn = dataclasses.replace(
+        snn,
+        model=neuron,
+        steps=1,
+        wait=0,
+    )
     layers = snnjax.deploy.layers(fn, snn, images)
     return snnjax.deploy.quantize(layers, images, scale="range")
 

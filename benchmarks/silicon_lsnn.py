@@ -179,7 +179,13 @@ def run(
     """Potentials of the readout [B, 10], and what they cost on average."""
     snn, synapses = network(folder, neuron)
     x = input_spikes(images)
-    trains = snnjax.measures.spike_trains(lsnn, snn, x, steps=len(x), inputs="sequence")
+    trains = snnjax.measures.spike_trains(
+        lsnn,
+        snn,
+        x,
+        steps=len(x),
+        inputs="sequence",
+    )
     (train,) = trains.values()  # [T, B, N]
     outputs = np.asarray(train @ snn.params["out"])  # as `lsnn` computes them
     spikes = np.asarray(train).sum(0)
@@ -207,7 +213,11 @@ def run(
 
 
 COLUMNS = {"joules": "uJ per image", "ratio": "of the cores %"}
-DECISIONS = {"right": "right %", "alike": "as on the chip", "mistakes": "mistakes"}
+DECISIONS = {
+    "right": "right %",
+    "alike": "as on the chip",
+    "mistakes": "mistakes",
+}
 
 
 def decisions(potentials: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -248,8 +258,18 @@ def energies(measures: snnjax.measures.Measures) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command: a result with energies and decisions, which are printed too."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--mnist", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+    )
+    parser.add_argument(
+        "--mnist",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+    )
     options = parser.parse_args(arguments)
     timing.check_files(parser, options.weights, *WEIGHTS)
     timing.check_files(parser, options.mnist, *MNIST_FILES)

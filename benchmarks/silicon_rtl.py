@@ -213,13 +213,23 @@ def simulated(program: Program, x: np.ndarray, core: Path, folder: Path) -> Reco
         commands = Path(image_folder, "commands")
         events = Path(image_folder, "events")
         commands.write_text(program.commands(x))
-        _run("vvp", str(core), f"+commands={commands}", f"+events={events}")
+        _run(
+            "vvp",
+            str(core),
+            f"+commands={commands}",
+            f"+events={events}",
+        )
         return catalyst.recorded(program, events.read_text())
 
 
 def _run(*command: str) -> None:
     """Run a program; Misfit with its first line if it fails."""
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if process.returncode:
         messages = (process.stderr or process.stdout).strip()
         raise Misfit(f"{command[0]} failed: {messages.partition(chr(10))[0]}")
@@ -295,7 +305,12 @@ def table_row(name: str, images: int, epochs: int, rtl: Path) -> dict[str, Any]:
     ):
         core = compiled(rtl, program, Path(folder))
         start = os.times().children_user  # of a CPU: other work changes it little
-        run = functools.partial(simulated, program, core=core, folder=Path(folder))
+        run = functools.partial(
+            simulated,
+            program,
+            core=core,
+            folder=Path(folder),
+        )
         recordings = list(pool.map(run, whole_x(layers, x)))
         seconds = (os.times().children_user - start) / len(x)
     counts: Counter[str] = Counter()
@@ -332,7 +347,12 @@ COLUMNS = {
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command: a result with a row for each network, which is printed too."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--rtl", type=Path, required=True, help="rtl/ of catalyst-n1")
+    parser.add_argument(
+        "--rtl",
+        type=Path,
+        required=True,
+        help="rtl/ of catalyst-n1",
+    )
     parser.add_argument("--images", type=timing.count, default=20)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
@@ -347,7 +367,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name in NETWORKS:
             if name not in sides and timing.is_selected(name, options.only):
                 print(f"running {name}", file=sys.stderr, flush=True)
-                sides[name] = table_row(name, images, epochs, options.rtl)
+                sides[name] = table_row(
+                    name,
+                    images,
+                    epochs,
+                    options.rtl,
+                )
     except Misfit as error:
         parser.error(str(error))
     for name, row in sides.items():

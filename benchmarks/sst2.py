@@ -173,7 +173,12 @@ def trained(
 
     def loss(params, tokens, labels, seed):
         dropout = {"dropout": jax.random.key(seed)}
-        logits = model.apply(params, tokens, train=True, rngs=dropout)
+        logits = model.apply(
+            params,
+            tokens,
+            train=True,
+            rngs=dropout,
+        )
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels
         return entropy(logits, labels).mean()
 
@@ -215,8 +220,18 @@ COLUMNS = {
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command. It reports after each row, because a row takes minutes."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--training", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+    )
+    parser.add_argument(
+        "--training",
+        type=Path,
+        required=True,
+        metavar="DIR",
+    )
     options = parser.parse_args(arguments)
     timing.check_files(parser, options.data, *FILES)
     data = read(options.data)
@@ -224,7 +239,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     count = mlperf_tiny.BATCH if options.quick else None
     task = mlperf_tiny.Task(
         fn=model.apply,
-        params=trained(model, data.training, data.held_out, options.training),
+        params=trained(
+            model,
+            data.training,
+            data.held_out,
+            options.training,
+        ),
         calibration=data.held_out.tokens[:CALIBRATION],
         x=data.test.tokens[:count],
         labels=data.test.labels[:count],

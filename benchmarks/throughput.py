@@ -65,7 +65,15 @@ def sides(quick: bool) -> list[Side]:
     """Every side, each behind the ANN that it is compared with."""
     if quick:
         modes = (*INFERENCE, SIGNED, *RADIX_SIDES, *ANN_OF)
-        spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
+        spiking = [
+            Side(
+                mode,
+                steps=2,
+                batch=2,
+                layers=8,
+            )
+            for mode in modes
+        ]
     else:
         spiking = []
         for mode in INFERENCE:
@@ -83,7 +91,12 @@ def sides(quick: bool) -> list[Side]:
             Side(TRAINING, steps=4, batch=16),
             Side(TRAINING, steps=2, batch=16),
             Side(TRAINING, steps=4, batch=64),
-            Side(TRAINING, steps=4, batch=16, layers=56),
+            Side(
+                TRAINING,
+                steps=4,
+                batch=16,
+                layers=56,
+            ),
         ]
         spiking += [Side(FINE_TUNING, steps=steps) for steps in (1, 2, 4)]
     ordered: dict[Side, None] = {}
@@ -96,7 +109,12 @@ def sides(quick: bool) -> list[Side]:
 def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
     """(run, facts): a compiled call, its temporary memory and operations."""
     module, params, x = network(side.layers, side.batch)
-    function, arguments = work(side, module, params, x)
+    function, arguments = work(
+        side,
+        module,
+        params,
+        x,
+    )
     program = jax.jit(function).lower(*arguments).compile()
     memory = program.memory_analysis()
     facts = {"temporary_mib": memory.temp_size_in_bytes / 2**20}
@@ -122,7 +140,13 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
         return module.apply(params, x, train=False)
 
     if side.mode in (*ANN_OF, *ANN_OF.values()):
-        return gradient(side, module, fn, params, x)
+        return gradient(
+            side,
+            module,
+            fn,
+            params,
+            x,
+        )
     if side.mode == "ANN":
         return fn, (params, x)
     is_closed_form = side.mode.endswith("closed_form")
@@ -162,7 +186,12 @@ def gradient(
     labels = jnp.zeros(side.batch, jnp.int32)
 
     def in_training(params, x):
-        return module.apply(params, x, train=True, mutable=["batch_stats"])
+        return module.apply(
+            params,
+            x,
+            train=True,
+            mutable=["batch_stats"],
+        )
 
     def loss(logits):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -234,7 +263,12 @@ COLUMNS = {
 def main(arguments: list[str] | None = None) -> dict:
     """The command: a result with a row for each side, which is printed too."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--rounds", metavar="N", type=timing.count, default=5)
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=timing.count,
+        default=5,
+    )
     options = parser.parse_args(arguments)
     rounds = 1 if options.quick else options.rounds
     timed_sides = sides(options.quick)

@@ -45,9 +45,22 @@ SIZES = (
     Size(layers=3, steps=1000),
     Size(layers=2, steps=28, batch=128),  # rows of MNIST
 )
-QUICK = (Size(layers=1, steps=6, batch=2, neurons=8),)
+QUICK = (
+    Size(
+        layers=1,
+        steps=6,
+        batch=2,
+        neurons=8,
+    ),
+)
 GRID = tuple(
-    Size(*size) for size in itertools.product((1, 3), (50, 400), (8, 128), (64, 512))
+    Size(*size)
+    for size in itertools.product(
+        (1, 3),
+        (50, 400),
+        (8, 128),
+        (64, 512),
+    )
 )
 CLASSES = 10
 LEAK = 0.9
@@ -186,7 +199,12 @@ def plain_scan(size: Size) -> tuple:
 
         def step(potentials, x):
             next_potentials = []
-            for kernel, leak, v in zip(hidden, leaks, potentials, strict=True):
+            for kernel, leak, v in zip(
+                hidden,
+                leaks,
+                potentials,
+                strict=True,
+            ):
                 v = leak * v + x @ kernel
                 x = spike(v - 1)
                 next_potentials.append(v - x)

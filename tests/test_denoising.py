@@ -12,7 +12,7 @@ from benchmarks import denoising
 def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(denoising, "UNet", functools.partial(denoising.UNet, 8))
     monkeypatch.setattr(denoising, "TEST", 50)
-    monkeypatch.setattr(denoising, "ROWS", {"radix T = 6": ("radix", 6)})
+    monkeypatch.setattr(denoising, "ROWS", (denoising.Row("radix", steps=6),))
     out = tmp_path / "a.json"
     line = ["--quick", "--training", str(tmp_path / "weights"), "--out", str(out)]
     sides = denoising.main(line)["sides"]
@@ -23,7 +23,7 @@ def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
     # A second run has the weights and the row.
     monkeypatch.setattr(denoising, "batches", pytest.fail)
-    monkeypatch.setattr(denoising, "converted", pytest.fail)
+    monkeypatch.setattr(denoising, "table_row", pytest.fail)
     assert denoising.main(line)["sides"] == sides
     monkeypatch.setattr(denoising, "NOISE", 0.5)  # weights of another training
     with pytest.raises(SystemExit):
