@@ -51,10 +51,10 @@ class Static:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Static) or type(self.value) is not type(other.value):
+    def __eq__(self, value: object) -> bool:
+        if not isinstance(value, Static) or type(self.value) is not type(value.value):
             return False
-        return bool(self.key == other.key)
+        return bool(self.key == value.key)
 
 
 class Body(NamedTuple):
@@ -110,7 +110,7 @@ class Equation(NamedTuple):
     @property
     def variables(self) -> list[int]:
         """The inputs that are no constants."""
-        return [v for v in self.inputs if isinstance(v, int)]
+        return variables_in(self.inputs)
 
     @property
     def place(self) -> Site:
@@ -122,6 +122,16 @@ class Equation(NamedTuple):
     def fires(self) -> bool:
         """Whether neurons stand at its site."""
         return self.site is not None and self.site.fires
+
+
+def variables_in(values: Iterable[int | Static]) -> list[int]:
+    """Those of the values that are variables and no constants."""
+    return [v for v in values if isinstance(v, int)]
+
+
+def computed_by(equations: Iterable[Equation]) -> set[int]:
+    """The variables that these equations compute."""
+    return {v for equation in equations for v in equation.outputs}
 
 
 def spread_out(equations: Iterable[Equation]) -> Iterator[Equation]:

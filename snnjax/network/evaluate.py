@@ -156,9 +156,11 @@ def _folding_time(
                 argument = argument.reshape(-1, *argument.shape[2:])
             flat_arguments.append(argument)
         results = function(*flat_arguments)
-        return tuple(
-            result.reshape(*steps_and_examples, *result.shape[1:]) for result in results
-        )
+        streams = []
+        for result in results:
+            shape = steps_and_examples + result.shape[1:]
+            streams.append(result.reshape(shape))
+        return tuple(streams)
 
     return folded
 

@@ -10,6 +10,7 @@ and spikes stay spikes. Source, for transformers: Huang et al., "Towards
 high-performance spiking transformers from ANN to SNN conversion", ACM Multimedia 2024.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,11 +99,13 @@ class Operator(NamedTuple):
             running = self.start(self._first_step(arguments))
         steps = jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
         counts = running.count + steps  # t of each step, [T]
-        sums = self._sums(streams, running)
-        if self.homogeneous:
-            means = sums  # t f(m) = f(t m), so a max-pool is computed on the sums
-        else:
-            means = tuple(_mean(x, counts) for x in sums)
+        means, last_sums = [], []
+        for stream, last_sum in zip(streams, running.sums, strict=True):
+            # t m(t), [T, B, ...]
+            sums = running_sum(self._unit * wide(stream)) + last_sum[None]
+            last_sums.append(sums[-1])
+            # t f(m) = f(t m) for a max-pool, which is computed on the sums.
+            means.append(sums if self.homogeneous else _mean(sums, counts))
 
         def outputs_of_step(*means):
             return self._function_of_means(means, arguments)
@@ -121,7 +124,7 @@ class Operator(NamedTuple):
             last_totals.append(totals[-1])
         last = Running(
             count=counts[-1],
-            sums=tuple(x[-1] for x in sums),
+            sums=tuple(last_sums),
             totals=tuple(last_totals),
         )
         return tuple(increments), last
@@ -133,20 +136,14 @@ class Operator(NamedTuple):
 
     def _streams(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments that change from step to step."""
-        pairs = zip(arguments, self.live, strict=True)
-        return [argument for argument, live in pairs if live]
+        return list(itertools.compress(arguments, self.live))
 
     def _first_step(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments [B, ...] of the first of T steps."""
-        pairs = zip(arguments, self.live, strict=True)
-        return [argument[0] if live else argument for argument, live in pairs]
-
-    def _sums(self, streams: Sequence[Any], running: Running) -> tuple[jax.Array, ...]:
-        """t m(t) of each input that changes, [T, B, ...], for the following steps."""
-        sums = []
-        for stream, last_sum in zip(streams, running.sums, strict=True):
-            sums.append(running_sum(self._unit * wide(stream)) + last_sum[None])
-        return tuple(sums)
+        first_arguments = []
+        for argument, live in zip(arguments, self.live, strict=True):
+            first_arguments.append(argument[0] if live else argument)
+        return first_arguments
 
     def _totals(self, output: jax.Array, counts: jax.Array) -> jax.Array:
         """t f(m(t)), [T, B, ...], of one output of the function."""

@@ -15,7 +15,9 @@ from snnjax.network.equations import (
     Equation,
     Network,
     Static,
+    computed_by,
     spread_out,
+    variables_in,
 )
 from snnjax.network.sites import Site
 
@@ -106,16 +108,19 @@ def stages(network: Network) -> list[Stage]:
     # Each stage takes from `remaining` what its site needs and no earlier one did. What
     # does not depend on x, such as a reshaped kernel, stays there: every stage that
     # needs it computes it again, so that it need not be carried.
-    firing = [equation for equation in network.equations if equation.fires]
-    remaining = [equation for equation in network.equations if not equation.fires]
+    firing, remaining = [], []
+    for equation in network.equations:
+        if equation.fires:
+            firing.append(equation)
+        else:
+            remaining.append(equation)
     stage_list = []
     for number, equation in enumerate(firing, 1):
-        targets = _variables(equation.inputs)
-        work = needed(remaining, targets, available)
-        results = _outputs(work) & network.dependent
+        work = needed(remaining, equation.variables, available)
+        results = computed_by(work) & network.dependent
         remaining = [eq for eq in remaining if results.isdisjoint(eq.outputs)]
         # Results that a later stage reads too, as of a residual sum, are carried to it.
-        read_later = _variables(network.outputs)
+        read_later = set(variables_in(network.outputs))
         for later_equation in [*remaining, *firing[number:]]:
             read_later.update(later_equation.variables)
         carried = tuple(sorted(results & read_later))
@@ -128,18 +133,9 @@ def stages(network: Network) -> list[Stage]:
         )
         stage_list.append(stage)
         available |= results | set(equation.outputs)
-    work = needed(remaining, _variables(network.outputs), available)
+    work = needed(remaining, variables_in(network.outputs), available)
     stage_list.append(_stage(work=work, targets=network.outputs))
     return stage_list
-
-
-def _variables(values: Iterable[int | Static]) -> set[int]:
-    """Those of the values that are no constants."""
-    return {v for v in values if isinstance(v, int)}
-
-
-def _outputs(equations: Iterable[Equation]) -> set[int]:
-    return {v for equation in equations for v in equation.outputs}
 
 
 def _stage(
@@ -173,7 +169,7 @@ def _stage(
     segment_outputs = tuple(map(number, targets))
     segment_carried = tuple(map(number, carried))
     # What the work reads and does not compute comes from outside.
-    computed = _outputs(spread_out(work))
+    computed = computed_by(spread_out(work))
     sources = tuple(v for v in numbers if v not in computed)
     segment = Segment(
         equations=equations,
@@ -249,11 +245,10 @@ def lone_products(
         if number != i:
             read_elsewhere.update(other_stage.sources)
     network_variables = dict(zip(segment.inputs, stage.sources, strict=True))
-    kernels = {
-        n
-        for n, v in network_variables.items()
-        if v in network.parameters and is_kernel(network.avals[v])
-    }
+    kernels = set()
+    for n, v in network_variables.items():
+        if v in network.parameters and is_kernel(network.avals[v]):
+            kernels.add(n)
     readers, origins = _readers(segment, network, network_variables)
     products = []
     for kernel in kernels:
@@ -305,11 +300,16 @@ def _readers(
             origins[n] = frozenset([n])
     readers: dict[int, list[Equation | None]] = {}
     for equation in segment.equations:
-        weights = [v for v in equation.variables if v in origins]
-        parameters = frozenset().union(*(origins[v] for v in weights))
+        parameters: set[int] = set()
+        reads_weights_only = True
+        for v in equation.variables:
+            if v in origins:
+                parameters |= origins[v]
+            else:
+                reads_weights_only = False
         # What is computed of parameters alone is still weights, as a transposed kernel.
-        if len(weights) == len(equation.variables) and equation.body is None:
-            origins.update(dict.fromkeys(equation.outputs, parameters))
+        if reads_weights_only and equation.body is None:
+            origins.update(dict.fromkeys(equation.outputs, frozenset(parameters)))
             continue
         for n in parameters:
             readers.setdefault(n, []).append(equation)

@@ -133,7 +133,8 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
 
     @functools.wraps(fn)
     def computed(params, x, **options):
-        return cast(fn(cast(params, dtype), cast(x, dtype), **options), jnp.float32)
+        outputs = fn(cast(params, dtype), cast(x, dtype), **options)
+        return cast(outputs, jnp.float32)
 
     return computed
 

@@ -264,23 +264,26 @@ def check_images(network: Network, facts: Facts, x: Any) -> None:
     compared. Pixels from 0 to 255 would be multiplied instead, by weights that were
     trained for images from 0 to 1.
     """
-    paths = dict(zip(network.x, jax.tree_util.tree_leaves_with_path(x), strict=True))
-    # Variable -> the array of x that it is an affine function of.
-    arrays = {v: v for v in network.x if network.avals[v].dtype.kind in _WHOLE_NUMBERS}
+    # Variable -> path and type of the array of x that it is an affine function of.
+    whole_numbers: dict[int, tuple[Any, Any]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    for v, (path, leaf) in zip(network.x, leaves, strict=True):
+        if leaf.dtype.kind in _WHOLE_NUMBERS:
+            whole_numbers[v] = path, leaf.dtype
     for eq in network.equations:
         inputs = facts.dependent.intersection(eq.variables)
-        if len(inputs) != 1 or not arrays.keys() & inputs:
+        if len(inputs) != 1 or whole_numbers.keys().isdisjoint(inputs):
             continue
         (v,) = inputs
         if facts.is_product(eq):
-            path, leaf = paths[arrays[v]]
+            path, dtype = whole_numbers[v]
             raise ValueError(
-                f"x{jax.tree_util.keystr(path)} has dtype {leaf.dtype} and is "
+                f"x{jax.tree_util.keystr(path)} has dtype {dtype} and is "
                 "multiplied by weights; allowed: floating point. Whole numbers may "
                 f"only choose, as tokens and masks do. {AS_FLOATING}"
             )
         if eq.site is None and facts.why_not_affine[eq.outputs[0]] is None:
-            arrays.update(dict.fromkeys(eq.outputs, arrays[v]))
+            whole_numbers.update(dict.fromkeys(eq.outputs, whole_numbers[v]))
 
 
 def check_has_batch(x: Any) -> None:

@@ -25,7 +25,8 @@ def with_encoders(program: Program) -> Program:
     equations = []
     for eq in program.equations:
         if _leads_to_products(eq, facts):
-            eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
+            inputs = tuple(spikes.get(v, v) for v in eq.inputs)
+            eq = eq._replace(inputs=inputs)
         equations.append(eq)
         for v in encoded_values.intersection(eq.outputs):
             encoder_output = len(avals)  # a new variable
@@ -51,10 +52,11 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
         return False
     if set(facts.program.outputs).intersection(eq.outputs):
         return False  # the user reads the moved value
-    readers = [reader for v in eq.outputs for reader in facts.readers.get(v, ())]
-    if not readers:
-        return False
-    return all(_leads_to_products(reader, facts) for reader in readers)
+    readers = facts.successors(eq)
+    for reader in readers:
+        if not _leads_to_products(reader, facts):
+            return False
+    return bool(readers)
 
 
 def _to_be_encoded(facts: Facts) -> set[int]:

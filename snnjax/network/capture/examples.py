@@ -104,9 +104,16 @@ def _with_shape(v: int, shape: Shape, avals: Avals) -> int:
 
 def _reshape(v: int, result: int, avals: Avals) -> Equation:
     """The equation result = reshape(v)."""
-    params = {"dimensions": None, "new_sizes": avals[result].shape, "sharding": None}
-    statics = tuple((name, Static(value)) for name, value in params.items())
-    return Equation(lax.reshape_p, statics, (v,), (result,))
+    return Equation(
+        primitive=lax.reshape_p,
+        params=(
+            ("dimensions", Static(None)),
+            ("new_sizes", Static(avals[result].shape)),
+            ("sharding", Static(None)),
+        ),
+        inputs=(v,),
+        outputs=(result,),
+    )
 
 
 # ------------------------------------------------------------- where examples meet
@@ -222,20 +229,22 @@ class Growth:
     def _stride(self, eq: Equation, strides: Mapping[int, int]) -> int | None:
         """The stride of an equation's outputs; None if examples meet."""
         shapes = [shape_of(self.several.avals, v) for v in eq.inputs]
-        input_axes = [self._axes(v, v) if isinstance(v, int) else [] for v in eq.inputs]
-        for i, axes in enumerate(input_axes):
+        for i, v in enumerate(eq.inputs):
+            axes = self._axes(v, v)  # none for a constant
             if not _combined(eq, i, shapes).isdisjoint(axes):
                 return None
         input_strides = {strides[v] for v in eq.variables if v in strides}
-        output_axes = [self._axes(v, v) for v in eq.outputs]
-        if len(input_strides) != 1 or any(len(axes) != 1 for axes in output_axes):
+        for v in eq.outputs:
+            if len(self._axes(v, v)) != 1:
+                return None
+        if len(input_strides) != 1:
             return None
         (stride,) = input_strides
         if eq.name != "reshape":
             return stride
         # In row-major order a reshape leaves two examples as far apart as they were.
-        (axis,) = input_axes[0]
-        (new_axis,) = output_axes[0]
+        (axis,) = self._axes(eq.inputs[0], eq.inputs[0])
+        (new_axis,) = self._axes(eq.outputs[0], eq.outputs[0])
         shape = shapes[0]
         new_shape = shape_of(self.several.avals, eq.outputs[0])
         distance = stride * math.prod(shape[axis + 1 :])
@@ -289,8 +298,7 @@ def _form(program: Program) -> list[Any]:
 
 def _work(program: Program) -> list[str]:
     """The operations of a program, without those that only give arrays a shape."""
-    names = (eq.name for eq in program.equations)
-    return [name for name in names if name not in _SHAPING]
+    return [eq.name for eq in program.equations if eq.name not in _SHAPING]
 
 
 def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:

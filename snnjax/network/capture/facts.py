@@ -68,6 +68,13 @@ class Facts:
                 readers.setdefault(v, []).append(eq)
         return readers
 
+    def successors(self, eq: Equation) -> list[Equation]:
+        """The equations that read an output of this one."""
+        equations: list[Equation] = []
+        for v in eq.outputs:
+            equations += self.readers.get(v, [])
+        return equations
+
     def number(self, v: int | Static) -> float | None:
         """The number that all entries of a variable or constant are, if it is known."""
         if isinstance(v, Static):
@@ -132,9 +139,10 @@ class Facts:
         if eq.name in _AT_PLACES:
             # The places may be numbers from the input that depend on no spikes.
             affine_slots = primitive(eq.name).affine_in
-            live_slots = [i for i, v in enumerate(eq.inputs) if v in self.live]
-            is_affine = all(i in affine_slots for i in live_slots)
-            return OPERATOR if reason and is_affine else reason
+            for slot, v in enumerate(eq.inputs):
+                if v in self.live and slot not in affine_slots:
+                    return reason
+            return OPERATOR if reason else None
         # What depends on the input alone is computed once, and may be of any kind.
         is_once = self.live.isdisjoint((*eq.variables, *eq.outputs))
         return OPERATOR if reason in _NOT_ONCE and is_once else reason

@@ -16,7 +16,13 @@ from jax import lax
 from jax.extend import core as jex
 
 from snnjax.network.capture.primitives import moved
-from snnjax.network.equations import Avals, Equation, Static
+from snnjax.network.equations import (
+    Avals,
+    Equation,
+    Static,
+    computed_by,
+    variables_in,
+)
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
@@ -88,7 +94,7 @@ def flatten(closed: Any, parameter_count: int) -> Program:
     equations = flattener.run(jaxpr, path="", calls=())
     outputs = tuple(flattener.read(v) for v in jaxpr.outvars)
     return Program(
-        equations=needed(equations, [v for v in outputs if isinstance(v, int)]),
+        equations=needed(equations, variables_in(outputs)),
         avals=flattener.avals,
         parameters=arguments[:parameter_count],
         x=x,
@@ -202,10 +208,10 @@ class _Flattener:
             self.dependent.update(outputs)
         if eqn.primitive.name == "optimization_barrier":
             # Examples may lie along another axis of each array.
-            return [
-                equation._replace(inputs=(v,), outputs=(output,))
-                for v, output in zip(inputs, outputs, strict=True)
-            ]
+            equations = []
+            for v, output in zip(inputs, outputs, strict=True):
+                equations.append(equation._replace(inputs=(v,), outputs=(output,)))
+            return equations
         body = _body(eqn)
         if body is None:
             return [equation]
@@ -239,7 +245,7 @@ class _Flattener:
             # An input that the function hands on as it is gets a derivative of the
             # function, too, so it becomes a variable of its own.
             copy = functools.partial(jnp.array, copy=True)
-            computed = {v for eq in equations for v in eq.outputs}
+            computed = computed_by(equations)
             for i, v in enumerate(results):
                 if v not in computed:
                     copies, copied = self.apply(copy, [v], path, (*calls, call))
@@ -260,7 +266,7 @@ class _Flattener:
         variables whether the call is inlined or not. A result that is an input, a
         constant or an earlier result again, gets a variable that nobody reads.
         """
-        computed = {v for eq in equations for v in eq.outputs}
+        computed = computed_by(equations)
         outputs: list[Any] = []
         for result, variable in zip(results, eqn.outvars, strict=True):
             if result in computed and result not in outputs:
@@ -357,8 +363,11 @@ def _parts_of_scan(eqn: Any) -> tuple[int, int]:
 
     def count_unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         """How many arrays have the same rank outside of the loop and in its body."""
-        pairs = zip(outer, inner, strict=True)
-        return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+        count = 0
+        for outer_variable, inner_variable in zip(outer, inner, strict=True):
+            if outer_variable.aval.ndim == inner_variable.aval.ndim:
+                count += 1
+        return count
 
     stacked_start = count_unstacked(eqn.invars, body.invars)
     carry_count = count_unstacked(eqn.outvars, body.outvars)

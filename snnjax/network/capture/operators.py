@@ -13,7 +13,7 @@ from snnjax._trees import common_path
 from snnjax.network.capture.facts import Facts
 from snnjax.network.capture.jaxprs import Program
 from snnjax.network.capture.primitives import primitive
-from snnjax.network.equations import Body, Equation
+from snnjax.network.equations import Body, Equation, computed_by
 from snnjax.network.sites import new_site
 
 
@@ -65,7 +65,12 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         for predecessor in predecessors[i]:
             group |= groups[predecessor]
         groups.update(dict.fromkeys(group, group))
-    return [tuple(sorted(group)) for i, group in groups.items() if i == min(group)]
+    # Each group is there once for every member: take it at its first one.
+    distinct_groups = []
+    for i, group in groups.items():
+        if i == min(group):
+            distinct_groups.append(tuple(sorted(group)))
+    return distinct_groups
 
 
 def _predecessors(facts: Facts) -> list[set[int]]:
@@ -105,7 +110,7 @@ def _predecessors(facts: Facts) -> list[set[int]]:
 def _operator(equations: tuple[Equation, ...], facts: Facts) -> Equation:
     """One equation whose body is these."""
     results = _results(equations, facts)
-    inner_variables = {v for eq in equations for v in eq.outputs}
+    inner_variables = computed_by(equations)
     inputs: dict[int, None] = {}  # in order, each once
     for eq in equations:
         for v in eq.variables:

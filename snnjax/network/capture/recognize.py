@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from snnjax.network.capture.facts import FLOATING, Facts
 from snnjax.network.capture.jaxprs import CUSTOM, Program, inner_programs
 from snnjax.network.capture.primitives import REARRANGEMENTS, primitive
-from snnjax.network.equations import Equation, Static
+from snnjax.network.equations import Equation, Static, variables_in
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
@@ -53,8 +53,8 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
             eq = eq._replace(site=None)
         equations.append(eq)
-    outputs = [v for v in program.outputs if isinstance(v, int)]
-    return _with_pools(program._replace(equations=needed(equations, outputs)))
+    equations = needed(equations, variables_in(program.outputs))
+    return _with_pools(program._replace(equations=equations))
 
 
 def _with_pools(program: Program) -> Program:
@@ -76,7 +76,7 @@ def _with_pools(program: Program) -> Program:
     for eq in reversed(program.equations):
         if is_cut(eq):
             continue
-        readers = [reader for v in eq.outputs for reader in facts.readers.get(v, ())]
+        readers = facts.successors(eq)
         all_lead_on = all(reader.outputs[0] in leading for reader in readers)
         is_read_outside = bool(set(program.outputs).intersection(eq.outputs))
         leads_on = bool(readers) and all_lead_on and not is_read_outside
@@ -133,16 +133,23 @@ def _relus(facts: Facts) -> dict[int, _Clip]:
             relus[v] = clip
     # The max of a clip belongs to the clip, unless something else reads it.
     for v in list(relus):
-        readers = facts.readers.get(v, [])
-        clips = [relus.get(reader.outputs[0]) for reader in readers]
-        all_clip = all(clip and clip.x == relus[v].x for clip in clips)
-        if clips and all_clip and v not in facts.program.outputs:
+        if v not in facts.program.outputs and _is_part_of_clips(v, relus, facts):
             del relus[v]
     serving = _summands(facts, relus)
     for v in relus:
         if _is_gate(v, facts) or _is_guard(v, facts):
             serving.add(v)
     return {v: relu for v, relu in relus.items() if v not in serving}
+
+
+def _is_part_of_clips(v: int, relus: Mapping[int, _Clip], facts: Facts) -> bool:
+    """Whether all that reads a ReLU is a clipped ReLU of the same value."""
+    readers = facts.readers.get(v, [])
+    for reader in readers:
+        clip = relus.get(reader.outputs[0])
+        if clip is None or clip.x != relus[v].x:
+            return False
+    return bool(readers)
 
 
 def _is_relu(v: int, clip: _Clip, facts: Facts) -> bool:
@@ -305,6 +312,9 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
     def sources(v: int) -> frozenset[tuple[int, bool]]:
         return known_sources.get(v, frozenset([(v, False)]))
 
+    def sources_of_all(variables: Iterable[int]) -> frozenset[tuple[int, bool]]:
+        return frozenset().union(*map(sources, variables))
+
     def values(sources: Iterable[tuple[int, bool]]) -> set[int]:
         return {value for value, _ in sources}
 
@@ -315,13 +325,13 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
         if not is_pointwise or eq.outputs[0] in relus:
             continue
         for v in inputs:
-            joined = frozenset().union(*(sources(w) for w in inputs if w != v))
+            joined = sources_of_all(inputs - {v})
             curves = {value for value, curved in joined - sources(v) if curved}
             # ReLUs that this input brings, and the inputs beside it do not.
             for relu in (values(sources(v)) - values(joined)) & relus.keys():
                 if curves & values(sources(relus[relu].x)):
                     summands.add(relu)
-        eq_sources = frozenset().union(*map(sources, inputs))
+        eq_sources = sources_of_all(inputs)
         if facts.is_operator(eq):
             eq_sources = frozenset((value, True) for value in values(eq_sources))
         known_sources[eq.outputs[0]] = eq_sources
