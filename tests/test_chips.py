@@ -13,8 +13,9 @@ from networks import conv, relu, weights
 
 import snnjax
 from snnjax import deploy
-from snnjax.deploy import Connection, Convolution, Core, Layers, Limit, Output, SumPool
+from snnjax.deploy import Connection, Convolution, Layers, Limit, Output, SumPool
 from snnjax.deploy.chips import cores, geometry
+from snnjax.deploy.chips.cores import Core
 
 SPECK, XYLO, LOIHI = deploy.speck(), deploy.xylo(), deploy.loihi2()
 AKIDA, SPINNAKER = deploy.akida1(), deploy.spinnaker2()

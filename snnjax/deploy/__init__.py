@@ -14,7 +14,6 @@ imports it.
 
 from snnjax.deploy.chips.akida import akida1
 from snnjax.deploy.chips.chip import Chip
-from snnjax.deploy.chips.cores import Core, Cores
 from snnjax.deploy.chips.profiles import (
     catalyst_n1,
     loihi1,
@@ -53,8 +52,6 @@ __all__ = [
     "Chip",
     "Connection",
     "Convolution",
-    "Core",
-    "Cores",
     "Dense",
     "Finding",
     "Flatten",

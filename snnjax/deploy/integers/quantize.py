@@ -13,7 +13,7 @@ the weights read: GPTQ, arXiv 2210.17323.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -27,7 +27,8 @@ from snnjax.deploy.chips import geometry
 from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
-from snnjax.deploy.integers.fitting import Pair
+from snnjax.deploy.integers.fitting import Incoming
+from snnjax.deploy.integers.programs import Pair, map_pair
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact, is_channelwise
@@ -100,44 +101,96 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    arguments: dict[str, Any] = dict(
-        weight_bits=weight_bits, state_bits=state_bits, scale=scale, overflow=overflow
+    options = _options(
+        chip,
+        weight_bits=weight_bits,
+        state_bits=state_bits,
+        scale=scale,
+        overflow=overflow,
     )
-    given = {name: v for name, v in arguments.items() if v is not None}
-    options = _stated_by(chip) | given
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     values.check_layers(layers, "float")
     check_examples(images)
-    fitted, layers = layers.steps, exact.with_steps(layers, images, inputs)
-    is_batch_first = inputs == "sequence" and images.shape[1] == fitted
-    if is_batch_first and len(images) != fitted:
-        raise ValueError(
-            f"images have shape {images.shape}, and layers of {fitted} steps read time "
-            "first; allowed: [T, N, ...], e.g. np.moveaxis(images, 1, 0), or layers "
-            "without a T, dataclasses.replace(layers, steps=None)"
-        )
+    fitted_steps = layers.steps
+    layers = exact.with_steps(layers, images, inputs)
+    if inputs == "sequence":
+        _check_time_first(images, fitted_steps)
     check_finite("images", [images])
-    bits = _checked(layers, options, chip)
-    input_bits = _input_bits(layers, bits) if input_bits is None else input_bits
+    _check_numbers(layers, options, chip)
+    bits = _bits_of_receivers(layers, options)
+    if input_bits is None:
+        input_bits = _input_bits(layers, bits)
     Range(2, 16, whole=True).check("input_bits", input_bits)
-    rest = (options[name] for name in ("state_bits", "overflow", "leak"))
-    arithmetic = values.Arithmetic(max(bits.values()), input_bits, *rest)
+    arithmetic = values.Arithmetic(
+        weight_bits=max(bits.values()),
+        input_bits=input_bits,
+        state_bits=options.state_bits,
+        overflow=options.overflow,
+        leak=options.leak,
+    )
     layers = dataclasses.replace(with_unshared_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    integers = _whole(layers, x, inputs == "sequence", bits, options["scale"])
+    integers = _whole(layers, x, inputs == "sequence", bits, options.scale)
     if chip is not None:
         _check_runs(integers, chip)
     return integers
 
 
+# --------------------------------------------------------------------------- options
+
+
+class _Options(NamedTuple):
+    """Arguments of `quantize`, given or by a chip, and the rule of a leak."""
+
+    weight_bits: int | Mapping[str, int]
+    state_bits: int
+    scale: rounding.Scale
+    overflow: Literal["saturate", "wrap"]
+    leak: values.Leak | None
+
+
+def _options(chip: Chip | None, **arguments: Any) -> _Options:
+    """The arguments: those that are not None, or else the chip's, or the defaults."""
+    chip = Chip("none") if chip is None else chip  # which states nothing
+    check_chip(chip)
+    stated_bits = chip.weight_bits or (8,)
+    up_to_eight = [bits for bits in stated_bits if bits <= 8]
+    # One threshold per population needs one scale.
+    is_shared = chip.thresholds == "layer" and chip.scale == "channel"
+    options = _Options(
+        weight_bits=max(up_to_eight) if up_to_eight else min(stated_bits),
+        state_bits=chip.state_bits or 16,
+        scale="layer" if is_shared else chip.scale or "channel",
+        overflow=chip.overflow or "saturate",
+        leak=chip.leak if isinstance(chip.leak, values.Leak) else None,
+    )
+    stated = {name: value for name, value in arguments.items() if value is not None}
+    return options._replace(**stated)
+
+
+def _bits_of_receivers(layers: values.Layers, options: _Options) -> Mapping[str, int]:
+    """Name of each receiver -> bits of its weights."""
+    bits = options.weight_bits
+    by_pattern = bits if isinstance(bits, Mapping) else {"*": bits}
+    least = 2 if options.scale == "range" else 1
+    for pattern, number in by_pattern.items():
+        name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
+        Range(least, 16, whole=True).check(name, number)
+    receivers = [node.name for node in layers.receivers]
+    return matching(by_pattern, receivers, "weight_bits")
+
+
 def _input_bits(layers: values.Layers, bits: Mapping[str, int]) -> int:
     """Bits of x that leave its weights theirs, beside a kernel of the same scale."""
-    ways, entrance = layers.connections, layers.input.name
-    of_x = {way.receiver for way in ways if way.sender == entrance}
-    recurrent = {way.receiver for way in ways if way.is_recurrent}
-    return min([8, *(max(4, bits[name]) for name in of_x & recurrent)])
+    connections, entrance = layers.connections, layers.input.name
+    readers = {way.receiver for way in connections if way.sender == entrance}
+    recurrent = {way.receiver for way in connections if way.is_recurrent}
+    return min([8, *(max(4, bits[name]) for name in readers & recurrent)])
+
+
+# --------------------------------------------------------------------- whole networks
 
 
 def _whole(
@@ -148,50 +201,39 @@ def _whole(
     scale: rounding.Scale,
 ) -> values.Layers:
     """The layers with whole numbers, fitted in the order of execution."""
+    _check_units(layers)
     nodes: list[values.Node] = []
-    of_x: set[str] = set()  # names of the input and of its sums
     clippings: list[str] = []
+    # What each node sends, and each map that no receiver has read yet.
     pairs: dict[str, Pair] = {}
-    maps: dict[str, tuple[values.Affine, Pair]] = {}
-    unit = np.ones(())
-
-    def arriving(node: values.Node) -> Pair:
-        floats, whole = zip(*(pairs[name] for name in node.sources), strict=True)
-        return Pair(streams.total(floats), streams.total(whole))
-
+    incoming: dict[str, Incoming] = {}
+    sums_of_x = _sums_of_x(layers)
+    unit_of_x = np.ones(())
     for node in layers.nodes:
-        reads_x = bool(of_x.intersection(node.sources))
-        if reads_x and not of_x.issuperset(node.sources):
-            problem = "it reads sums of x and of spikes, which have other units"
-            remedy = "pool x and the activations apart, or put a ReLU before the sum"
-            raise ConversionError(
-                [Problem(node.name, (), problem, remedy)],
-                "this network has no whole numbers",
-            )
+        # Of a receiver nothing is in ``pairs``: its sources are maps.
+        arriving = _total([pairs[source] for source in node.sources if source in pairs])
         match node:
             case values.Input():
-                node, pairs[node.name] = _entrance(node, x, in_time, layers)
-                unit = node.unit
-                of_x.add(node.name)
+                whole, pairs[node.name] = _whole_input(node, x, in_time, layers)
+                unit_of_x = whole.unit
+                nodes.append(whole)
             case values.Convolution() | values.Dense() | values.Scale():
-                if reads_x:
+                if sums_of_x.issuperset(node.sources):
                     # x is divided by its unit, so weights that read it are multiplied.
-                    node = dataclasses.replace(node, weight=node.weight * unit)
-                maps[node.name] = node, arriving(node)
-                continue
+                    node = dataclasses.replace(node, weight=node.weight * unit_of_x)
+                incoming[node.name] = Incoming(node, arriving)
             case values.Population() | values.Output():
                 # Nothing else reads these maps, so what they read is given free.
-                own = [maps.pop(source) for source in node.sources]
-                reading = fitting.read(layers, node, own, bits[node.name], scale)
-                node, own_maps, spikes, clipped = fitting.fit_receiver(reading)
-                pairs |= {node.name: spikes} if spikes else {}
-                clippings += clipped
-                nodes += own_maps
+                maps = [incoming.pop(source) for source in node.sources]
+                reading = fitting.read(layers, node, maps, bits[node.name], scale)
+                fitted = fitting.fit_receiver(reading)
+                nodes += [*fitted.maps, fitted.node]
+                clippings += fitted.clippings
+                if fitted.sent is not None:
+                    pairs[node.name] = fitted.sent
             case values.SumPool() | values.Flatten():
-                sent = (fitting.pooled(node, stream) for stream in arriving(node))
-                pairs[node.name] = Pair(*sent)
-                of_x |= {node.name} if reads_x else set()
-        nodes.append(node)
+                pairs[node.name] = map_pair(node, arriving)
+                nodes.append(node)
     if clippings:
         warn(
             "weights are clipped, since the thresholds of their neurons are small: "
@@ -200,7 +242,37 @@ def _whole(
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def _entrance(
+def _total(pairs: Sequence[Pair]) -> Pair:
+    """The sums of what several nodes send."""
+    floats = streams.total([pair.floats for pair in pairs])
+    return Pair(floats, streams.total([pair.whole for pair in pairs]))
+
+
+def _sums_of_x(layers: values.Layers) -> set[str]:
+    """Names of the input and of its pools, which have the unit of x."""
+    names = {layers.input.name}
+    for node in layers.nodes:
+        is_sum = isinstance(node, values.SumPool | values.Flatten)
+        if is_sum and names.intersection(node.sources):
+            names.add(node.name)
+    return names
+
+
+def _check_units(layers: values.Layers) -> None:
+    """Raise if a node reads sums of x and of spikes."""
+    sums_of_x = _sums_of_x(layers)
+    for node in layers.nodes:
+        of_x = sums_of_x.intersection(node.sources)
+        if of_x and not sums_of_x.issuperset(node.sources):
+            problem = "it reads sums of x and of spikes, which have other units"
+            remedy = "pool x and the activations apart, or put a ReLU before the sum"
+            raise ConversionError(
+                [Problem(node.name, (), problem, remedy)],
+                "this network has no whole numbers",
+            )
+
+
+def _whole_input(
     node: values.Input, x: jax.Array, in_time: bool, layers: values.Layers
 ) -> tuple[values.Input, Pair]:
     """The input with its unit: 1 for whole numbers, or that of the largest element."""
@@ -215,65 +287,50 @@ def _entrance(
     unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
-    sent = (streams.input_stream(array, in_time) for array in (x / unit, whole))
-    return node, Pair(*sent)
+    floats = streams.input_stream(x / unit, in_time)
+    return node, Pair(floats, streams.input_stream(whole, in_time))
 
 
 # --------------------------------------------------------------------------- checks
 
 
-def _stated_by(chip: Chip | None) -> dict[str, Any]:
-    """Arguments that are not given: what a chip states, or else the defaults."""
-    chip = Chip("none") if chip is None else chip  # which states nothing
-    check_chip(chip)
-    # One threshold per population needs one scale.
-    is_shared = chip.thresholds == "layer" and chip.scale == "channel"
-    return {
-        "weight_bits": max(
-            (b for b in chip.weight_bits or () if b <= 8),
-            default=min(chip.weight_bits or (8,)),
-        ),
-        "state_bits": chip.state_bits or 16,
-        "scale": "layer" if is_shared else chip.scale or "channel",
-        "overflow": chip.overflow or "saturate",
-        "leak": chip.leak if isinstance(chip.leak, values.Leak) else None,
-    }
+def _check_time_first(images: Any, steps: int | None) -> None:
+    """Raise if sequences for layers of so many steps seem to have the batch first."""
+    if steps is not None and len(images) != steps and images.shape[1] == steps:
+        raise ValueError(
+            f"images have shape {images.shape}, and layers of {steps} steps read time "
+            "first; allowed: [T, N, ...], e.g. np.moveaxis(images, 1, 0), or layers "
+            "without a T, dataclasses.replace(layers, steps=None)"
+        )
 
 
 def _check_runs(layers: values.Layers, chip: Chip) -> None:
     """Raise if the report of a chip says that it does not run the layers."""
-    problems = [
-        Problem(row.name, (), finding.problem, finding.remedy)
-        for row in report(layers, chip).rows
-        for finding in row.findings
-        if finding.verdict == "no"
-    ]
+    problems = []
+    for row in report(layers, chip).rows:
+        for finding in row.findings:
+            if finding.verdict == "no":
+                problem = Problem(row.name, (), finding.problem, finding.remedy)
+                problems.append(problem)
     if problems:
         raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
-def _checked(
-    layers: values.Layers, options: Mapping[str, Any], chip: Chip | None
-) -> Mapping[str, int]:
-    """Name of each receiver -> bits of its weights, once all arguments are right."""
-    check_choice("scale", options["scale"], get_args(rounding.Scale))
-    bits = options["weight_bits"]
-    bits = bits if isinstance(bits, Mapping) else {"*": bits}
-    for pattern, number in bits.items():
-        name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
-        Range(1 + (options["scale"] == "range"), 16, whole=True).check(name, number)
+def _check_numbers(layers: values.Layers, options: _Options, chip: Chip | None) -> None:
+    """Raise if the layers have numbers or neurons that cannot be rounded."""
+    check_choice("scale", options.scale, get_args(rounding.Scale))
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
         # Each neuron of a NIR graph has a threshold, also if all are equal.
-        is_each = not is_channelwise(compact(node.threshold))
-        if options["scale"] != "channel" and is_each:
+        is_per_neuron = not is_channelwise(compact(node.threshold))
+        if options.scale != "channel" and is_per_neuron:
             raise ValueError(
                 f"the neurons of {node.name!r} have a threshold each, and scale "
-                f"{options['scale']!r} needs one per population; allowed: thresholds "
+                f"{options.scale!r} needs one per population; allowed: thresholds "
                 "per channel, or scale 'channel'"
             )
-        if node.is_leaky and (options["leak"] is None or layers.code.keeps_charge):
+        if node.is_leaky and (options.leak is None or layers.code.keeps_charge):
             unknown = f", and that of {chip.name} is not stated" if chip else ""
             raise ValueError(
                 f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
@@ -281,7 +338,6 @@ def _checked(
                 "snnjax.deploy.loihi2() or Chip('mine', leak=Leak('shift')), under "
                 "rate coding, or IF neurons, snnjax.integrate_and_fire()"
             )
-    return matching(bits, [node.name for node in layers.receivers], "weight_bits")
 
 
 # --------------------------------------------------------------------------- memory
@@ -317,15 +373,15 @@ def memory(layers: values.Layers) -> Memory:
     (768.0, 96.0)
     """
     values.check_layers(layers)
-    if layers.arithmetic is None:
-        state_bits, weight_bits = 32, 32 * sum(w.size for w in layers.weights)
-    else:
-        state_bits = layers.arithmetic.state_bits
-        weight_bits = sum(w.size * _bits(w) for w in layers.weights)
+    arithmetic = layers.arithmetic
+    bits = 0
+    for weight in layers.weights:
+        bits += weight.size * (32 if arithmetic is None else _bits_of_weight(weight))
     neurons = sum(math.prod(population.shape) for population in layers.populations)
-    return Memory(weight_bits / 8, neurons * state_bits / 8)
+    state_bits = 32 if arithmetic is None else arithmetic.state_bits
+    return Memory(bits / 8, neurons * state_bits / 8)
 
 
-def _bits(weight: np.ndarray) -> int:
-    """Of whole numbers up to the largest, with a sign; -1 and 1 take one bit."""
+def _bits_of_weight(weight: np.ndarray) -> int:
+    """Bits of the largest of whole numbers, with a sign; -1 and 1 take one bit."""
     return 1 if (np.abs(weight) == 1).all() else geometry.bits(weight)
