@@ -62,7 +62,13 @@ class Dynamics(NamedTuple):
 
     def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
         """The mean output of neurons that have all of their input."""
-        return closed_form(self.model, neurons, current, self.steps, code=self.code)
+        return closed_form(
+            self.model,
+            neurons,
+            current,
+            self.steps,
+            code=self.code,
+        )
 
     def arriving(self, current: jax.Array) -> jax.Array:
         """What arrives at each step, [T, B, ...]."""
@@ -130,7 +136,8 @@ def number_of_spikes(dynamics: Dynamics, neurons: NeuronParams, fired: Fired) ->
         counts = numbers_of(fired.output, dynamics.steps)
     else:
         counts = _fewest_spikes(dynamics, neurons, fired.output)
-    return counts.reshape(len(counts), -1).sum(1, dtype=np.float32)
+    by_image = counts.reshape(len(counts), -1)
+    return by_image.sum(1, dtype=np.float32)
 
 
 def _fewest_spikes(dynamics: Dynamics, neurons: NeuronParams, output: Any) -> Any:
@@ -139,4 +146,5 @@ def _fewest_spikes(dynamics: Dynamics, neurons: NeuronParams, output: Any) -> An
     largest = dynamics.model.levels[1] / dynamics.steps
     spike = lead(neurons.threshold, sent.ndim) * largest
     # A sum of spikes is a whole number of them, up to its rounding.
-    return namespace(sent).ceil(abs(sent) / spike - 1e-3)
+    xp = namespace(sent)
+    return xp.ceil(abs(sent) / spike - 1e-3)

@@ -278,10 +278,12 @@ class View(abc.ABC):
 
     @property
     def values(self) -> int:
-        """How many steps of the finest size reach the largest output: T high of rate
-        coding. More than float32 counts make no difference.
+        """How many steps of the finest size reach the largest output.
+
+        It is T high under rate coding. More than float32 counts make no difference.
         """
-        return min(round(self.high / self.finest), 2**24)
+        values = round(self.high / self.finest)
+        return min(values, 2**24)
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs of the spiking site over T steps, [N, ...]."""
@@ -302,8 +304,11 @@ class View(abc.ABC):
         batches = zip(means, self._activations, self._effects_by_batch, strict=True)
         # All are computed before the first result is waited for.
         sums = [_missing(*batch) for batch in batches]
-        missing = functools.reduce(np.add, [np.asarray(part) for part, _ in sums])
-        weight = functools.reduce(np.add, [np.asarray(part) for _, part in sums])
+        missing = np.zeros(self.site.shape, np.float32)
+        weight = np.zeros(self.site.shape, np.float32)
+        for missing_part, weight_part in sums:
+            missing = missing + np.asarray(missing_part)
+            weight = weight + np.asarray(weight_part)
         return missing, weight
 
     @functools.cached_property
@@ -322,8 +327,12 @@ class View(abc.ABC):
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
         """Which positions of an image the `sample` has; None: all of them."""
-        shape, channel = self.site.shape, self.site.channel
-        return chosen_positions(self.count, shape, channel, self.steps)
+        return chosen_positions(
+            count=self.count,
+            shape=self.site.shape,
+            channel=self.site.channel,
+            steps=self.steps,
+        )
 
 
 class Calibrator(Protocol):
@@ -363,7 +372,10 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     def cached(weights: dict[str, jax.Array]) -> Any:
         nonlocal known_arrays, known_result
         arrays = list(weights.values())
-        if known_arrays is None or not all(map(operator.is_, arrays, known_arrays)):
+        is_known = False
+        if known_arrays is not None:
+            is_known = all(map(operator.is_, arrays, known_arrays))
+        if not is_known:
             # The old result is dropped first: the new one needs its memory.
             known_arrays = known_result = None
             known_result = compute(weights)
@@ -390,7 +402,8 @@ def _joined(
     axis: int, stride: int, batch_sharding: NamedSharding | None, parts: list[Any]
 ) -> Any:
     """The images of `View.join`."""
-    images = namespace(parts[0]).concatenate(sampled(parts, axis, stride), axis)
+    xp = namespace(parts[0])
+    images = xp.concatenate(sampled(parts, axis, stride), axis)
     if batch_sharding is None:
         return images
     return sharding.shared(images, axis, batch_sharding)

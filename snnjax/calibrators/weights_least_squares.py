@@ -173,7 +173,13 @@ def _refitted(
     # I is not affine where a network normalizes its weights: there the error that the
     # search has found for its best step need not be true.
     best = _moved(original, search.best)
-    current, _ = _along(layer, problem.unit, problem.weight.fitted, best, best)
+    current, _ = _along(
+        layer,
+        problem.unit,
+        problem.weight.fitted,
+        best,
+        best,
+    )
     chosen = _better(problem, current, first_error, best, original)
     results = dict(weights)
     for path, result, dtype, is_free in zip(weights, chosen, dtypes, free, strict=True):
@@ -338,41 +344,49 @@ def _problem(
         free_weights: those of W_0 that may change.
     """
     xp = namespace(activation)
-    top = activation.max((0, 1), keepdims=True)
-    bottom = xp.zeros_like(top)
-    if not rectified:
-        top = xp.full_like(top, xp.inf)
-        bottom = xp.full_like(top, -xp.inf)
+    bottom, top = _ends(activation, rectified)
     # A ReLU hides by how much a current is beyond its ends: there m is 0.
     is_below = (activation <= bottom) & (current.fitted <= bottom)
     is_above = (activation >= top) & (current.fitted >= top)
-    judges = xp.arange(len(activation))[:, None, None] % _GROUP == _GROUP - 1
+    image = xp.arange(len(activation))[:, None, None]
+    judges = image % _GROUP == _GROUP - 1
     weight = xp.where(is_below | is_above | judges, 0, effects)
     total = weight.sum((0, 1), keepdims=True)
     total = xp.where(total > 0, total, 1)
     # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
-    change_fitted = xp.where(weight > 0, change.fitted, 0)
-    deviation = change_fitted - _weighted_mean(change_fitted, weight, total)
-    curvature = (weight * change_fitted * deviation).sum()
-    ridge = damping * curvature / _positive(_dot(free_weights, free_weights))
+    fitted_change = xp.where(weight > 0, change.fitted, 0)
+    deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
+    curvature = (weight * fitted_change * deviation).sum()
+    size = _dot(free_weights, free_weights)
     problem = _Problem(
         unit=unit,
-        activation=_Rows(activation, activation[_JUDGING]),
-        weight=_Rows(weight, effects[_JUDGING]),
+        activation=_Rows(fitted=activation, judging=activation[_JUDGING]),
+        weight=_Rows(fitted=weight, judging=effects[_JUDGING]),
         bottom=bottom,
         top=top,
         total=total,
         mean=_weighted_mean(activation, weight, total),
-        ridge=ridge,
+        ridge=damping * curvature / _positive(size),
     )
-    current_fitted = xp.where(weight > 0, current.fitted, 0)
-    return problem, _Rows(current_fitted, current.judging)
+    fitted_current = xp.where(weight > 0, current.fitted, 0)
+    return problem, _Rows(fitted=fitted_current, judging=current.judging)
+
+
+def _ends(activation: Any, rectified: bool) -> tuple[Any, Any]:
+    """The smallest and the largest output of each channel, [1, 1, C]."""
+    xp = namespace(activation)
+    largest = activation.max((0, 1), keepdims=True)
+    if rectified:
+        return xp.zeros_like(largest), largest
+    infinity = xp.full_like(largest, xp.inf)
+    return -infinity, infinity
 
 
 def _weighted_mean(values: Any, weight: Any, total: Any) -> Any:
     """The mean of each channel, weighed by m w: [1, 1, C]."""
     xp = namespace(values)
-    return xp.einsum("npc,npc->c", weight, values)[None, None] / total
+    sums = xp.einsum("npc,npc->c", weight, values)
+    return sums[None, None] / total
 
 
 def _error(problem: _Problem, current: _Rows) -> Any:
@@ -384,7 +398,8 @@ def _error(problem: _Problem, current: _Rows) -> Any:
     shifted = current.judging + (problem.mean - mean)
     output = xp.clip(shifted, problem.bottom, problem.top)
     errors = weight * (problem.activation.judging - output) ** 2
-    return xp.where(weight > 0, errors, 0).sum()
+    counted = xp.where(weight > 0, errors, 0)
+    return counted.sum()
 
 
 # ---------------------------------------------------------------- conjugate gradients
@@ -415,7 +430,13 @@ def _started(
 ) -> tuple[_Problem, _Search]:
     """The problem, and the search before its first step."""
     unit, activation, effects = _scaled(layer.channel, target.result, target.effects)
-    current, change = _along(layer, unit, effects, layer.weights, layer.weights)
+    current, change = _along(
+        layer,
+        unit,
+        effects,
+        layer.weights,
+        layer.weights,
+    )
     pairs = zip(layer.weights, layer.free, strict=True)
     free_weights = tuple(weight for weight, is_free in pairs if is_free)
     problem, current = _problem(
@@ -435,8 +456,13 @@ def _started(
 
 def _iterated(layer: _Layer, problem: _Problem, search: _Search) -> _Search:
     """The search after another step."""
-    weight = problem.weight.fitted
-    _, change = _along(layer, problem.unit, weight, layer.weights, search.direction)
+    _, change = _along(
+        layer,
+        problem.unit,
+        problem.weight.fitted,
+        layer.weights,
+        search.direction,
+    )
     values, values_unit = _centered(problem, change.fitted)
     curvature = _back(layer, values)
     return _advanced(problem, search, change, curvature, values_unit)
@@ -462,10 +488,11 @@ def _weighed(problem: _Problem, values: Any) -> tuple[Any, Any]:
     would be too small for float16 themselves.
     """
     weight = problem.weight.fitted
-    values = weight * (values - _weighted_mean(values, weight, problem.total))
-    root = 2.0 ** (values.size.bit_length() // 2)
-    unit = binary_unit(abs(values).max()) * root
-    return values / unit, unit
+    mean = _weighted_mean(values, weight, problem.total)
+    weighed = weight * (values - mean)
+    root = 2.0 ** (weighed.size.bit_length() // 2)
+    unit = binary_unit(abs(weighed).max()) * root
+    return weighed / unit, unit
 
 
 @by_numpy_or_xla
@@ -560,7 +587,8 @@ def _times(weights: Weights, factor: Any) -> Weights:
 
 def _dot(first: Weights, second: Weights) -> Any:
     products = map(operator.mul, first, second)
-    return functools.reduce(operator.add, [product.sum() for product in products])
+    sums = [product.sum() for product in products]
+    return functools.reduce(operator.add, sums)
 
 
 def _where(condition: Any, first: Weights, second: Weights) -> Weights:
