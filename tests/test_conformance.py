@@ -1,6 +1,7 @@
-"""Programs that are not ours compute the spikes of our whole numbers.
+"""Programs of chips compute the spikes of the whole numbers of `quantize`.
 
-Small networks with random numbers; benchmarks/conformance.py compares converted ones.
+The networks are small and have random numbers; benchmarks/conformance.py compares
+converted networks.
 """
 
 import dataclasses
@@ -37,17 +38,24 @@ def drawn(
         return generator.integers(-weight, weight + 1, shape).astype(float)
 
     def neurons(name, sources, shape, fan_in):
-        each = (shape[0], *[1] * len(shape[1:])) if per == "channel" else ()
-        least = max(2, int(weight * fan_in**0.5 / high))
-        bias = generator.integers(-5, 6, (shape[0], *[1] * len(shape[1:])))
+        channels, *image_size = shape
+        per_channel = (channels, *[1] * len(image_size))
+        threshold_shape = per_channel if per == "channel" else ()
+        # So large that neurons are silent at some steps, and fire at others.
+        threshold = max(2, int(weight * fan_in**0.5 / high))
+        bias = generator.integers(-5, 6, per_channel).astype(float)
+        thresholds = generator.integers(threshold, 2 * threshold, threshold_shape)
+        potentials = generator.integers(0, threshold, threshold_shape)
+        if not has_biases:
+            bias = np.zeros(per_channel)
         return deploy.Population(
             name,
             sources,
             shape,
             model,
-            threshold=generator.integers(least, 2 * least, each).astype(float),
-            initial_potential=generator.integers(0, least, each).astype(float),
-            bias=has_biases * bias.astype(float),
+            threshold=thresholds.astype(float),
+            initial_potential=potentials.astype(float),
+            bias=bias,
         )
 
     kernel = {"bias": None, "padding": ((1, 1), (1, 1))}
@@ -86,16 +94,16 @@ def drawn(
 
 
 def check(program, layers, x):
-    """All spikes agree; and those of another network do not."""
+    """All spikes of the program are those of `run`, and change with a threshold."""
     counts = conformance.level_counts(program, layers, x)
     assert counts["mismatches"] == 0
     assert counts["not_0"] > counts["spikes"] / 20
     trace = snnjax.deploy.run(layers, x)
     for name, levels in trace.spikes.items():
         assert np.any(np.asarray(levels)), name
-    other = changed(layers, "a", threshold=lambda n: n.threshold * 5 // 4 + 1)
-    other = program(other, x)
-    assert np.any(other["a"] != np.asarray(trace.spikes["a"]))
+    raised = changed(layers, "a", threshold=lambda n: n.threshold * 5 // 4 + 1)
+    raised_spikes = program(raised, x)
+    assert np.any(raised_spikes["a"] != np.asarray(trace.spikes["a"]))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -15,15 +15,17 @@ from snnjax import deploy
 from snnjax.deploy import Convolution, Dense, Population, Scale, SumPool
 
 AFFINE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
-# Networks of one input are one program, which is compiled several times faster.
-TOGETHER = {
-    "images": networks.together(
-        {n: net for n, net in AFFINE.items() if net.x is PIXELS}
-    ),
-    "vectors": networks.together(
-        {n: net for n, net in AFFINE.items() if net.x is VECTORS}
-    ),
-}
+
+
+def affine_on(x):
+    """The networks without max-pools that read x, as one network.
+
+    It is one program, which is compiled several times faster than theirs.
+    """
+    return networks.together({n: net for n, net in AFFINE.items() if net.x is x})
+
+
+TOGETHER = {"images": affine_on(PIXELS), "vectors": affine_on(VECTORS)}
 RATE = snnjax.codes.rate()
 IF = snnjax.integrate_and_fire()
 
@@ -38,23 +40,34 @@ def fitted(
     leak=None,
     lowest=None,
 ):
-    """An SNN with other numbers in every channel and, if it can, in every neuron."""
+    """An SNN with random thresholds and biases per channel, and potentials per neuron.
+
+    Neurons that reset to zero start at 0. ``zones`` are the dead and the last zone.
+    """
     generator = np.random.default_rng(0)
     neurons = {}
     for site in snnjax.sites(net.fn, net.params, net.x):
-        channel = ()
+        channels = ()
         if site.parameters:  # otherwise nothing says which axis counts channels
-            channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
-        start = generator.uniform(0, 0.4, site.shape) * (reset == "subtract")
+            channels = (site.shape[site.channel], *[1] * (-site.channel - 1))
+        start = generator.uniform(0, 0.4, site.shape)
+        if reset == "zero":
+            start = np.zeros(site.shape)
         neurons[site.name] = snnjax.neurons.NeuronParams(
-            threshold=jnp.float32(generator.uniform(0.4, 0.9, channel)),
-            bias=jnp.float32(generator.normal(size=channel) / 8),
+            threshold=jnp.float32(generator.uniform(0.4, 0.9, channels)),
+            bias=jnp.float32(generator.normal(size=channels) / 8),
             initial_potential=jnp.float32(start),
-            leak=None if leak is None else jnp.float32(np.broadcast_to(leak, channel)),
         )
-    dead, last = zones
+        if leak is not None:
+            leaks = jnp.full(channels, leak, jnp.float32)
+            neurons[site.name] = neurons[site.name]._replace(leak=leaks)
+    dead_zone, last_zone = zones
     model = snnjax.integrate_and_fire(
-        levels=levels, reset=reset, dead_zone=dead, last_zone=last, lowest=lowest
+        levels=levels,
+        reset=reset,
+        dead_zone=dead_zone,
+        last_zone=last_zone,
+        lowest=lowest,
     )
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 
@@ -65,13 +78,17 @@ def changed(layers, name=None, **fields):
     A field may be a function of the node.
     """
 
-    def of(node):
-        if not (node.name == name if name else isinstance(node, Population)):
-            return node
-        values = {n: v(node) if callable(v) else v for n, v in fields.items()}
-        return dataclasses.replace(node, **values)
-
-    return dataclasses.replace(layers, nodes=tuple(map(of, layers.nodes)))
+    nodes = []
+    for node in layers.nodes:
+        is_chosen = isinstance(node, Population) if name is None else node.name == name
+        if is_chosen:
+            values = {
+                field: value(node) if callable(value) else value
+                for field, value in fields.items()
+            }
+            node = dataclasses.replace(node, **values)
+        nodes.append(node)
+    return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
 CODED = {  # test_nir.py has rate coding, test_integers.py a reset to zero
@@ -87,23 +104,26 @@ def test_layers_send_the_same_spikes(name):
     layers = deploy.layers(net.fn, snn, net.x)
     fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
-    pair = ((net.fn, snn), (fn, same))
-    before, after = networks.outputs_of(
-        [spikes_and_outputs(*run) for run in pair], net.x
-    )
+    runs = [spikes_and_outputs(net.fn, snn), spikes_and_outputs(fn, same)]
+    (spikes, outputs), (same_spikes, same_outputs) = networks.outputs_of(runs, net.x)
     names = [population.name for population in layers.populations]
     assert [*same.neurons] == names
     for name in names:
-        assert np.any(after[0][name]), name
-        np.testing.assert_array_equal(before[0][name], after[0][name], err_msg=name)
-    for a, b in zip(*(jax.tree.leaves(run[1]) for run in (before, after)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert np.any(spikes[name]), name
+        np.testing.assert_array_equal(same_spikes[name], spikes[name], err_msg=name)
+    leaves = zip(jax.tree.leaves(same_outputs), jax.tree.leaves(outputs), strict=True)
+    for same_output, output in leaves:
+        np.testing.assert_allclose(same_output, output, rtol=1e-5, atol=1e-5)
 
 
 def spikes_and_outputs(fn, snn):
-    """x -> both, of one simulation."""
-    trains, run = snnjax.measures.spike_trains, snnjax.spiking(fn)
-    return lambda x: (trains(fn, snn, x), run(snn, x))
+    """A function of x that returns the spikes of all sites and the outputs."""
+
+    def run(x):
+        spikes = snnjax.measures.spike_trains(fn, snn, x)
+        return spikes, snnjax.spiking(fn)(snn, x)
+
+    return run
 
 
 CONVOLUTIONS = {  # (rows, columns) of kernels and strides, and the padding
@@ -205,10 +225,15 @@ def test_connections_have_the_maps_between_two_populations():
     snn = fitted(Net(fn, params, PIXELS, 2))
     layers = deploy.layers(fn, snn, jax.ShapeDtypeStruct(PIXELS.shape, "float32"))
     stem, block, shortcut, readout = layers.connections
-    kinds = [[type(m) for m in connection.maps] for connection in layers.connections]
-    assert kinds[:3] == [[Convolution], [Convolution], [Scale]]
-    assert (kinds[3][0], kinds[3][-1]) == (SumPool, Dense)
-    assert [c.fan_in for c in (stem, block, shortcut, readout)] == [18, 9, 1, 144]
+    for connection, kind in (
+        (stem, Convolution),
+        (block, Convolution),
+        (shortcut, Scale),
+    ):
+        (node,) = connection.maps
+        assert isinstance(node, kind)
+    assert isinstance(readout.maps[0], SumPool) and isinstance(readout.maps[-1], Dense)
+    assert [way.fan_in for way in layers.connections] == [18, 9, 1, 144]
     assert block.maps[0].groups == 4
     first, second = (population.name for population in layers.populations)
     assert (stem.sender, stem.receiver) == ("input", first)
@@ -223,13 +248,15 @@ def test_connections_have_the_maps_between_two_populations():
 
 def test_layers_are_a_pytree_with_hashable_structure():
     net = NETWORKS["dense"]
-    layers, others = (deploy.layers(net.fn, s, net.x) for s in (fitted(net),) * 2)
+    snn = fitted(net)
+    layers = deploy.layers(net.fn, snn, net.x)
     structure = jax.tree.structure(layers)
-    assert structure == jax.tree.structure(others)
-    assert hash(structure) == hash(jax.tree.structure(others))
+    same_structure = jax.tree.structure(deploy.layers(net.fn, snn, net.x))
+    assert structure == same_structure
+    assert hash(structure) == hash(same_structure)
     doubled = jax.tree.map(lambda leaf: 2 * leaf, layers)
-    for a, b in zip(layers.populations, doubled.populations, strict=True):
-        np.testing.assert_array_equal(2 * a.threshold, b.threshold)
+    for node, doubled_node in zip(layers.populations, doubled.populations, strict=True):
+        np.testing.assert_array_equal(2 * node.threshold, doubled_node.threshold)
     assert "populations" in repr(layers) and "dense" in str(layers)
 
 
@@ -296,17 +323,24 @@ def test_images_that_are_moved_about_are_refused_with_a_remedy():
     x, kernel = eighths(3, (2, 5, 5, 3)), eighths(0, (3, 3, 3, 3))
 
     def of_images(between, w, x):
+        """A network that does something between two convolutions."""
         return relu(conv(between(relu(conv(x, w))), w))
 
     def of_vectors(between, p, x):
+        """A network that does something between two matrix products."""
         return relu(between(relu(x @ p["w1"]))) @ p["w3"]
 
-    cases = [(of_images, *case, kernel, x) for case in REFUSED]
-    cases += [(of_vectors, *case, FLAT, VECTORS) for case in REFUSED_VECTORS]
-    flipped = lambda between, w, x: relu(conv(x, w))[:, ::-1]  # noqa: E731
-    cases.append((flipped, None, "output\n *the rows, columns", kernel, x))
-    for network, between, words, params, x in cases:
-        fn = functools.partial(network, between)
+    def flipped(w, x):
+        return relu(conv(x, w))[:, ::-1]
+
+    cases = [(flipped, "output\n *the rows, columns", kernel, x)]
+    for between, words in REFUSED:
+        fn = functools.partial(of_images, between)
+        cases.append((fn, words, kernel, x))
+    for between, words in REFUSED_VECTORS:
+        fn = functools.partial(of_vectors, between)
+        cases.append((fn, words, FLAT, VECTORS))
+    for fn, words, params, x in cases:
         snn = snnjax.init(fn, params, x, model=IF)
         with pytest.raises(snnjax.ConversionError, match=words) as error:
             deploy.layers(fn, snn, x)
@@ -317,7 +351,7 @@ def test_images_that_are_moved_about_are_refused_with_a_remedy():
 def test_what_has_no_layers_is_refused():
     net = NETWORKS["dense"]
     plain = fitted(net)
-    of = functools.partial(deploy.layers, net.fn)
+    layers_of = functools.partial(deploy.layers, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
     adaptive = snnjax.neurons.Adaptive(IF)
     adaptive = snnjax.init(*net[:3], model=adaptive, key=jax.random.key(0))
@@ -326,13 +360,14 @@ def test_what_has_no_layers_is_refused():
         return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
 
     signed = snnjax.init(encoded, FLAT, VECTORS, model=IF)
+    with_offset = dataclasses.replace(plain, neurons=offsets)
     for words, call in {
-        "add an offset": lambda: of(dataclasses.replace(plain, neurons=offsets), net.x),
+        "add an offset": lambda: layers_of(with_offset, net.x),
         "both signs": lambda: deploy.layers(encoded, signed, VECTORS),
-        "populations of Adaptive": lambda: of(adaptive, net.x),
-        "snn is dict": lambda: of({}, net.x),
-        "x is .*; allowed: one array": lambda: of(plain, {"a": net.x}),
-        "axis of features": lambda: of(plain, net.x[:, 0]),
+        "populations of Adaptive": lambda: layers_of(adaptive, net.x),
+        "snn is dict": lambda: layers_of({}, net.x),
+        "x is .*; allowed: one array": lambda: layers_of(plain, {"a": net.x}),
+        "axis of features": lambda: layers_of(plain, net.x[:, 0]),
     }.items():
         with pytest.raises(ValueError, match=words):
             call()

@@ -62,52 +62,72 @@ def node_output(node, x, state):
     metadata = node.metadata or {}
     v = state.get(id(node), metadata.get("v_init", 0.0)) + node.r * x
     spikes = (v > node.v_threshold).astype(v.dtype)
-    subtract = metadata.get("reset", "zero") in ("subtract", b"subtract")
-    state[id(node)] = v - spikes if subtract else v * (1 - spikes)
+    if metadata.get("reset") in ("subtract", b"subtract"):
+        state[id(node)] = v - spikes
+    else:
+        state[id(node)] = v * (1 - spikes)
     return spikes
 
 
 def run_graph(graph, x, channel=-1):
-    """Outputs [T, B, ...], channels last; names sort by execution.
+    """The outputs of a graph, each [T, B, ...] with the channels last.
 
-    ``channel``: the axis of x that counts channels.
+    ``channel`` is the axis of x that counts channels.
     """
-    x = np.moveaxis(np.asarray(x, np.float64), channel, 1) if x.ndim == 4 else x
-    state, outputs = {}, {}
+    x = np.asarray(x, np.float64)
+    if x.ndim == 4:
+        x = np.moveaxis(x, channel, 1)
+    # All other names sort in order of execution.
+    names = ["input", *sorted(graph.nodes.keys() - {"input"})]
+    state = {}
+    outputs = {}
     for _ in range(STEPS):
         values = {}
-        for name in ["input", *sorted(graph.nodes.keys() - {"input"})]:
+        for name in names:
             node = graph.nodes[name]
-            inputs = [values[a] for a, b in graph.edges if b == name]
-            into = sum(inputs) if inputs else np.asarray(x, np.float64)
+            inputs = [
+                values[source] for source, target in graph.edges if target == name
+            ]
+            total = sum(inputs) if inputs else x
             (shape,) = node.input_type.values()
-            assert into.shape[1:] == tuple(shape), name
-            values[name] = node_output(node, into, state)
+            assert total.shape[1:] == tuple(shape), name
+            values[name] = node_output(node, total, state)
             if isinstance(node, nir.Output):
                 outputs.setdefault(name, []).append(values[name])
-    arrays = map(np.stack, outputs.values())
-    return [np.moveaxis(a, 2, -1) if a.ndim == 5 else a for a in arrays]
+    results = []
+    for steps in outputs.values():
+        output = np.stack(steps)
+        results.append(np.moveaxis(output, 2, -1) if output.ndim == 5 else output)
+    return results
 
 
 def check(net, snn, graph, *, by_itself=True, read=True, x=None):
     """The graph has the outputs of the SNN that it was written from.
 
     Args:
-        by_itself: the graph as NIR defines it.
-        read: the network of `from_nir`, which takes ``x``; None: that of the SNN.
+        by_itself: run the graph as NIR defines it.
+        read: run the network of `from_nir`.
+        x: input of the network of `from_nir`; None: that of ``net``.
     """
-    runs = [lambda own, _: snnjax.spiking(net.fn, steps=STEPS)(snn, own)]
-    if read:
-        fn, other = deploy.as_function(deploy.from_nir(graph))
-        runs.append(lambda _, x: snnjax.spiking(fn, steps=STEPS)(other, x))
+
+    def original(net_x, _):
+        return snnjax.spiking(net.fn, steps=STEPS)(snn, net_x)
+
+    def after_reading(_, x):
+        fn, read_snn = deploy.as_function(deploy.from_nir(graph))
+        return snnjax.spiking(fn, steps=STEPS)(read_snn, x)
+
+    runs = [original, after_reading] if read else [original]
     outputs = networks.outputs_of(runs, net.x, net.x if x is None else x)
-    expected, *others = map(jax.tree.leaves, outputs)
-    cases = [(arrays, 1e-5) for arrays in others]
-    cases += [(run_graph(graph, net.x), 1e-4)] if by_itself else []
+    expected, *from_reading = map(jax.tree.leaves, outputs)
+    cases = [(arrays, 1e-5) for arrays in from_reading]
+    if by_itself:
+        cases.append((run_graph(graph, net.x), 1e-4))
     for arrays, tolerance in cases:
-        for a, b in zip(expected, arrays, strict=True):
-            assert np.any(a)
-            np.testing.assert_allclose(b.reshape(a.shape), a, tolerance, tolerance)
+        for output, result in zip(expected, arrays, strict=True):
+            assert np.any(output)
+            result = result.reshape(output.shape)
+            np.testing.assert_allclose(result, output, tolerance, tolerance)
 
 
 # ------------------------------------------------------------------ out and in again
@@ -261,10 +281,10 @@ def test_channels_first_networks_have_the_same_graph():
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
     images, logits = networks.compiled(fn, steps=STEPS)(snn, x)
-    by_itself = run_graph(graph, x, channel=1)
-    for a, b in zip((np.moveaxis(images, 2, -1), logits), by_itself, strict=True):
-        assert np.any(a)
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
+    expected = (np.moveaxis(images, 2, -1), logits)
+    for output, result in zip(expected, run_graph(graph, x, channel=1), strict=True):
+        assert np.any(output)
+        np.testing.assert_allclose(result, output, rtol=1e-4, atol=1e-4)
 
 
 RANDOM_X = np.float32(np.random.default_rng(0).normal(size=(2, 6, 7, 3)))
@@ -354,15 +374,16 @@ def test_a_residual_network_of_best_comes_back_with_its_wait(tmp_path):
     snn = snnjax.convert(residual, FLAT, VECTORS, **options)
     graph = deploy.to_nir(deploy.layers(residual, snn, VECTORS), extended=True)
     graph = through_file(graph, tmp_path)
-    other, other_snn = deploy.as_function(deploy.from_nir(graph))
-    assert (other_snn.steps, other_snn.wait) == (4, 1)
-    assert other_snn.model.reset == "subtract"
-    pair = (spikes_and_outputs(residual, snn), spikes_and_outputs(other, other_snn))
-    (before, outputs), (after, other_outputs) = networks.outputs_of(pair, VECTORS)
-    np.testing.assert_allclose(other_outputs, outputs, rtol=1e-5, atol=1e-5)
-    for a, b in zip(before.values(), after.values(), strict=True):
-        assert np.any(a)
-        np.testing.assert_array_equal(a > 0, b > 0)
+    read_fn, read_snn = deploy.as_function(deploy.from_nir(graph))
+    assert (read_snn.steps, read_snn.wait) == (4, 1)
+    assert read_snn.model.reset == "subtract"
+    runs = [spikes_and_outputs(residual, snn), spikes_and_outputs(read_fn, read_snn)]
+    (spikes, outputs), (read_spikes, read_outputs) = networks.outputs_of(runs, VECTORS)
+    np.testing.assert_allclose(read_outputs, outputs, rtol=1e-5, atol=1e-5)
+    sites = zip(spikes.values(), read_spikes.values(), strict=True)
+    for site_spikes, read_site_spikes in sites:
+        assert np.any(site_spikes)
+        np.testing.assert_array_equal(site_spikes > 0, read_site_spikes > 0)
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
@@ -397,7 +418,9 @@ def whole(fn, snn, x, plain=False):
     ``plain``: without the initial potentials.
     """
     layers = deploy.quantize(deploy.layers(fn, snn, x), x, weight_bits=3)
-    return changed(layers, initial_potential=np.zeros(())) if plain else layers
+    if plain:
+        layers = changed(layers, initial_potential=np.zeros(()))
+    return layers
 
 
 def whole_input(layers, x):

@@ -24,7 +24,6 @@ from snnjax.deploy.lowering.rules import add_equation, check_operation, pads
 from snnjax.deploy.lowering.sums import Builder, NoLayer, Sum, Term, compact, image_axes
 from snnjax.deploy.lowering.values import (
     Dense,
-    Flatten,
     Input,
     Layers,
     Node,
@@ -183,9 +182,14 @@ def _add_input(builder: Builder, order: np.ndarray) -> None:
     (x,) = builder.network.x
     shape = builder.network.avals[x].shape
     is_image = order.ndim == 3
-    name = builder.add(Input("input", (), order.shape if is_image else shape))
+    node = Input(
+        "input",
+        sources=(),
+        shape=order.shape if is_image else shape,
+    )
+    name = builder.add(node)
     if len(shape) > 1 and not is_image:
-        name = builder.add(Flatten("input/flatten", (name,), shape))
+        name = builder.flatten(name, shape)
     builder.sums[x] = Sum((Term(name),), order)
 
 

@@ -142,8 +142,9 @@ def _product(builder: Builder, equation: Equation) -> _Product:
     weight = numbers(read(builder.values, equation.inputs[weight_side]))
     inputs = math.prod(weight.shape[axis] for axis in weight_axes)
     output_axes = _without(range(weight.ndim), weight_axes)
+    matrix = weight.transpose(weight_axes + output_axes)
     return _Product(
-        weight=weight.transpose(*weight_axes, *output_axes).reshape(inputs, -1),
+        weight=matrix.reshape(inputs, -1),
         weight_comes_first=weight_side == 0,
         contracted_axes=x_axes,
         free_axes=_without(range(len(shape)), x_axes),
@@ -387,7 +388,8 @@ def _multiply(builder: Builder, equation: Equation) -> list[Sum]:
     v, total, shape = _operand(builder, equation)
     (constant,) = (u for u in equation.inputs if u != v)
     factor = numbers(read(builder.values, constant))
-    factor = np.broadcast_to(factor, shape).ravel()[total.order]
+    factor = np.broadcast_to(factor, shape)
+    factor = factor.ravel()[total.order]
     if equation.name == "div":
         factor = 1 / factor
     return [times(total, factor)]

@@ -96,9 +96,12 @@ class Builder:
         The constant has the order of the nodes. New nodes are named after ``path``.
         """
         terms, order = self.sums[v]
-        names = [self.scaled(term, order.shape, path) for term in terms]
-        constant = numbers(self.values[v])
-        return tuple(names), constant.ravel()[order]
+        names = []
+        for term in terms:
+            name = self.scaled(term, order.shape, path)
+            names.append(name)
+        constant = numbers(self.values[v]).ravel()
+        return tuple(names), constant[order]
 
     def absorb_constant(self, v: int, path: str) -> None:
         """Move the variable's constant into the bias of a node."""
@@ -153,7 +156,8 @@ def times(total: Sum, factor: np.ndarray | float) -> Sum:
     """A sum times a constant that broadcasts to its nodes."""
     terms = []
     for term in total.terms:
-        terms.append(term._replace(scale=compact(term.scale * factor)))
+        scale = compact(term.scale * factor)
+        terms.append(term._replace(scale=scale))
     return total._replace(terms=tuple(terms))
 
 
@@ -214,11 +218,12 @@ def flat_indices(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
 
     All its other axes have size 1.
     """
-    index = np.arange(math.prod(shape))
-    index = index.reshape(tuple(shape))
+    size = math.prod(shape)
+    index = np.arange(size).reshape(tuple(shape))
     single_axes = [axis for axis in range(len(shape)) if axis not in axes]
     index = index.transpose(*axes, *single_axes)
-    return index.reshape([shape[axis] for axis in axes])
+    sizes = [shape[axis] for axis in axes]
+    return index.reshape(sizes)
 
 
 def axis_choices(count: int) -> list[tuple[int, ...]]:

@@ -39,7 +39,8 @@ class Window(NamedTuple):
         Both sides have equal padding, and the number of results follows from that.
         """
         padding = self.low + front
-        results = (self.size + 2 * padding - width) // self.stride + 1
+        padded_size = self.size + 2 * padding
+        results = (padded_size - width) // self.stride + 1
         return padding >= 0 and results == self.results
 
     @property
@@ -86,10 +87,12 @@ def dense(
 
 def vectorize(builder: Builder, total: Sum, path: str) -> Sum:
     """The variable as vectors in its own order."""
-    flat_order = np.arange(total.order.size)
+    size = total.order.size
+    flat_order = np.arange(size)
     if total.order.ndim == 1 and np.array_equal(total.order, flat_order):
         return total
-    return Sum(dense(builder, total, np.eye(total.order.size), path), flat_order)
+    terms = dense(builder, total, np.eye(size), path)
+    return Sum(terms, flat_order)
 
 
 def conv(
@@ -103,33 +106,32 @@ def conv(
     groups: int = 1,
 ) -> tuple[Term, ...]:
     """Terms of a convolution with weights [O, I / groups, rows, columns]."""
-    padding = [window.padding for window in windows]
-    if np.min(padding) < 0:
+    padding = np.array([window.padding for window in windows])  # [axes, sides]
+    if padding.min() < 0:
         # No layer skips elements. Zeros among the weights read them instead.
-        fronts = [max(-low, 0) for low, _ in padding]
-        backs = [max(-high, 0) for _, high in padding]
+        zeros = np.maximum(-padding, 0)
         reaches = [window.reach for window in windows]
-        weight = _widened(
-            weight,
-            dilation,
-            fronts=fronts,
-            widths=np.add(reaches, np.add(fronts, backs)).tolist(),
-        )
+        widths = reaches + zeros.sum(axis=1)
+        weight = _widened(weight, dilation, fronts=zeros[:, 0], widths=widths)
         dilation = (1, 1)
-        padding = [(max(low, 0), max(high, 0)) for low, high in padding]
+        padding = np.maximum(padding, 0)
+    (top, bottom), (left, right) = padding.tolist()
+    channels = total.order.shape[0]
+    group_outputs = len(weight) // groups
     terms = []
     for names, scale in builder.groups(total, path):
-        scale = np.broadcast_to(scale.ravel(), total.order.shape[:1])
-        # Input channels of each group, repeated for its output channels.
-        per_output = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
+        # Each output channel reads the scales of the input channels of its group.
+        scale = np.broadcast_to(scale.ravel(), channels)
+        group_scales = scale.reshape(groups, -1)
+        output_scales = group_scales.repeat(group_outputs, axis=0)
         node = Convolution(
             path or "conv",
-            tuple(names),
-            weight * per_output[:, :, None, None],
+            sources=tuple(names),
+            weight=weight * output_scales[:, :, None, None],
             bias=None,
             size=tuple(window.size for window in windows),
             stride=tuple(window.stride for window in windows),
-            padding=tuple(padding),
+            padding=((top, bottom), (left, right)),
             dilation=tuple(dilation),
             groups=groups,
         )
@@ -196,7 +198,7 @@ def with_equal_padding(node: Convolution) -> Convolution:
     smallest = max(window.reach for window in windows)
     # A zero more in front of a kernel and one more behind it change nothing. So the two
     # axes soon have a width in common, if they ever do.
-    largest = smallest + 2 * max(abs(n) for window in windows for n in window) + 1
+    largest = smallest + 2 * np.abs(windows).max() + 1
     for width in range(smallest, largest + 1):
         fronts = [_fitting_front(window, width) for window in windows]
         if None not in fronts:
@@ -208,7 +210,8 @@ def with_equal_padding(node: Convolution) -> Convolution:
         )
     padding = []
     for window, front in zip(windows, fronts, strict=True):
-        padding.append((window.low + front, window.low + front))
+        zeros = window.low + front
+        padding.append((zeros, zeros))
     if all(window.reach == width for window in windows):
         return dataclasses.replace(node, padding=tuple(padding))
     weight = _widened(node.weight, node.dilation, fronts, (width, width))
@@ -244,11 +247,14 @@ def _used_taps(
     A zero of the kernel disappears together with a zero of the padding.
     """
     low, high = padding
-    used = np.flatnonzero(is_used)
-    end = len(is_used) - 1
-    front = min(int(used[0]), low)
-    back = min(end - int(used[-1]), high)
-    return slice(front, len(is_used) - back), (low - front, high - back)
+    taps = np.flatnonzero(is_used).tolist()
+    first_tap = taps[0]
+    last_tap = taps[-1]
+    zeros_behind = len(is_used) - 1 - last_tap
+    front = min(first_tap, low)
+    back = min(zeros_behind, high)
+    kept = slice(front, len(is_used) - back)
+    return kept, (low - front, high - back)
 
 
 def _fitting_front(window: Window, width: int) -> int | None:
