@@ -112,7 +112,12 @@ def conv(
         zeros = np.maximum(-padding, 0)
         reaches = [window.reach for window in windows]
         widths = reaches + zeros.sum(axis=1)
-        weight = _widened(weight, dilation, fronts=zeros[:, 0], widths=widths)
+        weight = _widened(
+            weight,
+            dilation,
+            fronts=zeros[:, 0].tolist(),
+            widths=widths.tolist(),
+        )
         dilation = (1, 1)
         padding = np.maximum(padding, 0)
     (top, bottom), (left, right) = padding.tolist()
@@ -195,28 +200,38 @@ def with_equal_padding(node: Convolution) -> Convolution:
         NoLayer: no square kernel with equal padding reads the same windows.
     """
     windows = axis_windows(node)
-    smallest = max(window.reach for window in windows)
-    # A zero more in front of a kernel and one more behind it change nothing. So the two
-    # axes soon have a width in common, if they ever do.
-    largest = smallest + 2 * np.abs(windows).max() + 1
-    for width in range(smallest, largest + 1):
-        fronts = [_fitting_front(window, width) for window in windows]
-        if None not in fronts:
-            break
-    else:
-        raise NoLayer(
-            "no square kernel with the same padding on both sides reads this window",
-            "pad both sides alike",
-        )
+    width, fronts = _square(windows)
     padding = []
     for window, front in zip(windows, fronts, strict=True):
         zeros = window.low + front
         padding.append((zeros, zeros))
     if all(window.reach == width for window in windows):
         return dataclasses.replace(node, padding=tuple(padding))
-    weight = _widened(node.weight, node.dilation, fronts, (width, width))
     return dataclasses.replace(
-        node, weight=weight, padding=tuple(padding), dilation=(1, 1)
+        node,
+        weight=_widened(node.weight, node.dilation, fronts, (width, width)),
+        padding=tuple(padding),
+        dilation=(1, 1),
+    )
+
+
+def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
+    """The smallest square kernel for both axes: its width, and the zeros before it."""
+    smallest = max(window.reach for window in windows)
+    # A zero more in front of a kernel and one more behind it change nothing. So the two
+    # axes soon have a width in common, if they ever do.
+    largest = smallest + 2 * np.abs(windows).max() + 1
+    for width in range(smallest, largest + 1):
+        fronts = []
+        for window in windows:
+            front = _fitting_front(window, width)
+            if front is not None:
+                fronts.append(front)
+        if len(fronts) == len(windows):
+            return width, fronts
+    raise NoLayer(
+        "no square kernel with the same padding on both sides reads this window",
+        "pad both sides alike",
     )
 
 
