@@ -195,10 +195,14 @@ def users() -> dict[str, set[str]]:
 
 
 def words_of_signature(value: Any) -> set[str]:
-    """Words in the annotations of a function, or of a class and its methods."""
+    """Words in the annotations of a function, or of a class and what it defines."""
     annotated = [value]
     if isinstance(value, type):
-        annotated += [m for m in vars(value).values() if inspect.isfunction(m)]
+        for member in vars(value).values():
+            if isinstance(member, property):
+                member = member.fget
+            if inspect.isfunction(member):
+                annotated.append(member)
     words: set[str] = set()
     for member in annotated:
         if isinstance(member, type) or inspect.isfunction(member):

@@ -464,24 +464,26 @@ def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_pat
             np.testing.assert_array_equal(threshold, np.rint(threshold))
     layers = deploy.from_nir(graph)
     assert layers.arithmetic == integers.arithmetic
+    trace = deploy.run(integers, net.x)
+    read_trace = deploy.run(layers, net.x)
     fn, snn = deploy.as_function(layers)
-    x = deploy.on_grid(layers, net.x)
-    trace, again = (deploy.run(n, net.x) for n in (integers, layers))
-    sent, outputs = jax.jit(spikes_and_outputs(fn, snn))(x)
-    # Names in the graph sort by execution.
-    sent, again_sent, potentials = (
-        [arrays[name] for name in sorted(arrays)]
-        for arrays in (sent, again.spikes, again.potentials)
+    spikes, outputs = jax.jit(spikes_and_outputs(fn, snn))(
+        deploy.on_grid(layers, net.x)
     )
-    for i, node in enumerate(integers.populations):
-        assert np.any(trace.spikes[node.name])
-        np.testing.assert_array_equal(sent[i], trace.spikes[node.name])
-        np.testing.assert_array_equal(again_sent[i], trace.spikes[node.name])
-        np.testing.assert_array_equal(potentials[i], trace.potentials[node.name])
-    for others in (again.outputs, outputs):
-        leaves = map(jax.tree.leaves, (trace.outputs, others))
-        for a, b in zip(*leaves, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # Names in the graph sort by execution, as the populations do.
+    nodes = zip(integers.populations, layers.populations, sorted(spikes), strict=True)
+    for node, read_node, site in nodes:
+        expected = trace.spikes[node.name]
+        assert np.any(expected)
+        np.testing.assert_array_equal(spikes[site], expected)
+        np.testing.assert_array_equal(read_trace.spikes[read_node.name], expected)
+        potentials = read_trace.potentials[read_node.name]
+        np.testing.assert_array_equal(potentials, trace.potentials[node.name])
+    expected = jax.tree.leaves(trace.outputs)
+    for results in (read_trace.outputs, outputs):
+        leaves = jax.tree.leaves(results)
+        for output, result in zip(expected, leaves, strict=True):
+            np.testing.assert_allclose(result, output, rtol=1e-5, atol=1e-6)
     if is_plain:
         sums = run_graph(graph, whole_input(integers, net.x), channel=1)
         check_sums(sums, integers, trace.outputs)
@@ -915,6 +917,16 @@ def test_graphs_that_cannot_be_read_are_refused():
     for words, graph in graphs.items():
         with pytest.raises(ValueError, match=words):
             deploy.as_function(deploy.from_nir(graph))
+
+
+def test_a_kernel_for_images_of_unknown_size_is_not_written():
+    """The package nir finds the size out where it checks a graph."""
+    weight = np.ones((2, 2, 3, 3), np.float32)
+    ones = (1, 1)
+    kernel = nir.Conv2d(None, weight, ones, ones, ones, 1, np.zeros(2))
+    graph = unchecked(shape=(2, 4, 4), kernel=kernel, spike=neurons(2, 4, 4))
+    with pytest.raises(ValueError, match="'kernel' has no size of its input"):
+        deploy.to_nir(deploy.from_nir(graph))
 
 
 def test_an_error_of_a_node_names_it():

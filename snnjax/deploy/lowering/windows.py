@@ -171,7 +171,16 @@ def pool(
 
 
 def axis_windows(node: Convolution) -> list[Window]:
-    """What a convolution reads along rows and along columns."""
+    """What a convolution reads along rows and along columns.
+
+    Raises:
+        ValueError: the size of its input is not known.
+    """
+    if not node.size:
+        raise ValueError(
+            f"the convolution {node.name!r} has no size of its input; allowed: rows "
+            "and columns, as input_shape of a Conv2d in NIR"
+        )
     windows = []
     for size, taps, stride, dilation, (low, high) in zip(
         node.size,
