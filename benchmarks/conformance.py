@@ -45,17 +45,15 @@ def resnet(params: Params, x: jax.Array) -> jax.Array:
     y = convolution(y, params["third"])
     x = neurons(params, "third", y + convolution(x, params["shortcut"], 2))
     window = (1, 2, 2, 1)
-    x = (
-        jax.lax.reduce_window(
-            x,
-            0.0,
-            jax.lax.add,
-            window,
-            window,
-            "VALID",
-        )
-        / 4
+    total = jax.lax.reduce_window(
+        x,
+        init_value=0.0,
+        computation=jax.lax.add,
+        window_dimensions=window,
+        window_strides=window,
+        padding="VALID",
     )
+    x = total / 4
     x = neurons(params, "pooled", x.reshape(len(x), -1) @ params["pooled"])
     return x @ params["readout"]
 
