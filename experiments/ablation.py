@@ -5,6 +5,7 @@ Compares the SNNs with the ANN on training images that calibration does not use,
 recipe is chosen on test images.
 """
 
+import functools
 import itertools
 import json
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,24 +34,31 @@ POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
 POTENTIAL = calibrators.correct_potential(3)
 LEAST_SQUARES = calibrators.least_squares_weights()
-# The refined part of `best()` with rate coding, by thresholds of least squares and
-# without the weights of `by_effect`.
-PARTS = (
-    LEAST_SQUARES,
-    calibrators.least_squares_offset(),
-    THRESHOLD,
-    CHARGE,
-    POSTPONE,
-    calibrators.streaming_only(SCALE),
-    calibrators.streaming_only(POSTPONE),
-    POTENTIAL,
-)
 LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", 0.5)
-ANY_PACE = (
-    calibrators.postpone_charge(pace=0),
-    calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
-    calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
-)
+OFFSET = calibrators.least_squares_offset()
+STREAMING_SCALE = calibrators.streaming_only(SCALE)
+STREAMING_POSTPONE = calibrators.streaming_only(POSTPONE)
+
+
+def best_parts(
+    *,
+    weights: Sequence[calibrators.Calibrator] = (LEAST_SQUARES,),
+    offset: Sequence[calibrators.Calibrator] = (OFFSET,),
+    threshold: calibrators.Calibrator = THRESHOLD,
+    pace: Sequence[calibrators.Calibrator] = (
+        POSTPONE,
+        STREAMING_SCALE,
+        STREAMING_POSTPONE,
+    ),
+    correction: calibrators.Calibrator = POTENTIAL,
+) -> Recipe:
+    """The refined part of `best()` with rate coding, of which a row changes one part.
+
+    Thresholds are of least squares, and errors are not weighed by their effect.
+    """
+    return Recipe([*weights, *offset, threshold, CHARGE, *pace, correction])
+
+
 ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
     "thresholds, half charge": Recipe([THRESHOLD, CHARGE]),
@@ -60,15 +68,21 @@ ROWS: dict[str, Recipe] = {
     "+ both": Recipe([THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL]),
     "+ weights by least squares": Recipe([LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL]),
     "best": snnjax.best(),
-    "best, whatever the effect": Recipe(PARTS),
-    "best, weights as they are": Recipe(PARTS[1:]),
-    "best, no offsets": Recipe([LEAST_SQUARES, *PARTS[2:]]),
-    "best, one threshold per layer": Recipe([*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]]),
-    "best, one round of potentials": Recipe(
-        [*PARTS[:-1], calibrators.correct_potential(1)]
+    "best, whatever the effect": best_parts(),
+    "best, weights as they are": best_parts(weights=()),
+    "best, no offsets": best_parts(offset=()),
+    "best, one threshold per layer": best_parts(threshold=LAYER_THRESHOLD),
+    "best, one round of potentials": best_parts(
+        correction=calibrators.correct_potential(1)
     ),
-    "best, bias for potential": Recipe([*PARTS[:-1], calibrators.correct_bias(3)]),
-    "best, whatever the pace": Recipe([*PARTS[:4], *ANY_PACE, PARTS[-1]]),
+    "best, bias for potential": best_parts(correction=calibrators.correct_bias(3)),
+    "best, whatever the pace": best_parts(
+        pace=(
+            calibrators.postpone_charge(pace=0),
+            calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
+            calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
+        )
+    ),
 }
 
 
@@ -136,15 +150,24 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
     images = normalize(data, data.train_images[held_out])
     compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
     measure = jax.jit(lambda snn, x, params: snnjax.measure(fn, snn, x, params=params))
-    neurons = {"model": config.neuron(), "code": CODES[config.code]}
     cells: dict[str, dict[int, Cell]] = {}
     for steps, name in itertools.product(config.columns, rows_named(config.rows)):
         start = time.perf_counter()
-        snn = snnjax.convert(fn, params, x, steps=steps, recipe=ROWS[name], **neurons)
+        snn = snnjax.convert(
+            fn,
+            params,
+            x,
+            steps=steps,
+            recipe=ROWS[name],
+            model=config.neuron(),
+            code=CODES[config.code],
+        )
         jax.block_until_ready(snn)
         seconds = time.perf_counter() - start
+        loss, kl = compare(snn)
         spikes = steps * float(measure(snn, images[:100], params).firing_rate)
-        cells.setdefault(name, {})[steps] = cell = Cell(*compare(snn), spikes, seconds)
+        cell = Cell(loss, kl, spikes, seconds)
+        cells.setdefault(name, {})[steps] = cell
         print(
             f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  KL {cell.divergence:.4f}  "
             f"spikes {cell.spikes:.2f}  {cell.seconds:4.0f} s",
@@ -158,13 +181,13 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
 def _write(out: Path, config: Ablation, cells: dict[str, dict[int, Cell]]) -> None:
     """The files ablation.md and ablation.json."""
     write(out / "ablation.md", table(cells))
+    rows = {}
+    for name, row in cells.items():
+        rows[name] = {steps: cell._asdict() for steps, cell in row.items()}
     facts = {
         "command": command("experiments.ablation", config),
-        "versions": {name: version(name) for name in ("snnjax", "jax")},
-        "rows": {
-            name: {steps: cell._asdict() for steps, cell in row.items()}
-            for name, row in cells.items()
-        },
+        "versions": {"snnjax": version("snnjax"), "jax": version("jax")},
+        "rows": rows,
     }
     write(out / "ablation.json", json.dumps(facts, indent=1) + "\n")
 
@@ -179,10 +202,12 @@ def rows_named(words: Sequence[str]) -> list[str]:
     return [name for name in ROWS if name in words or name.startswith(starts)]
 
 
-def make_compare(fn: Callable, params, images: jax.Array, labels: jax.Array):
+def make_compare(
+    fn: Callable, params: Any, images: jax.Array, labels: jax.Array
+) -> Callable[[snnjax.SNN], tuple[float, float]]:
     """Function `snn -> (loss, divergence)` on these images, see `Cell`."""
-    batches = [slice(i, i + 500) for i in range(0, len(images), 500)]
-    ann = jnp.concatenate([jax.jit(fn)(params, images[part]) for part in batches])
+    ann = _by_parts(jax.jit(functools.partial(fn, params)), images)
+    ann_accuracy = (ann.argmax(-1) == labels).mean()
 
     @jax.jit
     def answers(snn, x):
@@ -190,33 +215,45 @@ def make_compare(fn: Callable, params, images: jax.Array, labels: jax.Array):
         return simulate(snn, x).mean(0)
 
     def compare(snn: snnjax.SNN) -> tuple[float, float]:
-        outputs = jnp.concatenate([answers(snn, images[part]) for part in batches])
-        ann_accuracy, snn_accuracy = (
-            (logits.argmax(-1) == labels).mean() for logits in (ann, outputs)
-        )
-        loss = 100 * float(ann_accuracy - snn_accuracy)
+        outputs = _by_parts(functools.partial(answers, snn), images)
+        accuracy = (outputs.argmax(-1) == labels).mean()
+        loss = 100 * float(ann_accuracy - accuracy)
         return loss, float(divergence(ann, outputs))
 
     return compare
 
 
+def _by_parts(run: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """The outputs of all images, 500 at a time."""
+    starts = range(0, len(images), 500)
+    return jnp.concatenate([run(images[start : start + 500]) for start in starts])
+
+
 def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
     """KL divergence of softmax(outputs) from softmax(ann), in nats, averaged."""
-    log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
+    log_p = jax.nn.log_softmax(ann)
+    log_q = jax.nn.log_softmax(outputs)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
 
 
 def table(cells: dict[str, dict[int, Cell]]) -> str:
     """A row per composition, a column per T: "loss (divergence; spikes)"."""
-    columns = list(dict.fromkeys(steps for row in cells.values() for steps in row))
-
-    def text(cell: Cell | None) -> str:
-        if cell is None:  # not measured yet
-            return ""
-        return f"{cell.loss:.1f} ({cell.divergence:.3f}; {cell.spikes:.2f})"
-
-    rows = [(name, *(text(row.get(t)) for t in columns)) for name, row in cells.items()]
-    return markdown_table(("composition", *(f"T = {t}" for t in columns)), rows)
+    columns: list[int] = []
+    for row in cells.values():
+        columns += [steps for steps in row if steps not in columns]
+    rows = []
+    for name, row in cells.items():
+        texts = [name]
+        for steps in columns:
+            # A cell is empty until it is measured.
+            text = ""
+            if steps in row:
+                cell = row[steps]
+                text = f"{cell.loss:.1f} ({cell.divergence:.3f}; {cell.spikes:.2f})"
+            texts.append(text)
+        rows.append(texts)
+    titles = ["composition"] + [f"T = {steps}" for steps in columns]
+    return markdown_table(titles, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -82,8 +82,10 @@ def run(config: Draw) -> Path:
     """Print the table, and draw codes.png; its path."""
     print(table_of())
     path = writable(config.out, "--out") / "codes.png"
-    count = len(PANELS)
-    with new_figure(path, count * 300, 270, ncols=count, sharey=True) as (_, axes):
+    figure = new_figure(
+        path, width=300 * len(PANELS), height=270, ncols=len(PANELS), sharey=True
+    )
+    with figure as (_, axes):
         for axis, panel, color in zip(axes, PANELS, SERIES, strict=False):
             _draw(axis, panel, color)
     print(path)
@@ -96,10 +98,19 @@ def table_of(argv: Sequence[str] = ()) -> str:
     rows = []
     for file, steps, chip in CHOICES:
         network = read_results(PUBLISHED / f"convert_cifar10_resnet20_{file}.json")
-        [result] = [each for each in network.results if each.steps == steps]
-        code, levels = f"`{CODES[result.code]}`", str(result.levels)
-        costs = percent(result), str(result.latency), f"{result.spikes:.2f}"
-        rows.append((code, levels, waits(result), str(steps), *costs, chip))
+        (result,) = [row for row in network.results if row.steps == steps]
+        rows.append(
+            (
+                f"`{CODES[result.code]}`",
+                str(result.levels),
+                waits(result),
+                str(steps),
+                percent(result),
+                str(result.latency),
+                f"{result.spikes:.2f}",
+                chip,
+            )
+        )
     ann = ("ANN", "", "", "", f"{100 * network.ann:.1f}", "", "", "")
     return markdown_table(HEAD, [*rows, ann])
 
@@ -107,6 +118,7 @@ def table_of(argv: Sequence[str] = ()) -> str:
 def sent(panel: Panel) -> np.ndarray:
     """Value that the neuron sends at each step, [T]; the sum is nearest to `VALUE`."""
     code, steps = panel.code, panel.steps
+    # Half of the smallest spike at the start rounds to the nearest value.
     half = jnp.float32(steps * code.finest(steps) / 2)
     params = panel.neuron.init()._replace(initial_potential=half)
     value = jnp.array([VALUE])
@@ -115,11 +127,12 @@ def sent(panel: Panel) -> np.ndarray:
 
 
 def _draw(axis: Any, panel: Panel, color: str) -> None:
+    """Draw what each spike adds as a bar, and the sum so far as a line."""
     values = sent(panel)
-    after = np.cumsum(values)
+    total = np.cumsum(values)
     steps = np.arange(1, panel.steps + 1)
-    axis.bar(steps, values, bottom=after - values, width=0.7, color=BAR)
-    axis.plot(steps, after, "o-", color=color)
+    axis.bar(steps, values, bottom=total - values, width=0.7, color=BAR)
+    axis.plot(steps, total, "o-", color=color)
     axis.axhline(VALUE, color=INK, linewidth=1, linestyle=":")
     count = int((values != 0).sum())
     axis.set(title=f"{panel.title}: {count} spikes", xlabel="step", ylim=(0, 1.08))

@@ -8,11 +8,12 @@ compares neuron models, of which a recurrent network has more weights than the o
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,17 @@ SURROGATE_ROWS = {
 # The temperature is fixed, so only the models differ.
 NEURON_ROWS = {name: dict(neuron=name, learn="fixed") for name in NEURONS}
 # Where surrogates could differ: deep in layers and long in time.
-_OTHERS = ("rectangle", "triangle", "exponential")
-DEEP_ROWS = {name: SURROGATE_ROWS[name] for name in _OTHERS}
-for b in (0.5, 1.0, 3.0, 6.0):
-    DEEP_ROWS[f"Dspike, b = {b:g}"] = dict(learn="fixed", temperature=b)
-for b in (3.0, 6.0):
-    row = f"Dspike, chosen, from b = {b:g}"
-    DEEP_ROWS[row] = dict(learn="choose", temperature=b)
+DEEP_ROWS = {
+    "rectangle": SURROGATE_ROWS["rectangle"],
+    "triangle": SURROGATE_ROWS["triangle"],
+    "exponential": SURROGATE_ROWS["exponential"],
+    "Dspike, b = 0.5": dict(learn="fixed", temperature=0.5),
+    "Dspike, b = 1": dict(learn="fixed", temperature=1.0),
+    "Dspike, b = 3": dict(learn="fixed", temperature=3.0),
+    "Dspike, b = 6": dict(learn="fixed", temperature=6.0),
+    "Dspike, chosen, from b = 3": dict(learn="choose", temperature=3.0),
+    "Dspike, chosen, from b = 6": dict(learn="choose", temperature=6.0),
+}
 ROWS = SURROGATE_ROWS | NEURON_ROWS | DEEP_ROWS
 
 PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "published_sequences.json"
@@ -108,8 +113,9 @@ def run(config: Comparison) -> list[Line]:
         train(training)
         log = training_loop.read_log(training.out)
         seconds = statistics.median(line.get("seconds", 0.0) for line in log)
-        named = {"task": task, "row": row, "seed": training.seed}
-        lines.append(named | log[-1] | {"seconds": round(seconds, 1)})
+        line = {"task": task, "row": row, "seed": training.seed, **log[-1]}
+        line["seconds"] = round(seconds, 1)
+        lines.append(line)
         jax.clear_caches()  # each run compiles its own programs
         write(out / "comparison.md", table(lines))
         write(out / "comparison.json", json.dumps(lines, indent=1) + "\n")
@@ -119,9 +125,10 @@ def run(config: Comparison) -> list[Line]:
 
 def _trainings(config: Comparison, out: Path) -> Iterator[tuple[str, str, TrainSNN]]:
     """(task, row, configuration) of every training, each with its own folder."""
-    names = ("epochs", "train_images", "dataset", "data_dir")
-    common = {name: getattr(config, name) for name in names}
-    common = {name: value for name, value in common.items() if value is not None}
+    common = {}
+    for name in ("epochs", "train_images", "dataset", "data_dir"):
+        if getattr(config, name) is not None:
+            common[name] = getattr(config, name)
     for task in config.training:
         parent = out if len(config.training) == 1 else out / task
         for row in config.rows:
@@ -137,27 +144,47 @@ def table(lines: Sequence[Line]) -> str:
     groups: dict[tuple[str, str, int], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["task"], line["row"], line["epoch"]), []).append(line)
-
-    def percent(of_seeds: list[Line], name: str) -> str:
-        values = [100 * line[name] for line in of_seeds if name in line]
-        if len(values) < 2:
-            return f"{values[0]:.2f}" if values else ""
-        return f"{statistics.mean(values):.2f} ± {deviation(values):.2f}"
-
-    def mean(of_seeds: list[Line], name: str, form: str) -> str:
-        values = [line[name] for line in of_seeds if name in line]
-        return format(statistics.mean(values), form) if values else ""
-
-    rows = [
-        (
-            *(task, row, str(len(of_seeds)), str(epochs)),
-            *(percent(of_seeds, f"{name}_accuracy") for name in ("choice", "test")),
-            *(mean(of_seeds, "spikes", ".3f"), mean(of_seeds, "seconds", ".1f")),
+    rows = []
+    for (task, row, epochs), seed_lines in groups.items():
+        rows.append(
+            (
+                task,
+                row,
+                str(len(seed_lines)),
+                str(epochs),
+                _percent(seed_lines, "choice_accuracy"),
+                _percent(seed_lines, "test_accuracy"),
+                _mean(seed_lines, "spikes", ".3f"),
+                _mean(seed_lines, "seconds", ".1f"),
+            )
         )
-        for (task, row, epochs), of_seeds in groups.items()
-    ]
-    head = "task", "training", "seeds", "epochs", "choice accuracy %"
-    return markdown_table((*head, "test accuracy %", "spikes", "s per epoch"), rows)
+    head = (
+        "task",
+        "training",
+        "seeds",
+        "epochs",
+        "choice accuracy %",
+        "test accuracy %",
+        "spikes",
+        "s per epoch",
+    )
+    return markdown_table(head, rows)
+
+
+def _percent(lines: Sequence[Line], name: str) -> str:
+    """Mean of an accuracy, and its deviation if several seeds have it."""
+    values = [100 * line[name] for line in lines if name in line]
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {deviation(values):.2f}"
+
+
+def _mean(lines: Sequence[Line], name: str, form: str) -> str:
+    """Mean of a number in a format; "" where no seed has it."""
+    values = [line[name] for line in lines if name in line]
+    return format(statistics.mean(values), form) if values else ""
 
 
 def table_of(argv: Sequence[str]) -> str:
@@ -167,31 +194,36 @@ def table_of(argv: Sequence[str]) -> str:
     parser.add_argument("--published", action="store_true")
     options = parser.parse_args(argv)
     if options.published:
-        head = "task", "network", "accuracy %", "protocol", "read in"
-        entries = json.loads(PUBLISHED.read_text())
-        return markdown_table(head, [[str(e[name]) for name in head] for e in entries])
-    files = [PUBLISHED.parent / "results" / file for file in options.table or ()]
-    return table([line for file in files for line in json.loads(file.read_text())])
+        head = ("task", "network", "accuracy %", "protocol", "read in")
+        rows = []
+        for entry in json.loads(PUBLISHED.read_text()):
+            rows.append([str(entry[name]) for name in head])
+        return markdown_table(head, rows)
+    lines = []
+    for file in options.table or ():
+        lines += json.loads((PUBLISHED.parent / "results" / file).read_text())
+    return table(lines)
 
 
 def draw(path: Path) -> None:
     """Figure of all surrogates, and of Dspike at several temperatures."""
     x = jnp.linspace(-1, 1, 801)
 
-    def derivative(spike, *shape):
-        return jax.grad(lambda x: spike(x, *shape).sum())(x)
+    def derivative(spike: Callable) -> jax.Array:
+        return jax.grad(lambda x: spike(x).sum())(x)
 
     shapes = {name: derivative(spike) for name, spike in SURROGATES.items()}
-    temperatures = {
-        f"b = {b:g}": derivative(SURROGATES["dspike"], b) for b in (0.1, 1, 3, 6, 10)
-    }
+    temperatures = {}
+    for b in (0.1, 1, 3, 6, 10):
+        dspike = functools.partial(SURROGATES["dspike"], temperature=b)
+        temperatures[f"b = {b:g}"] = derivative(dspike)
     training_figures.surrogates(x, shapes, temperatures, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     words = sys.argv[1:] if argv is None else argv
-    if {"--table", "--published"} & {*words}:
+    if "--table" in words or "--published" in words:
         print(table_of(words), end="")
         return
     config = parse(Comparison, PRESETS, argv)

@@ -36,9 +36,12 @@ from snnjax import SNN, training
 def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     """Convert, train, and write the results of both."""
     start = time.perf_counter()
-    whole = load(config.dataset, config.data_dir) if data is None else data
+    whole = data
+    if whole is None:
+        whole = load(config.dataset, config.data_dir)
     data = whole.first(config.train_images).held_back(config.held_back)
-    # Before minutes of conversion: a batch, a disk or a folder that does not fit.
+    # A batch, a disk or a folder that does not fit is told before minutes of
+    # conversion.
     training_loop.steps_per_epoch(config, data)
     running.check_writable(config.out, "--out")
     task = prepare(
@@ -48,7 +51,8 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         calibrates=not config.from_scratch,
         check=functools.partial(_check_network, config),
     )
-    task = task._replace(held_out=None)  # the trained SNN is saved, without a choice
+    # The trained SNN is saved, so no row is chosen by held-out images.
+    task = task._replace(held_out=None)
     print(header(), flush=True)
     first, snn = _begin(config, task)
     learner = _learner(config, task, snn)
@@ -71,10 +75,13 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
 
 def _name(config: FineTune, first: Result, sites: snnjax.network.Sites) -> str:
     """Name of the trained row: its start, the epochs, and unusual options."""
-    name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+    unit = "epoch" if config.epochs == 1 else "epochs"
+    name = f"{first.recipe}, {config.epochs} {unit}"
     if config.keep_averages and not sites.operators:
-        name = f"{name}, averages kept"
-    return f"{name}, images held back" if config.held_back else name
+        name += ", averages kept"
+    if config.held_back:
+        name += ", images held back"
+    return name
 
 
 def _check_network(config: FineTune, sites: snnjax.network.Sites) -> None:
@@ -125,11 +132,15 @@ def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
     if not config.from_scratch:
         (result,), (snn,) = conversions.carry_out(task)
         return result, snn
-    key, image = jax.random.key(config.seed), task.test.images[:1]
-    variables = jax.jit(task.source.model.init)(key, image)
-    neuron = conversions.neuron_of(config.levels, config.code, config)
-    code = running.CODES[config.code]
-    snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
+    image = task.test.images[:1]
+    variables = jax.jit(task.source.model.init)(jax.random.key(config.seed), image)
+    snn = snnjax.init(
+        task.fn,
+        variables,
+        image,
+        model=conversions.neuron_of(config.levels, config.code, config),
+        code=running.CODES[config.code],
+    )
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
     snn = conversions.widen_all(snn, task.sites)
     result = conversions.evaluated(task, "from scratch", snn, 0.0)
@@ -157,8 +168,14 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
         mask=training.kernels,
     )
     if config.weight_bits is None:
-        fn = _in_training(task.source, config.dtype) if has_aux else task.fn
-        return Learner(task, snn, fn, has_aux, lambda x: x, adam)
+        return Learner(
+            task=task,
+            snn=snn,
+            fn=_in_training(task.source, config.dtype) if has_aux else task.fn,
+            has_aux=has_aux,
+            read=lambda x: x,
+            rules=adam,
+        )
     images = conversions.calibration_images(task.config, task.data, config.seed)
     layers = snnjax.deploy.layers(task.fn, snn, images)
     layers = snnjax.deploy.quantize(layers, images, weight_bits=config.weight_bits)
@@ -172,7 +189,9 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
         test=test,
         count=conversions.counter(fn),
     )
-    return Learner(task, snn, fn, False, read, {"weights": adam})
+    return Learner(
+        task=task, snn=snn, fn=fn, has_aux=False, read=read, rules={"weights": adam}
+    )
 
 
 def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Finetuned:
@@ -181,45 +200,59 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
 
     def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
         hits = conversions.count_hits(task.count, snn, task.test, task.mesh)
-        accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
-        training_loop.print_line({**line, **accuracy})
-        return accuracy
+        entries = {"test_accuracy": hits[-1] / len(task.test.labels)}
+        training_loop.print_line(line | entries)
+        return entries
 
-    options = running.options_of_results(config)
+    depends_on = running.options_of_results(config)
+    depends_on["source_network"] = ann.source[1:]
+    depends_on["training_images"] = (task.data.train_images, task.data.train_labels)
     snn, log = training.finetune(
         learner.fn,
         learner.snn,
-        _examples(config, task, learner.read),
+        Examples(config, task, learner.read),
         epochs=config.epochs,
         rules=learner.rules,
         teacher=functools.partial(ann.fn, ann.params),
         share=config.distillation,
         measure=measure,
         folder=training_loop.state_folder(config),
-        # The teacher is a function, which cannot be compared; its network can.
-        depends_on=options | {"source_network": ann.source[1:]},
+        depends_on=depends_on,
         has_aux=learner.has_aux,
     )
     if devices.first():
         training_loop.write_log(out, log)
-    # Programs without the mesh, e.g. for the figures, need arrays of this process.
-    return training.Finetuned(snn if task.mesh is None else jax.device_get(snn), log)
+    if task.mesh is not None:
+        # Programs without the mesh, e.g. for the figures, need arrays of this process.
+        snn = jax.device_get(snn)
+    return training.Finetuned(snn, log)
 
 
-def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
-    """epoch -> pairs of augmented images and labels."""
-    data, mesh = task.data, task.mesh
+class Examples:
+    """Pairs of augmented images and labels: `examples(epoch)` yields those of an epoch.
 
-    @jax.jit
-    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
-        images = augment(key, images, flip=config.flip, padding=config.padding)
-        return read(normalize(data, images))
+    `snnjax.training.finetune` compares examples that are no function by their repr, so
+    a training resumes in another folder and on another number of devices. What they
+    are made of is in `depends_on`.
+    """
 
-    def examples(epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        for key, images, labels, _ in training_loop.batches(config, data, mesh, epoch):
-            yield prepare(key, images), labels
+    def __init__(self, config: FineTune, task: Experiment, read: Callable):
+        self.config, self.data, self.mesh = config, task.data, task.mesh
 
-    return examples
+        @jax.jit
+        def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+            images = augment(key, images, flip=config.flip, padding=config.padding)
+            return read(normalize(task.data, images))
+
+        self.prepare = prepare
+
+    def __call__(self, epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        batches = training_loop.batches(self.config, self.data, self.mesh, epoch)
+        for key, images, labels, _ in batches:
+            yield self.prepare(key, images), labels
+
+    def __repr__(self) -> str:
+        return "augmented training images"
 
 
 def _in_training(source: Source, dtype: str) -> Callable:
@@ -229,10 +262,14 @@ def _in_training(source: Source, dtype: str) -> Callable:
         variables = {"params": params, "batch_stats": batch_stats}
         return source.model.apply(variables, x, train=True, mutable=["batch_stats"])
 
-    apply = in_dtype(network, dtype)  # running averages stay float32
-    return lambda variables, x: apply(
-        variables["params"], x, batch_stats=variables.get("batch_stats", {})
-    )
+    # Running averages stay float32, since they are a keyword argument.
+    apply = in_dtype(network, dtype)
+
+    def fn(variables, x):
+        averages = variables.get("batch_stats", {})
+        return apply(variables["params"], x, batch_stats=averages)
+
+    return fn
 
 
 def main(argv: Sequence[str] | None = None) -> None:

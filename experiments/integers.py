@@ -53,9 +53,15 @@ def in_whole_numbers(
     """
     layers = snnjax.deploy.layers(task.fn, snn, calibration)
     quantized = functools.partial(snnjax.deploy.quantize, layers, calibration)
-    run = snnjax.deploy.outputs
-    found = tested(task.config, layers, quantized, run, task.test, accuracy)
-    return found._replace(rows=[_int8_ann(task, calibration), *found.rows])
+    integers = tested(
+        task.config,
+        layers,
+        quantized,
+        run=snnjax.deploy.outputs,
+        test=task.test,
+        accuracy=accuracy,
+    )
+    return integers._replace(rows=[_int8_ann(task, calibration), *integers.rows])
 
 
 def tested(
@@ -66,29 +72,55 @@ def tested(
     test: tuple[Any, np.ndarray],
     accuracy: float,
 ) -> Integers:
-    """Floats, of this accuracy, and a row for all bits of the options.
+    """Floats, of this accuracy, and a row for each number of bits of the options.
 
-    The mean over the steps of the outputs of ``run`` is the answer.
+    Args:
+        config: its `weight_bits` and `chip` are read.
+        layers: the network in floats.
+        quantized: (weight_bits, chip) -> the layers in whole numbers.
+        run: (layers, images) -> trace; the mean over the steps of its outputs is the
+            answer.
+        test: images and labels.
+        accuracy: of the floats.
     """
-    chip = None if config.chip is None else CHIPS[config.chip]()
-    scale, integers = "channel" if chip is None else "chip", layers
+    chip, scale, report = None, "channel", None
+    if config.chip is not None:
+        chip, scale = CHIPS[config.chip](), "chip"
+    integers = layers
     rows = [Row("float32", None, accuracy, snnjax.deploy.memory(layers))]
     for bits in config.weight_bits or (None,):
         start = time.perf_counter()
         integers = quantized(weight_bits=bits, chip=chip)
         seconds = time.perf_counter() - start
-        of_bits, (images, labels) = functools.partial(run, integers), test
-        counts = devices.total(functools.partial(_count, of_bits), images, labels, None)
-        hits, overflows = counts.tolist()
-        # Negative potentials may saturate.
-        extremes = of_bits(images[:100]).extremes.values()
-        used_bits = 1 + max(int(most) for _, most in extremes).bit_length()
-        assert integers.arithmetic is not None
-        numbers, right = f"{integers.arithmetic.weight_bits} bits", hits / len(labels)
-        memory = snnjax.deploy.memory(integers)
-        rows.append(Row(numbers, scale, right, memory, used_bits, overflows, seconds))
-    report = None if chip is None else snnjax.deploy.report(integers, chip)
+        row = _integer_row(integers, run, test)
+        rows.append(row._replace(scale=scale, seconds=seconds))
+    if chip is not None:
+        report = snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
+
+
+def _integer_row(
+    integers: snnjax.deploy.Layers,
+    run: Callable[[snnjax.deploy.Layers, Any], snnjax.deploy.Trace],
+    test: tuple[Any, np.ndarray],
+) -> Row:
+    """The row of layers in whole numbers, without its scale and seconds."""
+    images, labels = test
+    run_images = functools.partial(run, integers)
+    count = functools.partial(_count, run_images)
+    hits, overflows = devices.total(count, images, labels, None).tolist()
+    # (Lowest, highest) potential of each population. Negative ones may saturate.
+    extremes = run_images(images[:100]).extremes.values()
+    highest = max(int(high) for _, high in extremes)
+    assert integers.arithmetic is not None
+    return Row(
+        numbers=f"{integers.arithmetic.weight_bits} bits",
+        scale=None,
+        accuracy=hits / len(labels),
+        memory=snnjax.deploy.memory(integers),
+        used_bits=1 + highest.bit_length(),
+        overflows=overflows,
+    )
 
 
 def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
@@ -112,8 +144,9 @@ def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
     fn, snn = snnjax.deploy.as_function(integers)
     images = np.asarray(snnjax.deploy.on_grid(integers, task.test.images))
     hits = count_hits(counter(fn), snn, task.test._replace(images=images), None)[-1]
+    # An activation takes a byte, where a potential takes 30 bits.
     memory = snnjax.deploy.memory(integers)
-    memory = memory._replace(potentials=memory.potentials * 8 / 30)  # a byte for each
+    memory = memory._replace(potentials=memory.potentials * 8 / 30)
     return Row("ANN, 8 bits", "channel", hits / len(images), memory)
 
 
@@ -128,25 +161,26 @@ def _count(
 
 
 def _cells(row: Row) -> dict[str, str]:
-    def text(value: Any, form: str = "") -> str:
-        return "" if value is None else format(value, form)
-
+    """Title of a column -> cell, which is empty where the row has no number."""
+    used_bits = "" if row.used_bits is None else str(row.used_bits)
+    overflows = "" if row.overflows is None else str(row.overflows)
+    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     return {
         "numbers": row.numbers,
         "scale": row.scale or "",
         "accuracy %": f"{100 * row.accuracy:.1f}",
         "weights KiB": f"{row.memory.weights / 1024:.1f}",
         "potentials KiB": f"{row.memory.potentials / 1024:.1f}",
-        "bits used": text(row.used_bits),
-        "overflows": text(row.overflows),
-        "s": text(row.seconds, ".1f"),
+        "bits used": used_bits,
+        "overflows": overflows,
+        "s": seconds,
     }
 
 
 def text_of(integers: Integers) -> str:
     """The table in Markdown, and the report."""
-    first, *others = map(_cells, integers.rows)
-    text = markdown_table(first, [row.values() for row in (first, *others)])
+    cells = [_cells(row) for row in integers.rows]
+    text = markdown_table(cells[0], [row.values() for row in cells])
     if integers.report is not None:
         text += f"\n```text\n{integers.report}\n```\n"
     return text
@@ -156,7 +190,12 @@ def write_integers(out: Path, integers: Integers, facts: dict) -> None:
     """``integers.json`` and ``integers.md`` in a folder."""
     name = network_name(facts["source"])
     rows = [row._asdict() | {"memory": row.memory._asdict()} for row in integers.rows]
-    plain = {key: facts[key] for key in ("command", "versions", "source")}
-    data = {**plain, "network": name, "rows": rows}
+    data = {
+        "command": facts["command"],
+        "versions": facts["versions"],
+        "source": facts["source"],
+        "network": name,
+        "rows": rows,
+    }
     write(out / "integers.json", json.dumps(data, indent=1) + "\n")
     write(out / "integers.md", text_of(integers))

@@ -46,8 +46,11 @@ def with_new_tables(page: str) -> str:
     """The page with each table as its command or file has it now."""
 
     def with_new_rows(match: re.Match[str]) -> str:
-        gap = "" if match["rows"] or match.end() == len(page) else "\n"
-        return f"<!--{match['source']}-->\n\n{rows_of(match['source'])}{gap}"
+        text = f"<!--{match['source']}-->\n\n{rows_of(match['source'])}"
+        if not match["rows"] and match.end() < len(page):
+            # A new table needs an empty line before what follows.
+            text += "\n"
+        return text
 
     if page.count("<!--") != page.count("-->"):
         raise ValueError("a comment has no end, or no beginning; write <!-- ... -->")
@@ -72,6 +75,7 @@ def rows_of(source: str) -> str:
 
 
 def _first_table(file: str) -> str:
+    """The first table of a Markdown file."""
     try:
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError:

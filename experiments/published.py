@@ -8,19 +8,20 @@ the SNN loses to its ANN at T = 4. Rows without T = 4 follow, by T = 2, 1, 8, 16
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.models import parameters_of
 from experiments.report import Result, markdown_table, networks, read_results
-from experiments.report.results import cost_cells, line_name, lines, percent
+from experiments.report.results import COSTS, cost_cells, line_name, lines, percent
 from experiments.results import PUBLISHED, file_of
 from experiments.running import run
 
 PAPERS = PUBLISHED.parent / "published.json"
 STEPS = (1, 2, 4, 8, 16, 32)
-FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
+# A row is compared, and has its costs, at the first of these T that it has.
+COMPARED_STEPS = (4, 2, 1, 8, 16, 32)
 
 
 class Row(NamedTuple):
@@ -42,152 +43,226 @@ class Row(NamedTuple):
 
 
 def _paper(entry: dict[str, Any]) -> Row:
+    """The row of an entry of published.json."""
     accuracies = {int(t): percent for t, percent in entry["accuracies"].items()}
     network = entry["network"] or ""
-    if millions := entry.get("parameters_million"):
-        network += f", {millions} M"
+    if entry.get("parameters_million"):
+        network += f", {entry['parameters_million']} M"
+    steps = _compared_steps(entry["method"], accuracies)
     return Row(
-        entry["method"],
-        network,
-        accuracies,
-        _fair_steps(entry["method"], accuracies) + entry.get("steps_before", 0),
-        math.nan if entry["ann"] is None else entry["ann"],
-        entry["ann_trained_for_it"],
-        entry["epochs_after_conversion"],
-        entry.get("values_per_step"),
+        method=entry["method"],
+        network=network,
+        accuracies=accuracies,
+        latency=steps + entry.get("steps_before", 0),
+        ann=math.nan if entry["ann"] is None else entry["ann"],
+        ann_trained_for_it=entry["ann_trained_for_it"],
+        epochs_after_conversion=entry["epochs_after_conversion"],
+        values_per_step=entry.get("values_per_step"),
     )
 
 
-def _ours(files: Sequence[Path], dataset: str) -> Iterator[Row]:
-    for network in networks.merged([read_results(file_of(name)) for name in files]):
+def _ours(files: Sequence[Path], dataset: str) -> list[Row]:
+    """The rows of results of ours, each with all its T."""
+    rows = []
+    results = [read_results(file_of(name)) for name in files]
+    for network in networks.merged(results):
         if not network.images.endswith(f" of {dataset}"):
             raise ValueError(f"{network.name} has {network.images}, not of {dataset}")
-        millions = parameters_of(network.card) / 1e6
         for line in lines(network.results):
-            by_steps = {result.steps: result for result in line}
-            name = line_name(line[0])
-            fair = by_steps[_fair_steps(name, by_steps)]
-            low, high = fair.levels
-            curve = network.epochs.get(f"{line_name(fair)}, T = {fair.steps}", [0])
-            yield Row(
-                f"`{name}`",
-                f"`{network.name}`, {millions:.2g} M",
-                {t: 100 * result.final for t, result in by_steps.items()},
-                fair.latency,
-                100 * network.ann,
-                bool(network.card.get("levels") or network.card.get("clip")),
-                len(curve) - 1,
-                high - low + 1,
-                fair.spikes,
-            )
+            rows.append(_our_row(network, line))
+    return rows
 
 
-def _fair_steps(name: str, by_steps: dict[int, Any]) -> int:
-    steps = [t for t in FAIR if t in by_steps]
-    if not steps:
-        raise ValueError(f"{name} has T = {list(by_steps)}, but none of {STEPS}")
-    return steps[0]
+def _our_row(network: networks.NetworkResults, line: Sequence[Result]) -> Row:
+    """The row of a recipe and wait, from its results at each T."""
+    by_steps = {result.steps: result for result in line}
+    name = line_name(line[0])
+    compared = by_steps[_compared_steps(name, by_steps)]
+    low, high = compared.levels
+    # The curve of a fine-tuning begins before its first epoch; a conversion has none.
+    curve = network.epochs.get(f"{line_name(compared)}, T = {compared.steps}", [0])
+    millions = parameters_of(network.card) / 1e6
+    return Row(
+        method=f"`{name}`",
+        network=f"`{network.name}`, {millions:.2g} M",
+        accuracies={t: 100 * result.final for t, result in by_steps.items()},
+        latency=compared.latency,
+        ann=100 * network.ann,
+        ann_trained_for_it=bool(network.card.get("levels") or network.card.get("clip")),
+        epochs_after_conversion=len(curve) - 1,
+        values_per_step=high - low + 1,
+        spikes=compared.spikes,
+    )
+
+
+def _compared_steps(name: str, by_steps: Mapping[int, Any]) -> int:
+    """The T at which a row is compared."""
+    for steps in COMPARED_STEPS:
+        if steps in by_steps:
+            return steps
+    raise ValueError(f"{name} has T = {list(by_steps)}, but none of {STEPS}")
 
 
 def _cells(row: Row) -> dict[str, str]:
-    def number(value: float, digits: int = 1) -> str:
-        return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-    return {
+    """Title of a column -> cell."""
+    cells = {
         "method": row.method,
         "network": row.network,
-        "ANN %": number(row.ann),
+        "ANN %": _number(row.ann),
         "for it": "yes" if row.ann_trained_for_it else "no",
         "epochs": str(row.epochs_after_conversion),
         "values": str(row.values_per_step or ""),
-        **{f"T = {t}": number(row.accuracies.get(t, math.nan)) for t in STEPS},
-        **{f"lost, T = {t}": number(row.lost(t)) for t in (2, 4)},
-        "latency": str(row.latency),
-        "spikes": number(row.spikes, 2),
     }
+    for t in STEPS:
+        cells[f"T = {t}"] = _number(row.accuracies.get(t, math.nan))
+    for t in (2, 4):
+        cells[f"lost, T = {t}"] = _number(row.lost(t))
+    cells["latency"] = str(row.latency)
+    cells["spikes"] = _number(row.spikes, digits=2)
+    return cells
+
+
+def _number(value: float, digits: int = 1) -> str:
+    """A number with so many digits; "" for NaN."""
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _by_points_lost(row: Row) -> list[float]:
-    return [math.inf if math.isnan(row.lost(t)) else row.lost(t) for t in FAIR]
+    """A key that sorts rows; NaN is last."""
+    losses = [row.lost(t) for t in COMPARED_STEPS]
+    return [math.inf if math.isnan(loss) else loss for loss in losses]
 
 
 # Our name of a method -> what published.json calls it.
-NAMES = {"bias shift": "threshold shift", "light": "light calibration"}
-NAMES |= {"advanced": "advanced calibration", "differential": "DCGS"}
-NAMES |= {"local balancing": "local threshold balancing"}
-METHODS = ("network", "method", "values", "T", "latency", "accuracy %", "lost")
-METHODS += ("spikes", "SynOps M", "s", "published loss")
+NAMES = {
+    "bias shift": "threshold shift",
+    "light": "light calibration",
+    "advanced": "advanced calibration",
+    "differential": "DCGS",
+    "local balancing": "local threshold balancing",
+}
+METHODS = (
+    "network",
+    "method",
+    "values",
+    "T",
+    "latency",
+    "accuracy %",
+    "lost",
+    "spikes",
+    "SynOps M",
+    "s",
+    "published loss",
+)
 ARCHITECTURES = {"resnet20": "ResNet-20"}  # of the same channels as a paper's
 
 
-def table_of_methods(of_networks: Sequence[networks.NetworkResults]) -> str:
+def table_of_methods(results: Sequence[networks.NetworkResults]) -> str:
     """Conversions by `experiments.methods`, beside what papers lose at the same T.
 
     Below each network are published conversions of the same architecture.
     """
     entries = json.loads(PAPERS.read_text(encoding="utf-8"))
     rows = []
-    for network in of_networks:
-        papers = [e for e in entries if network.images.endswith(f" of {e['dataset']}")]
+    for network in results:
+        papers = []
+        for entry in entries:
+            if network.images.endswith(f" of {entry['dataset']}"):
+                papers.append(entry)
         cells = [_method_cells(row, network.ann, papers) for row in network.results]
+        steps = {row.steps for row in network.results}
         for entry in papers:
-            if entry["network"] != ARCHITECTURES.get(network.name):
-                continue
-            paper, name = _paper(entry), f"{entry['method']}, its ANN {entry['ann']}"
-            for t in sorted({r.steps for r in network.results} & {*paper.accuracies}):
-                lost, percents = f"{paper.lost(t):.1f}", f"{paper.accuracies[t]:.1f}"
-                numbers = str(paper.values_per_step or ""), str(t), str(t)
-                cells.append((name, *numbers, percents, lost, "", "", "", ""))
-        names = [f"`{network.name}`"] + [""] * len(cells)
-        rows += [(name, *of_row) for name, of_row in zip(names, cells, strict=False)]
+            if entry["network"] == ARCHITECTURES.get(network.name):
+                cells += _paper_cells(entry, steps)
+        # The name of the network is beside its first row.
+        title = f"`{network.name}`"
+        for row_cells in cells:
+            rows.append((title, *row_cells))
+            title = ""
     return markdown_table(METHODS, rows)
+
+
+def _paper_cells(entry: dict[str, Any], steps: set[int]) -> list[Sequence[str]]:
+    """The cells under `METHODS` of a published conversion, a row for each T."""
+    paper = _paper(entry)
+    rows = []
+    for t in sorted(steps & paper.accuracies.keys()):
+        rows.append(
+            (
+                f"{entry['method']}, its ANN {entry['ann']}",
+                str(paper.values_per_step or ""),
+                str(t),
+                str(t),
+                f"{paper.accuracies[t]:.1f}",
+                f"{paper.lost(t):.1f}",
+                *("", "", "", ""),
+            )
+        )
+    return rows
 
 
 def _method_cells(result: Result, ann: float, papers: Sequence[dict]) -> Sequence[str]:
     """The cells under `METHODS`, without that of the network."""
+    published_losses = []
+    for entry in papers:
+        accuracy = entry["accuracies"].get(str(result.steps))
+        if entry["method"] == NAMES.get(result.recipe) and accuracy is not None:
+            loss = entry["ann"] - accuracy
+            published_losses.append(f"{loss:.1f} ({entry['network']})")
     low, high = result.levels
-    numbers = (high - low + 1, result.steps, result.latency)
-    name, steps = NAMES.get(result.recipe), str(result.steps)
-    losses = (
-        f"{entry['ann'] - entry['accuracies'][steps]:.1f} ({entry['network']})"
-        for entry in papers
-        if entry["method"] == name and steps in entry["accuracies"]
-    )
+    costs = dict(zip(COSTS, cost_cells(result), strict=True))
     return (
         result.recipe,
-        *map(str, numbers),
+        str(high - low + 1),
+        str(result.steps),
+        str(result.latency),
         percent(result),
         f"{100 * (ann - result.final):.1f}",
-        *cost_cells(result)[6:8],
+        costs["spikes"],
+        costs["SynOps M"],
         f"{result.seconds:.0f}",
-        ", ".join(losses),
+        ", ".join(published_losses),
     )
 
 
 def table_of(argv: Sequence[str] | None) -> str:
     """The table that the command prints."""
-    parser = argparse.ArgumentParser(prog="published", description=__doc__)
-    add = parser.add_argument
     entries = json.loads(PAPERS.read_text(encoding="utf-8"))
     datasets = sorted({entry["dataset"] for entry in entries})
-    add("files", nargs="*", type=Path, metavar="FILE", help="results of ours")
-    where = "write it after the files"
-    add("--dataset", default="cifar10", choices=datasets, help=where)
-    add("--sources", action="store_true", help="print where each number was read")
-    add("--methods", action="store_true", help="of files of experiments.methods")
-    add("--steps", nargs="+", type=int, metavar="T", help="the T of --methods")
+    parser = argparse.ArgumentParser(prog="published", description=__doc__)
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="results of ours"
+    )
+    parser.add_argument(
+        "--dataset",
+        default="cifar10",
+        choices=datasets,
+        help="write it after the files",
+    )
+    parser.add_argument(
+        "--sources", action="store_true", help="print where each number was read"
+    )
+    parser.add_argument(
+        "--methods", action="store_true", help="of files of experiments.methods"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=int, metavar="T", help="the T of --methods"
+    )
     options = parser.parse_args(argv)
     if options.methods:
-        files, steps = (read_results(file_of(f)) for f in options.files), options.steps
-        rows = [networks.with_steps(each, steps) if steps else each for each in files]
-        return table_of_methods(networks.merged(rows))
+        results = [read_results(file_of(file)) for file in options.files]
+        if options.steps:
+            results = [
+                networks.with_steps(network, options.steps) for network in results
+            ]
+        return table_of_methods(networks.merged(results))
     if options.sources:
-        sources = dict.fromkeys((entry["method"], entry["source"]) for entry in entries)
+        sources = {(entry["method"], entry["source"]) for entry in entries}
         return markdown_table(("method", "source"), sorted(sources))
-    entries = [entry for entry in entries if entry["dataset"] == options.dataset]
-    rows = [*map(_paper, entries), *_ours(options.files, options.dataset)]
-    first, *others = map(_cells, sorted(rows, key=_by_points_lost))
-    return markdown_table(first, [row.values() for row in (first, *others)])
+    rows = [_paper(entry) for entry in entries if entry["dataset"] == options.dataset]
+    rows += _ours(options.files, options.dataset)
+    cells = [_cells(row) for row in sorted(rows, key=_by_points_lost)]
+    return markdown_table(cells[0], [row.values() for row in cells])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

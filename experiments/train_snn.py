@@ -48,9 +48,14 @@ from experiments.running import (
 )
 from snnjax import SNN, neurons, surrogate, training
 
-_SPIKES = (surrogate.rectangle, surrogate.triangle, surrogate.exponential)
-_SPIKES += (surrogate.sigmoid, surrogate.arctan, surrogate.dspike)
-SURROGATES: dict[str, Callable] = {spike.__name__: spike for spike in _SPIKES}
+SURROGATES: dict[str, Callable] = {
+    "rectangle": surrogate.rectangle,
+    "triangle": surrogate.triangle,
+    "exponential": surrogate.exponential,
+    "sigmoid": surrogate.sigmoid,
+    "arctan": surrogate.arctan,
+    "dspike": surrogate.dspike,
+}
 # name -> the model around a LIF neuron.
 NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
@@ -63,7 +68,8 @@ NEURONS: dict[str, Callable[[Any], Any]] = {
     "recurrent_adaptive": lambda lif: neurons.Recurrent(neurons.Adaptive(lif)),
     "recurrent_resonate": lambda lif: neurons.Recurrent(NEURONS["resonate"](lif)),
 }
-MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
+# Largest site whose neurons are recurrent: their kernel has the square of it.
+RECURRENT_NEURONS = 2048
 # Parameters of neurons that --learn_neurons leaves as they are: weights have the same
 # effect, or, of the temperature, there is no gradient.
 KEPT = ("frozen", "threshold", "bias", "initial_potential", "offset", "temperature")
@@ -93,8 +99,9 @@ class Setting(NamedTuple):
     @property
     def steps(self) -> int:
         """T: that of a sequence, or of the options."""
-        data = self.data
-        return data.train_images.shape[1] if data.is_sequence else self.config.steps
+        if self.data.is_sequence:
+            return self.data.train_images.shape[1]
+        return self.config.steps
 
     @property
     def inputs(self) -> Any:
@@ -103,14 +110,15 @@ class Setting(NamedTuple):
 
     def spiking(self, *, train: bool) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
-        config = self.config
         has_aux = train and self.averages
-        in_training = {"mutable": ["batch_stats"]} if has_aux else {}
+        fn = functools.partial(self.model.apply, train=has_aux)
+        if has_aux:
+            fn = functools.partial(fn, mutable=["batch_stats"])
         return snnjax.spiking(
-            functools.partial(self.model.apply, train=has_aux, **in_training),
+            fn,
             steps=self.steps,
-            surrogate=SURROGATES[config.surrogate],
-            detach_reset=config.detach_reset,
+            surrogate=SURROGATES[self.config.surrogate],
+            detach_reset=self.config.detach_reset,
             inputs=self.inputs,
             has_aux=has_aux,
         )
@@ -120,8 +128,9 @@ class Setting(NamedTuple):
         x, simulate = self.current(images), self.spiking(train=True)
 
         def loss(snn: SNN) -> tuple:
-            outputs = simulate(snn, x)
-            outputs, updates = outputs if self.averages else (outputs, {})
+            outputs, updates = simulate(snn, x), {}
+            if self.averages:
+                outputs, updates = outputs
             outputs = self.last(outputs)
             accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
             return training.mean_cross_entropy(outputs, labels), (accuracy, updates)
@@ -146,83 +155,122 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     options.check_range(config, "surrogate", options.one_of(*SURROGATES))
     options.check_range(config, "neuron", options.one_of(*NEURONS))
     running.check_writable(config.out, "--out")
-    data = _load(config) if data is None else data
+    if data is None:
+        data = _load(config)
     data = data.with_choice(config.choice).first(config.train_images)
     if config.sequence is not None:
         data = in_parts(data, config.sequence, config.pixels)
     training_loop.steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
-    if (
-        config.weight_bits or config.chip
-    ):  # what has none is refused before it is trained
+    if config.weight_bits or config.chip:
+        # What has no whole numbers is refused before it is trained.
         _, quantized = _whole_numbers(setting, state.snn)
         quantized(chip=None if config.chip is None else CHIPS[config.chip]())
     out = Path(config.out).expanduser().resolve()
-    simulate = setting.spiking(train=False)
+    state, log = training_loop.fit(
+        # What was trained may be tested in other whole numbers.
+        dataclasses.replace(config, weight_bits=None, chip=None),
+        data,
+        state,
+        make_step(setting),
+        _make_measure(setting, out),
+    )
+    if devices.first():
+        _save(setting, state.snn, log[-1]["test_accuracy"], out)
+    return state.snn
+
+
+def _make_measure(
+    setting: Setting, out: Path
+) -> Callable[[State, list[dict]], dict[str, Any]]:
+    """What `training_loop.fit` calls after each epoch; it also draws the curves."""
+    data, simulate = setting.data, setting.spiking(train=False)
 
     def predict(snn, images):
         return setting.last(simulate(snn, setting.current(images))).mean(0)
 
-    sets = {"test_accuracy": (data.test_images, data.test_labels)}
+    mesh = devices.make_mesh(setting.config.mesh)
+    accuracies = {
+        "test_accuracy": devices.accuracy(
+            predict, data.test_images, data.test_labels, mesh
+        )
+    }
     if data.choice is not None:
-        sets["choice_accuracy"] = data.choice
-    mesh = devices.make_mesh(config.mesh)
-    evaluate = {n: devices.accuracy(predict, *of, mesh) for n, of in sets.items()}
+        images, labels = data.choice
+        accuracies["choice_accuracy"] = devices.accuracy(predict, images, labels, mesh)
+    # Sites come out of a program sorted by name; the log has their order in time.
+    site_names = list(setting.temperatures)
 
     def measure(state: State, log: list[dict]) -> dict[str, Any]:
-        # Sites come out of a program sorted by name; the log has their order in time.
-        site_names = list(setting.temperatures)
+        entries: dict[str, Any] = {}
+        for name, accuracy in accuracies.items():
+            entries[name] = accuracy(state.snn)
+        entries["spikes"] = spikes_of(setting, state.snn)
         by_site = temperature.temperatures(state.snn)
-        means = [float(by_site[name].mean()) for name in site_names]
-        entries: dict[str, Any] = {n: f(state.snn) for n, f in evaluate.items()}
-        entries |= {"spikes": spikes_of(setting, state.snn), "temperature": means}
-        log = [*log[:-1], log[-1] | entries]
+        entries["temperature"] = [float(by_site[name].mean()) for name in site_names]
         if devices.first():
+            log = [*log[:-1], log[-1] | entries]
             training_figures.training(log, site_names, out / "curves.png")
         return entries
 
-    # What was trained may be tested in other whole numbers.
-    trained = dataclasses.replace(config, weight_bits=None, chip=None)
-    state, log = training_loop.fit(trained, data, state, make_step(setting), measure)
-    if devices.first():
-        card = {"recipe": f"direct training, {config.surrogate}, {config.learn}"}
-        card |= {"accuracy": log[-1]["test_accuracy"], "extras": _card(setting)}
-        snn = dataclasses.replace(state.snn, steps=setting.steps, wait=0)
-        snnjax.save(out / SNN_FILE, snn, **card)
-        if config.weight_bits or config.chip:
-            try:
-                _test_whole_numbers(setting, snn, card["accuracy"], out)
-            except ValueError as reason:  # the training itself is worth its files
-                print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
-    return state.snn
+    return measure
+
+
+def _save(setting: Setting, snn: SNN, accuracy: float, out: Path) -> None:
+    """Write the trained SNN and, if the options ask for it, its whole numbers."""
+    config = setting.config
+    snn = dataclasses.replace(snn, steps=setting.steps, wait=0)
+    snnjax.save(
+        out / SNN_FILE,
+        snn,
+        recipe=f"direct training, {config.surrogate}, {config.learn}",
+        accuracy=accuracy,
+        extras=_card(setting),
+    )
+    if config.weight_bits or config.chip:
+        try:
+            _test_whole_numbers(setting, snn, accuracy, out)
+        except ValueError as reason:  # the training itself is worth its files
+            print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
 
 
 def _whole_numbers(
     setting: Setting, snn: SNN
 ) -> tuple[snnjax.deploy.Layers, Callable[..., snnjax.deploy.Layers]]:
     """The layers, and how they are quantized."""
-    data, inputs = setting.data, setting.inputs
     fn = functools.partial(setting.model.apply, train=False)
     snn = dataclasses.replace(snn, steps=setting.steps)
-    x = setting.current(data.train_images[:CALIBRATION])
-    layers = snnjax.deploy.layers(fn, snn, x[0] if data.is_sequence else x)
-    return layers, functools.partial(snnjax.deploy.quantize, layers, x, inputs=inputs)
+    x = setting.current(setting.data.train_images[:CALIBRATION])
+    # The layers are those of a batch of images, or of a step of sequences [T, B, ...].
+    batch = x[0] if setting.data.is_sequence else x
+    layers = snnjax.deploy.layers(fn, snn, batch)
+    quantized = functools.partial(
+        snnjax.deploy.quantize, layers, x, inputs=setting.inputs
+    )
+    return layers, quantized
 
 
 def _test_whole_numbers(setting: Setting, snn: SNN, accuracy: float, out: Path) -> None:
     """Writes and prints what the trained network does as a chip computes it."""
-    config, data, inputs = setting.config, setting.data, setting.inputs
+    data = setting.data
 
     def run(layers: snnjax.deploy.Layers, images: Any) -> snnjax.deploy.Trace:
         x = setting.current(images)
-        trace = snnjax.deploy.outputs(layers, x, inputs=inputs)
+        trace = snnjax.deploy.outputs(layers, x, inputs=setting.inputs)
         return trace._replace(outputs=setting.last(trace.outputs))
 
-    test = data.test_images, data.test_labels
-    integers = tested(config, *_whole_numbers(setting, snn), run, test, accuracy)
+    layers, quantized = _whole_numbers(setting, snn)
+    integers = tested(
+        setting.config,
+        layers,
+        quantized,
+        run,
+        test=(data.test_images, data.test_labels),
+        accuracy=accuracy,
+    )
     card = _card(setting)
     facts = {
-        "command": running.command("experiments.train_snn", config),
+        "command": running.command("experiments.train_snn", setting.config),
         "versions": card["packages"],
         "source": card,
     }
@@ -238,8 +286,9 @@ def spikes_of(setting: Setting, snn: SNN, count: int = 200) -> float:
         setting.current(setting.data.test_images[:count]),
         steps=setting.steps,
         inputs=setting.inputs,
-    ).values()
-    return sum(map(np.count_nonzero, trains)) / sum(train.size for train in trains)
+    )
+    spikes = sum(np.count_nonzero(train) for train in trains.values())
+    return spikes / sum(train.size for train in trains.values())
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
@@ -261,9 +310,11 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Arra
     return step
 
 
-def _step(setting: Setting, state: State, key, images, labels):
+def _step(
+    setting: Setting, state: State, key: jax.Array, images: jax.Array, labels: jax.Array
+) -> tuple[State, dict[str, jax.Array], SNN]:
     """(state, report, which leaves received a gradient)."""
-    config, (snn, opt_state) = setting.config, state
+    snn, opt_state = state
     loss_of = setting.loss(_augmented(setting, key, images), labels)
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
@@ -271,13 +322,15 @@ def _step(setting: Setting, state: State, key, images, labels):
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    if config.temperature_end is not None:
+    if setting.config.temperature_end is not None:
         snn = _cooled(setting, snn)
     report = training_loop.report(loss, accuracy, snn.params)
     return State(snn, opt_state), report, alive
 
 
-def _choose(setting: Setting, state: State, images, labels) -> State:
+def _choose(
+    setting: Setting, state: State, images: jax.Array, labels: jax.Array
+) -> State:
     """Algorithm 1 of the paper, on some of the first batch of an epoch."""
     config = setting.config
     count = config.difference_images
@@ -319,21 +372,32 @@ def _start_temperatures(
     return dict(zip(site_names, numbers, strict=True))
 
 
-def _augmented(setting: Setting, key, images):
+def _augmented(setting: Setting, key: jax.Array, images: jax.Array) -> jax.Array:
     """Crops and mirrors, all frames of a recording alike; shifts of a sequence."""
     config = setting.config
     if images.ndim == 3:
-        mean, mask = jnp.asarray(setting.data.mean), config.mask
-        shift = 0 if config.sequence == "permuted" else config.padding
-        return augment_sequences(key, images, mean, shift=shift, mask=mask)
-    change = functools.partial(augment, key, flip=config.flip, padding=config.padding)
-    return jax.vmap(change, 1, 1)(images) if images.ndim == 5 else change(images)
+        return augment_sequences(
+            key,
+            images,
+            jnp.asarray(setting.data.mean),
+            # Permuted pixels have no neighbors in time.
+            shift=0 if config.sequence == "permuted" else config.padding,
+            mask=config.mask,
+        )
+    augment_frame = functools.partial(
+        augment, key, flip=config.flip, padding=config.padding
+    )
+    if images.ndim == 5:
+        # Frames are the second axis, and have the same key.
+        return jax.vmap(augment_frame, in_axes=1, out_axes=1)(images)
+    return augment_frame(images)
 
 
 # ------------------------------------------------------------------------ set-up
 
 
 def _load(config: TrainSNN) -> Dataset:
+    """The data set of the options; its files tell its kind."""
     path = Path(config.data_dir or ".").expanduser() / config.dataset
     if config.dataset in ("shd", "ssc"):
         return load_cochlea(path.parent, config.dataset, config.steps)
@@ -346,49 +410,71 @@ def _load(config: TrainSNN) -> Dataset:
 
 
 def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
+    """What a training needs, and its state before the first step."""
     if data.train_images.ndim == 3 and config.model != "dense":
         raise ValueError(
             f"each step of {data.name} is a vector, and the model {config.model!r} "
             "reads images; allowed: --model dense, or a preset such as rows"
         )
-    sizes = {"width": config.width, "depth": config.depth}
-    model = build(config.model, data.num_classes, norm=config.norm, **sizes)
-    example = jnp.zeros((1, *data.train_images.shape[1 + data.is_sequence :]))
-    variables = jax.jit(model.init)(jax.random.key(config.seed), example)
+    model = build(
+        config.model,
+        data.num_classes,
+        norm=config.norm,
+        width=config.width,
+        depth=config.depth,
+    )
+    shape = data.train_images.shape[1:]
+    if data.is_sequence:
+        shape = shape[1:]  # of one step
+    example = jnp.zeros((1, *shape))
+    key = jax.random.key(config.seed)
+    variables = jax.jit(model.init)(key, example)
     sites = snnjax.sites(model.apply, variables, example)
-    neuron, key = _neuron(config, sites), jax.random.key(config.seed)
+    neuron = _neuron(config, sites)
     snn = snnjax.init(model.apply, variables, example, model=neuron, key=key)
     shapes = {site.name: site.shape for site in sites if site.fires}
     temperatures = _start_temperatures(config, list(shapes))
     snn = _with_start_values(config, snn, shapes, temperatures)
-    # All weights are trained, and of neurons what --learn_neurons adds.
-    labels = {*jax.tree.leaves(training.param_labels(snn))}
-    names = ["weights", *(labels & {"kernel"})]
-    own = sorted(labels - {*names, *KEPT}) if config.learn_neurons else []
-    schedule = training_loop.schedule(config, data)
-    adam = optax.adamw(
-        schedule, weight_decay=config.weight_decay, mask=training.kernels
-    )
-    slow = optax.adam(lambda count: NEURON_RATE * schedule(count))
-    rules = dict.fromkeys(names, adam) | dict.fromkeys(own, slow)
+    rules = _rules(config, data, snn)
     optimizer = training.optimizer(rules)
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
         optimizer = optax.chain(clip, optimizer)
-    kinds = training.param_labels(snn, rules)
-    first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
-    averages = "batch_stats" in variables
+    kernels = [path for path in sites[0].parameters if path.endswith("kernel")]
     setting = Setting(
         config=config,
         data=data,
         model=model,
-        kinds=kinds,
+        kinds=training.param_labels(snn, rules),
         optimizer=optimizer,
-        first=first,
+        first=tuple(kernels),
         temperatures=temperatures,
-        averages=averages,
+        averages="batch_stats" in variables,
     )
     return setting, State(snn, optimizer.init(snn))
+
+
+def _rules(
+    config: TrainSNN, data: Dataset, snn: SNN
+) -> dict[str, optax.GradientTransformation]:
+    """The optimizer of each label of `snnjax.training.param_labels` that is trained.
+
+    That is all weights, also those from neuron to neuron, and what --learn_neurons
+    adds.
+    """
+    schedule = training_loop.schedule(config, data)
+    adam = optax.adamw(
+        schedule, weight_decay=config.weight_decay, mask=training.kernels
+    )
+    slow_adam = optax.adam(lambda count: NEURON_RATE * schedule(count))
+    labels = {*jax.tree.leaves(training.param_labels(snn))}
+    rules = {"weights": adam}
+    for label in sorted(labels - {"weights", *KEPT}):
+        if label == "kernel":
+            rules[label] = adam
+        elif config.learn_neurons:
+            rules[label] = slow_adam
+    return rules
 
 
 def _with_start_values(
@@ -440,27 +526,30 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     if not isinstance(model, neurons.Recurrent):
         return model
     sizes = {site.name: math.prod(site.shape) for site in sites if site.fires}
-    names = [name for name, size in sizes.items() if size <= MOST_RECURRENT]
-    if not names:
+    models = {name: model for name, size in sizes.items() if size <= RECURRENT_NEURONS}
+    if not models:
         raise ValueError(
-            f"recurrent neurons need a site of at most {MOST_RECURRENT} neurons; "
+            f"recurrent neurons need a site of at most {RECURRENT_NEURONS} neurons; "
             f"{config.model} has sites of {sorted(sizes.values())}. Take another "
             "--model"
         )
-    if len(names) == len(sizes):
+    if len(models) == len(sizes):
         return model
-    return {**dict.fromkeys(names, model), "*": lif}
+    return {**models, "*": lif}
 
 
 def _card(setting: Setting) -> dict[str, Any]:
+    """What the card of the SNN says beside its own fields."""
     config = setting.config
     return {
         "model": config.model,
-        **{name: getattr(config, name) for name in ("norm", "width", "depth")},
+        "norm": config.norm,
+        "width": config.width,
+        "depth": config.depth,
         "clip": None,
         **setting.data.facts(),
         "training": dataclasses.asdict(config),
-        "packages": {package: version(package) for package in ("flax", "optax")},
+        "packages": {"flax": version("flax"), "optax": version("optax")},
     }
 
 

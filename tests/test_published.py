@@ -81,6 +81,6 @@ def test_results_that_have_no_place_in_the_table_are_refused(monkeypatch):
     file = "convert_cifar10_whitened_vgg8"
     with pytest.raises(ValueError, match="10000 test images of cifar10, not of imagen"):
         published.table_of([file, "--dataset", "imagenet"])
-    monkeypatch.setattr(published, "FAIR", (64,))
+    monkeypatch.setattr(published, "COMPARED_STEPS", (64,))
     with pytest.raises(ValueError, match=r"QCFS has T = \[2, 4, 8, 16, 32\], but none"):
         published.table_of([])
