@@ -160,7 +160,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(finished, data, monkeypatch
     again = dataclasses.replace(config, out=str(killed))
     assert finetune.run(again, data=data)[1].final == last.final
     chex.assert_trees_all_equal(leaves(config.out), leaves(again.out))
-    with pytest.raises(ValueError, match="another training, with other rules, epochs. Give"):
+    with pytest.raises(ValueError, match="with other rules, epochs. Give an"):
         finetune.run(dataclasses.replace(again, epochs=3), data=data)
     monkeypatch.setattr(finetune, "prepare", None)  # refused before it converts
     with pytest.raises(ValueError, match="batch_size 1000"):
