@@ -70,6 +70,16 @@ def per_step(numbers: Any, ndim: int) -> Any:
     return numbers.reshape(-1, *new_axes)
 
 
+def like(number: Any, array: jax.Array) -> jax.Array:
+    """A number, or one for each channel, in the array's type, with as many axes."""
+    return lead(number, array.ndim).astype(array.dtype)
+
+
+def straight_through(rounded: jax.Array, x: jax.Array) -> jax.Array:
+    """``rounded``, with the derivative of x in place of its own, which is 0."""
+    return x + jax.lax.stop_gradient(rounded - x)
+
+
 def aligned(*arrays: Any) -> list[jax.Array]:
     """The arrays with as many axes as the longest has, see `lead`.
 

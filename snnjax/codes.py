@@ -93,8 +93,8 @@ class Code:
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
         # The sum of all later weights. It is summed from the last one on, which the
         # first ones would round away.
-        last_first = weights[:0:-1]
-        later_sum = np.append(np.cumsum(last_first)[::-1], 0)
+        weights_from_last = weights[:0:-1]
+        later_sum = np.append(np.cumsum(weights_from_last)[::-1], 0)
         low, high = levels
         if low == 0:
             # A neuron without negative levels rounds down to what it can send.

@@ -10,6 +10,7 @@ import networks
 import numpy as np
 import pytest
 import reference
+from chex import assert_trees_all_close
 from networks import by_executions, outputs_of
 
 import snnjax
@@ -65,10 +66,11 @@ def test_spikes_are_those_of_the_oracle(index):
     def run(neurons, currents):
         results = []
         for (model, wait), params in zip(cases, neurons, strict=True):
-            arguments, options = (model, params, currents), {"wait": wait, "code": code}
-            stream = decode(spike_train(*arguments, **options), steps)
-            spikes = unroll(*arguments, **options)
-            results.append((spikes, mean_and_pace(*arguments, **options)[0], stream))
+            options = {"wait": wait, "code": code}
+            spikes = unroll(model, params, currents, **options)
+            mean, _ = mean_and_pace(model, params, currents, **options)
+            train = spike_train(model, params, currents, **options)
+            results.append((spikes, mean, decode(train, steps)))
         return results
 
     results = run(neurons, currents)
@@ -97,11 +99,12 @@ def test_what_arrives_of_a_stream_is_what_was_sent():
 
     @jax.jit
     def run(spikes):
-        streams = [code.stream(spikes) for code in CODES]
-        return [
-            (code.arriving(stream), code.result(stream), code.answers(spikes)[-1])
-            for code, stream in zip(CODES, streams, strict=True)
-        ]
+        results = []
+        for code in CODES:
+            stream = code.stream(spikes)
+            last_answer = code.answers(spikes)[-1]
+            results.append((code.arriving(stream), code.result(stream), last_answer))
+        return results
 
     for arriving, result, answer in run(spikes):
         np.testing.assert_allclose(arriving, spikes, rtol=1e-5)
@@ -145,10 +148,11 @@ def test_what_is_missing_stays_below_what_the_other_digits_can_send(levels, base
     reach = levels[1] * code.reach(steps)
     values = np.linspace(-reach, reach, 4001, dtype=np.float32)
     params = started(neuron, code, 1.0, steps=steps)
-    sent = np.asarray(compiled_digits(neuron, code, params, values, steps)[1])
-    for t, stream in enumerate(sent, 1):
-        later = levels[1] * sum(code.weights(steps)[t:]) + code.finest(steps) / 2
-        assert np.abs(stream - values).max() <= later * 1.001
+    _, sent = compiled_digits(neuron, code, params, values, steps)
+    for t, stream in enumerate(np.asarray(sent), 1):
+        later_digits = levels[1] * sum(code.weights(steps)[t:])
+        sendable = later_digits + code.finest(steps) / 2
+        assert np.abs(stream - values).max() <= sendable * 1.001
 
 
 def test_binary_digits_round_to_the_grid_of_the_last_step():
@@ -201,9 +205,9 @@ def spiking_network(code, neuron):
 )
 def test_all_executions_give_the_same_answers(code, neuron, wait, executions):
     snn, options = spiking_network(code, neuron), {"steps": T, "wait": wait}
-    expected, *others = by_executions(network, [T, *executions], snn, X, **options)
+    expected, *results = by_executions(network, [T, *executions], snn, X, **options)
     assert np.isfinite(expected).all()
-    for execution, outputs in zip(executions, others, strict=True):
+    for execution, outputs in zip(executions, results, strict=True):
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), 1e-4, 1e-5)
         if execution not in (1, "closed_form"):  # the same at each step, too
             np.testing.assert_allclose(outputs, expected, 1e-4, 1e-5)
@@ -234,13 +238,12 @@ def test_the_gradient_of_the_executions_is_one_and_finite():
         axes = () if "answer" in options else 0
         return jax.grad(lambda snn, x: (run(snn, x).mean(axes) ** 2).sum())
 
-    options = {"execution": 2}, {}, {"answer": True}
-    trees = outputs_of([gradient(**each) for each in options], snn, X)
-    assert np.abs(trees[0].params["first"]).max() > 0
-    for a, *others in zip(*map(jax.tree.leaves, trees), strict=True):
-        assert np.isfinite(a).all()
-        for b in others:
-            np.testing.assert_allclose(a, b, 1e-3, 1e-5)
+    runs = [gradient(execution=2), gradient(), gradient(answer=True)]
+    expected, auto, answer = outputs_of(runs, snn, X)
+    assert np.abs(expected.params["first"]).max() > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    assert_trees_all_close(auto, expected, rtol=1e-3, atol=1e-5)
+    assert_trees_all_close(answer, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_signed_digits_and_a_wait_of_one_come_as_near_as_the_last_digit():
@@ -345,17 +348,19 @@ def test_decoded_values_that_stay_are_no_events():
 
 def test_measures_count_digits_and_constants_once():
     kernels, x, rate, radix, _ = converted()
-    of_rate, _ = measured(rate, kernels, x)
-    of_radix, trains = measured(radix, kernels, x)
-    assert (of_rate.values, of_radix.values) == (5, 16)  # T + 1, 2^T
-    np.testing.assert_allclose(of_radix.spikes, T * of_radix.firing_rate)
+    rate_measures, _ = measured(rate, kernels, x)
+    measures, trains = measured(radix, kernels, x)
+    assert rate_measures.values == T + 1
+    assert measures.values == 2**T
+    np.testing.assert_allclose(measures.spikes, T * measures.firing_rate)
     spikes = np.mean([np.mean(train != 0) for train in trains.values()]) * T
-    np.testing.assert_allclose(of_radix.spikes, spikes, rtol=1e-6)
+    np.testing.assert_allclose(measures.spikes, spikes, rtol=1e-6)
     expected = operations(trains)
-    np.testing.assert_allclose(of_radix.synaptic_operations, expected, rtol=1e-6)
-    np.testing.assert_allclose(of_radix.synaptic_additions, expected, rtol=1e-6)
-    parts = [s.error for s in of_radix.sites.values()]
-    assert max(parts) < max(s.error for s in of_rate.sites.values())
+    np.testing.assert_allclose(measures.synaptic_operations, expected, rtol=1e-6)
+    np.testing.assert_allclose(measures.synaptic_additions, expected, rtol=1e-6)
+    rate_errors = [site.error for site in rate_measures.sites.values()]
+    radix_errors = [site.error for site in measures.sites.values()]
+    assert max(radix_errors) < max(rate_errors)
 
 
 def test_a_file_holds_the_code(tmp_path):
@@ -372,10 +377,10 @@ def test_a_file_holds_the_code(tmp_path):
 class Halves(codes.Code):
     """A code of one's own."""
 
-    of_steps: int | None = None
+    count: int | None = None
 
     def weights(self, steps):
-        return (0.5,) * (self.of_steps or steps)
+        return (0.5,) * (self.count or steps)
 
 
 class Harmonic(Halves):
@@ -411,7 +416,7 @@ def test_codes_outside_their_range_are_refused():
         codes.weighted((1, 0.5, 0.7))
     with pytest.raises(ValueError, match="has 2 weights, and there are 4 steps"):
         codes.weighted((1, 0.5)).weights(4)
-    for code, steps in ((codes.radix(), 200), (Halves(of_steps=3), 4)):
+    for code, steps in ((codes.radix(), 200), (Halves(count=3), 4)):
         with pytest.raises(ValueError, match="allowed: as many numbers > 0 as"):
             code.sizes(steps)
 

@@ -31,14 +31,14 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
     params, currents = neuron.init(), jax.ShapeDtypeStruct((4, 2), dtype)
 
     def shapes(currents):
-        state = neuron.start(params, (2,))
-        after = neuron.integrate(params, state, currents[0])
+        start = neuron.start(params, (2,))
+        charged = neuron.integrate(params, start, currents[0])
         outputs = [
             neurons.unroll(neuron, params, currents),
             *neurons.mean_and_pace(neuron, params, currents),
             neurons.closed_form(plain, plain.init(), currents[0], 4),
         ]
-        return (state, after), outputs
+        return (start, charged), outputs
 
     states, outputs = jax.eval_shape(shapes, currents)
     assert {leaf.dtype for leaf in jax.tree.leaves(states)} == {np.dtype("float32")}
@@ -71,7 +71,6 @@ def test_a_neuron_outside_its_range_is_refused():
         (neurons.Uniform, {"low": 2, "high": 1}, "high is 1.0; allowed: >= 2"),
         (IF, {"lowest": [-1.0, -2.0]}, "lowest is .*; allowed"),
         (neurons.lif, {"reset": "soft"}, "allowed: 'subtract', 'zero'"),
-        *((IF, {"levels": each}, "levels are .*two whole num") for each in NO_LEVELS),
         (IF, SIGNED | {"dead_zone": 1.0}, "allowed: 0 <= dead_zone < 1"),
         (IF, {"last_zone": 0.4}, "last_zone is .*allowed: 0.5 <= last_zone <= 1"),
         (IF, {"last_zone": 1.1}, "last_zone is 1.1; allowed"),
@@ -83,15 +82,17 @@ def test_a_neuron_outside_its_range_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             build(**options)
+    for levels in NO_LEVELS:
+        with pytest.raises(ValueError, match="levels are .*two whole num"):
+            IF(levels=levels)
 
 
 def test_currents_of_whole_numbers_are_refused():
     """Spikes of a threshold of 1/2 would all be 0 in their type."""
-    neuron, currents = (
-        IF(threshold=0.5),
-        np.ones((4, 1), np.int32),
-    )
-    params, state = neuron.init(), neurons.NeuronState(np.zeros(1, np.float32))
+    neuron = IF(threshold=0.5)
+    currents = np.ones((4, 1), np.int32)
+    params = neuron.init()
+    state = neurons.NeuronState(np.zeros(1, np.float32))
     for run in (
         lambda: neurons.unroll(neuron, params, currents),
         lambda: neurons.mean_and_pace(neuron, params, currents),
@@ -119,32 +120,43 @@ def test_a_model_is_a_value():
 
 
 def test_a_number_of_each_channel_is_given_or_drawn():
-    build, tau = neurons.lif, neurons.TimeConstants(2, 20)
-    arrays = np.array([0.5, 1, 0.75]), jnp.array([0.5, 1, 0.75]), (0.5, 1, 0.75)
-    first, *others = (build(leak=tau, threshold=each) for each in arrays)
-    assert {first, *others} == {first}
-    params, other = (first.init((2, 3), jax.random.key(seed)) for seed in (0, 1))
+    tau = neurons.TimeConstants(2, 20)
+    thresholds = (0.5, 1, 0.75)
+    neuron = neurons.lif(leak=tau, threshold=thresholds)
+    for array in (np.array(thresholds), jnp.array(thresholds)):
+        assert neurons.lif(leak=tau, threshold=array) == neuron
+    params = neuron.init((2, 3), jax.random.key(0))
     leak = np.asarray(params.leak)
-    assert leak.shape == (3,) and (leak != other.leak).all()
+    assert leak.shape == (3,)
+    assert (leak != neuron.init((2, 3), jax.random.key(1)).leak).all()
     assert ((np.exp(-1 / 2) <= leak) & (leak <= np.exp(-1 / 20))).all()
     currents = np.random.default_rng(0).normal(0.2, 0.5, (9, 2, 3)).astype(np.float32)
     run = jax.jit(neurons.unroll, static_argnums=0)
-    spikes = run(first, params, currents)
-    for c in range(3):
-        into, numbers = currents[..., c].astype(float), {"leak": float(leak[c])}
-        expected = reference.simulate(into, arrays[0][c], **numbers)
+    spikes = run(neuron, params, currents)
+    for c, threshold in enumerate(thresholds):
+        channel_currents = currents[..., c].astype(float)
+        expected = reference.simulate(channel_currents, threshold, leak=float(leak[c]))
         np.testing.assert_allclose(spikes[..., c], expected)
+
+
+def test_two_numbers_of_a_model_are_drawn_apart():
     shares = neurons.Uniform(0.25, 0.75)
-    both = neurons.Synaptic(build(leak=shares), synaptic_leak=shares)
-    params = both.init((3,), jax.random.key(0))
+    neuron = neurons.Synaptic(neurons.lif(leak=shares), synaptic_leak=shares)
+    params = neuron.init((3,), jax.random.key(0))
     assert (params.synaptic_leak != params.neuron.leak).all()
+
+
+def test_numbers_that_cannot_be_drawn_or_do_not_fit_are_refused():
+    neuron = neurons.lif(leak=neurons.TimeConstants(2, 20), threshold=(0.5, 1, 0.75))
     with pytest.raises(ValueError, match="leak is Time.* drawn .* needs a key"):
-        first.init((3,))
+        neuron.init((3,))
     with pytest.raises(ValueError, match="threshold has shape .3,.; allowed: .* .2,."):
-        first.init((4, 2), jax.random.key(0))
+        neuron.init((4, 2), jax.random.key(0))
+    drawn = IF(threshold=neurons.Uniform(0.25, 0.75))
     with pytest.raises(ValueError, match="snnjax.convert draws nothing"):
-        one, options = np.eye(2), {"steps": 4, "model": IF(threshold=shares)}
-        snnjax.convert(lambda w, x: jax.nn.relu(x @ w), one, one, **options)
+        snnjax.convert(
+            lambda w, x: jax.nn.relu(x @ w), np.eye(2), np.eye(2), steps=4, model=drawn
+        )
 
 
 def test_the_pace_of_many_steps_does_not_overflow():

@@ -20,7 +20,7 @@ TABLE = [
     (surrogate.sigmoid, 4.0),
     (surrogate.arctan, 2.0),
 ]
-every = pytest.mark.parametrize("spike, shape", TABLE)
+each_surrogate = pytest.mark.parametrize("spike, shape", TABLE)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -32,11 +32,11 @@ def value_and_slopes(spike, shape, x):
 
 def derivative(spike, shape, x):
     """Elementwise: the surrogate's derivative at every x."""
-    slope = value_and_slopes(spike, np.float32(shape), np.float32(x))[1]
+    _, slope, _ = value_and_slopes(spike, np.float32(shape), np.float32(x))
     return np.asarray(slope)
 
 
-@every
+@each_surrogate
 def test_the_value_is_the_step_whatever_the_shape(spike, shape):
     x = np.float32([-np.inf, -1, -1e-30, -0.0, 0.0, 1e-30, 0.4, np.inf])
     spikes, _, slope_of_shape = value_and_slopes(spike, np.float32(shape), x)
@@ -44,28 +44,32 @@ def test_the_value_is_the_step_whatever_the_shape(spike, shape):
     assert slope_of_shape == 0
 
 
-@every
+@each_surrogate
 def test_the_derivative_is_an_even_bump_of_integral_one(spike, shape):
     # x = tan(u) reaches far into the tails with few points.
     u = np.linspace(-np.pi / 2, np.pi / 2, 200_001)[1:-1]
     height = derivative(spike, shape, np.tan(u)).astype(np.float64)
-    assert np.trapezoid(height / np.cos(u) ** 2, u) == pytest.approx(1, abs=2e-3)
-    right = height[len(u) // 2 :]
-    np.testing.assert_allclose(height[: len(u) // 2 + 1][::-1], right, rtol=1e-5)
-    assert (np.diff(right) <= 1e-6).all() and right[0] > 0
+    integral = np.trapezoid(height / np.cos(u) ** 2, u)
+    assert integral == pytest.approx(1, abs=2e-3)
+    middle = len(u) // 2
+    left, right = height[: middle + 1], height[middle:]
+    np.testing.assert_allclose(left[::-1], right, rtol=1e-5)
+    assert right[0] > 0
+    assert (np.diff(right) <= 1e-6).all()
 
 
-@every
+@each_surrogate
 def test_types_are_kept_and_a_shape_may_differ_per_channel(spike, shape):
     x = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2)
     for dtype in (jnp.bfloat16, np.float32):
         spikes, slope, _ = value_and_slopes(spike, shape, x.astype(dtype))
         assert spikes.dtype == slope.dtype == dtype
         assert np.isfinite(np.asarray(slope, np.float32)).all()
-    both = derivative(spike, [shape, 2 * shape], x)
-    for channel, alone in enumerate((shape, 2 * shape)):
-        expected = derivative(spike, [alone, alone], x)[:, channel]
-        np.testing.assert_allclose(both[:, channel], expected, rtol=1e-6)
+    shapes = shape, 2 * shape  # of two channels
+    slopes = derivative(spike, shapes, x)
+    for channel, channel_shape in enumerate(shapes):
+        expected = derivative(spike, [channel_shape, channel_shape], x)
+        np.testing.assert_allclose(slopes[:, channel], expected[:, channel], rtol=1e-6)
 
 
 @pytest.mark.parametrize("b", [1e-3, 3.0, 20.0])
@@ -99,8 +103,8 @@ def test_a_surrogate_gradient_has_a_derivative_in_the_temperature():
 
     b, h = np.float32(3.0), np.float32(1e-2)
     expected = (gradient(b + h) - gradient(b - h)) / (2 * h)
-    for of in (jax.jacfwd, jax.jacrev):
-        jacobian = jax.jit(of(gradient))
+    for mode in (jax.jacfwd, jax.jacrev):
+        jacobian = jax.jit(mode(gradient))
         change = np.asarray(jacobian(b))
         np.testing.assert_allclose(change, expected, rtol=1e-3, atol=1e-3)
         assert np.isfinite(jacobian(np.float32(400.0))).all()

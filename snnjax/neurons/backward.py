@@ -40,10 +40,12 @@ def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool
         return True  # they close over nothing, and a trace of each site takes time
 
     def step(params: Any, v: Any, current: jax.Array) -> Any:
-        return fire(neuron, params, neuron.integrate(params, v, drive(params, current)))
+        u = neuron.integrate(params, v, drive(params, current))
+        return fire(neuron, params, u)
 
     try:
-        jaxpr = jax.make_jaxpr(functools.partial(jax.vjp, step))(params, state, current)
+        trace = jax.make_jaxpr(functools.partial(jax.vjp, step))
+        jaxpr = trace(params, state, current)
     except jax.errors.UnexpectedTracerError:
         return False
     return not any(isinstance(const, Tracer) for const in jaxpr.consts)

@@ -47,7 +47,8 @@ class WithSurrogate(Wrapper):
     def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does, by its own surrogate unless another one is given."""
         neuron = with_detached_reset(self.neuron) if self.detach_reset else self.neuron
-        return fire(neuron, params, state, self.surrogate if spike is None else spike)
+        spike = self.surrogate if spike is None else spike
+        return fire(neuron, params, state, spike)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, wide_dtype
+from snnjax._arrays import add_offset, like, wide_dtype
 from snnjax._checks import check_choice
 from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
@@ -197,8 +197,12 @@ class IntegrateAndFire:
             # derivative. 0 - N, since -N is -0 there.
             level = jnp.where(level < -total, 0 - total, level)
             total = total + level
-        v = v - v_th * level if self.reset == "subtract" else v * (1 - is_spike)
-        return NeuronState(v, total), add_offset(v_th * level, params.offset)
+        if self.reset == "subtract":
+            v = v - v_th * level
+        else:
+            v = v * (1 - is_spike)
+        spikes = add_offset(v_th * level, params.offset)
+        return NeuronState(v, total), spikes
 
     def _level(
         self,
@@ -234,11 +238,6 @@ class IntegrateAndFire:
         return is_spike
 
 
-def like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
-    """A parameter in the type of the potential, with as many axes."""
-    return lead(parameter, potential.ndim).astype(potential.dtype)
-
-
 def as_encoder(neuron: Any) -> Any:
     """The model of a value that may be negative; other models than IF and LIF stay."""
     if not is_plain(neuron):
@@ -260,8 +259,10 @@ def counts_only(neuron: Any, params: Any) -> bool:
     form: at the bound, what comes first matters.
     """
     model = off_grid(neuron)
-    keeps_all = is_plain(model) and model.reset == "subtract" and params.leak is None
-    return keeps_all and model.lowest is None
+    if not is_plain(model):
+        return False
+    keeps_charge = model.reset == "subtract" and params.leak is None
+    return keeps_charge and model.lowest is None
 
 
 _NEAREST = 8  # levels whose steps are computed
@@ -365,7 +366,8 @@ def lif(
 
 
 # Within them an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
-_OMEGA, _DAMPING = Range(0, 7 / 8), Range(0, 1 / 4, open_least=True)
+_OMEGA = Range(0, 7 / 8)
+_DAMPING = Range(0, 1 / 4, open_least=True)
 
 
 class ResonateParams(NamedTuple):
@@ -449,7 +451,8 @@ class ResonateAndFire:
     ) -> ResonateState:
         """x and y turn and shrink, and the current arrives."""
         x, y, q = state
-        omega, damping = like(params.omega, x), like(params.damping, x)
+        omega = like(params.omega, x)
+        damping = like(params.damping, x)
         r = jnp.sqrt(1 - omega**2) - damping - 0.01 * q
         return ResonateState(
             potential=r * x - omega * y + current.astype(x.dtype),
@@ -475,4 +478,5 @@ class ResonateAndFire:
         )
         if_state = NeuronState(x - q * v_th)
         _, spikes = IntegrateAndFire().fire(if_params, if_state, spike)
-        return state._replace(refractory=0.9 * q + spikes / v_th), spikes
+        q = 0.9 * q + spikes / v_th
+        return state._replace(refractory=q), spikes

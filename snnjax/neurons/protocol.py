@@ -93,13 +93,16 @@ def inner(neuron: Any) -> Any:
     """What is inside a model, its params or its state: ``neuron``; None if nothing."""
     inside = getattr(neuron, "neuron", None)
     # A field of a user's own may have this name and be a number.
-    is_part = callable(getattr(inside, "fire", None)) or hasattr(inside, "_fields")
-    return inside if is_part else None
+    is_model = callable(getattr(inside, "fire", None))
+    is_tuple = hasattr(inside, "_fields")
+    return inside if is_model or is_tuple else None
 
 
 def chain(neuron: Any) -> tuple[Any, ...]:
     """A model, the one inside it, and so on."""
-    return () if neuron is None else (neuron, *chain(inner(neuron)))
+    if neuron is None:
+        return ()
+    return (neuron, *chain(inner(neuron)))
 
 
 def field(tree: Any, name: str) -> Any:
@@ -118,7 +121,8 @@ def _fields(tree: Any) -> tuple[str, ...]:
 
 def drive(params: Any, current: jax.Array) -> jax.Array:
     """The current with the bias, and above the offset, in the widest of their types."""
-    bias, offset = field(params, "bias"), field(params, "offset")
+    bias = field(params, "bias")
+    offset = field(params, "offset")
     if offset is not None:  # a neuron sees what is left above it
         bias = -offset if bias is None else bias - offset
     if bias is None:
@@ -133,7 +137,8 @@ def fire(neuron: Any, params: Any, state: Any, spike: Surrogate | None = None) -
     may_leave_out = spike is None and takes(neuron.fire, None, None)
     if may_leave_out or not takes(neuron.fire, None, None, spike=None):
         return neuron.fire(params, state)
-    return neuron.fire(params, state, spike=dspike if spike is None else spike)
+    spike = dspike if spike is None else spike
+    return neuron.fire(params, state, spike=spike)
 
 
 def takes_surrogate(neuron: Any) -> bool:

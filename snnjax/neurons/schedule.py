@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._arrays import like
 from snnjax.codes import Code
-from snnjax.neurons.models import NeuronState, like
+from snnjax.neurons.models import NeuronState
 from snnjax.neurons.protocol import Step, chain, drive, fire
 
 
@@ -120,10 +121,11 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         total = jnp.floor(sent + ROUNDING)
         fraction = sent - total
     lift = _lift(neuron, params, v, tick)
+    lifted_state = NeuronState(v + lift, total)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     # An offset is no spike: it is added below, as often as a constant arrives.
     step_params = params._replace(threshold=threshold, offset=None)
-    fired, spikes = fire(neuron, step_params, NeuronState(v + lift, total))
+    fired, spikes = fire(neuron, step_params, lifted_state)
     total = None if fired.total is None else fired.total + fraction
     if params.offset is not None:
         offset = like(params.offset, spikes)
@@ -149,8 +151,8 @@ def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
         lift += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
         missing = v - like(tick.finest, v) / 2 * threshold
-        zone = like(tick.zone * (1 - TIES), v) * like(tick.size, v) * threshold
-        is_silent = jnp.abs(missing) < zone
+        zone = like(tick.zone * (1 - TIES), v)
+        is_silent = jnp.abs(missing) < zone * like(tick.size, v) * threshold
         lift -= jnp.where(is_silent, jax.lax.stop_gradient(missing), 0)
     return lift
 

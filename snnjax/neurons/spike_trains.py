@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import add_offset, lead, namespace, per_step, wide
+from snnjax._arrays import add_offset, lead, like, namespace, per_step, wide
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -147,7 +147,7 @@ def level_indices(
         return (spikes > 0).astype(jnp.uint8)
     low, high = levels
     spikes = wide(spikes)
-    threshold = lead(wide(jnp.asarray(threshold)), spikes.ndim).astype(spikes.dtype)
+    threshold = like(wide(jnp.asarray(threshold)), spikes)
     level = jnp.round(spikes / threshold)
     return (jnp.clip(level, low, high) - low).astype(jnp.uint8)
 
@@ -171,15 +171,17 @@ def append(
     """A byte of some steps, with the index of step ``place`` set."""
     steps_per_byte = per_byte(levels)
     width = 8 // steps_per_byte  # bits of an index
-    return byte | indices << jnp.uint8(width * (steps_per_byte - 1 - place))
+    shift = width * (steps_per_byte - 1 - place)
+    return byte | indices << jnp.uint8(shift)
 
 
 def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
     """The indices [count, ...] from the bytes of `SpikeTrain.bits`."""
     steps_per_byte = per_byte(levels)
     width = 8 // steps_per_byte  # bits of an index
-    shifts = width * jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
-    shifts = shifts.reshape(1, steps_per_byte, *[1] * (bits.ndim - 1))
-    # [bytes, steps of a byte, ...]
-    indices = (bits[:, None] >> shifts) & jnp.uint8(2**width - 1)
-    return indices.reshape(-1, *bits.shape[1:])[:count]
+    places = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
+    shifts = per_step(width * places, bits.ndim)
+    mask = jnp.uint8(2**width - 1)
+    indices = (bits[:, None] >> shifts) & mask  # [bytes, steps of a byte, ...]
+    indices = indices.reshape(-1, *bits.shape[1:])
+    return indices[:count]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from snnjax._arrays import add_offset, lead, wide, wide_dtype
+from snnjax._arrays import add_offset, lead, straight_through, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code
 from snnjax.neurons.backward import fold_back, may_fold_back
@@ -270,8 +270,9 @@ def after_all_input(
     [0.   0.5  0.5]
     """
     check_floating("current", current)
+    all_input = steps * drive(params, current)
     state = neuron.start(params, current.shape)
-    state = neuron.integrate(params, state, steps * drive(params, current))
+    state = neuron.integrate(params, state, all_input)
     step = _step(neuron, params)
     no_current = jnp.zeros((), current.dtype)
 
@@ -333,7 +334,8 @@ def closed_form(
         spikes = after_all_input(neuron, params, wide(current), steps, code=code)
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
-    threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
+    last_size = code.sizes(steps)[-1]
+    threshold = lead(params.threshold, current.ndim) * last_size
     # In float32 or wider, as potentials are.
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
@@ -348,7 +350,7 @@ def closed_form(
     lowest_count = 0 if model.rectifies else weight_sum * low
     # Clipped first and floored then, so that the gradient ends where the clip begins.
     clipped = jnp.clip(count, lowest_count, weight_sum * high)
-    floored = clipped + jax.lax.stop_gradient(jnp.floor(clipped) - clipped)
+    floored = straight_through(jnp.floor(clipped), clipped)
     output = add_offset(floored * threshold / steps, params.offset)
     return output.astype(current.dtype)
 

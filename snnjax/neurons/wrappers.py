@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, promoted, wide_dtype
+from snnjax._arrays import like, promoted, straight_through, wide_dtype
 from snnjax._ranges import LEAK, NOT_NEGATIVE, SHARE
 from snnjax.neurons import fresh
 from snnjax.neurons.protocol import Wrapper, check_model, field, fire
@@ -46,7 +46,8 @@ class _WithVariable(Wrapper):
         """The model's parameters, and those of the other fields."""
         _, *names = self._params._fields  # the first is `neuron`
         numbers = {name: fresh.parameter(self, name, shape, key) for name in names}
-        return self._params(neuron=self.neuron.init(shape, key), **numbers)
+        neuron = self.neuron.init(shape, key)
+        return self._params(neuron=neuron, **numbers)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
@@ -117,7 +118,7 @@ class Synaptic(_WithVariable):
     ) -> WrapperState:
         """i <- synaptic_leak i + I; the model integrates i."""
         i = state.variable
-        leak = lead(params.synaptic_leak, i.ndim).astype(i.dtype)
+        leak = like(params.synaptic_leak, i)
         i = leak * i + current.astype(i.dtype)
         return super().integrate(params, state._replace(variable=i), i)
 
@@ -187,15 +188,16 @@ class Adaptive(_WithVariable):
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does, and then w <- beta w + a v + b s."""
         state, spikes = super().fire(params, state, spike)
-        w, v = state.variable, field(state.neuron, "potential")
+        w = state.variable
+        v = field(state.neuron, "potential")
         if v is None:
             raise ValueError(
                 f"an adaptation needs a potential, and the state of {self.neuron!r} "
                 "has no field of that name; allowed: a model with one, e.g. snnjax.lif"
             )
-        a = lead(params.subthreshold, w.ndim).astype(w.dtype)
-        b = lead(params.spike_triggered, w.ndim).astype(w.dtype)
-        leak = lead(params.adaptation_leak, w.ndim).astype(w.dtype)
+        a = like(params.subthreshold, w)
+        b = like(params.spike_triggered, w)
+        leak = like(params.adaptation_leak, w)
         w = leak * w + a * v.astype(w.dtype) + b * spikes.astype(w.dtype)
         return state._replace(variable=w), spikes
 
@@ -258,9 +260,10 @@ class Recurrent(_WithVariable):
         last_spikes = state.variable
         dtype = promoted(current, last_spikes)
         # One kernel for the whole site: its neurons are one axis, whatever its shape.
-        rows = last_spikes.reshape(last_spikes.shape[0], -1).astype(dtype)
-        recurrent_current = rows @ params.kernel.astype(dtype)
-        total = current.astype(dtype) + recurrent_current.reshape(last_spikes.shape)
+        batch = last_spikes.shape[0]  # a symbol where any batch is exported
+        rows = last_spikes.reshape(batch, -1)
+        recurrent = rows.astype(dtype) @ params.kernel.astype(dtype)
+        total = current.astype(dtype) + recurrent.reshape(last_spikes.shape)
         return super().integrate(params, state, total)
 
     def fire(
@@ -271,7 +274,8 @@ class Recurrent(_WithVariable):
     ) -> tuple[WrapperState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
         state, spikes = super().fire(params, state, spike)
-        return state._replace(variable=spikes.astype(state.variable.dtype)), spikes
+        last_spikes = spikes.astype(state.variable.dtype)
+        return state._replace(variable=last_spikes), spikes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +315,8 @@ class WholeNumbers(Wrapper):
 
     def nearest(self, v: jax.Array) -> jax.Array:
         """The nearest multiple of the unit; its derivative is 1."""
-        return v + jax.lax.stop_gradient(self.unit * jnp.round(v / self.unit) - v)
+        rounded = self.unit * jnp.round(v / self.unit)
+        return straight_through(rounded, v)
 
 
 def off_grid(model: Any) -> Any:

@@ -59,6 +59,11 @@ class Job(NamedTuple):
     sequence: bool
     answer: bool
 
+    @property
+    def constant_x(self) -> Any:
+        """x, or None if it changes from step to step."""
+        return None if self.sequence else self.x
+
 
 # ------------------------------------------------------------------ n steps at a time
 
@@ -252,7 +257,7 @@ def run_closed_form(job: Job) -> Any:
     A layer that has waited T steps fires as early as its levels allow.
     """
     network, snn, code = job.network, job.snn, job.snn.code
-    x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
+    x = mean_over_steps(job.x) if job.sequence else job.x
     values = network.arguments(snn.params, x)
     spikes = [eq.outputs[0] for eq in network.equations if eq.fires]
     # Only what follows the last neurons on the way to an output has steps. The neurons
@@ -299,14 +304,16 @@ def _spikes_with_mean(
 
     Its derivative is that of the ``mean``, which the closed form has.
     """
-    model, params = job.snn.model_of(site.name), job.snn.neurons[site.name]
+    model = job.snn.model_of(site.name)
+    params = job.snn.neurons[site.name]
     code, steps = job.snn.code, job.steps
     if schedule(code, model, steps) is None:  # all steps are alike
         spikes = _first_spikes(mean, params, steps, model.levels)
     else:
         spikes = after_all_input(model, params, current, steps, code=code)
-    stop = jax.lax.stop_gradient
-    return stop(code.stream(spikes)) + (mean - stop(mean))[None]
+    stream = jax.lax.stop_gradient(code.stream(spikes))
+    zero_with_slope = mean - jax.lax.stop_gradient(mean)
+    return stream + zero_with_slope[None]
 
 
 def _first_spikes(
@@ -321,8 +328,8 @@ def _first_spikes(
     and, where N is negative, clip(N - t low, low, 0).
     """
     threshold = wide(lead(params.threshold, mean.ndim + 1))
-    level_sum = subtract_offset(wide(mean[None]), params.offset) * steps / threshold
-    count = jnp.round(level_sum)  # it is a whole number but for rounding
+    spike_sum = subtract_offset(wide(mean[None]), params.offset) * steps
+    count = jnp.round(spike_sum / threshold)  # it is a whole number but for rounding
     low, high = levels
     t = per_step(jnp.arange(steps, dtype=count.dtype), count.ndim)
     level = jnp.clip(count - high * t, 0, high)
@@ -357,7 +364,7 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
         tree=jax.tree.structure(head_outputs),
     )
     outputs = run(job._replace(network=head, answer=False))
-    values = network.arguments(job.snn.params, None if job.sequence else job.x)
+    values = network.arguments(job.snn.params, job.constant_x)
     for v, output in zip(head_outputs, outputs, strict=True):
         mean = wide(output).mean(0).astype(output.dtype)
         values[v] = mean if is_floating(output) else output[-1]
@@ -387,7 +394,8 @@ def run_closed_training(job: Job) -> tuple[Any, Any]:
     values = network.arguments(job.snn.params, job.x)
     evaluate(network.equations, values, firing(fire, job.snn.neurons))
     outputs, aux = network.results(values)
-    return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
+    outputs = jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs)
+    return outputs, aux
 
 
 def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
@@ -398,9 +406,11 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
     """
     code = job.snn.code
 
-    def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
-        a = a.reshape(devices, job.steps, -1, *a.shape[1:])
-        return jnp.moveaxis(a, 0, 1).reshape(job.steps, -1, *a.shape[3:])
+    def split(a: jax.Array) -> jax.Array:
+        """[T B, ...] -> [T, B, ...], the inverse of `time_in_batch`."""
+        shape = a.shape[1:]
+        parts = a.reshape(devices, job.steps, -1, *shape)  # [devices, T, their B, ...]
+        return jnp.moveaxis(parts, 0, 1).reshape(job.steps, -1, *shape)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(split(current))
@@ -420,7 +430,8 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
     rule = firing(fire, job.snn.neurons, at_operator)
     evaluate(network.equations, values, rule)
     outputs, aux = network.results(values)
-    return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
+    outputs = jax.tree.map(lambda a: arriving(code, split(a)), outputs)
+    return outputs, aux
 
 
 def time_in_batch(stream: jax.Array, devices: int = 1) -> jax.Array:
@@ -438,6 +449,11 @@ def time_in_batch(stream: jax.Array, devices: int = 1) -> jax.Array:
 # -------------------------------------------------------------- parts of executions
 
 
+def mean_over_steps(x: chex.ArrayTree) -> chex.ArrayTree:
+    """[B, ...] of a sequence [T, B, ...]."""
+    return jax.tree.map(lambda leaf: leaf.mean(0), x)
+
+
 def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     """Compute once what no step changes.
 
@@ -446,7 +462,7 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
         axis; the equations that compute these.
     """
     network = job.network
-    values = network.arguments(job.snn.params, None if job.sequence else job.x)
+    values = network.arguments(job.snn.params, job.constant_x)
     streams = streaming(network.equations, network.x if job.sequence else ())
     # With a constant x the first layer is computed once, not at every step.
     live_equations, constant_equations = [], []
@@ -462,7 +478,8 @@ def over_steps(job: Job, values: Values, streams: frozenset[int]) -> Any:
     """What arrives of the outputs at each step, even of those no spike reaches."""
     outputs: dict[Any, Any] = dict(values)
     for v in job.network.dependent.intersection(job.network.outputs) - streams:
-        outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
+        shape = (job.steps, *values[v].shape)
+        outputs[v] = jnp.broadcast_to(values[v], shape)
     results = job.network.results(outputs)
     return jax.tree.map(functools.partial(arriving, job.snn.code), results)
 
@@ -482,8 +499,8 @@ def start_state(
     """State of a site or an operator before its first step; values as of `prepare`."""
     site, batch = equation.place, batch_of(job.x, job.sequence)
     if site.fires:
-        shape = (batch, *site.shape)
-        return job.models[site.name].start(job.snn.neurons[site.name], shape)
+        params = job.snn.neurons[site.name]
+        return job.models[site.name].start(params, (batch, *site.shape))
     is_live = tuple(v in streams for v in equation.inputs)
     arguments = []  # of one step
     for v in equation.inputs:

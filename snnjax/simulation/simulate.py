@@ -39,6 +39,7 @@ from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.choice import Choice, choose, leaves_cache
 from snnjax.simulation.executions import (
     Job,
+    mean_over_steps,
     run_answer,
     run_closed_form,
     run_closed_training,
@@ -106,8 +107,10 @@ def init(
     for site_model in models_in(site_models):
         _check_no_surrogate(site_model)
     neurons = {}
-    for site, site_key in zip(firing_sites, _keys(key, len(firing_sites)), strict=True):
-        neurons[site.name] = model_of(site_models, site.name).init(site.shape, site_key)
+    site_keys = _keys(key, len(firing_sites))
+    for site, site_key in zip(firing_sites, site_keys, strict=True):
+        site_model = model_of(site_models, site.name)
+        neurons[site.name] = site_model.init(site.shape, site_key)
     snn = SNN(params, neurons, model=site_models, code=code)
     check_values(snn)
     return snn
@@ -397,7 +400,7 @@ def simulate_training(
 ) -> tuple[Any, Any]:
     """Outputs [T, B, ...] and aux in training mode, on devices that share the batch."""
     if sim.execution == "closed_form":
-        x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
+        x = mean_over_steps(x) if sim.sequence else x
         return run_closed_training(_job(sim, snn, x))
 
     def all_examples(leaf: jax.Array) -> jax.Array:
@@ -405,7 +408,8 @@ def simulate_training(
             leaf = jnp.broadcast_to(leaf, (sim.steps, *leaf.shape))
         return time_in_batch(leaf, devices)
 
-    return run_training(_job(sim, snn, jax.tree.map(all_examples, x)), devices)
+    job = _job(sim, snn, jax.tree.map(all_examples, x))
+    return run_training(job, devices)
 
 
 def execute(job: Job, execution: Execution) -> Any:
@@ -425,9 +429,20 @@ def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
     else:
         network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     check_neurons(snn, network.sites)
-    fires = [site for site in network.sites if site.fires]
-    models = {site.name: _model_with_surrogate(sim, snn, site) for site in fires}
-    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence, sim.answer)
+    models = {}
+    for site in network.sites:
+        if site.fires:
+            models[site.name] = _model_with_surrogate(sim, snn, site)
+    return Job(
+        network=network,
+        snn=snn,
+        models=models,
+        x=x,
+        steps=sim.steps,
+        wait=sim.wait,
+        sequence=sim.sequence,
+        answer=sim.answer,
+    )
 
 
 def _check_no_surrogate(model: Neuron) -> None:
@@ -441,7 +456,8 @@ def _check_no_surrogate(model: Neuron) -> None:
 
 def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogate:
     """The model of a site, with the surrogate of the simulation."""
-    model, params = snn.model_of(site.name), snn.neurons[site.name]
+    model = snn.model_of(site.name)
+    params = snn.neurons[site.name]
     _check_no_surrogate(model)
     if takes_surrogate(model):
         check_surrogate(sim.surrogate, field(params, "temperature") is not None)
@@ -467,7 +483,8 @@ def _with_gradient_of(job: Job, execution: Execution, gradient_steps: int) -> An
 
     def run(execution: Execution, snn: SNN, x: chex.ArrayTree, constants: Any) -> Any:
         network = job.network._replace(constants=constants)
-        return execute(job._replace(network=network, snn=snn, x=x), execution)
+        traced_job = job._replace(network=network, snn=snn, x=x)
+        return execute(traced_job, execution)
 
     # A function with a derivative of its own must not close over traced arrays: all of
     # them are arguments.
