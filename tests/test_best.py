@@ -163,6 +163,39 @@ def test_best_is_never_worse_than_light(fn, seed, steps):
     assert best < 1.05 * error(fn, seed, snnjax.light(), **options)
 
 
+# Steps, and the code under which they are taken.
+RADIX = snnjax.codes.radix()
+RATE = snnjax.codes.rate()
+BUDGETS = [(T, RATE) for T in (1, 2, 4, 8, 32, 128, 512)]
+BUDGETS += [(T, RADIX) for T in (1, 2, 3, 4, 6, 8, 12)]
+QUICK_BUDGETS = [(128, RATE), (4, RADIX), (12, RADIX)]
+REPLACED = (
+    snnjax.light(),
+    snnjax.light("channel"),
+    snnjax.bias_shift(),
+    snnjax.max_activation(),
+)
+
+
+@pytest.mark.parametrize(
+    "fn, steps, code",
+    [
+        pytest.param(fn, *budget, marks=() if is_quick else slow)
+        for fn in SHAPES
+        for budget in BUDGETS
+        for is_quick in [fn is dense and budget in QUICK_BUDGETS]
+    ],
+)
+def test_on_new_images_best_is_no_more_than_a_tenth_above_what_it_replaces(
+    fn, steps, code
+):
+    """So its error vanishes with T wherever that of a simple recipe does."""
+    options = {"steps": steps, "code": code, "wait": None}
+    best = error(fn, 0, snnjax.best(), **options)
+    least = min(error(fn, 0, recipe, **options) for recipe in REPLACED)
+    assert np.sqrt(best) <= 1.1 * np.sqrt(least)
+
+
 def test_an_effect_is_the_squared_gradient_of_the_output():
     """Here (1 - tanh^2)^2 of the product, against float64.
 

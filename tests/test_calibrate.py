@@ -17,6 +17,7 @@ from snnjax import calibrators as calibrate
 from snnjax.calibrators import formulas
 from snnjax.calibrators import sample as sample_of_site
 from snnjax.calibrators import weights_least_squares as solve
+from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Dynamics, Fit, Target, View
 from snnjax.network import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_and_pace
@@ -265,7 +266,11 @@ def test_a_search_per_layer_takes_the_factor_with_the_least_error_of_all_channel
             lacking = here.activation - here.output(fit._replace(neurons=neuron))
             neuron = neuron._replace(bias=neuron.bias + lacking.mean((0, 1)))
             last = here.output(fit._replace(neurons=neuron))
-            return float(((here.activation - last) ** 2).sum())
+            seen = float(((here.activation - last) ** 2).sum())
+            cap = np.full(
+                (1, here.site.shape[here.site.channel]), threshold * here.high
+            )
+            return seen + float(clipped_error(here.sample.tail(None), cap).sum())
 
         layer, channel = (
             calibrate.scale_threshold(factors, pace=0, per=per)(here, fit).neurons

@@ -669,6 +669,10 @@ def test_a_wrong_argument_is_refused():
         ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
         ({"recipe": {"other/*": snnjax.light()}}, "recipe match no site"),
         ({"recipe": {}}, "recipe is empty"),
+        (
+            {"model": snnjax.integrate_and_fire(threshold=5.0)},
+            "model has the threshold",
+        ),
         ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
         ({"x": images(0)}, "at least one example"),
         ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),

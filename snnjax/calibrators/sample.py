@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from snnjax import sharding
 from snnjax._arrays import namespace, per_channel
 from snnjax._types import Per
+from snnjax.calibrators.unseen import Tail, tail_of
 
 # Positions of each channel that thresholds and searches compare candidates on. On
 # ResNet-20 half of them cost a tenth of the KL divergence at T = 4, and all positions
@@ -57,6 +58,12 @@ class Sample(NamedTuple):
         below = -_around(self.lowest, offset)
         maxima = np.maximum(above, below)
         return np.maximum(maxima, 0)
+
+    def tail(self, offset: Any) -> Tail:
+        """What lies beyond the largest magnitudes that were seen, of each channel."""
+        magnitudes = self.magnitudes(offset)
+        weights = np.broadcast_to(self.weight, magnitudes.shape)
+        return tail_of(magnitudes, weights, self.maxima(offset))
 
     def positive_maxima(self, offset: Any, per: Per) -> np.ndarray:
         """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C]."""

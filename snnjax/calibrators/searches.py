@@ -30,6 +30,7 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.sample import at_positions
+from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
@@ -165,6 +166,11 @@ def _search(
         bias = trials.neurons.bias + missing / count
         trials = trials._replace(neurons=trials.neurons._replace(bias=bias))
         _, squares = _errors(view.dynamics, trials, blocks, pace)
+        # Smaller thresholds would clip inputs that the sample does not have.
+        unit = trials.unit.astype(np.float64)
+        largest_outputs = view.high * trials.neurons.threshold
+        tail = view.sample.tail(neurons.offset)
+        squares = squares + clipped_error(tail, largest_outputs) / unit**2
         if per == "layer":
             layer_squares = squares.sum(axis=1, keepdims=True)
             squares = np.broadcast_to(layer_squares, squares.shape)

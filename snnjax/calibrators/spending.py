@@ -3,10 +3,12 @@
     J(V) = sum_p w (s(a; V) - a)^2  +  price k(a; V) / M,    of an image on average
 
 s is the output of a neuron that knows its input a, k how many spikes it sends, w the
-effect of an error on the outputs, and M the number of neurons of the network. So errors
-of all sites are on one scale: a price is the error of the outputs, over their size, for
-which the network may save one spike per neuron. Costs of this kind: rate-distortion
-optimization of video coders (Sullivan and Wiegand, 1998); of spikes: ours.
+effect of an error on the outputs, and M the number of neurons of the network. One more
+activation, larger than all of the sample, counts as `snnjax.calibrators.unseen` says.
+Errors of all sites are on one scale: a price is the error of the outputs, over their
+size, for which the network may save one spike per neuron. Costs of this kind:
+rate-distortion optimization of video coders (Sullivan and Wiegand, 1998); of spikes:
+ours.
 
 Everything here is NumPy. Activations are counted once, in bins of their logarithm, and
 every candidate reads the same table of what neurons send, shifted by some bins.
@@ -21,6 +23,7 @@ import numpy as np
 
 from snnjax._types import Per
 from snnjax.calibrators.sample import Sample
+from snnjax.calibrators.unseen import clipped_error
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.schedule import ROUNDING, TIES
@@ -175,7 +178,7 @@ def curves(
     >>> for price in (0, 0.1):
     ...     threshold, error, spikes = (part[0] for part in curve.cheapest(price))
     ...     print(f"{threshold:.2f} {error:.4f} {spikes:.1f}")
-    1.30 0.0015 2.5
+    2.00 0.0051 1.5
     3.08 0.0400 1.0
     """
     channels = sample.activation.shape[1]
@@ -191,6 +194,10 @@ def curves(
     octaves = octaves_between * (_CANDIDATES - 1)
     lowest = _LARGEST_REACH / reach * 2.0**-octaves
     thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima
+    # What is larger than all of the sample counts as one more activation, so that more
+    # steps do not bring thresholds down to what new inputs exceed.
+    unseen = clipped_error(sample.tail(offset), caps=reach * thresholds)
+    unseen *= positions / len(sample.activation)
     results = []
     for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
@@ -198,7 +205,7 @@ def curves(
         spikes = np.einsum("kb,bc->kc", table.spikes[columns], counts)
         curve = Curve(
             thresholds=thresholds,
-            errors=thresholds**2 * squares,
+            errors=thresholds**2 * squares + unseen,
             spikes=spikes / neurons,
         )
         results.append(curve if per == "channel" else _summed_over_channels(curve))

@@ -186,7 +186,7 @@ def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
     ...     recipe = snnjax.Recipe([priced_threshold(price)])
     ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     ...     print(snn.neurons["relu"].threshold)
-    [13.75506]
+    [15.]
     [19.452593]
     """
     NOT_NEGATIVE.check("price", price)

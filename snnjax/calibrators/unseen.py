@@ -43,6 +43,8 @@ def tail_of(magnitudes: np.ndarray, weights: np.ndarray, maximum: np.ndarray) ->
     >>> print(tail.maximum, tail.scale)
     [99.] [4.5]
     """
+    magnitudes = magnitudes.astype(np.float64)  # whose squares do not overflow
+    maximum = maximum.astype(np.float64)
     count = len(magnitudes)
     top_count = min(count, max(2, math.ceil(count**0.5)))
     rows = np.argpartition(magnitudes, count - top_count, axis=0)[-top_count:]
@@ -50,8 +52,13 @@ def tail_of(magnitudes: np.ndarray, weights: np.ndarray, maximum: np.ndarray) ->
     top_weights = np.take_along_axis(weights, rows, axis=0)
     excess = top.mean(0) - top.min(0)
     # Where the largest activations are equal, as behind a clipped ReLU, none is beyond.
-    smallest_scale = np.maximum(1e-6 * maximum, np.finfo(np.float32).tiny)
-    return Tail(maximum, np.maximum(excess, smallest_scale), top_weights.mean(0))
+    tiny = np.finfo(np.float64).tiny
+    smallest_scale = np.maximum(1e-6 * maximum, tiny)
+    # Behind a division, as in a norm, an error counts less at a larger activation. As
+    # weights are averaged by the squares of activations, the largest decide.
+    squares = top**2
+    weight = (squares * top_weights).sum(0) / np.maximum(squares.sum(0), tiny)
+    return Tail(maximum, np.maximum(excess, smallest_scale), weight)
 
 
 def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
