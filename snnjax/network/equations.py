@@ -51,10 +51,10 @@ class Static:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def __eq__(self, value: object) -> bool:
-        if not isinstance(value, Static) or type(self.value) is not type(value.value):
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Static) or type(self.value) is not type(other.value):
             return False
-        return bool(self.key == value.key)
+        return bool(self.key == other.key)
 
 
 class Body(NamedTuple):
