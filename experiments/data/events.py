@@ -15,6 +15,7 @@ A folder of published files is read as it is, by `recordings_in`:
 """
 
 import csv
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,12 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], frames: int) -> Dataset:
 
 def _normalization(frames: np.ndarray) -> Normalization:
     """Frames are scaled, not centered, so that silence stays 0."""
-    squares = np.square(frames, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
-    # A polarity without events stays as it is.
-    return (0.0, 0.0), tuple(square**0.5 or 1.0 for square in squares)
+    mean_squares = np.square(frames, dtype=np.float32).mean((0, 1, 2, 3))
+    scales = []
+    for mean_square in mean_squares.tolist():
+        # A polarity without events stays as it is.
+        scales.append(mean_square**0.5 if mean_square else 1.0)
+    return (0.0, 0.0), tuple(scales)
 
 
 def _check_columns(name: str, arrays: dict[str, np.ndarray], part: str) -> None:
@@ -155,13 +159,25 @@ def _frames(
 ) -> np.ndarray:
     """The events of each recording counted, [N, T, H, W, 2] as uint8."""
     offsets = arrays[f"{part}_offsets"]
-    x, y, p, t = (arrays[f"{part}_{field}"].astype(np.int64) for field in FIELDS[:4])
-    images = np.zeros((len(offsets) - 1, frames, *sensor, 2), np.uint8)
-    for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        times = t[start:end] - t[start:end].min()
-        frame = times * frames // (times.max() + 1)
-        counts = np.zeros(images.shape[1:], np.int64)
-        np.add.at(counts, (frame, y[start:end], x[start:end], p[start:end]), 1)
+    x = arrays[f"{part}_x"].astype(np.int64)
+    y = arrays[f"{part}_y"].astype(np.int64)
+    polarity = arrays[f"{part}_p"].astype(np.int64)
+    times = arrays[f"{part}_t_us"].astype(np.int64)
+    height, width = sensor
+    images = np.zeros((len(offsets) - 1, frames, height, width, 2), np.uint8)
+    for i, (start, end) in enumerate(itertools.pairwise(offsets)):
+        events = slice(start, end)
+        since_start = times[events] - times[events].min()
+        duration = since_start.max() + 1
+        places = (
+            since_start * frames // duration,
+            y[events],
+            x[events],
+            polarity[events],
+        )
+        # Several events may be at one place, which `counts[places] += 1` would miss.
+        counts = np.zeros((frames, height, width, 2), np.int64)
+        np.add.at(counts, places, 1)
         images[i] = np.minimum(counts, 255)
     return images
 
@@ -194,13 +210,18 @@ def columns(**parts: Iterable) -> dict[str, np.ndarray]:
     """The arrays of a prepared file; who was recorded may follow the label."""
     arrays = {}
     for part, recordings in parts.items():
-        events, labels, *groups = zip(*recordings, strict=True)
-        for field, source in zip(FIELDS[:4], "xypt", strict=True):
-            arrays[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
-        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
+        events, labels, *persons = zip(*recordings, strict=True)
+        arrays[f"{part}_x"] = np.concatenate([recording["x"] for recording in events])
+        arrays[f"{part}_y"] = np.concatenate([recording["y"] for recording in events])
+        arrays[f"{part}_p"] = np.concatenate([recording["p"] for recording in events])
+        arrays[f"{part}_t_us"] = np.concatenate(
+            [recording["t"] for recording in events]
+        )
+        lengths = [len(recording) for recording in events]
+        arrays[f"{part}_offsets"] = np.cumsum([0, *lengths])
         arrays[f"{part}_labels"] = np.asarray(labels)
-        if groups:
-            arrays[f"{part}_groups"] = np.asarray(groups[0])
+        if persons:
+            arrays[f"{part}_groups"] = np.asarray(persons[0])
     return arrays
 
 

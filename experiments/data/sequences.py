@@ -108,7 +108,8 @@ def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     """
     frames = np.lib.stride_tricks.sliding_window_view(sound, 480)[::320]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(480) / 480)
-    spectra = np.abs(np.fft.rfft(frames * window / (sound.max() or 1), 512))
+    scale = sound.max() or 1  # of silence 1
+    spectra = np.abs(np.fft.rfft(frames * window / scale, 512))
     # The edges of the triangles are 42 even steps on the scale ln(1 + f / 700). In
     # units of a step, a frequency is on the rising side of a triangle by its distance
     # from the left edge, and on the falling side by that from the right edge.
@@ -118,7 +119,8 @@ def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     distances = (frequencies[:, None] - edges) / (high - low) * 41
     rising, falling = distances[:, :-2], -distances[:, 2:]
     triangles = np.clip(np.minimum(rising, falling), 0, None)
-    return dct(np.log(1e-6 + spectra @ triangles))[:, :count] / np.sqrt(2 * 40)
+    bands = np.log(1e-6 + spectra @ triangles)  # [49, 40]
+    return dct(bands)[:, :count] / np.sqrt(2 * 40)
 
 
 def _speaker(file: Path) -> str:
@@ -329,7 +331,8 @@ def _counts(recordings: _Recordings, duration: float, steps: int) -> np.ndarray:
     counts = np.zeros((len(recordings.times), steps * CHANNELS), np.uint8)
     for i, times in enumerate(recordings.times):
         is_counted = times <= duration
-        step = np.minimum(times[is_counted] / duration * steps, steps - 1).astype(int)
+        elapsed_steps = times[is_counted] / duration * steps
+        step = np.minimum(elapsed_steps, steps - 1).astype(int)
         channel = recordings.units[i][is_counted] * CHANNELS // UNITS
         places = step * CHANNELS + channel
         counts[i] = np.bincount(places, minlength=steps * CHANNELS).clip(max=255)

@@ -83,7 +83,7 @@ def _make_logarithmic(axis: Any) -> None:
 def _stretch(axis: Any) -> None:
     """Make y logarithmic in the distance to 2 points above the highest curve."""
     low = max(0, axis.get_ylim()[0])
-    high = max(y for line in axis.lines for y in line.get_ydata())
+    high = max(max(line.get_ydata(), default=low) for line in axis.lines)
     ceiling = high + 2
 
     def height(y):
