@@ -73,12 +73,18 @@ def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
             return spikes
 
         _, backward = jax.vjp(spikes, state, current)
-        leaves = jax.tree.leaves(backward(spike_gradient))
+        input_gradients = backward(spike_gradient)
+        leaves = jax.tree.leaves(input_gradients)
         # Whole numbers in the state have no gradient.
         return [leaf for leaf in leaves if leaf.dtype != jax.dtypes.float0]
 
     step = _step_shapes(neuron, params, site)
-    program = jax.make_jaxpr(gradients)(params, step.state, step.current, step.spikes)
+    program = jax.make_jaxpr(gradients)(
+        params,
+        step.state,
+        step.current,
+        step.spikes,
+    )
     return depends_on_last(program.jaxpr)
 
 
@@ -100,5 +106,6 @@ def _step_shapes(neuron: Any, params: Any, site: Site) -> _StepShapes:
 
 def _step(neuron: Any, params: Any, state: Any, current: jax.Array) -> Step:
     """The state after a step of the neurons, and their spikes."""
-    state = neuron.integrate(params, state, drive(params, current))
+    driven = drive(params, current)
+    state = neuron.integrate(params, state, driven)
     return fire(neuron, params, state)

@@ -30,6 +30,7 @@ from snnjax.deploy.lowering.values import (
     Population,
     Receiver,
     Scale,
+    Shape,
     SumPool,
 )
 from snnjax.network.capture.capture import capture
@@ -42,7 +43,7 @@ from snnjax.snn import SNN
 Params = dict[str, jax.Array]
 
 
-def shape_of_x(layers: Layers) -> tuple[int, ...]:
+def shape_of_x(layers: Layers) -> Shape:
     """The shape of an example, [N] or [H, W, C]."""
     shape = layers.input.shape
     if len(shape) == 3:
@@ -229,7 +230,7 @@ def _bias(node: Node, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def channels_first(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def channels_first(array: np.ndarray, shape: Shape) -> np.ndarray:
     """The inverse of `channels_last` for a node of this shape."""
     if len(shape) == 3 and array.ndim > 0:
         missing = 3 - array.ndim

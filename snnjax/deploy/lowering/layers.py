@@ -94,7 +94,8 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     for model in models_in(snn.model):
-        if not is_plain(without_surrogate(_neuron_model(model))):
+        neuron = without_surrogate(_neuron_model(model))
+        if not is_plain(neuron):
             raise ValueError(
                 f"populations of {model!r} are not known; allowed: "
                 "snnjax.integrate_and_fire and snnjax.lif, with or without "
@@ -136,7 +137,8 @@ def _nodes(network: Network, snn: SNN) -> tuple[Node, ...]:
     constants = _constants(network, snn.params)
     (x,) = network.x
     shape = network.avals[x].shape
-    index = np.arange(math.prod(shape)).reshape(shape)
+    index = np.arange(math.prod(shape))
+    index = index.reshape(shape)
     # The elements of x in the order of the input node: [C, H, W] or a vector.
     orders = [index.ravel()]
     if len(shape) == 3:
@@ -213,7 +215,8 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
 
     def in_order(leaf: Any) -> np.ndarray:
         """A number for each neuron, in the order of the population."""
-        return np.broadcast_to(sums.numbers(leaf), site.shape).ravel()[order]
+        array = np.broadcast_to(sums.numbers(leaf), site.shape)
+        return array.ravel()[order]
 
     threshold = in_order(params.threshold)
     leak = None
@@ -226,8 +229,13 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
             raise NoLayer("its neurons are recurrent, and an image", remedy)
         # The kernel leads from row to column, and the weight of a dense layer from
         # column to row. A spike is worth the threshold of the neuron that sends it.
-        weight = sums.numbers(kernel)[np.ix_(order, order)].T * threshold
-        recurrent = Dense(f"{site.name}/recurrent", (site.name,), weight, None)
+        weight = sums.numbers(kernel)[np.ix_(order, order)]
+        recurrent = Dense(
+            f"{site.name}/recurrent",
+            sources=(site.name,),
+            weight=weight.T * threshold,
+            bias=None,
+        )
     sources, constant = builder.received(current, site.name)
     population = Population(
         site.name,

@@ -30,6 +30,7 @@ from snnjax.deploy.lowering.sums import (
     numbers,
     times,
 )
+from snnjax.deploy.lowering.values import Shape
 from snnjax.deploy.lowering.windows import (
     Window,
     conv,
@@ -90,7 +91,7 @@ def pads(equation: Equation) -> bool:
     return any(zeros.astype(bool))
 
 
-def _operand(builder: Builder, equation: Equation) -> tuple[int, Sum, tuple[int, ...]]:
+def _operand(builder: Builder, equation: Equation) -> tuple[int, Sum, Shape]:
     """The only operand of an equation that depends on x, its sum and its shape."""
     (v,) = _dependent_operands(builder, equation)
     total = builder.sums[v]
@@ -104,7 +105,7 @@ def _dependent_operands(builder: Builder, equation: Equation) -> list[int]:
     return [v for v in operands if v in builder.sums]
 
 
-def _result_shape(builder: Builder, equation: Equation) -> tuple[int, ...]:
+def _result_shape(builder: Builder, equation: Equation) -> Shape:
     """The shape of an equation's only result."""
     (v,) = equation.outputs
     return builder.network.avals[v].shape

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from snnjax._trees import distinct
-from snnjax.deploy.lowering.values import Flatten, Node, Scale
+from snnjax.deploy.lowering.values import Flatten, Node, Scale, Shape
 from snnjax.network.equations import Network, Values
 
 
@@ -76,7 +76,7 @@ class Builder:
         self.nodes[name] = dataclasses.replace(node, name=name)
         return name
 
-    def scaled(self, term: Term, shape: tuple[int, ...], path: str) -> str:
+    def scaled(self, term: Term, shape: Shape, path: str) -> str:
         """The name of a node whose output is the term with its scale."""
         # A scale of 1 is no node, even if it has the shape of all neurons.
         if (term.scale == 1).all():

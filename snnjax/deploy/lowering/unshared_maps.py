@@ -64,10 +64,14 @@ def _with_maps(receiver: Receiver, maps: list[Affine]) -> list[Node]:
         if node.bias is not None:
             bias = bias + node.bias.reshape(-1, *pixel_axes)
         name = f"{receiver.name}/{i}"
-        nodes.append(dataclasses.replace(node, name=name, bias=None))
-    sources = tuple(node.name for node in nodes)
-    nodes.append(dataclasses.replace(receiver, sources=sources, bias=compact(bias)))
-    return nodes
+        unbiased = dataclasses.replace(node, name=name, bias=None)
+        nodes.append(unbiased)
+    receiver = dataclasses.replace(
+        receiver,
+        sources=tuple(node.name for node in nodes),
+        bias=compact(bias),
+    )
+    return [*nodes, receiver]
 
 
 class _TwoMaps(Exception):
@@ -88,8 +92,14 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Receiver) -> list[Affine
     """Maps with weights whose sum is the node's output; their sources have none."""
     if not isinstance(node, Affine):
         _check_sums(node, nodes)
-        one = np.ones(())
-        return [Scale(node.name, (node.name,), one, None, receiver.shape)]
+        scale = Scale(
+            node.name,
+            sources=(node.name,),
+            weight=np.ones(()),
+            bias=None,
+            shape=receiver.shape,
+        )
+        return [scale]
     x_sources, spike_sources, affine_sources = [], [], []
     for source in node.sources:
         if isinstance(nodes[source], Affine):

@@ -23,6 +23,8 @@ from snnjax._ranges import Range
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
+Shape = tuple[int, ...]  # a number for each axis
+Zeros = tuple[int, int]  # how many zeros lie before and behind an axis
 STATIC = {"static": True}  # marks fields that are structure, no arrays
 _NO_SHIFT = 30  # the shift of a neuron that does not leak, beside neurons that do
 
@@ -147,7 +149,7 @@ class Input(Node):
             rounded.
     """
 
-    shape: tuple[int, ...] = field(metadata=STATIC)
+    shape: Shape = field(metadata=STATIC)
     unit: np.ndarray | None = None
 
 
@@ -166,7 +168,7 @@ class Population(Node):
             are not recurrent.
     """
 
-    shape: tuple[int, ...] = field(metadata=STATIC)
+    shape: Shape = field(metadata=STATIC)
     model: Any = field(metadata=STATIC)
     threshold: np.ndarray
     initial_potential: np.ndarray
@@ -191,7 +193,7 @@ class Output(Node):
         unit: what a whole number stands for, of the shape of a bias; None: 1.
     """
 
-    shape: tuple[int, ...] = field(metadata=STATIC)
+    shape: Shape = field(metadata=STATIC)
     bias: np.ndarray
     unit: np.ndarray | None = None
 
@@ -213,12 +215,10 @@ class Convolution(Node):
 
     weight: np.ndarray
     bias: np.ndarray | None
-    size: tuple[int, ...] = field(metadata=STATIC)
-    stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
-    padding: tuple[tuple[int, int], ...] = field(
-        metadata=STATIC, default=((0, 0), (0, 0))
-    )
-    dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
+    size: Shape = field(metadata=STATIC)
+    stride: Shape = field(metadata=STATIC, default=(1, 1))
+    padding: tuple[Zeros, ...] = field(metadata=STATIC, default=((0, 0), (0, 0)))
+    dilation: Shape = field(metadata=STATIC, default=(1, 1))
     groups: int = field(metadata=STATIC, default=1)
 
 
@@ -238,7 +238,7 @@ class Scale(Node):
 
     weight: np.ndarray
     bias: np.ndarray | None
-    shape: tuple[int, ...] = field(metadata=STATIC)
+    shape: Shape = field(metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -250,9 +250,9 @@ class SumPool(Node):
     are a `Convolution` of ones.
     """
 
-    window: tuple[int, ...] = field(metadata=STATIC)
-    stride: tuple[int, ...] = field(metadata=STATIC)
-    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
+    window: Shape = field(metadata=STATIC)
+    stride: Shape = field(metadata=STATIC)
+    padding: Shape = field(metadata=STATIC, default=(0, 0))
 
 
 @jax.tree_util.register_dataclass
@@ -260,7 +260,7 @@ class SumPool(Node):
 class Flatten(Node):
     """An array of this shape becomes a vector."""
 
-    shape: tuple[int, ...] = field(metadata=STATIC)
+    shape: Shape = field(metadata=STATIC)
 
 
 Affine = Convolution | Dense | Scale
@@ -334,7 +334,10 @@ class Layers:
     @property
     def potential_unit(self) -> float:
         """T w_T: what one unit of a whole potential stands for; 1 with rate coding."""
-        return float(self.code.sizes(self.steps)[-1]) if self.steps else 1.0
+        if not self.steps:
+            return 1.0
+        sizes = self.code.sizes(self.steps)
+        return float(sizes[-1])
 
     @property
     def bias_unit(self) -> float:
@@ -457,9 +460,11 @@ def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> 
 
 def needed_nodes(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The input and the nodes on which an output depends, in order of execution."""
-    needed_names = {node.name for node in nodes if isinstance(node, Input | Output)}
+    needed_names = set()
     for node in reversed(nodes):
-        if node.name in needed_names:
+        is_end = isinstance(node, Input | Output)
+        if is_end or node.name in needed_names:
+            needed_names.add(node.name)
             needed_names.update(node.sources)
     return tuple(node for node in nodes if node.name in needed_names)
 
@@ -483,8 +488,10 @@ def _description(node: Map) -> str:
     """What a table calls a map."""
     match node:
         case Convolution(weight=weight, groups=groups):
-            kind = "convolution" if groups == 1 else f"convolution in {groups} groups"
-            return f"{kind} {weight.shape[2]}x{weight.shape[3]}"
-        case SumPool(window=window):
-            return f"sum {window[0]}x{window[1]}"
+            rows, columns = weight.shape[2:]
+            if groups > 1:
+                return f"convolution in {groups} groups {rows}x{columns}"
+            return f"convolution {rows}x{columns}"
+        case SumPool(window=(rows, columns)):
+            return f"sum {rows}x{columns}"
     return type(node).__name__.lower()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snnjax.deploy.lowering.sums import Builder, NoLayer, Sum, Term, join
-from snnjax.deploy.lowering.values import Convolution, Dense, SumPool
+from snnjax.deploy.lowering.values import Convolution, Dense, SumPool, Zeros
 
 
 class Window(NamedTuple):
@@ -44,7 +44,7 @@ class Window(NamedTuple):
         return padding >= 0 and results == self.results
 
     @property
-    def padding(self) -> tuple[int, int]:
+    def padding(self) -> Zeros:
         """Zeros before and behind x; negative: elements that no window reads."""
         if self.fits(self.reach, front=0):
             return self.low, self.low
@@ -263,9 +263,7 @@ def without_zero_borders(node: Convolution) -> Convolution:
     )
 
 
-def _used_taps(
-    is_used: np.ndarray, padding: tuple[int, int]
-) -> tuple[slice, tuple[int, int]]:
+def _used_taps(is_used: np.ndarray, padding: Zeros) -> tuple[slice, Zeros]:
     """The taps of a kernel without zeros at its ends, and their padding.
 
     A zero of the kernel disappears together with a zero of the padding.

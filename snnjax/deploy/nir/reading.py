@@ -30,7 +30,9 @@ from snnjax.deploy.lowering.values import (
     Output,
     Population,
     Scale,
+    Shape,
     SumPool,
+    Zeros,
 )
 from snnjax.deploy.lowering.windows import without_zero_borders
 from snnjax.deploy.nir.writing import import_nir
@@ -218,7 +220,7 @@ def _convolution(name: str, node: Any) -> Convolution:
     return without_zero_borders(convolution)
 
 
-def _padding(name: str, node: Any) -> tuple[tuple[int, int], ...]:
+def _padding(name: str, node: Any) -> tuple[Zeros, ...]:
     """The zeros before and behind both axes, which may be given by name."""
     by_name = isinstance(node.padding, str)
     if by_name and node.padding == "valid":
@@ -235,7 +237,8 @@ def _padding(name: str, node: Any) -> tuple[tuple[int, int], ...]:
     taps = np.shape(node.weight)[2:]
     for count, dilation in zip(taps, _pair(node.dilation), strict=True):
         zeros = (count - 1) * dilation
-        padding.append((zeros // 2, zeros - zeros // 2))
+        low = zeros // 2
+        padding.append((low, zeros - low))
     return tuple(padding)
 
 
@@ -309,7 +312,8 @@ def _check_nodes(nir: Any, graph: Any) -> None:
                 raise ValueError(
                     f"node {name!r} has NaN in its {field}; allowed: numbers"
                 )
-    open_edges = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
+    names = set(graph.nodes)
+    open_edges = [edge for edge in graph.edges if not set(edge) <= names]
     if open_edges:
         raise ValueError(
             f"the edges {open_edges} have an end that is no node; nodes: "
@@ -413,7 +417,7 @@ def _text(value: Any) -> Any:
     return str(value)
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
+def _shape(shape: Any) -> Shape:
     """A shape of NIR, which is an array."""
     return tuple(map(int, shape))
 
