@@ -267,10 +267,8 @@ def test_a_search_per_layer_takes_the_factor_with_the_least_error_of_all_channel
             neuron = neuron._replace(bias=neuron.bias + lacking.mean((0, 1)))
             last = here.output(fit._replace(neurons=neuron))
             seen = float(((here.activation - last) ** 2).sum())
-            cap = np.full(
-                (1, here.site.shape[here.site.channel]), threshold * here.high
-            )
-            return seen + float(clipped_error(here.sample.tail(None), cap).sum())
+            caps = np.full((1, len(here.sample.highest)), threshold * here.high)
+            return seen + float(clipped_error(here.sample.tail(None), caps).sum())
 
         layer, channel = (
             calibrate.scale_threshold(factors, pace=0, per=per)(here, fit).neurons

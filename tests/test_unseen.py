@@ -19,7 +19,7 @@ def test_the_error_is_the_integral_over_an_exponential_tail(cap, scale):
     integral, _ = integrate.quad(integrand, 0, 60 * scale, limit=200)
     tail = Tail(*map(np.atleast_1d, (maximum, scale, weight)))
     error = clipped_error(tail, np.array([[cap]]))
-    np.testing.assert_allclose(error, integral, rtol=1e-4)
+    np.testing.assert_allclose(error, integral, rtol=1e-4, atol=1e-12)
 
 
 def test_the_tail_of_exponential_activations_has_their_scale():
