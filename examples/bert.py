@@ -22,48 +22,79 @@ import numpy as np
 
 import snnjax
 
-HEADS, LAYERS, LENGTH = 12, 6, 12
-SUBJECTS = "a man,the old woman,two children,my dog,a young doctor,the band".split(",")
-VERBS = "is eating,buys,looks at,has lost,paints,is afraid of".split(",")
-OBJECTS = "an apple,a fast car,the sea,some music,the big house,a book".split(",")
+HEADS = 12
+LAYERS = 6
+LENGTH = 12  # tokens of a sentence
+SUBJECTS = (
+    "a man",
+    "the old woman",
+    "two children",
+    "my dog",
+    "a young doctor",
+    "the band",
+)
+VERBS = ("is eating", "buys", "looks at", "has lost", "paints", "is afraid of")
+OBJECTS = ("an apple", "a fast car", "the sea", "some music", "the big house", "a book")
 
 
-def network(p, tokens):
+def network(params, tokens):
     """Embeddings of sentences: whole numbers [B, n] -> [B, 384] of length 1."""
     mask = tokens > 0
-    names = "word", "position", "token_type"
-    word, position, kind = (p[f"embeddings.{n}_embeddings.weight"] for n in names)
-    x = word[tokens] + position[: tokens.shape[1]] + kind[0]
-    x = norm(p, "embeddings.LayerNorm", x)
+    word = params["embeddings.word_embeddings.weight"]
+    position = params["embeddings.position_embeddings.weight"]
+    token_type = params["embeddings.token_type_embeddings.weight"]
+    x = word[tokens] + position[: tokens.shape[1]] + token_type[0]
+    x = norm(params, "embeddings.LayerNorm", x)
     for i in range(LAYERS):
-        x = layer(p, f"encoder.layer.{i}", x, mask)
-    x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        x = layer(
+            params,
+            f"encoder.layer.{i}",
+            x,
+            mask,
+        )
+    mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def layer(p, at, x, mask):
+def layer(params, name, x, mask):
     """Attention and two dense layers, each behind a residual sum with its norm."""
-    q, k, v = (
-        dense(p, f"{at}.attention.self.{name}", x).reshape(*x.shape[:2], HEADS, -1)
-        for name in ("query", "key", "value")
+    y = attention(
+        params,
+        f"{name}.attention",
+        x,
+        mask,
     )
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None]).reshape(x.shape)
-    y = dense(p, f"{at}.attention.output.dense", y)
-    x = norm(p, f"{at}.attention.output.LayerNorm", x + y)
-    y = jax.nn.gelu(dense(p, f"{at}.intermediate.dense", x), approximate=False)
-    return norm(p, f"{at}.output.LayerNorm", x + dense(p, f"{at}.output.dense", y))
+    x = norm(params, f"{name}.attention.output.LayerNorm", x + y)
+    y = dense(params, f"{name}.intermediate.dense", x)
+    y = dense(params, f"{name}.output.dense", jax.nn.gelu(y, approximate=False))
+    return norm(params, f"{name}.output.LayerNorm", x + y)
 
 
-def dense(p, at, x):
+def attention(params, name, x, mask):
+    """Of all heads, [B, n, 384]."""
+
+    def heads(part):
+        return dense(params, f"{name}.self.{part}", x).reshape(*x.shape[:2], HEADS, -1)
+
+    y = jax.nn.dot_product_attention(
+        heads("query"),
+        heads("key"),
+        heads("value"),
+        mask=mask[:, None, None],
+    )
+    return dense(params, f"{name}.output.dense", y.reshape(x.shape))
+
+
+def dense(params, name, x):
     """x W' + b, with the weights as PyTorch stores them."""
-    return x @ p[f"{at}.weight"].T + p[f"{at}.bias"]
+    return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
 
 
-def norm(p, at, x):
+def norm(params, name, x):
     """LayerNorm."""
     x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-12)
-    return x * p[f"{at}.weight"] + p[f"{at}.bias"]
+    return x * params[f"{name}.weight"] + params[f"{name}.bias"]
 
 
 def load() -> tuple[dict[str, jax.Array], dict[str, int]]:
@@ -76,9 +107,11 @@ def load() -> tuple[dict[str, jax.Array], dict[str, int]]:
     with zipfile.ZipFile(all_minilm_l6_v2.get_model_zip_path()) as files:
         weights = read(files.read("model.safetensors"))
         pieces = json.loads(files.read("tokenizer.json"))["model"]["vocab"]
-    return {
-        n: jnp.asarray(w) for n, w in weights.items() if w.dtype.kind == "f"
-    }, pieces
+    params = {}
+    for name, array in weights.items():
+        if array.dtype.kind == "f":
+            params[name] = jnp.asarray(array)
+    return params, pieces
 
 
 def tokenized(sentences: Iterable[str], pieces: dict[str, int]) -> jax.Array:
@@ -87,28 +120,39 @@ def tokenized(sentences: Iterable[str], pieces: dict[str, int]) -> jax.Array:
     for sentence in sentences:
         row = [pieces["[CLS]"]]
         for word in re.findall(r"\w+|[^\w\s]", sentence.lower()):
-            start = 0
-            while start < len(word):
-                prefix = "##" if start else ""
-                ends = range(len(word), start, -1)
-                end = next(e for e in ends if prefix + word[start:e] in pieces)
-                row.append(pieces[prefix + word[start:end]])
-                start = end
+            row += [pieces[piece] for piece in pieces_of_word(word, pieces)]
         row = [*row[: LENGTH - 1], pieces["[SEP]"]]
         rows.append(row + [0] * (LENGTH - len(row)))
     return jnp.asarray(rows)
 
 
+def pieces_of_word(word: str, pieces: dict[str, int]) -> list[str]:
+    """The longest known pieces, from the front; ## marks those inside of a word."""
+    longest = []
+    start = 0
+    while start < len(word):
+        prefix = "##" if start else ""
+        end = len(word)
+        while f"{prefix}{word[start:end]}" not in pieces:
+            end -= 1
+        longest.append(f"{prefix}{word[start:end]}")
+        start = end
+    return longest
+
+
 def sentences() -> list[str]:
     """All sentences of the words above, in shuffled order."""
-    spoken = [" ".join(words) for words in itertools.product(SUBJECTS, VERBS, OBJECTS)]
-    return [spoken[i] for i in np.random.default_rng(0).permutation(len(spoken))]
+    ordered = []
+    for words in itertools.product(SUBJECTS, VERBS, OBJECTS):
+        ordered.append(" ".join(words))
+    return [ordered[i] for i in np.random.default_rng(0).permutation(len(ordered))]
 
 
 def similarities(embeddings: jax.Array) -> np.ndarray:
     """Cosines of all pairs of different sentences."""
     embeddings = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
-    return np.asarray(embeddings @ embeddings.T)[np.triu_indices(len(embeddings), 1)]
+    cosines = np.asarray(embeddings @ embeddings.T)
+    return cosines[np.triu_indices(len(embeddings), 1)]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -121,19 +165,31 @@ def main(steps: Sequence[int] = (4, 8, 16), recipe: Any = None) -> dict[int, flo
     """Convert and compare; returns steps -> rank correlation of the similarities."""
     params, pieces = load()
     tokens = tokenized(sentences(), pieces)
-    calibration, others = tokens[:128], tokens[128:]
-    ann = similarities(network(params, others))
+    calibration = tokens[:128]
+    test = tokens[128:]
+    ann = similarities(network(params, test))
     correlations = {}
     for count in steps:
-        snn = snnjax.convert(network, params, calibration, steps=count, recipe=recipe)
-        spiking = snnjax.spiking(network, steps=count, micro_batch=22)
-        answers = similarities(jax.jit(spiking)(snn, others).mean(0))
+        snn = snnjax.convert(
+            network,
+            params,
+            calibration,
+            steps=count,
+            recipe=recipe,
+        )
+        spiking = jax.jit(snnjax.spiking(network, steps=count, micro_batch=22))
+        answers = similarities(spiking(snn, test).mean(0))
         correlations[count] = rank_correlation(ann, answers)
-        rate = snnjax.measure(network, snn, others[:8], params=params).firing_rate
+        measures = snnjax.measure(
+            network,
+            snn,
+            test[:8],
+            params=params,
+        )
         print(
-            f"T = {count:2}: similarities of {len(others)} sentences correlate "
-            f"{correlations[count]:.3f} with the network's; {rate:.2f} spikes per "
-            "neuron and step",
+            f"T = {count:2}: similarities of {len(test)} sentences correlate "
+            f"{correlations[count]:.3f} with the network's; "
+            f"{measures.firing_rate:.2f} spikes per neuron and step",
             flush=True,
         )
     return correlations

@@ -26,7 +26,12 @@ class Block(eqx.Module):
         self.norms = (eqx.nn.LayerNorm(width), eqx.nn.LayerNorm(width))
         self.attention = eqx.nn.MultiheadAttention(2, width, key=keys[1])
         self.mlp = eqx.nn.MLP(
-            width, width, 2 * width, 1, activation=jax.nn.gelu, key=keys[2]
+            width,
+            width,
+            2 * width,
+            1,
+            activation=jax.nn.gelu,
+            key=keys[2],
         )
         self.readout = eqx.nn.Linear(8 * width, 10, key=keys[3])
 

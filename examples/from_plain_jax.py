@@ -16,21 +16,35 @@ def network(params, x):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     x = jax.nn.relu(x + params["conv"]["b"])
-    x = x.reshape(-1, 4, 2, 4, 2, 8).mean((2, 4)).reshape(-1, 128)
+    x = (
+        x.reshape(
+            -1,
+            4,
+            2,
+            4,
+            2,
+            8,
+        )
+        .mean((2, 4))
+        .reshape(-1, 128)
+    )
     x = jax.nn.relu(x @ params["hidden"]["w"] + params["hidden"]["b"])
     return x @ params["readout"]["w"] + params["readout"]["b"]
 
 
 def initialize(key):
     """He's normal weights, zero biases."""
-    shapes = {"conv": (3, 3, 1, 8), "hidden": (128, 32), "readout": (32, 10)}
-    he = jax.nn.initializers.he_normal()
-    return {
-        name: {"w": he(key, shape), "b": jnp.zeros(shape[-1])}
-        for key, (name, shape) in zip(
-            jax.random.split(key, 3), shapes.items(), strict=True
-        )
+    shapes = {
+        "conv": (3, 3, 1, 8),
+        "hidden": (128, 32),
+        "readout": (32, 10),
     }
+    he = jax.nn.initializers.he_normal()
+    keys = jax.random.split(key, len(shapes))
+    params = {}
+    for kernel_key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        params[name] = {"w": he(kernel_key, shape), "b": jnp.zeros(shape[-1])}
+    return params
 
 
 def main() -> float:

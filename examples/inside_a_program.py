@@ -29,11 +29,18 @@ def head(weights, features):
 def main() -> tuple[float, float, float]:
     """The loss before and after the training, and the test accuracy."""
     data = digits.load()
-    he, keys = jax.nn.initializers.he_normal(), jax.random.split(jax.random.key(0), 4)
-    weights = {"first": he(keys[0], (64, 64)), "second": he(keys[1], (64, 32))}
-    snn = snnjax.init(encoder, weights, data.train_x)
-    dense = {"hidden": he(keys[2], (32, 32)), "readout": he(keys[3], (32, 10))}
-    params = {"encoder": snn, "head": dense}
+    he = jax.nn.initializers.he_normal()
+    keys = jax.random.split(jax.random.key(0), 4)
+    encoder_weights = {
+        "first": he(keys[0], (64, 64)),
+        "second": he(keys[1], (64, 32)),
+    }
+    head_weights = {
+        "hidden": he(keys[2], (32, 32)),
+        "readout": he(keys[3], (32, 10)),
+    }
+    snn = snnjax.init(encoder, encoder_weights, data.train_x)
+    params = {"encoder": snn, "head": head_weights}
     simulate = snnjax.spiking(encoder, steps=STEPS)
 
     def log_probabilities(params, x):
@@ -59,16 +66,17 @@ def main() -> tuple[float, float, float]:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, values = optimizer.init(params), []
+    state = optimizer.init(params)
+    losses = []
     for i in range(60):
         params, state, value = step(params, state)
-        values.append(float(value))
+        losses.append(float(value))
         if i % 10 == 0:
             print(f"step {i:2d}: loss {value:.3f}")
     answers = log_probabilities(params, data.test_x).argmax(-1)
     accuracy = float((answers == data.test_y).mean())
     print(f"step 60: loss {loss(params):.3f}, test accuracy {accuracy:.1%}")
-    return values[0], values[-1], accuracy
+    return losses[0], losses[-1], accuracy
 
 
 if __name__ == "__main__":

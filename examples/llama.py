@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from examples import digits
 
-HEADS, GROUPS, SIZE = 4, 2, 8  # of queries; of keys and values; of each
+HEADS = 4  # of queries
+GROUPS = 2  # heads of keys and values
+SIZE = 8  # of a head
 WIDTH = HEADS * SIZE
 
 
@@ -26,11 +28,16 @@ def network(params, x):
 
 def attention(params, x):
     """Causal, with grouped queries: [B, n, WIDTH] of the same shape."""
-    q, k, v = (
-        (x @ params[name]).reshape(*x.shape[:2], -1, SIZE)
-        for name in ("query", "key", "value")
+
+    def heads(name):
+        return (x @ params[name]).reshape(*x.shape[:2], -1, SIZE)
+
+    y = jax.nn.dot_product_attention(
+        rotated(heads("query")),
+        rotated(heads("key")),
+        heads("value"),
+        is_causal=True,
     )
-    y = jax.nn.dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
     return y.reshape(x.shape) @ params["output"]
 
 
@@ -39,7 +46,8 @@ def rotated(x):
     frequencies = 100 ** -(jnp.arange(0, SIZE, 2) / SIZE)
     angles = jnp.arange(x.shape[1])[:, None, None] * frequencies
     a, b = jnp.split(x, 2, axis=-1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos = jnp.cos(angles)
+    sin = jnp.sin(angles)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
@@ -50,15 +58,25 @@ def norm(x):
 
 def initialize(key):
     """Normal weights, scales of 1."""
-    kv, hidden = GROUPS * SIZE, 2 * WIDTH
-    shapes = {"embedding": (8, WIDTH), "query": (WIDTH, WIDTH), "key": (WIDTH, kv)}
-    shapes |= {"value": (WIDTH, kv), "output": (WIDTH, WIDTH), "gate": (WIDTH, hidden)}
-    shapes |= {"up": (WIDTH, hidden), "down": (hidden, WIDTH), "readout": (WIDTH, 10)}
+    grouped = GROUPS * SIZE
+    hidden = 2 * WIDTH
+    shapes = {
+        "embedding": (8, WIDTH),
+        "query": (WIDTH, WIDTH),
+        "key": (WIDTH, grouped),
+        "value": (WIDTH, grouped),
+        "output": (WIDTH, WIDTH),
+        "gate": (WIDTH, hidden),
+        "up": (WIDTH, hidden),
+        "down": (hidden, WIDTH),
+        "readout": (WIDTH, 10),
+    }
     normal = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(key, len(shapes))
-    pairs = zip(keys, shapes.items(), strict=True)
-    params = {name: normal(key, shape) for key, (name, shape) in pairs}
-    return params | {"scale": jnp.ones((2, WIDTH))}
+    params = {"scale": jnp.ones((2, WIDTH))}
+    for kernel_key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        params[name] = normal(kernel_key, shape)
+    return params
 
 
 def main() -> float:

@@ -17,13 +17,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, _):
-        shape = (*x.shape[:2], 3, self.heads, -1)
-        qkv = nn.Dense(3 * x.shape[-1])(nn.LayerNorm()(x)).reshape(shape)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        y = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        x = x + nn.Dense(x.shape[-1])(y)
-        y = nn.gelu(nn.Dense(2 * x.shape[-1])(nn.LayerNorm()(x)))
-        return x + nn.Dense(x.shape[-1])(y), None
+        width = x.shape[-1]
+        qkv = nn.Dense(3 * width)(nn.LayerNorm()(x))
+        qkv = qkv.reshape(*x.shape[:2], 3, self.heads, -1)
+        y = jax.nn.dot_product_attention(
+            qkv[:, :, 0],
+            qkv[:, :, 1],
+            qkv[:, :, 2],
+        )
+        x = x + nn.Dense(width)(y.reshape(x.shape))
+        y = nn.Dense(2 * width)(nn.LayerNorm()(x))
+        return x + nn.Dense(width)(nn.gelu(y)), None
 
 
 class ViT(nn.Module):
@@ -34,10 +38,16 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(self.features, (2, 2), 2)(x).reshape(x.shape[0], 16, -1)
+        patches = nn.Conv(self.features, (2, 2), 2)(x)
+        x = patches.reshape(len(x), 16, self.features)
         x = x + self.param("positions", nn.initializers.normal(0.1), x.shape[1:])
-        stacked = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        x, _ = nn.scan(Block, length=self.blocks, **stacked)()(x, None)
+        scanned = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.blocks,
+        )
+        x, _ = scanned()(x, None)
         return nn.Dense(10)(nn.LayerNorm()(x).mean(1))
 
 
