@@ -1,0 +1,581 @@
+"""Refusals of networks, of their parameters and images, and of activations."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from networks import FLAT, PIXELS, VECTORS, max_pool, relu
+
+import snnjax
+from refusals import Refusal
+
+
+def between(function):
+    """A network with ``function`` of the activations between two sites."""
+
+    def fn(p, x):
+        return relu(function(relu(x @ p["w1"])) @ p["w2"]) @ p["w3"]
+
+    return fn, FLAT, VECTORS
+
+
+def module(make, x=PIXELS):
+    """The same with the linen module that ``make`` gives, or a function."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(4, (3, 3))(x))
+            x = make(x) if make is squeeze_excite else make()(x)
+            return nn.relu(nn.Dense(2)(x))
+
+    net = Model()
+    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+    variables, rngs = jax.jit(net.init)(keys, x), {"dropout": jax.random.key(1)}
+
+    def fn(variables, x):
+        return net.apply(variables, x, mutable=["batch_stats"], rngs=rngs)[0]
+
+    return fn, variables, x
+
+
+def squeeze_excite(x):
+    gate = nn.sigmoid(nn.Dense(4)(nn.relu(nn.Dense(2)(x.mean((1, 2))))))
+    return x * gate[:, None, None]
+
+
+def attention(x):
+    scores = jax.nn.softmax(jnp.einsum("bi,bj->bij", x, x), -1)
+    return jnp.einsum("bij,bj->bi", scores, x)
+
+
+def spread_out(x, maximum):
+    """Activations as three positions of two channels, clipped."""
+    return snnjax.clipped_relu(x.reshape(-1, 3, 2), maximum).reshape(-1, 6)
+
+
+def recurrent(x):
+    """A state that goes along the axis of features."""
+    zero = jnp.zeros_like(x[:, 0])
+    return jax.lax.scan(lambda h, now: (relu(h + now),) * 2, zero, x.T)[1].T
+
+
+def pooled_from_an_array(x):
+    lowest = jnp.array(-jnp.inf)  # traced, so JAX does not know that it is no number
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 1), (1, 1), "VALID")
+
+
+def counted(x):
+    return jax.lax.while_loop(
+        lambda s: s[0] < 3, lambda s: (s[0] + 1, relu(s[1])), (0, x)
+    )[1]
+
+
+def branched(x):
+    return jax.lax.cond(x.shape[0] > 1, relu, jnp.negative, x)
+
+
+def noisy(x):
+    return x + jax.random.normal(jax.random.key(0), x.shape)
+
+
+def through_callback(x):
+    return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def window_of_ones_own(x):
+    """Neighbours, by a function that JAX has no window for."""
+
+    def function(a, b):
+        return a * b + 1
+
+    return jax.lax.reduce_window(x, 0.0, function, (1, 2), (1, 1), "SAME")
+
+
+def activation_named(name, function):
+    """The function as an activation of one's own that is called like a known one."""
+
+    def activation(x):
+        return function(x)
+
+    activation.__name__ = name
+    own_activation = jax.custom_jvp(activation)
+    own_activation.defjvp(lambda primals, tangents: (activation(*primals), *tangents))
+    return own_activation
+
+
+def ends_in(function):
+    def fn(p, x):
+        return function(relu(x @ p["w1"]) @ p["w3"])
+
+    return fn, FLAT, VECTORS
+
+
+# Function, operations of which one must be reported, words of the remedy.
+REFUSED_BETWEEN = {
+    "noise": (noisy, "random_bits", "out of fn"),
+    "product along the batch": (lambda x: x * x[::-1], "rev", "apart"),
+    "likeness": (lambda x: x @ x.T @ jnp.ones((len(x), 6)), "dot_general", "apart"),
+    "sort": (lambda x: jnp.sort(x, -1), "sort", "logits"),
+    "one-hot": (lambda x: jax.nn.one_hot(x.argmax(-1), 6), "argmax", "logits"),
+    "quantized": (
+        lambda x: x.astype(jnp.int8).astype(jnp.float32),
+        "convert_element_type",
+        "outside fn",
+    ),
+    "digamma": (
+        lambda x: jax.scipy.special.digamma(x + 1),
+        "digamma",
+        "other operations",
+    ),
+    "callback": (through_callback, "pure_callback", "outside fn"),
+    "own window": (window_of_ones_own, "reduce_window", "jax.lax.max"),
+    "recurrence": (recurrent, "scan", 'inputs="sequence"'),
+    "while": (counted, "while", "fixed length"),
+    "cond": (branched, "cond", "static value"),
+    "maximum that depends on x": (
+        lambda x: snnjax.clipped_relu(x, relu(x)),
+        "custom_jvp_call",
+        "constant or a parameter",
+    ),
+    "maximum alone that depends on x": (
+        lambda x: snnjax.clipped_relu(jnp.ones((len(x), 6)), relu(x)),
+        "custom_jvp_call",
+        "constant or a parameter",
+    ),
+    "maximum of a position and channel": (
+        lambda x: spread_out(x, jnp.arange(1.0, 7).reshape(3, 2)),
+        "custom_jvp_call",
+        "one for each channel",
+    ),
+    "max-pool from an array": (
+        pooled_from_an_array,
+        "reduce_window",
+        "with the literal -jnp.inf",
+    ),
+}
+REFUSED_AT_THE_END = {
+    "argmax": (lambda x: x.argmax(-1), "argmax", "logits"),
+    "argmin": (lambda x: x.argmin(-1), "argmin", "logits"),
+    "top-k": (lambda x: jax.lax.top_k(x, 1)[0], "top_k", "logits"),
+    "truth value": (lambda x: x > 0, "gt", "separates"),
+    "whole numbers": (
+        lambda x: x.astype(jnp.int32),
+        "convert_element_type",
+        "outside fn",
+    ),
+}
+REFUSED_MODULES = {
+    "BatchNorm in training": (
+        lambda: nn.BatchNorm(use_running_average=False),
+        "reduce_sum",
+        "put statistics into params",
+    ),
+    "dropout": (
+        lambda: nn.Dropout(0.5, deterministic=False),
+        "random_bits threefry2x32 random_wrap shift_right_logical",
+        "deterministic=True in flax.linen, model.eval() in nnx",
+    ),
+}
+
+
+def unconvertible(fn, params, x, message):
+    """`snnjax.sites` finds problems."""
+    call = functools.partial(snnjax.sites, fn, params, x)
+    return Refusal(call, message, snnjax.ConversionError)
+
+
+def unconvertible_operation(network, operations, remedy):
+    """The message names one of the operations, and its remedy has these words."""
+    names = "|".join(operations.split())
+    message = rf"(?s): [^\n]*\b({names})\b.*remedy: [^\n]*{re.escape(remedy)}"
+    return unconvertible(*network, message)
+
+
+def operations_refused():
+    for build, rows in (
+        (between, REFUSED_BETWEEN),
+        (ends_in, REFUSED_AT_THE_END),
+        (module, REFUSED_MODULES),
+    ):
+        for name, (function, operations, remedy) in rows.items():
+            yield name, unconvertible_operation(build(function), operations, remedy)
+
+
+# ------------------------------------------------ examples that would reach another
+
+
+def mixing(mix, size=4):
+    """A network that does this with its activations h, [B, 6]."""
+    fn = lambda w, x: mix(relu(x @ w))  # noqa: E731
+    return fn, np.ones((3, 6)), np.ones((size, 3))
+
+
+def convolved(x, kernel, **options):
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), "VALID", dimension_numbers=numbers, **options
+    )
+
+
+MEETINGS = {  # what fn does with its activations h [B, 6], or with x
+    "reversed behind a barrier": lambda h: jax.lax.optimization_barrier((h, h))[1][
+        ::-1
+    ],
+    "a kernel of activations": lambda h: convolved(
+        jnp.ones((1, 6, 1)), h.T[None].transpose(1, 0, 2)
+    ),
+    "groups of the batch": lambda h: convolved(
+        h[..., None], jnp.ones((1, 1, len(h))), batch_group_count=len(h)
+    ),
+    "a mean": lambda h: h - h.mean(0),
+    "a maximum": lambda h: h - h.max(0),
+    "a running sum": lambda h: jnp.cumsum(h, 0),
+    "examples shifted": lambda h: jnp.roll(h, 1, 0),
+    "examples moved down": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
+    "a reverse behind a gather": lambda h: h[:, [1, 0, 2, 3, 5, 4]][::-1],
+    "windows": lambda h: jax.lax.reduce_window(
+        h, 0.0, jax.lax.add, (3, 1), (1, 1), "SAME"
+    ),
+    "a product from the left": lambda h: jnp.ones((len(h), len(h))) @ h,
+    "pairs": lambda h: (h[:, None] - h[None]).sum(1),
+    "rows of others": lambda h: h[jnp.arange(len(h))[::-1]],
+    "sums of rows": lambda h: jax.ops.segment_sum(h, jnp.arange(len(h)) // 2, len(h)),
+    "chosen rows": lambda h: h[np.array([0, 0, 1])],
+    "one row": lambda h: h.at[0].set(1.0),
+    "the first two": lambda h: h[:2],
+    "axes exchanged": lambda h: h.T.reshape(h.shape),
+    "tokens in another order": lambda h: h.reshape(-1, 2).reshape(3, -1, 2)[0],
+}
+SIZES = {  # what is different in a batch of another size, or at another place in it
+    "a quotient": lambda h: h / len(h),
+    "a quotient from two on": lambda h: h / max(len(h), 2),
+    "an even batch reversed": lambda h: h if len(h) % 2 else h[::-1],
+    "an odd batch reversed": lambda h: h[::-1] if len(h) % 2 else h,
+    "places": lambda h: h * jnp.arange(len(h))[:, None],
+    "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
+    "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
+    "an output": lambda h: (h, jnp.arange(len(h))),
+    "an output each": lambda h: list(h),
+}
+ONE_OF_MANY = {  # what is different for many examples than for one
+    "the first": lambda x: x[:32],
+    "a hundred": lambda x: x if len(x) > 100 else -x,
+    "two": lambda x: x if len(x) > 1 else -x,
+    "two, squeezed": lambda x: (x if len(x) > 1 else -x)[:, :1].squeeze(),
+}
+
+
+def meetings_refused():
+    for name, mix in MEETINGS.items():
+        yield name, unconvertible(*mixing(mix), "one example would reach another")
+    for name, mix in SIZES.items():
+        yield name, unconvertible(*mixing(mix), "number of examples")
+    message = "number of examples|an output has shape"
+    for name, mix in ONE_OF_MANY.items():
+        yield f"one example and {name}", unconvertible(*mixing(mix, 128), message)
+    for size in (1, 4):
+        message = rf"fn takes {size} examples? and not [14], .*any number\n.*len\(x\)"
+        fixed = lambda h, size=size: h.reshape(size, 6)  # noqa: E731
+        yield f"{size} in fn", unconvertible(*mixing(fixed, size), message)
+
+
+# --------------------------------------------------------- outputs, params and images
+
+
+def batch_behind(p, x):
+    """Four outputs of four images: the shape does not tell."""
+    return (relu(x @ p["w1"]) @ jnp.ones((6, 4))).T
+
+
+def hidden(p, x):
+    return relu(x @ p["w1"])
+
+
+def hidden_branch(p, x):
+    """A branch in a network in training mode."""
+    x = hidden(p, x)
+    x = jax.lax.cond(x.sum() > 0, lambda x: jnp.clip(x, 0), jnp.negative, x)
+    return x @ p["w3"], None
+
+
+NOTHING = "no ReLU, .*nothing would spike"
+SHAPES = {
+    "no activation": (lambda p, x: x @ p["w1"], VECTORS, NOTHING),
+    "a max-pool alone": (lambda p, x: max_pool(x).sum((1, 2)), PIXELS, NOTHING),
+    "tanh at the end": (lambda p, x: jnp.tanh(x @ p["w1"]), VECTORS, NOTHING),
+    "log-softmax alone": (
+        lambda p, x: jax.nn.log_softmax(x @ p["w1"]),
+        VECTORS,
+        NOTHING,
+    ),
+    "the batch behind": (
+        batch_behind,
+        VECTORS,
+        r"an output has shape \(4, B\), .*must be the batch",
+    ),
+    "single numbers": (lambda p, x: relu(x * 2), jnp.ones(3), r"x\[:, None\]"),
+    "a single example": (
+        hidden,
+        VECTORS[0],
+        r"x has shape \(4,\), but its .*\n.*pass a single example as x\[None\]",
+    ),
+    "a sum": (lambda p, x: hidden(p, x).sum(), VECTORS, r"an output has shape \(\)"),
+    "a constant output": (
+        lambda p, x: (hidden(p, x), 3.0),
+        VECTORS,
+        "return only what depends on x",
+    ),
+    "any": (lambda p, x: (hidden(p, x) > 0).any(-1), VECTORS, "truth value"),
+    "all": (lambda p, x: (hidden(p, x) > 0).all(-1), VECTORS, "truth value"),
+}
+
+
+def shapes_refused():
+    for name, (fn, x, message) in SHAPES.items():
+        yield name, unconvertible(fn, FLAT, x, message)
+
+
+def dense_params(**params):
+    """`snnjax.sites` of a layer with these parameters."""
+    fn = lambda p, x: relu(x @ p["w"])  # noqa: E731
+    params = {"w": jnp.ones((3, 2)), **params}
+    return lambda: snnjax.sites(fn, params, jnp.ones((1, 3)))
+
+
+def dense_examples(x):
+    """`snnjax.sites` of a layer of these images."""
+    return lambda: snnjax.sites(lambda p, x: relu(x["a"] @ p), np.ones((3, 2)), x)
+
+
+ARGUMENTS = {
+    "a word in params": Refusal(
+        dense_params(act="relu"), "params hold str 'relu' at act"
+    ),
+    "complex params": Refusal(
+        dense_params(w=1j * jnp.ones((3, 2))), "params hold complex numbers at w"
+    ),
+    "a function in params": Refusal(dense_params(f=jnp.tanh), "eqx.partition"),
+    "arrays of other lengths": Refusal(
+        dense_examples({"a": np.ones((2, 3)), "b": np.ones((3, 3))}),
+        "arrays of 2, 3 examples",
+    ),
+    "bytes": Refusal(
+        dense_examples({"a": np.ones((2, 3), np.int8)}), r"x\['a'\] has dtype int8"
+    ),
+    "a number for x": Refusal(dense_examples({"a": 1.0}), r"x\['a'\] is a float"),
+    "no array": Refusal(dense_examples({}), "without an array"),
+    "a hidden branch": Refusal(
+        lambda: snnjax.init(hidden_branch, FLAT, VECTORS, has_aux=True),
+        "a ReLU inside a branch",
+        snnjax.ConversionError,
+    ),
+    "whole numbers to encode": Refusal(
+        lambda: snnjax.encode(jnp.arange(3)),
+        "x has dtype int32; allowed: floating point",
+    ),
+}
+QUANTIZED = {
+    "0": (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
+    "inf": (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
+    "beyond float32": (
+        1e39,
+        4,
+        "maximum is 1e.39; allowed: finite and > 0, as float32",
+    ),
+    "below float32": (
+        1e-40,
+        4,
+        "maximum is 1e-40; allowed: finite and > 0, as float32",
+    ),
+    "None": (None, 4, "maximum is None; allowed: a number, or an array"),
+    "two maxima": (
+        np.ones(2),
+        4,
+        r"maximum has shape \(2,\) and x \(3,\); allowed: one",
+    ),
+    "maxima of images": (
+        np.ones((4, 3)),
+        4,
+        r"maximum has shape \(4, 3\) and x \(3,\); allowed: one",
+    ),
+    "many levels": (1.0, 2**23 + 1, "levels is 8388609; allowed: 1 to 8388608"),
+    "no levels": (1.0, 0, "levels is 0; allowed"),
+    "half a level": (1.0, 2.5, "levels is 2.5; allowed"),
+}
+
+
+def activations_refused():
+    for maximum in (-1.0, 0, jnp.array(-1.0), np.array([1.0, 0.0])):
+        clip = functools.partial(snnjax.clipped_relu, jnp.ones(2), maximum)
+        yield (
+            f"clipped at {maximum!r}",
+            Refusal(clip, "maximum is .*allowed: finite and > 0"),
+        )
+    x = np.ones(3, np.float32)
+    for name, (maximum, levels, message) in QUANTIZED.items():
+        quantize = functools.partial(snnjax.quantized_relu, x, maximum, levels)
+        yield f"quantized, {name}", Refusal(quantize, message)
+
+
+# ------------------------------------------------------------------ users' mistakes
+
+FEATURES, IMAGES = np.ones((4, 5), "float32"), np.ones((4, 8, 8, 3), "float32")
+LABELS = np.arange(4)
+PARAMS = {"hidden": jnp.ones((5, 6)), "readout": jnp.ones((6, 3))}
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
+
+
+def decides(params, x):
+    return network(params, x if x.sum() > 0 else -x)
+
+
+def scales(params, x):
+    return network(params, (x[:, None] / 255).reshape(len(x), -1))
+
+
+def uses_numpy(params, x):
+    return np.maximum(x @ params["hidden"], 0) @ params["readout"]
+
+
+def folds_time(params, x):
+    hidden = jax.nn.relu(x @ params["hidden"])
+    return hidden.reshape(3, -1, 6).mean(0) @ params["readout"]
+
+
+def names_itself(params, x):
+    return {"logits": network(params, x), "name": "network"}
+
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+VARIABLES = CNN().init(jax.random.key(0), IMAGES)
+CHANNELS_FIRST = IMAGES.transpose(0, 3, 1, 2)
+
+
+class Tensor:
+    """An array of a library that NumPy knows nothing of."""
+
+    __module__, shape, dtype = "torch", (4, 5), "torch.float32"
+
+
+class _Module:
+    def __call__(self, x):
+        return x
+
+
+class TorchModule:
+    __module__ = "torch.nn"
+
+    def __call__(self, *inputs):
+        raise AssertionError("not called")
+
+
+MISTAKES = {
+    "a tensor for x": (network, PARAMS, Tensor(), "torch.Tensor .*tensor.numpy()"),
+    "a tensor in params": (network, {"hidden": Tensor()}, FEATURES, "numpy()"),
+    "a torch module": (TorchModule(), PARAMS, FEATURES, "snnjax.torch.function"),
+    "a linen module": (CNN(), VARIABLES, IMAGES, "here model.apply"),
+    "a part of variables": (CNN().apply, VARIABLES["params"], IMAGES, "all variables"),
+    "channels first": (CNN().apply, VARIABLES, CHANNELS_FIRST, "channels first"),
+    "an if": (decides, PARAMS, FEATURES, "jnp.where"),
+    "NumPy in fn": (uses_numpy, PARAMS, FEATURES, "jnp.maximum"),
+    "labels for x": (network, PARAMS, LABELS, "as labels are: give the images"),
+    "pixels": (CNN().apply, VARIABLES, np.int32(IMAGES), "int32 .*'float32'"),
+    "pixels that fn scales": (scales, PARAMS, np.uint16(FEATURES), "if fn scales them"),
+    "x before params": (network, FEATURES, PARAMS, "Parameters come before x"),
+    "no params": (network, None, FEATURES, "give the trained parameters"),
+    "a string": (names_itself, PARAMS, FEATURES, "arrays only"),
+    "time in the batch": (
+        folds_time,
+        PARAMS,
+        FEATURES[:3],
+        r"reshape .*\(1, 6\).*\(3, -1",
+    ),
+}
+FORMS = {
+    "spiking with its arguments": (
+        lambda: snnjax.spiking(network, PARAMS, FEATURES),
+        r"spiking\(fn, ...\)\(snn",
+    ),
+    "no SNN": (lambda: snnjax.spiking(network)(FEATURES), r"spiking\(fn\)\(snn, x"),
+    "sites without params": (
+        lambda: snnjax.sites(network, FEATURES),
+        r"sites\(fn, params, x\)",
+    ),
+    "convert without params": (
+        lambda: snnjax.convert(network, FEATURES, steps=2),
+        r"convert\(fn, params, x",
+    ),
+}
+
+
+def segments_under_a_code():
+    """They are refused for the code, not for its wait."""
+    options = {"recipe": snnjax.max_activation(), "code": snnjax.codes.radix()}
+    x = np.linspace(0, 1, 80, dtype="float32").reshape(16, 5)
+    snn = snnjax.convert(network, PARAMS, x, steps=2, **options)
+    snnjax.spiking(network, execution=1)(snn, x)
+
+
+SCALE = "uint8; allowed: floating point, and .* Give images"
+NO_IMAGES = {
+    "images of uint8": (jnp.ones((4, 4), jnp.uint8), SCALE),
+    "no example": (jnp.ones((0, 4)), "at least one example"),
+    "a number": (jnp.ones(()), r"allowed: \[batch, ...\]"),
+    "lists": ([[1.0]], r"x\[0\]\[0\] is a float; allowed: an array"),
+}
+NO_FUNCTIONS = {
+    "None for fn": None,
+    "a module with apply": _Module(),
+    "fn of three": lambda params, x, train: x,
+    "fn of x alone": lambda x: x,
+}
+
+
+def mistakes_refused():
+    for name, (x, message) in NO_IMAGES.items():
+        call = functools.partial(snnjax.sites, hidden, FLAT, x)
+        yield name, Refusal(call, message)
+    for name, fn in NO_FUNCTIONS.items():
+        call = functools.partial(snnjax.sites, fn, FLAT, VECTORS)
+        message = r"fn is .*allowed: a function fn\(params"
+        yield name, Refusal(call, message)
+    for name, (fn, params, x, way_out) in MISTAKES.items():
+        call = functools.partial(snnjax.sites, fn, params, x)
+        yield name, Refusal(call, way_out, Exception)  # fn's own error, with a note
+    for name, (call, form) in FORMS.items():
+        yield name, Refusal(call, f"allowed: snnjax.{form}", TypeError)
+    for name, use in {
+        "sites": lambda: snnjax.sites(None, FLAT, VECTORS),
+        "init": lambda: snnjax.init(None, FLAT, VECTORS),
+        "convert": lambda: snnjax.convert(None, FLAT, VECTORS, steps=4),
+        "spiking": lambda: snnjax.spiking(None, steps=4),
+    }.items():
+        message = r"fn is a NoneType; allowed: a function"
+        yield f"{name} without a function", Refusal(use, message)
+    yield (
+        "segments under a code",
+        Refusal(segments_under_a_code, "works with rate coding only"),
+    )
+
+
+ROWS = [
+    *operations_refused(),
+    *meetings_refused(),
+    *shapes_refused(),
+    *ARGUMENTS.items(),
+    *activations_refused(),
+    *mistakes_refused(),
+]
