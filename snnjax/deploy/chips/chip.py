@@ -185,11 +185,11 @@ class Chip:
         properties = self._properties()
         rows = [("property", "value", "source")]
         for name, value in properties.items():
-            rows.append((name, _shown(value), numbers.get(self.source(name), "")))
+            rows.append((name, _shown(value), numbers.get(self.source(name) or "", "")))
         if self.first is not None:
             for name, value in self.first._properties().items():
                 if value != properties.get(name):
-                    number = numbers.get(self.first.source(name), "")
+                    number = numbers.get(self.first.source(name) or "", "")
                     rows.append((f"first: {name}", _shown(value), number))
         notes = [f"{number} {source}" for source, number in numbers.items()]
         unknown = f"not stated: {', '.join(self.not_stated)}"

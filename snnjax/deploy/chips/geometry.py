@@ -89,15 +89,15 @@ class Layer:
     @functools.cached_property
     def kernels(self) -> list[Kernel]:
         """The kernels of all connections into it."""
-        found: list[Kernel] = []
+        result: list[Kernel] = []
         for way in self.connections:
-            found += kernels(
+            result += kernels(
                 way,
                 self.sender_shapes[way.sender],
                 dense_as_kernel=self.dense_as_kernel,
                 equal_padding=self.equal_padding,
             )
-        return found
+        return result
 
     @property
     def arrays(self) -> dict[str, list[np.ndarray]]:

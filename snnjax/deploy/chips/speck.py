@@ -67,8 +67,9 @@ class EqualPadding(Rule):
 
     def layer_findings(self, layer: Layer) -> Iterator[Finding]:
         for kernel in layer.kernels:
-            is_equal = all(before == behind for before, behind in kernel.padding)
-            if not is_equal or len(set(kernel.size)) > 1:
+            is_equal = all(low == high for low, high in kernel.padding)
+            is_square = len(set(kernel.size)) == 1
+            if not is_equal or not is_square:
                 size = "x".join(map(str, kernel.size))
                 padding = f"padding {kernel.padding}, not square and alike"
                 yield outside_limits(self.name, f"kernel {size} with {padding}")
@@ -81,16 +82,19 @@ class OneKernel(Rule):
     name: str = "one_kernel"
 
     def layer_findings(self, layer: Layer) -> Iterator[Finding]:
-        if len({(kernel.stride, kernel.image) for kernel in layer.kernels}) > 1:
+        kinds = {(kernel.stride, kernel.image) for kernel in layer.kernels}
+        if len(kinds) > 1:
             problem = "inputs of unlike stride or size, not one kernel"
             yield outside_limits(self.name, problem)
 
 
 def speck() -> Chip:
     """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events."""
-    sizes = [(16, 64)] * 3 + [(32, 32)] * 2 + [(64, 16)] * 2 + [(16, 16)] * 2
-    # Ki words of kernels and of neurons of each core.
-    cores = tuple(Core(1024 * kernels, 1024 * neurons) for kernels, neurons in sizes)
+    kernel_ki = (16, 16, 16, 32, 32, 64, 64, 16, 16)  # Ki words of each core
+    neuron_ki = (64, 64, 64, 32, 32, 16, 16, 16, 16)
+    cores = []
+    for kernels, neurons in zip(kernel_ki, neuron_ki, strict=True):
+        cores.append(Core(kernels=1024 * kernels, neurons=1024 * neurons))
     sinabs = "synsense/sinabs 904eb893, "
     questions = "synsense/sinabs 13ad316c, docs/speck/faqs/"
     return profile(
@@ -120,7 +124,7 @@ def speck() -> Chip:
                 biases="channel",
                 initial_potentials="neuron",
                 # That kernels are addressed by bits is in docs/speck/overview.md.
-                rules=(OneKernel(), Cores(cores=cores, addressed_by_bits=True)),
+                rules=(OneKernel(), Cores(cores=tuple(cores), addressed_by_bits=True)),
             ),
             sinabs + "discretize.py": dict(
                 threshold_bits=16,

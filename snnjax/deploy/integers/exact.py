@@ -230,7 +230,9 @@ def _check_sums(layers: values.Layers, bounds: Bounds) -> None:
     """Raise if a weighted sum could reach 2^30 units."""
     times = timing.timing(layers)
     worth = _largest_worth(times)
-    named = bounds.sent | {f"currents of {n}": m for n, m in bounds.received.items()}
+    named = dict(bounds.sent)
+    for population, largest in bounds.received.items():
+        named[f"currents of {population}"] = largest
     name = max(named, key=lambda name: named[name])
     bits = 30 - timing.fraction_bits(layers)
     if named[name] * worth >= 2**bits:
@@ -283,7 +285,10 @@ def _compute(
     _check_potentials(layers, bounds)
     # A program depends on which sums are inexact in float32, and not on how large they
     # are: other weights of the same shapes use the same one.
-    inexact = [n for n, most in bounds.sent.items() if most >= streams.FLOAT_HOLDS]
+    inexact = []
+    for name, largest in bounds.sent.items():
+        if largest >= streams.FLOAT_HOLDS:
+            inexact.append(name)
     return _run(
         jax.tree.structure(layers),
         {node.name: streams.whole_arrays(node, layers) for node in layers.nodes},

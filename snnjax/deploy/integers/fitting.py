@@ -281,11 +281,12 @@ class Charge(NamedTuple):
 
     Attributes:
         bias: whole, in its units, see `snnjax.deploy.Layers.bias_unit`.
-        rest: what the rounded biases of all steps leave, for the initial potential.
+        remainder: what the rounded biases of all steps leave, for the initial
+            potential.
     """
 
     bias: np.ndarray
-    rest: np.ndarray
+    remainder: np.ndarray
 
 
 def _charge(reading: Reading, factor: np.ndarray, currents: jax.Array) -> Charge:
@@ -305,8 +306,10 @@ def _charge(reading: Reading, factor: np.ndarray, currents: jax.Array) -> Charge
         total = total + (factor * float_mean - whole_mean)
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
-    rest = total - arrivals * bias if reading.is_corrected else np.zeros(())
-    return Charge(bias, rest)
+    remainder = np.zeros(())
+    if reading.is_corrected:
+        remainder = total - arrivals * bias
+    return Charge(bias, remainder)
 
 
 def _whole_output(
@@ -341,7 +344,7 @@ def _whole_population(
     start = factor * channels_last(population.initial_potential)
     start = start / layers.potential_unit
     if start.any():
-        start = np.rint(start + charge.rest) * layers.potential_unit
+        start = np.rint(start + charge.remainder) * layers.potential_unit
     leak = None
     rule = arithmetic_of(layers).leak
     if population.leak is not None and population.is_leaky and rule is not None:

@@ -115,7 +115,8 @@ def _structure(node: values.Node) -> Any:
 
 def _float_params(node: values.Affine) -> dict[str, np.ndarray]:
     """The weight of a map in float32."""
-    return {name: np.float32(array) for name, array in map_params(node).items()}
+    params = map_params(node)
+    return {name: np.asarray(array, np.float32) for name, array in params.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

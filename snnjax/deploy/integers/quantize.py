@@ -174,10 +174,10 @@ def _bits_of_receivers(layers: values.Layers, options: _Options) -> Mapping[str,
     """Name of each receiver -> bits of its weights."""
     bits = options.weight_bits
     by_pattern = bits if isinstance(bits, Mapping) else {"*": bits}
-    least = 2 if options.scale == "range" else 1
+    fewest = 2 if options.scale == "range" else 1
     for pattern, number in by_pattern.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
-        Range(least, 16, whole=True).check(name, number)
+        Range(fewest, 16, whole=True).check(name, number)
     receivers = [node.name for node in layers.receivers]
     return matching(by_pattern, receivers, "weight_bits")
 
@@ -187,7 +187,10 @@ def _input_bits(layers: values.Layers, bits: Mapping[str, int]) -> int:
     connections, entrance = layers.connections, layers.input.name
     readers = {way.receiver for way in connections if way.sender == entrance}
     recurrent = {way.receiver for way in connections if way.is_recurrent}
-    return min([8, *(max(4, bits[name]) for name in readers & recurrent)])
+    fewest = 8
+    for name in readers & recurrent:
+        fewest = min(fewest, max(4, bits[name]))
+    return fewest
 
 
 # --------------------------------------------------------------------- whole networks
@@ -262,8 +265,8 @@ def _check_units(layers: values.Layers) -> None:
     """Raise if a node reads sums of x and of spikes."""
     sums_of_x = _sums_of_x(layers)
     for node in layers.nodes:
-        of_x = sums_of_x.intersection(node.sources)
-        if of_x and not sums_of_x.issuperset(node.sources):
+        reads_x = not sums_of_x.isdisjoint(node.sources)
+        if reads_x and not sums_of_x.issuperset(node.sources):
             problem = "it reads sums of x and of spikes, which have other units"
             remedy = "pool x and the activations apart, or put a ReLU before the sum"
             raise ConversionError(

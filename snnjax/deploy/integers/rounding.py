@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
 
 def scales(
-    parts: Sequence[Part], most: np.ndarray, scale: Scale, is_whole: bool = True
+    parts: Sequence[Part], largest: np.ndarray, scale: Scale, is_whole: bool = True
 ) -> np.ndarray:
     """Theta of each row, [O], which minimizes the error of the current.
 
@@ -69,7 +69,7 @@ def scales(
 
     Args:
         parts: all connections into the neurons.
-        most: largest Theta of each row, [O].
+        largest: the largest Theta of each row, [O].
         scale: "channel": one for each row; "layer": one for all; "power_of_two": one
             for all, a power of two; "range": one for all, min(-2^(b-1) / min w,
             (2^(b-1) - 1) / max w), without the search: the rule of sinabs for Speck.
@@ -84,26 +84,30 @@ def scales(
     [254. 254.]
     """
     if scale == "range":
-        return np.full_like(most, min(*map(_of_range, parts), most.min()))
+        ranges = [_scale_of_range(part) for part in parts]
+        return np.full_like(largest, min(*ranges, largest.min()))
     # Up to here no weight is clipped. A row of zeros may take the largest number.
     unclipped = np.min([_unclipped(part) for part in parts], axis=0)
-    if scale != "channel":
+    is_shared = scale != "channel"
+    if is_shared:
         unclipped = np.full_like(unclipped, unclipped.min())
-        most = np.full_like(most, most.min())
-    best, least = np.minimum(1.0, most), np.full(len(most), np.inf)
+        largest = np.full_like(largest, largest.min())
+    best_theta = np.minimum(1.0, largest)
+    smallest_error = np.full(len(largest), np.inf)
     # From the scale that clips nothing to larger ones, and the first of equals wins.
     for fraction in _FRACTIONS[::-1]:
-        theta = np.minimum(unclipped / fraction, most)
+        theta = np.minimum(unclipped / fraction, largest)
         if scale == "power_of_two":
+            # The logarithm of a power of two may lie just below a whole number.
             theta = 2.0 ** np.floor(np.log2(theta) + 1e-9)
         elif is_whole:
-            theta = np.maximum(np.floor(np.minimum(np.rint(theta), most)), 1)
+            theta = np.maximum(np.floor(np.minimum(np.rint(theta), largest)), 1)
         errors = np.sum([_errors(part, theta) for part in parts], axis=0)
-        if scale != "channel":
+        if is_shared:
             errors = np.full_like(errors, errors.sum())
-        best = np.where(errors < least, theta, best)
-        least = np.minimum(errors, least)
-    return best
+        best_theta = np.where(errors < smallest_error, theta, best_theta)
+        smallest_error = np.minimum(errors, smallest_error)
+    return best_theta
 
 
 def _unclipped(part: Part) -> np.ndarray:
@@ -113,11 +117,13 @@ def _unclipped(part: Part) -> np.ndarray:
     return np.divide(largest, peaks, out=np.full_like(peaks, 1e9), where=peaks > 0)
 
 
-def _of_range(part: Part) -> float:
+def _scale_of_range(part: Part) -> float:
     """The factor with which the weights fill their bits on one side, or both."""
-    least, most = part.rows.min(initial=-1e-9), part.rows.max(initial=1e-9)
+    # Without weights of one sign, the range on that side is not what limits the factor.
+    lowest = part.rows.min(initial=-1e-9)
+    highest = part.rows.max(initial=1e-9)
     half = 2.0 ** (part.bits - 1)
-    return min(-half / least, (half - 1) / most)
+    return min(-half / lowest, (half - 1) / highest)
 
 
 def _errors(part: Part, theta: np.ndarray) -> np.ndarray:
@@ -134,13 +140,16 @@ def is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
 
 def rounded(part: Part, theta: np.ndarray, scale: Scale) -> np.ndarray:
     """The whole numbers of a part at thresholds Theta [O], group by group."""
-    rows, bits, second = part.rows * theta[:, None], part.bits, part.second
+    rows = part.rows * theta[:, None]
     if scale == "range":
         return np.rint(rows)
-    if not is_matrix(rows, second):
-        return to_grid(rows, bits)
-    pairs = zip(np.split(rows, len(second)), second, strict=True)
-    return np.concatenate([with_feedback(group, bits, s) for group, s in pairs])
+    if not is_matrix(rows, part.second):
+        return to_grid(rows, part.bits)
+    results = []
+    groups = np.split(rows, len(part.second))
+    for group, second in zip(groups, part.second, strict=True):
+        results.append(with_feedback(group, part.bits, second))
+    return np.concatenate(results)
 
 
 def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray:
@@ -178,8 +187,8 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
             whole[:, column] = np.where(is_weight[:, column], nearest, 0)
             difference = rows[:, column] - whole[:, column]
             errors[:, i] = difference / feedback[column, column]
-            rest = slice(column + 1, block.stop)
-            rows[:, rest] -= errors[:, i : i + 1] * feedback[column, rest]
+            later = slice(column + 1, block.stop)
+            rows[:, later] -= errors[:, i : i + 1] * feedback[column, later]
         # One product per block for all columns behind it, instead of one per column.
         rows[:, block.stop :] -= errors @ feedback[block, block.stop :]
     restored = np.empty_like(whole)

@@ -361,22 +361,22 @@ class _Neurons(NamedTuple):
         )
 
     def step(
-        self, state: _State, now: _Step
+        self, state: _State, inputs: _Step
     ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
         """The state after a step; its spikes, and v / m_n after the reset."""
-        v = self._integrated(state, now.current)
+        v = self._integrated(state, inputs.current)
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
-        extremes = _widened(state.extremes, v, now.arriving)
-        limit = 2 ** (self.arithmetic.state_bits - 1) * now.arriving
+        extremes = _widened(state.extremes, v, inputs.arriving)
+        limit = 2 ** (self.arithmetic.state_bits - 1) * inputs.arriving
         overflows = state.overflows + jnp.sum(v >= limit, dtype=jnp.int32)
         below = state.below + jnp.sum(v < -limit, dtype=jnp.int32)
         v = _limited(v, limit, self.arithmetic.overflow)
         # Before the first spike ``firing`` is 0, by which nothing can be divided.
-        worth = jnp.maximum(now.firing, 1)
+        worth = jnp.maximum(inputs.firing, 1)
         k = self._nearest_level(v, state.sent, worth)
-        is_silent = jnp.abs(2 * v - self.threshold) < lead(now.bar, v.ndim)
-        k = jnp.where(is_silent | (now.firing == 0), 0, k)
+        is_silent = jnp.abs(2 * v - self.threshold) < lead(inputs.bar, v.ndim)
+        k = jnp.where(is_silent | (inputs.firing == 0), 0, k)
         if self.model.reset == "subtract":
             v = v - worth * self.threshold * k
         else:
@@ -385,11 +385,11 @@ class _Neurons(NamedTuple):
             v=v,
             spikes=state.spikes if self.recurrent is None else k,
             sent=state.sent + worth * k if self.is_signed else state.sent,
-            extremes=_widened(extremes, v, now.arriving),
+            extremes=_widened(extremes, v, inputs.arriving),
             overflows=overflows,
             below=below,
         )
-        return state, (k, v // now.arriving)
+        return state, (k, v // inputs.arriving)
 
     def _integrated(self, state: _State, current: jax.Array) -> jax.Array:
         """v after the leak, what arrives, recurrent spikes and the lower bound."""

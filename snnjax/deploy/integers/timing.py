@@ -1,4 +1,4 @@
-"""When what arrives: a code as whole numbers, and the bits that potentials need.
+"""`Timing`: a code as whole numbers at each step, and the bits that potentials need.
 
     m_t = w_t / w_T          units of a spike of step t, 1 with rate coding
 
@@ -47,8 +47,9 @@ class Timing(NamedTuple):
         """
         code, steps = self.code, self.steps
         weights = np.asarray(code.weights(steps)) / code.finest(steps)
-        numbers = np.array([*weights, self._constant])
-        if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
+        numbers = np.append(weights, self._units_of_constant)
+        is_whole = np.allclose(numbers, np.rint(numbers), rtol=1e-6)
+        if not is_whole or weights[-1] < 1:
             raise ValueError(
                 f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
                 "multiples of the last one, which divides 1, as those of "
@@ -58,12 +59,12 @@ class Timing(NamedTuple):
 
     @property
     def inputs(self) -> np.ndarray:
-        """Units of the constant x that arrive."""
-        return round(self._constant) * self.biases
+        """Units of the constant x that arrive at each of the T steps."""
+        return round(self._units_of_constant) * self.biases
 
     @property
     def biases(self) -> np.ndarray:
-        """Units of a bias, see `Layers.bias_unit`, that arrive."""
+        """Units of a bias (`Layers.bias_unit`) that arrive at each of the T steps."""
         constant_steps = self.code.constant_steps(self.steps)
         return (np.arange(self.steps) < constant_steps).astype(np.int64)
 
@@ -79,13 +80,15 @@ class Timing(NamedTuple):
 
     def bars(self, model: Any, threshold: np.ndarray) -> np.ndarray:
         """2 z_t m_t V, [T, ...]: no spike where |2 v - V| is less, the dead zone."""
+        bars = []
         zones = dead_zones(without_surrogate(model), self.steps)
-        # 2/3, and not the float beside it, by which the least whole number not below
-        # 2 z_t m_t V could be the next one.
-        zones = [Fraction(float(z)).limit_denominator(10**6) for z in zones]
-        pairs = zip(zones, self.multiples, strict=True)
-        bars = (-(-2 * z.numerator * m * threshold // z.denominator) for z, m in pairs)
-        return np.stack([*bars])
+        for zone, multiple in zip(zones, self.multiples, strict=True):
+            # 2/3, and not the float beside it, by which the least whole number not
+            # below 2 z_t m_t V could be the next one.
+            ratio = Fraction(float(zone)).limit_denominator(10**6)
+            size = 2 * ratio.numerator * multiple * threshold
+            bars.append(_ceil_quotient(size, ratio.denominator))
+        return np.stack(bars)
 
     def thresholds(self, population: Population) -> np.ndarray:
         """The least v that sends 1, and the least -v that sends -1, at each step.
@@ -103,18 +106,28 @@ class Timing(NamedTuple):
                 "numbers, of snnjax.deploy.quantize(layers, images).populations"
             )
         v_th = np.broadcast_to(population.threshold, population.shape).astype(np.int64)
-        m = self.multiples.reshape(-1, *[1] * v_th.ndim)
+        multiples = self.multiples.reshape(-1, *[1] * v_th.ndim)
+        # Outside of the dead zone: 2 v - V >= bar, or V - 2 v >= bar.
         bars = self.bars(population.model, v_th)
-        half = (m - 1) * v_th // 2 * (population.model.levels[0] < 0)
-        above = np.maximum(m * v_th - half, -(-(v_th + bars) // 2))
-        below = np.maximum(half + 1, -(-(bars - v_th) // 2))
-        return np.stack([above, below] if population.model.levels[0] < 0 else [above])
+        above = _ceil_quotient(v_th + bars, 2)
+        below = _ceil_quotient(bars - v_th, 2)
+        if population.model.levels[0] == 0:
+            return np.stack([np.maximum(multiples * v_th, above)])
+        # The offset o_t rounds to the nearest level, see ``streams.py``.
+        offset = (multiples - 1) * v_th // 2
+        above = np.maximum(multiples * v_th - offset, above)
+        return np.stack([above, np.maximum(offset + 1, below)])
 
     @property
-    def _constant(self) -> float:
+    def _units_of_constant(self) -> float:
         """Units of a constant of 1 when it arrives."""
         share = 1 / self.code.constant_steps(self.steps)
         return share / self.code.finest(self.steps)
+
+
+def _ceil_quotient(number: np.ndarray, divisor: int) -> np.ndarray:
+    """number / divisor, rounded up, of whole numbers."""
+    return -(-number // divisor)
 
 
 def timing(layers: Layers) -> Timing:
@@ -131,10 +144,11 @@ def timing(layers: Layers) -> Timing:
 
 def check_state(layers: Layers) -> None:
     """Raise if int32 does not hold the potentials at these bits."""
-    bits, most = arithmetic_of(layers).state_bits, most_state_bits(layers)
-    if bits > most:
+    bits = arithmetic_of(layers).state_bits
+    largest = most_state_bits(layers)
+    if bits > largest:
         raise ValueError(
-            f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
+            f"state_bits is {bits}; allowed: up to {largest} with {layers.code!r} and "
             f"{layers.steps} steps, since potentials are simulated in 32 bits; or take "
             "fewer steps"
         )
@@ -148,19 +162,24 @@ def widest(layers: Layers) -> Layers:
 
 
 def most_state_bits(layers: Layers) -> int:
-    """Such that 4 m_1 potentials fit into 32 bits, as sums in `all_steps` need."""
-    first = int(timing(layers).multiples[0])
-    return 30 - (first - 1).bit_length() - fraction_bits(layers)
+    """The most bits of a potential at which 4 m_1 of them fit into 32 bits.
+
+    The sums of `streams.all_steps` need that.
+    """
+    first_multiple = int(timing(layers).multiples[0])
+    return 30 - (first_multiple - 1).bit_length() - fraction_bits(layers)
 
 
 def fraction_bits(layers: Layers) -> int:
     """Bits of potentials below a unit of the weights, where neurons leak."""
     leak = arithmetic_of(layers).leak
     is_leaky = any(population.is_leaky for population in layers.populations)
-    return leak.fraction if leak is not None and is_leaky else 0
+    if leak is None or not is_leaky:
+        return 0
+    return leak.fraction
 
 
 def arithmetic_of(layers: Layers) -> Arithmetic:
-    """That of layers of whole numbers."""
+    """The `Arithmetic` of layers of whole numbers."""
     assert layers.arithmetic is not None
     return layers.arithmetic

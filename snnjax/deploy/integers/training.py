@@ -54,10 +54,15 @@ def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
     """
     check_whole(layers)
     fn, snn = as_function(layers)
-    rounded, own = _rounding(layers), snn.params
+    whole_params = snn.params
+    rounded = _rounding(layers)
 
     def rounds(params: Params, x: jax.Array) -> Any:
-        return fn({n: own[n] | rounded(n, arrays) for n, arrays in params.items()}, x)
+        rounded_params = {}
+        for name, arrays in params.items():
+            # Thresholds and units, which are not trained, stay as they are.
+            rounded_params[name] = whole_params[name] | rounded(name, arrays)
+        return fn(rounded_params, x)
 
     return rounds, dataclasses.replace(snn, params=_divided(layers))
 
@@ -73,11 +78,11 @@ def with_weights(layers: values.Layers, params: Params) -> values.Layers:
         ValueError: other parameters, or numbers that are NaN or infinite.
     """
     check_whole(layers)
-    own = _divided(layers)
-    shapes, own_shapes = (jax.tree.map(np.shape, tree) for tree in (params, own))
-    if shapes != own_shapes:
+    expected = jax.tree.map(np.shape, _divided(layers))
+    shapes = jax.tree.map(np.shape, params)
+    if shapes != expected:
         shapes = shapes if isinstance(shapes, dict) else {}
-        names = [n for n in own_shapes | shapes if shapes.get(n) != own_shapes.get(n)]
+        names = [n for n in expected | shapes if shapes.get(n) != expected.get(n)]
         raise ValueError(
             f"params of {', '.join(map(repr, names))} are "
             f"{', '.join(str(shapes.get(n, 'missing')) for n in names)}; allowed: the "
@@ -85,52 +90,63 @@ def with_weights(layers: values.Layers, params: Params) -> values.Layers:
         )
     check_finite("params", jax.tree.leaves(params))
     rounded = _rounding(layers)
-    return with_params(layers, {n: rounded(n, arrays) for n, arrays in params.items()})
+    whole_params = {name: rounded(name, arrays) for name, arrays in params.items()}
+    return with_params(layers, whole_params)
 
 
 def _divided(layers: values.Layers) -> Params:
     """Weights and biases over their L."""
-    sizes = _sizes(layers)
-    return {
-        name: {n: arrays[n] / sizes[name] for n in ("bias", "weight") if n in arrays}
-        for name, arrays in params_of(layers).items()
-    }
+    largest = _largest_weights(layers)
+    divided: Params = {}
+    for name, arrays in params_of(layers).items():
+        divided[name] = {}
+        for kind in ("bias", "weight"):
+            if kind in arrays:
+                divided[name][kind] = arrays[kind] / largest[name]
+    return divided
 
 
-def _sizes(layers: values.Layers) -> dict[str, float]:
+def _largest_weights(layers: values.Layers) -> dict[str, float]:
     """L of each map, and for the bias of a receiver the largest of those it reads."""
-    sizes: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for node in layers.nodes:
         if isinstance(node, values.Affine):
             # At least 1, since weights are divided by it, and a map may be all zeros.
-            sizes[node.name] = float(max(np.abs(node.weight).max(), 1))
+            largest[node.name] = float(max(np.abs(node.weight).max(), 1))
         elif isinstance(node, values.Receiver):
-            sizes[node.name] = max(sizes[source] for source in node.sources)
+            largest[node.name] = max(largest[source] for source in node.sources)
         else:
-            sizes[node.name] = 1.0
-    return sizes
+            largest[node.name] = 1.0
+    return largest
 
 
 def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
     """(node, its arrays) -> whole weights, and biases that are whole multiples."""
-    sizes = _sizes(layers)
+    largest = _largest_weights(layers)
+    bias_unit = layers.bias_unit
     # With one bit a weight is 1 or -1, never 0.
-    maps = [n for n in layers.nodes if isinstance(n, values.Convolution | values.Dense)]
-    binary = {node.name for node in maps if (np.abs(node.weight) == 1).all()}
-    step = layers.bias_unit
+    binary = set()
+    for node in layers.nodes:
+        is_matrix = isinstance(node, values.Convolution | values.Dense)
+        if is_matrix and (np.abs(node.weight) == 1).all():
+            binary.add(node.name)
 
-    def through(value: jax.Array, whole: jax.Array) -> jax.Array:
+    def straight_through(value: jax.Array, whole: jax.Array) -> jax.Array:
         return value + jax.lax.stop_gradient(whole - value)
 
     def rounded(name: str, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        results, size = {}, sizes[name]
+        results = {}
         if "weight" in arrays:
-            w = jnp.clip(arrays["weight"], -1, 1) * size
-            whole = jnp.where(w < 0, -1.0, 1.0) if name in binary else jnp.round(w)
-            results["weight"] = through(w, whole)
+            weight = jnp.clip(arrays["weight"], -1, 1) * largest[name]
+            if name in binary:
+                whole = jnp.where(weight < 0, -1.0, 1.0)
+            else:
+                whole = jnp.round(weight)
+            results["weight"] = straight_through(weight, whole)
         if "bias" in arrays:
-            b = arrays["bias"] * size
-            results["bias"] = through(b, step * jnp.round(b / step))
+            bias = arrays["bias"] * largest[name]
+            whole = bias_unit * jnp.round(bias / bias_unit)
+            results["bias"] = straight_through(bias, whole)
         return results
 
     return rounded
