@@ -29,8 +29,12 @@ NEURON = integrate_and_fire()
 seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=8)
 compiled_output = jax.jit(mean_and_pace, static_argnames=("neuron", "wait"))
-postpone = jax.jit(functools.partial(formulas.postpone, steps=STEPS))
 compiled_form = jax.jit(closed_form, static_argnums=(0, 3))
+
+
+def fresh_neurons(**parameters):
+    """Parameters of IF neurons in NumPy, as a calibrator gets them."""
+    return jax.device_get(NEURON.init())._replace(**parameters)
 
 
 def activations(seed, shape=(6, 3, 2)):
@@ -51,7 +55,7 @@ def view(seed, wait=0, images=8):
         return sources @ np.asarray(weights["hidden"])
 
     here = ArrayView(target, currents, wait=wait, sources=sources.mean(0))
-    fresh = NEURON.init()._replace(threshold=np.maximum(target.max(), 0.1))
+    fresh = fresh_neurons(threshold=np.maximum(target.max(), np.float32(0.1)))
     return here, Fit(fresh, {"hidden": jnp.asarray(kernel)})
 
 
@@ -146,7 +150,7 @@ def test_a_charge_that_comes_step_by_step_is_there_at_the_last_one():
         compiled_form(NEURON, shifted, current, STEPS), expected
     )
     for c in (0.5, np.array([0, 2], np.float32)):
-        later = postpone(charged, c)
+        later = formulas.postpone(charged, c, STEPS)
         waiting = charged.initial_potential - np.asarray(later.initial_potential)
         np.testing.assert_allclose(waiting, c * charged.threshold)
         np.testing.assert_allclose(
@@ -180,14 +184,32 @@ def test_scaling_a_neuron_is_scaling_its_current():
     here, fit = view(0)
     currents = np.float32(np.random.default_rng(0).normal(size=(STEPS, 5, 3, 2)))
 
-    @jax.jit
-    def run(neurons, currents):
-        neurons = formulas.postpone(neurons, 0.5, STEPS)
-        larger, _ = mean_and_pace(NEURON, formulas.scale(neurons, 2.0), 2 * currents)
-        usual, _ = mean_and_pace(NEURON, neurons, currents)
-        return larger, 2 * usual
+    neurons = formulas.postpone(fit.neurons, 0.5, STEPS)
+    scaled = formulas.scale(neurons, 2.0)
+    larger, _ = compiled_output(NEURON, scaled, 2 * currents)
+    usual, _ = compiled_output(NEURON, neurons, currents)
+    np.testing.assert_array_equal(larger, 2 * usual)
 
-    np.testing.assert_array_equal(*run(fit.neurons, currents))
+
+def test_a_calibrator_gives_parameters_of_neurons_in_numpy():
+    """No program is compiled for a few numbers, and none waits for a device."""
+    here, fit = view(0)
+    chain = (
+        calibrate.max_threshold("channel"),
+        calibrate.percentile_threshold(99.0),
+        calibrate.least_squares_threshold("channel"),
+        calibrate.priced_threshold(0.01),
+        calibrate.scale_threshold((1, 1.25)),
+        calibrate.half_charge(),
+        calibrate.shift_bias(),
+        calibrate.postpone_charge((0, 1)),
+        calibrate.correct_bias(),
+        calibrate.correct_potential(),
+    )
+    for calibrator in chain:
+        fit = calibrator(here, fit)
+        for parameter in jax.tree.leaves(fit.neurons):
+            assert isinstance(parameter, np.ndarray | np.generic), calibrator.__name__
 
 
 def early_evidence():
@@ -196,7 +218,7 @@ def early_evidence():
     currents = np.stack([excited, balanced], -1)[:, None, None].astype(np.float32)
     currents = np.broadcast_to(currents, (STEPS, 8, 3, 2))
     target = np.maximum(currents.mean(0), 0)
-    return ArrayView(target, lambda _: currents), Fit(NEURON.init(), {})
+    return ArrayView(target, lambda _: currents), Fit(fresh_neurons(), {})
 
 
 def test_charge_is_postponed_where_evidence_is_taken_back():
@@ -218,9 +240,9 @@ def test_charge_is_postponed_where_evidence_is_taken_back():
 def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
     currents = np.full((STEPS, 8, 3, 2), 0.5, np.float32)
     here = ArrayView(currents[0], lambda _: currents)
-    fit = Fit(NEURON.init()._replace(initial_potential=jnp.asarray(0.5)), {})
+    fit = Fit(fresh_neurons(initial_potential=np.float32(0.5)), {})
     for charge, pace in {0: 0.6, 1: 0.4, 2: 0.3}.items():  # two spikes, later and later
-        later = postpone(fit.neurons, charge)
+        later = formulas.postpone(fit.neurons, charge, STEPS)
         mean, paces = compiled_output(NEURON, later, currents)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(paces, pace, rtol=1e-6)
@@ -237,7 +259,7 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations():
         scale = np.float32(scale)
         target = np.maximum(currents, 0).mean(0) * scale
         here = ArrayView(target, lambda _: currents * scale)
-        fit = calibrate.least_squares_threshold()(here, Fit(NEURON.init(), {}))
+        fit = calibrate.least_squares_threshold()(here, Fit(fresh_neurons(), {}))
         fit = calibrate.scale_threshold()(here, fit)
         return np.asarray(fit.neurons.threshold) / scale
 
@@ -248,7 +270,7 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations():
 def test_a_search_leaves_a_silent_channel_as_it_is():
     silent = np.full((STEPS, 8, 3, 2), -1, np.float32)
     here = ArrayView(np.zeros((8, 3, 2), np.float32), lambda _: silent)
-    fit = Fit(NEURON.init(), {})
+    fit = Fit(fresh_neurons(), {})
     for search in (calibrate.scale_threshold(), calibrate.postpone_charge((2, 1, 0))):
         neurons = search(here, fit).neurons
         np.testing.assert_array_equal(neurons.threshold, 1)
@@ -400,7 +422,7 @@ def noisy(seed, images=64):
 
 def refitted(target, spikes, kernel, **options):
     """The kernel that `least_squares_weights` gives, in NumPy."""
-    fit = Fit(NEURON.init(), {"hidden": jnp.asarray(kernel)})
+    fit = Fit(fresh_neurons(), {"hidden": jnp.asarray(kernel)})
     here = ArrayView(target, sources=spikes)
     new = calibrate.least_squares_weights(**options)(here, fit)
     assert new.neurons is fit.neurons
@@ -521,7 +543,7 @@ def test_shared_weights_stay_while_the_others_are_fitted():
 
     shared = {"tied": ["one", "another"]}
     here = ArrayView(target, sources=spikes, shared=shared, current=current)
-    new = calibrate.least_squares_weights()(here, Fit(NEURON.init(), both)).weights
+    new = calibrate.least_squares_weights()(here, Fit(fresh_neurons(), both)).weights
     assert new["tied"] is both["tied"]
     assert np.any(np.asarray(new["hidden"]) != np.asarray(both["hidden"]))
 
@@ -547,7 +569,7 @@ def test_a_kernel_that_its_network_normalizes_gets_no_worse():
         return ((target - output)[:, 3::4] ** 2).mean((1, 2)).min(0).sum()
 
     here = ArrayView(target, sources=spikes, current=current)
-    fit = Fit(NEURON.init(), {"hidden": kernel})
+    fit = Fit(fresh_neurons(), {"hidden": kernel})
     new = calibrate.least_squares_weights(damping=1e-3)(here, fit)
     assert error([new.weights["hidden"]]) <= 1.05 * error([kernel])
 
@@ -593,7 +615,7 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     a = activations(0).astype(jnp.bfloat16)
     assert jax.eval_shape(formulas.maximum, a).dtype == jnp.float32
     here = ArrayView(a, lambda weights: np.stack([a] * STEPS))
-    fit = Fit(NEURON.init(), {})
+    fit = Fit(fresh_neurons(), {})
     for calibrator in (calibrate.correct_bias(), calibrate.correct_potential()):
         for leaf in jax.tree.leaves(calibrator(here, fit).neurons):
             assert leaf.dtype == np.float32
