@@ -102,7 +102,8 @@ def problem(batch):
 @batches
 def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
     params, x, snn = problem(batch)
-    code, model, cases = snn.code, snn.model, [(1, T), (T, "closed_form")]
+    code, model = snn.code, snn.model
+    cases = [(1, T), (T, "closed_form")]  # wait and execution
     if code.is_streaming():
         cases.append((0, 1))
     runs = [
@@ -110,17 +111,19 @@ def test_outputs_of_every_execution_are_those_of_the_oracle(batch):
         for wait, execution in cases
     ]
     results = outputs_of(runs, snn, x)
-    shares = np.ones(T) if code == codes.rate() else T * np.eye(T)[0]
+    is_rate = code == codes.rate()
+    # How often x arrives at each step.
+    arrivals = np.ones(T) if is_rate else np.array([T, *np.zeros(T - 1)])
     for (wait, execution), outputs in zip(cases, results, strict=True):
-        stream = shares[:, None, None] * np.asarray(x)
+        stream = arrivals[:, None, None] * np.asarray(x)
         for kernel in params[:-1]:
             stream = reference.simulate(
                 stream @ np.asarray(kernel),
-                0.5 if code == codes.rate() else 1.0,
+                threshold=0.5 if is_rate else 1.0,
                 wait=wait,
                 levels=model.levels,
                 dead_zone=model.dead_zone,
-                sizes=None if code == codes.rate() else code.sizes(T),
+                sizes=None if is_rate else code.sizes(T),
             )
         expected = stream @ np.asarray(params[-1])
         assert expected.any()
@@ -174,8 +177,15 @@ def test_gradients_are_those_of_bptt_by_hand(batch):
 
     gradients = jax.jit(jax.grad(loss))(snn, np.float32(spikes)).params
     kernels = [np.array(kernel, float) for kernel in params]
-    options = 0.75, 0.5, "zero", slope, False
-    expected = reference.dense_gradients(kernels, 1.0 * spikes, *options)
+    expected = reference.dense_gradients(
+        kernels,
+        spikes.astype(float),
+        threshold=0.75,
+        leak=0.5,
+        reset="zero",
+        slope=slope,
+        detach=False,
+    )
     for gradient, exact in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, exact, 1e-3, 1e-3 * np.abs(exact).max())
         assert exact.any()

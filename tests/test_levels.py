@@ -134,14 +134,15 @@ def test_the_derivative_is_the_sum_of_those_of_all_levels(levels, reset, x64):
         return total
 
     step = 1e-6
-    ways = step * np.eye(into.size).reshape(-1, *into.shape)
+    changes = step * np.eye(into.size).reshape(-1, *into.shape)  # of one number each
 
     @jax.jit
-    def run(into, ways):
+    def run(into, changes):
         outputs = jax.vmap(output)
-        return jax.grad(output)(into), outputs(into + ways) - outputs(into - ways)
+        differences = outputs(into + changes) - outputs(into - changes)
+        return jax.grad(output)(into), differences
 
-    slope, differences = run(into, ways)
+    slope, differences = run(into, changes)
     expected = np.reshape(differences, into.shape) / (2 * step)
     np.testing.assert_allclose(slope, expected, 1e-4, 1e-6)
 
@@ -155,7 +156,8 @@ def test_the_derivative_is_whole_where_all_spikes_are_taken_back():
     @jax.grad
     def slope(potential, total):
         state = NeuronState(potential, jnp.full_like(potential, total))
-        return neuron.fire(neuron.init(), state, triangle)[1].sum()
+        _, spikes = neuron.fire(neuron.init(), state, triangle)
+        return spikes.sum()
 
     one_level = jax.jit(jax.grad(lambda x: triangle(x).sum()))
     for total in (0.0, 1.0):
@@ -194,14 +196,13 @@ def fitted(levels, wait=0):
 def test_executions_give_the_same_spikes(name, levels, reset, wait):
     net = NETWORKS[name]
     snn = halves(net, model=integrate_and_fire(levels=levels, reset=reset))
-    executions = [STEPS]
-    executions += ["closed_form"] if wait else [1, 3]
+    executions = [STEPS, "closed_form"] if wait else [STEPS, 1, 3]
     options = {"steps": STEPS, "wait": wait}
     runs = [snnjax.spiking(net.fn, execution=e, **options) for e in executions]
     measure = functools.partial(snnjax.measures.spike_trains, net.fn, **options)
-    first, *others, trains = outputs_of([*runs, measure], snn, net.x)
-    for other in others:
-        np.testing.assert_array_equal(other, first)
+    expected, *results, trains = outputs_of([*runs, measure], snn, net.x)
+    for outputs in results:
+        np.testing.assert_array_equal(outputs, expected)
     for train in trains.values():
         train = np.asarray(train, int)
         assert levels[0] <= train.min() <= train.max() <= levels[1]
@@ -230,8 +231,9 @@ def test_levels_are_fields_beyond_nir():
     layers = deploy.layers(NET.fn, snn, NET.x)
     with pytest.raises(ValueError, match="NIR cannot express.*levels"):
         deploy.to_nir(layers)
-    _, again = deploy.as_function(deploy.from_nir(deploy.to_nir(layers, extended=True)))
-    assert again.model == neuron
+    graph = deploy.to_nir(layers, extended=True)
+    _, read_snn = deploy.as_function(deploy.from_nir(graph))
+    assert read_snn.model == neuron
 
 
 def test_operations_of_graded_spikes_are_counted_both_ways():

@@ -130,13 +130,14 @@ def slope(**options):
 
 
 def gradients_agree(snn, *executions):
-    """The executions have the same outputs and gradients; the first one's."""
-    first, *others = outputs_of([slope(execution=e) for e in executions], snn)
-    for other in others:
-        assert_close(first[0], other[0])
-        np.testing.assert_array_equal(first[1], other[1])
-    assert np.any(first[1])
-    return first[0]
+    """The gradient of the executions, which have equal outputs and gradients."""
+    runs = [slope(execution=execution) for execution in executions]
+    (gradient, outputs), *results = outputs_of(runs, snn)
+    for run_gradient, run_outputs in results:
+        assert_close(gradient, run_gradient)
+        np.testing.assert_array_equal(outputs, run_outputs)
+    assert np.any(outputs)
+    return gradient
 
 
 assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-5)
@@ -195,11 +196,16 @@ def test_resonators_follow_the_equations_of_the_paper():
     currents = np.random.default_rng(0).normal(0.1, 0.4, (40, 3, 6)).astype(np.float32)
     simulate = jax.jit(unroll, static_argnums=0)
     spikes = simulate(model, params, currents)
-    dt, x, y, q, expected = 0.01, *np.zeros((3, 3, 6)), []
-    omega, offset = (np.asarray(leaf, float) / dt for leaf in params[2:4])
+    dt = 0.01
+    omega = np.asarray(params.omega, float) / dt
+    damping = np.asarray(params.damping, float) / dt
+    x = y = q = np.zeros((3, 6))
+    expected = []
     for current in currents:
-        b = (-1 + np.sqrt(1 - (dt * omega) ** 2)) / dt - offset - q
-        x, y = x + dt * (b * x - omega * y) + current, y + dt * (omega * x + b * y)
+        b = (-1 + np.sqrt(1 - (dt * omega) ** 2)) / dt - damping - q
+        x_change = dt * (b * x - omega * y) + current
+        y_change = dt * (omega * x + b * y)
+        x, y = x + x_change, y + y_change
         fired = x >= 0.5 + 0.5 * q
         q = 0.9 * q + fired
         expected.append(0.5 * fired)
@@ -207,23 +213,31 @@ def test_resonators_follow_the_equations_of_the_paper():
     assert 0.02 < (spikes > 0).mean() < 0.5
     gradient = gradients_agree(fresh(ResonateAndFire()), 1, STEPS)
     assert all(jax.tree.leaves(jax.tree.map(np.any, gradient.neurons)))
-    # Nothing grows, at the ends of the ranges and after as many spikes as can be.
-    omega, damping = np.float32([[0, 7 / 8, 0, 7 / 8], [1 / 4, 1 / 4, 1e-6, 1e-6]])
-    params = ResonateAndFire().init((4,), KEY)._replace(omega=omega, damping=damping)
-    state = ResonateState(*np.ones((2, 1, 4)), 10 * np.ones((1, 4)))
+
+
+def test_resonators_do_not_grow_at_the_ends_of_their_ranges():
+    """After as many spikes as can be, and without any input."""
+    model = ResonateAndFire()
+    params = model.init((4,), KEY)._replace(
+        omega=np.float32([0, 7 / 8, 0, 7 / 8]),
+        damping=np.float32([1 / 4, 1 / 4, 1e-6, 1e-6]),
+    )
+    ones = np.ones((1, 4))
+    state = ResonateState(potential=ones, quadrature=ones, refractory=10 * ones)
     for _ in range(50):
         state = model.integrate(params, state, np.zeros((1, 4), np.float32))
-    assert (np.hypot(*state[:2]) <= np.sqrt(2)).all()
+    radius = np.hypot(state.potential, state.quadrature)
+    assert (radius <= np.sqrt(2)).all()
 
 
 def test_executions_give_the_same_spikes():
     net, model = NETWORKS["max-pool before"], MODELS["synaptic"]
     executions = 1, STEPS, 3
     snn = fresh(model, "max-pool before")
-    first, *others = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
-    assert np.any(first)
-    for other in others:
-        np.testing.assert_array_equal(first, other)
+    expected, *results = by_executions(net.fn, executions, snn, net.x, steps=STEPS)
+    assert np.any(expected)
+    for outputs in results:
+        np.testing.assert_array_equal(outputs, expected)
 
 
 def test_gradients_of_the_executions_agree():
@@ -257,16 +271,18 @@ def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
     weights = jnp.arange(1.0, 7.0)
 
     def by_hand(kernel, threshold):
-        v = last = jnp.zeros((3, 6))
+        v = spikes = jnp.zeros((3, 6))
         total = 0.0
         for current in currents:
-            v = 0.5 * v + current + last @ kernel
+            v = 0.5 * v + current + spikes @ kernel
             level = dspike((v - threshold) / (2 * threshold))
+            spikes = threshold * level
             constant = jax.lax.stop_gradient(level)
-            last = threshold * level
-            hard = reset == "zero"
-            v = v * (1 - constant) if hard else v - threshold * constant
-            total += (last * weights).sum()
+            if reset == "zero":
+                v = v * (1 - constant)
+            else:
+                v = v - threshold * constant
+            total += (spikes * weights).sum()
         return total
 
     def simulated(kernel, threshold):
@@ -276,12 +292,12 @@ def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
         return (spikes * weights).sum()
 
     runs = [jax.value_and_grad(function, (0, 1)) for function in (by_hand, simulated)]
-    arguments = params.kernel, jnp.array(0.5)
-    (total, expected), (same, slopes) = outputs_of(runs, *arguments)
-    assert same == total != 0
-    for slope, one in zip(slopes, expected, strict=True):
-        np.testing.assert_allclose(slope, one, rtol=1e-4, atol=1e-4)
-        assert np.any(one)
+    results = outputs_of(runs, params.kernel, jnp.array(0.5))
+    (expected_total, expected_slopes), (total, slopes) = results
+    assert total == expected_total != 0
+    for slope, expected in zip(slopes, expected_slopes, strict=True):
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-4)
+        assert np.any(expected)
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
@@ -632,8 +648,8 @@ def test_sites_with_models_of_their_own_run():
         functools.partial(snnjax.measures.spike_trains, NET.fn, **options),
         functools.partial(snnjax.measure, NET.fn, params=NET.params, **options),
     ]
-    outputs, same, spikes, measures = outputs_of(runs, snn, NET.x)
-    np.testing.assert_array_equal(same, outputs)
+    by_steps, outputs, spikes, measures = outputs_of(runs, snn, NET.x)
+    np.testing.assert_array_equal(by_steps, outputs)
     assert [spikes[name].dtype for name in (FIRST, SECOND)] == [bool, jnp.int16]
     assert STEPS < measures.bits < STEPS * math.log2(3)
 
@@ -755,17 +771,14 @@ class AtOnce(InSteps):
 
 @pytest.mark.parametrize("execution", [STEPS, 1, 2])
 def test_a_model_may_compute_all_steps_at_once(execution):
-    options = {"execution": execution, "surrogate": snnjax.surrogate.triangle}
-    runs = [
-        slope(**options),
-        slope(execution=STEPS, surrogate=options["surrogate"]),
-    ]
-    at_once = outputs_of(runs[:1], fresh(AtOnce()))[0]
-    in_steps = outputs_of(runs[1:], fresh(InSteps()))[0]
-    np.testing.assert_array_equal(at_once[1], in_steps[1])
-    assert np.any(in_steps[0].neurons[FIRST].leak)
-    leaves = map(jax.tree.leaves, (at_once[0], in_steps[0]))
-    assert_close(*map(list, leaves))
+    triangle = snnjax.surrogate.triangle
+    at_once = slope(execution=execution, surrogate=triangle)
+    in_steps = slope(execution=STEPS, surrogate=triangle)
+    ((gradient, outputs),) = outputs_of([at_once], fresh(AtOnce()))
+    ((expected, expected_outputs),) = outputs_of([in_steps], fresh(InSteps()))
+    np.testing.assert_array_equal(outputs, expected_outputs)
+    assert np.any(expected.neurons[FIRST].leak)
+    assert_close(jax.tree.leaves(gradient), jax.tree.leaves(expected))
 
 
 # ------------------------------------------------------- the gradient through time
