@@ -70,9 +70,14 @@ def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
     >>> tail = Tail(np.array([1.0]), np.array([0.5]), np.array([1.0]))
     >>> print(clipped_error(tail, np.array([[0.0], [1.0], [2.0]])).round(3).ravel())
     [2.5   0.5   0.068]
+    >>> silent = tail_of(np.zeros((4, 1)), np.ones((4, 1)), np.zeros(1))
+    >>> print(clipped_error(silent, np.array([[1.0]])))
+    [[0.]]
     """
     excess = caps - tail.maximum
-    beyond = np.exp(-np.maximum(excess, 0) / tail.scale)
+    # The scale of a silent channel is so small that the quotient may be infinite.
+    with np.errstate(over="ignore"):
+        beyond = np.exp(-np.maximum(excess, 0) / tail.scale)
     within = np.maximum(-excess, 0)
     squares = within**2 + 2 * tail.scale * within + 2 * tail.scale**2 * beyond
     return tail.weight * squares
