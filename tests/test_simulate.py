@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import networks
 import numpy as np
@@ -16,7 +15,7 @@ from networks import FLAT, NETWORKS, VECTORS, compiled, eighths, halves, relu, t
 
 import snnjax
 from snnjax.network.increments import Operator
-from snnjax.neurons import integrate_and_fire, lif
+from snnjax.neurons import integrate_and_fire
 from snnjax.surrogate import arctan, dspike, step_with_derivative
 
 STEPS = 8  # few steps would be computed outside of a loop, in larger programs
@@ -226,8 +225,6 @@ def test_a_wait_reads_evidence_before_the_first_spike():
 def test_latency_grows_with_depth():
     sites = snnjax.sites(*NETWORKS["projection"][:3])
     assert snnjax.latency(sites, steps=8, wait=8) == 32
-    with pytest.raises(ValueError, match="sites is SNN; allowed: the Sites of"):
-        snnjax.latency(FITTED, steps=8)
 
 
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
@@ -444,143 +441,6 @@ def test_arrays_of_a_sequence_have_equally_many_examples():
         simulate(snn, {"a": np.ones(STEPS), "b": np.ones(STEPS)})
 
 
-# ---------------------------------------------------------------------- refusals
-
-
-def with_first_site(**fields):
-    """FITTED with other parameters at its first site."""
-    arrays = {name: np.asarray(value, np.float32) for name, value in fields.items()}
-    first = FITTED.neurons["w1/relu"]._replace(**arrays)
-    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"w1/relu": first})
-
-
-def with_nan(array):
-    array = np.array(array)
-    array.flat[1] = np.nan
-    return array
-
-
-CLOSED = {"execution": "closed_form", "wait": STEPS}
-BROKEN = dataclasses.replace(
-    FITTED, params=FITTED.params | {"w2": with_nan(FITTED.params["w2"])}
-)
-OTHER_SITE = dataclasses.replace(
-    FITTED, neurons=FITTED.neurons | {"other": lif().init()}
-)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
-        ({"steps": 4.0}, "steps is 4.0"),
-        ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=8"),
-        ({"wait": STEPS + 1}, "wait is 9"),
-        ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'closed"),
-        ({"execution": "by_step"}, "In place of 'by_step' write 1, one step"),
-        ({"execution": "by_layer"}, "In place of 'by_layer' write T, the number"),
-        ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'sequence'"),
-        ({"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli\\(key, x"),
-        ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
-        ({"micro_batch": 2.5}, "micro_batch is 2.5"),
-        ({"execution": 0}, "execution, .*, is 0; allowed: a whole number >= 1"),
-        ({"execution": 2.5}, "execution, .*, is 2.5; allowed: a whole number >= 1"),
-        ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to steps=8"),
-        ({"execution": 2, "wait": 1}, "needs wait 0; found wait 1. Take execution=8"),
-        ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
-        ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
-        (CLOSED | {"surrogate": arctan}, "straight-through gradient: leave surrogate"),
-        (CLOSED | {"detach_reset": True}, "straight-through gradient: leave surrogate"),
-        ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
-        ({"has_aux": True, "execution": 2}, "allowed: execution='auto' or 'closed"),
-        ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
-        ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
-    ],
-)
-def test_a_wrong_option_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
-
-
-SHORT_X = np.ones((3, 4, 4), np.float32)
-NO_NEURONS = dataclasses.replace(FITTED, neurons={})
-STORED = snnjax.storage.Stored(FITTED, {}, lambda x: x)
-ZERO = dataclasses.replace(FREE, model=integrate_and_fire(reset="zero"))
-WRONG_CALLS = [
-    ({"snn": FLAT}, "snn is dict; allowed: an SNN of"),
-    ({"snn": STORED}, "allowed: its field snn"),
-    ({"snn": NO_NEURONS}, "sites without neurons: \\['w1/relu', 'w2/relu'\\]"),
-    ({"snn": OTHER_SITE}, "No such site: \\['other'\\]"),
-    ({"snn": BROKEN}, "NaN in the weights 'w2'; allowed: numbers"),
-    (
-        {"snn": with_first_site(initial_potential=np.zeros(7))},
-        "site 'w1/relu' do not fit .*initial_potential .*(7,)",
-    ),
-    ({"snn": with_first_site(threshold=0)}, "is 0.0; allowed: > 0, and fin"),
-    ({"snn": with_first_site(threshold=-1)}, "-1.0; allowed: > 0, and finite"),
-    ({"snn": with_first_site(leak=1.5)}, "leak .* is 1.5; allowed: 0 < leak <= 1"),
-    ({"snn": with_first_site(leak=np.nan)}, "leak of site 'w1/relu' is nan"),
-    ({"snn": with_first_site(bias=np.inf)}, "bias of site 'w1/relu' is inf"),
-    ({"x": with_nan(VECTORS)}, "x holds 1 NaN of .* numbers"),
-    ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
-    (
-        {"inputs": "sequence", "x": SHORT_X},
-        "needs x \\[steps=8, batch, ...\\]; found shape \\(3, 4, 4\\)",
-    ),
-    (
-        {"surrogate": lambda x, b: x},
-        "cannot be called as surrogate\\(x\\), as these neurons call it",
-    ),
-    ({"execution": "closed_form"}, "needs wait >= 8 .* found wait 0"),
-    (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Take 'auto'"),
-    (CLOSED | {"snn": ZERO}, "reset='zero'"),
-]
-
-
-@pytest.mark.parametrize("options, message", WRONG_CALLS)
-def test_a_wrong_call_is_refused(options, message):
-    options = {"steps": STEPS, "snn": FITTED, "x": VECTORS} | options
-    snn, x = options.pop("snn"), options.pop("x")
-    with pytest.raises(ValueError, match=message):
-        snnjax.spiking(DENSE.fn, **options)(snn, x)
-
-
-def test_images_with_nan_have_nothing_to_measure():
-    for of_snn in (
-        snnjax.measures.spike_trains,
-        snnjax.measures.neurobench,
-        lambda fn, snn, x: snnjax.measure(fn, snn, x, params=DENSE.params),
-    ):
-        with pytest.raises(ValueError, match="x holds 1 NaN of .* numbers"):
-            of_snn(DENSE.fn, FITTED, with_nan(VECTORS))
-
-
-def test_groups_need_a_number_of_examples():
-    (batch,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((batch, *VECTORS.shape[1:]), VECTORS.dtype)
-    grouped = jax.jit(snnjax.spiking(DENSE.fn, steps=STEPS, micro_batch=2))
-    with pytest.raises(ValueError, match="needs a number of examples; found b"):
-        jax.export.export(grouped)(FITTED, x)
-
-
-@pytest.mark.parametrize("inputs", ["constant", "sequence"])
-def test_a_missing_batch_axis_is_named(inputs):
-    simulate = snnjax.spiking(DENSE.fn, steps=STEPS, inputs=inputs)
-    x = VECTORS[0] if inputs == "constant" else np.ones((STEPS, 4), "f4")
-    with pytest.raises(snnjax.ConversionError) as raised:
-        simulate(FITTED, x)
-    assert "its first axis must be the batch" in str(raised.value)
-
-
-def test_init_refuses_what_is_no_model():
-    for neuron, message in (
-        (lif, "without init, .* or snnjax.lif\\(\\) \\(called\\)"),
-        (snnjax.neurons.WithSurrogate(lif()), "surrogate, which is an argument of"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            snnjax.init(*DENSE[:3], model=neuron)
-
-
 def test_training_mode_without_has_aux_names_it():
     def in_training(params, x):
         y = x @ params
@@ -627,25 +487,3 @@ def test_a_truncated_gradient_ends_at_the_state():
         np.any(a != b)
         for a, b in zip(*map(jax.tree.leaves, (through, cut)), strict=True)
     )
-
-
-def test_a_wrong_state_is_refused():
-    piece = snnjax.spiking(DENSE.fn, steps=2, state=True)
-    _, state = piece(IF, VECTORS)
-    with pytest.raises(ValueError, match=r"not of this SNN and batch: .*potential"):
-        piece(IF, VECTORS[:1], state=state)
-    with pytest.raises(ValueError, match="given to a function that returns none"):
-        snnjax.spiking(DENSE.fn, steps=2)(IF, VECTORS, state=state)
-    for option in ({"wait": 1}, {"answer": True}, {"micro_batch": 2}):
-        with pytest.raises(ValueError, match=f"found {next(iter(option))}=.* Leave it"):
-            snnjax.spiking(DENSE.fn, steps=2, state=True, **option)
-
-
-@pytest.mark.parametrize(
-    "zones", [{"levels": (-1, 1), "dead_zone": 2 / 3}, {"last_zone": 0.75}]
-)
-def test_a_stream_in_pieces_has_no_dead_zone(zones):
-    """Each piece would take its own last step for that of the whole."""
-    snn = dataclasses.replace(IF, model=integrate_and_fire(**zones))
-    with pytest.raises(ValueError, match="a dead zone asks which .*'w1/relu'; allowed"):
-        snnjax.spiking(DENSE.fn, steps=2, state=True)(snn, VECTORS)

@@ -1,0 +1,227 @@
+"""Refusals of simulation: options, SNNs, states and inputs."""
+
+import dataclasses
+
+import jax
+import jax.export
+import numpy as np
+from networks import FLAT, NETWORKS, VECTORS, halves
+
+import snnjax
+from refusals import Refusal
+from snnjax.neurons import integrate_and_fire, lif
+from snnjax.surrogate import arctan
+
+STEPS = 8
+DENSE = NETWORKS["dense"]
+FITTED = halves(DENSE, steps=STEPS, wait=0)
+IF = snnjax.init(*DENSE[:3], model=integrate_and_fire())
+FREE = dataclasses.replace(FITTED, steps=None, wait=None)
+
+
+def with_first_site(**fields):
+    """FITTED with other parameters at its first site."""
+    arrays = {name: np.asarray(value, np.float32) for name, value in fields.items()}
+    first = FITTED.neurons["w1/relu"]._replace(**arrays)
+    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"w1/relu": first})
+
+
+def with_nan(array):
+    array = np.array(array)
+    array.flat[1] = np.nan
+    return array
+
+
+CLOSED = {"execution": "closed_form", "wait": STEPS}
+BROKEN = dataclasses.replace(
+    FITTED, params=FITTED.params | {"w2": with_nan(FITTED.params["w2"])}
+)
+OTHER_SITE = dataclasses.replace(
+    FITTED, neurons=FITTED.neurons | {"other": lif().init()}
+)
+
+
+WRONG_OPTIONS = [
+    ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
+    ({"steps": 4.0}, "steps is 4.0"),
+    ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=8"),
+    ({"wait": STEPS + 1}, "wait is 9"),
+    ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'closed"),
+    ({"execution": "by_step"}, "In place of 'by_step' write 1, one step"),
+    ({"execution": "by_layer"}, "In place of 'by_layer' write T, the number"),
+    ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'sequence'"),
+    ({"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli\\(key, x"),
+    ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
+    ({"micro_batch": 2.5}, "micro_batch is 2.5"),
+    ({"execution": 0}, "execution, .*, is 0; allowed: a whole number >= 1"),
+    ({"execution": 2.5}, "execution, .*, is 2.5; allowed: a whole number >= 1"),
+    ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to steps=8"),
+    ({"execution": 2, "wait": 1}, "needs wait 0; found wait 1. Take execution=8"),
+    ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
+    ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
+    (CLOSED | {"surrogate": arctan}, "straight-through gradient: leave surrogate"),
+    (CLOSED | {"detach_reset": True}, "straight-through gradient: leave surrogate"),
+    ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
+    ({"has_aux": True, "execution": 2}, "allowed: execution='auto' or 'closed"),
+    ({"has_aux": True, "answer": True}, "answer=True; .* answer=False"),
+    ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
+]
+
+SHORT_X = np.ones((3, 4, 4), np.float32)
+NO_NEURONS = dataclasses.replace(FITTED, neurons={})
+STORED = snnjax.storage.Stored(FITTED, {}, lambda x: x)
+ZERO = dataclasses.replace(FREE, model=integrate_and_fire(reset="zero"))
+WRONG_CALLS = [
+    ({"snn": FLAT}, "snn is dict; allowed: an SNN of"),
+    ({"snn": STORED}, "allowed: its field snn"),
+    ({"snn": NO_NEURONS}, "sites without neurons: \\['w1/relu', 'w2/relu'\\]"),
+    ({"snn": OTHER_SITE}, "No such site: \\['other'\\]"),
+    ({"snn": BROKEN}, "NaN in the weights 'w2'; allowed: numbers"),
+    (
+        {"snn": with_first_site(initial_potential=np.zeros(7))},
+        "site 'w1/relu' do not fit .*initial_potential .*(7,)",
+    ),
+    ({"snn": with_first_site(threshold=0)}, "is 0.0; allowed: > 0, and fin"),
+    ({"snn": with_first_site(threshold=-1)}, "-1.0; allowed: > 0, and finite"),
+    ({"snn": with_first_site(leak=1.5)}, "leak .* is 1.5; allowed: 0 < leak <= 1"),
+    ({"snn": with_first_site(leak=np.nan)}, "leak of site 'w1/relu' is nan"),
+    ({"snn": with_first_site(bias=np.inf)}, "bias of site 'w1/relu' is inf"),
+    ({"x": with_nan(VECTORS)}, "x holds 1 NaN of .* numbers"),
+    ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
+    (
+        {"inputs": "sequence", "x": SHORT_X},
+        "needs x \\[steps=8, batch, ...\\]; found shape \\(3, 4, 4\\)",
+    ),
+    (
+        {"surrogate": lambda x, b: x},
+        "cannot be called as surrogate\\(x\\), as these neurons call it",
+    ),
+    ({"execution": "closed_form"}, "needs wait >= 8 .* found wait 0"),
+    (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Take 'auto'"),
+    (CLOSED | {"snn": ZERO}, "reset='zero'"),
+]
+
+
+def simulation(snn=FITTED, x=VECTORS, **options):
+    """A call of the simulation with these options, SNN and images."""
+    options = {"steps": STEPS} | options
+    return lambda: snnjax.spiking(DENSE.fn, **options)(snn, x)
+
+
+def numbered(name, rows, call):
+    for number, (options, message) in enumerate(rows, 1):
+        yield f"{name} {number}: {', '.join(options)}", Refusal(call(options), message)
+
+
+def option(options):
+    """The options alone are wrong, before there is an SNN."""
+    return lambda: snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
+
+
+def export_in_groups():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, *VECTORS.shape[1:]), VECTORS.dtype)
+    grouped = jax.jit(snnjax.spiking(DENSE.fn, steps=STEPS, micro_batch=2))
+    jax.export.export(grouped)(FITTED, x)
+
+
+def with_state(snn=IF, x=VECTORS, **options):
+    """A call with the state of a piece of a stream before."""
+
+    def call():
+        piece = snnjax.spiking(DENSE.fn, steps=2, state=True)
+        _, state = piece(IF, VECTORS)
+        snnjax.spiking(DENSE.fn, steps=2, **options)(snn, x, state=state)
+
+    return call
+
+
+def pieces_with_zones(**zones):
+    """Each piece would take its own last step for that of the whole."""
+    snn = dataclasses.replace(IF, model=integrate_and_fire(**zones))
+    return lambda: snnjax.spiking(DENSE.fn, steps=2, state=True)(snn, VECTORS)
+
+
+def measured(measure, **options):
+    return lambda: measure(DENSE.fn, FITTED, with_nan(VECTORS), **options)
+
+
+def pieces(**options):
+    return lambda: snnjax.spiking(DENSE.fn, steps=2, state=True, **options)
+
+
+NAN = "x holds 1 NaN of .* numbers"
+NO_BATCH = "its first axis must be the batch"
+ZONES = "a dead zone asks which .*'w1/relu'; allowed"
+ROWS = [
+    *numbered("option", WRONG_OPTIONS, option),
+    *numbered("call", WRONG_CALLS, lambda options: simulation(**options)),
+    ("spike trains of NaN", Refusal(measured(snnjax.measures.spike_trains), NAN)),
+    ("NeuroBench of NaN", Refusal(measured(snnjax.measures.neurobench), NAN)),
+    (
+        "measures of NaN",
+        Refusal(measured(snnjax.measure, params=DENSE.params), NAN),
+    ),
+    (
+        "groups of a symbolic number",
+        Refusal(export_in_groups, "needs a number of examples; found b"),
+    ),
+    (
+        "a constant image without a batch",
+        Refusal(simulation(x=VECTORS[0]), NO_BATCH, snnjax.ConversionError),
+    ),
+    (
+        "a sequence without a batch",
+        Refusal(
+            simulation(x=np.ones((STEPS, 4), "f4"), inputs="sequence"),
+            NO_BATCH,
+            snnjax.ConversionError,
+        ),
+    ),
+    (
+        "a model that is not called",
+        Refusal(
+            lambda: snnjax.init(*DENSE[:3], model=lif),
+            r"without init, .* or snnjax.lif\(\) \(called\)",
+        ),
+    ),
+    (
+        "a model with a surrogate",
+        Refusal(
+            lambda: snnjax.init(*DENSE[:3], model=snnjax.neurons.WithSurrogate(lif())),
+            "surrogate, which is an argument of",
+        ),
+    ),
+    (
+        "a state of another batch",
+        Refusal(
+            with_state(x=VECTORS[:1], state=True),
+            "not of this SNN and batch: .*potential",
+        ),
+    ),
+    (
+        "a state that is not asked for",
+        Refusal(with_state(), "given to a function that returns none"),
+    ),
+    ("pieces with a wait", Refusal(pieces(wait=1), "found wait=.* Leave it")),
+    ("pieces with an answer", Refusal(pieces(answer=True), "found answer=.* Leave it")),
+    (
+        "pieces with groups",
+        Refusal(pieces(micro_batch=2), "found micro_batch=.* Leave it"),
+    ),
+    (
+        "pieces with a dead zone",
+        Refusal(pieces_with_zones(levels=(-1, 1), dead_zone=2 / 3), ZONES),
+    ),
+    (
+        "pieces with a last zone",
+        Refusal(pieces_with_zones(last_zone=0.75), ZONES),
+    ),
+    (
+        "latency of an SNN",
+        Refusal(
+            lambda: snnjax.latency(FITTED, steps=8),
+            "sites is SNN; allowed: the Sites of",
+        ),
+    ),
+]
