@@ -171,6 +171,17 @@ def subtract_offset(values: jax.Array, offset: Any) -> jax.Array:
     return values - lead(offset, values.ndim)
 
 
+def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
+    """A current as [T, B, ...]; a constant one is [B, ...], ndim axes after B.
+
+    >>> over_time(jnp.ones((2, 3)), 4, 1).shape
+    (4, 2, 3)
+    """
+    if current.ndim == ndim + 1:
+        current = jnp.broadcast_to(current, (steps, *current.shape))
+    return current
+
+
 def other_axes(ndim: int, channel: int) -> tuple[int, ...]:
     """All axes but that of the channels, which is counted from the end."""
     return tuple(axis for axis in range(ndim) if axis != ndim + channel)

@@ -18,13 +18,13 @@ FOLDER = Path(snnjax.__file__).parent
 LAYERS = (
     "_version _progress _programs _types _text _patterns _trees "
     "_ranges _arrays _checks codes surrogate activations sharding "
-    "neurons network conformance snn firing calibrators"
+    "neurons network conformance snn calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {
     "conversion": set(),
     "simulation": set(),
-    "measures": set(),
+    "measures": {"simulation"},
     "training": {"simulation"},
     "deploy": set(),
     "storage": {"simulation"},

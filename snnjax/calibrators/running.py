@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import by_numpy_or_xla, lead, namespace, subtract_offset, wide
+from snnjax._arrays import (
+    by_numpy_or_xla,
+    lead,
+    namespace,
+    over_time,
+    subtract_offset,
+    wide,
+)
 from snnjax._programs import jit
 from snnjax.codes import Code
-from snnjax.firing import over_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.schedule import schedule
 from snnjax.neurons.spike_trains import SpikeTrain, numbers_of, result_of

@@ -66,51 +66,79 @@ class SiteMeasures(NamedTuple):
     unevenness: jax.Array
 
 
-def of_site(
+def measured_site(
     site: Site,
     snn: SNN,
+    *,
     activation: jax.Array,
-    of_mean: jax.Array,
+    activation_of_mean: jax.Array,
     currents: jax.Array,
     spikes: jax.Array,
 ) -> SiteMeasures:
     """Measures of a site; None for parts of the error that its neurons do not have.
 
     Args:
+        site: where the neurons fire.
+        snn: their parameters, model and code.
         activation: a, of the ANN, [B, ...].
-        of_mean: f(z), the ANN's function of the mean current, [B, ...].
-        currents, spikes: [T, B, ...].
+        activation_of_mean: f(z), the ANN's function of the mean current, [B, ...].
+        currents: what arrives at each step, [T, B, ...].
+        spikes: what is sent at each step, without the offset, [T, B, ...].
     """
-    model, params = snn.model_of(site.name), snn.neurons[site.name]
-    steps, offset = len(spikes), field(params, "offset")
-    spike_counts = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
-    possible = steps * activation[0].size // activation.shape[site.channel]
-    output = add_offset(spikes.mean(0), offset)
-    activation, of_mean, output, current = map(
-        wide, (activation, of_mean, output, currents.mean(0))
+    steps = len(spikes)
+    offset = field(snn.neurons[site.name], "offset")
+    # Of each image and channel, [B, C], over time and the positions of the channel.
+    reduced_axes = [axis for axis in other_axes(spikes.ndim, site.channel) if axis != 1]
+    spike_counts = (spikes != 0).sum(tuple(reduced_axes))
+    possible_count = steps * activation[0].size // activation.shape[site.channel]
+
+    activation = wide(activation)
+    activation_of_mean = wide(activation_of_mean)
+    mean_current = wide(currents.mean(0))
+    mean_output = wide(add_offset(spikes.mean(0), offset))
+    clipping, flooring, unevenness = _split_errors(
+        site, snn, activation_of_mean, mean_current, mean_output, steps
     )
-    parts: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
-    if counts_only(model, params):
-        clip_floor = closed_form(model, params, current, steps, code=snn.code)
-        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        reach = snn.code.reach(steps)
-        low, high = (number * reach * threshold for number in model.levels)
-        low = jnp.zeros_like(low) if off_grid(model).rectifies else low
-        low, high = (add_offset(end, offset) for end in (low, high))
-        clipped_values = jnp.clip(of_mean, low, high)
-        parts = {
-            "clipping": _root_mean_square(of_mean - clipped_values),
-            "flooring": _root_mean_square(clipped_values - clip_floor),
-            "unevenness": _root_mean_square(clip_floor - output),
-        }
     return SiteMeasures(
-        firing_rate=spike_counts.astype(jnp.float32).mean() / possible,
+        firing_rate=spike_counts.astype(jnp.float32).mean() / possible_count,
         silent=(spike_counts == 0).all(0).mean(),
-        saturated=(spike_counts == possible).all(0).mean(),
+        saturated=(spike_counts == possible_count).all(0).mean(),
         activation=_root_mean_square(activation),
-        error=_root_mean_square(activation - output),
-        inherited=_root_mean_square(activation - of_mean),
-        **parts,
+        error=_root_mean_square(activation - mean_output),
+        inherited=_root_mean_square(activation - activation_of_mean),
+        clipping=clipping,
+        flooring=flooring,
+        unevenness=unevenness,
+    )
+
+
+def _split_errors(
+    site: Site,
+    snn: SNN,
+    activation_of_mean: jax.Array,
+    mean_current: jax.Array,
+    mean_output: jax.Array,
+    steps: int,
+) -> tuple[Any, Any, Any]:
+    """Clipping, flooring and unevenness; None where neurons have no ClipFloor."""
+    model, params = snn.model_of(site.name), snn.neurons[site.name]
+    if not counts_only(model, params):
+        return None, None, None
+    clip_floor = closed_form(model, params, mean_current, steps, code=snn.code)
+    threshold = lead(params.threshold, mean_current.ndim).astype(mean_current.dtype)
+    low_level, high_level = model.levels
+    reach = snn.code.reach(steps)
+    low = low_level * reach * threshold
+    high = high_level * reach * threshold
+    if off_grid(model).rectifies:
+        low = jnp.zeros_like(low)
+    low = add_offset(low, params.offset)
+    high = add_offset(high, params.offset)
+    clipped = jnp.clip(activation_of_mean, low, high)
+    return (
+        _root_mean_square(activation_of_mean - clipped),
+        _root_mean_square(clipped - clip_floor),
+        _root_mean_square(clip_floor - mean_output),
     )
 
 

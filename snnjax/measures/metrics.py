@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -22,14 +22,9 @@ from snnjax._checks import (
 from snnjax._text import Table, has_numbers, numbers, shown_as_table
 from snnjax._trees import batch_of
 from snnjax._types import Inputs
-from snnjax.firing import (
-    capture_step,
-    check_sequence,
-    evaluate_in_time,
-    threshold_of,
-)
-from snnjax.measures import errors, operations
-from snnjax.measures.errors import SiteMeasures
+from snnjax.measures import operations
+from snnjax.measures.errors import SiteMeasures, measured_site
+from snnjax.measures.observation import observe, threshold_of
 from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
@@ -39,6 +34,7 @@ from snnjax.neurons.protocol import levels_of
 from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.sharding import automatic
+from snnjax.simulation.sequences import capture_step, check_sequence
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
 
@@ -216,8 +212,76 @@ def measure(
     check_numbers(x)
     check_neurons(snn, network.sites)
 
-    observe = functools.partial(_observe, network, steps=steps, wait=wait)
-    of_sites, counts = jax.jit(observe)(params, snn, x)
+    measure_sites = functools.partial(_measure_sites, network, steps=steps, wait=wait)
+    site_measures, counts = jax.jit(measure_sites)(params, snn, x)
+    _check_counts(counts)
+    sites = [site for site in network.sites if site.fires]
+    neuron_counts = [math.prod(site.shape) for site in sites]
+    neurons = sum(neuron_counts)
+    # In the order of execution, because jit sorts the keys of a dict.
+    ordered = {site.name: site_measures[site.name] for site in sites}
+    rates = jnp.stack([measures.firing_rate for measures in ordered.values()])
+    firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neurons
+    if has_numbers(firing_rate) and firing_rate == 0:
+        warn(
+            f"no neuron fires within {steps} steps for these {batch_of(x)} images; "
+            "perhaps their scale is not that of the images of the conversion"
+        )
+    fields = counts | _information(snn, sites, neuron_counts, steps)
+    return Measures(
+        sites={name: _without_none(measures) for name, measures in ordered.items()},
+        firing_rate=firing_rate,
+        neurons=jnp.asarray(neurons),
+        steps=jnp.asarray(steps),
+        wait=jnp.asarray(wait),
+        **fields,
+    )
+
+
+def _measure_sites(
+    network: Network,
+    params: chex.ArrayTree,
+    snn: SNN,
+    x: chex.ArrayTree,
+    steps: int,
+    wait: int,
+) -> tuple[dict[str, SiteMeasures], dict[str, jax.Array]]:
+    """Measures of the sites by name, and counts as in `Measures`."""
+    activations, other_operands = {}, {}
+
+    def ann_rule(site: Site, current: jax.Array, *operands: Any) -> Any:
+        activations[site.name] = identity(site, current, *operands)
+        other_operands[site.name] = operands
+        return activations[site.name]
+
+    evaluate(network.equations, network.arguments(params, x), ann_rule)
+
+    observation = observe(network, snn, x, steps=steps, wait=wait)
+    site_measures = {}
+    for site in network.sites:
+        if not site.fires:
+            continue
+        currents = observation.currents[site.name]
+        activation_of_mean = identity(
+            site, currents.mean(0), *other_operands[site.name]
+        )
+        site_measures[site.name] = measured_site(
+            site,
+            snn,
+            activation=activations[site.name],
+            activation_of_mean=activation_of_mean,
+            currents=currents,
+            spikes=observation.spikes[site.name],
+        )
+    # Where every layer waits for all of its input, one pass computes the operators.
+    sums_suffice = needs_no_time(snn.code, steps, wait, models_in(snn.model))
+    operator_steps = 1 if sums_suffice else steps
+    counts = operations.counts(network, snn, x, observation, operator_steps)
+    return site_measures, counts
+
+
+def _check_counts(counts: Mapping[str, Any]) -> None:
+    """Raise unless all counts are finite, where their numbers are known."""
     for name, count in counts.items():
         if not isinstance(count, Tracer) and not np.isfinite(count):
             raise FloatingPointError(
@@ -225,78 +289,33 @@ def measure(
                 f"computes, so XLA of jax {jax.__version__} has compiled the counting "
                 "wrongly. Take another version of JAX, and report the network, please"
             )
-    # In the order of execution, because jit sorts the keys of a dict.
-    sites = [site for site in network.sites if site.fires]
-    sizes = [math.prod(site.shape) for site in sites]
-    rates = jnp.stack([of_sites[site.name].firing_rate for site in sites])
-    firing_rate = rates @ jnp.array(sizes, jnp.float32) / sum(sizes)
-    if has_numbers(firing_rate) and firing_rate == 0:
-        warn(
-            f"no neuron fires within {steps} steps for these {batch_of(x)} images; "
-            "perhaps their scale is not that of the images of the conversion"
-        )
-    return Measures(
-        sites={site.name: _without_none(of_sites[site.name]) for site in sites},
-        firing_rate=firing_rate,
-        **counts | _of_levels(snn, sites, sizes, steps),
-        neurons=jnp.asarray(sum(sizes)),
-        steps=jnp.asarray(steps),
-        wait=jnp.asarray(wait),
-    )
 
 
-def _of_levels(
-    snn: SNN, sites: Sequence[Site], sizes: Sequence[int], steps: int
+def _information(
+    snn: SNN, sites: Sequence[Site], neuron_counts: Sequence[int], steps: int
 ) -> dict[str, Any]:
-    """Fields of `Measures` that need levels; NaN if a model states no levels."""
-    pairs = [levels_of(snn.model_of(site.name)) for site in sites]
-    if None in pairs:
+    """Fields of `Measures` that follow from levels; NaN if a model states no levels."""
+    levels_of_sites = [levels_of(snn.model_of(site.name)) for site in sites]
+    if None in levels_of_sites:
         return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
-    lows, highs = zip(*pairs, strict=True)
-    ranges = zip(sizes, lows, highs, strict=True)
-    bits = steps * sum(n * math.log2(high - low + 1) for n, low, high in ranges)
-    values = 1 + max(highs) * snn.code.reach(steps) / snn.code.finest(steps)
-    return {"bits": jnp.asarray(bits / sum(sizes)), "values": jnp.asarray(values)}
+    bits_of_a_step, highest_level = 0.0, 0
+    for count, (low, high) in zip(neuron_counts, levels_of_sites, strict=True):
+        bits_of_a_step += count * math.log2(high - low + 1)
+        highest_level = max(highest_level, high)
+    # The largest value of a neuron over the distance of neighboring ones, and 0.
+    values = 1 + highest_level * snn.code.reach(steps) / snn.code.finest(steps)
+    return {
+        "bits": jnp.asarray(steps * bits_of_a_step / sum(neuron_counts)),
+        "values": jnp.asarray(values),
+    }
 
 
 _MISSING = np.float32(np.nan)  # by NumPy: jax_debug_nans refuses NaN in JAX
 
 
-def _without_none(site: SiteMeasures) -> SiteMeasures:
-    """The same with NaN, which jit could not return under ``jax_debug_nans``."""
-    return site._make(_MISSING if value is None else value for value in site)
-
-
-def _observe(
-    network: Network,
-    params: chex.ArrayTree,
-    snn: SNN,
-    x: chex.ArrayTree,
-    steps: int,
-    wait: int,
-) -> tuple[dict[str, SiteMeasures], dict[str, Any]]:
-    """Measures of the sites by name, and counts as in `Measures`."""
-    activations, others, of_sites, trains = {}, {}, {}, {}
-
-    def of_ann(site: Site, current: jax.Array, *operands: Any) -> Any:
-        activations[site.name] = identity(site, current, *operands)
-        others[site.name] = operands
-        return activations[site.name]
-
-    evaluate(network.equations, network.arguments(params, x), of_ann)
-
-    def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        name, trains[site.name] = site.name, spikes
-        of_mean = identity(site, currents.mean(0), *others[name])
-        arrays = activations[name], of_mean, currents, spikes
-        of_sites[name] = errors.of_site(site, snn, *arrays)
-
-    run = {"steps": steps, "wait": wait, "observe": observe}
-    values, streams = evaluate_in_time(network, snn, x, **run)
-    sums_suffice = needs_no_time(snn.code, steps, wait, models_in(snn.model))
-    operator_steps = 1 if sums_suffice else steps
-    arguments = values, streams, trains, operator_steps
-    return of_sites, operations.counts(network, snn, x, *arguments)
+def _without_none(measures: SiteMeasures) -> SiteMeasures:
+    """NaN in place of None; jit could not return NaN under ``jax_debug_nans``."""
+    return measures._make(_MISSING if value is None else value for value in measures)
 
 
 def spike_trains(
@@ -340,18 +359,22 @@ def spike_trains(
     x, snn = automatic(x, snn)
     network = capture_step(fn, snn.params, x, sequence=sequence)
     check_neurons(snn, network.sites)
+    observation = observe(network, snn, x, steps=steps, wait=wait, sequence=sequence)
     trains = {}
-
-    def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        levels = levels_of(snn.model_of(site.name))
-        if levels is not None:
-            sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
-            per_unit = spikes / sizes.reshape(-1, *[1] * (spikes.ndim - 1))
-            threshold = threshold_of(snn.neurons[site.name], site)
-            indices = level_indices(per_unit, threshold, levels)
-            spikes = indices.astype(jnp.int16) + levels[0]
-        trains[site.name] = spikes.astype(bool) if levels == BINARY else spikes
-
-    run = {"steps": steps, "wait": wait, "sequence": sequence}
-    evaluate_in_time(network, snn, x, observe=observe, **run)
+    for site in network.sites:
+        if site.fires:
+            trains[site.name] = _spike_levels(snn, site, observation.spikes[site.name])
     return trains
+
+
+def _spike_levels(snn: SNN, site: Site, spikes: jax.Array) -> jax.Array:
+    """The levels of spikes [T, B, ...]; the spikes if the model states no levels."""
+    levels = levels_of(snn.model_of(site.name))
+    if levels is None:
+        return spikes
+    sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
+    sizes = sizes.reshape(-1, *[1] * (spikes.ndim - 1))
+    threshold = threshold_of(snn.neurons[site.name], site)
+    indices = level_indices(spikes / sizes, threshold, levels)
+    spike_levels = indices.astype(jnp.int16) + levels[0]
+    return spike_levels.astype(bool) if levels == BINARY else spike_levels

@@ -17,9 +17,13 @@ import numpy as np
 
 from snnjax._arrays import lead, wide, wide_dtype
 from snnjax._trees import batch_of
-from snnjax.firing import at_level, events, threshold_of
+from snnjax.measures.observation import (
+    Observation,
+    events,
+    threshold_of,
+    values_at_level,
+)
 from snnjax.network.equations import PRODUCTS, Equation, Network, Values, read, shape_of
-from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import levels_of, synapses_of_a_spike
 from snnjax.snn import SNN
@@ -27,49 +31,109 @@ from snnjax.snn import SNN
 
 def products(network: Network) -> list[tuple[Equation, int]]:
     """Products with weights, and the variable of the operand that x reaches."""
-    return [
-        (equation, next(v for v in equation.variables if v in network.dependent))
-        for equation in network.equations
-        if equation.name in PRODUCTS
-        and not network.dependent.isdisjoint(equation.variables)
-    ]
+    pairs = []
+    for equation in network.equations:
+        if equation.name not in PRODUCTS:
+            continue
+        operands = [v for v in equation.variables if v in network.dependent]
+        if operands:
+            pairs.append((equation, operands[0]))
+    return pairs
 
 
 def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarray:
-    """In how many multiply-adds each entry of operand 0 or 1 of a product takes part.
+    """In how many multiply-adds each entry of an operand of a product takes part.
 
-    Those with padding do not count. The shape broadcasts to the operand's.
+    Those with padding do not count.
+
+    Args:
+        equation: a matrix product or a convolution.
+        network: it belongs to.
+        position: of the operand, 0 or 1.
+
+    Returns:
+        Counts, of a shape that broadcasts to the operand's.
     """
     shapes = [shape_of(network.avals, v) for v in equation.inputs]
-    output, options = shape_of(network.avals, equation.outputs[0]), equation.options
-    ndim = len(shapes[position])
+    output_shape = shape_of(network.avals, equation.outputs[0])
     if equation.name == "dot_general":
-        (contracted_axes, _), _ = options["dimension_numbers"]
-        macs = math.prod(output) * math.prod(shapes[0][a] for a in contracted_axes)
-        return np.full((1,) * ndim, macs // max(1, math.prod(shapes[position])))
-    *specs, out_spec = options["dimension_numbers"]
+        return _fan_out_of_matrix_product(equation, shapes, output_shape, position)
+    return _fan_out_of_convolution(equation, shapes, output_shape, position)
+
+
+def _fan_out_of_matrix_product(
+    equation: Equation,
+    shapes: list[tuple[int, ...]],
+    output_shape: tuple[int, ...],
+    position: int,
+) -> np.ndarray:
+    """The same number for every entry: all multiply-adds over all entries."""
+    (contracted_axes, _), _ = equation.options["dimension_numbers"]
+    contracted_size = math.prod(shapes[0][axis] for axis in contracted_axes)
+    macs = math.prod(output_shape) * contracted_size
+    operand_shape = shapes[position]
+    uses = macs // max(1, math.prod(operand_shape))
+    return np.full((1,) * len(operand_shape), uses)
+
+
+def _fan_out_of_convolution(
+    equation: Equation,
+    shapes: list[tuple[int, ...]],
+    output_shape: tuple[int, ...],
+    position: int,
+) -> np.ndarray:
+    """A product of the uses along each dimension of space."""
+    options = equation.options
+    image_spec, kernel_spec, output_spec = options["dimension_numbers"]
+    image_shape, kernel_shape = shapes
     groups = options["feature_group_count"] * options["batch_group_count"]
-    # A pixel reaches the output channels of its group, a weight all examples.
-    reached = (output[out_spec[1]] // groups, output[out_spec[0]])[position]
-    counts = np.full((1,) * ndim, reached)
-    for d in range(len(output) - 2):
-        size, kernel = (s[spec[2 + d]] for s, spec in zip(shapes, specs, strict=True))
-        along_axis = _taps(options, d, size, kernel, output[out_spec[2 + d]])[position]
-        axes = [axis for axis in range(ndim) if axis != specs[position][2 + d]]
-        counts = counts * np.expand_dims(along_axis, tuple(axes))
+    if position == 0:
+        # A pixel reaches the output channels of its group.
+        counts = np.array(output_shape[output_spec[1]] // groups)
+        spec = image_spec
+    else:
+        # A weight reaches all examples.
+        counts = np.array(output_shape[output_spec[0]])
+        spec = kernel_spec
+    ndim = len(output_shape)
+    counts = counts.reshape((1,) * ndim)
+    for dimension in range(ndim - 2):
+        uses = _uses_along_dimension(
+            options,
+            dimension,
+            image_size=image_shape[image_spec[2 + dimension]],
+            kernel_size=kernel_shape[kernel_spec[2 + dimension]],
+            output_size=output_shape[output_spec[2 + dimension]],
+        )
+        axis_of_dimension = spec[2 + dimension]
+        shape = [1] * ndim
+        shape[axis_of_dimension] = -1
+        counts = counts * uses[position].reshape(shape)
     return counts
 
 
-def _taps(
-    options: dict[str, Any], d: int, size: int, kernel: int, output: int
+def _uses_along_dimension(
+    options: dict[str, Any],
+    dimension: int,
+    *,
+    image_size: int,
+    kernel_size: int,
+    output_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uses of each pixel, [size], and of each weight, [kernel], along dimension d."""
-    window = np.arange(kernel) * options["rhs_dilation"][d] - options["padding"][d][0]
-    at = np.arange(output)[:, None] * options["window_strides"][d] + window
-    # Between two pixels of a dilated input lie zeros.
-    dilation = options["lhs_dilation"][d]
-    inside = (at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)
-    return np.bincount(at[inside] // dilation, minlength=size), inside.sum(0)
+    """Uses of each pixel, [image_size], and of each weight, [kernel_size]."""
+    stride = options["window_strides"][dimension]
+    kernel_dilation = options["rhs_dilation"][dimension]
+    padding_before, _ = options["padding"][dimension]
+    offsets = np.arange(kernel_size) * kernel_dilation - padding_before
+    # The position that each weight reads for each output, [output_size, kernel_size].
+    positions = np.arange(output_size)[:, None] * stride + offsets
+    # Between two pixels of a dilated image lie zeros.
+    image_dilation = options["lhs_dilation"][dimension]
+    last_position = (image_size - 1) * image_dilation
+    is_inside = (positions >= 0) & (positions <= last_position)
+    is_pixel = is_inside & (positions % image_dilation == 0)
+    pixels = positions[is_pixel] // image_dilation
+    return np.bincount(pixels, minlength=image_size), is_pixel.sum(0)
 
 
 def macs_of(equation: Equation, network: Network) -> int:
@@ -82,124 +146,169 @@ def counts(
     network: Network,
     snn: SNN,
     x: chex.ArrayTree,
-    values: Values,
-    streams: frozenset[int],
-    spikes: dict[str, jax.Array],
+    observation: Observation,
     operator_steps: int,
 ) -> dict[str, jax.Array]:
     """Operations per image and weights, named as in `Measures`.
 
     Args:
         network: with all calls inlined.
-        values, streams: of T steps, as from `evaluate_in_time`.
-        spikes: of each site, [T, B, ...].
+        snn: its neurons and parameters.
+        x: images [B, ...].
+        observation: of T steps with x.
         operator_steps: how often operators are computed that spikes reach; the others
             are computed once.
     """
-    sites = [site for site in network.sites if site.fires]
-    pairs = [levels_of(snn.model_of(site.name)) for site in sites]
-    highest = max((abs(level) for pair in pairs for level in pair or ()), default=1)
-    is_graded = None not in pairs and highest > 1
-    at_level_one = at_level(network, snn, x, 1) if is_graded else {}
-    constants = at_level(network, snn, x, 0)
-    nothing = jax.tree.map(lambda leaf: leaf * jnp.zeros_like(leaf), x)  # not folded
-    without_input = at_level(network, snn, nothing, 0)
-    inside = [_inside(snn, site, spikes[site.name]) for site in sites]
-    operations, additions = (sum(part) for part in zip(*inside, strict=True))
-    live_macs, input_macs = _operator_macs(network)
-    macs = input_macs + live_macs
+    highest_level = _highest_level(network, snn)
+    is_graded = highest_level is not None and highest_level > 1
+    level_one_values: Values = {}
+    if is_graded:
+        level_one_values = values_at_level(network, snn, x, 1)
+    constants = values_at_level(network, snn, x, 0)
+    # Zeros as a product, which XLA does not fold into the network.
+    dark = jax.tree.map(lambda leaf: leaf * jnp.zeros_like(leaf), x)
+    constants_of_dark = values_at_level(network, snn, dark, 0)
+
+    operations, additions = _recurrent_counts(network, snn, observation.spikes)
+    stepwise_macs, input_macs = _operator_macs(network)
+    macs = input_macs + stepwise_macs
     batch = batch_of(x)
     for equation, v in products(network):
-        dense = macs_of(equation, network)
-        macs += dense
-        if v not in streams:
-            input_macs += dense
+        product_macs = macs_of(equation, network)
+        macs += product_macs
+        if v not in observation.streams:
+            input_macs += product_macs
             continue
         synapses = fan_out(equation, network, equation.inputs.index(v))
-        stream = events(snn.code, values, constants, v)
-        active = (stream != 0).astype(jnp.float32)
-        operations += _weighed(active, synapses) / batch
+        arriving = events(snn.code, observation.values[v], constants[v])
+        is_event = (arriving != 0).astype(jnp.float32)
+        operations += _weighed(is_event, synapses) / batch
         if is_graded:
-            of_level_one = wide(at_level_one[v]) - wide(constants[v])
-            sizes = snn.code.sizes(len(stream))
-            active *= _magnitudes(stream, of_level_one, sizes, highest)
-        additions += _weighed(active, synapses) / batch
-        from_input = (constants[v] != without_input[v]).astype(jnp.float32)
-        input_macs += _weighed(from_input, synapses) / batch
+            level_one_size = wide(level_one_values[v]) - wide(constants[v])
+            spike_sizes = snn.code.sizes(len(arriving))
+            is_event *= _magnitudes(
+                arriving, level_one_size, spike_sizes, highest_level
+            )
+        additions += _weighed(is_event, synapses) / batch
+        depends_on_x = (constants[v] != constants_of_dark[v]).astype(jnp.float32)
+        input_macs += _weighed(depends_on_x, synapses) / batch
     return {
         "synaptic_operations": jnp.asarray(operations),
         "synaptic_additions": jnp.asarray(additions),
         "input_macs": jnp.asarray(input_macs, jnp.float32),
-        "operator_macs": jnp.asarray(operator_steps * live_macs, jnp.float32),
+        "operator_macs": jnp.asarray(operator_steps * stepwise_macs, jnp.float32),
         "macs": jnp.asarray(macs, jnp.float32),
-        **_weights(network, snn, values),
+        **_weight_counts(network, snn, observation.values),
     }
 
 
-def _weights(network: Network, snn: SNN, values: Values) -> dict[str, jax.Array]:
+def _highest_level(network: Network, snn: SNN) -> int | None:
+    """The largest |level| of a spike of any site; None if a model states no levels."""
+    highest = 1
+    for site in network.sites:
+        if not site.fires:
+            continue
+        levels = levels_of(snn.model_of(site.name))
+        if levels is None:
+            return None
+        highest = max(highest, *map(abs, levels))
+    return highest
+
+
+def _weight_counts(network: Network, snn: SNN, values: Values) -> dict[str, jax.Array]:
     """How many weights there are, those of several products once, and zeros of them."""
-    operands = [v for equation, _ in products(network) for v in equation.inputs]
-    weights = dict.fromkeys(v for v in operands if v not in network.dependent)
-    recurrent = sum(
-        math.prod(site.shape) * synapses_of_a_spike(snn.model_of(site.name), site.shape)
-        for site in network.sites
-        if site.fires
-    )
-    sizes = [math.prod(shape_of(network.avals, v)) for v in weights]
-    zeros = [(read(values, v) == 0).sum() for v in weights]
+    weights = set()
+    for equation, _ in products(network):
+        weights |= set(equation.inputs) - network.dependent
+    weight_count, zero_count = 0, 0
+    for v in sorted(weights):
+        weight_count += math.prod(shape_of(network.avals, v))
+        zero_count += (read(values, v) == 0).sum()
+    for site in network.sites:
+        if site.fires:
+            synapses = synapses_of_a_spike(snn.model_of(site.name), site.shape)
+            weight_count += math.prod(site.shape) * synapses
     return {
-        "weights": jnp.asarray(recurrent + sum(sizes)),
-        "zero_weights": jnp.asarray(sum(zeros)),
+        "weights": jnp.asarray(weight_count),
+        "zero_weights": jnp.asarray(zero_count),
     }
 
 
 def _operator_macs(network: Network) -> tuple[int, int]:
     """Multiply-adds per image of products of two values, which operators compute.
 
-    First those that spikes reach, then the others.
+    Returns:
+        Those of operators that spikes reach, which are computed at every step, and
+        those of the others.
     """
     streams = streaming(network.equations)
-    live = {True: 0, False: 0}
+    stepwise_macs, constant_macs = 0, 0
     for operator in network.equations:
-        for equation in operator.body.equations if operator.body else ():
-            if equation.name == "dot_general":
-                is_live = not streams.isdisjoint(operator.inputs)
-                live[is_live] += macs_of(equation, network)
-    return live[True], live[False]
+        if operator.body is None:
+            continue
+        inner_products = [
+            equation
+            for equation in operator.body.equations
+            if equation.name == "dot_general"
+        ]
+        macs = sum(macs_of(equation, network) for equation in inner_products)
+        if streams.isdisjoint(operator.inputs):
+            constant_macs += macs
+        else:
+            stepwise_macs += macs
+    return stepwise_macs, constant_macs
 
 
 def _weighed(active: jax.Array, synapses: np.ndarray) -> jax.Array:
     """The sum of [..., *one example], each entry times its synapses."""
-    before = tuple(range(active.ndim - synapses.ndim))  # time and batch
-    return (active.sum(before) * synapses.astype(np.float32)).sum()
+    time_and_batch = tuple(range(active.ndim - synapses.ndim))
+    return (active.sum(time_and_batch) * synapses.astype(np.float32)).sum()
 
 
-def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Operations and additions per image of connections within a site."""
-    model = snn.model_of(site.name)
-    synapses = synapses_of_a_spike(model, site.shape)
-    if not synapses:
-        return jnp.zeros(()), jnp.zeros(())
-    active = (spikes[:-1] != 0).astype(jnp.float32)
-    level = active
-    if levels_of(model) is not None:
-        threshold = lead(threshold_of(snn.neurons[site.name], site), spikes.ndim)
-        level = jnp.abs(wide(spikes[:-1]) / wide(threshold))
-    per_image = synapses / spikes.shape[1]
-    return per_image * active.sum(), per_image * level.sum()
+def _recurrent_counts(
+    network: Network, snn: SNN, spikes: dict[str, jax.Array]
+) -> tuple[Any, Any]:
+    """Operations and additions per image of connections within the sites."""
+    operations, additions = jnp.zeros(()), jnp.zeros(())
+    for site in network.sites:
+        if not site.fires:
+            continue
+        model = snn.model_of(site.name)
+        synapses = synapses_of_a_spike(model, site.shape)
+        if not synapses:
+            continue
+        # A spike arrives at the next step; those of the last step arrive nowhere.
+        arriving = spikes[site.name][:-1]
+        synapses_per_image = synapses / arriving.shape[1]
+        is_spike = (arriving != 0).astype(jnp.float32)
+        operations += synapses_per_image * is_spike.sum()
+        if levels_of(model) is None:
+            additions += synapses_per_image * is_spike.sum()
+        else:
+            threshold = threshold_of(snn.neurons[site.name], site)
+            threshold = wide(lead(threshold, arriving.ndim))
+            levels = jnp.abs(wide(arriving) / threshold)
+            additions += synapses_per_image * levels.sum()
+    return operations, additions
 
 
 def _magnitudes(
-    stream: jax.Array, level_one: jax.Array, sizes: np.ndarray, highest: int
+    arriving: jax.Array,
+    level_one_size: jax.Array,
+    spike_sizes: np.ndarray,
+    highest_level: int,
 ) -> jax.Array:
     """How many spikes of level 1 each value of a stream is worth, [T, B, ...].
 
     Args:
-        level_one: the value if all neurons emit level 1, [B, ...]. Spikes of both signs
-            may cancel in it; even then a value is worth ``highest`` at most.
-        sizes: of a spike at each step, [T].
+        arriving: values of the stream, [T, B, ...].
+        level_one_size: what arrives if all neurons emit level 1, [B, ...]. Spikes of
+            both signs may cancel in it.
+        spike_sizes: of a spike at each step, [T].
+        highest_level: a value is worth so many at most, even where spikes cancel.
     """
-    steps = jnp.asarray(sizes, wide_dtype(level_one)).reshape(-1, *[1] * level_one.ndim)
-    worth = steps * jnp.abs(wide(level_one))[None]
-    count = jnp.round(jnp.abs(wide(stream)) / jnp.where(worth > 0, worth, jnp.inf))
-    return jnp.clip(count, 1, highest)
+    sizes = jnp.asarray(spike_sizes, wide_dtype(level_one_size))
+    sizes = sizes.reshape(-1, *[1] * level_one_size.ndim)
+    worth = sizes * jnp.abs(wide(level_one_size))[None]
+    count = jnp.round(jnp.abs(wide(arriving)) / jnp.where(worth > 0, worth, jnp.inf))
+    return jnp.clip(count, 1, highest_level)

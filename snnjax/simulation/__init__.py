@@ -1,7 +1,7 @@
 """From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
-``simulate.py`` is the transform and ``options.py`` its arguments. ``executions.py``
-computes it, and ``choice.py`` is what "auto" takes.
+``simulate.py`` is the transform, ``options.py`` its arguments and ``sequences.py`` its
+input over time. ``executions.py`` computes it, and ``choice.py`` is what "auto" takes.
 """
 
 from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking

@@ -13,10 +13,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, per_step, subtract_offset, wide
+from snnjax._arrays import add_offset, lead, over_time, per_step, subtract_offset, wide
 from snnjax._trees import batch_of, is_floating, name_of
 from snnjax.codes import Code
-from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
 from snnjax.network.evaluate import (
     evaluate,
@@ -33,6 +32,9 @@ from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.schedule import schedule
 from snnjax.neurons.unroll import after_all_input, closed_form, fold, unroll
 from snnjax.snn import SNN
+
+# observe(site, currents, spikes), both [T, B, ...], at each site that fires.
+Observe = Callable[[Site, jax.Array, jax.Array], None]
 
 
 class Job(NamedTuple):
@@ -91,11 +93,7 @@ def run_in_time(
         Outputs [T, B, ...], and the states after the last step.
     """
     constants, streams, live_equations = prepare(job)
-    states = {
-        equation.place.name: start_state(job, equation, constants, streams)
-        for equation in live_equations
-        if equation.site is not None
-    }
+    states = _start_states(job, live_equations, constants, streams)
     if state is not None:
         check_state(state, start=states)
         states = dict(state)
@@ -122,13 +120,51 @@ def run_in_time(
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
-    ticks = {
+    inputs = (job.x if job.sequence else None, _schedules(job))  # None has no leaves
+    states, outputs = _scan(segment_of, states, inputs, job.steps, segment_steps)
+    return over_steps(job, constants | outputs, streams), states
+
+
+def run_observed(job: Job, observe: Observe) -> tuple[Values, frozenset[int]]:
+    """All T steps in one segment, with everything that is computed on the way.
+
+    Args:
+        job: its outputs are not asked for.
+        observe: called at each site that fires, with what arrives and what is sent.
+
+    Returns:
+        The values of all variables, and which of them have a time axis.
+    """
+    constants, streams, live_equations = prepare(job)
+    states = _start_states(job, live_equations, constants, streams)
+    rule = _segment_rule(job, job.steps, _schedules(job), states, {}, observe)
+    values: dict[Any, Any] = dict(constants)
+    if job.sequence:
+        values |= job.network.inputs(job.x)
+    evaluate(live_equations, values, rule, streams=streams)
+    return values, streams
+
+
+def _start_states(
+    job: Job,
+    live_equations: list[Equation],
+    constants: Values,
+    streams: frozenset[int],
+) -> dict[str, Any]:
+    """The states of all sites and operators before the first step, by name."""
+    return {
+        equation.place.name: start_state(job, equation, constants, streams)
+        for equation in live_equations
+        if equation.site is not None
+    }
+
+
+def _schedules(job: Job) -> dict[str, Any]:
+    """The schedule of each site that fires, by name."""
+    return {
         name: schedule(job.snn.code, model, job.steps)
         for name, model in job.models.items()
     }
-    inputs = (job.x if job.sequence else None, ticks)  # None has no leaves
-    states, outputs = _scan(segment_of, states, inputs, job.steps, segment_steps)
-    return over_steps(job, constants | outputs, streams), states
 
 
 def _segment_rule(
@@ -137,6 +173,7 @@ def _segment_rule(
     ticks: Mapping[str, Any],
     states: Mapping[str, Any],
     end_states: dict[str, Any],
+    observe: Observe | None = None,
 ) -> Callable:
     """The rule of all sites in a segment; it writes the states after it by name."""
     code = job.snn.code
@@ -161,6 +198,8 @@ def _segment_rule(
             wait=job.wait,
             code=code,
         )
+        if observe is not None:
+            observe(site, currents, spikes)
         return code.stream(spikes)
 
     return rule

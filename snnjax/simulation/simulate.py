@@ -29,7 +29,6 @@ from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
-from snnjax.firing import capture_step, check_sequence
 from snnjax.network.capture.capture import capture
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
@@ -52,6 +51,7 @@ from snnjax.simulation.options import (
     check_execution,
     check_options,
 )
+from snnjax.simulation.sequences import capture_step, check_sequence
 from snnjax.snn import (
     SNN,
     check_models,

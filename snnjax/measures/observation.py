@@ -1,0 +1,154 @@
+"""A run of a spiking network that keeps everything, and what spikes change in it.
+
+The run is that of `snnjax.simulation`. Values that do not depend on spikes, such as
+biases, arrive at every step as well. The values of a network whose neurons are silent
+tell these constants from what spikes cause.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import add_offset, lead, subtract_offset
+from snnjax.codes import Code
+from snnjax.network.equations import Network, Values
+from snnjax.network.evaluate import evaluate, firing
+from snnjax.network.sites import Site
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.protocol import field
+from snnjax.neurons.schedule import arrivals
+from snnjax.simulation.executions import Job, run_observed
+from snnjax.snn import SNN
+
+
+class Observation(NamedTuple):
+    """What a network computes in T steps.
+
+    Attributes:
+        values: variable -> its value, [T, B, ...] of a stream and [B, ...] otherwise.
+        streams: the variables that have a time axis.
+        currents: site name -> what arrives at each step, [T, B, ...].
+        spikes: site name -> what is sent at each step, [T, B, ...], without the offset,
+            which is sent whether a neuron fires or not.
+    """
+
+    values: Values
+    streams: frozenset[int]
+    currents: dict[str, jax.Array]
+    spikes: dict[str, jax.Array]
+
+
+def observe(
+    network: Network,
+    snn: SNN,
+    x: chex.ArrayTree,
+    *,
+    steps: int,
+    wait: int,
+    sequence: bool = False,
+) -> Observation:
+    """Run T steps and keep everything.
+
+    Args:
+        network: captured for x, or for one step of a sequence.
+        snn: its neurons and parameters.
+        x: [B, ...], or [T, B, ...] of a sequence.
+        steps: T.
+        wait: of every layer.
+        sequence: whether x has a time axis.
+    """
+    currents_by_site, spikes_by_site = {}, {}
+
+    def keep(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
+        offset = field(snn.neurons[site.name], "offset")
+        currents_by_site[site.name] = currents
+        spikes_by_site[site.name] = _without_constant(snn.code, spikes, offset)
+
+    models = {
+        site.name: WithSurrogate(snn.model_of(site.name))
+        for site in network.sites
+        if site.fires
+    }
+    job = Job(
+        network=network,
+        snn=snn,
+        models=models,
+        x=x,
+        steps=steps,
+        wait=wait,
+        sequence=sequence,
+        answer=False,
+    )
+    values, streams = run_observed(job, keep)
+    return Observation(values, streams, currents_by_site, spikes_by_site)
+
+
+def values_at_level(
+    network: Network, snn: SNN, x: chex.ArrayTree, level: int
+) -> Values:
+    """The values [B, ...] of all variables if all neurons emit spikes of this level.
+
+    At level 0 these are what biases, offsets and x contribute.
+    """
+    values = network.arguments(snn.params, x)
+
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
+        if level == 0 and field(params, "threshold") is None:
+            spike_size = jnp.zeros(())
+        else:
+            spike_size = threshold_of(params, site)
+        # Level 0 is a product as well: XLA would take minutes to fold the max-pools of
+        # a constant.
+        output = level * lead(spike_size, current.ndim).astype(current.dtype)
+        output = jnp.broadcast_to(output, current.shape)
+        return add_offset(output, field(params, "offset"))
+
+    evaluate(network.equations, values, firing(fire, snn.neurons))
+    return values
+
+
+def events(code: Code, stream: jax.Array, constant: jax.Array) -> jax.Array:
+    """What arrives of a variable at each step because of spikes, [T, B, ...].
+
+    Args:
+        code: of the SNN.
+        stream: the variable's values [T, B, ...].
+        constant: its value [B, ...] where all neurons are silent.
+    """
+    arriving = _without_constant(code, code.arriving(stream), constant)
+    # A value that has not changed may differ in its last bits, which is no event.
+    noise = _ROUNDING * jnp.abs(stream).max(0, keepdims=True)
+    return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
+
+
+# Of float32, times T. The last of 16 binary digits is 15 times as large.
+_ROUNDING = 2e-6
+
+
+def _without_constant(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
+    """What arrives at each step [T, B, ...] without the part of a constant [B, ...]."""
+    times = arrivals(code, len(arriving))
+    if constant is None or times is None:
+        return subtract_offset(arriving, constant)
+    times = jnp.asarray(times, arriving.dtype)
+    times = times.reshape(-1, *[1] * (arriving.ndim - 1))
+    constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
+    return arriving - times * constant
+
+
+def threshold_of(params: Any, site: Site) -> jax.Array:
+    """The size of a spike of level 1.
+
+    Raises:
+        ValueError: the neurons have no threshold.
+    """
+    threshold = field(params, "threshold")
+    if threshold is None:
+        raise ValueError(
+            f"the neurons of site {site.name!r} have no parameter threshold, so the "
+            "levels of their spikes are unknown. Give the params of their model a "
+            "field threshold, the size of a spike"
+        )
+    return threshold
