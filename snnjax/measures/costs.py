@@ -96,29 +96,46 @@ class Energy(NamedTuple):
     chip: jax.Array | None = None
 
     def _table(self) -> Table:
-        pairs = self.operations, self.memory, self.quantized
-        known = (np.max(x) for x in jax.tree.leaves(pairs) if has_numbers(x))
-        most, units = max(known, default=0), ((1, "J"), (1e3, "mJ"), (1e6, "uJ"))
-        per, unit = next((u for u in units if most * u[0] >= 1), (1e9, "nJ"))
-        head = "estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out"
-        rows: list[tuple[str, ...]] = [head]
-        left_out = ("memory", "caches, reuse", "memory")
-        for name, joules, rest in zip(self._fields[:3], pairs, left_out, strict=True):
-            spiking, ann = (numbers(value, factor=per) for value in joules)
+        estimates = [
+            ("operations", self.operations, "memory"),
+            ("memory", self.memory, "caches, reuse"),
+            ("quantized", self.quantized, "memory"),
+        ]
+        factor, unit = self._unit()
+        rows: list[tuple[str, ...]] = [
+            ("estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out")
+        ]
+        ratios = []
+        for name, joules, omission in estimates:
+            spiking = numbers(joules.spiking, factor=factor)
+            ann = numbers(joules.ann, factor=factor)
             ratio = numbers(joules.spiking / joules.ann, factor=100)
-            rows.append((name, spiking, ann, ratio, rest))
-        by_operations, with_memory, of_quantized = (row[3] for row in rows[1:])
+            ratios.append(ratio)
+            rows.append((name, spiking, ann, ratio, omission))
         if self.chip is not None:
-            spiking = numbers(self.chip, factor=per)
+            spiking = numbers(self.chip, factor=factor)
             rows.append(("chip", spiking, "", "", "idling, routing, input"))
+        operations_ratio, memory_ratio, quantized_ratio = ratios
         below = (
-            f"An image takes {by_operations} % of the ANN's energy by operations, "
-            f"{with_memory} % with memory,\nand {of_quantized} % of that of a "
+            f"An image takes {operations_ratio} % of the ANN's energy by operations, "
+            f"{memory_ratio} % with memory,\nand {quantized_ratio} % of that of a "
             "quantized ANN. A model of 45 nm, without idling,\nleakage and control."
         )
         if self.chip is not None:
             below += " The last row is what makers of the chip state."
         return Table(rows, below=below)
+
+    def _unit(self) -> tuple[float, str]:
+        """The unit of the table, in which the largest energy is at least 1."""
+        estimates = self.operations, self.memory, self.quantized
+        largest = 0.0
+        for joules in jax.tree.leaves(estimates):
+            if has_numbers(joules):
+                largest = max(largest, float(np.max(joules)))
+        for factor, unit in ((1, "J"), (1e3, "mJ"), (1e6, "uJ")):
+            if largest * factor >= 1:
+                return factor, unit
+        return 1e9, "nJ"
 
 
 def energy(measures: Measures, *, chip: Any = None) -> Energy:
@@ -176,8 +193,8 @@ def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
             "or spinnaker2() (called), or dataclasses.replace(chip, joules=(of an "
             "operation, of an update))"
         )
-    of_operation, of_update = joules
-    return of_operation * synaptic_operations + of_update * updates
+    joules_per_operation, joules_per_update = joules
+    return joules_per_operation * synaptic_operations + joules_per_update * updates
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:
@@ -187,8 +204,11 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     ['5e-12', '1e-11', '6.5e-10']
     """
     size = jnp.asarray(size, jnp.float32)
-    sizes, costs = (jnp.log(jnp.array(list(part))) for part in (SRAM, SRAM.values()))
-    sram = jnp.exp(jnp.interp(jnp.log(jnp.maximum(size, 1)), sizes, costs))
+    log_sizes = jnp.log(jnp.array(list(SRAM)))
+    log_energies = jnp.log(jnp.array(list(SRAM.values())))
+    log_size = jnp.log(jnp.maximum(size, 1))
+    sram = jnp.exp(jnp.interp(log_size, log_sizes, log_energies))
+    # The energies of the source are for 64 bits.
     return jnp.where(size <= max(SRAM), sram, DRAM) / 2
 
 

@@ -113,11 +113,13 @@ def finetune(
             f"share is {share} without a teacher; give one, e.g. "
             "teacher=lambda x: fn(params, x), or leave share out"
         )
-    share = (0.5 if teacher is not None else 0.0) if share is None else share
+    if share is None:
+        share = 0.0 if teacher is None else 0.5
     SHARE.check("share", share)
-    fit = checked_fit(snn, options.get("steps"), options.get("wait"))
-    own_gradient = options.keys() & {"surrogate", "detach_reset"}
-    if has_closed_form(snn, *fit) and not own_gradient:
+    steps, wait = checked_fit(snn, options.get("steps"), options.get("wait"))
+    # The closed form has a straight-through gradient, and no surrogate.
+    asks_for_surrogate = options.keys() & {"surrogate", "detach_reset"}
+    if has_closed_form(snn, steps, wait) and not asks_for_surrogate:
         options = {"execution": "closed_form", **options}
     if options.get("state"):
         raise ValueError(
@@ -127,10 +129,15 @@ def finetune(
     simulate = spiking(fn, has_aux=has_aux, **options)
 
     def objective(snn: SNN, x: chex.ArrayTree, labels: Any):
-        outputs, averages = simulate(snn, x) if has_aux else (simulate(snn, x), {})
+        if has_aux:
+            outputs, averages = simulate(snn, x)
+        else:
+            outputs, averages = simulate(snn, x), {}
+        # A part without weight is not computed: 0 times an infinite loss is NaN.
         value = loss(outputs, labels) if share < 1 else 0.0
         if teacher is not None and share > 0:
-            value = (1 - share) * value + share * _distance(outputs, teacher(x))
+            distance = _distance(outputs, teacher(x))
+            value = (1 - share) * value + share * distance
         return value, (averages, _accuracy(outputs, labels))
 
     rules = optax.adam(1e-3) if rules is None else rules
@@ -138,11 +145,14 @@ def finetune(
 
     @jax.jit
     def step_on_devices(state: _State, x: chex.ArrayTree, labels: Any):
-        snn, opt_state, (value, (averages, report)) = descend(*state, x, labels)
+        snn, opt_state = state
+        snn, opt_state, result = descend(snn, opt_state, x, labels)
+        value, (averages, report) = result
         snn = _with_averages(snn, averages)
-        weights = jax.tree.leaves(differentiable(snn)[0])
-        nan = jnp.stack([jnp.isnan(leaf).any() for leaf in weights]).any()
-        report |= {"loss": value, "finite": jnp.isfinite(value) & ~nan}
+        floats, _ = differentiable(snn)
+        is_nan = [jnp.isnan(leaf).any() for leaf in jax.tree.leaves(floats)]
+        has_nan = jnp.stack(is_nan).any()
+        report |= {"loss": value, "finite": jnp.isfinite(value) & ~has_nan}
         return (snn, opt_state), report
 
     def step(state: _State, batch: Any):
@@ -152,8 +162,13 @@ def finetune(
                 "(x, labels)"
             )
         x, labels = jax.tree.map(jnp.asarray, tuple(batch))
-        x, labels, *on_devices = sharding.automatic(x, labels, *state)
-        return step_on_devices(tuple(on_devices), x, labels)
+        snn, opt_state = state
+        x, labels, snn, opt_state = sharding.automatic(x, labels, snn, opt_state)
+        return step_on_devices((snn, opt_state), x, labels)
+
+    def measure_snn(state: _State, log: list[dict[str, Any]]) -> Any:
+        snn, _ = state
+        return measure(snn, log[-1])  # type: ignore[misc]
 
     identity = {
         "fn": fn,
@@ -169,11 +184,11 @@ def finetune(
         (snn, init(snn)),
         examples,
         epochs=epochs,
-        measure=measure and (lambda state, log: measure(state[0], log[-1])),
+        measure=None if measure is None else measure_snn,
         folder=folder,
         depends_on=dict(**identity, **(depends_on or {})),  # no name twice
     )
-    trained = dataclasses.replace(snn, steps=fit[0], wait=fit[1], fitted_to=None)
+    trained = dataclasses.replace(snn, steps=steps, wait=wait, fitted_to=None)
     return Finetuned(trained, log)
 
 
@@ -184,16 +199,18 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
             f"outputs have shape {outputs.shape}, the teacher's {teacher.shape}; "
             "allowed: the readout at each step [T, B, classes], and logits [B, classes]"
         )
-    answers = jax.nn.log_softmax(wide(outputs).mean(0))
-    distance = optax.losses.kl_divergence_with_log_targets
-    return distance(answers, jax.nn.log_softmax(wide(teacher))).mean()
+    log_answers = jax.nn.log_softmax(wide(outputs).mean(0))
+    log_targets = jax.nn.log_softmax(wide(teacher))
+    divergences = optax.losses.kl_divergence_with_log_targets(log_answers, log_targets)
+    return divergences.mean()
 
 
 def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
-    """That of the mean output, where labels are classes of one array of outputs."""
-    arrays = isinstance(outputs, jax.Array) and isinstance(labels, jax.Array)
-    are_alike = arrays and labels.shape == outputs.shape[1:-1]
-    if not are_alike or not jnp.issubdtype(labels.dtype, jnp.integer):
+    """The accuracy of the mean output; {} unless labels are classes of the outputs."""
+    if not isinstance(outputs, jax.Array) or not isinstance(labels, jax.Array):
+        return {}
+    is_class = jnp.issubdtype(labels.dtype, jnp.integer)
+    if not is_class or labels.shape != outputs.shape[1:-1]:
         return {}
     answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
     return {"accuracy": (answers == labels).mean()}
@@ -201,10 +218,11 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
 
 def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     """The SNN with new averages in the place of the params with the same names."""
-    own, new = named_params(snn.params), named_params(averages)
-    if unknown := sorted(new.keys() - own.keys()):
+    params, new_params = named_params(snn.params), named_params(averages)
+    unknown = sorted(new_params.keys() - params.keys())
+    if unknown:
         raise ValueError(
             f"fn returns {unknown} beside its outputs, which the params do not hold; "
-            f"allowed: a pytree like a part of the params, such as {list(own)[:5]}"
+            f"allowed: a pytree like a part of the params, such as {list(params)[:5]}"
         )
-    return with_params(snn, new)
+    return with_params(snn, new_params)

@@ -25,8 +25,9 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
 
     def merge(floats: Any) -> SNN:
         return jax.tree.map(
-            lambda new, own: own if new is None else new,
-            *(floats, snn),
+            lambda new, old: old if new is None else new,
+            floats,
+            snn,
             is_leaf=lambda leaf: leaf is None,
         )
 
@@ -87,11 +88,13 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     if trained is None:
         return labels
     trained = set(trained)
-    own = [x for x in dict.fromkeys(jax.tree.leaves(labels)) if x != FROZEN]
-    if missing := sorted(trained - set(own)):
+    trainable = dict.fromkeys(jax.tree.leaves(labels))  # each label once, in order
+    trainable.pop(FROZEN, None)
+    missing = sorted(trained - trainable.keys())
+    if missing:
         raise ValueError(
             f"this SNN has no leaf {missing} to train; allowed: "
-            f"{', '.join(own)}. Temperature and leak come with the neuron, "
+            f"{', '.join(trainable)}. Temperature and leak come with the neuron, "
             "e.g. snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
     return jax.tree.map(lambda x: x if x in trained else FROZEN, labels)

@@ -161,7 +161,10 @@ def _train_epoch(
             "last whole epoch is in the folder, if there is one. Lower the learning "
             "rate or let it warm up, or clip the gradient by optax.clip_by_global_norm"
         )
-    return state, {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
+    means = {}
+    for name in reports[0]:
+        means[name] = float(np.mean([report[name] for report in reports]))
+    return state, means
 
 
 def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
@@ -215,8 +218,14 @@ def _resumed(
         return start, []
     # The notes first: of another training, the state may have another structure.
     parts = args.Composite(notes=args.JsonRestore())
-    log, other = checkpoints.restore(last, args=parts)["notes"].values()
-    if names := [n for n in identity | other if identity.get(n) != other.get(n)]:
+    notes = checkpoints.restore(last, args=parts)["notes"]
+    log, stored_identity = notes["log"], notes["identity"]
+    names = [
+        name
+        for name in identity | stored_identity
+        if identity.get(name) != stored_identity.get(name)
+    ]
+    if names:
         raise ValueError(
             f"{folder} holds another training, with other {', '.join(names)}. Give "
             "another folder, or delete this one"

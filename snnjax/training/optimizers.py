@@ -85,16 +85,21 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
     ranges = {name: ranges_in(params) for name, params in snn.neurons.items()}
 
     def within_range(path, update, value):
-        # The path of a weight begins with "params", that of a threshold with the site.
-        of_site = {} if path[0].name == "params" else ranges[path[1].key]
-        limits = of_site.get(name_of(path[2:]))
+        if path[0].name == "params":  # weights have no range
+            return update
+        _, site_entry, *field_path = path
+        limits = ranges[site_entry.key].get(name_of(field_path))
         if limits is None:
             return update
-        low, high = (jnp.full_like(value, end) for end in (limits.least, limits.most))
-        if limits.open_least:  # halfway there, since the end itself is excluded
-            low = jnp.minimum(value, jnp.maximum((value + low) / 2, low + SMALLEST))
+        low = jnp.full_like(value, limits.least)
+        high = jnp.full_like(value, limits.most)
+        # An end that is excluded is approached by half of the way at most.
+        if limits.open_least:
+            halfway = jnp.maximum((value + low) / 2, low + SMALLEST)
+            low = jnp.minimum(value, halfway)
         if limits.open_most:
-            high = jnp.maximum(value, jnp.minimum((value + high) / 2, high - SMALLEST))
+            halfway = jnp.minimum((value + high) / 2, high - SMALLEST)
+            high = jnp.maximum(value, halfway)
         target = jnp.clip(value + update, low, high)
         # An update that stays within the range is passed on without rounding.
         return jnp.where(target == value + update, update, target - value)
@@ -143,10 +148,12 @@ def descent(
 
     def step(snn: SNN, state: optax.OptState, *args: chex.ArrayTree):
         floats, merge = differentiable(snn)
-        slopes = jax.value_and_grad(
-            lambda floats: loss(merge(floats), *args), has_aux=has_aux
-        )
-        value, gradient = slopes(floats)
+
+        def loss_of_floats(floats: Any) -> Any:
+            return loss(merge(floats), *args)
+
+        value_and_gradient = jax.value_and_grad(loss_of_floats, has_aux=has_aux)
+        value, gradient = value_and_gradient(floats)
         number = value[0] if has_aux else value
         if not isinstance(number, Tracer) and not jnp.isfinite(number):
             raise FloatingPointError(
