@@ -120,19 +120,6 @@ def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
     np.testing.assert_array_equal(neuron.threshold, [0.5] * 3)
 
 
-def test_sites_without_a_maximum_are_refused():
-    def plain(p, x):
-        return jax.nn.relu(x.mean((1, 2)) @ p["first"][0, 0])
-
-    def encoded(p, x):
-        x = quantized_relu(x.mean((1, 2)) @ p["first"][0, 0], 1.0, 4)
-        return jnp.tanh(x) @ p["second"]
-
-    for fn, kind in ((plain, "relu"), (encoded, "encoder")):
-        with pytest.raises(ValueError, match=f"kind '{kind}', which has no maximum"):
-            snnjax.convert(fn, PARAMS, X, steps=4, recipe=snnjax.quantized())
-
-
 def test_gradients_know_channels_and_bfloat16():
     generator = np.random.default_rng(7)
     x, maxima = np.float32(generator.normal(size=(50, 3))), np.float32([0.5, 1.0, 2.0])
@@ -181,26 +168,6 @@ def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
     expected, *others = outputs_of(runs, (weights, maxima), x)
     for outputs in others:
         np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_maximum_that_vmap_moves_away_is_refused():
-    def fn(p, x):  # the maxima are along the last axis of x, the first of their own
-        along = jax.vmap(lambda v, m: quantized_relu(v, m, LEVELS), (1, 0), 1)
-        return jax.vmap(lambda x: along(x, p[1]).sum(0))(x @ p[0])
-
-    p = jnp.eye(4), jnp.array([0.3, 1.0, 2.0, 4.0])
-    with pytest.raises(snnjax.ConversionError):
-        snnjax.convert(fn, p, jnp.ones((8, 4, 4)), steps=4)
-
-
-def test_a_maximum_among_params_must_be_a_threshold():
-    def fn(p, x):
-        return quantized_relu(x, p, LEVELS) @ jnp.ones((2, 2))
-
-    for least in (-0.5, 0.0, np.nan, np.inf):
-        p, x = np.float32([1.0, least]), np.ones((8, 2), np.float32)
-        with pytest.raises(ValueError, match="the maximum of the quantized relu at"):
-            snnjax.convert(fn, p, x, steps=4, recipe=snnjax.light("channel"))
 
 
 def test_the_gradient_of_a_maximum_is_summed_in_float32():
