@@ -96,13 +96,19 @@ class SNN:
         return snn
 
     def __repr__(self) -> str:
+        # The neurons of a pytree without leaves may be anything.
         names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
-        some = ", ".join([*map(str, names[:2]), *["..."][: len(names) > 2]])
-        sites = f"{len(names)} site{'' if len(names) == 1 else 's'}"
-        fit = f"steps={self.steps}, wait={self.wait}, "
-        fit += "" if self.code == rate() else f"code={self.code!r}, "
-        fit += f"{self._size()} numbers in params"
-        return f"SNN({fit}, {sites}{': ' * bool(names)}{some})"
+        parts = [f"steps={self.steps}", f"wait={self.wait}"]
+        if self.code != rate():
+            parts.append(f"code={self.code!r}")
+        parts.append(f"{self._size()} numbers in params")
+        sites = "1 site" if len(names) == 1 else f"{len(names)} sites"
+        if names:
+            sites += ": " + ", ".join(map(str, names[:2]))
+        if len(names) > 2:
+            sites += ", ..."
+        parts.append(sites)
+        return f"SNN({', '.join(parts)})"
 
     def _size(self) -> int:
         """How many numbers the params hold."""
@@ -110,21 +116,29 @@ class SNN:
         return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
 
     def _table(self) -> Table:
-        fits = [f"T = {self.steps}"] if self.steps is not None else []
-        fits += [f"wait {self.wait}"] if self.wait is not None else []
-        fits += [] if self.code == rate() else [repr(self.code)]
-        title = ", ".join(["SNN", *fits, f"{self._size()} numbers in params"])
-        cells = {name: _cells(params) for name, params in self.neurons.items()}
-        fields = dict.fromkeys(field for row in cells.values() for field in row)
+        title = ["SNN"]
+        if self.steps is not None:
+            title.append(f"T = {self.steps}")
+        if self.wait is not None:
+            title.append(f"wait {self.wait}")
+        if self.code != rate():
+            title.append(repr(self.code))
+        title.append(f"{self._size()} numbers in params")
+
+        cells_of_sites = {name: _cells(p) for name, p in self.neurons.items()}
+        fields: dict[str, None] = {}  # of all sites, each once, in order
+        for cells in cells_of_sites.values():
+            fields |= dict.fromkeys(cells)
         models = dict(getattr(self.model, "models", ()))
         rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
-        for name, row in cells.items():
+        for name, cells in cells_of_sites.items():
             # A table must not fail for neurons whose sites were renamed.
             model = models.get(name, self.model)
             levels = getattr(model, "levels", None)
-            shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
-            rows.append((name, shown, *(row.get(field, "-") for field in fields)))
-        return Table(rows, above=title, below=self.fit)
+            levels_text = "-" if levels is None else f"{levels[0]}:{levels[1]}"
+            numbers_of_site = [cells.get(field, "-") for field in fields]
+            rows.append((name, levels_text, *numbers_of_site))
+        return Table(rows, above=", ".join(title), below=self.fit)
 
 
 def _cells(params: Any) -> dict[str, str]:
@@ -144,13 +158,16 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
 
     Encoders get levels of both signs.
     """
-    firing = [site for site in sites if site.fires]
-    resolved = resolve_models(neuron, [site.name for site in firing], default)
-    models = [(site, model_of(resolved, site.name)) for site in firing]
-    return by_name(
-        (site.name, as_encoder(model) if site.is_encoder else model)
-        for site, model in models
-    )
+    firing_sites = [site for site in sites if site.fires]
+    names = [site.name for site in firing_sites]
+    resolved = resolve_models(neuron, names, default)
+    pairs = []
+    for site in firing_sites:
+        model = model_of(resolved, site.name)
+        if site.is_encoder:
+            model = as_encoder(model)
+        pairs.append((site.name, model))
+    return by_name(pairs)
 
 
 def check_snn(snn: SNN) -> None:
@@ -200,8 +217,9 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these parameters have the same names as the SNN's own."""
     # Shapes and numbers may differ: those of the SNN are what it runs with.
-    own, others = set(paths_of(snn.params)), set(paths_of(params))
-    unknown, missing = sorted(others - own), sorted(own - others)
+    snn_paths, given_paths = set(paths_of(snn.params)), set(paths_of(params))
+    unknown = sorted(given_paths - snn_paths)
+    missing = sorted(snn_paths - given_paths)
     if unknown or missing:
         raise ValueError(
             "params are not those that this SNN was converted from. Unknown to it: "
@@ -346,8 +364,8 @@ def _check_fresh(fresh: Any, where: str) -> None:
             f"the params of {where} are a {type(fresh).__name__}; allowed: a "
             "NamedTuple of arrays"
         )
-    pairs = (pair for part in chain(fresh) for pair in part._asdict().items())
-    for name, value in pairs:
+    fields = [field for part in chain(fresh) for field in part._asdict().items()]
+    for name, value in fields:
         structure = jax.tree.structure(value)
         # Only named arrays have a range.
         if name != "neuron" and not jax.tree_util.treedef_is_leaf(structure):
@@ -386,11 +404,12 @@ def ranges_in(params: Any) -> dict[str, Range]:
     >>> limits["synaptic_leak"].most, limits["neuron/threshold"].most
     (1, inf)
     """
-    return {
-        "neuron/" * depth + name: limits
-        for depth, part in enumerate(chain(params))
-        for name, limits in ranges_of(type(part)).items()
-    }
+    ranges, prefix = {}, ""
+    for part in chain(params):
+        for name, limits in ranges_of(type(part)).items():
+            ranges[prefix + name] = limits
+        prefix += "neuron/"  # the next part lies in the field `neuron` of this one
+    return ranges
 
 
 def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from snnjax._checks import check_examples
 from snnjax._text import Table, shown_as_table
+from snnjax._trees import batch_of
 from snnjax.conversion.convert import convert
 from snnjax.measures.costs import Energy, energy
 from snnjax.measures.metrics import Measures, accuracy, measure
@@ -47,15 +48,27 @@ class Sweep(NamedTuple):
     def _table(self) -> Table:
         head = "T wait latency accuracy_% lost spikes energy_% with_memory_%"
         rows = [[name.replace("_", " ") for name in head.split()]]
-        for snn, accuracies, steps, measures, energies in self.points:
-            percent, lost = 100 * accuracies[-1], 100 * (self.ann - accuracies[-1])
-            shares = (f"{100 * e.spiking / e.ann:.0f}" for e in energies[:2])
-            results = f"{percent:.1f}", f"{lost:.1f}", f"{float(measures.spikes):.2f}"
-            rows.append([*map(str, (snn.steps, snn.wait, steps)), *results, *shares])
-        ann = f"ANN {100 * self.ann:.1f} %; energy in percent of the ANN's, by "
-        ann += "operations and with memory"
-        few = f"spikes and energy of the first {MEASURED} examples"
-        return Table(rows, below=f"{ann}\n{few}")
+        for point in self.points:
+            accuracy = point.accuracies[-1]
+            operations, memory = point.energy.operations, point.energy.memory
+            rows.append(
+                [
+                    str(point.snn.steps),
+                    str(point.snn.wait),
+                    str(point.latency),
+                    f"{100 * accuracy:.1f}",
+                    f"{100 * (self.ann - accuracy):.1f}",
+                    f"{float(point.measures.spikes):.2f}",
+                    f"{100 * operations.spiking / operations.ann:.0f}",
+                    f"{100 * memory.spiking / memory.ann:.0f}",
+                ]
+            )
+        below = (
+            f"ANN {100 * self.ann:.1f} %; energy in percent of the ANN's, by "
+            "operations and with memory\n"
+            f"spikes and energy of the first {MEASURED} examples"
+        )
+        return Table(rows, below=below)
 
 
 def sweep(
@@ -94,25 +107,36 @@ def sweep(
     spikes and energy of the first 100 examples
     """
     check_examples(x)
-    if not (all_steps := np.atleast_1d(steps).tolist()):
+    all_steps = np.atleast_1d(steps).tolist()
+    if not all_steps:
         raise ValueError("steps is empty; allowed: one or more numbers >= 1")
 
-    starts = range(0, len(jax.tree.leaves(x)[0]), AT_A_TIME)
-
-    def some(start: int, count: int = AT_A_TIME) -> chex.ArrayTree:
+    def examples(start: int, count: int) -> chex.ArrayTree:
         return jax.tree.map(lambda leaf: leaf[start : start + count], x)
 
-    def accuracies_of(run: Callable, weights: Any) -> np.ndarray:
-        outputs = jnp.concatenate([run(weights, some(start)) for start in starts], 1)
-        return np.asarray(accuracy(outputs, labels))  # outside of jit: checks labels
+    def accuracies_after_steps(run: Callable, weights: Any) -> np.ndarray:
+        outputs = [
+            run(weights, examples(start, AT_A_TIME))
+            for start in range(0, batch_of(x), AT_A_TIME)
+        ]
+        # Outside of jit, where the labels are checked.
+        return np.asarray(accuracy(jnp.concatenate(outputs, axis=1), labels))
 
-    ann_outputs, simulate = jax.jit(lambda p, x: fn(p, x)[None]), jax.jit(spiking(fn))
-    (ann,), network = accuracies_of(ann_outputs, params), sites(fn, params, some(0, 1))
+    # The ANN's outputs are those of one step.
+    run_ann = jax.jit(lambda params, x: fn(params, x)[None])
+    simulate = jax.jit(spiking(fn))
+    (ann_accuracy,) = accuracies_after_steps(run_ann, params)
+    network_sites = sites(fn, params, examples(0, 1))
     points = []
     for number in all_steps:
         snn = convert(fn, params, images, steps=number, **options)
-        accuracies = accuracies_of(simulate, snn)
-        measures = measure(fn, snn, some(0, MEASURED), params=params)
-        last = latency(network, steps=number, wait=snn.wait or 0)
-        points.append(Point(snn, accuracies, last, measures, energy(measures)))
-    return Sweep(float(ann), tuple(points))
+        measures = measure(fn, snn, examples(0, MEASURED), params=params)
+        point = Point(
+            snn=snn,
+            accuracies=accuracies_after_steps(simulate, snn),
+            latency=latency(network_sites, steps=number, wait=snn.wait or 0),
+            measures=measures,
+            energy=energy(measures),
+        )
+        points.append(point)
+    return Sweep(float(ann_accuracy), tuple(points))

@@ -191,22 +191,31 @@ def load(
 def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SNN:
     """The SNN of a file, in the structure of ``like`` if there is one."""
     params = tree.rebuild(structure["params"], arrays)
-    sites = tree.rebuild(structure["neurons"], arrays)
-    own: Any = like if isinstance(like, SNN) else None
-    like = own.params if own else like
-    known = own and own.model
-    if is_given := model is not None:
-        known = resolve_models(model, list(sites), lif())
-    model = models.restore(card["model"], known, check=is_given)
-    neurons = {
-        name: models.restore_params(
-            model_of(model, name), fields, own and own.neurons.get(name)
+    fields_of_sites = tree.rebuild(structure["neurons"], arrays)
+    like_params, like_neurons, like_model, like_code = like, {}, None, None
+    if isinstance(like, SNN):
+        like_params, like_neurons = like.params, like.neurons
+        like_model, like_code = like.model, like.code
+    is_given = model is not None
+    if is_given:
+        like_model = resolve_models(model, list(fields_of_sites), lif())
+    model = models.restore(card["model"], like_model, check=is_given)
+    neurons = {}
+    for name, fields in fields_of_sites.items():
+        site_model = model_of(model, name)
+        neurons[name] = models.restore_params(
+            site_model, fields, like_neurons.get(name)
         )
-        for name, fields in sites.items()
-    }
-    params = params if like is None else tree.fill(like, params)
-    code = models.restore(card["code"], own and own.code)
-    return SNN(params, neurons, card["steps"], card["wait"], model, code)
+    if like_params is not None:
+        params = tree.fill(like_params, params)
+    return SNN(
+        params=params,
+        neurons=neurons,
+        steps=card["steps"],
+        wait=card["wait"],
+        model=model,
+        code=models.restore(card["code"], like_code),
+    )
 
 
 def _as_path(path: str | os.PathLike) -> Path:

@@ -37,7 +37,7 @@ def describe(value: Any) -> Any:
     {'class': 'Radix', 'base': 4.0}
     """
     if isinstance(value, list | tuple):
-        return [describe(each) for each in value]
+        return [describe(item) for item in value]
     if value is None or type(value) in (bool, int, float, str):
         return value
     name = type(value).__name__.lstrip("_")
@@ -56,7 +56,11 @@ def unknown(description: Any) -> list[str]:
         if "text" in description:
             return [description["text"]]
         description = list(description.values())
-    return sum(map(unknown, description), []) if isinstance(description, list) else []
+    texts = []
+    if isinstance(description, list):
+        for part in description:
+            texts += unknown(part)
+    return texts
 
 
 def restore(description: Any, like: Any = None, *, check: bool = False) -> Any:
@@ -83,7 +87,7 @@ def restore(description: Any, like: Any = None, *, check: bool = False) -> Any:
             "snnjax.load(path, model=...) with this model, or run its program by "
             "stored.run(x)"
         )
-    fields = {name: restore(each) for name, each in description.items()}
+    fields = {name: restore(field) for name, field in description.items()}
     kind = CLASSES[fields.pop("class")]
     gone = fields.keys() - {field.name for field in dataclasses.fields(kind)}
     if gone:

@@ -156,5 +156,6 @@ def _check_input(x: Any, example: Any, dtypes: Collection[Any], origin: str) -> 
 
     same_structure = jax.tree.structure(x) == jax.tree.structure(example)
     if not same_structure or not jax.tree.all(jax.tree.map(agree, x, example)):
-        found, wanted = (jax.tree.map(text_of, tree) for tree in (x, example))
-        raise ValueError(f"x is {found}; {origin} takes {wanted}")
+        x_text = jax.tree.map(text_of, x)
+        example_text = jax.tree.map(text_of, example)
+        raise ValueError(f"x is {x_text}; {origin} takes {example_text}")

@@ -66,34 +66,38 @@ def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
     if isinstance(description, str):
         return leaves[description]
     if isinstance(description, list):
-        return [rebuild(each, leaves) for each in description]
+        return [rebuild(item, leaves) for item in description]
     if not isinstance(description, dict):
         return description  # None or a number
     if "tuple" in description:
         return tuple(rebuild(description["tuple"], leaves))
-    return {key: rebuild(each, leaves) for key, each in description["dict"]}
+    return {key: rebuild(value, leaves) for key, value in description["dict"]}
 
 
 def fill(like: Any, tree: Any) -> Any:
     """The leaves of ``tree`` in the containers of ``like``; classes may differ."""
-    values, like_leaves = map(_by_keys, (tree, like))
-    missing, unknown = (
-        ["/".join(keys) for keys in some if keys not in others][:3] or "no leaf"
-        for some, others in ((values, like_leaves), (like_leaves, values))
-    )
+    values, like_leaves = _by_keys(tree), _by_keys(like)
     if values.keys() != like_leaves.keys():
+        missing = [keys for keys in values if keys not in like_leaves]
+        unknown = [keys for keys in like_leaves if keys not in values]
         raise ValueError(
-            f"the structures differ: `like` lacks {missing} of {len(values)} leaves "
-            f"and has {unknown} besides"
+            f"the structures differ: `like` lacks {_first_paths(missing)} of "
+            f"{len(values)} leaves and has {_first_paths(unknown)} besides"
         )
     for keys, like_leaf in like_leaves.items():
-        shapes = [getattr(leaf, "shape", None) for leaf in (values[keys], like_leaf)]
-        if None not in shapes and shapes[0] != shapes[1]:
+        shape = getattr(values[keys], "shape", None)
+        like_shape = getattr(like_leaf, "shape", None)
+        # Python numbers have no shape.
+        if shape is not None and like_shape is not None and shape != like_shape:
             raise ValueError(
-                f"{'/'.join(keys)} has shape {shapes[0]}, but in `like` {shapes[1]}"
+                f"{'/'.join(keys)} has shape {shape}, but in `like` {like_shape}"
             )
     leaves = [values[keys] for keys in like_leaves]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _first_paths(leaves: list[tuple[str, ...]]) -> list[str] | str:
+    return ["/".join(keys) for keys in leaves[:3]] or "no leaf"
 
 
 def _by_keys(tree: Any) -> dict[tuple[str, ...], Any]:
