@@ -165,6 +165,10 @@ CROPPED = {  # padding of a kernel 3x3 and its stride: negative numbers skip ele
 
 
 def test_a_convolution_that_skips_elements_has_zeros_among_its_weights():
+    """Expected is a convolution of an image that is cropped and padded before.
+
+    On a CPU, JAX 0.10 computes the first of these paddings wrong.
+    """
     nets = {}
     for name, (padding, stride) in CROPPED.items():
 
@@ -177,9 +181,12 @@ def test_a_convolution_that_skips_elements_has_zeros_among_its_weights():
     layers = deploy.layers(net.fn, snn, PIXELS)
     same, same_snn = deploy.as_function(layers)
     outputs = same(same_snn.params, PIXELS)
-    for name, expected in net.fn(net.params, PIXELS).items():
-        result = outputs[f"output/{name}"]
+    for name, (padding, stride) in CROPPED.items():
+        sides = [(0, 0), *padding, (0, 0)]
+        image = jax.lax.pad(PIXELS, 0.0, [(low, high, 0) for low, high in sides])
+        expected = relu(conv(image, net.params[name]["w"], stride, "VALID"))
         assert np.any(expected), name
+        result = outputs[f"output/{name}"]
         np.testing.assert_allclose(result, expected, 1e-5, 1e-6, err_msg=name)
 
 
