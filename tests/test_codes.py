@@ -405,22 +405,6 @@ def test_a_code_of_ones_own_runs_and_is_named_where_a_file_cannot_hold_it(tmp_pa
 # ------------------------------------------------------------------- refusals
 
 
-def test_codes_outside_their_range_are_refused():
-    for base in (1, 0.5, np.inf, 129, "2", None):
-        with pytest.raises(ValueError, match="base is .*allowed: 1 < base <= 128"):
-            codes.radix(base)
-    for weights in ((), (1, 0), (1, np.nan), "ab", 3, ("1", "2"), (1, np.inf)):
-        with pytest.raises(ValueError, match="weights are .*allowed: one finite"):
-            codes.weighted(weights)
-    with pytest.raises(ValueError, match="none above the one before"):
-        codes.weighted((1, 0.5, 0.7))
-    with pytest.raises(ValueError, match="has 2 weights, and there are 4 steps"):
-        codes.weighted((1, 0.5)).weights(4)
-    for code, steps in ((codes.radix(), 200), (Halves(count=3), 4)):
-        with pytest.raises(ValueError, match="allowed: as many numbers > 0 as"):
-            code.sizes(steps)
-
-
 def test_neurons_that_do_not_keep_what_is_missing_are_refused():
     kernels, x, _, radix, _ = converted()
     leaky = {n: p._replace(leak=jnp.float32(0.5)) for n, p in radix.neurons.items()}

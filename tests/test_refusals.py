@@ -15,7 +15,7 @@ import networks
 import numpy as np
 import pytest
 from networks import FLAT, PIXELS, VECTORS, Net, converted, max_pool, outputs_of, relu
-from refusals import capture, conversion, simulation
+from refusals import capture, conversion, simulation, training
 from refusals.capture import (
     PARAMS,
     activation_named,
@@ -34,7 +34,7 @@ import snnjax
 from snnjax import __main__
 from snnjax.network import identity, with_activation
 
-ROWS = [*capture.ROWS, *conversion.ROWS, *simulation.ROWS]
+ROWS = [*capture.ROWS, *conversion.ROWS, *simulation.ROWS, *training.ROWS]
 REFUSALS = dict(ROWS)
 assert len(REFUSALS) == len(ROWS)  # no name twice
 

@@ -393,30 +393,6 @@ def test_running_averages_counters_and_keys_are_never_trained():
     assert set(jax.tree.leaves(labels["params"])) == {"weights"}
 
 
-SNN, DENSE = with_temperature()[1], NETWORKS["dense"][:3]
-ONES = np.ones((2, 1, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    "call, arguments, message",
-    [
-        (param_labels, ({}, ["weights"]), "snn is dict; allowed: an SNN"),
-        (param_labels, (SNN, ["b"]), r"no leaf \['b'\] to train; allowed: weights"),
-        (param_labels, (SNN, "bias"), r"is 'bias'; allowed: several, as \['bias'"),
-        (mean_cross_entropy, (ONES, np.array([3])), "labels range from 3 to 3; allow"),
-        (mean_cross_entropy, (ONES, np.array([-1])), "labels range from -1 to -1"),
-        (mean_cross_entropy, (ONES, np.ones(1)), "labels have dtype float64; allowed"),
-        (functools.partial(membrane_readout, leak=0.0), (OUTPUTS,), "leak is 0.0; al"),
-        (functools.partial(membrane_readout, leak="a"), (OUTPUTS,), "leak is 'a'; al"),
-        (functools.partial(snnjax.lif, temperature=-1.0), (), "is -1.0; allowed: > 0"),
-        (functools.partial(snnjax.init, model=snnjax.lif), DENSE, r"lif\(\) \(called"),
-    ],
-)
-def test_a_wrong_argument_is_refused(call, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        call(*arguments)
-
-
 def test_any_surrogate_takes_the_temperature_as_its_second_argument():
     spike = surrogate.triangle
     net, snn = with_temperature()

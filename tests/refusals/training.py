@@ -1,0 +1,130 @@
+"""Refusals of training and of codes: leaves, labels, leaks, bases and weights."""
+
+import functools
+
+import numpy as np
+from networks import NETWORKS
+
+import snnjax
+from refusals import Refusal
+from snnjax import codes
+from snnjax.training import mean_cross_entropy, membrane_readout, param_labels
+
+DENSE = NETWORKS["dense"][:3]
+SNN = snnjax.init(*DENSE, model=snnjax.lif(temperature=3.0))
+ONES = np.ones((2, 1, 3), np.float32)
+OUTPUTS = np.ones((6, 4, 3), np.float32)
+JUDGES = {"accuracy": snnjax.accuracy, "cross entropy": mean_cross_entropy}
+# Shapes of outputs and of labels.
+WRONG_SHAPES = [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))]
+
+
+class Halves(codes.Code):
+    """A code of one's own, always of three weights."""
+
+    def weights(self, steps):
+        return (0.5,) * 3
+
+
+def entropy(labels):
+    return functools.partial(mean_cross_entropy, ONES, labels)
+
+
+def labels_refused():
+    for name, judge in JUDGES.items():
+        for shape, label_shape in WRONG_SHAPES:
+            labels = np.zeros(label_shape, int)
+            outputs = np.zeros(shape)
+            yield (
+                f"{name} of {shape} and {label_shape}",
+                Refusal(
+                    functools.partial(judge, outputs, labels),
+                    "allowed: the readout at each step",
+                ),
+            )
+            yield (
+                f"{name} of a dictionary and {shape}, {label_shape}",
+                Refusal(
+                    functools.partial(judge, {"logits": outputs}, labels),
+                    "not its mean",
+                ),
+            )
+    for label in (-1, 3):
+        labels = np.array([1, label])
+        call = functools.partial(snnjax.accuracy, np.zeros((2, 2, 3)), labels)
+        message = f"range from .*{label}.*allowed: 0 to 2"
+        yield f"accuracy of the label {label}", Refusal(call, message)
+
+
+def codes_refused():
+    for base in (1, 0.5, np.inf, 129, "2", None):
+        call = functools.partial(codes.radix, base)
+        message = "base is .*allowed: 1 < base <= 128"
+        yield f"base {base!r}", Refusal(call, message)
+    for weights in ((), (1, 0), (1, np.nan), "ab", 3, ("1", "2"), (1, np.inf)):
+        call = functools.partial(codes.weighted, weights)
+        message = "weights are .*allowed: one finite"
+        yield f"weights {weights!r}", Refusal(call, message)
+    for code, steps in ((codes.radix(), 200), (Halves(), 4)):
+        call = functools.partial(code.sizes, steps)
+        message = "allowed: as many numbers > 0 as"
+        yield f"{type(code).__name__} of {steps} steps", Refusal(call, message)
+
+
+ROWS = [
+    (
+        "leaves of a dictionary",
+        Refusal(lambda: param_labels({}, ["weights"]), "snn is dict; allowed: an SNN"),
+    ),
+    (
+        "a leaf that is not there",
+        Refusal(
+            lambda: param_labels(SNN, ["b"]),
+            r"no leaf \['b'\] to train; allowed: weights",
+        ),
+    ),
+    (
+        "one word for leaves",
+        Refusal(
+            lambda: param_labels(SNN, "bias"),
+            r"is 'bias'; allowed: several, as \['bias'",
+        ),
+    ),
+    (
+        "a label above the classes",
+        Refusal(entropy(np.array([3])), "labels range from 3 to 3; allow"),
+    ),
+    (
+        "a label below the classes",
+        Refusal(entropy(np.array([-1])), "labels range from -1 to -1"),
+    ),
+    (
+        "labels of floating point",
+        Refusal(entropy(np.ones(1)), "labels have dtype float64; allowed"),
+    ),
+    (
+        "a readout that forgets all",
+        Refusal(lambda: membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; al"),
+    ),
+    (
+        "a word for a leak",
+        Refusal(lambda: membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; al"),
+    ),
+    (
+        "a temperature below 0",
+        Refusal(lambda: snnjax.lif(temperature=-1.0), "is -1.0; allowed: > 0"),
+    ),
+    (
+        "rising weights of a code",
+        Refusal(lambda: codes.weighted((1, 0.5, 0.7)), "none above the one before"),
+    ),
+    (
+        "fewer weights of a code than steps",
+        Refusal(
+            lambda: codes.weighted((1, 0.5)).weights(4),
+            "has 2 weights, and there are 4 steps",
+        ),
+    ),
+    *labels_refused(),
+    *codes_refused(),
+]
