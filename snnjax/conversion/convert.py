@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snnjax import sharding
@@ -158,7 +160,10 @@ def convert(
     )
     cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
     cautions.warn_of_few_samples(snn, sites, images.count)
-    return sharding.on_mesh(snn, images.user_sharding).with_fit(snn.fit)
+    # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX.
+    neurons = jax.tree.map(jnp.asarray, snn.neurons)
+    converted = dataclasses.replace(snn, neurons=neurons)
+    return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
 
 
 def _defaults(
