@@ -101,8 +101,8 @@ def sweep(
     >>> labels, code = fn(w, x).argmax(-1), snnjax.codes.radix()
     >>> print(sweep(fn, w, x, x, labels, steps=(2, 4), code=code))
     T  wait  latency  accuracy %  lost  spikes  energy %  with memory %
-    2  1     4        86.3        13.7  0.45    25        74
-    4  1     6        97.3        2.7   0.76    30        110
+    2  1     4        83.2        16.8  0.42    25        71
+    4  1     6        95.7        4.3   0.71    29        104
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
     spikes and energy of the first 100 examples
     """

@@ -295,11 +295,12 @@ def _information(
     snn: SNN, sites: Sequence[Site], neuron_counts: Sequence[int], steps: int
 ) -> dict[str, Any]:
     """Fields of `Measures` that follow from levels; NaN if a model states no levels."""
-    levels_of_sites = [levels_of(snn.model_of(site.name)) for site in sites]
-    if None in levels_of_sites:
-        return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
     bits_of_a_step, highest_level = 0.0, 0
-    for count, (low, high) in zip(neuron_counts, levels_of_sites, strict=True):
+    for count, site in zip(neuron_counts, sites, strict=True):
+        levels = levels_of(snn.model_of(site.name))
+        if levels is None:
+            return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
+        low, high = levels
         bits_of_a_step += count * math.log2(high - low + 1)
         highest_level = max(highest_level, high)
     # The largest value of a neuron over the distance of neighboring ones, and 0.

@@ -160,9 +160,8 @@ def counts(
             are computed once.
     """
     highest_level = _highest_level(network, snn)
-    is_graded = highest_level is not None and highest_level > 1
     level_one_values: Values = {}
-    if is_graded:
+    if highest_level > 1:  # spikes are graded
         level_one_values = values_at_level(network, snn, x, 1)
     constants = values_at_level(network, snn, x, 0)
     # Zeros as a product, which XLA does not fold into the network.
@@ -183,7 +182,7 @@ def counts(
         arriving = events(snn.code, observation.values[v], constants[v])
         is_event = (arriving != 0).astype(jnp.float32)
         operations += _weighed(is_event, synapses) / batch
-        if is_graded:
+        if highest_level > 1:
             level_one_size = wide(level_one_values[v]) - wide(constants[v])
             spike_sizes = snn.code.sizes(len(arriving))
             is_event *= _magnitudes(
@@ -202,15 +201,18 @@ def counts(
     }
 
 
-def _highest_level(network: Network, snn: SNN) -> int | None:
-    """The largest |level| of a spike of any site; None if a model states no levels."""
+def _highest_level(network: Network, snn: SNN) -> int:
+    """The largest |level| of a spike of any site.
+
+    It is 1 if a model states no levels: additions are then unknown, see `Measures`.
+    """
     highest = 1
     for site in network.sites:
         if not site.fires:
             continue
         levels = levels_of(snn.model_of(site.name))
         if levels is None:
-            return None
+            return 1
         highest = max(highest, *map(abs, levels))
     return highest
 

@@ -151,7 +151,7 @@ def _train_epoch(
         )
     losses = np.array([float(report["loss"]) for report in reports])
     if first_loss is None:
-        first_loss = losses[0]
+        first_loss = float(losses[0])
     exploded = np.abs(losses) > _EXPLODED * max(1.0, abs(first_loss))
     if exploded.any():
         number = int(exploded.argmax())
