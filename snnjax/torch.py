@@ -86,9 +86,9 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
         with _torchax() as (torch, environment):
             arrays, inputs = environment.j2t_iso((arrays, inputs))
             with environment, torch.device("jax"), torch.no_grad():
-                of_modules = {name: arrays[source] for name, source in sources.items()}
+                tensors = {name: arrays[source] for name, source in sources.items()}
                 outputs = torch.func.functional_call(
-                    weightless, of_modules, inputs, tie_weights=False
+                    weightless, tensors, inputs, tie_weights=False
                 )
             return environment.t2j_iso(outputs)
 
@@ -111,11 +111,14 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
     with _torchax() as (torch, _):
         cpu = jax.local_devices(backend="cpu")[0]
         arrays = jax.device_put(dict(params), cpu)
-        # The other names of shared tensors: ``{first: None}``, see `function`.
-        others = {n: next(iter(a)) for n, a in arrays.items() if isinstance(a, Mapping)}
-        own = arrays.keys() - others.keys()
-        tensors = {name: torch.from_dlpack(arrays[name]).clone() for name in own}
-        return {name: tensors[others.get(name, name)] for name in arrays}
+        tensors, first_names = {}, {}
+        for name, array in arrays.items():
+            if isinstance(array, Mapping):
+                # Another name of a shared tensor: ``{first: None}``, see `function`.
+                (first_names[name],) = array
+            else:
+                tensors[name] = torch.from_dlpack(array).clone()
+        return {name: tensors[first_names.get(name, name)] for name in arrays}
 
 
 @contextlib.contextmanager
@@ -165,16 +168,20 @@ def _check_equal(module: Any, example: Any, fn: Callable) -> None:
         x = jax.tree.map(tensor, example)
         arrays = environment.t2j_copy(jax.tree.map(lambda x: x.cpu(), x))
         with torch.no_grad():
-            of_module = module(*(x if isinstance(x, tuple) else (x,)))
-        of_module = torch.utils._pytree.tree_map(lambda y: y.cpu(), of_module)
-        of_module = environment.t2j_copy(of_module)
-    pairs = map(jax.tree.leaves, (fn(arrays), of_module))
-    for ours, theirs in zip(*pairs, strict=True):
-        is_floating = jnp.issubdtype(theirs.dtype, jnp.floating)
-        precision = float(jnp.finfo(theirs.dtype).eps) if is_floating else 0.0
+            expected = module(*(x if isinstance(x, tuple) else (x,)))
+        expected = torch.utils._pytree.tree_map(lambda y: y.cpu(), expected)
+        expected = environment.t2j_copy(expected)
+    output_leaves = jax.tree.leaves(fn(arrays))
+    expected_leaves = jax.tree.leaves(expected)
+    for output, expected_output in zip(output_leaves, expected_leaves, strict=True):
+        is_floating = jnp.issubdtype(expected_output.dtype, jnp.floating)
+        precision = float(jnp.finfo(expected_output.dtype).eps) if is_floating else 0.0
         tolerance = max(_TOLERANCE, 4 * precision)
-        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        error, largest = np.abs(ours - theirs).max(), np.abs(theirs).max()
+        # In float64, so that the comparison rounds nothing.
+        output = np.asarray(output, np.float64)
+        expected_output = np.asarray(expected_output, np.float64)
+        error = np.abs(output - expected_output).max()
+        largest = np.abs(expected_output).max()
         if not error <= tolerance * largest:
             raise ValueError(
                 f"the outputs for the example differ by {error:.3g}, and the largest "
