@@ -47,14 +47,17 @@ def warn_of_equal_images(leaves: Sequence[jax.Array]) -> None:
     Args:
         leaves: the arrays of x, [N, ...] each.
     """
-    # The parts that this process holds; images that devices share are several parts.
-    parts_of_leaves = []
+    are_zero = True
+    are_equal = True
     for leaf in leaves:
-        parts = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-        parts_of_leaves.append(parts)
-    if all(_are_zero(parts) for parts in parts_of_leaves):
+        # Of images that devices share, this process looks at its own.
+        shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        images = np.concatenate(shards)
+        are_zero &= not images.any()
+        are_equal &= len(images) > 1 and bool((images == images[0]).all())
+    if are_zero:
         problem = "all zero"
-    elif all(_are_equal(parts) for parts in parts_of_leaves):
+    elif are_equal:
         problem = "all equal"
     else:
         return
@@ -63,17 +66,6 @@ def warn_of_equal_images(leaves: Sequence[jax.Array]) -> None:
         "input. Give images that the network was trained on, normalized in the same "
         "way"
     )
-
-
-def _are_zero(parts: Sequence[np.ndarray]) -> bool:
-    return not any(part.any() for part in parts)
-
-
-def _are_equal(parts: Sequence[np.ndarray]) -> bool:
-    """Whether there are several images, and all of them are equal."""
-    first = parts[0][0]
-    count = sum(len(part) for part in parts)
-    return count > 1 and all((part == first).all() for part in parts)
 
 
 def warn_of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> None:
@@ -123,9 +115,11 @@ def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> No
         return
     site_names = list(dict.fromkeys(site_names))
     fitted_words = list(dict.fromkeys(fitted_words))
-    more = f" (and {len(site_names) - 1} more)" if len(site_names) > 1 else ""
+    place = f"site {site_names[0]!r}"
+    if len(site_names) > 1:
+        place += f" (and {len(site_names) - 1} more)"
     warn(
-        f"{' and '.join(fitted_words)} of site {site_names[0]!r}{more} are fitted "
+        f"{' and '.join(fitted_words)} of {place} are fitted "
         f"to {min(sample_counts)} samples each, and may not suit new images; "
         f"recommended: {FEW} calibration images or more, or one threshold per layer, "
         "e.g. snnjax.best('layer')"

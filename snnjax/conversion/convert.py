@@ -25,7 +25,7 @@ from snnjax._types import Per
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.engine.ann import AnnPass, pass_ann
-from snnjax.conversion.engine.calibration import Calibration
+from snnjax.conversion.engine.calibration import Calibration, Parts
 from snnjax.conversion.images import CalibrationImages, place
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
 from snnjax.conversion.search import search
@@ -118,10 +118,11 @@ def convert(
     >>> print(snn.neurons["hidden/relu"].threshold.shape)
     (8,)
     """
-    check_wait(steps, 0 if wait is None else wait)
+    check_wait(steps, wait or 0)
     # NumPy's integers are no static arguments.
     steps = int(steps)
-    wait = None if wait is None else int(wait)
+    if wait is not None:
+        wait = int(wait)
     if code is not None:
         check_code(code)
     code, model, per = _defaults(chip, steps, code, model)
@@ -148,6 +149,7 @@ def convert(
         network=network,
         snn=SNN(params, fresh_neurons, steps, wait, models, code),
         images=images,
+        sites=sites,
         wait=shortest_wait,
         weigh_errors=any(isinstance(value, Priced) for value in recipes.values()),
     )
@@ -173,7 +175,7 @@ def _defaults(
     if chip is not None:
         check_chip(chip)
         return chip.defaults(steps, code, model)
-    return rate() if code is None else code, model, "channel"
+    return code or rate(), model, "channel"
 
 
 def _check_models(models: Any, code: Code) -> None:
@@ -217,6 +219,7 @@ def _calibration(
     network: Network,
     snn: SNN,
     images: CalibrationImages,
+    sites: Sequence[Site],
     wait: int,
     weigh_errors: bool,
 ) -> Calibration:
@@ -224,14 +227,15 @@ def _calibration(
 
     Args:
         snn: the trained parameters, with fresh neurons.
+        sites: those that fire.
         weigh_errors: whether a recipe is known to ask for the effects of errors.
     """
-    steps, code = snn.steps or 0, snn.code
-    sites = [site for site in network.sites if site.fires]
+    assert snn.steps is not None
+    steps = snn.steps
+    code = snn.code
     sums_suffice = needs_no_time(code, steps, wait, models_in(snn.model))
-    batches = images.micro_batches(
-        _micro_batch_size(sites, steps_at_once=1 if sums_suffice else steps)
-    )
+    steps_at_once = 1 if sums_suffice else steps
+    batches = images.micro_batches(_micro_batch_size(sites, steps_at_once))
     network_stages = stages(network)
     keep_results = images.batch_sharding is None and _fits_in_memory(
         network, network_stages, images.count
@@ -249,7 +253,14 @@ def _calibration(
             with_effects=with_effects,
         )
 
-    inputs = [network.inputs(batch.images) for batch in batches]
+    batches_of_inputs: Parts = {variable: [] for variable in network.x}
+    for batch in batches:
+        for variable, array in network.inputs(batch.images).items():
+            batches_of_inputs[variable].append(array)
+    ann_results = None
+    if keep_results:
+        # The pass is the one that computes effects, where a recipe asks for them.
+        ann_results = lambda: ann_pass(weigh_errors).results  # noqa: E731
     return Calibration(
         network=network,
         stages=network_stages,
@@ -258,11 +269,10 @@ def _calibration(
         steps=steps,
         wait=wait,
         batch_sharding=images.batch_sharding,
-        images={v: [arrays[v] for arrays in inputs] for v in network.x},
+        images=batches_of_inputs,
         batch_sizes=tuple(len(batch.numbers) for batch in batches),
         effects=lambda: ann_pass(True).effects,
-        # The same pass as for the effects, where they are asked for.
-        ann_results=(lambda: ann_pass(weigh_errors).results) if keep_results else None,
+        ann_results=ann_results,
         curves={},
     )
 
@@ -280,7 +290,7 @@ def _fits_in_memory(
     return 4 * image_count * size_of_one <= _ANN_BYTES
 
 
-def _micro_batch_size(sites: Sequence[Site], *, steps_at_once: int) -> int:
+def _micro_batch_size(sites: Sequence[Site], steps_at_once: int) -> int:
     """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
     largest_site = max(math.prod(site.shape) for site in sites)
     return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest_site))

@@ -323,9 +323,12 @@ def recipes_by_site(recipe: Any, site_names: Sequence[str]) -> dict[str, AnySite
                 "snnjax.best() (called), or site names and patterns with a recipe each"
             )
     by_site = matching(recipes, site_names, "recipe")
-    priced = [recipe for recipe in by_site.values() if isinstance(recipe, Priced)]
-    budgets = {(recipe.price, recipe.spikes) for recipe in priced}
-    has_spike_limit = any(recipe.spikes is not None for recipe in priced)
+    budgets = set()
+    has_spike_limit = False
+    for site_recipe in by_site.values():
+        if isinstance(site_recipe, Priced):
+            budgets.add((site_recipe.price, site_recipe.spikes))
+            has_spike_limit |= site_recipe.spikes is not None
     if len(budgets) > 1 and has_spike_limit:
         raise ValueError(
             "a number of spikes is one of the whole network, and the recipes by site "

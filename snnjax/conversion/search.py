@@ -58,19 +58,29 @@ class Outcome(NamedTuple):
     spikes: float
 
 
+class Budget(NamedTuple):
+    """What spikes may cost, from the first recipe that has a price.
+
+    Attributes:
+        price: of a spike.
+        spike_limit: in place of the price, at most so many spikes per neuron; None.
+    """
+
+    price: float
+    spike_limit: float | None
+
+
 class Prediction(NamedTuple):
     """What the curves of all priced sites say before anything is fitted.
 
     Attributes:
         curves: site name -> its curve, under the last zone that costs least.
         zone: that last zone; None: models keep theirs.
-        price: of a spike, at which the predicted spikes are within their limit.
         error: of the outputs; None: it is unknown, since some sites have no price.
     """
 
     curves: dict[str, Curve]
     zone: float | None
-    price: float
     error: float | None
 
 
@@ -92,23 +102,10 @@ def search(
     Raises:
         ValueError: a number of spikes that cannot be kept.
     """
-    code, steps = calibration.snn.code, calibration.steps
-    priced = {name: r for name, r in recipes.items() if isinstance(r, Priced)}
-    first_priced = next(iter(priced.values()), None)
-    first_price = first_priced.price_under(code, steps) if first_priced else 0.0
-    spike_limit = first_priced.spikes if first_priced else None
-    _check_spike_limit(spike_limit, steps)
-    prediction = Prediction(curves={}, zone=None, price=first_price, error=None)
-    if priced and (zone_model is not None or spike_limit is not None):
-        prediction = _predict(
-            calibration,
-            priced,
-            zones=ZONES if zone_model is not None else None,
-            price=first_price,
-            spike_limit=spike_limit,
-            is_complete=len(priced) == len(recipes),
-        )
-        calibration = calibration._replace(curves=prediction.curves)
+    budget = _budget(calibration, recipes)
+    zones = None if zone_model is None else ZONES
+    prediction = _predict(calibration, recipes, budget, zones)
+    calibration = calibration._replace(curves=prediction.curves)
     if zone_model is not None and prediction.zone is not None:
         model = dataclasses.replace(zone_model, last_zone=prediction.zone)
         models = models_of_sites(model, calibration.network.sites, model)
@@ -121,10 +118,10 @@ def search(
         return _fit(calibration, recipes, wait=wait, price=price)
 
     def fit_at(wait: int) -> Outcome:
-        if spike_limit is None:
+        if budget.spike_limit is None:
             return fit(wait, None)
         return fit_within(
-            spike_limit,
+            budget.spike_limit,
             fit=lambda price: fit(wait, price),
             curves=list(prediction.curves.values()),
         )
@@ -136,55 +133,65 @@ def search(
         predicted_error=prediction.error,
     )
     outcome = fit_at(wait)
-    if wait < code.longest_wait(steps):
+    if wait < calibration.snn.code.longest_wait(calibration.steps):
         cautions.warn_of_lost_outputs(outcome.error, wait)
     return outcome.snn.with_fit(_description(outcome, wait, errors))
 
 
-def _check_spike_limit(spike_limit: float | None, steps: int) -> None:
-    if spike_limit is not None and spike_limit > steps:
-        raise ValueError(
-            f"spikes is {spike_limit:g}, and a neuron sends at most {steps} in T = "
-            f"{steps} steps; allowed: 0 < spikes <= {steps}"
-        )
+def _budget(calibration: Calibration, recipes: Mapping[str, AnySiteRecipe]) -> Budget:
+    """The price, or the number of spikes, that the recipes ask for."""
+    steps = calibration.steps
+    for recipe in recipes.values():
+        if not isinstance(recipe, Priced):
+            continue
+        if recipe.spikes is not None and recipe.spikes > steps:
+            raise ValueError(
+                f"spikes is {recipe.spikes:g}, and a neuron sends at most {steps} in T "
+                f"= {steps} steps; allowed: 0 < spikes <= {steps}"
+            )
+        price = recipe.price_under(calibration.snn.code, steps)
+        return Budget(price, recipe.spikes)
+    return Budget(price=0.0, spike_limit=None)
 
 
 def _predict(
     calibration: Calibration,
-    priced: Mapping[str, Priced],
-    *,
+    recipes: Mapping[str, AnySiteRecipe],
+    budget: Budget,
     zones: Sequence[float] | None,
-    price: float,
-    spike_limit: float | None,
-    is_complete: bool,
 ) -> Prediction:
     """The last zone of the least J, and what its curves predict.
 
     Args:
         zones: last zones to compare; None: models keep theirs.
-        price: of a spike; with a limit of spikes, a price is found for each zone.
-        is_complete: whether all sites have a price.
     """
-    per_site = {name: recipe.per for name, recipe in priced.items()}
-    curves_of_zones = survey(calibration, zones, per_site)
+    per_site = {}
+    for name, recipe in recipes.items():
+        if isinstance(recipe, Priced):
+            per_site[name] = recipe.per
+    # Without a choice to make, a pass of the ANN would be for nothing.
+    needs_curves = zones is not None or budget.spike_limit is not None
+    if not per_site or not needs_curves:
+        return Prediction(curves={}, zone=None, error=None)
     candidates = []
-    for number, curves in enumerate(curves_of_zones):
-        zone_price = price
-        if spike_limit is not None:
-            zone_price = price_of(curves.values(), spike_limit)
-        error, spikes = total(curves.values(), zone_price)
+    for number, curves in enumerate(survey(calibration, zones, per_site)):
+        price = budget.price
+        if budget.spike_limit is not None:
+            price = price_of(curves.values(), budget.spike_limit)
+        error, spikes = total(curves.values(), price)
         excess = 0.0
-        cost = error + zone_price * spikes
-        if spike_limit is not None:
+        cost = error + price * spikes
+        if budget.spike_limit is not None:
             # Zones compete at equal spikes; one that sends too many loses.
-            excess = max(0.0, spikes - spike_limit)
+            excess = max(0.0, spikes - budget.spike_limit)
             cost = error
+        is_complete = len(per_site) == len(recipes)
+        # More than the outputs themselves is predicted for a site without effect.
+        is_known = is_complete and error <= 1
         prediction = Prediction(
             curves=curves,
             zone=None if zones is None else zones[number],
-            price=zone_price,
-            # More than the outputs themselves is predicted for a site without effect.
-            error=error if is_complete and error <= 1 else None,
+            error=error if is_known else None,
         )
         candidates.append((excess, cost, number, prediction))
     *_, cheapest = min(candidates)

@@ -143,10 +143,12 @@ class Calibration(NamedTuple):
     ) -> Iterator[Results]:
         have_images = tuple(variable in parts for variable in stage.sources)
         for batch in range(len(self.batch_sizes)):
-            sources = [
-                parts[variable][batch] if variable in parts else params[variable]
-                for variable in stage.sources
-            ]
+            sources = []
+            for variable in stage.sources:
+                if variable in parts:
+                    sources.append(parts[variable][batch])
+                else:
+                    sources.append(params[variable])
             yield run(work, sources, have_images, self.batch_sharding)
 
     def advance(

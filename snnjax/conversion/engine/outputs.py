@@ -25,9 +25,9 @@ def ann_outputs(
     """The outputs of the ANN for each micro-batch; raise unless all are finite."""
     last_stage = calibration.run_ann(-1, boundary.activations)
     outputs = [results.outputs for results in last_stage]
-    names = calibration.network.output_names()
-    for name, batches in zip(names, zip(*outputs, strict=True), strict=True):
+    for number, name in enumerate(calibration.network.output_names()):
         label = f" {name!r}" if name else ""
+        batches = [batch_outputs[number] for batch_outputs in outputs]
         check_finite(f"the outputs{label} of the network", batches)
     return outputs
 
@@ -73,8 +73,12 @@ def spikes_per_neuron(calibration: Calibration, boundary: Boundary) -> float:
 
 
 @by_numpy_or_xla
-def _total(counts: list[list[jax.Array]]) -> jax.Array:
-    return functools.reduce(operator.add, [n.sum() for batch in counts for n in batch])
+def _total(counts: list[list[jax.Array]]) -> Any:
+    total = 0.0
+    for batch in counts:
+        for count in batch:
+            total = total + count.sum()
+    return total
 
 
 @by_numpy_or_xla

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax._arrays import by_numpy_or_xla, on_host
+from snnjax._arrays import by_numpy_or_xla
 from snnjax._checks import check_finite, warn
 from snnjax._progress import shown
 from snnjax._types import Per
@@ -214,6 +214,6 @@ def _check_maximum(site: Site, maximum: jax.Array) -> None:
 def _shaped_like_threshold(maximum: jax.Array, site: Site) -> np.ndarray:
     """One number per channel of a maximum that may be one for all of them."""
     shape = parameter_shapes(site)["threshold"]
-    maximum = on_host(maximum)
-    maximum = maximum.reshape(maximum.shape[-len(shape) :]).astype(np.float32)
-    return maximum + np.zeros(shape, np.float32)
+    array = np.asarray(maximum, np.float32)
+    channels = array.reshape(array.shape[-len(shape) :])
+    return np.array(np.broadcast_to(channels, shape))
