@@ -166,11 +166,13 @@ def _search(
         bias = trials.neurons.bias + missing / count
         trials = trials._replace(neurons=trials.neurons._replace(bias=bias))
         _, squares = _errors(view.dynamics, trials, blocks, pace)
-        # Smaller thresholds would clip inputs that the sample does not have.
+        # Smaller thresholds would clip inputs that the sample does not have. Such an
+        # error is one of the mean and of the pace.
         unit = trials.unit.astype(np.float64)
         largest_outputs = view.high * trials.neurons.threshold
         tail = view.sample.tail(neurons.offset)
-        squares = squares + clipped_error(tail, largest_outputs) / unit**2
+        unseen = clipped_error(tail, largest_outputs) / unit**2
+        squares = squares + (1 + pace) * unseen
         if per == "layer":
             layer_squares = squares.sum(axis=1, keepdims=True)
             squares = np.broadcast_to(layer_squares, squares.shape)
