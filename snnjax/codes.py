@@ -213,7 +213,8 @@ class Code:
         """What an operator keeps from one step to the next, before the first step.
 
         Args:
-            operator: a function that is not affine, a `snnjax.network.Operator`.
+            operator: an ``Operator``, a function that is not affine
+                (``snnjax/network/increments.py``).
             arguments: of one step, or their shapes.
         """
         return ()  # a function of the values decoded at a step keeps nothing

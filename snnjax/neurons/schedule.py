@@ -112,21 +112,21 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     """
     if tick is None:
         return fire(neuron, params, state)
-    v, total = state
-    fraction = jnp.zeros(())
-    if total is not None:
+    v = state.potential
+    lift = _lift(neuron, params, v, tick)
+    takes_back = state.total is not None
+    whole = fraction = None
+    if takes_back:
         # In spikes of this step: one of size 4 allows to take back two of size 2. Where
         # sizes grow, the fraction of a spike waits until it is a whole one.
-        sent = total * like(tick.last_size, v) / like(tick.size, v)
-        total = jnp.floor(sent + ROUNDING)
-        fraction = sent - total
-    lift = _lift(neuron, params, v, tick)
-    lifted_state = NeuronState(v + lift, total)
+        sent = state.total * like(tick.last_size, v) / like(tick.size, v)
+        whole = jnp.floor(sent + ROUNDING)
+        fraction = sent - whole
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     # An offset is no spike: it is added below, as often as a constant arrives.
     step_params = params._replace(threshold=threshold, offset=None)
-    fired, spikes = fire(neuron, step_params, lifted_state)
-    total = None if fired.total is None else fired.total + fraction
+    fired, spikes = fire(neuron, step_params, NeuronState(v + lift, whole))
+    total = fired.total + fraction if takes_back else None
     if params.offset is not None:
         offset = like(params.offset, spikes)
         if tick.arrivals is not None:
