@@ -40,8 +40,12 @@ def test_an_error_of_the_user_ends_with_its_message():
 def test_compiled_programs_are_kept_and_a_line_says_where(
     tmp_path, monkeypatch, capsys
 ):
-    names = "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
-    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    saved = {
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir,
+        "jax_persistent_cache_min_compile_time_secs": (
+            jax.config.jax_persistent_cache_min_compile_time_secs
+        ),
+    }
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -51,13 +55,14 @@ def test_compiled_programs_are_kept_and_a_line_says_where(
         folder = str(tmp_path / "snnjax")
         assert capsys.readouterr().out == f"compiled programs are kept in {folder}\n"
         assert jax.config.jax_compilation_cache_dir == folder
-        own = str(tmp_path / "own")  # a folder of the user's stays
-        jax.config.update("jax_compilation_cache_dir", own)
+        # A folder of the user's stays.
+        folder = str(tmp_path / "of the user")
+        jax.config.update("jax_compilation_cache_dir", folder)
         run(lambda: None)
-        assert capsys.readouterr().out == f"compiled programs are kept in {own}\n"
-        assert jax.config.jax_compilation_cache_dir == own
+        assert capsys.readouterr().out == f"compiled programs are kept in {folder}\n"
+        assert jax.config.jax_compilation_cache_dir == folder
     finally:
-        for name, value in before.items():
+        for name, value in saved.items():
             jax.config.update(name, value)
 
 
@@ -150,9 +155,12 @@ def test_help_says_what_the_command_does_and_what_names_there_are(monkeypatch, c
 
 
 def test_a_command_gives_its_configuration_again():
-    presets = PRESETS_ANN, PRESETS_CONVERT, PRESETS_FINETUNE, PRESETS_SNN
-    own = Convert(dataset="my set", waits=("1", "T"), levels=(-1, 1), last_zone=0.7)
-    for config in [own, *(next(reversed(each.values())) for each in presets)]:
+    configs = [
+        Convert(dataset="my set", waits=("1", "T"), levels=(-1, 1), last_zone=0.7)
+    ]
+    for presets in (PRESETS_ANN, PRESETS_CONVERT, PRESETS_FINETUNE, PRESETS_SNN):
+        configs.append([*presets.values()][-1])
+    for config in configs:
         line = command("experiments.module", config)
         python, m, module, *options = shlex.split(line)
         assert (python, m, module) == ("python", "-m", "experiments.module")

@@ -1,5 +1,7 @@
 """Data sets from the three sources, their error messages, and augmentation."""
 
+import itertools
+
 import jax
 import numpy as np
 import PIL.Image
@@ -56,14 +58,14 @@ def test_folder(tmp_path, mode, channels):
     assert set(pets.train_labels[:10]) == set(pets.test_labels[:10]) == {0, 1}
     with PIL.Image.open(tmp_path / "pets/test/dog/1.png") as image:
         expected = np.asarray(image).reshape(4, 3, channels)
-    (place,) = [i for i, a in enumerate(pets.test_images) if (a == expected).all()]
+    (place,) = np.flatnonzero((pets.test_images == expected).all(axis=(1, 2, 3)))
     assert pets.test_labels[place] == 1
     images = pets.train_images
     np.testing.assert_allclose(pets.mean, images.mean((0, 1, 2)))
     np.testing.assert_allclose(pets.std, images.std((0, 1, 2)))
-    same = data.load(str(tmp_path / "pets"))
-    np.testing.assert_array_equal(same.train_images, images)
-    np.testing.assert_array_equal(same.train_labels, pets.train_labels)
+    reloaded = data.load(str(tmp_path / "pets"))
+    np.testing.assert_array_equal(reloaded.train_images, images)
+    np.testing.assert_array_equal(reloaded.train_labels, pets.train_labels)
 
 
 def test_folder_errors(tmp_path):
@@ -148,32 +150,28 @@ def test_missing_data_names_the_ways_out(tmp_path):
 def test_augment_depends_on_its_key_alone():
     for dtype in (np.uint8, np.float32):
         images = np.arange(64 * 6 * 5 * 2).reshape(64, 6, 5, 2).astype(dtype)
-        crops, again, other = (
-            np.asarray(data.augment(jax.random.key(k), images, flip=True, padding=2))
-            for k in (0, 0, 1)
-        )
+        first_key, second_key = jax.random.key(0), jax.random.key(1)
+        crops = data.augment(first_key, images, flip=True, padding=2)
         assert crops.shape == images.shape and crops.dtype == dtype
-        np.testing.assert_array_equal(crops, again)
-        assert (crops != other).any()
-        same = data.augment(jax.random.key(0), images, flip=False, padding=0)
-        np.testing.assert_array_equal(same, images)
+        repeated = data.augment(first_key, images, flip=True, padding=2)
+        np.testing.assert_array_equal(crops, repeated)
+        assert (crops != data.augment(second_key, images, flip=True, padding=2)).any()
+        unchanged = data.augment(first_key, images, flip=False, padding=0)
+        np.testing.assert_array_equal(unchanged, images)
 
 
 def test_augment_makes_only_shifts_and_mirrors():
     images = np.arange(1, 1 + 32 * 9, dtype=np.int32).reshape(32, 3, 3, 1)
     crops = np.asarray(data.augment(jax.random.key(0), images, flip=True, padding=1))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = set()
+    changes = [*itertools.product(range(3), range(3), (1, -1))]
+    drawn_changes = set()
     for image, crop in zip(padded, crops, strict=True):
-        candidates = {
-            (row, column, mirror): image[row : row + 3, column : column + 3][
-                :, ::mirror
-            ]
-            for row in range(3)
-            for column in range(3)
-            for mirror in (1, -1)
-        }
-        hits = {at for at, c in candidates.items() if np.array_equal(c, crop)}
+        hits = set()
+        for row, column, mirror in changes:
+            candidate = image[row : row + 3, column : column + 3][:, ::mirror]
+            if np.array_equal(candidate, crop):
+                hits.add((row, column, mirror))
         assert hits
-        seen |= hits
-    assert len(seen) > 10  # of 18
+        drawn_changes |= hits
+    assert len(drawn_changes) > 10  # of 18

@@ -113,9 +113,9 @@ def test_the_checkpoint_restores_without_the_ann(converted):
         convert.restore(dataclasses.replace(again, test_images=600), data=data)
     file = Path(config.out) / "snn.safetensors"
     assert load_snn(file).card["calibration"]["shape"] == [64, 8, 8, 1]
-    other = data._replace(train_images=np.zeros((200, 9, 9, 1), np.uint8))
+    larger = data._replace(train_images=np.zeros((200, 9, 9, 1), np.uint8))
     with pytest.raises(ValueError, match="takes images of"):
-        convert.run(config, data=other)
+        convert.run(config, data=larger)
 
 
 def test_every_published_source_has_a_preset_a_card_and_a_figure():
@@ -216,8 +216,8 @@ def test_tables_of_published_results(table):
         names[1], "--epochs", "--steps", "1"
     )
     *_, best = table(names[0], "--summary", "--steps", "2", "8").splitlines()
-    most = report.results.percent(by_steps[8])
-    assert f"| `resnet20` | `best, binary` | 8 | 8 | {most} | | 90.8 |" in best
+    highest = report.results.percent(by_steps[8])
+    assert f"| `resnet20` | `best, binary` | 8 | 8 | {highest} | | 90.8 |" in best
     for words, message in (
         ([*names, "--steps", "2"], "resnet20 have rows of T = 1 only; ask for one of"),
         ([names[0], "--epochs"], "none of these files is of a fine-tuning"),
@@ -246,13 +246,15 @@ def test_files_of_one_network_share_a_table_or_contradict_each_other(
     assert sorted(table(tmp_path, parts[1]).split()) == sorted(whole.split())
     write(parts[1], results=[row | {"seconds": None} for row in rows])  # interrupted
     assert table(parts[1]) == whole
-    others = [row for row in rows[::2] if row["steps"] == 4]
-    both = "1000 test images of cifar10 and 100 test images of cifar10"
+    four_steps = [row for row in rows[::2] if row["steps"] == 4]
+    less_accurate = [row | {"accuracies": [[0.5] * 4]} for row in four_steps]
+    later = [row | {"latency": 99} for row in four_steps]
+    numbers = "1000 test images of cifar10 and 100 test images of cifar10"
     for changes, message in (
-        ({"results": [r | {"accuracies": [[0.5] * 4]} for r in others]}, "table of"),
-        ({"results": [r | {"latency": 99} for r in others]}, "table of their own"),
+        ({"results": less_accurate}, "table of their own"),
+        ({"results": later}, "table of their own"),
         ({"ann_accuracy": 0.5}, "ANN vgg8 differs .*: 91.000 % and 50.000 %"),
-        ({"test_images": 100}, f"images of vgg8 differs .*: {both}"),
+        ({"test_images": 100}, f"images of vgg8 differs .*: {numbers}"),
     ):
         write(parts[1], **changes)
         for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
@@ -318,10 +320,13 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
 def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
     _, rows, ann, *_ = report.read_results(published("resnet20_radix_graded"))
     points = report.figures.frontier(rows, ann)
-    by_spikes = {row.spikes: 100 * (ann - row.final) for row in rows}
-    assert [by_spikes[spikes] for spikes, _ in points] == [lost for _, lost in points]
-    for spikes, lost in by_spikes.items():
-        assert any(s <= spikes and least <= max(lost, 0.1) for s, least in points)
+    lost_by_spikes = {row.spikes: 100 * (ann - row.final) for row in rows}
+    for spikes, lost in points:
+        assert lost == lost_by_spikes[spikes]
+    for spikes, lost in lost_by_spikes.items():
+        # A point that sends no more spikes loses no more.
+        cheaper = [point_lost for paid, point_lost in points if paid <= spikes]
+        assert min(cheaper) <= max(lost, 0.1)
     silent = rows[0]._replace(firing_rate=0.0)
     assert report.figures.frontier([*rows, silent], ann) == points
     early = report.figures.frontier(rows, ann, "latency")
@@ -329,8 +334,8 @@ def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
 
 
 def test_a_table_has_the_best_accuracy_within_so_many_steps(table):
-    names = [f"convert_cifar10_resnet20_{name}" for name in ("waits", "radix_graded")]
-    _, _, rate, radix, ann = table(*names, "--latency").splitlines()
+    files = ("convert_cifar10_resnet20_waits", "convert_cifar10_resnet20_radix_graded")
+    _, _, rate, radix, ann = table(*files, "--latency").splitlines()
     assert rate.startswith("| `resnet20` | rate, binary | | | | | | 89.4 | 89.4 |")
     assert radix == "| | radix, graded | | 89.0 | 90.5 | 90.5 | 90.5 | 90.5 | 90.5 |"
     assert ann.count("90.8") == len(report.networks.LIMITS)
@@ -355,8 +360,8 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
         np.testing.assert_allclose(line.get_ydata(), accuracies)
     # A silent conversion has no place on the axis of spikes.
     silent = [row._replace(firing_rate=0.0) for row in waiting]
-    others = [row for row in rows if row.wait <= 1]
-    panel = report.figures.against([*silent, *others], ann, "spikes")
+    early = [row for row in rows if row.wait <= 1]
+    panel = report.figures.against([*silent, *early], ann, "spikes")
     assert panel.series["best, binary, wait T"] == ([], [])
     assert len(panel.series["best, binary, wait 1"][0]) == 3
     report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
@@ -364,20 +369,22 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
 
 def test_a_panel_has_no_more_lines_than_colors():
     rows = report.read_results(published("resnet20_best")).results
-    few = [rows[0]._replace(recipe=str(i)) for i in range(report.figures.COLORS)]
-    assert report.figures.groups_of(few) == [few]
+    colors = report.figures.COLORS
+    binary = [rows[0]._replace(recipe=str(i)) for i in range(colors)]
+    assert report.figures.groups_of(binary) == [binary]
     digits = rows[0]._replace(code="radix", levels=(-1, 1))
-    signed = [row._replace(levels=(-1, 1)) for row in few]
-    groups = report.figures.groups_of([*few, digits, *signed, digits])
-    assert groups == [few, [digits, digits], signed]
-    binary = [*few, few[0]._replace(recipe="another")]
-    assert list(map(len, report.figures.groups_of(binary))) == [len(few), 1]
+    signed = [row._replace(levels=(-1, 1)) for row in binary]
+    groups = report.figures.groups_of([*binary, digits, *signed, digits])
+    assert groups == [binary, [digits, digits], signed]
+    groups = report.figures.groups_of([*binary, binary[0]._replace(recipe="more")])
+    assert [len(group) for group in groups] == [colors, 1]
 
 
 def test_right_answers_are_counted_in_whole_numbers(monkeypatch):
     """Of 7 images in batches of 5, the last one filled up; 5 are right."""
-    labels = np.arange(7) % 3
-    images = np.eye(4, dtype=np.float32)[np.where(np.arange(7) < 5, labels, labels + 1)]
+    labels = np.array([0, 1, 2, 0, 1, 2, 0])
+    answers = np.array([0, 1, 2, 0, 1, 3, 1])
+    images = np.eye(4, dtype=np.float32)[answers]
     snn = snnjax.init(lambda _, x: jax.nn.relu(x), {}, images)
     snn = dataclasses.replace(snn, steps=2, wait=0)
     monkeypatch.setattr(devices, "images_at_once", lambda: 5)

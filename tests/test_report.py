@@ -28,18 +28,40 @@ def results(seeds=2):
         *(("a<b", wait, steps) for wait in (0, 1) for steps in (2, 4)),
         ("a<b", 4, 4),
     ):
-        of_sites = {
-            site.name: SiteMeasures(*uniform(0.01, 1, len(SiteMeasures._fields)))
-            for site in SITES
-            if site.fires
-        }
+        site_measures = {}
+        for site in SITES:
+            if site.fires:
+                numbers = uniform(0.01, 1, len(SiteMeasures._fields))
+                site_measures[site.name] = SiteMeasures(*numbers)
         operations = uniform(1e3, 1e6)
-        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait, steps, 2
-        measures = Measures(of_sites, 0.1, *counts)
-        latency = snnjax.latency(SITES, steps=steps, wait=wait)
-        curves = uniform(0, 1, (seeds, steps)).tolist()
-        costs = latency, uniform(0, 1), operations, uniform(0, 9), measures
-        rows.append(Result(recipe, wait, steps, curves, *costs))
+        measures = Measures(
+            site_measures,
+            0.1,
+            operations,
+            3 * operations,
+            2e3,
+            0,
+            5e5,
+            9,
+            99,
+            steps,
+            wait,
+            steps,
+            2,
+        )
+        rows.append(
+            Result(
+                recipe=recipe,
+                wait=wait,
+                steps=steps,
+                accuracies=uniform(0, 1, (seeds, steps)).tolist(),
+                latency=snnjax.latency(SITES, steps=steps, wait=wait),
+                firing_rate=uniform(0, 1),
+                synaptic_operations=operations,
+                seconds=uniform(0, 9),
+                measures=measures,
+            )
+        )
     return rows
 
 
@@ -52,11 +74,16 @@ FACTS = {
 
 def tables(text):
     """The tables of a page in Markdown, as lists of rows of cells."""
-    blocks = [block.splitlines() for block in text.split("\n\n") if block[0] == "|"]
-    return [
-        [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
-        for lines in ([*block[:1], *block[2:]] for block in blocks)
-    ]
+    result = []
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            head, _, *lines = block.splitlines()
+            result.append([_cells(line) for line in (head, *lines)])
+    return result
+
+
+def _cells(line):
+    return [cell.strip(" `") for cell in line.split("|")[1:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +140,7 @@ def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance():
     # As in the demo: 99.4 % after 64 steps, 99.6 % after 8 steps, and a poor early one.
     best, early = row("best", 64, 2.0, 498), row("light", 8, 2.0, 497)
     poor, frugal = row("poor", 2, 0.1, 480), row("frugal", 8, 1.0, 496)
-    of_more_images = [
+    more_images = [
         row("best", 64, 2.0, 49_800, 50_000),
         row("light", 8, 2.0, 49_700, 50_000),
     ]
@@ -122,7 +149,7 @@ def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance():
         ([best, early, poor, frugal], "frugal"),  # as early, for fewer spikes
         ([best, poor], "best"),  # 18 hits are no chance
         ([row("all", 4, 1.0, 500), row("all but one", 1, 1.0, 499)], "all but one"),
-        (of_more_images, "best"),  # of which the same share is no chance
+        (more_images, "best"),  # of which the same share is no chance
         ([best, early._replace(held_out=None)], "best"),  # not judged, not chosen
     ):
         for order in (rows, rows[::-1]):
@@ -161,9 +188,9 @@ def test_figures_have_the_accuracies_of_the_results():
 
 def test_figures_are_the_same_every_time(tmp_path):
     for _ in range(2):
-        before = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+        written_before = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
         figures.write_figures(tmp_path, results(), 0.987, [0.25, 0.5])
-    assert before == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+    assert written_before == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
     assert {file.name for file in tmp_path.iterdir()} == {"accuracy.png", "layers.png"}
 
 

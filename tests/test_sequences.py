@@ -2,7 +2,9 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -41,8 +43,9 @@ def test_no_group_is_in_two_parts(digits):
     groups = np.random.default_rng(0).integers(0, 40, 1000)
     parts = data.split(groups, (0.8, 0.1, 0.1))
     assert sorted(np.concatenate(parts)) == list(range(1000))
-    names = [{*groups[part]} for part in parts]
-    assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+    names = [set(groups[part]) for part in parts]
+    for first, second in itertools.combinations(names, 2):
+        assert not first & second
     assert [round(len(part), -2) for part in parts] == [800, 100, 100]
     held = digits.with_choice(0.1)
     assert len(held.choice[1]) == len(digits.train_labels) // 10
@@ -56,7 +59,7 @@ def test_every_part_has_a_group(digits):
         groups = np.repeat(np.arange(6), np.maximum(sizes, 1))
         parts = data.split(groups, (0.9, 0.05, 0.05))
         assert sorted(np.concatenate(parts)) == list(range(len(groups)))
-        names = [{*groups[part]} for part in parts]
+        names = [set(groups[part]) for part in parts]
         assert all(names) and sum(map(len, names)) == 6
     with pytest.raises(ValueError, match="2 groups cannot be in 3 parts"):
         data.split(np.array([0, 1, 1]), (0.8, 0.1, 0.1))
@@ -72,8 +75,9 @@ def test_a_choice_does_not_enter_the_normalization(digits):
     np.testing.assert_allclose(held.std, held.train_images.std())
     rows = data.in_parts(digits, "rows").with_choice(0.5)
     assert rows.mean == held.mean * 8 and rows.std == held.std * 8
-    given = digits._replace(mean=(1.0,), std=(2.0,), normalization=None)
-    assert given.with_choice(0.5).mean == (1.0,)
+    # A normalization that was given, such as that of a card, stays.
+    fixed = digits._replace(mean=(1.0,), std=(2.0,), normalization=None)
+    assert fixed.with_choice(0.5).mean == (1.0,)
 
 
 def test_files_of_mnist(tmp_path):
@@ -116,7 +120,8 @@ def test_events_of_40_bits(tmp_path):
     for seed, part in enumerate(("Train", "Test")):
         for label in (0, 1):
             x, y, p, t = drawn(50, 30, 2 * seed + label)
-            rows = np.stack([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255], 1)
+            columns = (x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255)
+            rows = np.stack(columns, axis=1)
             file = tmp_path / part / str(label) / "00001.bin"
             file.parent.mkdir(parents=True)
             file.write_bytes(rows.astype(np.uint8).tobytes())
@@ -149,15 +154,15 @@ def test_events_of_40_bits(tmp_path):
 
 def test_gestures_of_aedat_and_of_tonic(tmp_path):
     x, y, p, t = drawn(200, 128)
-    words = np.stack([x << 17 | y << 2 | p << 1 | 1, t], 1).astype("<u4")
+    addresses = x << 17 | y << 2 | p << 1 | 1
+    words = np.stack([addresses, t], axis=1).astype("<u4")
     words[3, 0] ^= 1  # not valid
-    header = np.array([1, 1], "<i2").tobytes()
-    header += np.array([8, 4, 0, 200, 200, 199], "<i4").tobytes()
-    other = np.array([2, 1], "<i2").tobytes()  # a packet of another kind
-    other += np.array([4, 0, 0, 2, 2, 2], "<i4").tobytes() + bytes(8)
+    header = struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, 200, 200, 199)
+    # A packet of another kind has two events of four bytes.
+    special_packet = struct.pack("<hhiiiiii", 2, 1, 4, 0, 0, 2, 2, 2) + bytes(8)
     mark = b"#!AER-DAT3.1\r\n#Source 1\r\n#!END-HEADER\r\n"
     name = "user07_led"
-    content = mark + other + header + words.tobytes()
+    content = mark + special_packet + header + words.tobytes()
     file = tmp_path / f"{name}.aedat"
     file.write_bytes(content)
     table = "class,startTime_usec,endTime_usec\n2,0,150000\n11,150000,300000\n"
@@ -174,22 +179,22 @@ def test_gestures_of_aedat_and_of_tonic(tmp_path):
     assert read.train_images.shape == (2, 4, 32, 32, 2)
     assert read.train_images.sum() == 199 and list(read.train_groups) == ["user07"] * 2
 
-    for cut, problem in (
-        (-1, "200 events of 8 bytes do not fit into the last 1599"),
-        (-len(words.tobytes()), "200 events of 8 bytes do not fit into the last 0"),
-        (-len(words.tobytes()) - 5, "is cut in a header of events"),
-        (-len(words.tobytes()) - 28, "ends at -1 us, but .* from 0 to 150000 us"),
+    for missing_bytes, problem in (
+        (1, "200 events of 8 bytes do not fit into the last 1599"),
+        (8 * 200, "200 events of 8 bytes do not fit into the last 0"),
+        (8 * 200 + 5, "is cut in a header of events"),
+        (8 * 200 + 28, "ends at -1 us, but .* from 0 to 150000 us"),
     ):
-        file.write_bytes(content[:cut])
+        file.write_bytes(content[:-missing_bytes])
         with pytest.raises(ValueError, match=problem):
             data.load_events(tmp_path, 4)
     rows = np.stack([x, y, p, t // 1000], 1)[valid & (t < 150_000)]
     file = tmp_path / "tonic" / "ibmGestureTrain" / "user07_led" / "1.npy"
     file.parent.mkdir(parents=True)
     np.save(file, rows)
-    ((same, *label),) = events.recordings_in(tmp_path / "tonic", "train")
-    np.testing.assert_array_equal(same["x"], expected)
-    assert label == [1, "user07"]
+    (gesture,) = events.recordings_in(tmp_path / "tonic", "train")
+    np.testing.assert_array_equal(gesture[0]["x"], expected)
+    assert gesture[1:] == (1, "user07")
     (tmp_path / f"{name}.aedat").write_bytes(b"#!AER-DAT2.0\r\n")
     with pytest.raises(ValueError, match="is no AEDAT 3.1 file"):
         data.load_events(tmp_path, 4)
@@ -365,9 +370,8 @@ def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
         leak = neuron.neuron.neuron.leak
         assert leak.shape == neuron.neuron.subthreshold.shape == (8,)
         assert np.ptp(leak) > 0.05
-    other = {"temperatures": (1.0,), "dataset": "digits"}
     with pytest.raises(ValueError, match="allowed: one for each of the 2 sites"):
-        run(tmp_path / "other", digits, **other)
+        run(tmp_path / "one", digits, temperatures=(1.0,), dataset="digits")
 
 
 def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path):

@@ -90,9 +90,9 @@ def test_a_network_of_another_kind_is_no_beginning(
     ):
         if not changes:
             monkeypatch.setattr(train_ann, "load_source", lambda path, card: quantized)
-        other = dataclasses.replace(CONFIG, **options | changes)
+        changed = dataclasses.replace(CONFIG, **options | changes)
         with pytest.raises(ValueError, match=message):
-            train_ann.train(other, data=digits)
+            train_ann.train(changed, data=digits)
 
 
 def test_what_is_no_source_network_is_refused(tmp_path):

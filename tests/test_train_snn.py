@@ -68,9 +68,9 @@ def test_interrupted_training_ends_in_the_same_network(trained, digits):
     assert len(training_loop.read_log(killed)) == 1
     config = dataclasses.replace(CONFIG, out=str(killed))
     assert_equal(train_snn.train(config, data=digits), snn)
-    logs = map(training_loop.read_log, (killed, out))
-    for ours, theirs in zip(*logs, strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    resumed_log, whole_log = training_loop.read_log(killed), training_loop.read_log(out)
+    for line, whole_line in zip(resumed_log, whole_log, strict=True):
+        assert line | {"seconds": 0} == whole_line | {"seconds": 0}
 
 
 def test_the_network_is_restored(trained, capsys):
@@ -99,9 +99,9 @@ def test_a_dead_network_is_told_and_a_fixed_temperature_is_not_chosen(
 
 def test_a_name_of_nothing_is_refused_before_anything_takes_time(digits, tmp_path):
     for name in ("surrogate", "neuron"):
-        other = TrainSNN(**{name: "step"}, out=str(tmp_path))
+        config = TrainSNN(**{name: "step"}, out=str(tmp_path))
         with pytest.raises(ValueError, match=f"{name} must be one of .*, not step"):
-            train_snn.train(other, data=digits)
+            train_snn.train(config, data=digits)
 
 
 # ----------------------------------------------------------------------- events
