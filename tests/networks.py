@@ -79,7 +79,7 @@ def outputs_of(functions, *arguments):
     try:
         return jax.device_get(jax.jit(results)(*arguments))
     except ValueError as error:  # a conversion is no part of a program
-        if "are traced" not in str(error):
+        if "is traced" not in str(error):
             raise
         return jax.device_get(results(*arguments))
 

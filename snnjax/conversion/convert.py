@@ -26,7 +26,7 @@ from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.engine.ann import AnnPass, pass_ann
 from snnjax.conversion.engine.calibration import Calibration, Parts
-from snnjax.conversion.images import CalibrationImages, place
+from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
 from snnjax.conversion.search import search
 from snnjax.network.capture.capture import capture
@@ -126,7 +126,8 @@ def convert(
     if code is not None:
         check_code(code)
     code, model, per = _defaults(chip, steps, code, model)
-    images, params = place(x, params)
+    images = place_images(x)
+    params = images.place_params(params)
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)

@@ -44,6 +44,12 @@ class CalibrationImages(NamedTuple):
     batch_sharding: NamedSharding | None
     user_sharding: NamedSharding | None
 
+    def place_params(self, params: chex.ArrayTree) -> chex.ArrayTree:
+        """Parameters as arrays of JAX, on the mesh of the images; raise if traced."""
+        _check_concrete("params", params)
+        arrays = jax.tree.map(_as_jax_array, params)
+        return sharding.on_mesh(arrays, self.batch_sharding)
+
     @property
     def device_count(self) -> int:
         """How many devices share the images."""
@@ -67,43 +73,44 @@ class CalibrationImages(NamedTuple):
         return batches
 
 
-def place(
-    x: chex.ArrayTree, params: chex.ArrayTree
-) -> tuple[CalibrationImages, chex.ArrayTree]:
-    """Check images and parameters, and put both on the mesh of the images.
+def place_images(x: chex.ArrayTree) -> CalibrationImages:
+    """Check and count the images, and put them on devices with Auto axes.
 
     Raises:
-        ValueError: images of a wrong shape or type, not finite, or traced.
+        ValueError: images of a wrong shape or type, traced or not finite.
     """
     check_examples(x)
-    _check_concrete(x, params)
-    x = jax.tree.map(jnp.asarray, x)
-    params = jax.tree.map(_as_jax_array, params)
-    user_sharding = sharding.batch_sharding(x)
+    _check_concrete("x", x)
+    arrays = jax.tree.map(jnp.asarray, x)
+    user_sharding = sharding.batch_sharding(arrays)
     batch_sharding = None
     if user_sharding is not None and isinstance(user_sharding.mesh, Mesh):
-        x, params = sharding.automatic(x, params)
-        batch_sharding = sharding.batch_sharding(x)
-    leaves = jax.tree.leaves(x)
+        (arrays,) = sharding.automatic(arrays)
+        batch_sharding = sharding.batch_sharding(arrays)
+    leaves = jax.tree.leaves(arrays)
     check_finite("the calibration images", leaves)
     cautions.warn_of_equal_images(leaves)
-    images = CalibrationImages(x, len(leaves[0]), batch_sharding, user_sharding)
-    return images, params
-
-
-def _check_concrete(*trees: Any) -> None:
-    """Raise unless all numbers are known: a conversion chooses by comparing them."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
-        raise ValueError(
-            "params or x are traced; allowed: arrays with numbers. Call snnjax.convert "
-            "outside of jit, vmap and grad: it compiles what takes long by itself"
-        )
+    return CalibrationImages(
+        arrays=arrays,
+        count=len(leaves[0]),
+        batch_sharding=batch_sharding,
+        user_sharding=user_sharding,
+    )
 
 
 def _as_jax_array(leaf: Any) -> Any:
     """NumPy's arrays and Python's numbers as what they are to JAX."""
     is_number = isinstance(leaf, np.ndarray | numbers.Number)
     return jnp.asarray(leaf) if is_number else leaf
+
+
+def _check_concrete(name: str, tree: Any) -> None:
+    """Raise unless all numbers are known: a conversion chooses by comparing them."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"{name} is traced; allowed: arrays with numbers. Call snnjax.convert "
+            "outside of jit, vmap and grad: it compiles what takes long by itself"
+        )
 
 
 def _even_size(size: int, count: int) -> int:

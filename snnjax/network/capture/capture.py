@@ -160,20 +160,20 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
+    count = batch_of(x)
     program_of = functools.partial(_program, fn, params, x)
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
-        size = batch_of(x)
-        program, result = program_of(size)
+        program, result = program_of(count)
         answers = _answers(result)
-        growth = Growth(program, program_of(2 * size)[0])
+        growth = Growth(program, program_of(2 * count)[0])
         mixing = []
         program = with_sites(program, growth.statistics())
     else:
         program, result = program_of(1)
         answers = result
-        growth = _growth(program, program_of, batch_of(x))
+        growth = _growth(program, program_of, count)
         mixing = list(growth.problems())
         program = with_operators(with_encoders(with_sites(program)))
         program = of_one_example(program, growth.several)
