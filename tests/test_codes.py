@@ -472,8 +472,8 @@ def test_a_code_brings_the_neuron_and_the_wait_that_it_needs():
         (codes.radix(), snnjax.integrate_and_fire(), (0, 1), 2),
         (codes.radix(), signed, (-3, 3), 0),
     ]
-    runs = [functools.partial(converted_relu, code=c, model=m) for c, m, *_ in cases]
-    for snn, (code, _, levels, wait) in zip(outputs_of(runs), cases, strict=True):
+    for code, model, levels, wait in cases:
+        snn = converted_relu(code=code, model=model)
         assert (snn.model.levels, snn.wait) == (levels, wait)
         assert code.least_wait(levels, steps=1) == 0
 

@@ -164,7 +164,9 @@ def convert(
     cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
     cautions.warn_of_few_samples(snn, sites, images.count)
     # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX.
-    neurons = jax.tree.map(jnp.asarray, snn.neurons)
+    neurons = {}
+    for name, parameters in snn.neurons.items():
+        neurons[name] = jax.tree.map(jnp.asarray, parameters)
     converted = dataclasses.replace(snn, neurons=neurons)
     return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
 

@@ -219,13 +219,17 @@ def _highest_level(network: Network, snn: SNN) -> int:
 
 def _weight_counts(network: Network, snn: SNN, values: Values) -> dict[str, jax.Array]:
     """How many weights there are, those of several products once, and zeros of them."""
-    weights = set()
+    # A dictionary, since variables and constants have no common order.
+    weights: dict[Any, None] = {}
     for equation, _ in products(network):
-        weights |= set(equation.inputs) - network.dependent
-    weight_count, zero_count = 0, 0
-    for v in sorted(weights):
-        weight_count += math.prod(shape_of(network.avals, v))
-        zero_count += (read(values, v) == 0).sum()
+        for operand in equation.inputs:
+            if operand not in network.dependent:
+                weights[operand] = None
+    weight_count = 0
+    zero_count = 0
+    for operand in weights:
+        weight_count += math.prod(shape_of(network.avals, operand))
+        zero_count += (read(values, operand) == 0).sum()
     for site in network.sites:
         if site.fires:
             synapses = synapses_of_a_spike(snn.model_of(site.name), site.shape)

@@ -180,7 +180,7 @@ def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
     steps_per_byte = per_byte(levels)
     width = 8 // steps_per_byte  # bits of an index
     places = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
-    shifts = per_step(width * places, bits.ndim)
+    shifts = per_step(width * places, bits.ndim)[None]
     mask = jnp.uint8(2**width - 1)
     indices = (bits[:, None] >> shifts) & mask  # [bytes, steps of a byte, ...]
     indices = indices.reshape(-1, *bits.shape[1:])
