@@ -46,8 +46,8 @@ class CalibrationImages(NamedTuple):
 
     def place_params(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """Parameters as arrays of JAX, on the mesh of the images; raise if traced."""
-        _check_concrete("params", params)
         arrays = jax.tree.map(_as_jax_array, params)
+        _check_concrete("params", arrays)
         return sharding.on_mesh(arrays, self.batch_sharding)
 
     @property
@@ -80,8 +80,9 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         ValueError: images of a wrong shape or type, traced or not finite.
     """
     check_examples(x)
-    _check_concrete("x", x)
     arrays = jax.tree.map(jnp.asarray, x)
+    # Inside of jit these are traced, even if the caller's arrays have numbers.
+    _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
     batch_sharding = None
     if user_sharding is not None and isinstance(user_sharding.mesh, Mesh):

@@ -107,6 +107,12 @@ def traced():
     jax.jit(lambda params, x: conversion(params=params, x=x)())(NET.params, images())
 
 
+def inside_jit():
+    """The arrays have numbers, and yet what is computed of them is traced."""
+    x = np.asarray(images())
+    jax.jit(conversion(DENSE, jax.tree.map(np.asarray, FLAT), x))()
+
+
 NOT_FINITE = {
     "a hidden weight": (
         DENSE,
@@ -193,6 +199,10 @@ ROWS = [
     (
         "a traced conversion",
         Refusal(traced, "traced; allowed: arrays with numbers"),
+    ),
+    (
+        "a conversion inside of jit",
+        Refusal(inside_jit, "traced; allowed: arrays with numbers"),
     ),
     (
         "other numbers in shared weights",
