@@ -173,13 +173,7 @@ def _refitted(
     # I is not affine where a network normalizes its weights: there the error that the
     # search has found for its best step need not be true.
     best = _moved(original, search.best)
-    current, _ = _along(
-        layer,
-        problem.unit,
-        problem.weight.fitted,
-        best,
-        best,
-    )
+    current, _ = _along(layer, best, best)
     chosen = _better(problem, current, first_error, best, original)
     results = dict(weights)
     for path, result, dtype, is_free in zip(weights, chosen, dtypes, free, strict=True):
@@ -245,26 +239,10 @@ class _Layer:
 
 
 @jit
-def _along(
-    layer: _Layer, unit: Any, weight: Any, weights: Weights, direction: Weights
-) -> tuple[_Rows, _Rows]:
-    """I(W), and J d: how the current changes with the weights along d.
-
-    Args:
-        layer: I.
-        unit: the results are over it.
-        weight: of errors, [N, p, C]. Where it is 0, currents may be infinite.
-        weights: W.
-        direction: d.
-    """
-
-    def rows(values: jax.Array) -> _Rows:
-        values = values / unit
-        return _Rows(jnp.where(weight > 0, values, 0), values[_JUDGING])
-
+def _along(layer: _Layer, weights: Weights, direction: Weights) -> tuple[Any, Any]:
+    """I(W), and J d: how the current changes with the weights along d; [N, p, C]."""
     allowed = layer.allowed(direction)
-    current, change = jax.jvp(layer, (weights,), (allowed,))
-    return rows(current), rows(change)
+    return jax.jvp(layer, (weights,), (allowed,))
 
 
 @jit
@@ -273,6 +251,23 @@ def _back(layer: _Layer, values: Any) -> Weights:
     _, transpose = jax.vjp(layer, layer.weights)
     (change,) = transpose(values)
     return layer.allowed(change)
+
+
+def _rows(values: Any, unit: Any, weight: Any) -> _Rows:
+    """A current, or its change, over the unit.
+
+    It is a step of its own, since XLA takes three times as long to compile `_along`
+    with it.
+
+    Args:
+        values: [N, p, C]. They may be infinite where the weight is 0.
+        unit: of activations and currents.
+        weight: of errors, [N, p, C].
+    """
+    xp = namespace(values)
+    values = values / unit
+    fitted = xp.where(weight > 0, values, 0)
+    return _Rows(fitted=fitted, judging=values[_JUDGING])
 
 
 def _in_rows(values: Any, channel: int) -> Any:
@@ -327,8 +322,8 @@ def _problem(
     unit: Any,
     activation: Any,
     effects: Any,
-    current: _Rows,
-    change: _Rows,
+    current: Any,
+    change: Any,
     free_weights: Weights,
 ) -> tuple[_Problem, _Rows]:
     """The problem, and I(W_0) where errors count.
@@ -339,22 +334,23 @@ def _problem(
         unit: of activations and currents.
         activation: a, [N, p, C].
         effects: w, [N, p, C].
-        current: I(W_0).
-        change: J W_0.
+        current: I(W_0), [N, p, C].
+        change: J W_0, [N, p, C].
         free_weights: those of W_0 that may change.
     """
     xp = namespace(activation)
     bottom, top = _ends(activation, rectified)
+    current_rows = _rows(current, unit, effects)
     # A ReLU hides by how much a current is beyond its ends: there m is 0.
-    is_below = (activation <= bottom) & (current.fitted <= bottom)
-    is_above = (activation >= top) & (current.fitted >= top)
+    is_below = (activation <= bottom) & (current_rows.fitted <= bottom)
+    is_above = (activation >= top) & (current_rows.fitted >= top)
     image = xp.arange(len(activation))[:, None, None]
     judges = image % _GROUP == _GROUP - 1
     weight = xp.where(is_below | is_above | judges, 0, effects)
     total = weight.sum((0, 1), keepdims=True)
     total = xp.where(total > 0, total, 1)
     # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
-    fitted_change = xp.where(weight > 0, change.fitted, 0)
+    fitted_change = _rows(change, unit, weight).fitted
     deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
     curvature = (weight * fitted_change * deviation).sum()
     size = _dot(free_weights, free_weights)
@@ -368,8 +364,7 @@ def _problem(
         mean=_weighted_mean(activation, weight, total),
         ridge=damping * curvature / _positive(size),
     )
-    fitted_current = xp.where(weight > 0, current.fitted, 0)
-    return problem, _Rows(fitted=fitted_current, judging=current.judging)
+    return problem, _rows(current, unit, weight)
 
 
 def _ends(activation: Any, rectified: bool) -> tuple[Any, Any]:
@@ -430,13 +425,7 @@ def _started(
 ) -> tuple[_Problem, _Search]:
     """The problem, and the search before its first step."""
     unit, activation, effects = _scaled(layer.channel, target.result, target.effects)
-    current, change = _along(
-        layer,
-        unit,
-        effects,
-        layer.weights,
-        layer.weights,
-    )
+    current, change = _along(layer, layer.weights, layer.weights)
     pairs = zip(layer.weights, layer.free, strict=True)
     free_weights = tuple(weight for weight, is_free in pairs if is_free)
     problem, current = _problem(
@@ -456,14 +445,8 @@ def _started(
 
 def _iterated(layer: _Layer, problem: _Problem, search: _Search) -> _Search:
     """The search after another step."""
-    _, change = _along(
-        layer,
-        problem.unit,
-        problem.weight.fitted,
-        layer.weights,
-        search.direction,
-    )
-    values, values_unit = _centered(problem, change.fitted)
+    _, change = _along(layer, layer.weights, search.direction)
+    change, values, values_unit = _centered(problem, change)
     curvature = _back(layer, values)
     return _advanced(problem, search, change, curvature, values_unit)
 
@@ -475,9 +458,11 @@ def _missing(problem: _Problem, current: _Rows) -> tuple[Any, Any]:
 
 
 @by_numpy_or_xla
-def _centered(problem: _Problem, values: Any) -> tuple[Any, Any]:
-    """`_weighed`."""
-    return _weighed(problem, values)
+def _centered(problem: _Problem, change: Any) -> tuple[_Rows, Any, Any]:
+    """A change of the current in rows, and what `_weighed` gives of it."""
+    rows = _rows(change, problem.unit, problem.weight.fitted)
+    values, values_unit = _weighed(problem, rows.fitted)
+    return rows, values, values_unit
 
 
 def _weighed(problem: _Problem, values: Any) -> tuple[Any, Any]:
@@ -565,13 +550,14 @@ def _moved(weights: Weights, step: Weights) -> Weights:
 @by_numpy_or_xla
 def _better(
     problem: _Problem,
-    current: _Rows,
+    current: Any,
     first_error: Any,
     best: Weights,
     original: Weights,
 ) -> Weights:
     """The best weights, which give this current, if they lower the first error."""
-    return _where(_error(problem, current) < first_error, best, original)
+    rows = _rows(current, problem.unit, problem.weight.fitted)
+    return _where(_error(problem, rows) < first_error, best, original)
 
 
 # --------------------------------------------------------------- arithmetic of weights
