@@ -15,7 +15,7 @@ One program tries all candidates on blocks of a sample; all sites have it.
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +169,7 @@ def _search(
         # Smaller thresholds would clip inputs that the sample does not have. Such an
         # error is one of the mean and of the pace.
         unit = trials.unit.astype(np.float64)
-        largest_outputs = view.high * trials.neurons.threshold
+        largest_outputs = view.high * np.asarray(trials.neurons.threshold)
         tail = view.sample.tail(neurons.offset)
         unseen = clipped_error(tail, largest_outputs) / unit**2
         squares = squares + (1 + pace) * unseen
@@ -199,7 +199,7 @@ def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list
             f"{name} are {numbers}; allowed: one number or more, each "
             f"{limits.describe(name)}, concrete when the recipe is made"
         )
-    return array.tolist()
+    return [float(number) for number in array]
 
 
 class _Trials(NamedTuple):
@@ -237,16 +237,17 @@ class _Blocks(NamedTuple):
     """A sample in blocks of L numbers, several blocks to a chunk.
 
     Attributes:
-        activation: of the ANN, [chunks, blocks, L].
+        activation: of the ANN, [chunks, blocks, L]. Within a program it is of one
+            block, [L].
         weight: how much an error counts; 0 of what fills up the last block.
         start: v(0).
         current: likewise, or [chunks, blocks, T, L] where time matters.
     """
 
-    activation: np.ndarray
-    weight: np.ndarray
-    start: np.ndarray
-    current: np.ndarray
+    activation: Any
+    weight: Any
+    start: Any
+    current: Any
 
 
 def _blocks_of_sample(view: View, fit: Fit) -> _Blocks:
@@ -329,7 +330,8 @@ def _errors(
     unit = for_block(trials.unit)[0]
     # Each number of a block is a neuron with parameters of its own.
     dynamics = dynamics._replace(ndim=0)
-    missing = squares = np.float32(0)
+    missing = np.zeros((len(trials.factors), len(unit)), np.float32)
+    squares = np.zeros_like(missing)
     for chunk in zip(*blocks, strict=True):
         chunk_missing, chunk_squares = _errors_in_chunk(
             dynamics,

@@ -197,9 +197,7 @@ class _Rows(NamedTuple):
     judging: Any
 
 
-def _static() -> Any:
-    """A field of a pytree that is a part of its structure."""
-    return dataclasses.field(metadata={"static": True})
+_STATIC = {"static": True}  # of a field that belongs to the structure of a pytree
 
 
 @jax.tree_util.register_dataclass
@@ -216,10 +214,10 @@ class _Layer:
         sources: of the spiking network.
     """
 
-    current: Callable = _static()
-    dtypes: tuple[Any, ...] = _static()
-    free: tuple[bool, ...] = _static()
-    channel: int = _static()
+    current: Callable = dataclasses.field(metadata=_STATIC)
+    dtypes: tuple[Any, ...] = dataclasses.field(metadata=_STATIC)
+    free: tuple[bool, ...] = dataclasses.field(metadata=_STATIC)
+    channel: int = dataclasses.field(metadata=_STATIC)
     weights: Weights
     sources: Any
 
