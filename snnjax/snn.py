@@ -102,9 +102,13 @@ class SNN:
         if self.code != rate():
             parts.append(f"code={self.code!r}")
         parts.append(f"{self._size()} numbers in params")
-        sites = "1 site" if len(names) == 1 else f"{len(names)} sites"
+        if len(names) == 1:
+            sites = "1 site"
+        else:
+            sites = f"{len(names)} sites"
         if names:
-            sites += ": " + ", ".join(map(str, names[:2]))
+            first_names = ", ".join(map(str, names[:2]))
+            sites += f": {first_names}"
         if len(names) > 2:
             sites += ", ..."
         parts.append(sites)
@@ -112,8 +116,11 @@ class SNN:
 
     def _size(self) -> int:
         """How many numbers the params hold."""
-        leaves = jax.tree.leaves(self.params)
-        return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
+        size = 0
+        for leaf in jax.tree.leaves(self.params):
+            shape = getattr(leaf, "shape", ())  # a Python number has none
+            size += math.prod(shape)
+        return size
 
     def _table(self) -> Table:
         title = ["SNN"]
@@ -125,19 +132,27 @@ class SNN:
             title.append(repr(self.code))
         title.append(f"{self._size()} numbers in params")
 
-        cells_of_sites = {name: _cells(p) for name, p in self.neurons.items()}
+        cells_of_sites = {}
         fields: dict[str, None] = {}  # of all sites, each once, in order
-        for cells in cells_of_sites.values():
-            fields |= dict.fromkeys(cells)
+        for name, params in self.neurons.items():
+            cells_of_sites[name] = _cells(params)
+            fields |= dict.fromkeys(cells_of_sites[name])
+        field_titles = [field.replace("_", " ") for field in fields]
+        rows = [["site", "levels", *field_titles]]
         models = dict(getattr(self.model, "models", ()))
-        rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
         for name, cells in cells_of_sites.items():
             # A table must not fail for neurons whose sites were renamed.
             model = models.get(name, self.model)
             levels = getattr(model, "levels", None)
-            levels_text = "-" if levels is None else f"{levels[0]}:{levels[1]}"
-            numbers_of_site = [cells.get(field, "-") for field in fields]
-            rows.append((name, levels_text, *numbers_of_site))
+            if levels is None:
+                levels_text = "-"
+            else:
+                lowest_level, highest_level = levels
+                levels_text = f"{lowest_level}:{highest_level}"
+            row = [name, levels_text]
+            for field in fields:
+                row.append(cells.get(field, "-"))
+            rows.append(row)
         return Table(rows, above=", ".join(title), below=self.fit)
 
 
@@ -147,7 +162,9 @@ def _cells(params: Any) -> dict[str, str]:
     for field, value in params._asdict().items():
         if hasattr(value, "_asdict"):
             for name, text in _cells(value).items():
-                cells[f"{field} {name}" if name in params._fields else name] = text
+                # The model within may have a field of the same name.
+                title = f"{field} {name}" if name in params._fields else name
+                cells[title] = text
         elif value is not None:
             cells[field] = numbers(value)
     return cells
@@ -196,14 +213,18 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
             "this SNN is from snnjax.init and was fitted to no number of steps: give "
             "steps=T"
         )
-    wait = (snn.wait or 0) if wait is None else wait
+    if wait is None:
+        wait = snn.wait or 0
     check_wait(steps, wait)
-    counts = any(
-        is_plain(off_grid(snn.model_of(name))) and params.leak is None
-        for name, params in snn.neurons.items()
-    )
+    # IF neurons count over the steps, and leaky ones forget them.
+    has_counting_neurons = False
+    for name, params in snn.neurons.items():
+        model = off_grid(snn.model_of(name))
+        if is_plain(model) and params.leak is None:
+            has_counting_neurons = True
     fitted_to = snn.fitted_to or (snn.steps, snn.wait)
-    if counts and snn.steps is not None and fitted_to != (steps, wait):
+    is_fitted = has_counting_neurons and snn.steps is not None
+    if is_fitted and fitted_to != (steps, wait):
         fitted_steps, fitted_wait = fitted_to
         raise ValueError(
             f"this SNN was fitted to steps={fitted_steps}, wait={fitted_wait} and "
@@ -217,9 +238,10 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these parameters have the same names as the SNN's own."""
     # Shapes and numbers may differ: those of the SNN are what it runs with.
-    snn_paths, given_paths = set(paths_of(snn.params)), set(paths_of(params))
-    unknown = sorted(given_paths - snn_paths)
-    missing = sorted(snn_paths - given_paths)
+    snn_paths = set(paths_of(snn.params))
+    params_paths = set(paths_of(params))
+    unknown = sorted(params_paths - snn_paths)
+    missing = sorted(snn_paths - params_paths)
     if unknown or missing:
         raise ValueError(
             "params are not those that this SNN was converted from. Unknown to it: "
@@ -231,15 +253,22 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
     """Raise unless neurons of these models can send this code."""
     check_code(code)
     for model in map(off_grid, models):
-        fields = is_plain(model) and (model.reset, model.leak, model.lowest)
-        if code.keeps_charge and fields != ("subtract", None, None):
+        keeps_charge = (
+            is_plain(model)
+            and model.reset == "subtract"
+            and model.leak is None
+            and model.lowest is None
+        )
+        if code.keeps_charge and not keeps_charge:
             raise ValueError(
                 f"the code {code!r} needs IF neurons with reset by subtraction, no "
                 f"leak and no lower bound, which keep what is missing; found {model!r}."
                 " Take model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )
-        has_zones = any(getattr(part, "has_zones", False) for part in chain(model))
+        has_zones = False
+        for part in chain(model):
+            has_zones = has_zones or getattr(part, "has_zones", False)
         if has_zones and not is_plain(model):
             raise ValueError(
                 f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "
@@ -255,7 +284,8 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
         check_model(model, "the SNN's model")
     for site in sites:
         if site.fires:
-            model, params = snn.model_of(site.name), snn.neurons[site.name]
+            model = snn.model_of(site.name)
+            params = snn.neurons[site.name]
             if snn.code.keeps_charge and getattr(params, "leak", None) is not None:
                 raise ValueError(
                     f"the neurons of site {site.name!r} have a leak, and those of the "
@@ -280,28 +310,31 @@ def check_values(snn: SNN) -> None:
                 field = name_of(path)
                 what = f"{field} of site {name!r}"
                 _check_range(what, ranges.get(field), np.asarray(leaf))
-    broken = [
-        name_of(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
-        if hasattr(leaf, "dtype") and is_floating(leaf) and _readable(leaf)
-        if int(count("isnan", leaf))
-    ]
+    broken = []  # paths of weights with NaN
+    for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params):
+        is_weight = hasattr(leaf, "dtype") and is_floating(leaf)
+        if is_weight and _readable(leaf) and int(count("isnan", leaf)) > 0:
+            broken.append(name_of(path))
     if broken:
+        names = ", ".join(map(repr, broken[:3]))
+        if len(broken) > 3:
+            names += " and others"
         raise ValueError(
-            f"NaN in the weights {', '.join(map(repr, broken[:3]))}"
-            f"{' and others' if len(broken) > 3 else ''}; allowed: numbers. Perhaps a "
-            "training diverged: go back to an earlier state, with a smaller step"
+            f"NaN in the weights {names}; allowed: numbers. Perhaps a training "
+            "diverged: go back to an earlier state, with a smaller step"
         )
 
 
 def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     """Raise unless there are parameters for exactly the sites that fire."""
     names = {site.name for site in sites if site.fires}
-    missing, unknown = names - set(neurons), set(neurons) - names
+    missing = names - set(neurons)
+    unknown = set(neurons) - names
     if missing or unknown:
         advice = ""
-        names_alone = [name.rpartition("/")[2] for name in missing | unknown]
-        if any(name.startswith("encoder") for name in names_alone):
+        # The last part of a name says what the site is: "relu", or "encoder_2".
+        kinds = [name.rpartition("/")[2] for name in missing | unknown]
+        if any(kind.startswith("encoder") for kind in kinds):
             advice = (
                 ". Perhaps one of the two is in training mode (has_aux), where a "
                 "network has no encoders. Train networks with operators in inference "
@@ -315,17 +348,19 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
             )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
-            f"{_some(unknown)}; sites without neurons: {_some(missing)}; sites: "
-            f"{_some(names)}{advice}"
+            f"{_listed_names(unknown)}; sites without neurons: "
+            f"{_listed_names(missing)}; sites: {_listed_names(names)}{advice}"
         )
 
 
-def _some(names: Collection[str], most: int = 8) -> str:
-    """The first of these names, and how many more there are."""
+def _listed_names(names: Collection[str]) -> str:
+    """The first eight of these names, and how many more there are."""
     if not names:
         return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{sorted(names)[:most]}{more}"
+    text = str(sorted(names)[:8])
+    if len(names) > 8:
+        text += f" and {len(names) - 8} more"
+    return text
 
 
 def _check_site(model: Any, params: Any, site: Site) -> None:
@@ -334,10 +369,12 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
     Each broadcasts to it, or has the shape that ``init`` gives it, as a recurrent
     kernel does.
     """
-    if is_plain(model):  # its parameters broadcast, so that their names are enough
-        fresh = NeuronParams._make([None] * len(NeuronParams._fields))
+    if is_plain(model):
+        # Its parameters broadcast, so that their names are enough.
+        fresh = NeuronParams(**dict.fromkeys(NeuronParams._fields))
     else:
-        fresh = jax.eval_shape(lambda: model.init(site.shape, jax.random.key(0)))
+        key = jax.random.key(0)
+        fresh = jax.eval_shape(lambda: model.init(site.shape, key))
         _check_fresh(fresh, f"{model!r} at site {site.name!r}")
     if _fields(params) != _fields(fresh):
         raise ValueError(
@@ -347,7 +384,8 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
         )
     fresh_shapes = _shapes(fresh)
     for name, shape in _shapes(params).items():
-        if not broadcasts(shape, site.shape) and shape != fresh_shapes.get(name):
+        has_fresh_shape = shape == fresh_shapes.get(name)
+        if not has_fresh_shape and not broadcasts(shape, site.shape):
             raise ValueError(
                 f"the neurons of site {site.name!r} do not fit its shape "
                 f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
@@ -364,7 +402,9 @@ def _check_fresh(fresh: Any, where: str) -> None:
             f"the params of {where} are a {type(fresh).__name__}; allowed: a "
             "NamedTuple of arrays"
         )
-    fields = [field for part in chain(fresh) for field in part._asdict().items()]
+    fields = []
+    for part in chain(fresh):
+        fields += part._asdict().items()
     for name, value in fields:
         structure = jax.tree.structure(value)
         # Only named arrays have a range.
@@ -387,13 +427,18 @@ def _fields(params: Any) -> list[tuple[str, ...]]:
 
 def _listed(params: Any) -> str:
     """The same as text; those of a model inside follow after a semicolon."""
-    return "; ".join(", ".join(names) or "none" for names in _fields(params))
+    texts = []
+    for names in _fields(params):
+        texts.append(", ".join(names) or "none")
+    return "; ".join(texts)
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape of all parameters."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shapes[name_of(path)] = jnp.shape(leaf)
+    return shapes
 
 
 def ranges_in(params: Any) -> dict[str, Range]:
@@ -404,7 +449,8 @@ def ranges_in(params: Any) -> dict[str, Range]:
     >>> limits["synaptic_leak"].most, limits["neuron/threshold"].most
     (1, inf)
     """
-    ranges, prefix = {}, ""
+    ranges = {}
+    prefix = ""
     for part in chain(params):
         for name, limits in ranges_of(type(part)).items():
             ranges[prefix + name] = limits
@@ -413,16 +459,19 @@ def ranges_in(params: Any) -> dict[str, Range]:
 
 
 def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
+    """Raise unless all numbers are in the range, or finite if there is none."""
     numbers = numbers.astype(np.float64)
-    within = np.isfinite(numbers) if limits is None else limits.holds(numbers)
-    if not within.all():
-        allowed = "finite" if limits is None else limits.describe(what.split()[0])
+    if limits is None:
+        within = np.isfinite(numbers)
+        allowed = "finite"
         remedy = "Perhaps a training diverged: go back to an earlier state"
-        if limits is not None:
-            remedy = "In training, snnjax.training.descent keeps it there"
-        raise ValueError(
-            f"the {what} is {numbers[~within].flat[0]}; allowed: {allowed}. {remedy}"
-        )
+    else:
+        within = limits.holds(numbers)
+        allowed = limits.describe(what.split()[0])
+        remedy = "In training, snnjax.training.descent keeps it there"
+    if not within.all():
+        first_outside = numbers[~within].flat[0]
+        raise ValueError(f"the {what} is {first_outside}; allowed: {allowed}. {remedy}")
 
 
 def _readable(leaf: Any) -> bool:

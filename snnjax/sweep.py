@@ -107,20 +107,21 @@ def sweep(
     spikes and energy of the first 100 examples
     """
     check_examples(x)
-    all_steps = np.atleast_1d(steps).tolist()
-    if not all_steps:
+    steps_of_points = np.atleast_1d(steps).tolist()
+    if not steps_of_points:
         raise ValueError("steps is empty; allowed: one or more numbers >= 1")
 
     def examples(start: int, count: int) -> chex.ArrayTree:
         return jax.tree.map(lambda leaf: leaf[start : start + count], x)
 
     def accuracies_after_steps(run: Callable, weights: Any) -> np.ndarray:
-        outputs = [
-            run(weights, examples(start, AT_A_TIME))
-            for start in range(0, batch_of(x), AT_A_TIME)
-        ]
+        parts = []
+        for start in range(0, batch_of(x), AT_A_TIME):
+            part = run(weights, examples(start, AT_A_TIME))
+            parts.append(part)
+        outputs = jnp.concatenate(parts, axis=1)  # [T, B, classes]
         # Outside of jit, where the labels are checked.
-        return np.asarray(accuracy(jnp.concatenate(outputs, axis=1), labels))
+        return np.asarray(accuracy(outputs, labels))
 
     # The ANN's outputs are those of one step.
     run_ann = jax.jit(lambda params, x: fn(params, x)[None])
@@ -128,13 +129,13 @@ def sweep(
     (ann_accuracy,) = accuracies_after_steps(run_ann, params)
     network_sites = sites(fn, params, examples(0, 1))
     points = []
-    for number in all_steps:
-        snn = convert(fn, params, images, steps=number, **options)
+    for point_steps in steps_of_points:
+        snn = convert(fn, params, images, steps=point_steps, **options)
         measures = measure(fn, snn, examples(0, MEASURED), params=params)
         point = Point(
             snn=snn,
             accuracies=accuracies_after_steps(simulate, snn),
-            latency=latency(network_sites, steps=number, wait=snn.wait or 0),
+            latency=latency(network_sites, steps=point_steps, wait=snn.wait or 0),
             measures=measures,
             energy=energy(measures),
         )

@@ -24,15 +24,26 @@ from snnjax._version import __version__
 
 FORMAT = 4  # the only one that this version reads and writes
 _PROGRAM = "program"  # name of the program's bytes; those of arrays are paths
-_OLD = 3600  # seconds after which nobody is still writing a file
+_ABANDONED = 3600  # seconds after which nobody is still writing a file
 
 # Types as safetensors spells them -> as NumPy and ml_dtypes do.
 _DTYPES = {
-    **{"BOOL": "bool", "C64": "complex64", "BF16": "bfloat16"},
-    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    "BOOL": "bool",
+    "C64": "complex64",
+    "BF16": "bfloat16",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 
 
@@ -40,17 +51,23 @@ def write(
     path: Path, card: dict[str, Any], leaves: dict[str, Any], code: bytes
 ) -> None:
     """Write a file whole or not at all; Python numbers stand in the card already."""
-    keys = {n: str(jax.random.key_impl(a)) for n, a in leaves.items() if _is_key(a)}
-    arrays = {
-        name: _as_numpy(name, jax.random.key_data(leaf) if name in keys else leaf)
-        for name, leaf in leaves.items()
-        if type(leaf) not in (bool, int, float)
-    }
+    arrays = {}
+    key_kinds = {}  # name of a random key -> its kind, such as "fry"
+    for name, leaf in leaves.items():
+        if type(leaf) in (bool, int, float):
+            continue
+        if _is_key(leaf):
+            # NumPy knows no typed keys, so that a file holds their bits.
+            key_kinds[name] = str(jax.random.key_impl(leaf))
+            arrays[name] = _as_numpy(name, jax.random.key_data(leaf))
+        else:
+            arrays[name] = _as_numpy(name, leaf)
     if code:
         arrays[_PROGRAM] = np.frombuffer(code, np.uint8)
-    text = json.dumps({**card, "keys": keys})
-    texts = {"card": text, "sha256": _digest(text, arrays)}
-    _replace(path, safetensors().numpy.save(arrays, texts))
+    card_text = json.dumps({**card, "keys": key_kinds})
+    header = {"card": card_text, "sha256": _digest(card_text, arrays)}
+    data = safetensors().numpy.save(arrays, header)
+    _replace(path, data)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -60,13 +77,15 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _as_numpy(name: str, leaf: Any) -> np.ndarray:
+    """A leaf as an array that a file can hold: contiguous, in this machine's order."""
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(
             f"{name} is a {type(leaf).__name__}; allowed: arrays and Python numbers. "
             "Keep anything else in fn, e.g. by eqx.partition(model, eqx.is_array)"
         )
     array = np.asarray(leaf, order="C")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    native_dtype = array.dtype.newbyteorder("=")
+    array = array.astype(native_dtype, copy=False)
     if array.dtype.name not in _DTYPES.values():
         allowed = ", ".join(_DTYPES.values())
         raise ValueError(f"{name} has dtype {array.dtype}; allowed: {allowed}")
@@ -79,21 +98,30 @@ def _replace(path: Path, data: bytes) -> None:
     A process that is killed while it writes leaves a hidden file behind, which a later
     write to the same path removes.
     """
-    # Short: the name of the path may be as long as names can be.
-    prefix = f".{hashlib.sha256(path.name.encode()).hexdigest()[:8]}_"
-    for file in path.parent.glob(f"{prefix}*.unfinished"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - file.stat().st_mtime >= _OLD:
-                file.unlink()
-    beside = path.with_name(f"{prefix}{secrets.token_hex(4)}.unfinished")
+    # The hidden file has a short name: that of the path may be as long as names can be.
+    path_digest = hashlib.sha256(path.name.encode()).hexdigest()
+    prefix = f".{path_digest[:8]}_"
+    _remove_abandoned(path.parent, prefix)
+    suffix = secrets.token_hex(4)  # two processes may write at the same time
+    unfinished = path.with_name(f"{prefix}{suffix}.unfinished")
     try:
-        with open(beside, "xb") as file:
+        with open(unfinished, "xb") as file:
             file.write(data)
+            # The bytes are on the disk before the path names them.
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(unfinished, path)
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove the hidden files of writes that were killed; recent ones may still run."""
+    for file in folder.glob(f"{prefix}*.unfinished"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            age = time.time() - file.stat().st_mtime
+            if age >= _ABANDONED:
+                file.unlink()
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -106,10 +134,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     raw = path.read_bytes()
     try:
         entries = library.deserialize(raw)
-        length = int.from_bytes(raw[:8], "little")
-        texts = json.loads(raw[8 : 8 + length])["__metadata__"]
-        card = json.loads(texts["card"])
-        version, writer = card["format"], card["versions"]["snnjax"]
+        header = _header(raw)
+        card = json.loads(header["card"])
+        version = card["format"]
+        writer = card["versions"]["snnjax"]
     except Exception as error:  # damaged bytes can cause an error of any class
         raise ValueError(
             f"{path} is no file of snnjax.save, or is damaged or cut short "
@@ -124,35 +152,50 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         )
     with restoring(path):
         arrays = {name: _from_bytes(entry) for name, entry in entries}
-    digest = _digest(texts["card"], arrays)
-    if digest != texts.get("sha256"):
+    digest = _digest(header["card"], arrays)
+    if digest != header.get("sha256"):
         raise ValueError(
             f"{path} is damaged: the sha256 of its contents is {digest}, and the file "
-            f"says {texts.get('sha256')}. Fetch the file again"
+            f"says {header.get('sha256')}. Fetch the file again"
         )
     with restoring(path):
-        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
+        no_program = np.zeros(0, np.uint8)
+        code = arrays.pop(_PROGRAM, no_program).tobytes()
         leaves = {name: _as_jax(array) for name, array in arrays.items()}
+        # Random keys are in the file as their bits, and get their kinds back.
         for name, kind in card.pop("keys").items():
             leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
     return card, leaves, code
 
 
+def _header(raw: bytes) -> dict[str, str]:
+    """The texts in the header of a file: 8 bytes with its length, then JSON."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    return header["__metadata__"]
+
+
 def _from_bytes(entry: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    """The array of an entry, without a copy of its bytes."""
+    dtype = _DTYPES[entry["dtype"]]
+    numbers = np.frombuffer(entry["data"], dtype)
+    return numbers.reshape(entry["shape"])
 
 
 def _as_jax(array: np.ndarray) -> Any:
     """An array of JAX, but of NumPy if JAX would cut its 64 bits."""
-    is_whole = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jnp.asarray(array) if is_whole else array
+    dtype_in_jax = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype_in_jax != array.dtype:
+        return array
+    return jnp.asarray(array)
 
 
 def _digest(card: str, arrays: dict[str, np.ndarray]) -> str:
     """sha256 of the card and of all arrays with their names, types and shapes."""
     digest = hashlib.sha256(card.encode())
     for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        description = f"{name} {array.dtype.name} {array.shape}"
+        digest.update(description.encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
 

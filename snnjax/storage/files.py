@@ -113,7 +113,10 @@ def save(
     check_snn(snn)
     check_values(snn)
     facts = _facts(accuracy, recipe=recipe, extras=dict(extras or {}))
-    simulation, outputs, code = None, None, b""
+    # Of a file without program these stay as they are here.
+    simulation = None
+    outputs = None
+    code = b""
     if fn is None:
         not_default = None if inputs == "constant" else inputs
         _check_without_program(snn, x=x, steps=steps, wait=wait, inputs=not_default)
@@ -192,20 +195,27 @@ def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SN
     """The SNN of a file, in the structure of ``like`` if there is one."""
     params = tree.rebuild(structure["params"], arrays)
     fields_of_sites = tree.rebuild(structure["neurons"], arrays)
-    like_params, like_neurons, like_model, like_code = like, {}, None, None
     if isinstance(like, SNN):
-        like_params, like_neurons = like.params, like.neurons
-        like_model, like_code = like.model, like.code
-    is_given = model is not None
-    if is_given:
-        like_model = resolve_models(model, list(fields_of_sites), lif())
-    model = models.restore(card["model"], like_model, check=is_given)
+        like_params = like.params
+        like_neurons = like.neurons
+        like_model = like.model
+        like_code = like.code
+    else:
+        like_params = like
+        like_neurons = {}
+        like_model = None
+        like_code = None
+    # A model in the call must be that of the file; that of `like` fills a gap in it.
+    if model is None:
+        snn_model = models.restore(card["model"], like_model)
+    else:
+        call_model = resolve_models(model, list(fields_of_sites), lif())
+        snn_model = models.restore(card["model"], call_model, check=True)
     neurons = {}
     for name, fields in fields_of_sites.items():
-        site_model = model_of(model, name)
-        neurons[name] = models.restore_params(
-            site_model, fields, like_neurons.get(name)
-        )
+        site_model = model_of(snn_model, name)
+        like_fields = like_neurons.get(name)
+        neurons[name] = models.restore_params(site_model, fields, like_fields)
     if like_params is not None:
         params = tree.fill(like_params, params)
     return SNN(
@@ -213,7 +223,7 @@ def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SN
         neurons=neurons,
         steps=card["steps"],
         wait=card["wait"],
-        model=model,
+        model=snn_model,
         code=models.restore(card["code"], like_code),
     )
 
@@ -270,4 +280,8 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
             f"calibration is {x!r}; allowed: an array of numbers, the images"
         )
     digest = hashlib.sha256(array.tobytes()).hexdigest()
-    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "sha256": digest,
+    }

@@ -19,12 +19,23 @@ from snnjax.neurons.fresh import TimeConstants, Uniform
 from snnjax.neurons.models import IntegrateAndFire, ResonateAndFire
 from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic, WholeNumbers
 
-_MODELS = (IntegrateAndFire, ResonateAndFire, Adaptive, Synaptic, Recurrent)
-_NUMBERS = (BySite, WholeNumbers, Uniform, TimeConstants)
-_CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
-
 # The classes that a file can describe. A file that has other fields is refused.
-CLASSES = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *_NUMBERS, *_CODES)}
+_CLASSES = (
+    IntegrateAndFire,
+    ResonateAndFire,
+    Adaptive,
+    Synaptic,
+    Recurrent,
+    BySite,
+    WholeNumbers,
+    Uniform,
+    TimeConstants,
+    type(codes.rate()),
+    type(codes.radix()),
+    type(codes.harmonic()),
+    type(codes.weighted([1])),
+)
+CLASSES = {cls.__name__.lstrip("_"): cls for cls in _CLASSES}
 
 
 def describe(value: Any) -> Any:
@@ -42,12 +53,15 @@ def describe(value: Any) -> Any:
         return value
     name = type(value).__name__.lstrip("_")
     if CLASSES.get(name) is type(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        fields = {field: describe(getattr(value, field)) for field in names}
+        fields = {}
+        for field in dataclasses.fields(value):
+            fields[field.name] = describe(getattr(value, field.name))
         # Of a model around an unknown one only the text is left, but sites are apart.
         if isinstance(value, BySite) or not unknown(fields):
             return {"class": name, **fields}
-    return {"text": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
+    # An address differs from run to run.
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return {"text": text}
 
 
 def unknown(description: Any) -> list[str]:
@@ -89,9 +103,10 @@ def restore(description: Any, like: Any = None, *, check: bool = False) -> Any:
         )
     fields = {name: restore(field) for name, field in description.items()}
     kind = CLASSES[fields.pop("class")]
-    gone = fields.keys() - {field.name for field in dataclasses.fields(kind)}
-    if gone:
-        names = ", ".join(sorted(gone))
+    known_fields = {field.name for field in dataclasses.fields(kind)}
+    unknown_fields = fields.keys() - known_fields
+    if unknown_fields:
+        names = ", ".join(sorted(unknown_fields))
         raise ValueError(
             f"the file has a {kind.__name__} with {names}, which that of this version, "
             "another neuron, has not. Load it with the version of snnjax in its card, "
@@ -106,7 +121,11 @@ def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
     Without ``like`` the model says which; a model of which only text is left does not.
     """
     if like is None and not isinstance(model, str):
-        like = jax.eval_shape(lambda: model.init((1,), jax.random.key(0)))
+
+        def init() -> Any:
+            return model.init((1,), jax.random.key(0))
+
+        like = jax.eval_shape(init)  # only the classes matter, and not the numbers
     return _as_class_of(like, fields)
 
 
@@ -114,9 +133,11 @@ def _as_class_of(like: Any, fields: Any) -> Any:
     """The fields as a NamedTuple of the class of ``like``, if there is one."""
     if not isinstance(fields, dict):
         return fields
-    values = {
-        name: _as_class_of(getattr(like, name, None), value)
-        for name, value in fields.items()
-    }
-    make = type(like) if like is not None else collections.namedtuple("Params", values)
-    return make(**values)
+    values = {}
+    for name, value in fields.items():
+        # The parameters of a model within another are a NamedTuple in a field.
+        values[name] = _as_class_of(getattr(like, name, None), value)
+    if like is None:
+        anonymous_class = collections.namedtuple("Params", values)
+        return anonymous_class(**values)
+    return type(like)(**values)

@@ -31,44 +31,56 @@ def export(
     fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: Inputs
 ) -> tuple[Any, bytes]:
     """The spiking function of ``fn``: a description of its outputs, and its bytes."""
-    axis = 1 if inputs == "sequence" else 0
     if x is None:
         raise ValueError(
             "a program needs an example of its input; found x=None. Pass an array "
             "[batch, ...] or jax.ShapeDtypeStruct, or leave fn out: the file then has "
             "no program"
         )
-    check_examples(x, axis)
+    batch_axis = 1 if inputs == "sequence" else 0
+    check_examples(x, batch_axis)
     run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
-    leaves, structure = leaves_of(snn), jax.tree.structure(snn)
-    descriptions = []  # written by the trace
+    leaves = leaves_of(snn)
+    structure = jax.tree.structure(snn)
+    descriptions = []  # of the outputs, whose containers only the trace knows
 
     def run_on_arrays(arrays, x):
-        # Python numbers become constants of the program.
-        values = {**leaves, **arrays}.values()
-        outputs = run(jax.tree.unflatten(structure, values), x)
-        descriptions[:] = [tree.describe(outputs, "outputs")]
+        # Python numbers are not among the arrays: they become constants of the program.
+        values = leaves | arrays
+        traced_snn = jax.tree.unflatten(structure, values.values())
+        outputs = run(traced_snn, x)
+        descriptions.append(tree.describe(outputs, "outputs"))
         return tree.named_leaves(outputs, "outputs")
 
-    def shape_of(array, shape):  # and not the sharding: one device runs a program
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    arrays = {n: shape_of(a, a.shape) for n, a in leaves.items() if hasattr(a, "dtype")}
+    array_shapes = {}
+    for name, leaf in leaves.items():
+        if hasattr(leaf, "dtype"):
+            array_shapes[name] = _without_sharding(leaf, leaf.shape)
     (batch,) = jax.export.symbolic_shape("batch")
-    example = jax.tree.map(
-        lambda a: shape_of(a, (*a.shape[:axis], batch, *a.shape[axis + 1 :])), x
-    )
+
+    def with_any_batch(array):
+        before_batch = array.shape[:batch_axis]
+        after_batch = array.shape[batch_axis + 1 :]
+        return _without_sharding(array, (*before_batch, batch, *after_batch))
+
+    example = jax.tree.map(with_any_batch, x)
     with _without_source_paths():
         exporter = jax.export.export(jax.jit(run_on_arrays), platforms=PLATFORMS)
-        exported = exporter(arrays, example)
-    return descriptions[0], bytes(exported.serialize())
+        exported = exporter(array_shapes, example)
+    return descriptions[-1], bytes(exported.serialize())
+
+
+def _without_sharding(array: Any, shape: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
+    """This shape with the type of the array; one device runs a program."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def leaves_of(snn: SNN) -> dict[str, Any]:
     """The leaves of an SNN by name, in JAX's order."""
     params = tree.named_leaves(snn.params, "params")
-    return params | tree.named_leaves(snn.neurons, "neurons")
+    neurons = tree.named_leaves(snn.neurons, "neurons")
+    return params | neurons
 
 
 @contextlib.contextmanager
@@ -87,15 +99,19 @@ def runner(
     path: Path, card: dict[str, Any], outputs: Any, arrays: dict[str, Any], code: bytes
 ) -> Callable[[Any], Any]:
     """``run(x) -> outputs`` of a file, which may be jitted; see `snnjax.Stored`."""
-    written = f"written by jax {card['versions']['jax']} on {card['date']}"
-    origin = f"the program of {path}, {written},"
+    jax_version = card["versions"]["jax"]
+    date = card["date"]
+    origin = f"the program of {path}, written by jax {jax_version} on {date},"
     has_program = card["program"] is not None
 
     @functools.cache
     def read():
+        """The program, and the x and the types that it was exported for."""
         program = jax.export.deserialize(bytearray(code))
-        (_, example), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-        dtypes = {aval.dtype for aval in (*program.in_avals, *program.out_avals)}
+        arguments, _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        _, example = arguments  # beside the arrays of the SNN
+        avals = program.in_avals + program.out_avals
+        dtypes = {aval.dtype for aval in avals}
         return jax.jit(program.call), example, dtypes
 
     def run(x):
@@ -112,7 +128,8 @@ def runner(
             x = jax.tree.map(jnp.asarray, x)
         _check_input(x, example, dtypes, origin)
         with _running(origin):
-            return tree.rebuild(outputs, call(arrays, x))
+            named_outputs = call(arrays, x)
+            return tree.rebuild(outputs, named_outputs)
 
     return run
 
@@ -144,18 +161,28 @@ def _check_input(x: Any, example: Any, dtypes: Collection[Any], origin: str) -> 
             "jax.config.update('jax_enable_x64', True) first"
         )
 
-    def text_of(array: Any) -> str:
-        return f"[{', '.join(map(str, array.shape))}] of {array.dtype.name}"
-
-    def agree(array: jax.Array, aval: Any) -> bool:
-        sizes = zip(array.shape, aval.shape, strict=False)
-        same_sizes = all(n == m or jax.export.is_symbolic_dim(m) for n, m in sizes)
-        same_rank = len(array.shape) == len(aval.shape)
-        same_type = array.dtype == aval.dtype
-        return same_rank and same_sizes and same_type and array.size > 0
-
-    same_structure = jax.tree.structure(x) == jax.tree.structure(example)
-    if not same_structure or not jax.tree.all(jax.tree.map(agree, x, example)):
-        x_text = jax.tree.map(text_of, x)
-        example_text = jax.tree.map(text_of, example)
+    # Two trees can be compared leaf by leaf if their structures are the same.
+    agrees = jax.tree.structure(x) == jax.tree.structure(example)
+    if agrees:
+        leaves_agree = jax.tree.map(_agree, x, example)
+        agrees = jax.tree.all(leaves_agree)
+    if not agrees:
+        x_text = jax.tree.map(_shape_text, x)
+        example_text = jax.tree.map(_shape_text, example)
         raise ValueError(f"x is {x_text}; {origin} takes {example_text}")
+
+
+def _agree(array: jax.Array, aval: Any) -> bool:
+    """Whether an array of x has the type and the shape of the program's; no batch 0."""
+    if array.dtype != aval.dtype or array.ndim != len(aval.shape) or array.size == 0:
+        return False
+    for size, aval_size in zip(array.shape, aval.shape, strict=True):
+        # The size of the batch is a symbol, which any number agrees with.
+        if size != aval_size and not jax.export.is_symbolic_dim(aval_size):
+            return False
+    return True
+
+
+def _shape_text(array: Any) -> str:
+    sizes = ", ".join(map(str, array.shape))
+    return f"[{sizes}] of {array.dtype.name}"

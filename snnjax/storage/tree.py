@@ -21,8 +21,11 @@ def named_leaves(tree: Any, name: str) -> dict[str, Any]:
     >>> named_leaves({"a": [1, (2, None)]}, "params")
     {"params['a'][0]": 1, "params['a'][1][0]": 2}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf_name = name + jax.tree_util.keystr(path)
+        leaves[leaf_name] = leaf
+    return leaves
 
 
 def describe(tree: Any, name: str) -> Any:
@@ -36,24 +39,32 @@ def describe(tree: Any, name: str) -> Any:
     children, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: node is not tree
     )
-    if children and not children[0][0]:
-        return tree if type(tree) in (bool, int, float) else name
+    # A leaf is the only child of itself, at the empty path.
+    if children and children[0][0] == ():
+        if type(tree) in (bool, int, float):
+            return tree
+        return name
     if tree is None:
         return None
-    below = [describe(child, name + jax.tree_util.keystr(p)) for p, child in children]
-    if type(tree) is list:
-        return below
-    if type(tree) is tuple:
-        return {"tuple": below}
-    keys = [getattr(path[0], "key", name_of(path)) for path, _ in children]
-    for key in keys:
+    descriptions = []
+    for path, child in children:
+        child_name = name + jax.tree_util.keystr(path)
+        descriptions.append(describe(child, child_name))
+    kind = type(tree)
+    if kind is list:
+        return descriptions
+    if kind is tuple:
+        return {"tuple": descriptions}
+    pairs = []
+    for (path, _), description in zip(children, descriptions, strict=True):
+        # The key of a dict, or the name of an attribute.
+        key = getattr(path[0], "key", name_of(path))
         if type(key) not in (str, int):
             raise ValueError(f"a dict at {name} has the key {key!r}; allowed: str, int")
-    pairs = [list(pair) for pair in zip(keys, below, strict=True)]
-    if type(tree) is dict:
+        pairs.append([key, description])
+    if kind is dict:
         return {"dict": pairs}
-    kind = f"{type(tree).__module__}.{type(tree).__qualname__}"
-    return {"dict": pairs, "class": kind}
+    return {"dict": pairs, "class": f"{kind.__module__}.{kind.__qualname__}"}
 
 
 def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
@@ -71,12 +82,16 @@ def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:
         return description  # None or a number
     if "tuple" in description:
         return tuple(rebuild(description["tuple"], leaves))
-    return {key: rebuild(value, leaves) for key, value in description["dict"]}
+    items = {}
+    for key, item_description in description["dict"]:
+        items[key] = rebuild(item_description, leaves)
+    return items
 
 
 def fill(like: Any, tree: Any) -> Any:
     """The leaves of ``tree`` in the containers of ``like``; classes may differ."""
-    values, like_leaves = _by_keys(tree), _by_keys(like)
+    values = _by_keys(tree)
+    like_leaves = _by_keys(like)
     if values.keys() != like_leaves.keys():
         missing = [keys for keys in values if keys not in like_leaves]
         unknown = [keys for keys in like_leaves if keys not in values]
@@ -87,20 +102,28 @@ def fill(like: Any, tree: Any) -> Any:
     for keys, like_leaf in like_leaves.items():
         shape = getattr(values[keys], "shape", None)
         like_shape = getattr(like_leaf, "shape", None)
-        # Python numbers have no shape.
-        if shape is not None and like_shape is not None and shape != like_shape:
+        # Python numbers have no shape, and fit an array of any.
+        both_are_arrays = shape is not None and like_shape is not None
+        if both_are_arrays and shape != like_shape:
             raise ValueError(
                 f"{'/'.join(keys)} has shape {shape}, but in `like` {like_shape}"
             )
+    # In the order of `like`, whose containers may hold the same keys in another one.
     leaves = [values[keys] for keys in like_leaves]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _first_paths(leaves: list[tuple[str, ...]]) -> list[str] | str:
-    return ["/".join(keys) for keys in leaves[:3]] or "no leaf"
+    """The paths of at most three leaves, for a message."""
+    if not leaves:
+        return "no leaf"
+    return ["/".join(keys) for keys in leaves[:3]]
 
 
 def _by_keys(tree: Any) -> dict[tuple[str, ...], Any]:
     """Leaves by the keys of their paths, where an attribute is a key like any other."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(name_of((step,)) for step in path): leaf for path, leaf in leaves}
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = tuple(name_of((entry,)) for entry in path)
+        leaves[keys] = leaf
+    return leaves

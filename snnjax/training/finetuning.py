@@ -116,9 +116,13 @@ def finetune(
     if share is None:
         share = 0.0 if teacher is None else 0.5
     SHARE.check("share", share)
-    steps, wait = checked_fit(snn, options.get("steps"), options.get("wait"))
+    steps, wait = checked_fit(
+        snn,
+        steps=options.get("steps"),
+        wait=options.get("wait"),
+    )
     # The closed form has a straight-through gradient, and no surrogate.
-    asks_for_surrogate = options.keys() & {"surrogate", "detach_reset"}
+    asks_for_surrogate = "surrogate" in options or "detach_reset" in options
     if has_closed_form(snn, steps, wait) and not asks_for_surrogate:
         options = {"execution": "closed_form", **options}
     if options.get("state"):
@@ -134,13 +138,16 @@ def finetune(
         else:
             outputs, averages = simulate(snn, x), {}
         # A part without weight is not computed: 0 times an infinite loss is NaN.
-        value = loss(outputs, labels) if share < 1 else 0.0
+        value = 0.0
+        if share < 1:
+            value = loss(outputs, labels)
         if teacher is not None and share > 0:
             distance = _distance(outputs, teacher(x))
             value = (1 - share) * value + share * distance
         return value, (averages, _accuracy(outputs, labels))
 
-    rules = optax.adam(1e-3) if rules is None else rules
+    if rules is None:
+        rules = optax.adam(1e-3)
     init, descend = descent(objective, rules, has_aux=True)
 
     @jax.jit
@@ -149,10 +156,8 @@ def finetune(
         snn, opt_state, result = descend(snn, opt_state, x, labels)
         value, (averages, report) = result
         snn = _with_averages(snn, averages)
-        floats, _ = differentiable(snn)
-        is_nan = [jnp.isnan(leaf).any() for leaf in jax.tree.leaves(floats)]
-        has_nan = jnp.stack(is_nan).any()
-        report |= {"loss": value, "finite": jnp.isfinite(value) & ~has_nan}
+        finite = jnp.isfinite(value) & ~_has_nan(snn)
+        report |= {"loss": value, "finite": finite}
         return (snn, opt_state), report
 
     def step(state: _State, batch: Any):
@@ -179,17 +184,26 @@ def finetune(
         "share": share,
         "options": (has_aux, options),
     }
+    start = (snn, init(snn))
     (snn, _), log = train(
         step,
-        (snn, init(snn)),
+        start,
         examples,
         epochs=epochs,
         measure=None if measure is None else measure_snn,
         folder=folder,
-        depends_on=dict(**identity, **(depends_on or {})),  # no name twice
+        # By `dict`, which refuses a name that is there already.
+        depends_on=dict(**identity, **(depends_on or {})),
     )
     trained = dataclasses.replace(snn, steps=steps, wait=wait, fitted_to=None)
     return Finetuned(trained, log)
+
+
+def _has_nan(snn: SNN) -> jax.Array:
+    """Whether a floating leaf of an SNN holds NaN, a bool []."""
+    floats, _ = differentiable(snn)
+    leaves_have_nan = [jnp.isnan(leaf).any() for leaf in jax.tree.leaves(floats)]
+    return jnp.stack(leaves_have_nan).any()
 
 
 def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -209,16 +223,18 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
     """The accuracy of the mean output; {} unless labels are classes of the outputs."""
     if not isinstance(outputs, jax.Array) or not isinstance(labels, jax.Array):
         return {}
-    is_class = jnp.issubdtype(labels.dtype, jnp.integer)
-    if not is_class or labels.shape != outputs.shape[1:-1]:
+    are_whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if not are_whole or labels.shape != outputs.shape[1:-1]:
         return {}
-    answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
-    return {"accuracy": (answers == labels).mean()}
+    answers = outputs.mean(0).argmax(-1)
+    is_right = answers.astype(labels.dtype) == labels
+    return {"accuracy": is_right.mean()}
 
 
 def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     """The SNN with new averages in the place of the params with the same names."""
-    params, new_params = named_params(snn.params), named_params(averages)
+    params = named_params(snn.params)
+    new_params = named_params(averages)
     unknown = sorted(new_params.keys() - params.keys())
     if unknown:
         raise ValueError(

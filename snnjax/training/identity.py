@@ -43,15 +43,16 @@ def _add(total: Any, tree: Any, visited: set[int]) -> None:
     leaves, structure = _flattened(tree)
     _add_text(total, structure)
     for leaf in leaves:
-        is_function = isinstance(leaf, types.FunctionType)
-        wrapped = leaf if is_function else inspect.unwrap(leaf)
+        wrapped = leaf
+        if not isinstance(leaf, types.FunctionType):
+            wrapped = inspect.unwrap(leaf)  # of a jitted function, say
         if isinstance(leaf, jax.Array | np.ndarray):
             _add_array(total, leaf)
         elif isinstance(leaf, functools.partial):
             _add(total, (leaf.func, leaf.args, leaf.keywords), visited)
         elif inspect.ismethod(leaf):
             _add(total, (leaf.__func__, leaf.__self__), visited)
-        elif isinstance(wrapped, types.FunctionType):  # `leaf` may be jitted
+        elif isinstance(wrapped, types.FunctionType):
             _add_function(total, wrapped, visited)
         else:
             _add_text(total, leaf)
@@ -65,7 +66,9 @@ def _flattened(tree: Any) -> tuple[list[Any], Any]:
 
 
 def _add_text(total: Any, value: Any) -> None:
-    total.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())
+    """Add the ``repr`` of a value, without addresses, which differ between runs."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    total.update(text.encode())
 
 
 def _add_array(total: Any, array: jax.Array | np.ndarray) -> None:
@@ -73,10 +76,11 @@ def _add_array(total: Any, array: jax.Array | np.ndarray) -> None:
         array = jax.random.key_data(array)
     total.update(f"{array.dtype} {array.shape}".encode())
     # No process has the numbers of an array that is spread over several of them.
-    is_known = isinstance(array, np.ndarray) or (
-        array.is_fully_replicated or array.is_fully_addressable
-    )
-    if is_known:
+    if isinstance(array, np.ndarray):
+        has_all_numbers = True
+    else:
+        has_all_numbers = array.is_fully_replicated or array.is_fully_addressable
+    if has_all_numbers:
         total.update(np.asarray(array).tobytes())
 
 
@@ -122,5 +126,8 @@ def _counts(value: Any, module: str) -> bool:
     if callable(value):
         return getattr(value, "__module__", None) == module
     leaves, _ = _flattened(value)
-    numbers = (jax.Array, np.ndarray, int, float)
-    return bool(leaves) and all(isinstance(leaf, numbers) for leaf in leaves)
+    if not leaves:
+        return False
+    return all(
+        isinstance(leaf, jax.Array | np.ndarray | int | float) for leaf in leaves
+    )

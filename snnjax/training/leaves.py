@@ -21,28 +21,32 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
     does, and ``jax.grad`` refuses them. A loss of the floats calls ``merge(floats)``.
     """
     check_snn(snn)
-    floats = jax.tree.map(lambda leaf: leaf if is_floating(leaf) else None, snn)
+
+    def only_floating(leaf: Any) -> Any:
+        return leaf if is_floating(leaf) else None
+
+    def merged_leaf(floating: Any, leaf: Any) -> Any:
+        return leaf if floating is None else floating
 
     def merge(floats: Any) -> SNN:
-        return jax.tree.map(
-            lambda new, old: old if new is None else new,
-            floats,
-            snn,
-            is_leaf=lambda leaf: leaf is None,
-        )
+        # JAX takes None for a tree without leaves, unless it is told otherwise.
+        return jax.tree.map(merged_leaf, floats, snn, is_leaf=lambda leaf: leaf is None)
 
-    return floats, merge
+    return jax.tree.map(only_floating, snn), merge
 
 
 def named_params(params: Any) -> dict[str, Any]:
     """The leaves of params by their paths, named as in ``Site.parameters``."""
-    return dict(zip(paths_of(params), jax.tree.leaves(params), strict=True))
+    paths = paths_of(params)
+    leaves = jax.tree.leaves(params)
+    return dict(zip(paths, leaves, strict=True))
 
 
 def with_params(snn: SNN, new: Mapping[str, Any]) -> SNN:
     """The SNN with other leaves of params at these paths, see `named_params`."""
-    leaves = {**named_params(snn.params), **new}.values()
-    params = jax.tree.unflatten(jax.tree.structure(snn.params), leaves)
+    leaves = {**named_params(snn.params), **new}  # in the order of the params
+    structure = jax.tree.structure(snn.params)
+    params = jax.tree.unflatten(structure, leaves.values())
     return dataclasses.replace(snn, params=params)
 
 
@@ -81,23 +85,29 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     def label(path, node):
         if _is_running_average(path, node) or not is_floating(node):
             return jax.tree.map(lambda _: FROZEN, node)
+        if path[0].name == "params":
+            return WEIGHTS
         # The name of a neuron's parameter is its field, also in a model inside another.
-        return WEIGHTS if path[0].name == "params" else name_of(path[-1:])
+        return name_of(path[-1:])
 
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
     if trained is None:
         return labels
-    trained = set(trained)
+    trained_labels = set(trained)
     trainable = dict.fromkeys(jax.tree.leaves(labels))  # each label once, in order
     trainable.pop(FROZEN, None)
-    missing = sorted(trained - trainable.keys())
+    missing = sorted(trained_labels - trainable.keys())
     if missing:
         raise ValueError(
             f"this SNN has no leaf {missing} to train; allowed: "
             f"{', '.join(trainable)}. Temperature and leak come with the neuron, "
             "e.g. snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
-    return jax.tree.map(lambda x: x if x in trained else FROZEN, labels)
+
+    def frozen_unless_trained(label: str) -> str:
+        return label if label in trained_labels else FROZEN
+
+    return jax.tree.map(frozen_unless_trained, labels)
 
 
 def kernels(snn: SNN) -> SNN:
@@ -138,12 +148,14 @@ def check_gradients(gradients: Any, labels: Any) -> None:
     Raises:
         ValueError: with the paths of the leaves and the likely reasons.
     """
-    pairs = jax.tree_util.tree_leaves_with_path(gradients)
-    dead = {
-        name_of(path): label
-        for (path, leaf), label in zip(pairs, jax.tree.leaves(labels), strict=True)
-        if label != FROZEN and leaf.size and not jnp.any(leaf != 0)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    leaf_labels = jax.tree.leaves(labels)
+    dead = {}  # path -> label, of the trained leaves without a gradient
+    for (path, gradient), label in zip(leaves, leaf_labels, strict=True):
+        if label == FROZEN or gradient.size == 0:
+            continue
+        if not jnp.any(gradient != 0):  # NaN is no zero
+            dead[name_of(path)] = label
     if not dead:
         return
     reasons = (
@@ -161,11 +173,16 @@ def check_gradients(gradients: Any, labels: Any) -> None:
 
 
 def _is_running_average(path, node) -> bool:
-    # A key of a dictionary, or a field of a NamedTuple or dataclass.
-    keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+    """Whether a node lies in linen's "batch_stats", or is a ``BatchStat`` of nnx."""
+    keys = []
+    for entry in path:
+        # A field of a NamedTuple or dataclass has a name, an item of a dict a key.
+        field_name = getattr(entry, "name", None)
+        keys.append(getattr(entry, "key", field_name))
     return "batch_stats" in keys or _is_batch_stat(node)
 
 
 def _is_batch_stat(node) -> bool:
     """Whether its class derives from nnx's, by name: flax need not be installed."""
-    return any(kind.__name__ == "BatchStat" for kind in type(node).__mro__)
+    class_names = [kind.__name__ for kind in type(node).__mro__]
+    return "BatchStat" in class_names

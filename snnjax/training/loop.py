@@ -83,10 +83,13 @@ def train(
             f"examples is {type(examples).__name__}, which can be read once; allowed: "
             "a list or a loader of batches, or a function: epoch -> batches"
         )
-    state, log = jax.tree.map(jnp.asarray, state), []
+    state = jax.tree.map(jnp.asarray, state)
+    log: _Log = []
     with _checkpoints_in(folder) as checkpoints:
         if checkpoints is not None:
-            parts = {"state at the start": state, **(depends_on or {})}
+            parts = {"state at the start": state}
+            if depends_on is not None:
+                parts |= depends_on
             identity = {name: digest(part) for name, part in parts.items()}
             state, log = _resumed(checkpoints, identity, state, epochs)
         for epoch in range(len(log) + 1, epochs + 1):
@@ -94,14 +97,22 @@ def train(
             batches = examples(epoch) if callable(examples) else examples
             first_loss = log[0]["loss"] if log else None
             state, means = _train_epoch(
-                step, state, batches, f"{epoch} of {epochs}", first_loss
+                step,
+                state,
+                batches,
+                epoch=f"{epoch} of {epochs}",
+                first_loss=first_loss,
             )
-            line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
+            seconds = time.perf_counter() - start
+            line = {"epoch": epoch, **means, "seconds": seconds}
+            # A new list, since `measure` may have kept that of an earlier epoch.
             log = [*log, line]
             if measure is not None:
-                log[-1] = _extended(line, measure(state, log))
+                entries = measure(state, log)
+                log[-1] = _extended(line, entries)
             if checkpoints is not None:
-                _save(checkpoints, epoch, state, {"log": log, "identity": identity})
+                notes = {"log": log, "identity": identity}
+                _save(checkpoints, epoch, state, notes)
     return state, log
 
 
@@ -128,10 +139,12 @@ def _train_epoch(
     """
     reports: _Log = []
 
-    def about(_: Any) -> str:
-        return f"loss {reports[-1]['loss']:.4g}" if reports else "no loss yet"
+    def latest_loss(_: Any) -> str:
+        if not reports:
+            return "no loss yet"
+        return f"loss {reports[-1]['loss']:.4g}"
 
-    for batch in shown(batches, f"epoch {epoch} ", "step", about):
+    for batch in shown(batches, f"epoch {epoch} ", "step", latest_loss):
         jax.block_until_ready(reports[-1:])  # it computed while this batch was made
         state, report = step(state, batch)
         reports.append(report)
@@ -140,6 +153,17 @@ def _train_epoch(
             f"the examples of epoch {epoch} are empty; allowed: one batch or more"
         )
     reports = jax.device_get(reports)
+    _check_finite(reports, epoch)
+    _check_losses(reports, epoch, first_loss)
+    means = {}
+    for name in reports[0]:
+        numbers = [report[name] for report in reports]
+        means[name] = float(np.mean(numbers))
+    return state, means
+
+
+def _check_finite(reports: _Log, epoch: str) -> None:
+    """Raise if a step was not finite; the entry ``finite`` leaves the reports."""
     finite = [report.pop("finite") for report in reports]
     if not all(finite):
         raise FloatingPointError(
@@ -149,10 +173,16 @@ def _train_epoch(
             "rate or let it warm up, and look for NaN among the inputs and for labels "
             "that are no classes"
         )
+
+
+def _check_losses(reports: _Log, epoch: str, first_loss: float | None) -> None:
+    """Raise if a loss has exploded, see `_EXPLODED`."""
     losses = np.array([float(report["loss"]) for report in reports])
     if first_loss is None:
         first_loss = float(losses[0])
-    exploded = np.abs(losses) > _EXPLODED * max(1.0, abs(first_loss))
+    # A first loss near 0 says nothing about the size of a loss.
+    largest_allowed = _EXPLODED * max(1.0, abs(first_loss))
+    exploded = np.abs(losses) > largest_allowed
     if exploded.any():
         number = int(exploded.argmax())
         raise FloatingPointError(
@@ -161,21 +191,19 @@ def _train_epoch(
             "last whole epoch is in the folder, if there is one. Lower the learning "
             "rate or let it warm up, or clip the gradient by optax.clip_by_global_norm"
         )
-    means = {}
-    for name in reports[0]:
-        means[name] = float(np.mean([report[name] for report in reports]))
-    return state, means
 
 
 def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
     """A line of the log with what ``measure`` returned, as JSON gives it back."""
-    entries = {} if entries is None else entries
+    if entries is None:
+        return line
     if not isinstance(entries, dict) or entries.keys() & line.keys():
         raise ValueError(
             f"measure returns {entries!r}; allowed: None, or a dict of numbers, e.g. "
             f'{{"test_accuracy": 0.9}}, under other names than {", ".join(line)}'
         )
-    return line | jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
+    as_json = jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
+    return line | as_json
 
 
 # ------------------------------------------------------------------- checkpoints
@@ -192,7 +220,9 @@ def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
             "folder= needs orbax; pip install orbax-checkpoint, or leave folder out"
         ) from None
     options = orbax.CheckpointManagerOptions(
-        max_to_keep=1, step_prefix="epoch", enable_async_checkpointing=False
+        max_to_keep=1,
+        step_prefix="epoch",
+        enable_async_checkpointing=False,
     )
     path = Path(folder).expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)  # a file is refused before the first epoch
@@ -200,11 +230,15 @@ def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
 
 
 def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> None:
+    """Write the state and the notes of a finished epoch in the place of the last."""
     from orbax.checkpoint import args
 
-    # In a list, since orbax takes no single array for a tree.
-    parts = {"state": args.StandardSave([state]), "notes": args.JsonSave(notes)}
-    checkpoints.save(epoch, args=args.Composite(**parts))
+    parts = args.Composite(
+        # In a list, since orbax takes no single array for a tree.
+        state=args.StandardSave([state]),
+        notes=args.JsonSave(notes),
+    )
+    checkpoints.save(epoch, args=parts)
 
 
 def _resumed(
@@ -213,22 +247,23 @@ def _resumed(
     """State and log of the last finished epoch; before the first one, the start."""
     from orbax.checkpoint import args
 
-    folder, last = checkpoints.directory, checkpoints.latest_step()
-    if last is None:
+    folder = checkpoints.directory
+    last_epoch = checkpoints.latest_step()
+    if last_epoch is None:
         return start, []
     # The notes first: of another training, the state may have another structure.
     parts = args.Composite(notes=args.JsonRestore())
-    notes = checkpoints.restore(last, args=parts)["notes"]
-    log, stored_identity = notes["log"], notes["identity"]
-    names = [
-        name
-        for name in identity | stored_identity
-        if identity.get(name) != stored_identity.get(name)
-    ]
-    if names:
+    notes = checkpoints.restore(last_epoch, args=parts)["notes"]
+    log = notes["log"]
+    stored_identity = notes["identity"]
+    differences = []
+    for name in identity | stored_identity:
+        if identity.get(name) != stored_identity.get(name):
+            differences.append(name)
+    if differences:
         raise ValueError(
-            f"{folder} holds another training, with other {', '.join(names)}. Give "
-            "another folder, or delete this one"
+            f"{folder} holds another training, with other {', '.join(differences)}. "
+            "Give another folder, or delete this one"
         )
     if len(log) > epochs:
         raise ValueError(
@@ -236,5 +271,5 @@ def _resumed(
             "another folder"
         )
     parts = args.Composite(state=args.StandardRestore([start]))
-    (state,) = checkpoints.restore(last, args=parts)["state"]
+    (state,) = checkpoints.restore(last_epoch, args=parts)["state"]
     return state, log

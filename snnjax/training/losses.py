@@ -31,7 +31,9 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     0.6931...
     """
     check_labels(outputs, labels)
-    return _cross_entropy(wide(outputs).mean(0), jnp.asarray(labels)).mean()
+    logits = wide(outputs).mean(0)  # [B, classes]
+    entropies = _cross_entropy(logits, jnp.asarray(labels))
+    return entropies.mean()
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
@@ -53,18 +55,25 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     >>> print(membrane_readout(jnp.array([[1.0], [1.0], [0.0]]))[:, 0])
     [1.   1.5  0.75]
     """
-    for number in [] if isinstance(leak, Tracer) else np.ravel(leak).tolist():
-        LEAK.check("leak", number)
+    if not isinstance(leak, Tracer):
+        for number in np.ravel(leak).tolist():
+            LEAK.check("leak", number)
     outputs = wide(outputs)
 
-    def step(v, output):
-        v = (lead(leak, v.ndim) * v + output).astype(output.dtype)
-        return v, v
+    def step(potential, output):
+        # A leak [C] lies along the last axis of the potentials [B, ..., C].
+        kept = lead(leak, potential.ndim) * potential
+        potential = (kept + output).astype(output.dtype)
+        return potential, potential
 
-    return jax.lax.scan(step, jnp.zeros_like(outputs[0]), outputs)[1]
+    start = jnp.zeros_like(outputs[0])
+    _, potentials = jax.lax.scan(step, start, outputs)
+    return potentials
 
 
 def _cross_entropy(logits, labels):
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    """Cross-entropies [B] of logits [B, classes]; NaN where a label is no class."""
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     # A negative label would count from the last class.
-    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), entropy, jnp.nan)
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.where(is_class, entropies, jnp.nan)

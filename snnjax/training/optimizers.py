@@ -8,6 +8,7 @@ most halves in a step, and gradients in 1 / p stay finite. A threshold that halv
 and again has too large a rate: give it a rule of its own.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,25 +56,41 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     >>> print(updates.neurons["relu"].threshold, updates.neurons["relu"].bias)
     -0.1 0.0
     """
-    is_mapping = isinstance(rules, Mapping)
-    by_label = dict(rules) if is_mapping else {"all": rules}
-    for rule in by_label.values() or [{}]:
-        if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
+    if isinstance(rules, Mapping):
+        rules_by_label = dict(rules)
+        labels = functools.partial(param_labels, trained=list(rules_by_label))
+    else:
+        rules_by_label = {"all": rules}
+        labels = _all_or_frozen
+    _check_rules(rules_by_label)
+    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero(), **rules_by_label}
+    return optax.chain(
+        optax.multi_transform(transforms, labels),
+        optax.stateless(_within_ranges),
+    )
+
+
+def _check_rules(rules_by_label: dict[Any, Any]) -> None:
+    """Raise unless there are rules, and all of them are optimizers."""
+    for rule in rules_by_label.values() or [{}]:
+        # A function of optax that was not called has neither.
+        has_init = callable(getattr(rule, "init", None))
+        has_update = hasattr(rule, "update")
+        if not (has_init and has_update):
             raise ValueError(
                 f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
                 "optax.adam(1e-3) (called), or a mapping from labels to optimizers, "
                 'e.g. {"weights": optax.adam(1e-3)}'
             )
 
-    def labels(snn: SNN) -> SNN:
-        if is_mapping:
-            return param_labels(snn, by_label)
-        return jax.tree.map(lambda x: x if x == FROZEN else "all", param_labels(snn))
 
-    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero(), **by_label}
-    return optax.chain(
-        optax.multi_transform(transforms, labels), optax.stateless(_within_ranges)
-    )
+def _all_or_frozen(snn: SNN) -> SNN:
+    """Labels for a single optimizer: "all" for what can be trained."""
+
+    def label_of_all(label: str) -> str:
+        return FROZEN if label == FROZEN else "all"
+
+    return jax.tree.map(label_of_all, param_labels(snn))
 
 
 def _within_ranges(updates: Any, snn: Any) -> Any:
@@ -95,14 +112,17 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         high = jnp.full_like(value, limits.most)
         # An end that is excluded is approached by half of the way at most.
         if limits.open_least:
-            halfway = jnp.maximum((value + low) / 2, low + SMALLEST)
+            halfway = (value + low) / 2
+            halfway = jnp.maximum(halfway, low + SMALLEST)
             low = jnp.minimum(value, halfway)
         if limits.open_most:
-            halfway = jnp.minimum((value + high) / 2, high - SMALLEST)
+            halfway = (value + high) / 2
+            halfway = jnp.minimum(halfway, high - SMALLEST)
             high = jnp.maximum(value, halfway)
-        target = jnp.clip(value + update, low, high)
+        updated = value + update
+        target = jnp.clip(updated, low, high)
         # An update that stays within the range is passed on without rounding.
-        return jnp.where(target == value + update, update, target - value)
+        return jnp.where(target == updated, update, target - value)
 
     return jax.tree_util.tree_map_with_path(within_range, updates, snn)
 
@@ -144,7 +164,8 @@ def descent(
     transformation = optimizer(rules)
 
     def init(snn: SNN) -> optax.OptState:
-        return transformation.init(differentiable(snn)[0])
+        floats, _ = differentiable(snn)
+        return transformation.init(floats)
 
     def step(snn: SNN, state: optax.OptState, *args: chex.ArrayTree):
         floats, merge = differentiable(snn)
@@ -160,7 +181,9 @@ def descent(
                 f"the loss is {number}; allowed: a finite number. Go on with the SNN "
                 "before this step, at a lower rate; look for NaN in x, or wrong labels"
             )
+        # Some optimizers read the value of the loss, and others ignore it.
         updates, state = transformation.update(gradient, state, floats, value=number)
-        return merge(optax.apply_updates(floats, updates)), state, value
+        updated_floats = optax.apply_updates(floats, updates)
+        return merge(updated_floats), state, value
 
     return init, step
