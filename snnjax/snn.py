@@ -97,7 +97,9 @@ class SNN:
 
     def __repr__(self) -> str:
         # The neurons of a pytree without leaves may be anything.
-        names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
+        names = []
+        if isinstance(self.neurons, Mapping):
+            names = list(self.neurons)
         parts = [f"steps={self.steps}", f"wait={self.wait}"]
         if self.code != rate():
             parts.append(f"code={self.code!r}")
@@ -216,14 +218,8 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     if wait is None:
         wait = snn.wait or 0
     check_wait(steps, wait)
-    # IF neurons count over the steps, and leaky ones forget them.
-    has_counting_neurons = False
-    for name, params in snn.neurons.items():
-        model = off_grid(snn.model_of(name))
-        if is_plain(model) and params.leak is None:
-            has_counting_neurons = True
     fitted_to = snn.fitted_to or (snn.steps, snn.wait)
-    is_fitted = has_counting_neurons and snn.steps is not None
+    is_fitted = snn.steps is not None and _has_counting_neurons(snn)
     if is_fitted and fitted_to != (steps, wait):
         fitted_steps, fitted_wait = fitted_to
         raise ValueError(
@@ -233,6 +229,15 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
             "read an early answer of a longer run, snn.code.answers(outputs)[t - 1]"
         )
     return steps, wait
+
+
+def _has_counting_neurons(snn: SNN) -> bool:
+    """Whether IF neurons count over all steps; leaky ones forget."""
+    for name, params in snn.neurons.items():
+        model = off_grid(snn.model_of(name))
+        if is_plain(model) and params.leak is None:
+            return True
+    return False
 
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
@@ -268,7 +273,8 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
             )
         has_zones = False
         for part in chain(model):
-            has_zones = has_zones or getattr(part, "has_zones", False)
+            if getattr(part, "has_zones", False):
+                has_zones = True
         if has_zones and not is_plain(model):
             raise ValueError(
                 f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "
@@ -333,8 +339,12 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     if missing or unknown:
         advice = ""
         # The last part of a name says what the site is: "relu", or "encoder_2".
-        kinds = [name.rpartition("/")[2] for name in missing | unknown]
-        if any(kind.startswith("encoder") for kind in kinds):
+        has_encoders = False
+        for name in missing | unknown:
+            *_, kind = name.split("/")
+            if kind.startswith("encoder"):
+                has_encoders = True
+        if has_encoders:
             advice = (
                 ". Perhaps one of the two is in training mode (has_aux), where a "
                 "network has no encoders. Train networks with operators in inference "
@@ -371,7 +381,8 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
     """
     if is_plain(model):
         # Its parameters broadcast, so that their names are enough.
-        fresh = NeuronParams(**dict.fromkeys(NeuronParams._fields))
+        no_arrays = [None] * len(NeuronParams._fields)
+        fresh = NeuronParams._make(no_arrays)
     else:
         key = jax.random.key(0)
         fresh = jax.eval_shape(lambda: model.init(site.shape, key))
@@ -422,7 +433,10 @@ def _check_fresh(fresh: Any, where: str) -> None:
 
 def _fields(params: Any) -> list[tuple[str, ...]]:
     """Names of parameters, and those of a model inside; () if there are no names."""
-    return [getattr(part, "_fields", ()) for part in chain(params)]
+    fields = []
+    for part in chain(params):
+        fields.append(getattr(part, "_fields", ()))
+    return fields
 
 
 def _listed(params: Any) -> str:

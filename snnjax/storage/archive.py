@@ -161,10 +161,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     with restoring(path):
         no_program = np.zeros(0, np.uint8)
         code = arrays.pop(_PROGRAM, no_program).tobytes()
-        leaves = {name: _as_jax(array) for name, array in arrays.items()}
+        leaves = {}
+        for name, array in arrays.items():
+            leaves[name] = _as_jax(array)
         # Random keys are in the file as their bits, and get their kinds back.
         for name, kind in card.pop("keys").items():
-            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
+            bits = leaves[name]
+            leaves[name] = jax.random.wrap_key_data(bits, impl=kind)
     return card, leaves, code
 
 

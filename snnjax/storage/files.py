@@ -239,7 +239,10 @@ def _as_path(path: str | os.PathLike) -> Path:
 
 def _check_without_program(snn: SNN, **options: Any) -> None:
     """Raise for what only a program can store."""
-    names = [name for name, option in options.items() if option is not None]
+    names = []
+    for name, option in options.items():
+        if option is not None:
+            names.append(name)
     if names:
         raise ValueError(
             f"{', '.join(names)} describe a program, and without fn there is none; "

@@ -101,7 +101,9 @@ def restore(description: Any, like: Any = None, *, check: bool = False) -> Any:
             "snnjax.load(path, model=...) with this model, or run its program by "
             "stored.run(x)"
         )
-    fields = {name: restore(field) for name, field in description.items()}
+    fields = {}
+    for name, field_description in description.items():
+        fields[name] = restore(field_description)
     kind = CLASSES[fields.pop("class")]
     known_fields = {field.name for field in dataclasses.fields(kind)}
     unknown_fields = fields.keys() - known_fields

@@ -162,7 +162,8 @@ def _check_input(x: Any, example: Any, dtypes: Collection[Any], origin: str) -> 
         )
 
     # Two trees can be compared leaf by leaf if their structures are the same.
-    agrees = jax.tree.structure(x) == jax.tree.structure(example)
+    x_structure = jax.tree.structure(x)
+    agrees = x_structure == jax.tree.structure(example)
     if agrees:
         leaves_agree = jax.tree.map(_agree, x, example)
         agrees = jax.tree.all(leaves_agree)

@@ -64,7 +64,8 @@ def describe(tree: Any, name: str) -> Any:
         pairs.append([key, description])
     if kind is dict:
         return {"dict": pairs}
-    return {"dict": pairs, "class": f"{kind.__module__}.{kind.__qualname__}"}
+    class_name = f"{kind.__module__}.{kind.__qualname__}"
+    return {"dict": pairs, "class": class_name}
 
 
 def rebuild(description: Any, leaves: Mapping[str, Any]) -> Any:

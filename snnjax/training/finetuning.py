@@ -108,14 +108,7 @@ def finetune(
     >>> log[-1]["loss"] < 0.8 * log[0]["loss"]
     True
     """
-    if teacher is None and share is not None:
-        raise ValueError(
-            f"share is {share} without a teacher; give one, e.g. "
-            "teacher=lambda x: fn(params, x), or leave share out"
-        )
-    if share is None:
-        share = 0.0 if teacher is None else 0.5
-    SHARE.check("share", share)
+    share = _checked_share(share, teacher)
     steps, wait = checked_fit(
         snn,
         steps=options.get("steps"),
@@ -161,13 +154,10 @@ def finetune(
         return (snn, opt_state), report
 
     def step(state: _State, batch: Any):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(
-                f"a batch of examples is {type(batch).__name__}; allowed: a pair "
-                "(x, labels)"
-            )
+        _check_batch(batch)
         x, labels = jax.tree.map(jnp.asarray, tuple(batch))
         snn, opt_state = state
+        # If x is sharded over a mesh, everything else has to lie on it, too.
         x, labels, snn, opt_state = sharding.automatic(x, labels, snn, opt_state)
         return step_on_devices((snn, opt_state), x, labels)
 
@@ -199,10 +189,35 @@ def finetune(
     return Finetuned(trained, log)
 
 
+def _checked_share(share: float | None, teacher: Callable | None) -> float:
+    """The share c of the teacher in the loss, or its default."""
+    if teacher is None and share is not None:
+        raise ValueError(
+            f"share is {share} without a teacher; give one, e.g. "
+            "teacher=lambda x: fn(params, x), or leave share out"
+        )
+    if share is None:
+        share = 0.0 if teacher is None else 0.5
+    SHARE.check("share", share)
+    return share
+
+
+def _check_batch(batch: Any) -> None:
+    """Raise unless a batch is a pair."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"a batch of examples is {type(batch).__name__}; allowed: a pair "
+            "(x, labels)"
+        )
+
+
 def _has_nan(snn: SNN) -> jax.Array:
     """Whether a floating leaf of an SNN holds NaN, a bool []."""
     floats, _ = differentiable(snn)
-    leaves_have_nan = [jnp.isnan(leaf).any() for leaf in jax.tree.leaves(floats)]
+    leaves_have_nan = []
+    for leaf in jax.tree.leaves(floats):
+        has_nan = jnp.isnan(leaf).any()
+        leaves_have_nan.append(has_nan)
     return jnp.stack(leaves_have_nan).any()
 
 
@@ -213,7 +228,8 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
             f"outputs have shape {outputs.shape}, the teacher's {teacher.shape}; "
             "allowed: the readout at each step [T, B, classes], and logits [B, classes]"
         )
-    log_answers = jax.nn.log_softmax(wide(outputs).mean(0))
+    mean_outputs = wide(outputs).mean(0)  # [B, classes]
+    log_answers = jax.nn.log_softmax(mean_outputs)
     log_targets = jax.nn.log_softmax(wide(teacher))
     divergences = optax.losses.kl_divergence_with_log_targets(log_answers, log_targets)
     return divergences.mean()

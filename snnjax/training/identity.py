@@ -49,9 +49,11 @@ def _add(total: Any, tree: Any, visited: set[int]) -> None:
         if isinstance(leaf, jax.Array | np.ndarray):
             _add_array(total, leaf)
         elif isinstance(leaf, functools.partial):
-            _add(total, (leaf.func, leaf.args, leaf.keywords), visited)
+            parts = (leaf.func, leaf.args, leaf.keywords)
+            _add(total, parts, visited)
         elif inspect.ismethod(leaf):
-            _add(total, (leaf.__func__, leaf.__self__), visited)
+            parts = (leaf.__func__, leaf.__self__)
+            _add(total, parts, visited)
         elif isinstance(wrapped, types.FunctionType):
             _add_function(total, wrapped, visited)
         else:
@@ -74,7 +76,8 @@ def _add_text(total: Any, value: Any) -> None:
 def _add_array(total: Any, array: jax.Array | np.ndarray) -> None:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    total.update(f"{array.dtype} {array.shape}".encode())
+    type_and_shape = f"{array.dtype} {array.shape}"
+    total.update(type_and_shape.encode())
     # No process has the numbers of an array that is spread over several of them.
     if isinstance(array, np.ndarray):
         has_all_numbers = True

@@ -28,9 +28,12 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
     def merged_leaf(floating: Any, leaf: Any) -> Any:
         return leaf if floating is None else floating
 
+    def is_none(leaf: Any) -> bool:
+        return leaf is None
+
     def merge(floats: Any) -> SNN:
         # JAX takes None for a tree without leaves, unless it is told otherwise.
-        return jax.tree.map(merged_leaf, floats, snn, is_leaf=lambda leaf: leaf is None)
+        return jax.tree.map(merged_leaf, floats, snn, is_leaf=is_none)
 
     return jax.tree.map(only_floating, snn), merge
 

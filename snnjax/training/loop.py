@@ -90,7 +90,9 @@ def train(
             parts = {"state at the start": state}
             if depends_on is not None:
                 parts |= depends_on
-            identity = {name: digest(part) for name, part in parts.items()}
+            identity = {}
+            for name, part in parts.items():
+                identity[name] = digest(part)
             state, log = _resumed(checkpoints, identity, state, epochs)
         for epoch in range(len(log) + 1, epochs + 1):
             start = time.perf_counter()
@@ -153,8 +155,16 @@ def _train_epoch(
             f"the examples of epoch {epoch} are empty; allowed: one batch or more"
         )
     reports = jax.device_get(reports)
-    _check_finite(reports, epoch)
-    _check_losses(reports, epoch, first_loss)
+    finite = []
+    losses: list[float] = []
+    for report in reports:
+        # Whether a step was finite is no number of the log.
+        finite.append(report.pop("finite"))
+        losses.append(float(report["loss"]))
+    _check_finite(finite, epoch)
+    if first_loss is None:
+        first_loss = losses[0]
+    _check_losses(np.array(losses), epoch, first_loss)
     means = {}
     for name in reports[0]:
         numbers = [report[name] for report in reports]
@@ -162,9 +172,8 @@ def _train_epoch(
     return state, means
 
 
-def _check_finite(reports: _Log, epoch: str) -> None:
-    """Raise if a step was not finite; the entry ``finite`` leaves the reports."""
-    finite = [report.pop("finite") for report in reports]
+def _check_finite(finite: list[Any], epoch: str) -> None:
+    """Raise if a step of the epoch was not finite."""
     if not all(finite):
         raise FloatingPointError(
             f"loss or weights are not finite in epoch {epoch}, step "
@@ -175,11 +184,8 @@ def _check_finite(reports: _Log, epoch: str) -> None:
         )
 
 
-def _check_losses(reports: _Log, epoch: str, first_loss: float | None) -> None:
-    """Raise if a loss has exploded, see `_EXPLODED`."""
-    losses = np.array([float(report["loss"]) for report in reports])
-    if first_loss is None:
-        first_loss = float(losses[0])
+def _check_losses(losses: np.ndarray, epoch: str, first_loss: float) -> None:
+    """Raise if one of the losses [steps] has exploded, see `_EXPLODED`."""
     # A first loss near 0 says nothing about the size of a loss.
     largest_allowed = _EXPLODED * max(1.0, abs(first_loss))
     exploded = np.abs(losses) > largest_allowed
@@ -202,8 +208,11 @@ def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
             f"measure returns {entries!r}; allowed: None, or a dict of numbers, e.g. "
             f'{{"test_accuracy": 0.9}}, under other names than {", ".join(line)}'
         )
-    as_json = jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
-    return line | as_json
+
+    def as_json(value: Any) -> Any:
+        return np.asarray(value).tolist()
+
+    return line | jax.tree.map(as_json, entries)
 
 
 # ------------------------------------------------------------------- checkpoints

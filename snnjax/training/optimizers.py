@@ -63,7 +63,8 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
         rules_by_label = {"all": rules}
         labels = _all_or_frozen
     _check_rules(rules_by_label)
-    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero(), **rules_by_label}
+    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero()}
+    transforms |= rules_by_label
     return optax.chain(
         optax.multi_transform(transforms, labels),
         optax.stateless(_within_ranges),
@@ -99,7 +100,9 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         raise ValueError("update got no params; allowed: update(gradient, state, snn)")
     check_snn(snn)
 
-    ranges = {name: ranges_in(params) for name, params in snn.neurons.items()}
+    ranges = {}  # of each site: path of a parameter -> its range
+    for name, params in snn.neurons.items():
+        ranges[name] = ranges_in(params)
 
     def within_range(path, update, value):
         if path[0].name == "params":  # weights have no range
