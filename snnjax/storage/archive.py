@@ -52,7 +52,7 @@ def write(
 ) -> None:
     """Write a file whole or not at all; Python numbers stand in the card already."""
     arrays = {}
-    key_kinds = {}  # name of a random key -> its kind, such as "fry"
+    key_kinds = {}  # name of a random key -> its kind, "threefry2x32" as a rule
     for name, leaf in leaves.items():
         if type(leaf) in (bool, int, float):
             continue
