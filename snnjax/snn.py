@@ -155,7 +155,8 @@ class SNN:
             for field in fields:
                 row.append(cells.get(field, "-"))
             rows.append(row)
-        return Table(rows, above=", ".join(title), below=self.fit)
+        title_text = ", ".join(title)
+        return Table(rows, above=title_text, below=self.fit)
 
 
 def _cells(params: Any) -> dict[str, str]:
@@ -292,7 +293,8 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
         if site.fires:
             model = snn.model_of(site.name)
             params = snn.neurons[site.name]
-            if snn.code.keeps_charge and getattr(params, "leak", None) is not None:
+            has_leak = getattr(params, "leak", None) is not None
+            if snn.code.keeps_charge and has_leak:
                 raise ValueError(
                     f"the neurons of site {site.name!r} have a leak, and those of the "
                     f"code {snn.code!r} must keep what is missing; allowed: leak None"
@@ -315,7 +317,8 @@ def check_values(snn: SNN) -> None:
             if is_number and _readable(leaf):
                 field = name_of(path)
                 what = f"{field} of site {name!r}"
-                _check_range(what, ranges.get(field), np.asarray(leaf))
+                limits = ranges.get(field)
+                _check_range(what, limits, np.asarray(leaf))
     broken = []  # paths of weights with NaN
     for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params):
         is_weight = hasattr(leaf, "dtype") and is_floating(leaf)
@@ -376,8 +379,8 @@ def _listed_names(names: Collection[str]) -> str:
 def _check_site(model: Any, params: Any, site: Site) -> None:
     """Raise unless these are parameters of the model, of the shape of the site.
 
-    Each broadcasts to it, or has the shape that ``init`` gives it, as a recurrent
-    kernel does.
+    A parameter broadcasts to the site's shape, or has the shape that ``init`` gives it,
+    as a recurrent kernel does.
     """
     if is_plain(model):
         # Its parameters broadcast, so that their names are enough.
@@ -390,7 +393,7 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
     if _fields(params) != _fields(fresh):
         raise ValueError(
             f"the neurons of site {site.name!r} have the parameters "
-            f"{_listed(params)}, and its model {model!r} has {_listed(fresh)}. "
+            f"{_fields_text(params)}, and its model {model!r} has {_fields_text(fresh)}. "
             "Begin with those of the model, by snnjax.init"
         )
     fresh_shapes = _shapes(fresh)
@@ -439,8 +442,8 @@ def _fields(params: Any) -> list[tuple[str, ...]]:
     return fields
 
 
-def _listed(params: Any) -> str:
-    """The same as text; those of a model inside follow after a semicolon."""
+def _fields_text(params: Any) -> str:
+    """Names of parameters as text; those of a model inside follow after a semicolon."""
     texts = []
     for names in _fields(params):
         texts.append(", ".join(names) or "none")

@@ -129,7 +129,8 @@ def finetune(
         if has_aux:
             outputs, averages = simulate(snn, x)
         else:
-            outputs, averages = simulate(snn, x), {}
+            outputs = simulate(snn, x)
+            averages = {}
         # A part without weight is not computed: 0 times an infinite loss is NaN.
         value = 0.0
         if share < 1:
@@ -137,7 +138,8 @@ def finetune(
         if teacher is not None and share > 0:
             distance = _distance(outputs, teacher(x))
             value = (1 - share) * value + share * distance
-        return value, (averages, _accuracy(outputs, labels))
+        report = _accuracy(outputs, labels)
+        return value, (averages, report)
 
     if rules is None:
         rules = optax.adam(1e-3)
@@ -175,7 +177,7 @@ def finetune(
         "options": (has_aux, options),
     }
     start = (snn, init(snn))
-    (snn, _), log = train(
+    (trained, _), log = train(
         step,
         start,
         examples,
@@ -185,8 +187,9 @@ def finetune(
         # By `dict`, which refuses a name that is there already.
         depends_on=dict(**identity, **(depends_on or {})),
     )
-    trained = dataclasses.replace(snn, steps=steps, wait=wait, fitted_to=None)
-    return Finetuned(trained, log)
+    # It is fitted to the steps and the wait that it was trained with.
+    tuned = dataclasses.replace(trained, steps=steps, wait=wait, fitted_to=None)
+    return Finetuned(tuned, log)
 
 
 def _checked_share(share: float | None, teacher: Callable | None) -> float:
