@@ -393,8 +393,8 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
     if _fields(params) != _fields(fresh):
         raise ValueError(
             f"the neurons of site {site.name!r} have the parameters "
-            f"{_fields_text(params)}, and its model {model!r} has {_fields_text(fresh)}. "
-            "Begin with those of the model, by snnjax.init"
+            f"{_fields_text(params)}, and its model {model!r} has "
+            f"{_fields_text(fresh)}. Begin with those of the model, by snnjax.init"
         )
     fresh_shapes = _shapes(fresh)
     for name, shape in _shapes(params).items():

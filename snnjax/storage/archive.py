@@ -86,8 +86,9 @@ def _as_numpy(name: str, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf, order="C")
     native_dtype = array.dtype.newbyteorder("=")
     array = array.astype(native_dtype, copy=False)
-    if array.dtype.name not in _DTYPES.values():
-        allowed = ", ".join(_DTYPES.values())
+    allowed_dtypes = _DTYPES.values()
+    if array.dtype.name not in allowed_dtypes:
+        allowed = ", ".join(allowed_dtypes)
         raise ValueError(f"{name} has dtype {array.dtype}; allowed: {allowed}")
     return array
 

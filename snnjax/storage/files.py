@@ -261,12 +261,14 @@ def _facts(accuracy: Any, **facts: Any) -> dict[str, Any]:
         SHARE.check("accuracy", accuracy)
         accuracy = float(accuracy)
     try:
-        copy = json.loads(json.dumps(facts, allow_nan=False))
+        text = json.dumps(facts, allow_nan=False)
+        copy = json.loads(text)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{' and '.join(facts)} must be what JSON can hold ({error}); turn arrays "
             "and NumPy's numbers into lists and Python numbers by .tolist()"
         ) from None
+    # JSON turns keys that are numbers into texts, without an error.
     if copy["extras"].keys() != facts["extras"].keys():
         raise ValueError(f"extras are {facts['extras']!r}; allowed: keys that are str")
     return {"accuracy": accuracy, **copy}
@@ -276,7 +278,8 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
     """Shape, dtype and sha256 of calibration images."""
     try:
         array = np.asarray(x, order="C")
-    except TypeError:  # a random key
+    except TypeError:
+        # A random key is no array of NumPy; None is refused in its place.
         array = np.asarray(None)
     if array.dtype.kind not in "biufcV":  # V: bfloat16
         raise ValueError(

@@ -234,7 +234,10 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
     mean_outputs = wide(outputs).mean(0)  # [B, classes]
     log_answers = jax.nn.log_softmax(mean_outputs)
     log_targets = jax.nn.log_softmax(wide(teacher))
-    divergences = optax.losses.kl_divergence_with_log_targets(log_answers, log_targets)
+    divergences = optax.losses.kl_divergence_with_log_targets(
+        log_answers,
+        log_targets,
+    )
     return divergences.mean()
 
 
@@ -256,8 +259,9 @@ def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     new_params = named_params(averages)
     unknown = sorted(new_params.keys() - params.keys())
     if unknown:
+        first_paths = list(params)[:5]
         raise ValueError(
             f"fn returns {unknown} beside its outputs, which the params do not hold; "
-            f"allowed: a pytree like a part of the params, such as {list(params)[:5]}"
+            f"allowed: a pytree like a part of the params, such as {first_paths}"
         )
     return with_params(snn, new_params)

@@ -108,7 +108,8 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         if path[0].name == "params":  # weights have no range
             return update
         _, site_entry, *field_path = path
-        limits = ranges[site_entry.key].get(name_of(field_path))
+        site_ranges = ranges[site_entry.key]
+        limits = site_ranges.get(name_of(field_path))
         if limits is None:
             return update
         low = jnp.full_like(value, limits.least)
