@@ -2,8 +2,9 @@
 
 A capability costs public names, which users have to know, and options, which are the
 parameters with a default. It is worth its price where somebody uses it: in
-experiments/, benchmarks/ or examples/, or in code that runs in the pages and tutorials
-of docs/. CONTRIBUTING.md has the table, and a test lists the names without a user.
+experiments/, benchmarks/ or examples/, in code that runs in the pages and tutorials of
+docs/, or in the recipes of the library, through which users run its calibrators.
+CONTRIBUTING.md has the table, and a test lists the names without a user.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from experiments.report import markdown_table
 ROOT = Path(__file__).parents[1]
 HEAD = ("capability", "public names", "options", "used by")
 FOLDERS = ("experiments", "benchmarks", "examples")
+RECIPES = "recipes"
 
 # Capability -> modules that define its names. A name belongs to the first capability
 # with a module above it.
@@ -106,7 +108,10 @@ def capability_of(public: PublicName) -> str:
 
 
 def programs() -> Iterator[tuple[str, ast.Module]]:
-    """(folder, syntax tree) of all code that uses the library outside of its tests."""
+    """(folder, syntax tree) of all code that uses the library outside of its tests.
+
+    The recipes of the library count as a folder, `RECIPES`.
+    """
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).rglob("*.py")):
             yield folder, ast.parse(file.read_text(encoding="utf-8"))
@@ -118,6 +123,9 @@ def programs() -> Iterator[tuple[str, ast.Module]]:
             if cell["cell_type"] == "code":
                 source.append("".join(cell["source"]))
         yield "docs", ast.parse("\n".join(source))
+    # A published recipe is a chain of calibrators: who converts by it uses all of them.
+    recipes = ROOT / "snnjax" / "conversion" / "recipes.py"
+    yield RECIPES, ast.parse(recipes.read_text(encoding="utf-8"))
 
 
 def code_of_page(text: str) -> str:
@@ -241,7 +249,7 @@ def table_row(
     listed = ", ".join(f"`{public.name}`" for public in names)
     options = sum(option_count(public.value) for public in names)
     used_in = set().union(*(folders[public.address] for public in names))
-    in_order = [folder for folder in (*FOLDERS, "docs") if folder in used_in]
+    in_order = [folder for folder in (*FOLDERS, "docs", RECIPES) if folder in used_in]
     return capability, listed, str(options), ", ".join(in_order)
 
 

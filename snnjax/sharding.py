@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from snnjax._trees import batch_of
 
-__all__ = ["batch_sharding", "on_each_device", "on_mesh", "put", "size"]
+__all__ = ["on_mesh"]
 
 _Tree = TypeVar("_Tree")
 

@@ -52,7 +52,7 @@ class SNN:
         steps: the T that the SNN was fitted to; None (from `snnjax.init`): any T.
         wait: the wait that the SNN was fitted to; None (from `snnjax.init`): any wait.
         model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
-            `snnjax.neurons.BySite`. `model_of` returns the model of one site.
+            value with the model of each site. `model_of` returns that of one site.
         code: what a spike is worth at each step, see `snnjax.codes`.
         fit: what `snnjax.convert` measured and kept, for people; files, and what
             changes an SNN, drop it.

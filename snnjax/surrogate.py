@@ -20,16 +20,11 @@ from snnjax._arrays import lead, promoted
 from snnjax._checks import takes
 
 __all__ = [
-    "Surrogate",
     "arctan",
-    "check_surrogate",
     "dspike",
     "exponential",
-    "holds_tracer",
-    "is_step",
     "rectangle",
     "sigmoid",
-    "step",
     "step_with_derivative",
     "triangle",
 ]

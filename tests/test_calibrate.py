@@ -20,7 +20,8 @@ from snnjax.calibrators import weights_least_squares as solve
 from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Dynamics, Fit, Target, View
 from snnjax.network import Site
-from snnjax.neurons import closed_form, integrate_and_fire, mean_and_pace
+from snnjax.neurons import closed_form, integrate_and_fire
+from snnjax.neurons.unroll import mean_and_pace
 
 STEPS = 4
 SITE = Site("hidden/relu", "relu", (3, 2), ("hidden",), 1, jnp.float32)

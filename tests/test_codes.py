@@ -15,10 +15,10 @@ from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import codes
-from snnjax.neurons import integrate_and_fire, mean_and_pace, unroll
+from snnjax.neurons import integrate_and_fire, unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode
-from snnjax.neurons.unroll import after_all_input, spike_train
+from snnjax.neurons.unroll import after_all_input, mean_and_pace, spike_train
 
 T = 4
 CODES = [

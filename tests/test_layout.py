@@ -199,7 +199,7 @@ def test_only_public_names_of_the_library_are_used_outside_of_it():
                 assert is_public(name), (module, name)
         for name in attributes(module):
             assert is_public(name), (module, name)
-    for name in ("sharding.batch_sharding", "network.Sites.index"):
+    for name in ("sharding.on_mesh", "network.Sites.index"):
         assert is_public(f"snnjax.{name}")
     for name in ("_checks", "network.capture.capture", "measures.metrics"):
         assert not is_public(f"snnjax.{name}")

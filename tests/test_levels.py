@@ -22,14 +22,13 @@ from snnjax.neurons import (
     closed_form,
     integrate_and_fire,
     lif,
-    mean_and_pace,
     unroll,
 )
 from snnjax.neurons.spike_trains import (
     decode,
     per_byte,
 )
-from snnjax.neurons.unroll import spike_train
+from snnjax.neurons.unroll import mean_and_pace, spike_train
 from snnjax.surrogate import triangle
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs

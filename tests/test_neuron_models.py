@@ -30,6 +30,7 @@ from snnjax.neurons import (
     Uniform,
     unroll,
 )
+from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import ResonateState
 from snnjax.surrogate import dspike
 
@@ -286,7 +287,7 @@ def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
         return total
 
     def simulated(kernel, threshold):
-        neuron = snnjax.neurons.WithSurrogate(model, dspike, detach_reset=True)
+        neuron = WithSurrogate(model, dspike, detach_reset=True)
         inside = params.neuron._replace(threshold=threshold)
         spikes = unroll(neuron, RecurrentParams(inside, kernel), currents)
         return (spikes * weights).sum()
@@ -320,7 +321,7 @@ def test_a_detached_reset_has_no_gradient_of_the_spikes_before(reset):
         return result
 
     def simulated(currents):
-        neuron = snnjax.neurons.WithSurrogate(model, dspike, detach_reset=True)
+        neuron = WithSurrogate(model, dspike, detach_reset=True)
         return unroll(neuron, model.init(), currents)[:, 0] @ weights
 
     runs = [jax.value_and_grad(function) for function in (by_hand, simulated)]
@@ -339,7 +340,7 @@ def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
 
 
 def test_a_surrogate_inside_a_model_is_refused():
-    inside = snnjax.neurons.WithSurrogate(lif())
+    inside = WithSurrogate(lif())
     refused(
         (call, "the model without a surrogate")
         for call in (

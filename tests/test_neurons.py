@@ -10,7 +10,7 @@ import snnjax
 from snnjax import neurons
 from snnjax.neurons import integrate_and_fire as IF
 from snnjax.neurons.spike_trains import decode
-from snnjax.neurons.unroll import fold
+from snnjax.neurons.unroll import fold, mean_and_pace
 from snnjax.neurons.unroll import spike_train as unrolled_train
 
 
@@ -35,7 +35,7 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
         charged = neuron.integrate(params, start, currents[0])
         outputs = [
             neurons.unroll(neuron, params, currents),
-            *neurons.mean_and_pace(neuron, params, currents),
+            *mean_and_pace(neuron, params, currents),
             neurons.closed_form(plain, plain.init(), currents[0], 4),
         ]
         return (start, charged), outputs
@@ -95,7 +95,7 @@ def test_currents_of_whole_numbers_are_refused():
     state = neurons.NeuronState(np.zeros(1, np.float32))
     for run in (
         lambda: neurons.unroll(neuron, params, currents),
-        lambda: neurons.mean_and_pace(neuron, params, currents),
+        lambda: mean_and_pace(neuron, params, currents),
         lambda: unrolled_train(neuron, params, currents),
         lambda: fold(neuron, params, state, currents),
         lambda: neurons.closed_form(neuron, params, currents[0], 4),
@@ -106,7 +106,7 @@ def test_currents_of_whole_numbers_are_refused():
 
 def test_a_wait_outside_the_steps_is_refused():
     neuron, currents = IF(), np.ones((4, 1), np.float32)
-    for run in (neurons.unroll, neurons.mean_and_pace, unrolled_train):
+    for run in (neurons.unroll, mean_and_pace, unrolled_train):
         for wait in (-1, 5, 1.0):
             with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
                 run(neuron, neuron.init(), currents, wait=wait)
@@ -161,7 +161,7 @@ def test_numbers_that_cannot_be_drawn_or_do_not_fit_are_refused():
 
 def test_the_pace_of_many_steps_does_not_overflow():
     neuron, currents = IF(), np.ones((50_000, 1), np.float32)
-    run = jax.jit(neurons.mean_and_pace, static_argnums=0)
+    run = jax.jit(mean_and_pace, static_argnums=0)
     mean, pace = run(neuron, neuron.init(), currents)
     np.testing.assert_allclose([mean[0], pace[0]], 1, rtol=1e-3)
 
@@ -186,7 +186,7 @@ def test_a_potential_does_not_fall_below_its_bound(options, wait):
     @jax.jit
     def run(currents):
         spikes = neurons.unroll(neuron, params, currents, wait=wait)
-        passes = neurons.mean_and_pace(neuron, params, currents, wait=wait)
+        passes = mean_and_pace(neuron, params, currents, wait=wait)
         train = unrolled_train(neuron, params, currents, wait=wait)
         return spikes, passes[0], decode(train, 8)
 

@@ -23,6 +23,7 @@ from test_layers import RATE, TOGETHER, changed, fitted, spikes_and_outputs
 
 import snnjax
 from snnjax import deploy
+from snnjax.neurons.gradients import WithSurrogate
 
 nir = pytest.importorskip("nir")
 STEPS = 4
@@ -840,7 +841,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         neurons = {name: n._replace(**fields) for name, n in snn.neurons.items()}
         return dataclasses.replace(snn, neurons=neurons)
 
-    surrogate = dataclasses.replace(hard, model=snnjax.neurons.WithSurrogate(HARD))
+    surrogate = dataclasses.replace(hard, model=WithSurrogate(HARD))
     assert deploy.to_nir(deploy.layers(net.fn, surrogate, net.x)).nodes
     for threshold in (0.0, np.nan, np.inf):
         words = "threshold of site .*; allowed: > 0, and finite"

@@ -18,14 +18,7 @@ from snnjax._types import Per
 from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.neurons.models import NeuronParams
 
-__all__ = [
-    "least_squares",
-    "maximum",
-    "middle",
-    "percentile",
-    "postpone",
-    "scale",
-]
+__all__ = ["least_squares"]
 
 
 # ---------------------------------------------------------- statistics of activations

@@ -4,7 +4,7 @@
 
 A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
 thresholds (`formulas.postpone`). a is the ANN's activation, s the mean output of the
-candidate, p its pace (`snnjax.neurons.mean_and_pace`), and w the effect of an error
+candidate, p its pace (`mean_and_pace`), and w the effect of an error
 (`by_effect`). The pace counts because the next layer reacts to spikes as they arrive.
 The sums are over 2^15 positions of a channel, or all if there are fewer. Errors are
 measured with a bias corrected as by `correct_bias`, but the result has no correction:
@@ -57,7 +57,7 @@ def scale_threshold(
 
     `formulas.least_squares` gives the threshold for input that arrives evenly. Here
     every candidate is tried on the spikes that really arrive: s is its mean output, and
-    p its pace (`snnjax.neurons.mean_and_pace`), which counts because the next layer
+    p its pace (`mean_and_pace`), which counts because the next layer
     reacts to spikes as they arrive. The sums are over 2^15 positions of a channel, or
     all if there are fewer, and errors are measured with a bias corrected as by
     `correct_bias`.

@@ -9,9 +9,7 @@ through T steps.
 """
 
 from snnjax._ranges import Range
-from snnjax.neurons.by_site import BySite
 from snnjax.neurons.fresh import TimeConstants, Uniform
-from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
     IntegrateAndFire,
     NeuronParams,
@@ -22,7 +20,7 @@ from snnjax.neurons.models import (
     lif,
 )
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.unroll import after_all_input, closed_form, mean_and_pace, unroll
+from snnjax.neurons.unroll import after_all_input, closed_form, unroll
 from snnjax.neurons.wrappers import (
     Adaptive,
     AdaptiveParams,
@@ -30,13 +28,11 @@ from snnjax.neurons.wrappers import (
     RecurrentParams,
     Synaptic,
     SynapticParams,
-    WholeNumbers,
 )
 
 __all__ = [
     "Adaptive",
     "AdaptiveParams",
-    "BySite",
     "IntegrateAndFire",
     "Neuron",
     "NeuronParams",
@@ -50,12 +46,9 @@ __all__ = [
     "SynapticParams",
     "TimeConstants",
     "Uniform",
-    "WholeNumbers",
-    "WithSurrogate",
     "after_all_input",
     "closed_form",
     "integrate_and_fire",
     "lif",
-    "mean_and_pace",
     "unroll",
 ]

@@ -10,6 +10,7 @@ from networks import FLAT, NETWORKS, VECTORS, halves
 import snnjax
 from refusals import Refusal
 from snnjax.neurons import integrate_and_fire, lif
+from snnjax.neurons.gradients import WithSurrogate
 from snnjax.surrogate import arctan
 
 STEPS = 8
@@ -188,7 +189,7 @@ ROWS = [
     (
         "a model with a surrogate",
         Refusal(
-            lambda: snnjax.init(*DENSE[:3], model=snnjax.neurons.WithSurrogate(lif())),
+            lambda: snnjax.init(*DENSE[:3], model=WithSurrogate(lif())),
             "surrogate, which is an argument of",
         ),
     ),
