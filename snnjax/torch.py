@@ -81,12 +81,24 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
     constants = {name: a for name, a in arrays.items() if name not in in_state_dict}
 
     def fn(params: Mapping[str, Any], x: chex.ArrayTree) -> chex.ArrayTree:
-        arrays, x = jax.tree.map(jnp.asarray, ({**constants, **params}, x))
+        """The module's outputs for x.
+
+        Args:
+            params: name in the state_dict -> array, or ``{first: None}`` for another
+                name of the tensor whose first name is ``first``.
+            x: what the module takes; several inputs are a tuple.
+        """
+        # ``{first: None}`` has no leaf and stays as it is. Nothing reads it below,
+        # because a source is always a first name.
+        named_arrays, x = jax.tree.map(jnp.asarray, ({**constants, **params}, x))
         inputs = x if isinstance(x, tuple) else (x,)
         with _torchax() as (torch, environment):
-            arrays, inputs = environment.j2t_iso((arrays, inputs))
+            named_tensors, inputs = environment.j2t_iso((named_arrays, inputs))
             with environment, torch.device("jax"), torch.no_grad():
-                tensors = {name: arrays[source] for name, source in sources.items()}
+                # Tied weights: several names in the module share one source.
+                tensors = {}
+                for name, source in sources.items():
+                    tensors[name] = named_tensors[source]
                 outputs = torch.func.functional_call(
                     weightless, tensors, inputs, tie_weights=False
                 )
@@ -125,11 +137,13 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
 def _torchax() -> Iterator[tuple[Any, Any]]:
     """PyTorch, and an environment of torchax, without effects on either or on JAX."""
     try:
-        # By name: where PyTorch is missing, a type checker takes this file for it.
+        # The import is by name because a type checker that has no PyTorch would
+        # resolve ``import torch`` to this file.
         torch: Any = importlib.import_module("torch")
         is_fast = torch.backends.mha.get_fastpath_enabled()
         torchax: Any = importlib.import_module("torchax")
-    except (ImportError, AttributeError) as error:  # an old one asks torch for names
+    except (ImportError, AttributeError) as error:
+        # An old torchax may ask PyTorch for names that it lacks: an AttributeError.
         versions = {name: version_of(name) for name in ("torch", "torchax")}
         packages = ", ".join(
             f"{n} {v}" if v else f"no {n}" for n, v in versions.items()
@@ -139,12 +153,14 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
             f"torchax >= {_NEEDED}; found {packages} ({error}). Install them by pip "
             'install --upgrade "snnjax[torch]"'
         ) from error
-    # torchax cannot see into PyTorch's fast path of attention.
+    # PyTorch's fast path of attention is one operation, into which torchax cannot see.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():  # whole numbers of PyTorch have 64 bits
+        with warnings.catch_warnings():
+            # PyTorch's whole numbers have 64 bits, and JAX warns when it shortens them.
             warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-            # A random key would be a state of the environment.
+            # A random key would be a state of the environment. Without one, a module
+            # that draws random numbers raises an error.
             environment = torchax.tensor.Environment()
             with environment.override_property(prng=None):
                 yield torch, environment

@@ -14,14 +14,17 @@ _NUMBERS_IN_BLOCK = 4096
 
 
 def in_blocks(rows: jax.Array) -> jax.Array:
-    """[..., n, C] as [blocks, ..., L]: L / C samples each, filled up with zeros.
+    """Samples [..., n, C] as blocks [blocks, ..., L] of L = S C numbers each.
+
+    A block holds S samples of C numbers, S as large as L <= 4096 permits, or 1. The
+    last block is filled up with zeros.
 
     >>> in_blocks(jnp.ones((2, 5000, 3))).shape
     (4, 2, 4095)
     """
     *leading, count, channels = rows.shape
-    samples = max(1, _NUMBERS_IN_BLOCK // channels)
-    samples = min(count, samples)
+    largest_block = max(1, _NUMBERS_IN_BLOCK // channels)
+    samples = min(count, largest_block)
     missing = -count % samples
     padding = [(0, 0) for _ in rows.shape]
     padding[-2] = (0, missing)

@@ -17,12 +17,15 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
     arXiv 2205.10121; this estimator of them is ours.
 
     Raises:
-        ValueError: no calibrator, or what does not take (view, fit).
+        ValueError: there is no calibrator, or one does not take (view, fit).
+
+    Below, position 0 of the images holds the numbers 0 to 15. Position 1 holds 100 and
+    does not reach the output.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> max_threshold = snnjax.calibrators.max_threshold()
     >>> images = jnp.stack([jnp.arange(16.0), jnp.full(16, 100.0)], 1)[..., None]
-    >>> fn = lambda w, x: jax.nn.relu(w * x)[:, 0]  # of two positions
+    >>> fn = lambda w, x: jax.nn.relu(w * x)[:, 0]
     >>> for calibrator in (max_threshold, by_effect(max_threshold)):
     ...     recipe = snnjax.Recipe([calibrator])
     ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
@@ -51,7 +54,7 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     Otherwise the fit is returned unchanged.
 
     Raises:
-        ValueError: what does not take (view, fit).
+        ValueError: the calibrator does not take (view, fit).
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.calibrators import half_charge, max_threshold

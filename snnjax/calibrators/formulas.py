@@ -26,10 +26,10 @@ __all__ = ["least_squares"]
 
 @functools.partial(jax.jit, static_argnames=("per", "channel"))
 def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax.Array:
-    """max a over the images: the classical threshold ("threshold balancing").
+    """max a over images and positions: the classical "threshold balancing".
 
     Args:
-        activation: ANN activations [N, ...], >= 0.
+        activation: ANN activations >= 0: [N, ..., C], or C on axis ``channel``.
         per: "layer" gives a scalar, "channel" [C] (or [C, 1, 1] if two axes follow).
         channel: axis that counts channels, from the end.
 
@@ -41,11 +41,14 @@ def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax
     [2. 2.]
     """
     maxima = per_channel(jnp.max, activation.astype(jnp.float32), channel)
-    return _positive(maxima, per)
+    return _positive_maximum(maxima, per)
 
 
-def _positive(maxima: jax.Array, per: Per) -> jax.Array:
-    """The result of `maximum`, from the largest activation of each channel."""
+def _positive_maximum(maxima: jax.Array, per: Per) -> jax.Array:
+    """The result of `maximum`, from the largest activation of each channel.
+
+    A maximum of 0 is replaced: a channel's by the layer's, the layer's by 1.
+    """
     layer_maximum = maxima.max()
     layer_maximum = jnp.where(layer_maximum > 0, layer_maximum, 1)
     if per == "layer":
@@ -117,7 +120,7 @@ def least_squares(
     """
     if maxima is None:
         maxima = per_channel(jnp.max, activation.astype(jnp.float32), channel)
-    largest = _positive(maxima, per)
+    largest = _positive_maximum(maxima, per)
     thresholds = jnp.multiply.outer(_FRACTIONS, largest)
     thresholds = thresholds.reshape(len(_FRACTIONS), -1)  # [K, 1] or [K, C]
     errors = _clip_floor_errors(

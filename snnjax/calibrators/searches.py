@@ -219,17 +219,25 @@ class _Trials(NamedTuple):
 def _trials(
     neurons: NeuronParams, factors: np.ndarray, charges: np.ndarray, steps: int
 ) -> _Trials:
-    """Neurons of channels, scaled and postponed by each pair (f, c)."""
-    without_start = neurons._replace(initial_potential=np.zeros_like(neurons.bias))
-    flat = jax.tree.map(np.ravel, without_start)
+    """A site's neurons, scaled and postponed by each pair (f, c).
+
+    Args:
+        neurons: parameters of each channel, [C] or [C, 1, 1].
+        factors: f, [K].
+        charges: c, [K].
+        steps: T.
+    """
+    # Their own v(0) is scaled and added where the sample is simulated (`_Trials`).
+    from_zero = neurons._replace(initial_potential=np.zeros_like(neurons.bias))
+    per_channel = jax.tree.map(np.ravel, from_zero)  # [C]
     changed = []
     for factor, charge in zip(factors, charges, strict=True):
-        scaled = formulas.scale(flat, factor)
+        scaled = formulas.scale(per_channel, factor)
         changed.append(formulas.postpone(scaled, charge, steps))
     return _Trials(
         neurons=jax.tree.map(lambda *parameters: np.stack(parameters), *changed),
         factors=factors,
-        unit=binary_unit(flat.threshold)[None],
+        unit=binary_unit(per_channel.threshold)[None],
     )
 
 

@@ -85,6 +85,7 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
     _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
     batch_sharding = None
+    # Inside of jit the mesh may be abstract. It holds no devices to put images on.
     if user_sharding is not None and isinstance(user_sharding.mesh, Mesh):
         (arrays,) = sharding.automatic(arrays)
         batch_sharding = sharding.batch_sharding(arrays)

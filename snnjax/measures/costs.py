@@ -224,11 +224,20 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations
-    dense = measures.input_macs + measures.operator_macs
-    spikes = measures.spikes * measures.neurons
-    updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
-    spiking = weight_access * (synaptic + dense)
-    spiking += neuron_access * (2 * synaptic + dense + updates + 2 * spikes)
+    # These products are computed as in an ANN: a weight and an activation are read.
+    dense_macs = measures.input_macs + measures.operator_macs
+    # A neuron reads its current and its potential and writes its potential at every
+    # step. It writes the constant current once.
+    accesses_per_neuron = 3 * (measures.steps + measures.wait) + 1
+    update_accesses = measures.neurons * accesses_per_neuron
+    # The address of a spike is written and read once.
+    spike_accesses = 2 * measures.spikes * measures.neurons
+    # A synaptic operation reads a potential and writes it.
+    potential_accesses = 2 * synaptic
+    spiking = weight_access * (synaptic + dense_macs)
+    spiking += neuron_access * (
+        potential_accesses + dense_macs + update_accesses + spike_accesses
+    )
     ann = weight_access * measures.macs
     ann += neuron_access * (measures.macs + measures.neurons)
     return Joules(operations.spiking + spiking, operations.ann + ann)

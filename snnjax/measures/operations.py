@@ -274,7 +274,11 @@ def _weighed(active: jax.Array, synapses: np.ndarray) -> jax.Array:
 def _recurrent_counts(
     network: Network, snn: SNN, spikes: dict[str, jax.Array]
 ) -> tuple[Any, Any]:
-    """Operations and additions per image of connections within the sites."""
+    """Operations and additions per image of connections within the sites.
+
+    Args:
+        spikes: name of a site -> its spikes [T, B, ...].
+    """
     operations, additions = jnp.zeros(()), jnp.zeros(())
     for site in network.sites:
         if not site.fires:
@@ -284,13 +288,16 @@ def _recurrent_counts(
         if not synapses:
             continue
         # A spike arrives at the next step; those of the last step arrive nowhere.
-        arriving = spikes[site.name][:-1]
-        synapses_per_image = synapses / arriving.shape[1]
-        is_spike = (arriving != 0).astype(jnp.float32)
-        operations += synapses_per_image * is_spike.sum()
+        arriving = spikes[site.name][:-1]  # [T - 1, B, ...]
+        batch_size = arriving.shape[1]
+        synapses_per_image = synapses / batch_size
+        spike_count = (arriving != 0).astype(jnp.float32).sum()
+        operations += synapses_per_image * spike_count
         if levels_of(model) is None:
-            additions += synapses_per_image * is_spike.sum()
+            # Without levels each spike is one addition.
+            additions += synapses_per_image * spike_count
         else:
+            # A spike of level k is |k| additions.
             threshold = threshold_of(snn.neurons[site.name], site)
             threshold = wide(lead(threshold, arriving.ndim))
             levels = jnp.abs(wide(arriving) / threshold)

@@ -325,7 +325,10 @@ def _channel(equation: Equation) -> int | None:
     None where the examples may not be its first axis.
     """
     if equation.name == "dot_general":
-        return -1  # the free axes of the second operand are the last
-    numbers = equation.options["dimension_numbers"]
-    examples, channel, *_ = numbers.out_spec
-    return channel - len(numbers.out_spec) if examples == 0 else None
+        # The result has the free axes of the second operand, the kernel, last.
+        return -1
+    out_spec = equation.options["dimension_numbers"].out_spec
+    example_axis, channel_axis, *_ = out_spec
+    if example_axis != 0:
+        return None
+    return channel_axis - len(out_spec)

@@ -190,7 +190,7 @@ def check_model(neuron: Any, what: str = "model") -> None:
         raise ValueError(
             f"{what} is {neuron!r}, without {', '.join(missing)}; {allowed}"
         )
-    levels_of(neuron)
+    levels_of(neuron)  # This raises for levels that no spike can have.
     try:
         hash(neuron)
     except TypeError as error:

@@ -117,23 +117,31 @@ def _sum_over_steps(
 ) -> jax.Array:
     """The sum over the steps t of ``term(t, level)``, for the levels of all spikes.
 
-    The sum over the steps of one byte is a function of the byte: a table of 256
-    numbers.
+    A byte holds a few steps. What they add is looked up in a table of its 256 values.
+
+    Args:
+        train: ``bits`` are [ceil(T / steps per byte), ...].
+        steps: T.
+        term: of a step and an array of levels, gives what each of them adds.
+        dtype: of the sum, [...].
     """
     xp = namespace(train.bits)
     steps_per_byte = per_byte(train.levels)
-    width = 8 // steps_per_byte  # bits of an index
-    every_byte = np.arange(256)
+    bits_per_index = 8 // steps_per_byte
+    byte_values = np.arange(256)
     total: Any = None
     for number, byte in enumerate(train.bits):
-        first = number * steps_per_byte
+        first_step = number * steps_per_byte
+        end_step = min(first_step + steps_per_byte, steps)
         table = np.zeros(256)
-        for t in range(first, min(first + steps_per_byte, steps)):
-            shift = width * (steps_per_byte - 1 - (t - first))
-            index = (every_byte >> shift) & (2**width - 1)
+        for t in range(first_step, end_step):
+            # The first step of a byte has its highest bits.
+            later_steps = steps_per_byte - 1 - (t - first_step)
+            shifted = byte_values >> (bits_per_index * later_steps)
+            index = shifted & (2**bits_per_index - 1)
             table += term(t, index + train.levels[0])
-        sums = xp.take(table.astype(dtype), byte)
-        total = sums if total is None else total + sums
+        byte_sum = xp.take(table.astype(dtype), byte)  # [...]
+        total = byte_sum if total is None else total + byte_sum
     return total
 
 

@@ -93,7 +93,21 @@ def fold(
     """`unroll` from a state, for these currents and ticks, and the state after them.
 
     A wait, and another code than rate coding, need the currents of all T steps.
+
+    Args:
+        neuron, params: the model and its parameters.
+        state: of the site before the first current.
+        currents: float [T, B, ...], without the bias.
+        ticks: the code's schedule, see `schedule`; None: rate coding.
+        wait, code: as for `unroll`.
+
+    Returns:
+        The state after the last step, and the spikes [T, B, ...].
     """
+    # There are three ways. A model's own closed form takes all currents with their
+    # bias. The gradient that is written by hand adds the bias itself, and pays only
+    # for many steps. A scan takes any wait and code. A scan over few steps is
+    # unrolled, since a CPU computes them several times faster outside of a loop.
     has_few_steps = len(currents) <= FEW_STEPS
     if not wait and ticks is None:
         all_steps = through_time(neuron)
@@ -104,7 +118,8 @@ def fold(
         if not has_few_steps and may_fold_back(neuron, params, state, currents[0]):
             return fold_back(neuron, params, state, currents)
     state = _integrated(neuron, params, state, currents, wait, code)
-    # The loop gives as many spikes as it takes currents: T, the last of them 0.
+    # The loop gives as many spikes as it takes currents, so it takes T: those from
+    # step ``wait`` on, and then ``wait`` zeros.
     arriving = arriving_while_firing(params, currents, wait, code)
     step = _step(neuron, params)
     state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=has_few_steps)

@@ -104,7 +104,10 @@ def _check_streaming(sim: Simulation, code: Code) -> None:
 
 
 def _check_parts(sim: Simulation) -> None:
-    """Raise if so many steps at a time do not fit the steps or the wait."""
+    """Raise unless ``execution``, as a number of steps, is allowed.
+
+    It may be at most T, and less than T only without a wait.
+    """
     if isinstance(sim.execution, str) or sim.steps is None:
         return
     if sim.execution > sim.steps:

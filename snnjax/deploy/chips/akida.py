@@ -43,13 +43,14 @@ def akida1() -> Chip:
 
     With b bits and whole numbers, y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))),
     0, 2^b - 1) is a neuron at T = 1 with levels (0, 2^b - 1), Delta = V 2^(b-4) and
-    theta = V - b_j - v(0) - 1.
+    theta = V - b_j - v(0) - 1. V is the threshold, b_j the bias of channel j and
+    v(0) the initial potential.
 
     >>> akida1().levels, akida1().first.weight_bits
     (((0, 1), (0, 3), (0, 15)), (1, 2, 4, 8))
     """
-    examples = "brainchip-inc.github.io/akida_examples_"
-    constraints = examples + "2.4.0-doc-1/user_guide/1.0_hw_constraints.html"
+    documentation = "brainchip-inc.github.io/akida_examples_"
+    constraints = documentation + "2.4.0-doc-1/user_guide/1.0_hw_constraints.html"
     rules_of_all = (
         Limit("groups", (1,)),
         SumPools(whole_images=range(1, 33)),
@@ -69,7 +70,7 @@ def akida1() -> Chip:
                     *rules_of_all,
                 ),
             ),
-            examples + "2.3.0-doc-1/user_guide/hw_constraints.html": dict(
+            documentation + "2.3.0-doc-1/user_guide/hw_constraints.html": dict(
                 rules=(Limit("strided_kernels", (3,)),)
             ),
             "akida 2.19.3, its software simulator: 245,760 outputs compared": dict(
@@ -93,11 +94,11 @@ def akida1() -> Chip:
         Limit("input_columns", range(5, 257)),
         *rules_of_all,
     )
-    images = (constraints, "input_channels input_rows input_columns")
+    input_source = (constraints, "input_channels input_rows input_columns")
     first = replace(
         deeper,
         weight_bits=(1, 2, 4, 8),
         rules=first_rules,
-        sources=(images, *deeper.sources),
+        sources=(input_source, *deeper.sources),
     )
     return replace(deeper, first=first)

@@ -211,6 +211,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
             "its neurons add an offset to their spikes",
             "replace the neurons' offset by None, and calibrate or train without it",
         )
+    # [N] or [C, H, W]: the index of each neuron of the population in the flat variable.
     order = builder.sums[current].order
 
     def in_order(leaf: Any) -> np.ndarray:
@@ -236,7 +237,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
             weight=weight.T * threshold,
             bias=None,
         )
-    sources, constant = builder.received(current, site.name)
+    sources, constant = builder.add_scaled_sum(current, site.name)
     population = Population(
         site.name,
         sources=sources,
@@ -274,7 +275,7 @@ def _add_outputs(builder: Builder) -> list[Problem]:
                 image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])
             else:
                 builder.sums[v] = vectorize(builder, total, path)
-            sources, constant = builder.received(v, path)
+            sources, constant = builder.add_scaled_sum(v, path)
         except NoLayer as error:
             problems.append(Problem(name, (), *error.args))
             continue

@@ -90,10 +90,11 @@ class Builder:
         )
         return self.add(node)
 
-    def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
-        """The names of the nodes that sum to a variable, and its constant.
+    def add_scaled_sum(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """Add what scales the terms of a variable; the nodes' names and its constant.
 
-        The constant has the order of the nodes. New nodes are named after ``path``.
+        The outputs of these nodes and the constant sum to the variable. The constant
+        has the order of the nodes. New nodes are named after ``path``.
         """
         terms, order = self.sums[v]
         names = []
@@ -107,7 +108,7 @@ class Builder:
         """Move the variable's constant into the bias of a node."""
         if not numbers(self.values[v]).any():
             return
-        names, constant = self.received(v, path)
+        names, constant = self.add_scaled_sum(v, path)
         # The first node goes through a new one, which adds the constant.
         with_bias = Scale(
             join(path, "bias"),

@@ -128,8 +128,10 @@ def _metadata(layers: Layers, dt: float) -> dict[str, Any]:
     if layers.wait:
         metadata["wait"] = layers.wait
     if layers.arithmetic is not None:
+        # Readers of whole numbers ask for the code.
         metadata["code"] = "rate"
         metadata |= dataclasses.asdict(layers.arithmetic)
+        # `_check` has refused leaky neurons in whole numbers: no leak is rounded.
         del metadata["leak"]
     return metadata
 
@@ -151,10 +153,11 @@ def import_nir() -> ModuleType:
 
 
 def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
-    """Names without punctuation that sort in order of execution.
+    """Name of a node -> its name in the file, without punctuation.
 
     A file lists its nodes in the order of their names, and some readers execute them
-    in that order.
+    in that order. So the names sort in order of execution. Inputs and outputs compute
+    nothing and keep their names, by which a reader addresses them.
     """
     digits = len(str(len(nodes)))
     names = []

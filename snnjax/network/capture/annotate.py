@@ -175,10 +175,13 @@ def _names(
         weights = equation_weights[i]
         module = module_of_weights(weights)
         if eq.body and weights:
-            # The weights of a residual block's operator are also those of the sums
-            # before it, whose common path is short. The last one is in the block.
+            # Behind the operator of a residual block are the parameters of all earlier
+            # blocks too, since the residual sum carries them. The path that they have
+            # in common is short. The parameter that is used last lies in this block:
+            # its folder is the module, if it is deeper than the common path.
             block = folder(last_used(weights))
-            if block.count("/") > module.count("/"):
+            is_deeper = block.count("/") > module.count("/")
+            if is_deeper:
                 module = block
         if not module and eq.place.is_encoder:
             module = first_multiplier(i)
@@ -225,13 +228,17 @@ def _channels(facts: Facts) -> dict[int, int]:
 def _channel_axis(eq: Equation, facts: Facts, channels: dict[int, int]) -> int | None:
     """The channel axis of an equation's output; None if it is unknown."""
     if eq.name == "conv_general_dilated":
-        return eq.options["dimension_numbers"].out_spec[1]
+        # An out_spec lists the axes of the examples, of the channels and of the image.
+        _, channel_axis, *_ = eq.options["dimension_numbers"].out_spec
+        return channel_axis
     if eq.name == "dot_general":
         return _dot_channel(eq, facts)
     source = next((v for v in eq.variables if v in channels), None)
     if source is None:
         return None
     avals = facts.program.avals
+    # A reshape may leave several axes that could be the channels, such as an axis
+    # of size 1 next to another. Channels are usually the last.
     return moved(
         eq.name,
         eq.options,

@@ -116,7 +116,9 @@ def _operator(equations: tuple[Equation, ...], facts: Facts) -> Equation:
         for v in eq.variables:
             if v not in inner_variables:
                 inputs[v] = None
-    near_relu = _is_near_relu(equations, facts.dependent.intersection(inputs), facts)
+    dependent_inputs = facts.dependent.intersection(inputs)
+    near_relu = _is_near_relu(equations, dependent_inputs, facts)
+    # A site has one shape and type: those of the first result stand for all of them.
     site = new_site(
         _kind(equations, near_relu),
         facts.program.avals[results[0]],
