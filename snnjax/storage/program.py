@@ -96,9 +96,21 @@ def _without_source_paths() -> Iterator[None]:
 
 
 def runner(
-    path: Path, card: dict[str, Any], outputs: Any, arrays: dict[str, Any], code: bytes
+    path: Path,
+    card: dict[str, Any],
+    output_tree: Any,
+    arrays: dict[str, Any],
+    code: bytes,
 ) -> Callable[[Any], Any]:
-    """``run(x) -> outputs`` of a file, which may be jitted; see `snnjax.Stored`."""
+    """``run(x) -> outputs`` of a file, which may be jitted; see `snnjax.Stored`.
+
+    Args:
+        path: the file, for messages.
+        card: what the file says of itself.
+        output_tree: description of the outputs, as from `export`.
+        arrays: name -> leaf of the SNN.
+        code: bytes of the program.
+    """
     jax_version = card["versions"]["jax"]
     date = card["date"]
     origin = f"the program of {path}, written by jax {jax_version} on {date},"
@@ -115,21 +127,26 @@ def runner(
         return jax.jit(program.call), example, dtypes
 
     def run(x):
+        """The outputs of the program for x; raise if there is none, or x is unlike."""
         if not has_program:
             raise ValueError(
                 f"{path} has no program, since it was saved without fn. Save it with "
                 "snnjax.save(path, snn, fn=fn, x=x), or run snnjax.spiking(fn, "
                 "steps=T) with the snn of this file"
             )
+        # Any error while JAX reads or runs the program is reported as one of versions.
+        # The check of x lies between the two, since it has messages of its own.
         with _running(origin):
             call, example, dtypes = read()
-            if isinstance(x, list | tuple) and jax.tree_util.all_leaves([example]):
-                x = jnp.asarray(x)  # its lists are one array, not a tree of numbers
+            takes_one_array = jax.tree_util.all_leaves([example])
+            if takes_one_array and isinstance(x, list | tuple):
+                # Its nested lists are the rows of one array, not a tree of numbers.
+                x = jnp.asarray(x)
             x = jax.tree.map(jnp.asarray, x)
         _check_input(x, example, dtypes, origin)
         with _running(origin):
             named_outputs = call(arrays, x)
-            return tree.rebuild(outputs, named_outputs)
+            return tree.rebuild(output_tree, named_outputs)
 
     return run
 

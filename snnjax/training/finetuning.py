@@ -147,12 +147,18 @@ def finetune(
 
     @jax.jit
     def step_on_devices(state: _State, x: chex.ArrayTree, labels: Any):
+        """One descent on a batch: the new state, and the row of the log.
+
+        The row has the loss, whether it is finite and the SNN has no NaN, and the
+        accuracy if the labels are classes.
+        """
         snn, opt_state = state
-        snn, opt_state, result = descend(snn, opt_state, x, labels)
-        value, (averages, report) = result
+        snn, opt_state, objective_result = descend(snn, opt_state, x, labels)
+        # What `objective` returns: the loss, and what else it computed on the way.
+        loss_value, (averages, report) = objective_result
         snn = _with_averages(snn, averages)
-        finite = jnp.isfinite(value) & ~_has_nan(snn)
-        report |= {"loss": value, "finite": finite}
+        finite = jnp.isfinite(loss_value) & ~_has_nan(snn)
+        report |= {"loss": loss_value, "finite": finite}
         return (snn, opt_state), report
 
     def step(state: _State, batch: Any):
