@@ -249,7 +249,12 @@ def on_all_devices(
 ) -> Callable:
     """``function`` of all examples together, such as a norm over the batch.
 
-    XLA shares its work; along Explicit axes the function could not reshape arrays.
+    XLA shares its work among the devices. Along Explicit axes of a mesh JAX asks for
+    the sharding of each reshaped array, so these axes are Auto while the function runs.
+
+    Args:
+        sharding: how devices share the examples; None: no mesh.
+        out_axes: the batch axis of each result; None: it has no batch.
     """
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return function

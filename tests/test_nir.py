@@ -873,7 +873,7 @@ GRAPHS = {
     "\\(Delay\\).*\\(Threshold\\)": [nir.IF(**IF), nir.Delay(ONE), nir.Threshold(ONE)],
     "v_reset from 1.0": [nir.IF(**IF, v_reset=ONE)],
     "have the reset half; allowed": [nir.IF(**IF, metadata={"reset": "half"})],
-    "v_threshold from 0.0": [nir.IF(r=ONE, v_threshold=0 * ONE)],
+    "v_threshold of 0.0": [nir.IF(r=ONE, v_threshold=0 * ONE)],
     "above dt = 0.0001": [nir.LIF(tau=ONE * 1e-5, v_leak=0 * ONE, **IF)],
     "no IF or LIF": [nir.Linear(np.eye(2))],
     "NaN in its r": [nir.IF(r=ONE * np.nan, v_threshold=ONE)],

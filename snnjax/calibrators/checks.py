@@ -25,12 +25,14 @@ def checked(view: View, fit: Fit, result: Any) -> Fit:
     Raises:
         ValueError: the site cannot have the result, or shared weights have changed.
     """
-    wrong = f"a calibrator returned for site {view.site.name!r}"
+    prefix = f"a calibrator returned for site {view.site.name!r}"
     if not isinstance(result, Fit) or not isinstance(result.neurons, NeuronParams):
-        raise ValueError(f"{wrong} {result!r}; allowed: a Fit, e.g. fit._replace(...)")
+        raise ValueError(f"{prefix} {result!r}; allowed: a Fit, e.g. fit._replace(...)")
     if not isinstance(result.weights, dict):
-        raise ValueError(f"{wrong} weights {result.weights!r}; allowed: a dict")
-    weights = _checked_weights(fit.weights, result.weights, wrong)
+        raise ValueError(f"{prefix} weights {result.weights!r}; allowed: a dict")
+    weights = _checked_weights(fit.weights, result.weights, prefix)
+    # View.shared names the weights that feed more than this site. A weight that the
+    # calibrator has left alone is the same object as before.
     for path in view.shared.keys() & weights.keys():
         if weights[path] is not fit.weights[path]:
             raise ValueError(
@@ -38,39 +40,41 @@ def checked(view: View, fit: Fit, result: Any) -> Fit:
                 f"calibrating them at {view.site.name!r} would change the others too; "
                 "allowed: calibrators that leave the paths in View.shared as they are"
             )
-    neurons = _checked_neurons(view.site, result.neurons, wrong)
+    neurons = _checked_neurons(view.site, result.neurons, prefix)
     return Fit(neurons, weights)
 
 
 def _checked_weights(
-    weights: dict[str, jax.Array], results: dict[str, Any], wrong: str
+    weights: dict[str, jax.Array], results: dict[str, Any], prefix: str
 ) -> dict[str, jax.Array]:
     """The results, in the order of the weights that they replace."""
     if results.keys() != weights.keys():
         raise ValueError(
-            f"{wrong} weights {sorted(results)}; allowed: {sorted(weights)}"
+            f"{prefix} weights {sorted(results)}; allowed: {sorted(weights)}"
         )
     checked_weights = {}
     for path, weight in weights.items():
         result = results[path]
         if not isinstance(result, np.ndarray | jax.Array):
             kind = type(result).__name__
-            raise ValueError(f"{wrong} weights {path!r} as a {kind}; allowed: an array")
+            raise ValueError(
+                f"{prefix} weights {path!r} as a {kind}; allowed: an array"
+            )
         result = jnp.asarray(result)  # NumPy's float64 is JAX's float32.
         if (result.shape, result.dtype) != (weight.shape, weight.dtype):
             raise ValueError(
-                f"{wrong} weights {path!r} of shape {result.shape} and type "
+                f"{prefix} weights {path!r} of shape {result.shape} and type "
                 f"{result.dtype}; allowed: {weight.shape} and {weight.dtype}"
             )
         checked_weights[path] = result
     return checked_weights
 
 
-def _checked_neurons(site: Site, neurons: NeuronParams, wrong: str) -> NeuronParams:
+def _checked_neurons(site: Site, neurons: NeuronParams, prefix: str) -> NeuronParams:
     """The neurons with parameters in NumPy's float32, that the site can have."""
     if neurons.leak is not None or neurons.temperature is not None:
         raise ValueError(
-            f"{wrong} a leak or a temperature; allowed: None for both, since convert "
+            f"{prefix} a leak or a temperature; allowed: None for both, since convert "
             "fits IF neurons"
         )
     parameters = {}
@@ -79,11 +83,13 @@ def _checked_neurons(site: Site, neurons: NeuronParams, wrong: str) -> NeuronPar
         if value is None and name in NeuronParams._field_defaults:
             continue
         if not _is_real(value):
-            raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")
+            raise ValueError(
+                f"{prefix} {name} {value!r}; allowed: an array or a number"
+            )
         parameter = np.asarray(value, np.float32)
         if not broadcasts(parameter.shape, shape):
             raise ValueError(
-                f"{wrong} {name} of shape {parameter.shape}; allowed: () or {shape}"
+                f"{prefix} {name} of shape {parameter.shape}; allowed: () or {shape}"
             )
         parameters[name] = parameter
     return neurons._replace(**parameters)

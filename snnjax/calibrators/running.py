@@ -22,10 +22,10 @@ from snnjax.neurons.schedule import schedule
 from snnjax.neurons.spike_trains import SpikeTrain, numbers_of, result_of
 from snnjax.neurons.unroll import (
     after_all_input,
-    closed_form,
-    mean_and_pace,
     spike_train,
 )
+from snnjax.neurons.unroll import closed_form as mean_by_closed_form
+from snnjax.neurons.unroll import mean_and_pace as mean_and_pace_by_steps
 
 
 class Dynamics(NamedTuple):
@@ -53,12 +53,14 @@ class Dynamics(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Mean output and pace, [B, ...], of a current as `View.currents` has it.
 
-        Where layers wait for all of their input, the pace is the mean.
+        The pace is 2 / (T (T + 1)) sum_t (s(1) + .. + s(t)): that of early spikes is
+        above their mean, that of late ones below. Where layers wait for all of their
+        input, only sums over time count, and the mean stands for the pace.
         """
         if not self.needs_time:
             mean = self.closed_form(neurons, current)
             return mean, mean
-        return mean_and_pace(
+        return mean_and_pace_by_steps(
             self.model,
             neurons,
             self.arriving(current),
@@ -68,7 +70,7 @@ class Dynamics(NamedTuple):
 
     def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
         """The mean output of neurons that have all of their input."""
-        return closed_form(
+        return mean_by_closed_form(
             self.model,
             neurons,
             current,

@@ -105,7 +105,8 @@ def postpone_charge(
     not matter, under codes other than rate coding, and where a neuron can take a spike
     back (levels below 0; on ResNet-20 the KL divergence was the same).
 
-    The second layer below is excited by 1 at every step; what inhibits it comes later.
+    In the example, the second layer is excited by 1 at every step;
+    what inhibits it comes later.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
@@ -120,8 +121,8 @@ def postpone_charge(
     postpone = _search([(1.0, charge) for charge in numbers], pace, "channel")
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        arrives_late = view.code.constant_steps(view.steps) > 1
-        order_matters = arrives_late and view.needs_time
+        is_spread = view.code.constant_steps(view.steps) > 1  # a constant, over steps
+        order_matters = is_spread and view.needs_time
         spikes_are_final = view.model.levels[0] >= 0
         if order_matters and spikes_are_final:
             return postpone(view, fit)

@@ -174,7 +174,7 @@ def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
 
     `snnjax.calibrators.spending` has the equation. A price of 0.03 saves one spike per
     neuron of the whole network for 3 % of the squared outputs. A higher price gives
-    larger thresholds, so that fewer and larger digits are sent. Errors count by their
+    larger thresholds, so that fewer and larger spikes are sent. Errors count by their
     effect, as within `by_effect`.
 
     Raises:
@@ -193,7 +193,10 @@ def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
     price = float(price)
 
     def statistic(view: View, fit: Fit, per: Per) -> np.ndarray:
+        # One last zone, that of the model, so one curve.
         (curve,) = view.curves((view.model.last_zone,), per, fit.neurons.offset)
+        # `threshold` divides the statistic by the highest level.
+        # [C], or [1] of a layer.
         thresholds = curve.cheapest(price).thresholds * view.high
         if per == "layer":
             return thresholds[0]

@@ -239,9 +239,10 @@ def best(
 
     Args:
         per: "channel", or "layer", one threshold for each site.
-        price: >= 0, of one spike per neuron: the squared error of the outputs, over
-            their size, that the network may have to save it. By default 0.01 up to T =
-            4, and less with more steps, 0.01 min(1, (8 w_T)^2); 0 with rate coding.
+        price: >= 0, the squared error of the outputs, over their size, that one spike
+            less per neuron may cost. By default 0.01 up to T = 4, and less with more
+            steps, 0.01 min(1, (8 w_T)^2), where w_T is the last weight of the code; 0
+            with rate coding.
         spikes: in place of the price: at most so many spikes per neuron and image, on
             average over the calibration images. The price is found by bisection. New
             images may cause a percent more.
@@ -272,14 +273,15 @@ def best(
         POSITIVE.check("spikes", spikes)
         spikes = float(spikes)
 
-    def at(code: Code, price: float) -> Recipe:
-        thresholds = priced_threshold(price, per)
+    def at(code: Code, spike_price: float) -> Recipe:
+        thresholds = priced_threshold(spike_price, per)
         if code.is_streaming():
             return _best_for_rate_coding(thresholds, per)
         # Ten iterations gained little more than two on ResNet-20 and a ViT.
         weights = least_squares_weights(iterations=2)
         return Recipe([by_effect(weights, thresholds, half_charge(), correct_bias())])
 
+    # Without a price and a number of spikes, Priced takes the default of the code.
     return Priced(at, price, spikes, per)
 
 

@@ -255,8 +255,10 @@ def shortest_sufficient_wait(
 
     Args:
         error_at: wait -> squared error of the outputs.
-        predicted_error: stands for that of the longest wait, unless it calls the
-            shortest wait too short; then the longest is measured.
+        shortest: wait that is tried first.
+        longest: wait whose error is the reference.
+        predicted_error: an estimate of the longest wait's error. If the shortest wait
+            is sufficient by it, the longest is not measured. None: no estimate.
 
     Returns:
         The wait, and the errors that were measured, by wait.
@@ -271,11 +273,15 @@ def shortest_sufficient_wait(
     if shortest >= longest:
         return shortest, errors
 
-    def is_sufficient(wait: int, reference: float) -> bool:  # false of NaN
+    def is_sufficient(wait: int, reference: float) -> bool:
+        # An error of NaN is never sufficient.
         return errors[wait] <= max(_ERROR_FACTOR * reference, _NEGLIGIBLE_ERROR)
 
-    if is_sufficient(shortest, predicted_error or 0.0):
+    if predicted_error is None:
+        predicted_error = 0.0  # so that only a negligible error is sufficient
+    if is_sufficient(shortest, predicted_error):
         return shortest, errors
+    # From here on, the reference is measured. By it the shortest may suffice after all.
     errors[longest] = error_at(longest)
     for wait in range(shortest, longest):
         if wait not in errors:
@@ -288,7 +294,7 @@ def shortest_sufficient_wait(
 def fit_within(
     spike_limit: float, *, fit: Callable[[float], Outcome], curves: Sequence[Curve]
 ) -> Outcome:
-    """The outcome that sends as many spikes as are allowed.
+    """The outcome that sends between 97 % and 100 % of the limit.
 
     Curves predict the spikes of neurons that know their input. What is sent differs,
     and sites without a price send spikes, too. So the number that the curves aim at is
@@ -305,6 +311,7 @@ def fit_within(
     """
     aim = spike_limit
     outcomes_within = []
+    highest_outcome = None  # at the highest price
     for _ in range(_PRICE_ROUNDS):
         price = price_of(curves, aim)
         outcome = fit(price)
@@ -314,20 +321,24 @@ def fit_within(
             if is_close or price == 0:
                 break
         elif price == HIGHEST:
+            highest_outcome = outcome
             break
-        # The middle of what is tolerated, so that the next round is likely to hit it.
+        # The next round aims within the tolerance, a third of it below the limit.
         aim += (1 - _SPIKE_TOLERANCE / 3) * spike_limit - outcome.spikes
     if outcomes_within:
         return max(outcomes_within, key=lambda outcome: outcome.spikes)
-    outcome = fit(HIGHEST)
-    if outcome.spikes > spike_limit:
+    if highest_outcome is None:
+        highest_outcome = fit(HIGHEST)
+    if highest_outcome.spikes > spike_limit:
         raise ValueError(
             f"spikes is {spike_limit:g} per neuron and image, and with the highest "
-            f"thresholds that are tried this network sends {outcome.spikes:.3g}, where "
-            f"the squared error of its outputs is {outcome.error:.2g} of their size; "
-            "allowed: more spikes, or fewer steps"
+            f"thresholds that are tried this network sends "
+            f"{highest_outcome.spikes:.3g}, "
+            "where the squared error of its outputs is "
+            f"{highest_outcome.error:.2g} of their size; allowed: more spikes, "
+            "or fewer steps"
         )
-    return outcome
+    return highest_outcome
 
 
 def _description(outcome: Outcome, wait: int, errors: Mapping[int, float]) -> str:

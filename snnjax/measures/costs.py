@@ -105,20 +105,19 @@ class Energy(NamedTuple):
         rows: list[tuple[str, ...]] = [
             ("estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out")
         ]
-        ratios = []
+        ratios = {}  # name -> SNN / ANN in percent, as text
         for name, joules, omission in estimates:
-            spiking = numbers(joules.spiking, factor=factor)
-            ann = numbers(joules.ann, factor=factor)
-            ratio = numbers(joules.spiking / joules.ann, factor=100)
-            ratios.append(ratio)
-            rows.append((name, spiking, ann, ratio, omission))
+            spiking_text = numbers(joules.spiking, factor=factor)
+            ann_text = numbers(joules.ann, factor=factor)
+            ratios[name] = numbers(joules.spiking / joules.ann, factor=100)
+            rows.append((name, spiking_text, ann_text, ratios[name], omission))
         if self.chip is not None:
-            spiking = numbers(self.chip, factor=factor)
-            rows.append(("chip", spiking, "", "", "idling, routing, input"))
-        operations_ratio, memory_ratio, quantized_ratio = ratios
+            chip_text = numbers(self.chip, factor=factor)
+            rows.append(("chip", chip_text, "", "", "idling, routing, input"))
         below = (
-            f"An image takes {operations_ratio} % of the ANN's energy by operations, "
-            f"{memory_ratio} % with memory,\nand {quantized_ratio} % of that of a "
+            f"An image takes {ratios['operations']} % of the ANN's energy by "
+            f"operations, {ratios['memory']} % with memory,\n"
+            f"and {ratios['quantized']} % of that of a "
             "quantized ANN. A model of 45 nm, without idling,\nleakage and control."
         )
         if self.chip is not None:

@@ -109,6 +109,11 @@ def values_at_level(
     return values
 
 
+# What changes by less than this part of a value is rounding of float32. The last of 16
+# binary digits is 15 times as large.
+_ROUNDING = 2e-6
+
+
 def events(code: Code, stream: jax.Array, constant: jax.Array) -> jax.Array:
     """What arrives of a variable at each step because of spikes, [T, B, ...].
 
@@ -119,12 +124,9 @@ def events(code: Code, stream: jax.Array, constant: jax.Array) -> jax.Array:
     """
     arriving = _without_constant(code, code.arriving(stream), constant)
     # A value that has not changed may differ in its last bits, which is no event.
+    # [1, B, ...]
     noise = _ROUNDING * jnp.abs(stream).max(0, keepdims=True)
     return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
-
-
-# Of float32, times T. The last of 16 binary digits is 15 times as large.
-_ROUNDING = 2e-6
 
 
 def _without_constant(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:

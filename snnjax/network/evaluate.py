@@ -74,7 +74,9 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     Args:
         site: where.
         x: its input, [B, ...].
-        operands: see `with_activation`, which has an example.
+        operands: nothing further for a ReLU and an encoder; the maximum of a clipped
+            ReLU; the maximum and the levels of a quantized one; the further inputs of
+            an operator, and its function. `with_activation` has an example.
     """
     if not site.fires:
         *further_inputs, function = operands

@@ -127,7 +127,11 @@ class IntegrateAndFire:
         return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        """Fresh parameters, as the fields of the model describe them.
+
+        A number becomes an array of shape [], an array keeps its shape, which
+        broadcasts to ``shape``, and a `Uniform` is drawn for each channel, [C].
+        """
         zero = jnp.zeros((), jnp.float32)
         return NeuronParams(
             threshold=parameter(self, "threshold", shape, key),
@@ -429,7 +433,11 @@ class ResonateAndFire:
         make_plain_numbers(self)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> ResonateParams:
-        """Those of the fields: scalars, arrays, or numbers drawn for each channel."""
+        """Fresh parameters, as the fields of the model describe them.
+
+        A number becomes an array of shape [], an array keeps its shape, which
+        broadcasts to ``shape``, and a `Uniform` is drawn for each channel, [C].
+        """
         return ResonateParams(
             threshold=parameter(self, "threshold", shape, key),
             bias=jnp.zeros((), jnp.float32),

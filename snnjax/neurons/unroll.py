@@ -235,14 +235,19 @@ def spike_train(
     steps_per_byte = per_byte(levels)
 
     def encode_byte(state, inputs):
-        currents, is_step, ticks = inputs
-        byte = jnp.zeros(currents.shape[1:], jnp.uint8)
+        """Run the steps of one byte: the state, and the bytes of all neurons, [...].
+
+        The inputs are currents [steps of a byte, ...], whether each step is one of the
+        T steps, and the ticks of the code, or None.
+        """
+        byte_currents, is_within_T, byte_ticks = inputs
+        byte = jnp.zeros(byte_currents.shape[1:], jnp.uint8)
         for place in range(steps_per_byte):
-            tick = jax.tree.map(operator.itemgetter(place), ticks)
-            state, spikes = step(state, (currents[place], tick))
-            size = 1.0 if tick is None else tick.size
-            indices = level_indices(spikes, size * params.threshold, levels)
-            indices = jnp.where(is_step[place], indices, jnp.zeros_like(indices))
+            tick = jax.tree.map(operator.itemgetter(place), byte_ticks)
+            state, spikes = step(state, (byte_currents[place], tick))
+            worth = 1.0 if tick is None else tick.size  # of a spike, in thresholds
+            indices = level_indices(spikes, worth * params.threshold, levels)
+            indices = jnp.where(is_within_T[place], indices, jnp.zeros_like(indices))
             byte = append(byte, indices, place, levels)
         return state, byte
 

@@ -142,6 +142,11 @@ class SiteView(View):
         return (results.outputs[0] for results in self.results(weights))
 
     def feed(self, stride: int = 1) -> tuple[Current, list[jax.Array]]:
+        """The mean current as a function of the weights, and the sources it reads.
+
+        Args:
+            stride: one image in so many is read.
+        """
         stage = self._stage
         spikes = self._boundary.spikes
         sources = self._sources(
@@ -150,16 +155,20 @@ class SiteView(View):
             streams=self._calibration.streams,
             stride=stride,
         )
-        # Of means, T does not matter: one program serves every T.
+        # `_sources` has put means in place of streams. So no source has an axis of
+        # time, and a program for one step serves every T.
         work = Work(
             segment=stage.segment,
             streams=(False,) * len(sources),
             steps=1,
             code=self.code,
         )
-        slots = tuple(stage.sources.index(kernel) for kernel in self.kernels)
-        axes = tuple(0 if v in spikes else None for v in stage.sources)
-        return Current(work, slots, axes), sources
+        kernel_slots = tuple(stage.sources.index(kernel) for kernel in self.kernels)
+        # Parameters have no axis of images.
+        image_axes = tuple(
+            0 if variable in spikes else None for variable in stage.sources
+        )
+        return Current(work, kernel_slots, image_axes), sources
 
     def products(self, stride: int = 1) -> list[Target]:
         if not self.kernels:

@@ -112,13 +112,13 @@ class Chip:
         return tuple(name for name in _LIMITS if name not in self._properties())
 
     def _properties(self) -> dict[str, Any]:
-        """Name -> value of each number that is stated, and of each rule."""
+        """Name -> value of each property that is stated, and of each rule."""
         properties = {}
         for field in dataclasses.fields(self):
-            number = getattr(self, field.name)
-            is_number = field.name not in ("name", "rules", "first", "sources")
-            if is_number and number is not None:
-                properties[field.name] = number
+            value = getattr(self, field.name)
+            is_property = field.name not in ("name", "rules", "first", "sources")
+            if is_property and value is not None:
+                properties[field.name] = value
         for rule in self.rules:
             properties[rule.name] = rule
         return properties

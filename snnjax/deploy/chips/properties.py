@@ -40,10 +40,11 @@ def layer_findings(layer: Layer, chip: Chip) -> Iterator[Finding]:
 def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """All numbers are whole, and fit into the bits of the chip.
 
-    Potentials of more bits than simulated are the same as long as none overflows.
+    A chip with more state bits than were simulated gives the same spikes, unless a
+    potential overflows in the simulation.
     """
     arithmetic = layer.network.arithmetic
-    is_whole = arithmetic is not None
+    is_whole = True
     for arrays in layer.arrays.values():
         for array in arrays:
             is_whole = is_whole and bool((array == np.rint(array)).all())
@@ -57,6 +58,7 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
         "bias_bits": chip.bias_bits,
         "state_bits": chip.state_bits,
     }
+    # The state bits are here those of initial potentials.
     for field, arrays in layer.arrays.items():
         allowed = allowed_bits[field]
         if allowed is None or not arrays or geometry.bits(*arrays) <= allowed:
@@ -65,12 +67,15 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
         problem = f"{kind} of {geometry.bits(*arrays)} bits, not {allowed}"
         # Thresholds and biases have the scale of the weights.
         if field in ("threshold_bits", "bias_bits"):
-            fewer = "quantize with fewer weight_bits there: all numbers are smaller"
+            fewer = (
+                "quantize this layer with fewer weight_bits: all numbers are smaller"
+            )
             yield Finding(field, "approximately", problem, fewer)
         else:
             yield Finding(field, "approximately", problem, remedy)
     if layer.population is None:
         return
+    # The state bits of the register that was simulated.
     if chip.state_bits is not None and arithmetic.state_bits > chip.state_bits:
         problem = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"
         yield Finding("state_bits", "approximately", problem, remedy)

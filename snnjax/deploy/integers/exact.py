@@ -227,19 +227,23 @@ def largest_numbers(layers: values.Layers) -> Bounds:
 
 
 def _check_sums(layers: values.Layers, bounds: Bounds) -> None:
-    """Raise if a weighted sum could reach 2^30 units."""
+    """Raise if a sum could reach 2^30 in units of a potential.
+
+    That unit is 2^-fraction_bits of a unit of the weights.
+    """
     times = timing.timing(layers)
-    worth = _largest_worth(times)
-    named = dict(bounds.sent)
+    units = _largest_worth(times)
+    largest_by_name = dict(bounds.sent)
     for population, largest in bounds.received.items():
-        named[f"currents of {population}"] = largest
-    name = max(named, key=lambda name: named[name])
+        largest_by_name[f"currents of {population}"] = largest
+    name = max(largest_by_name, key=lambda name: largest_by_name[name])
+    # A potential and a sum are added in int32, which holds numbers below 2^31.
     bits = 30 - timing.fraction_bits(layers)
-    if named[name] * worth >= 2**bits:
+    if largest_by_name[name] * units >= 2**bits:
         raise ValueError(
-            f"the sum at {name!r} can reach {named[name]} x {worth}, which is beyond "
-            f"2^{bits}, and potentials are simulated in 32 bits; allowed: fewer bits "
-            "of weights or inputs, or fewer steps of a code"
+            f"the sum at {name!r} can reach {largest_by_name[name]} x {units}, which "
+            f"is beyond 2^{bits}, and potentials are simulated in 32 bits; allowed: "
+            "fewer bits of weights or inputs, or fewer steps of a code"
         )
 
 

@@ -170,47 +170,66 @@ def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.nd
 
 
 def fit_receiver(reading: Reading) -> Fitted:
-    """The receiver as whole numbers, at the best scale whose potentials fit.
+    """The receiver as whole numbers.
+
+    A population gets the best scale Theta, [O], whose potentials fit. An output has no
+    potential: it is only scaled.
 
     Raises:
         ValueError: weights or thresholds that would all be rounded to 0, or potentials
             that fit at no scale.
     """
     if isinstance(reading.node, values.Output):
-        largest = _largest_of_sums(reading)
-        theta = rounding.scales(reading.parts, largest, reading.scale, is_whole=False)
+        theta = rounding.scales(
+            reading.parts,
+            largest=_largest_of_sums(reading),
+            scale=reading.scale,
+            is_whole=False,
+        )
         maps = _whole_maps(reading, theta)
         currents = _whole_currents(reading, maps)
-        return Fitted(_whole_output(reading, theta, currents), maps, None, [])
+        return Fitted(
+            node=_whole_output(reading, theta, currents),
+            maps=maps,
+            sent=None,
+            clippings=[],
+        )
     return _fit_population(reading, reading.node)
 
 
 def _fit_population(reading: Reading, population: values.Population) -> Fitted:
-    """A population at the best scale whose potentials fit into its register."""
+    """A population at the best scale whose potentials fit into its register.
+
+    Theta [O] is the whole threshold of each row, and thus its scale. ``largest_theta``
+    [O] bounds it, and shrinks until the potentials fit.
+    """
     layers = reading.layers
     arithmetic = arithmetic_of(layers)
-    clippings = _clippings(reading)
-    register = 2 ** (arithmetic.state_bits - 1)
-    # A threshold stays below a quarter of its register.
-    largest = np.minimum(_largest_of_sums(reading), register / 2)
-    sources = len(population.sources)
+    # A register holds potentials in [-limit, limit). A threshold is at most half of it.
+    limit = 2 ** (arithmetic.state_bits - 1)
+    largest_theta = np.minimum(_largest_of_sums(reading), limit / 2)
+    source_count = len(population.sources)
     for _ in range(_ATTEMPTS):
-        theta = rounding.scales(reading.parts, largest, reading.scale)
+        theta = rounding.scales(reading.parts, largest_theta, reading.scale)
         maps = _whole_maps(reading, theta)
-        currents = _whole_currents(reading, maps[:sources])
+        # At most one map is recurrent.
+        feedforward, recurrent = maps[:source_count], maps[source_count:]
+        currents = _whole_currents(reading, feedforward)
         whole = _whole_population(reading, population, theta, currents)
-        for kernel in maps[sources:]:
+        for kernel in recurrent:
             assert isinstance(kernel, values.Dense)
             whole = dataclasses.replace(whole, recurrent=kernel)
-        # Wide registers say how far potentials would go.
+        # The widest registers that can be simulated show how far potentials would go.
+        # Below the limit, the spikes are those of the population's own registers.
         activity = streams.fire(whole, widest(layers), currents)
         peaks = _peaks(activity, arithmetic)
-        is_too_large = peaks > _LARGEST_SHARE * register
+        is_too_large = peaks > _LARGEST_SHARE * limit
         if not is_too_large.any():
             break
-        smaller = np.floor(theta * _LARGEST_SHARE * register / peaks)
-        largest = np.where(is_too_large, smaller, largest)
-        if (largest < 1).any():
+        # Potentials grow in proportion to Theta.
+        smaller_theta = np.floor(theta * _LARGEST_SHARE * limit / peaks)
+        largest_theta = np.where(is_too_large, smaller_theta, largest_theta)
+        if (largest_theta < 1).any():
             raise ValueError(
                 f"potentials of {population.name!r} do not fit into "
                 f"{arithmetic.state_bits} bits, whatever the scale; allowed: more "
@@ -221,8 +240,13 @@ def _fit_population(reading: Reading, population: values.Population) -> Fitted:
     if reading.scale == "range":
         _warn_of_range(reading, theta)
     assert reading.levels is not None
-    sent = Pair(reading.levels, Stream(None, activity.spikes))
-    return Fitted(whole, maps[:sources], sent, clippings)
+    whole_spikes = Stream(constant=None, spikes=activity.spikes)
+    return Fitted(
+        node=whole,
+        maps=feedforward,
+        sent=Pair(floats=reading.levels, whole=whole_spikes),
+        clippings=_clippings(reading),
+    )
 
 
 def _largest_of_sums(reading: Reading) -> np.ndarray:

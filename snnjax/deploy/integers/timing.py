@@ -79,12 +79,16 @@ class Timing(NamedTuple):
         return np.pad(self.multiples, (self.wait, 0))
 
     def bars(self, model: Any, threshold: np.ndarray) -> np.ndarray:
-        """2 z_t m_t V, [T, ...]: no spike where |2 v - V| is less, the dead zone."""
+        """The least whole |2 v - V| at which a neuron fires at each step, [T, ...].
+
+        It is 2 z_t m_t V, rounded up. z_t is the dead zone, 0 for none, m_t the
+        multiple of V at this step.
+        """
         bars = []
         zones = dead_zones(without_surrogate(model), self.steps)
         for zone, multiple in zip(zones, self.multiples, strict=True):
-            # 2/3, and not the float beside it, by which the least whole number not
-            # below 2 z_t m_t V could be the next one.
+            # A fraction such as 2/3, because the float beside it could push the ceiling
+            # to the next whole number.
             ratio = Fraction(float(zone)).limit_denominator(10**6)
             size = 2 * ratio.numerator * multiple * threshold
             bars.append(_ceil_quotient(size, ratio.denominator))

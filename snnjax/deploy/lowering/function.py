@@ -186,13 +186,16 @@ def map_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
 
 
 def map_params(node: Node) -> dict[str, np.ndarray]:
-    """The weight of a linear map in the order of `map_output`."""
+    """The weight of a linear map in the order of `map_output`; {} without weights."""
     match node:
         case Convolution(weight=weight):
+            # [O, I, rows, columns] -> [rows, columns, I, O]
             return {"weight": np.transpose(weight, (2, 3, 1, 0))}
         case Dense(weight=weight):
+            # [O, I] -> [I, O]
             return {"weight": np.transpose(weight)}
         case Scale(weight=weight):
+            # [], [C, 1, 1] -> [C], or [C, H, W] -> [H, W, C]
             return {"weight": channels_last(weight)}
     return {}
 

@@ -104,11 +104,11 @@ class Builder:
         constant = numbers(self.values[v]).ravel()
         return tuple(names), constant[order]
 
-    def absorb_constant(self, v: int, path: str) -> None:
+    def absorb_constant(self, variable: int, path: str) -> None:
         """Move the variable's constant into the bias of a node."""
-        if not numbers(self.values[v]).any():
+        if not numbers(self.values[variable]).any():
             return
-        names, constant = self.add_scaled_sum(v, path)
+        names, constant = self.add_scaled_sum(variable, path)
         # The first node goes through a new one, which adds the constant.
         with_bias = Scale(
             join(path, "bias"),
@@ -118,9 +118,10 @@ class Builder:
             shape=constant.shape,
         )
         names = (self.add(with_bias), *names[1:])
+        # The terms have no scale: `received` has made nodes of their scales.
         terms = tuple(Term(name) for name in names)
-        self.sums[v] = self.sums[v]._replace(terms=terms)
-        self.values[v] = np.zeros(self.network.avals[v].shape)
+        self.sums[variable] = self.sums[variable]._replace(terms=terms)
+        self.values[variable] = np.zeros(self.network.avals[variable].shape)
 
     def groups(self, total: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
         """The terms grouped by their scale, as names of nodes and the scale, [] or [C].

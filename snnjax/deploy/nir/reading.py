@@ -122,6 +122,8 @@ def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
     bits = ("weight_bits", "input_bits", "state_bits")
     nodes: list[Node] = []
     try:
+        # The layers have their steps already, and rate coding is their default. Both
+        # are only checked.
         for name in ("steps", *bits):
             COUNT.check(name, metadata[name])
         check_choice("code", _text(metadata["code"]), ("rate",))
@@ -133,6 +135,7 @@ def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
         )
         for node in layers.nodes:
             if isinstance(node, Input | Output):
+                # A unit that is uniform becomes a scalar.
                 unit = compact(graph.nodes[node.name].metadata["unit"])
                 node = dataclasses.replace(node, unit=unit)
             nodes.append(node)
@@ -143,6 +146,7 @@ def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
             "and each output. Without weight_bits the numbers are read as floats"
         ) from None
     layers = dataclasses.replace(layers, nodes=tuple(nodes), arithmetic=arithmetic)
+    # As in `quantize`, whole numbers need a map for each receiver.
     return with_unshared_maps(layers)
 
 
@@ -192,7 +196,7 @@ def _sum_pool(name: str, node: Any) -> SumPool:
 
 
 def _dense(nir: Any, name: str, node: Any) -> Dense:
-    """A matrix, with a bias if the node has one."""
+    """A matrix, with a bias if the node has one; its sources follow with the edges."""
     if np.ndim(node.weight) != 2:
         raise ValueError(
             f"node {name!r} has a weight of shape {np.shape(node.weight)}; "
@@ -258,7 +262,11 @@ def _flatten(name: str, node: Any) -> Flatten:
 
 
 def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
-    """Neurons, with a scale of their input in front of them if they need one."""
+    """Nodes in their order: a scale of the input, if neurons need one, and the neurons.
+
+    Their sources follow with the edges.
+    """
+    # R of an IF neuron, R dt / tau of an LIF neuron.
     gain = _numbers(node.r)
     leak = None
     bias = np.zeros(())
@@ -276,7 +284,7 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
             )
     if not np.all(_numbers(node.v_threshold) > 0):
         raise ValueError(
-            f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
+            f"node {name!r} has a v_threshold of {np.min(node.v_threshold)}; allowed: "
             "> 0"
         )
     metadata = node.metadata or {}

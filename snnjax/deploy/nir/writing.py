@@ -383,20 +383,27 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             return nir.Affine(_float(weight), _bias(bias, len(weight)))
         case Scale():
             return _scale(nir, node)
-        case SumPool():
-            kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
-            return kind(
-                kernel_size=np.array(node.window),
-                stride=np.array(node.stride),
-                padding=np.array(node.padding),
+        case _AveragePool(window=window, stride=stride, padding=padding):
+            return nir.AvgPool2d(
+                kernel_size=np.array(window),
+                stride=np.array(stride),
+                padding=np.array(padding),
+            )
+        case SumPool(window=window, stride=stride, padding=padding):
+            return nir.SumPool2d(
+                kernel_size=np.array(window),
+                stride=np.array(stride),
+                padding=np.array(padding),
             )
         case Convolution(weight=weight):
-            (rows, _), (columns, _) = node.padding
+            # NIR has one number for both sides of an axis. They are equal by now, see
+            # `with_equal_padding`.
+            (top, _), (left, _) = node.padding
             return nir.Conv2d(
-                input_shape=node.size,
+                input_shape=node.size,  # (rows, columns)
                 weight=_float(_ungrouped(node)),
                 stride=node.stride,
-                padding=(rows, columns),
+                padding=(top, left),
                 dilation=node.dilation,
                 groups=1,
                 bias=_bias(node.bias, len(weight)),

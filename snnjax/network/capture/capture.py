@@ -250,12 +250,13 @@ def _growth(one: Program, program_of: Callable, size: int) -> Growth:
         program_of: number of examples -> fn of so many, and the shapes of its result.
         size: the user's number of examples.
     """
-    # What holds for two or three may be an exception; a size may be symbolic.
+    # fn may treat two or three examples in another way than more of them, and a
+    # symbolic size is no number. So four examples stand for all of these.
     if not isinstance(size, int) or size < 4:
         size = 4
     several, _ = program_of(size)
-    growth = Growth(several, one)
+    growth = Growth(several=several, second=one)
     if growth.is_clean():
         return growth
     one_more, _ = program_of(size + 1)
-    return Growth(several, one_more, one)
+    return Growth(several=several, second=one_more, one=one)
