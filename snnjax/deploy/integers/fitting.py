@@ -205,6 +205,8 @@ def _fit_population(reading: Reading, population: values.Population) -> Fitted:
     """
     layers = reading.layers
     arithmetic = arithmetic_of(layers)
+    # First, because it refuses weights that no scale can hold.
+    clippings = _clippings(reading)
     # A register holds potentials in [-limit, limit). A threshold is at most half of it.
     limit = 2 ** (arithmetic.state_bits - 1)
     largest_theta = np.minimum(_largest_of_sums(reading), limit / 2)
@@ -245,7 +247,7 @@ def _fit_population(reading: Reading, population: values.Population) -> Fitted:
         node=whole,
         maps=feedforward,
         sent=Pair(floats=reading.levels, whole=whole_spikes),
-        clippings=_clippings(reading),
+        clippings=clippings,
     )
 
 
