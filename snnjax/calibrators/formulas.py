@@ -164,9 +164,11 @@ def _clip_floor_errors(
     unit = jnp.tile(unit, samples_per_block)
 
     def error(threshold):
-        threshold = jnp.tile(threshold, samples_per_block)
+        """The sum for one candidate, [1] or [C], and of the same shape."""
+        threshold = jnp.tile(threshold, samples_per_block)  # [L]
 
         def squares(a, w=None):
+            """w (ClipFloor(a) - a)^2 over the unit squared, of a block [L]."""
             count = jnp.floor(a * steps / threshold + shift)
             count = jnp.minimum(count, steps)
             output = count * threshold / steps
@@ -255,14 +257,18 @@ def _grid_errors(
     blocks = [in_blocks(rows), in_blocks(weights)]
 
     def error(grid):
+        """The sum for one grid (l, u), of each channel: [C]."""
         low, high = grid
         spacing = (high - low) / intervals
 
         def squares(a, w):
+            """w (q - a)^2 of a block [L], which holds samples of all channels."""
             position = jnp.clip((a - low) / (high - low), 0, 1)
             number = jnp.round(intervals * position)
             nearest = low + spacing * number
             square = (nearest - a) ** 2
+            # An activation without a weight may lie so far from the others that its
+            # square is infinite, and 0 times infinity is NaN.
             return jnp.where(w > 0, w * square, 0)
 
         return sum_over(squares, blocks, rows.shape[1])

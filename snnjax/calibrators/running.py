@@ -51,11 +51,17 @@ class Dynamics(NamedTuple):
     def mean_and_pace(
         self, neurons: NeuronParams, current: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mean output and pace, [B, ...], of a current as `View.currents` has it.
+        """Mean output and pace of a current, [B, ...] each.
 
         The pace is 2 / (T (T + 1)) sum_t (s(1) + .. + s(t)): that of early spikes is
         above their mean, that of late ones below. Where layers wait for all of their
         input, only sums over time count, and the mean stands for the pace.
+
+        Args:
+            neurons: their parameters.
+            current: decoded values, or under rate coding what arrives, without the
+                bias: [T, B, ...]. [B, ...] if it is the same at every step, or if only
+                its mean counts.
         """
         if not self.needs_time:
             mean = self.closed_form(neurons, current)
@@ -99,9 +105,14 @@ class Fired(NamedTuple):
 
 @functools.partial(jit, static_argnums=0)
 def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired:
-    """Run neurons on a current as `View.currents` has it.
+    """Run neurons on a current.
 
     Corrections and later stages call it with the same arguments: one program for both.
+
+    Args:
+        dynamics: of the site.
+        neurons: their parameters.
+        current: as for `Dynamics.mean_and_pace`.
     """
     model, steps, code = dynamics.model, dynamics.steps, dynamics.code
     if dynamics.needs_time:

@@ -156,10 +156,12 @@ class View(abc.ABC):
     def curves(
         self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
     ) -> tuple[Curve, ...]:
-        """`curves` of the site with its errors by effect, for each of these last zones.
+        """One `spending.Curve` of this site per last zone.
+
+        Errors are weighed by their effect on the outputs, see `with_effects`.
 
         Args:
-            zones: they take the place of the model's own.
+            zones: last zones, which take the place of the model's own.
             per: "channel", or "layer" for one threshold.
             offset: of the neurons.
         """

@@ -302,14 +302,24 @@ class _Problem(NamedTuple):
 
 @functools.partial(by_numpy_or_xla, static=1)
 def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]:
-    """A unit, the activations over it and the weights of their errors, [N, p, C]."""
+    """A unit, the activations over it and the weights of their errors.
+
+    Args:
+        channel: axis of the channels, from the end.
+        activation: [N, ...].
+        effects: [N, ...] with a single channel; None: all errors count alike.
+
+    Returns:
+        A number, and two arrays [N, p, C].
+    """
     xp = namespace(activation)
     rows = _in_rows(activation.astype(wide_dtype(activation)), channel)
     unit = binary_unit(abs(rows).max())
     rows = rows / unit
-    weight = xp.ones_like(rows)
-    if effects is not None:
-        weight = _in_rows(effects, channel).astype(weight.dtype) * weight
+    if effects is None:
+        return unit, rows, xp.ones_like(rows)
+    weight = _in_rows(effects, channel)  # [N, p, 1]
+    weight = xp.broadcast_to(weight.astype(rows.dtype), rows.shape)
     return unit, rows, weight
 
 

@@ -26,6 +26,7 @@ from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
 from snnjax.conversion.engine.ann import AnnPass, pass_ann
 from snnjax.conversion.engine.calibration import Calibration, Parts
+from snnjax.conversion.engine.segments import Results
 from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
 from snnjax.conversion.search import search
@@ -141,7 +142,7 @@ def convert(
     if recipe is None:
         recipe = best(per)
     recipes = recipes_by_site(recipe, [site.name for site in sites])
-    shortest_wait, longest_wait = _waits(code, models, steps, wait)
+    shortest_wait, reference_wait = _waits(code, models, steps, wait)
     fresh_neurons = {}
     for site in sites:
         neurons = model_of(models, site.name).init(site.shape)
@@ -158,7 +159,7 @@ def convert(
     snn = search(
         calibration,
         recipes,
-        longest_wait=longest_wait,
+        reference_wait=reference_wait,
         zone_model=default_model if may_change_zone else None,
     )
     cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
@@ -240,6 +241,8 @@ def _calibration(
     steps_at_once = 1 if sums_suffice else steps
     batches = images.micro_batches(_micro_batch_size(sites, steps_at_once))
     network_stages = stages(network)
+    # Where devices share the images, stages are computed one by one (`segments.run`),
+    # each device its own images. `pass_ann` does not say where its results lie.
     keep_results = images.batch_sharding is None and _fits_in_memory(
         network, network_stages, images.count
     )
@@ -260,10 +263,16 @@ def _calibration(
     for batch in batches:
         for variable, array in network.inputs(batch.images).items():
             batches_of_inputs[variable].append(array)
-    ann_results = None
-    if keep_results:
-        # The pass is the one that computes effects, where a recipe asks for them.
-        ann_results = lambda: ann_pass(weigh_errors).results  # noqa: E731
+
+    def effects() -> dict[str, list[jax.Array]]:
+        return ann_pass(True).effects
+
+    # Where a recipe asks for effects, results come from the same pass: with the same
+    # flag as above, it is the one that the cache holds. Otherwise a pass without
+    # effects is cheaper.
+    def ann_results() -> list[list[Results]]:
+        return ann_pass(weigh_errors).results
+
     return Calibration(
         network=network,
         stages=network_stages,
@@ -274,8 +283,8 @@ def _calibration(
         batch_sharding=images.batch_sharding,
         images=batches_of_inputs,
         batch_sizes=tuple(len(batch.numbers) for batch in batches),
-        effects=lambda: ann_pass(True).effects,
-        ann_results=ann_results,
+        effects=effects,
+        ann_results=ann_results if keep_results else None,
         curves={},
     )
 

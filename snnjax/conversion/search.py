@@ -88,7 +88,7 @@ def search(
     calibration: Calibration,
     recipes: Mapping[str, AnySiteRecipe],
     *,
-    longest_wait: int,
+    reference_wait: int,
     zone_model: IntegrateAndFire | None,
 ) -> SNN:
     """Fit with the last zone, the price and the wait that are cheapest.
@@ -96,7 +96,7 @@ def search(
     Args:
         calibration: its wait is the shortest that is tried.
         recipes: site name -> recipe.
-        longest_wait: the wait that others are compared with.
+        reference_wait: the wait whose error those of shorter waits are compared with.
         zone_model: the model of all sites, if its last zone may change; None: it stays.
 
     Raises:
@@ -108,7 +108,11 @@ def search(
     calibration = calibration._replace(curves=prediction.curves)
     if zone_model is not None and prediction.zone is not None:
         model = dataclasses.replace(zone_model, last_zone=prediction.zone)
-        models = models_of_sites(model, calibration.network.sites, model)
+        models = models_of_sites(
+            model,
+            calibration.network.sites,
+            default=model,
+        )
         snn = dataclasses.replace(calibration.snn, model=models)
         calibration = calibration._replace(snn=snn)
 
@@ -129,10 +133,12 @@ def search(
     wait, errors = shortest_sufficient_wait(
         error_at=lambda wait: fit_at(wait).error,
         shortest=calibration.wait,
-        longest=longest_wait,
+        longest=reference_wait,
         predicted_error=prediction.error,
     )
     outcome = fit_at(wait)
+    # From the longest wait on, a longer one would be no remedy. That of rate coding is
+    # 0, so there is no warning for it.
     if wait < calibration.snn.code.longest_wait(calibration.steps):
         cautions.warn_of_lost_outputs(outcome.error, wait)
     return outcome.snn.with_fit(_description(outcome, wait, errors))

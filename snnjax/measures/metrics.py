@@ -299,11 +299,14 @@ def _information(
     for count, site in zip(neuron_counts, sites, strict=True):
         levels = levels_of(snn.model_of(site.name))
         if levels is None:
+            # The counts hold synaptic additions already, but as if all spikes had the
+            # level 1. This NaN takes their place in `measure`.
             return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
         low, high = levels
         bits_of_a_step += count * math.log2(high - low + 1)
         highest_level = max(highest_level, high)
-    # The largest value of a neuron over the distance of neighboring ones, and 0.
+    # A neuron's values are 0 and the multiples of the finest size up to its largest
+    # value.
     values = 1 + highest_level * snn.code.reach(steps) / snn.code.finest(steps)
     return {
         "bits": jnp.asarray(steps * bits_of_a_step / sum(neuron_counts)),

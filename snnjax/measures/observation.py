@@ -96,8 +96,10 @@ def values_at_level(
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         if level == 0 and field(params, "threshold") is None:
+            # Silent neurons need no size of a spike: any number times 0 is right.
             spike_size = jnp.zeros(())
         else:
+            # This raises for neurons without a threshold.
             spike_size = threshold_of(params, site)
         # Level 0 is a product as well: XLA would take minutes to fold the max-pools of
         # a constant.

@@ -218,7 +218,14 @@ def _highest_level(network: Network, snn: SNN) -> int:
 
 
 def _weight_counts(network: Network, snn: SNN, values: Values) -> dict[str, jax.Array]:
-    """How many weights there are, those of several products once, and zeros of them."""
+    """The number of weights, and how many of those of the products are 0.
+
+    Weights that several products read count once. The weights of recurrent connections
+    count too, but their zeros do not.
+
+    Args:
+        values: variable -> value, weights among them.
+    """
     # A dictionary, since variables and constants have no common order.
     weights: dict[Any, None] = {}
     for equation, _ in products(network):

@@ -246,9 +246,10 @@ def lone_products(
             read_elsewhere.update(other_stage.sources)
     network_variables = dict(zip(segment.inputs, stage.sources, strict=True))
     kernels = set()
-    for n, v in network_variables.items():
-        if v in network.parameters and is_kernel(network.avals[v]):
-            kernels.add(n)
+    for variable, network_variable in network_variables.items():
+        is_parameter = network_variable in network.parameters
+        if is_parameter and is_kernel(network.avals[network_variable]):
+            kernels.add(variable)
     readers, origins = _readers(segment, network, network_variables)
     products = []
     for kernel in kernels:
@@ -293,36 +294,36 @@ def _readers(
         origins: value that does not depend on x -> parameters that it is made of.
     """
     origins: dict[Any, frozenset[int]] = {}
-    for n, v in network_variables.items():
-        if v in network.constants:
-            origins[n] = frozenset()
-        elif v in network.parameters:
-            origins[n] = frozenset([n])
+    for variable, network_variable in network_variables.items():
+        if network_variable in network.constants:
+            origins[variable] = frozenset()
+        elif network_variable in network.parameters:
+            origins[variable] = frozenset([variable])
     readers: dict[int, list[Equation | None]] = {}
     for equation in segment.equations:
         parameters: set[int] = set()
         reads_weights_only = True
-        for v in equation.variables:
-            if v in origins:
-                parameters |= origins[v]
+        for variable in equation.variables:
+            if variable in origins:
+                parameters |= origins[variable]
             else:
                 reads_weights_only = False
         # What is computed of parameters alone is still weights, as a transposed kernel.
         if reads_weights_only and equation.body is None:
             origins.update(dict.fromkeys(equation.outputs, frozenset(parameters)))
             continue
-        for n in parameters:
-            readers.setdefault(n, []).append(equation)
-    for v in (*segment.outputs, *segment.carried):
-        for n in origins.get(v, ()):
-            readers.setdefault(n, []).append(None)
+        for parameter in parameters:
+            readers.setdefault(parameter, []).append(equation)
+    for variable in (*segment.outputs, *segment.carried):
+        for parameter in origins.get(variable, ()):
+            readers.setdefault(parameter, []).append(None)
     return readers, origins
 
 
 def _channel(equation: Equation) -> int | None:
     """The axis of a product's result that counts channels, from the end.
 
-    None where the examples may not be its first axis.
+    None for a convolution whose result does not have the examples first.
     """
     if equation.name == "dot_general":
         # The result has the free axes of the second operand, the kernel, last.

@@ -96,10 +96,10 @@ def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
 def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
-    That floors v / V_th. With V_t as its threshold and v + `_lift` as its potential it
-    finds the level of this schedule; what was added is taken back after the reset. The
-    surrogate's derivative is that of the level, and within the dead zone that of the
-    level 0 at d = 0.
+    The model's own `fire` gives floor(v / V_th), clipped to its levels. It is called
+    with V_t for V_th and v + `_lift` for v, which makes this floor the level k of the
+    header. The lift is subtracted after the reset. The surrogate's derivative is that
+    of the level, and within the dead zone that of the level 0 at d = 0.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.neurons import NeuronState
@@ -115,18 +115,20 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     v = state.potential
     lift = _lift(neuron, params, v, tick)
     takes_back = state.total is not None
-    whole = fraction = None
+    whole_sent = fraction_sent = None  # N_t, in spikes of this step
     if takes_back:
-        # In spikes of this step: one of size 4 allows to take back two of size 2. Where
-        # sizes grow, the fraction of a spike waits until it is a whole one.
+        # The total of the state is in spikes of the step before. A spike of size 4 that
+        # was sent there allows to take back two of size 2. Where sizes grow, a fraction
+        # of a spike is left, which waits until it is a whole one.
         sent = state.total * like(tick.last_size, v) / like(tick.size, v)
-        whole = jnp.floor(sent + ROUNDING)
-        fraction = sent - whole
+        whole_sent = jnp.floor(sent + ROUNDING)
+        fraction_sent = sent - whole_sent
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     # An offset is no spike: it is added below, as often as a constant arrives.
     step_params = params._replace(threshold=threshold, offset=None)
-    fired, spikes = fire(neuron, step_params, NeuronState(v + lift, whole))
-    total = fired.total + fraction if takes_back else None
+    lifted_state = NeuronState(v + lift, whole_sent)
+    fired, spikes = fire(neuron, step_params, lifted_state)
+    total = fired.total + fraction_sent if takes_back else None
     if params.offset is not None:
         offset = like(params.offset, spikes)
         if tick.arrivals is not None:

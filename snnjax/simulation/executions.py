@@ -97,13 +97,23 @@ def run_in_time(
     if state is not None:
         check_state(state, start=states)
         states = dict(state)
-    constants_in_loop = _held_wide(constants)
+    read_constants = _held_wide(constants)
 
-    def run_segment(steps: int, states: dict[str, Any], inputs: Any) -> tuple[Any, Any]:
-        x, ticks = inputs  # of the steps of this segment
+    def run_segment(
+        steps: int, states: dict[str, Any], x_and_ticks: tuple[Any, Any]
+    ) -> tuple[Any, Any]:
+        """The states after a segment, and its outputs by variable, [steps, B, ...].
+
+        Args:
+            steps: of this segment.
+            states: name of a site or an operator -> its state before the segment.
+            x_and_ticks: a sequence [steps, B, ...], or None if x is constant; and site
+                name -> its ticks at these steps.
+        """
+        x, ticks = x_and_ticks
         end_states: dict[str, Any] = {}
         rule = _segment_rule(job, steps, ticks, states, end_states)
-        values: dict[Any, Any] = constants_in_loop()
+        values: dict[Any, Any] = read_constants()
         if job.sequence:
             values |= job.network.inputs(x)
         evaluate(live_equations, values, rule, streams=streams)
@@ -120,8 +130,11 @@ def run_in_time(
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
-    inputs = (job.x if job.sequence else None, _schedules(job))  # None has no leaves
-    states, outputs = _scan(segment_of, states, inputs, job.steps, segment_steps)
+    # All leaves have the axis T, by which they are cut into segments. So a constant x
+    # is left out.
+    sequence = job.x if job.sequence else None
+    x_and_ticks = (sequence, _schedules(job))
+    states, outputs = _scan(segment_of, states, x_and_ticks, job.steps, segment_steps)
     return over_steps(job, constants | outputs, streams), states
 
 

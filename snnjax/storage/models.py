@@ -56,7 +56,9 @@ def describe(value: Any) -> Any:
         fields = {}
         for field in dataclasses.fields(value):
             fields[field.name] = describe(getattr(value, field.name))
-        # Of a model around an unknown one only the text is left, but sites are apart.
+        # A model around an unknown one cannot be built again: only the text is left of
+        # both. The models of several sites are independent, so that each known one is
+        # described although another is unknown.
         if isinstance(value, BySite) or not unknown(fields):
             return {"class": name, **fields}
     # An address differs from run to run.

@@ -105,8 +105,10 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         ranges[name] = ranges_in(params)
 
     def within_range(path, update, value):
-        if path[0].name == "params":  # weights have no range
+        part = path[0].name  # a field of the SNN
+        if part == "params":  # weights have no range
             return update
+        # What is left are neurons: site name -> parameters.
         _, site_entry, *field_path = path
         site_ranges = ranges[site_entry.key]
         limits = site_ranges.get(name_of(field_path))
@@ -114,7 +116,9 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
             return update
         low = jnp.full_like(value, limits.least)
         high = jnp.full_like(value, limits.most)
-        # An end that is excluded is approached by half of the way at most.
+        # An end that is excluded is approached by half of the way at most, and up to
+        # `SMALLEST`. A value that is closer already may stay where it is: without the
+        # minimum here, and the maximum below, an update of 0 would move it.
         if limits.open_least:
             halfway = (value + low) / 2
             halfway = jnp.maximum(halfway, low + SMALLEST)

@@ -341,9 +341,16 @@ def _charge(reading: Reading, factor: np.ndarray, currents: jax.Array) -> Charge
 def _whole_output(
     reading: Reading, theta: np.ndarray, currents: jax.Array
 ) -> values.Output:
-    """The output at thresholds Theta [O], which only scale its sums."""
+    """The output at thresholds Theta [O], which only scale its sums.
+
+    Args:
+        reading: of an output, whose thresholds are 1.
+        theta: Theta.
+        currents: of whole numbers, without the bias, [T, N, ...].
+    """
     node = reading.node
     assert isinstance(node, values.Output)
+    # A number of the float output times this factor is the one that is rounded.
     factor = theta / reading.thresholds
     bias = _charge(reading, factor, currents).bias * reading.layers.bias_unit
     return dataclasses.replace(

@@ -173,7 +173,16 @@ def add(parts: Iterable[jax.Array | None]) -> Any:
 def map_stream(
     node: values.Node, arrays: Any, stream: Stream, in_float32: bool = True
 ) -> Stream:
-    """A linear map of a stream; of int32 in float32, if that is exact."""
+    """A linear map of a stream: of its constant [B, ...] and its spikes [T, B, ...].
+
+    Args:
+        node: the map. Its arrays are not used.
+        arrays: its weight, as from `whole_arrays`, or in float32.
+        stream: of int32, or of floats in a float network. The result has its types.
+        in_float32: whether to compute in float32, and not in int32. For a stream of
+            int32 the sums are then exact only if float32 holds all of them, up to
+            `FLOAT_HOLDS`: a caller that needs exact sums has to know that.
+    """
     dtype = jnp.float32 if in_float32 else jnp.int32
     arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), arrays)
 

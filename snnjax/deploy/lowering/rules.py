@@ -437,7 +437,8 @@ def _sources(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
     """For each result, the flat index in ``v`` of each of its elements; -1: none.
 
     The equation is run with the elements' numbers, from 1, in place of ``v`` and with
-    zeros in place of other operands.
+    zeros in place of other floating operands. Whole numbers, as the indices of a
+    gather, stay as they are.
     """
     operands = []
     for u in equation.inputs:
@@ -450,11 +451,14 @@ def _sources(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
         operands.append(operand)
     # An operand that is a literal has no variable, so all operands get new ones.
     values = dict(enumerate(operands))
+    # The operands are those of one example, so nothing is mapped over examples.
     renumbered = equation._replace(inputs=tuple(values), mapped=())
     evaluate([renumbered], values, identity)
     results = []
     for u in equation.outputs:
         index = np.asarray(values[u]) - 1
+        # Where an index is out of range, a gather may fill in a negative number, which
+        # is no element of ``v`` either.
         results.append(np.maximum(index, -1))
     return results
 

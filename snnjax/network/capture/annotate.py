@@ -51,13 +51,16 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(equation_weights[i]))
-    readout: set[int] = set()
+    # Weights may reach an output or an operator without passing a site that fires. A
+    # fit of a site needs to know them, since it would change more than its own current.
+    readout_weights: set[int] = set()
     for v in program.outputs:
-        readout.update(variable_weights.get(v, ()))
-    operands: set[int] = set()
+        readout_weights.update(variable_weights.get(v, ()))
+    operator_weights: set[int] = set()
     for eq, weights in zip(equations, equation_weights, strict=True):
-        if eq.body:
-            operands.update(weights)
+        is_operator = eq.body is not None
+        if is_operator:
+            operator_weights.update(weights)
     return Network(
         equations=tuple(equations),
         avals=avals,
@@ -69,8 +72,8 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         sites=Sites(eq.site for eq in equations if eq.site is not None),
         dependent=facts.dependent,
         feeds=feeds,
-        readout=frozenset(readout),
-        operands=frozenset(operands),
+        readout=frozenset(readout_weights),
+        operands=frozenset(operator_weights),
     )
 
 

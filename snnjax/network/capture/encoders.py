@@ -60,10 +60,15 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
 
 
 def _to_be_encoded(facts: Facts) -> set[int]:
-    """Values that enter a product with weights and need an encoder before it."""
+    """Values that enter a product with weights and need an encoder before it.
+
+    A value needs one if it depends on an operator since the last neuron or encoder.
+    What is computed of x before any neuron and any product with weights is excepted: it
+    is still the analog input, which the first weights read unencoded.
+    """
     encoded_values: set[int] = set()
     operator_values: set[int] = set()  # by an operator, since the last neuron
-    weighted_values: set[int] = set()  # by a product with weights, at some time
+    weighted_values: set[int] = set()  # behind a neuron, or a product with weights
     for eq in facts.equations:
         if eq.fires:
             weighted_values.update(eq.outputs)
@@ -74,18 +79,26 @@ def _to_be_encoded(facts: Facts) -> set[int]:
         if operand is not None:
             sources = _moved_from(operand, facts)
             takes_spikes = bool(encoded_values.intersection(sources))
-            if operand in operator_values & weighted_values and not takes_spikes:
+            needs_encoder = operand in operator_values and operand in weighted_values
+            if needs_encoder and not takes_spikes:
                 encoded_values.add(_common_source(sources, facts))
                 takes_spikes = True
         if inputs & weighted_values or operand is not None:
             weighted_values.update(eq.outputs)
-        if facts.is_operator(eq) or (inputs & operator_values and not takes_spikes):
+        # An encoder sends spikes, as a neuron does: what follows from them depends on
+        # an operator only if another one comes.
+        depends_on_operator = bool(inputs & operator_values) and not takes_spikes
+        if facts.is_operator(eq) or depends_on_operator:
             operator_values.update(eq.outputs)
     return encoded_values
 
 
 def _moved_from(v: int, facts: Facts) -> list[int]:
-    """The value, and back from it the values that it is a pure rearrangement of."""
+    """[v, what v was moved from, what that was moved from, ...].
+
+    A move is a rearrangement of the numbers of one array. A conversion of truth values
+    to numbers, also in the table of rearrangements, is an operator and no move.
+    """
     chain = [v]
     while chain[-1] in facts.makers:
         eq = facts.makers[chain[-1]]

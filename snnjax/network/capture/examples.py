@@ -195,7 +195,14 @@ class Growth:
         return next(obstacles, None) is None
 
     def wrong_outputs(self, count: int | None = None) -> Iterator[str]:
-        """Shapes of the first outputs whose first axis is not that of the examples."""
+        """Shapes of outputs whose first axis is not that of the examples.
+
+        An axis that grows with the number B of examples is written as B or as a
+        multiple of it, as in (3, 2B).
+
+        Args:
+            count: of all outputs, only so many are looked at; None: all of them.
+        """
         outputs = self.several.outputs[:count]
         for v, second_v in zip(outputs, self.second.outputs, strict=False):
             shape = shape_of(self.several.avals, v)
@@ -204,8 +211,8 @@ class Growth:
                 continue
             words = list(map(str, shape))
             for axis in axes:
-                size_of_one = shape[axis] // self.sizes[0]
-                words[axis] = "B" if size_of_one == 1 else f"{size_of_one}B"
+                size_per_example = shape[axis] // self.sizes[0]
+                words[axis] = "B" if size_per_example == 1 else f"{size_per_example}B"
             trailing_comma = "," if len(words) == 1 else ""
             yield f"({', '.join(words)}{trailing_comma})"
 

@@ -148,7 +148,12 @@ class Facts:
         return OPERATOR if reason in _NOT_ONCE and is_once else reason
 
     def _why_not_for_spikes(self, eq: Equation) -> str | None:
-        """`why_not_affine` of an equation, if spikes reached all that depends on x."""
+        """Why an equation is not affine in its inputs that depend on x; None if it is.
+
+        It takes all of them for values that spikes reach. `_why_not_affine` then allows
+        more to those that depend on x alone. Any reason but `OPERATOR` is a kind of
+        obstacle that `check` explains.
+        """
         name = eq.name
         row = primitive(name)
         avals = self.program.avals
@@ -158,10 +163,13 @@ class Facts:
         if not dependent_slots:
             return None
         if eq.site is not None:
+            # Behind its current, a clipped or quantized ReLU reads its maximum.
             if dependent_slots != {0}:
-                return "maximum"
+                return "maximum"  # it depends on x, and a threshold is constant
             maximum_axes = axes_of_maximum(eq, avals)
-            return None if maximum_axes <= {eq.site.channel} else "maxima"
+            if maximum_axes <= {eq.site.channel}:
+                return None
+            return "maxima"  # they differ within a channel, which has one threshold
         if name == "integer_pow" and eq.options["y"] == 1:
             return None
         if name == "convert_element_type":

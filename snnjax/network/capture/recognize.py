@@ -309,30 +309,40 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
     avals = facts.program.avals
     summands = set()
 
-    def sources(v: int) -> frozenset[tuple[int, bool]]:
+    def sources_of(v: int) -> frozenset[tuple[int, bool]]:
         return known_sources.get(v, frozenset([(v, False)]))
 
     def sources_of_all(variables: Iterable[int]) -> frozenset[tuple[int, bool]]:
-        return frozenset().union(*map(sources, variables))
+        return frozenset().union(*map(sources_of, variables))
 
-    def values(sources: Iterable[tuple[int, bool]]) -> set[int]:
-        return {value for value, _ in sources}
+    def values_in(pairs: Iterable[tuple[int, bool]]) -> set[int]:
+        return {value for value, _ in pairs}
 
+    # Let y be computed from f, one of its inputs, and from g, the other inputs. A ReLU
+    # relu(z) within f, and not within g, is a summand if g is a curve of a value that z
+    # is a function of, and f itself is no curve of that value. In a softplus f is
+    # max(x, 0), and g is log(1 + exp(-|x|)).
     for eq in facts.equations:
         inputs = facts.dependent.intersection(eq.variables)
         shapes = {avals[v].shape for v in (*inputs, *eq.outputs)}
         is_pointwise = primitive(eq.name).pointwise and len(shapes) == 1
+        # A ReLU is a source of its own, as is what is not computed number by number.
         if not is_pointwise or eq.outputs[0] in relus:
             continue
         for v in inputs:
-            joined = sources_of_all(inputs - {v})
-            curves = {value for value, curved in joined - sources(v) if curved}
-            # ReLUs that this input brings, and the inputs beside it do not.
-            for relu in (values(sources(v)) - values(joined)) & relus.keys():
-                if curves & values(sources(relus[relu].x)):
+            input_sources = sources_of(v)
+            sources_beside = sources_of_all(inputs - {v})
+            curved_values = set()
+            for value, curved in sources_beside - input_sources:
+                if curved:
+                    curved_values.add(value)
+            values_of_input_alone = values_in(input_sources) - values_in(sources_beside)
+            for relu in values_of_input_alone & relus.keys():
+                sources_of_argument = sources_of(relus[relu].x)
+                if curved_values & values_in(sources_of_argument):
                     summands.add(relu)
         eq_sources = sources_of_all(inputs)
         if facts.is_operator(eq):
-            eq_sources = frozenset((value, True) for value in values(eq_sources))
+            eq_sources = frozenset((value, True) for value in values_in(eq_sources))
         known_sources[eq.outputs[0]] = eq_sources
     return summands

@@ -1,7 +1,8 @@
 """One call of the user's function, for its jaxpr, and what its errors lack.
 
-The function fails here first if it does not fit params and x. Its own error stays as it
-is; notes say with what it was called, and the way out of common mistakes.
+The function fails here first if it does not fit params and x. Sentences behind its own
+error say with what it was called, and the way out of common mistakes. They become a
+part of the message of a TypeError or ValueError, and a note of any other error.
 """
 
 import functools
@@ -34,6 +35,8 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     except Exception as error:  # the user's own function failed: say with what
         sentences = [_call_in_words(params, x), *_remedies(error, params, x)]
         note = " ".join(sentences)
+        # A message can only be extended in a new exception. That is made of these two
+        # classes alone: subclasses may need other arguments than a text.
         if type(error) in (TypeError, ValueError):
             explanation = type(error)(f"{error}\n{note}")
             for earlier_note in getattr(error, "__notes__", ()):
