@@ -6,9 +6,4 @@ from experiments import require
 
 # A worker runs in the interpreter of its peer, which has other packages.
 if sys.argv[:1] == ["-m"] and not any(word.startswith("--side") for word in sys.argv):
-    require(
-        "the benchmarks",
-        "flax",
-        "matplotlib",
-        "optax",
-    )
+    require("the benchmarks", "flax", "matplotlib", "optax")

@@ -306,25 +306,14 @@ class _Placement:
         # v = rest + is_graded + unit u
         unit = 2 if self.is_graded else 1
         fire = self.core.neurons(len(signs), len(numbers.threshold))
-        self.core.write(
-            0,
-            fire.ravel(),
-            RESTING,
-            REST,
-        )
+        self.core.write(0, fire.ravel(), RESTING, REST)
         for sign, neurons in zip(signs, fire, strict=True):
             scale = sign if is_output else sign * unit
             self._connect(neurons, scale, numbers)
             first_offset = 0
             if not is_output:
                 first_offset = int(self.is_graded) - (GATE if sign < 0 else 0)
-            self._drive(
-                neurons,
-                scale,
-                numbers,
-                start,
-                first_offset,
-            )
+            self._drive(neurons, scale, numbers, start, first_offset)
         layers = self.layers
         self.last = max(self.last, start + self.pace * (layers.steps - 1))
         if is_output:
@@ -334,21 +323,11 @@ class _Placement:
         steps = start + self.pace * (layers.wait + np.arange(layers.steps))
         reserved = GATE if len(signs) > 1 else 0
         room = (REST - reserved - 2) // unit * numbers.divisor
-        self.groups[node.name] = Group(
-            fire,
-            steps,
-            node.shape,
-            room,
-        )
+        self.groups[node.name] = Group(fire, steps, node.shape, room)
         self.senders[node.name] = fire
         if self.is_graded:
             self.senders[node.name] = self._graded(fire, numbers.threshold, steps)
-        self._write_thresholds(
-            fire,
-            numbers,
-            steps,
-            unit,
-        )
+        self._write_thresholds(fire, numbers, steps, unit)
 
     def _start(self, node: Any, numbers: Numbers) -> int:
         """The step of the core at which a node receives its first spikes."""
@@ -396,27 +375,12 @@ class _Placement:
         for t, step in enumerate(steps):
             firing_potentials = numbers.firing_potentials[:, t]
             for neurons, potential in zip(fire, firing_potentials, strict=True):
-                self.core.write(
-                    step,
-                    neurons,
-                    THRESHOLD,
-                    REST + unit * potential,
-                )
+                self.core.write(step, neurons, THRESHOLD, REST + unit * potential)
                 if self.is_graded:
                     left = potential - m[t] * numbers.threshold
-                    self.core.write(
-                        step,
-                        neurons,
-                        RESTING,
-                        REST + unit * left,
-                    )
+                    self.core.write(step, neurons, RESTING, REST + unit * left)
                 if self.is_graded or step == steps[-1]:
-                    self.core.write(
-                        step + 1,
-                        neurons,
-                        THRESHOLD,
-                        HIGH,
-                    )
+                    self.core.write(step + 1, neurons, THRESHOLD, HIGH)
 
     def _graded(
         self, fire: np.ndarray, threshold: np.ndarray, steps: np.ndarray
@@ -426,31 +390,16 @@ class _Placement:
         m = self.times.multiples
         hold = core.neurons(*fire.shape)
         send = core.neurons(*fire.shape)
-        for fire_row, hold_row, send_row in zip(
-            fire,
-            hold,
-            send,
-            strict=True,
-        ):
+        for fire_row, hold_row, send_row in zip(fire, hold, send, strict=True):
             core.connect(fire_row, fire_row, PAYLOAD)
             # Two synapses of 2^14 make 256 times the payload.
             core.connect(fire_row, hold_row, 2**14)
             core.connect(fire_row, hold_row, 2**14)
             core.connect(hold_row, send_row, PAYLOAD)
-            core.write(
-                0,
-                hold_row,
-                THRESHOLD,
-                1,
-            )
+            core.write(0, hold_row, THRESHOLD, 1)
             for step, multiple in zip(steps, m, strict=True):
                 payload = PAYLOAD * multiple // m[0]
-                core.write(
-                    step + 2,
-                    send_row,
-                    THRESHOLD,
-                    255 - payload,
-                )
+                core.write(step + 2, send_row, THRESHOLD, 255 - payload)
         if len(fire) == 2:
             core.connect(send[0], fire[1], 2 * m[0] * threshold)
             core.connect(send[1], fire[0], 2 * m[0] * threshold)
@@ -458,28 +407,11 @@ class _Placement:
             core.connect(hold[0], latch, PAYLOAD)
             core.connect(latch, fire[1], GATE)
             # From 1 to 256 for the first time; later ones begin and end below 0.
-            core.write(
-                0,
-                latch,
-                THRESHOLD,
-                256 - PAYLOAD,
-            )
-            core.write(
-                0,
-                latch,
-                RESTING,
-                -REST,
-            )
+            core.write(0, latch, THRESHOLD, 256 - PAYLOAD)
+            core.write(0, latch, RESTING, -REST)
             charge = np.full(latch.shape, REST + 1)
             no_x = np.zeros_like(self.drives[0].x_weights[:1])
-            self.drives.append(
-                Drive(
-                    1,
-                    latch,
-                    charge,
-                    no_x,
-                )
-            )
+            self.drives.append(Drive(1, latch, charge, no_x))
         return send
 
 
@@ -525,12 +457,7 @@ def recorded(program: Program, events: str) -> Recording:
     sums = {}
     for name, neurons in program.outputs.items():
         sums[name] = np.array([potentials[neuron] - REST for neuron in neurons])
-    return Recording(
-        spikes,
-        sums,
-        extra,
-        largest_step,
-    )
+    return Recording(spikes, sums, extra, largest_step)
 
 
 def _levels(group: Group, sent: Collection[tuple[int, int]]) -> np.ndarray:

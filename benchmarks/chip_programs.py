@@ -72,14 +72,7 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
         bits = node.model.levels[1].bit_length()
         if is_first and isinstance(weights, deploy.Dense):
             model.add(program.InputData(images.shape[1:], 4))
-        model.add(
-            _akida_layer(
-                weights,
-                images.shape[1:],
-                bits,
-                is_first,
-            )
-        )
+        model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
         threshold = _per_channel(node.threshold, node.shape)
         start = _per_channel(node.initial_potential, node.shape)
         bias = _per_channel(node.bias, node.shape)
@@ -137,23 +130,13 @@ def _akida_kernel(weights: Weights, sums: list[Any], is_first: bool) -> np.ndarr
         is_first: whether the layer reads x.
     """
     if isinstance(weights, deploy.Convolution):
-        kernel = weights.weight.transpose(
-            2,
-            3,
-            1,
-            0,
-        )
+        kernel = weights.weight.transpose(2, 3, 1, 0)
         return kernel if is_first else kernel[::-1, ::-1]
     matrix = weights.weight
     for flatten in sums:
         assert isinstance(flatten, deploy.Flatten)
         images = matrix.reshape(len(matrix), *flatten.shape)
-        matrix = images.transpose(
-            0,
-            1,
-            3,
-            2,
-        ).reshape(len(matrix), -1)
+        matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
     return matrix.T[None, None]
 
 
@@ -259,13 +242,7 @@ def _convolution(node: Weights) -> Any:
     else:
         stride = node.stride
     filters, channels, *size = kernel.shape
-    module = torch.nn.Conv2d(
-        channels,
-        filters,
-        size,
-        stride=stride,
-        bias=False,
-    )
+    module = torch.nn.Conv2d(channels, filters, size, stride=stride, bias=False)
     module.weight.data = torch.tensor(kernel, dtype=torch.float64)
     return module
 
@@ -344,34 +321,18 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
     limit = 2**23 - 1
 
     def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
-        bias = _whole(
-            node.bias,
-            node,
-            "biases",
-            -(2**12),
-            2**12 - 1,
-        )
+        bias = _whole(node.bias, node, "biases", lowest=-(2**12), highest=2**12 - 1)
         vth = _whole(
-            node.threshold - 1,
-            node,
-            "thresholds",
-            0,
-            2**17 - 1,
+            node.threshold - 1, node, "thresholds", lowest=0, highest=2**17 - 1
         )
         v = _whole(
             node.initial_potential * 2**6,
             node,
             "potentials",
-            -limit,
-            limit,
+            lowest=-limit,
+            highest=limit,
         )
-        doubled = _whole(
-            2 * weights,
-            node,
-            "weights",
-            -(2**8),
-            2**8 - 1,
-        )
+        doubled = _whole(2 * weights, node, "weights", lowest=-(2**8), highest=2**8 - 1)
         sent = []
         for s in arriving:
             # u is kept in 24 bits and wraps around.
@@ -403,33 +364,17 @@ def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Sp
 
     def rule(node: Any, weights: np.ndarray, arriving: np.ndarray) -> np.ndarray:
         threshold = _whole(
-            node.threshold,
-            node,
-            "thresholds",
-            1,
-            2**15 - 1,
+            node.threshold, node, "thresholds", lowest=1, highest=2**15 - 1
         )
-        bias = _whole(
-            node.bias,
-            node,
-            "biases",
-            -(2**7),
-            2**7 - 1,
-        )
+        bias = _whole(node.bias, node, "biases", lowest=-(2**7), highest=2**7 - 1)
         start = _whole(
             node.initial_potential,
             node,
             "potentials",
-            -(2**15),
-            2**15 - 1,
+            lowest=-(2**15),
+            highest=2**15 - 1,
         )
-        weights = _whole(
-            weights,
-            node,
-            "weights",
-            -(2**7),
-            2**7 - 1,
-        )
+        weights = _whole(weights, node, "weights", lowest=-(2**7), highest=2**7 - 1)
         sent = np.zeros((*arriving.shape[:2], len(weights)), np.int64)
         for b in range(len(x)):
             v = start

@@ -96,27 +96,9 @@ def cnn() -> Network:
 
     generator = np.random.default_rng(0)
     kernels = (
-        random_kernel(
-            generator,
-            3,
-            3,
-            1,
-            16,
-        ),
-        random_kernel(
-            generator,
-            3,
-            3,
-            16,
-            32,
-        ),
-        random_kernel(
-            generator,
-            3,
-            3,
-            32,
-            32,
-        ),
+        random_kernel(generator, 3, 3, 1, 16),
+        random_kernel(generator, 3, 3, 16, 32),
+        random_kernel(generator, 3, 3, 32, 32),
         random_kernel(generator, 2 * 2 * 32, 64),
         random_kernel(generator, 64, 10),
     )

@@ -81,37 +81,17 @@ def images(batch: int, size: int) -> np.ndarray:
 def channels_first(kernel: np.ndarray) -> np.ndarray:
     """The first dense kernel for a flattening in the order C, H, W."""
     pixels = round((len(kernel) // CHANNELS) ** 0.5)
-    split = kernel.reshape(
-        pixels,
-        pixels,
-        CHANNELS,
-        -1,
-    )
-    return split.transpose(
-        2,
-        0,
-        1,
-        3,
-    ).reshape(kernel.shape)
+    split = kernel.reshape(pixels, pixels, CHANNELS, -1)
+    return split.transpose(2, 0, 1, 3).reshape(kernel.shape)
 
 
 def prepare(side: str, steps: int, batch: int, size: int):
     """(run, facts) of a side; ``facts["ann"]`` must be the same number everywhere."""
     if side in SPIKINGJELLY:
-        return spikingjelly(
-            side,
-            steps,
-            batch,
-            size,
-        )
+        return spikingjelly(side, steps, batch, size)
     if side in SPARXML:
         return sparxml(steps, batch, size)
-    return snnjax_or_ann(
-        side,
-        steps,
-        batch,
-        size,
-    )
+    return snnjax_or_ann(side, steps, batch, size)
 
 
 def snnjax_or_ann(side: str, steps: int, batch: int, size: int):
@@ -176,13 +156,7 @@ def spikingjelly(side: str, steps: int, batch: int, size: int):
         fuse_flag=True,
     )
     mode, channels_last = SPIKINGJELLY[side]
-    return peer_networks.runner(
-        snn,
-        x,
-        steps,
-        mode,
-        channels_last,
-    ), facts
+    return peer_networks.runner(snn, x, steps, mode, channels_last), facts
 
 
 def sparxml(steps: int, batch: int, size: int):
@@ -218,20 +192,10 @@ def sparxml(steps: int, batch: int, size: int):
     variables = {**variables, "params": params}
     facts = {"ann": float(jnp.abs(model.apply(variables, x)).mean())}
     model, variables = fold_batch_norm(model, variables)
-    variables = normalize(
-        model,
-        variables,
-        x,
-        percentile=100,
-    )
+    variables = normalize(model, variables, x, percentile=100)
     snn, snn_variables = convert(model, variables)
     run = jax.jit(
-        lambda v, x, steps: run_converted(
-            snn,
-            v,
-            x,
-            steps,
-        ),
+        lambda v, x, steps: run_converted(snn, v, x, steps),
         static_argnums=2,
     )
     # It returns the mean over T; the sums up to each step give the single steps.
@@ -353,12 +317,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
                 command += [f"--{name}={size}" for name, size in sizes.items()]
                 commands[side] = command
     sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = timing.with_speeds(
-        sides,
-        "samples_per_s",
-        options.batch,
-        "ann",
-    )
+    results = timing.with_speeds(sides, "samples_per_s", options.batch, "ann")
     add_ratios(results)
     result["sides"] = sides
     result["targets"] = targets(results)

@@ -152,12 +152,7 @@ def table_row(
     return {
         "psnr": psnr(test.clean, test.noisy - noise),
         "error": 100 * float(distance / np.linalg.norm(test.ann_noise)),
-        **networks.costs(
-            fn,
-            params,
-            snn,
-            test.noisy[:TEST_BATCH],
-        ),
+        **networks.costs(fn, params, snn, test.noisy[:TEST_BATCH]),
     }
 
 
@@ -214,13 +209,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for row in ROWS:
         timing.report(result, timing.table_of("network", COLUMNS, sides), options.out)
         if row.name not in sides and timing.is_selected(row.name, options.only):
-            sides[row.name] = table_row(
-                row,
-                model.apply,
-                params,
-                calibration,
-                test,
-            )
+            sides[row.name] = table_row(row, model.apply, params, calibration, test)
     text = timing.table_of("network", COLUMNS, sides)
     return timing.report(result, text, options.out)
 

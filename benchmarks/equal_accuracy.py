@@ -113,12 +113,7 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     first = jax.device_put(x[:BATCH])
     if side == ANN:
         accuracies = {"ANN": timing.percent(logits, labels)}
-        facts = facts_of(
-            logits,
-            labels,
-            [1],
-            lambda steps: accuracies,
-        )
+        facts = facts_of(logits, labels, [1], lambda steps: accuracies)
         return lambda: network(source.variables, first), facts
     spiking = snnjax.spiking(fn, **SNNJAX[side])
     run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
@@ -140,12 +135,7 @@ def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
         answers = timing.in_parts(functools.partial(run, converted(steps)), x, BATCH)
         return {"best": timing.percent(answers, labels)}
 
-    facts = facts_of(
-        logits,
-        labels,
-        STEPS[code],
-        accuracies_at,
-    )
+    facts = facts_of(logits, labels, STEPS[code], accuracies_at)
     return functools.partial(run, converted(facts["steps"]), first), facts
 
 
@@ -180,12 +170,7 @@ def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
     file = folder / f"spikingjelly_{digest[:16]}.json"
     if not file.exists():
         logits = peer_networks.resnet20(arrays)(x)
-        facts = facts_of(
-            logits,
-            labels,
-            STEPS["rate"],
-            accuracies_at,
-        )
+        facts = facts_of(logits, labels, STEPS["rate"], accuracies_at)
         file.write_text(json.dumps(facts))
     facts = json.loads(file.read_text())
     mode, channels_last = SPIKINGJELLY[side]
@@ -277,12 +262,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
             f"--side={side}",
         ]
     sides = timing.rounds(commands, rounds, repeats=1)
-    results = timing.with_speeds(
-        sides,
-        "images_per_s",
-        BATCH,
-        "logits",
-    )
+    results = timing.with_speeds(sides, "images_per_s", BATCH, "logits")
     result["sides"] = sides
     result["targets"] = add_speeds(results)
     result["versions"] = {peer(name): s["versions"] for name, s in results.items()}

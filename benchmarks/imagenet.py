@@ -97,15 +97,7 @@ def squeezenet(params: Any, x: jax.Array) -> jax.Array:
     def layer(name, x, stride=1, padding=0):
         kernel = params[name]["w"]
         zeros = [(padding, padding), (padding, padding)]
-        return jax.nn.relu(
-            convolution(
-                x,
-                kernel,
-                stride,
-                zeros,
-            )
-            + params[name]["b"]
-        )
+        return jax.nn.relu(convolution(x, kernel, stride, zeros) + params[name]["b"])
 
     def pool(x):
         return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -129,12 +121,7 @@ def squeezenet_in(folder: Path) -> Network:
             layer, _, part = path.rpartition("/")
             array = file[path]
             if part == "w":
-                array = array.transpose(
-                    2,
-                    3,
-                    1,
-                    0,
-                )
+                array = array.transpose(2, 3, 1, 0)
             params.setdefault(layer, {})[part] = jnp.asarray(array)
 
     def read(image: Any) -> np.ndarray:
@@ -157,12 +144,7 @@ def efficientnet_lite0(folder: Path) -> Network:
         cropped = image.crop((left, top, left + 224, top + 224))
         return ((np.asarray(cropped, np.float32) - 127) / 128).transpose(2, 0, 1)
 
-    example = torch.rand(
-        1,
-        3,
-        224,
-        224,
-    )
+    example = torch.rand(1, 3, 224, 224)
     fn, params = snnjax.torch.function(module.eval(), example)
     return Network(fn, params, read)
 
@@ -278,12 +260,7 @@ def measured(
     cpu_seconds = time.process_time() - cpu_start
     run = jax.jit(snnjax.spiking(network.fn, answer=True))
     answers = run_all(functools.partial(run, snn))
-    measures = snnjax.measure(
-        network.fn,
-        snn,
-        x,
-        params=network.params,
-    )
+    measures = snnjax.measure(network.fn, snn, x, params=network.params)
     return answers, {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -319,12 +296,7 @@ def one_at_a_time(
                 return value
             model = snn.model_of(site.name)
             params = snn.neurons[site.name]
-            rounded = neurons.closed_form(
-                model,
-                params,
-                current,
-                steps,
-            )
+            rounded = neurons.closed_form(model, params, current, steps)
             return jnp.where(is_rounded[site.name], rounded, value)
 
         return with_activation(network.fn, rule)(network.params, x)
@@ -568,14 +540,7 @@ def main(arguments: list[str] | None = None) -> dict:
             )
             print(f"{name}: {estimate}")
     for name, network in inputs.networks.items():
-        add_network(
-            result,
-            name,
-            network,
-            test,
-            inputs,
-            options,
-        )
+        add_network(result, name, network, test, inputs, options)
     timing.report(result, text(result), options.out)
     return result
 
@@ -596,12 +561,7 @@ def add_network(
         return
 
     def run_all(run: Callable) -> np.ndarray:
-        return all_outputs(
-            test,
-            network.read,
-            options.batch,
-            run,
-        )
+        return all_outputs(test, network.read, options.batch, run)
 
     ann = run_all(functools.partial(jax.jit(network.fn), network.params))
     sides[f"{name}: ANN"] = comparison(ann, ann, test.labels)
@@ -609,12 +569,7 @@ def add_network(
     counted = pixels(test.files[:4], network.read)
     if options.sites:
         held_out = pixels(inputs.held_out, network.read)
-        losses = one_at_a_time(
-            network,
-            calibration,
-            held_out,
-            options.sites,
-        )
+        losses = one_at_a_time(network, calibration, held_out, options.sites)
         for site, loss in losses.items():
             result["sites"][f"{name}, T = {options.sites}: {site}"] = loss
     for side, row in rows.items():

@@ -143,12 +143,7 @@ def network(
     def read(image: Any) -> np.ndarray:
         return transforms(image).numpy()
 
-    example = torch.rand(
-        1,
-        3,
-        crop,
-        crop,
-    )
+    example = torch.rand(1, 3, crop, crop)
     fn, params = snnjax.torch.function(module.eval(), example)
     return fn, params, read
 

@@ -222,12 +222,7 @@ def spiking_row(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Perplexities of a spiking network; its costs too, if its row has a price."""
-    snn = converted(
-        row,
-        params,
-        texts,
-        folder,
-    )
+    snn = converted(row, params, texts, folder)
     spiking = snnjax.spiking(network, answer=True)
     rounded_snn = dataclasses.replace(snn, params=rounded(snn.params))
     perplexity, rounded_perplexity = perplexities(
@@ -242,12 +237,7 @@ def spiking_row(
         "wait": snn.wait,
     }
     if row.price:
-        result |= costs(
-            network,
-            params,
-            snn,
-            test_texts[:1],
-        )
+        result |= costs(network, params, snn, test_texts[:1])
     return result
 
 
@@ -292,14 +282,7 @@ def read_inputs(
     for file, count in zip(FILES, (CALIBRATION_WINDOWS, options.windows), strict=True):
         text = timing.read(options.texts / file, Path.read_text)
         vocabulary = len(params["embedding"])
-        windows_of_files.append(
-            windows(
-                text,
-                tokenizer,
-                vocabulary,
-                count,
-            )
-        )
+        windows_of_files.append(windows(text, tokenizer, vocabulary, count))
     calibration_texts, test_texts = windows_of_files
     return params, calibration_texts, test_texts
 

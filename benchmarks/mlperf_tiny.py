@@ -113,14 +113,7 @@ def ds_cnn(layers: list, x: Any) -> jax.Array:
         x = jax.nn.relu(convolution(depthwise, x, axes="IHWO"))
         x = jax.nn.relu(convolution(pointwise, x))
     window = (1, 24, 5, 1)  # of 25 rows; the pool of TensorFlow drops the last one
-    total = jax.lax.reduce_window(
-        x,
-        0.0,
-        jax.lax.add,
-        window,
-        window,
-        "VALID",
-    )
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
     mean = total[:, 0, 0] / (24 * 5)
     return mean @ readout.T + readout_bias
 
@@ -206,12 +199,7 @@ def image_task(layers: list[Layer], data_dir: str | None, count: int | None) -> 
 
 def accuracy(run: Callable, task: Task) -> float:
     """In percent, of a function of inputs that returns outputs [T, B, classes]."""
-    outputs = timing.in_parts(
-        run,
-        task.x,
-        BATCH,
-        axis=1,
-    )
+    outputs = timing.in_parts(run, task.x, BATCH, axis=1)
     return 100 * float(snnjax.accuracy(outputs, task.labels)[-1])
 
 
@@ -237,12 +225,7 @@ def converted_rows(task: Task, row: Row) -> Iterator[dict[str, Any]]:
         code=CODES[row.code],
         model=snnjax.integrate_and_fire(levels=(-1, 1)),
     )
-    costs = networks.costs(
-        task.fn,
-        task.params,
-        snn,
-        task.x[:BATCH],
-    )
+    costs = networks.costs(task.fn, task.params, snn, task.x[:BATCH])
     costs["energy"] = costs.pop("operations")
     shared = {
         "inputs": len(task.labels),
@@ -307,12 +290,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--data_dir", help="of CIFAR-10")
     options = parser.parse_args(arguments)
-    timing.check_files(
-        parser,
-        options.folder,
-        DS_CNN,
-        RESNET_8,
-    )
+    timing.check_files(parser, options.folder, DS_CNN, RESNET_8)
     result = timing.new_result(__doc__, ("jax", "numpy"), quick=options.quick)
     timing.continued(result, options.out, "quick")
     count = BATCH if options.quick else None

@@ -60,23 +60,13 @@ def trained(
         return (params, optimizer_state), report
 
     start = (params, optimizer.init(params))
-    state, _ = snnjax.training.train(
-        step,
-        start,
-        batches,
-        **options,
-    )
+    state, _ = snnjax.training.train(step, start, batches, **options)
     return state[0]
 
 
 def costs(fn: Callable, params: Any, snn: snnjax.SNN, x: Any) -> dict[str, Any]:
     """Wait, latency and spikes of an SNN, and its energy in percent of the ANN's."""
-    measures = snnjax.measure(
-        fn,
-        snn,
-        x,
-        params=params,
-    )
+    measures = snnjax.measure(fn, snn, x, params=params)
     sites = snnjax.sites(fn, params, x[:1])
     wait = snn.wait or 0
     result = {

@@ -104,12 +104,7 @@ def snnjax_outputs(network: Network, reset: str) -> np.ndarray:
     def run(frames: np.ndarray) -> jax.Array:
         return spiking(snn, frames.swapaxes(0, 1).astype(np.float32))
 
-    return timing.in_parts(
-        run,
-        network.frames,
-        BATCH,
-        axis=1,
-    )
+    return timing.in_parts(run, network.frames, BATCH, axis=1)
 
 
 def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
@@ -130,29 +125,14 @@ def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
                 part.spike_fn = activation.SingleSpike
                 part.min_v_mem = None
                 part.reset_fn = resets[reset]()
-        x = (
-            torch.tensor(frames)
-            .float()
-            .permute(
-                0,
-                1,
-                4,
-                2,
-                3,
-            )
-        )
+        x = torch.tensor(frames).float().permute(0, 1, 4, 2, 3)
         with torch.no_grad():
             spikes = module(x.flatten(0, 1))
         if isinstance(spikes, tuple):
             spikes = spikes[0]
         return spikes.reshape(len(x), FRAMES, -1).numpy().swapaxes(0, 1)
 
-    return timing.in_parts(
-        run,
-        network.frames,
-        BATCH,
-        axis=1,
-    )
+    return timing.in_parts(run, network.frames, BATCH, axis=1)
 
 
 def compared_rows(network: Network, reset: str) -> dict[str, dict]:

@@ -53,12 +53,7 @@ class Row(NamedTuple):
 
 ROWS = (
     Row(DIGITS, 4, snnjax.codes.radix()),
-    Row(
-        DIGITS,
-        4,
-        snnjax.codes.radix(),
-        snnjax.integrate_and_fire(),
-    ),
+    Row(DIGITS, 4, snnjax.codes.radix(), snnjax.integrate_and_fire()),
     Row(deploy.speck(), 8),
     Row(deploy.speck(), 16),
     Row(deploy.spinnaker2(), 16),
@@ -131,12 +126,7 @@ def table_row(task: Task, row: Row) -> dict[str, Any]:
     for part in deploy.report(integers, row.chip).rows:
         lacks |= {f.field for f in part.findings if f.verdict == "no"}
     return {
-        **networks.costs(
-            task.fn,
-            task.params,
-            snn,
-            task.x[:MEASURED],
-        ),
+        **networks.costs(task.fn, task.params, snn, task.x[:MEASURED]),
         "code": repr(snn.code),
         "levels": str(snn.model.levels),
         "floats": accuracy(simulate),

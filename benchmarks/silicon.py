@@ -91,14 +91,7 @@ def classifier(strides: tuple[int, ...], padding: str) -> Callable[..., jax.Arra
             x = jax.nn.relu(x)
         for i, stride in enumerate(strides):
             with jax.named_scope(f"conv{i + 1}"):
-                x = jax.nn.relu(
-                    convolution(
-                        x,
-                        kernels[i],
-                        stride,
-                        padding,
-                    )
-                )
+                x = jax.nn.relu(convolution(x, kernels[i], stride, padding))
         readout = kernels[-1].reshape(-1, kernels[-1].shape[-1])
         return x.reshape(len(x), -1) @ readout
 
@@ -144,12 +137,7 @@ def mobile_numbers(model: Path) -> list[LayerNumbers]:
             factor = norm["gamma:0"][()] / deviation
             if "dw" in name:
                 # Keras has [K, K, I, 1] for depthwise kernels; JAX wants [K, K, 1, O].
-                kernel = kernel.transpose(
-                    0,
-                    1,
-                    3,
-                    2,
-                )
+                kernel = kernel.transpose(0, 1, 3, 2)
             scale, whole_kernel = _scaled(kernel * factor)
             # ReLU6: spikes of the layer before at each step stand for 6, those of x, 1.
             unit = 6 if numbers else 1
@@ -163,12 +151,7 @@ def mobile_numbers(model: Path) -> list[LayerNumbers]:
             bias=np.zeros(channels, int),
         )
         _, readout = _scaled(weights["dense_1/dense_1/kernel:0"][()])
-    readout = readout.reshape(
-        2,
-        2,
-        channels,
-        -1,
-    )
+    readout = readout.reshape(2, 2, channels, -1)
     return [*numbers, mean, LayerNumbers(readout, np.zeros(readout.shape[-1], int))]
 
 
@@ -200,12 +183,7 @@ def loihi_layers(
         initial_potential: v_j(0).
     """
     kernels = [jnp.float32(layer.kernel) for layer in numbers]
-    snn = snnjax.init(
-        fn,
-        kernels,
-        jnp.zeros((1, *x.shape[1:])),
-        model=model,
-    )
+    snn = snnjax.init(fn, kernels, jnp.zeros((1, *x.shape[1:])), model=model)
     snn = dataclasses.replace(snn, steps=STEPS, wait=0)
     layers = snnjax.deploy.layers(fn, snn, x[:1])
     # With thresholds of 1 the weights of the layers are the whole numbers of the
@@ -244,12 +222,7 @@ def mnist(folder: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
         timing.read(folder / name, lambda file: gzip.decompress(file.read_bytes()))
         for name in MNIST_FILES
     )
-    x = np.frombuffer(images, np.uint8, offset=16).reshape(
-        -1,
-        28,
-        28,
-        1,
-    )
+    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
     y = np.frombuffer(labels, np.uint8, offset=8)
     return x[:count].astype(np.float32), y[:count]
 
@@ -281,12 +254,7 @@ def decisions(layers: Layers, x: np.ndarray, delay: int) -> dict[str, np.ndarray
     def run(x: np.ndarray) -> jax.Array:
         return snnjax.deploy.outputs(layers, x, delay=delay).outputs
 
-    currents = timing.in_parts(
-        run,
-        x,
-        BATCH,
-        axis=1,
-    )  # [T, B, classes]
+    currents = timing.in_parts(run, x, BATCH, axis=1)  # [T, B, classes]
     potentials = leaky_potentials(currents, READOUT_DECAY)
     leads = potentials == potentials.max(-1, keepdims=True)
     scores = {
@@ -334,13 +302,7 @@ def loihi(models: Path, folder: Path, count: int) -> dict[str, dict]:
     rows = {}
     # A neuron that fires above V, and not at it, fires at V + 1.
     for rule, threshold in (("v >= V", THRESHOLD), ("v > V", THRESHOLD + 1)):
-        layers = loihi_layers(
-            fn,
-            numbers,
-            x,
-            model,
-            [threshold] * 4,
-        )
+        layers = loihi_layers(fn, numbers, x, model, [threshold] * 4)
         for delay in (0, 1):
             answers = decisions(layers, x, delay)
             if (rule, delay) != ("v > V", 1):
@@ -363,21 +325,7 @@ def cifar(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The first test images [B, 32, 32, 3], 0 .. 255, and their labels."""
     # A record is the label and 32 x 32 values of red, green and blue.
     records = np.fromfile(file, np.uint8).reshape(-1, 3073)[:MOBILE_IMAGES]
-    images = (
-        records[:, 1:]
-        .reshape(
-            -1,
-            3,
-            32,
-            32,
-        )
-        .transpose(
-            0,
-            2,
-            3,
-            1,
-        )
-    )
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images.astype(np.float32), records[:, 0]
 
 
@@ -397,14 +345,7 @@ def mobile(models: Path, folder: Path, count: int) -> dict[str, dict]:
     for rule, readouts in readouts_by_rule.items():
         # From -1, it fires above V and not at it, and V is still what is subtracted.
         start = -1 if rule == "v > V" else 0
-        layers = loihi_layers(
-            fn,
-            numbers,
-            x,
-            model,
-            MOBILE_THRESHOLDS,
-            start,
-        )
+        layers = loihi_layers(fn, numbers, x, model, MOBILE_THRESHOLDS, start)
         answers = decisions(layers, x, delay=1)
         for readout in readouts:
             right = answers[readout] == labels

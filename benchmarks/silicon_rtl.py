@@ -213,12 +213,7 @@ def simulated(program: Program, x: np.ndarray, core: Path, folder: Path) -> Reco
         commands = Path(image_folder, "commands")
         events = Path(image_folder, "events")
         commands.write_text(program.commands(x))
-        _run(
-            "vvp",
-            str(core),
-            f"+commands={commands}",
-            f"+events={events}",
-        )
+        _run("vvp", str(core), f"+commands={commands}", f"+events={events}")
         return catalyst.recorded(program, events.read_text())
 
 
@@ -367,12 +362,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name in NETWORKS:
             if name not in sides and timing.is_selected(name, options.only):
                 print(f"running {name}", file=sys.stderr, flush=True)
-                sides[name] = table_row(
-                    name,
-                    images,
-                    epochs,
-                    options.rtl,
-                )
+                sides[name] = table_row(name, images, epochs, options.rtl)
     except Misfit as error:
         parser.error(str(error))
     for name, row in sides.items():

@@ -22,14 +22,7 @@ torch.set_grad_enabled(False)
 
 def images(x: np.ndarray) -> torch.Tensor:
     """[B, C, H, W] of [B, H, W, C]."""
-    return torch.from_numpy(
-        x.transpose(
-            0,
-            3,
-            1,
-            2,
-        ).copy()
-    )
+    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
 
 def cnn(convolutions: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> nn.Module:
@@ -42,23 +35,8 @@ def cnn(convolutions: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> nn.M
     layers: list[nn.Module] = []
     for kernel in convolutions:
         _, _, inputs, outputs = kernel.shape
-        convolution = nn.Conv2d(
-            inputs,
-            outputs,
-            3,
-            padding=1,
-            bias=False,
-        )
-        convolution.weight.copy_(
-            torch.from_numpy(
-                kernel.transpose(
-                    3,
-                    2,
-                    0,
-                    1,
-                ).copy()
-            )
-        )
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        convolution.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
         layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.AvgPool2d(2)]
     hidden, readout = (_linear(kernel) for kernel in dense)
     return nn.Sequential(
@@ -91,13 +69,7 @@ class Block(nn.Module):
         self.relu2 = nn.ReLU()
         self.shortcut = nn.Identity()
         if channels > inputs:
-            self.shortcut = nn.Conv2d(
-                inputs,
-                channels,
-                1,
-                stride,
-                bias=False,
-            )
+            self.shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False)
             # As many new channels before the old ones as behind them.
             added = (channels - inputs) // 2
             identity = torch.eye(channels).roll(added, 0)[:, :inputs]
@@ -118,14 +90,7 @@ def _stage(inputs: int, channels: int, stride: int) -> nn.Module:
 
 
 def _conv3x3(inputs: int, channels: int, stride: int) -> nn.Module:
-    return nn.Conv2d(
-        inputs,
-        channels,
-        3,
-        stride,
-        1,
-        bias=False,
-    )
+    return nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
 
 
 def resnet20(arrays: Mapping[str, np.ndarray]) -> nn.Module:
@@ -191,12 +156,7 @@ def answers(
 ) -> torch.Tensor:
     """Sums of the outputs of all steps behind the delay that SpikingJelly estimates."""
     functional.set_step_mode(snn, "s")
-    delay = ann2snn.estimate_delay_start(
-        snn,
-        [(calibration,)],
-        "cpu",
-        steps,
-    )
+    delay = ann2snn.estimate_delay_start(snn, [(calibration,)], "cpu", steps)
     sums = []
     for group in x.split(batch):
         functional.reset_net(snn)

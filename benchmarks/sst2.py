@@ -239,12 +239,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     count = mlperf_tiny.BATCH if options.quick else None
     task = mlperf_tiny.Task(
         fn=model.apply,
-        params=trained(
-            model,
-            data.training,
-            data.held_out,
-            options.training,
-        ),
+        params=trained(model, data.training, data.held_out, options.training),
         calibration=data.held_out.tokens[:CALIBRATION],
         x=data.test.tokens[:count],
         labels=data.test.labels[:count],

@@ -109,12 +109,7 @@ def sides(quick: bool) -> list[Side]:
 def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
     """(run, facts): a compiled call, its temporary memory and operations."""
     module, params, x = network(side.layers, side.batch)
-    function, arguments = work(
-        side,
-        module,
-        params,
-        x,
-    )
+    function, arguments = work(side, module, params, x)
     program = jax.jit(function).lower(*arguments).compile()
     memory = program.memory_analysis()
     facts = {"temporary_mib": memory.temp_size_in_bytes / 2**20}
@@ -140,13 +135,7 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
         return module.apply(params, x, train=False)
 
     if side.mode in (*ANN_OF, *ANN_OF.values()):
-        return gradient(
-            side,
-            module,
-            fn,
-            params,
-            x,
-        )
+        return gradient(side, module, fn, params, x)
     if side.mode == "ANN":
         return fn, (params, x)
     is_closed_form = side.mode.endswith("closed_form")

@@ -54,13 +54,7 @@ QUICK = (
     ),
 )
 GRID = tuple(
-    Size(*size)
-    for size in itertools.product(
-        (1, 3),
-        (50, 400),
-        (8, 128),
-        (64, 512),
-    )
+    Size(*size) for size in itertools.product((1, 3), (50, 400), (8, 128), (64, 512))
 )
 CLASSES = 10
 LEAK = 0.9
@@ -199,12 +193,7 @@ def plain_scan(size: Size) -> tuple:
 
         def step(potentials, x):
             next_potentials = []
-            for kernel, leak, v in zip(
-                hidden,
-                leaks,
-                potentials,
-                strict=True,
-            ):
+            for kernel, leak, v in zip(hidden, leaks, potentials, strict=True):
                 v = leak * v + x @ kernel
                 x = spike(v - 1)
                 next_potentials.append(v - x)

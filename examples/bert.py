@@ -46,24 +46,14 @@ def network(params, tokens):
     x = word[tokens] + position[: tokens.shape[1]] + token_type[0]
     x = norm(params, "embeddings.LayerNorm", x)
     for i in range(LAYERS):
-        x = layer(
-            params,
-            f"encoder.layer.{i}",
-            x,
-            mask,
-        )
+        x = layer(params, f"encoder.layer.{i}", x, mask)
     mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def layer(params, name, x, mask):
     """Attention and two dense layers, each behind a residual sum with its norm."""
-    y = attention(
-        params,
-        f"{name}.attention",
-        x,
-        mask,
-    )
+    y = attention(params, f"{name}.attention", x, mask)
     x = norm(params, f"{name}.attention.output.LayerNorm", x + y)
     y = dense(params, f"{name}.intermediate.dense", x)
     y = dense(params, f"{name}.output.dense", jax.nn.gelu(y, approximate=False))
@@ -180,12 +170,7 @@ def main(steps: Sequence[int] = (4, 8, 16), recipe: Any = None) -> dict[int, flo
         spiking = jax.jit(snnjax.spiking(network, steps=count, micro_batch=22))
         answers = similarities(spiking(snn, test).mean(0))
         correlations[count] = rank_correlation(ann, answers)
-        measures = snnjax.measure(
-            network,
-            snn,
-            test[:8],
-            params=params,
-        )
+        measures = snnjax.measure(network, snn, test[:8], params=params)
         print(
             f"T = {count:2}: similarities of {len(test)} sentences correlate "
             f"{correlations[count]:.3f} with the network's; "

@@ -31,12 +31,7 @@ def load() -> Digits:
     dataset = load_digits()
     x = jnp.asarray(dataset.images[..., None] / 16, jnp.float32)
     y = jnp.asarray(dataset.target)
-    return Digits(
-        x[:1500],
-        y[:1500],
-        x[1500:],
-        y[1500:],
-    )
+    return Digits(x[:1500], y[:1500], x[1500:], y[1500:])
 
 
 def train(fn: Callable, params: chex.ArrayTree, data: Digits) -> chex.ArrayTree:
@@ -62,12 +57,7 @@ def train(fn: Callable, params: chex.ArrayTree, data: Digits) -> chex.ArrayTree:
 def report(fn: Callable, params: chex.ArrayTree, data: Digits) -> float:
     """Convert, print sites and accuracies; how often the SNN agrees with its ANN."""
     print(snnjax.sites(fn, params, data.test_x))
-    snn = snnjax.convert(
-        fn,
-        params,
-        data.train_x[:128],
-        steps=STEPS,
-    )
+    snn = snnjax.convert(fn, params, data.train_x[:128], steps=STEPS)
     outputs = jax.jit(snnjax.spiking(fn, steps=STEPS))(snn, data.test_x)
     answers = outputs.mean(0).argmax(-1)
     expected = jax.jit(fn)(params, data.test_x).argmax(-1)

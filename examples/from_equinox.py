@@ -17,13 +17,7 @@ class Network(eqx.Module):
 
     def __init__(self, key):
         keys = jax.random.split(key, 3)
-        self.conv = eqx.nn.Conv2d(
-            1,
-            8,
-            3,
-            padding=1,
-            key=keys[0],
-        )
+        self.conv = eqx.nn.Conv2d(1, 8, 3, padding=1, key=keys[0])
         self.pool = eqx.nn.AvgPool2d(2, stride=2)
         self.hidden = eqx.nn.Linear(128, 32, key=keys[1])
         self.readout = eqx.nn.Linear(32, 10, key=keys[2])

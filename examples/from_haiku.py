@@ -9,12 +9,7 @@ from examples import digits
 def forward(x):
     """Convolution, average pooling, two dense layers: [B, 8, 8, 1] -> [B, 10]."""
     x = jax.nn.relu(hk.Conv2D(8, 3)(x))
-    x = hk.avg_pool(
-        x,
-        (1, 2, 2, 1),
-        (1, 2, 2, 1),
-        "VALID",
-    ).reshape(len(x), -1)
+    x = hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(len(x), -1)
     x = jax.nn.relu(hk.Linear(32)(x))
     return hk.Linear(10)(x)
 

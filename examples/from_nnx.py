@@ -9,12 +9,7 @@ class Network(nnx.Module):
     """Convolution, average pooling, two dense layers: [B, 8, 8, 1] -> [B, 10]."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            1,
-            8,
-            (3, 3),
-            rngs=rngs,
-        )
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
         self.hidden = nnx.Linear(128, 32, rngs=rngs)
         self.readout = nnx.Linear(32, 10, rngs=rngs)
 

@@ -16,18 +16,7 @@ def network(params, x):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     x = jax.nn.relu(x + params["conv"]["b"])
-    x = (
-        x.reshape(
-            -1,
-            4,
-            2,
-            4,
-            2,
-            8,
-        )
-        .mean((2, 4))
-        .reshape(-1, 128)
-    )
+    x = x.reshape(-1, 4, 2, 4, 2, 8).mean((2, 4)).reshape(-1, 128)
     x = jax.nn.relu(x @ params["hidden"]["w"] + params["hidden"]["b"])
     return x @ params["readout"]["w"] + params["readout"]["b"]
 

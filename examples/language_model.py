@@ -51,12 +51,7 @@ def network(params, tokens):
     mask = jnp.tril(jnp.ones((1, 1, n, n), bool))
     x = params["embedding"][tokens]
     for p in params["blocks"]:
-        x = block(
-            p,
-            x,
-            positions,
-            mask,
-        )
+        x = block(p, x, positions, mask)
     return norm(x, params["norm"]) @ params["embedding"].T
 
 
@@ -115,12 +110,7 @@ def block(p, x, positions, mask, store=lambda name, array: array):
     queries = rotated(heads("q", HEADS), positions)
     keys = store("k", rotated(heads("k", GROUPS), positions))
     values = store("v", heads("v", GROUPS))
-    attended = jax.nn.dot_product_attention(
-        queries,
-        keys,
-        values,
-        mask=mask,
-    )
+    attended = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
     x = x + attended.reshape(*x.shape[:2], -1) @ p["o"]
     y = norm(x, p["ffn_norm"])
     gated = jax.nn.silu(y @ p["gate"]) * (y @ p["up"])
@@ -256,13 +246,7 @@ def main(text: str = "The brain is", count: int = 20, steps: int = 8) -> float:
     cache = empty(params, 1, len(tokens) + count)
     results = []
     for name, run, model in (("network", step, params), ("spiking", spiking, snn)):
-        following, seconds = continued(
-            run,
-            model,
-            cache,
-            tokens,
-            count,
-        )
+        following, seconds = continued(run, model, cache, tokens, count)
         results.append(following)
         print(f"{name}, {seconds:.1f} s: {text}{tokenizer.decode(following)}")
     return float(np.mean(np.equal(*results)))

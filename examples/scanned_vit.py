@@ -20,11 +20,7 @@ class Block(nn.Module):
         width = x.shape[-1]
         qkv = nn.Dense(3 * width)(nn.LayerNorm()(x))
         qkv = qkv.reshape(*x.shape[:2], 3, self.heads, -1)
-        y = jax.nn.dot_product_attention(
-            qkv[:, :, 0],
-            qkv[:, :, 1],
-            qkv[:, :, 2],
-        )
+        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         x = x + nn.Dense(width)(y.reshape(x.shape))
         y = nn.Dense(2 * width)(nn.LayerNorm()(x))
         return x + nn.Dense(width)(nn.gelu(y)), None

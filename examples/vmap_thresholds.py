@@ -20,12 +20,7 @@ def main() -> tuple[jax.Array, jax.Array]:
     """The factors and their agreement with the ANN, 0..1."""
     data = digits.load()
     params = digits.train(network, initialize(jax.random.key(0)), data)
-    snn = snnjax.convert(
-        network,
-        params,
-        data.train_x[:128],
-        steps=STEPS,
-    )
+    snn = snnjax.convert(network, params, data.train_x[:128], steps=STEPS)
     simulate = snnjax.spiking(network, steps=STEPS)
     expected = network(params, data.test_x).argmax(-1)
 
