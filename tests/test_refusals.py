@@ -35,11 +35,11 @@ from snnjax import __main__
 from snnjax.network import identity, with_activation
 
 ROWS = [*capture.ROWS, *conversion.ROWS, *simulation.ROWS, *training.ROWS]
-REFUSALS = dict(ROWS)
-assert len(REFUSALS) == len(ROWS)  # no name twice
+NAMES = [refusal.name for refusal in ROWS]
+assert len({*NAMES}) == len(NAMES)
 
 
-@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("refusal", ROWS, ids=NAMES)
 def test_a_refusal_says_what_is_wrong_and_the_way_out(refusal):
     with pytest.raises(refusal.error, match=refusal.message) as caught:
         refusal.call()

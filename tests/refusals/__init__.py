@@ -1,12 +1,21 @@
 """Rows of the table of refusals, a file for each door; test_refusals.py is the test."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 class Refusal(NamedTuple):
-    """A call that raises, and a regular expression that its message holds."""
+    """A name, a call that raises, and a regular expression that its message holds."""
 
+    name: str
     call: Callable[[], Any]
     message: str
     error: type[BaseException] = ValueError
+
+
+def numbered(subject, call, table, error=ValueError):
+    """Refusals of ``call(**options)``, one for each pair (options, message)."""
+    for number, (options, message) in enumerate(table, 1):
+        name = f"{subject} {number}: {', '.join(options)}"
+        yield Refusal(name, functools.partial(call, **options), message, error)

@@ -182,17 +182,17 @@ REFUSED_MODULES = {
 }
 
 
-def unconvertible(fn, params, x, message):
+def unconvertible(name, fn, params, x, message):
     """`snnjax.sites` finds problems."""
     call = functools.partial(snnjax.sites, fn, params, x)
-    return Refusal(call, message, snnjax.ConversionError)
+    return Refusal(name, call, message, snnjax.ConversionError)
 
 
-def unconvertible_operation(network, operations, remedy):
+def unconvertible_operation(name, network, operations, remedy):
     """The message names one of the operations, and its remedy has these words."""
     names = "|".join(operations.split())
     message = rf"(?s): [^\n]*\b({names})\b.*remedy: [^\n]*{re.escape(remedy)}"
-    return unconvertible(*network, message)
+    return unconvertible(name, *network, message)
 
 
 def operations_refused():
@@ -202,7 +202,7 @@ def operations_refused():
         (module, REFUSED_MODULES),
     ):
         for name, (function, operations, remedy) in rows.items():
-            yield name, unconvertible_operation(build(function), operations, remedy)
+            yield unconvertible_operation(name, build(function), operations, remedy)
 
 
 # ------------------------------------------------ examples that would reach another
@@ -271,16 +271,16 @@ ONE_OF_MANY = {  # what is different for many examples than for one
 
 def meetings_refused():
     for name, mix in MEETINGS.items():
-        yield name, unconvertible(*mixing(mix), "one example would reach another")
+        yield unconvertible(name, *mixing(mix), "one example would reach another")
     for name, mix in SIZES.items():
-        yield name, unconvertible(*mixing(mix), "number of examples")
+        yield unconvertible(name, *mixing(mix), "number of examples")
     message = "number of examples|an output has shape"
     for name, mix in ONE_OF_MANY.items():
-        yield f"one example and {name}", unconvertible(*mixing(mix, 128), message)
+        yield unconvertible(f"one example and {name}", *mixing(mix, 128), message)
     for size in (1, 4):
         message = rf"fn takes {size} examples? and not [14], .*any number\n.*len\(x\)"
         fixed = lambda h, size=size: h.reshape(size, 6)  # noqa: E731
-        yield f"{size} in fn", unconvertible(*mixing(fixed, size), message)
+        yield unconvertible(f"{size} in fn", *mixing(fixed, size), message)
 
 
 # --------------------------------------------------------- outputs, params and images
@@ -336,7 +336,7 @@ SHAPES = {
 
 def shapes_refused():
     for name, (fn, x, message) in SHAPES.items():
-        yield name, unconvertible(fn, FLAT, x, message)
+        yield unconvertible(name, fn, FLAT, x, message)
 
 
 def dense_params(**params):
@@ -351,33 +351,40 @@ def dense_examples(x):
     return lambda: snnjax.sites(lambda p, x: relu(x["a"] @ p), np.ones((3, 2)), x)
 
 
-ARGUMENTS = {
-    "a word in params": Refusal(
-        dense_params(act="relu"), "params hold str 'relu' at act"
+ARGUMENTS = [
+    Refusal(
+        "a word in params", dense_params(act="relu"), "params hold str 'relu' at act"
     ),
-    "complex params": Refusal(
-        dense_params(w=1j * jnp.ones((3, 2))), "params hold complex numbers at w"
+    Refusal(
+        "complex params",
+        dense_params(w=1j * jnp.ones((3, 2))),
+        "params hold complex numbers at w",
     ),
-    "a function in params": Refusal(dense_params(f=jnp.tanh), "eqx.partition"),
-    "arrays of other lengths": Refusal(
+    Refusal("a function in params", dense_params(f=jnp.tanh), "eqx.partition"),
+    Refusal(
+        "arrays of other lengths",
         dense_examples({"a": np.ones((2, 3)), "b": np.ones((3, 3))}),
         "arrays of 2, 3 examples",
     ),
-    "bytes": Refusal(
-        dense_examples({"a": np.ones((2, 3), np.int8)}), r"x\['a'\] has dtype int8"
+    Refusal(
+        "bytes",
+        dense_examples({"a": np.ones((2, 3), np.int8)}),
+        r"x\['a'\] has dtype int8",
     ),
-    "a number for x": Refusal(dense_examples({"a": 1.0}), r"x\['a'\] is a float"),
-    "no array": Refusal(dense_examples({}), "without an array"),
-    "a hidden branch": Refusal(
+    Refusal("a number for x", dense_examples({"a": 1.0}), r"x\['a'\] is a float"),
+    Refusal("no array", dense_examples({}), "without an array"),
+    Refusal(
+        "a hidden branch",
         lambda: snnjax.init(hidden_branch, FLAT, VECTORS, has_aux=True),
         "a ReLU inside a branch",
         snnjax.ConversionError,
     ),
-    "whole numbers to encode": Refusal(
+    Refusal(
+        "whole numbers to encode",
         lambda: snnjax.encode(jnp.arange(3)),
         "x has dtype int32; allowed: floating point",
     ),
-}
+]
 QUANTIZED = {
     "0": (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
     "inf": (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
@@ -411,14 +418,13 @@ QUANTIZED = {
 def activations_refused():
     for maximum in (-1.0, 0, jnp.array(-1.0), np.array([1.0, 0.0])):
         clip = functools.partial(snnjax.clipped_relu, jnp.ones(2), maximum)
-        yield (
-            f"clipped at {maximum!r}",
-            Refusal(clip, "maximum is .*allowed: finite and > 0"),
+        yield Refusal(
+            f"clipped at {maximum!r}", clip, "maximum is .*allowed: finite and > 0"
         )
     x = np.ones(3, np.float32)
     for name, (maximum, levels, message) in QUANTIZED.items():
         quantize = functools.partial(snnjax.quantized_relu, x, maximum, levels)
-        yield f"quantized, {name}", Refusal(quantize, message)
+        yield Refusal(f"quantized, {name}", quantize, message)
 
 
 # ------------------------------------------------------------------ users' mistakes
@@ -547,16 +553,16 @@ NO_FUNCTIONS = {
 def mistakes_refused():
     for name, (x, message) in NO_IMAGES.items():
         call = functools.partial(snnjax.sites, hidden, FLAT, x)
-        yield name, Refusal(call, message)
+        yield Refusal(name, call, message)
     for name, fn in NO_FUNCTIONS.items():
         call = functools.partial(snnjax.sites, fn, FLAT, VECTORS)
         message = r"fn is .*allowed: a function fn\(params"
-        yield name, Refusal(call, message)
+        yield Refusal(name, call, message)
     for name, (fn, params, x, way_out) in MISTAKES.items():
         call = functools.partial(snnjax.sites, fn, params, x)
-        yield name, Refusal(call, way_out, Exception)  # fn's own error, with a note
+        yield Refusal(name, call, way_out, Exception)  # fn's own error, with a note
     for name, (call, form) in FORMS.items():
-        yield name, Refusal(call, f"allowed: snnjax.{form}", TypeError)
+        yield Refusal(name, call, f"allowed: snnjax.{form}", TypeError)
     for name, use in {
         "sites": lambda: snnjax.sites(None, FLAT, VECTORS),
         "init": lambda: snnjax.init(None, FLAT, VECTORS),
@@ -564,10 +570,9 @@ def mistakes_refused():
         "spiking": lambda: snnjax.spiking(None, steps=4),
     }.items():
         message = r"fn is a NoneType; allowed: a function"
-        yield f"{name} without a function", Refusal(use, message)
-    yield (
-        "segments under a code",
-        Refusal(segments_under_a_code, "works with rate coding only"),
+        yield Refusal(f"{name} without a function", use, message)
+    yield Refusal(
+        "segments under a code", segments_under_a_code, "works with rate coding only"
     )
 
 
@@ -575,7 +580,7 @@ ROWS = [
     *operations_refused(),
     *meetings_refused(),
     *shapes_refused(),
-    *ARGUMENTS.items(),
+    *ARGUMENTS,
     *activations_refused(),
     *mistakes_refused(),
 ]

@@ -156,12 +156,11 @@ def quantized_refused():
     for fn, kind in ((plain, "relu"), (encoded, "encoder")):
         call = conversion(fn, KERNEL, recipe=snnjax.quantized())
         message = f"kind '{kind}', which has no maximum"
-        yield f"quantized, a site of kind {kind}", Refusal(call, message)
+        yield Refusal(f"quantized, a site of kind {kind}", call, message)
     params = jnp.eye(4), jnp.array([0.3, 1.0, 2.0, 4.0])
     call = conversion(moved_maximum, params, jnp.ones((8, 4, 4)))
-    yield (
-        "a maximum that vmap moves",
-        Refusal(call, "cannot be converted", snnjax.ConversionError),
+    yield Refusal(
+        "a maximum that vmap moves", call, "cannot be converted", snnjax.ConversionError
     )
     x = np.ones((8, 2), np.float32)
     for lowest in (-0.5, 0.0, np.nan, np.inf):
@@ -169,46 +168,39 @@ def quantized_refused():
         recipe = snnjax.light("channel")
         call = conversion(maximum_in_params, maxima, x, recipe=recipe)
         message = "the maximum of the quantized relu at"
-        yield f"a maximum of {lowest} in params", Refusal(call, message)
+        yield Refusal(f"a maximum of {lowest} in params", call, message)
 
 
 def conversions_refused():
     for number, (change, message) in enumerate(WRONG_ARGUMENTS, 1):
-        yield (
-            f"argument {number}: {', '.join(change)}",
-            Refusal(conversion(**change), message),
+        yield Refusal(
+            f"argument {number}: {', '.join(change)}", conversion(**change), message
         )
     for number, (sweeps, message) in enumerate(WRONG_SWEEPS, 1):
         call = functools.partial(snnjax.Recipe, *sweeps)
-        yield f"recipe {number}", Refusal(call, message)
+        yield Refusal(f"recipe {number}", call, message)
     for number, (calibrate, message) in enumerate(REFUSED_FITS, 1):
         recipe = Recipe([max_threshold(), calibrate])
-        yield f"fit {number}", Refusal(conversion(DENSE, FLAT, recipe=recipe), message)
+        yield Refusal(f"fit {number}", conversion(DENSE, FLAT, recipe=recipe), message)
     for name, (fn, params, message) in NOT_FINITE.items():
         call = conversion(fn, params, steps=2, recipe=snnjax.max_activation())
-        yield f"{name} that is not finite", Refusal(call, message)
+        yield Refusal(f"{name} that is not finite", call, message)
     for dtype in (jnp.int8, None, "bf16", jnp.float64):
         call = functools.partial(snnjax.in_dtype, NET.fn, dtype)
         message = "allowed: bfloat16, float16, float32"
-        yield f"in dtype {dtype}", Refusal(call, message)
+        yield Refusal(f"in dtype {dtype}", call, message)
 
 
 ROWS = [
     *conversions_refused(),
     *quantized_refused(),
-    (
-        "a traced conversion",
-        Refusal(traced, "traced; allowed: arrays with numbers"),
+    Refusal("a traced conversion", traced, "traced; allowed: arrays with numbers"),
+    Refusal(
+        "a conversion inside of jit", inside_jit, "traced; allowed: arrays with numbers"
     ),
-    (
-        "a conversion inside of jit",
-        Refusal(inside_jit, "traced; allowed: arrays with numbers"),
-    ),
-    (
+    Refusal(
         "other numbers in shared weights",
-        Refusal(
-            conversion(tied, FLAT, recipe=Recipe([weights(lambda w: 2 * w)])),
-            "'w2' feed w2/relu, w2/relu_1, so .*; allo",
-        ),
+        conversion(tied, FLAT, recipe=Recipe([weights(lambda w: 2 * w)])),
+        "'w2' feed w2/relu, w2/relu_1, so .*; allo",
     ),
 ]

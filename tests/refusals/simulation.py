@@ -8,7 +8,7 @@ import numpy as np
 from networks import FLAT, NETWORKS, VECTORS, halves
 
 import snnjax
-from refusals import Refusal
+from refusals import Refusal, numbered
 from snnjax.neurons import integrate_and_fire, lif
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.surrogate import arctan
@@ -103,20 +103,13 @@ WRONG_CALLS = [
 ]
 
 
-def simulation(snn=FITTED, x=VECTORS, **options):
-    """A call of the simulation with these options, SNN and images."""
-    options = {"steps": STEPS} | options
-    return lambda: snnjax.spiking(DENSE.fn, **options)(snn, x)
-
-
-def numbered(name, rows, call):
-    for number, (options, message) in enumerate(rows, 1):
-        yield f"{name} {number}: {', '.join(options)}", Refusal(call(options), message)
-
-
-def option(options):
+def option(**options):
     """The options alone are wrong, before there is an SNN."""
-    return lambda: snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
+    return snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
+
+
+def simulate(snn=FITTED, x=VECTORS, **options):
+    return option(**options)(snn, x)
 
 
 def export_in_groups():
@@ -155,74 +148,62 @@ NAN = "x holds 1 NaN of .* numbers"
 NO_BATCH = "its first axis must be the batch"
 ZONES = "a dead zone asks which .*'w1/relu'; allowed"
 ROWS = [
-    *numbered("option", WRONG_OPTIONS, option),
-    *numbered("call", WRONG_CALLS, lambda options: simulation(**options)),
-    ("spike trains of NaN", Refusal(measured(snnjax.measures.spike_trains), NAN)),
-    ("NeuroBench of NaN", Refusal(measured(snnjax.measures.neurobench), NAN)),
-    (
-        "measures of NaN",
-        Refusal(measured(snnjax.measure, params=DENSE.params), NAN),
-    ),
-    (
+    *numbered("option", option, WRONG_OPTIONS),
+    *numbered("call", simulate, WRONG_CALLS),
+    Refusal("spike trains of NaN", measured(snnjax.measures.spike_trains), NAN),
+    Refusal("NeuroBench of NaN", measured(snnjax.measures.neurobench), NAN),
+    Refusal("measures of NaN", measured(snnjax.measure, params=DENSE.params), NAN),
+    Refusal(
         "groups of a symbolic number",
-        Refusal(export_in_groups, "needs a number of examples; found b"),
+        export_in_groups,
+        "needs a number of examples; found b",
     ),
-    (
+    Refusal(
         "a constant image without a batch",
-        Refusal(simulation(x=VECTORS[0]), NO_BATCH, snnjax.ConversionError),
+        lambda: simulate(x=VECTORS[0]),
+        NO_BATCH,
+        snnjax.ConversionError,
     ),
-    (
+    Refusal(
         "a sequence without a batch",
-        Refusal(
-            simulation(x=np.ones((STEPS, 4), "f4"), inputs="sequence"),
-            NO_BATCH,
-            snnjax.ConversionError,
-        ),
+        lambda: simulate(x=np.ones((STEPS, 4), "f4"), inputs="sequence"),
+        NO_BATCH,
+        snnjax.ConversionError,
     ),
-    (
+    Refusal(
         "a model that is not called",
-        Refusal(
-            lambda: snnjax.init(*DENSE[:3], model=lif),
-            r"without init, .* or snnjax.lif\(\) \(called\)",
-        ),
+        lambda: snnjax.init(*DENSE[:3], model=lif),
+        r"without init, .* or snnjax.lif\(\) \(called\)",
     ),
-    (
+    Refusal(
         "a model with a surrogate",
-        Refusal(
-            lambda: snnjax.init(*DENSE[:3], model=WithSurrogate(lif())),
-            "surrogate, which is an argument of",
-        ),
+        lambda: snnjax.init(*DENSE[:3], model=WithSurrogate(lif())),
+        "surrogate, which is an argument of",
     ),
-    (
+    Refusal(
         "a state of another batch",
-        Refusal(
-            with_state(x=VECTORS[:1], state=True),
-            "not of this SNN and batch: .*potential",
-        ),
+        with_state(x=VECTORS[:1], state=True),
+        "not of this SNN and batch: .*potential",
     ),
-    (
+    Refusal(
         "a state that is not asked for",
-        Refusal(with_state(), "given to a function that returns none"),
+        with_state(),
+        "given to a function that returns none",
     ),
-    ("pieces with a wait", Refusal(pieces(wait=1), "found wait=.* Leave it")),
-    ("pieces with an answer", Refusal(pieces(answer=True), "found answer=.* Leave it")),
-    (
-        "pieces with groups",
-        Refusal(pieces(micro_batch=2), "found micro_batch=.* Leave it"),
+    Refusal("pieces with a wait", pieces(wait=1), "found wait=.* Leave it"),
+    Refusal("pieces with an answer", pieces(answer=True), "found answer=.* Leave it"),
+    Refusal(
+        "pieces with groups", pieces(micro_batch=2), "found micro_batch=.* Leave it"
     ),
-    (
+    Refusal(
         "pieces with a dead zone",
-        Refusal(pieces_with_zones(levels=(-1, 1), dead_zone=2 / 3), ZONES),
+        pieces_with_zones(levels=(-1, 1), dead_zone=2 / 3),
+        ZONES,
     ),
-    (
-        "pieces with a last zone",
-        Refusal(pieces_with_zones(last_zone=0.75), ZONES),
-    ),
-    (
+    Refusal("pieces with a last zone", pieces_with_zones(last_zone=0.75), ZONES),
+    Refusal(
         "latency of an SNN",
-        Refusal(
-            lambda: snnjax.latency(FITTED, steps=8),
-            "sites is SNN; allowed: the Sites of",
-        ),
+        lambda: snnjax.latency(FITTED, steps=8),
+        "sites is SNN; allowed: the Sites of",
     ),
 ]

@@ -35,95 +35,93 @@ def labels_refused():
         for shape, label_shape in WRONG_SHAPES:
             labels = np.zeros(label_shape, int)
             outputs = np.zeros(shape)
-            yield (
+            yield Refusal(
                 f"{name} of {shape} and {label_shape}",
-                Refusal(
-                    functools.partial(judge, outputs, labels),
-                    "allowed: the readout at each step",
-                ),
+                functools.partial(judge, outputs, labels),
+                "allowed: the readout at each step",
             )
-            yield (
+            yield Refusal(
                 f"{name} of a dictionary and {shape}, {label_shape}",
-                Refusal(
-                    functools.partial(judge, {"logits": outputs}, labels),
-                    "not its mean",
-                ),
+                functools.partial(judge, {"logits": outputs}, labels),
+                "not its mean",
             )
     for label in (-1, 3):
         labels = np.array([1, label])
         call = functools.partial(snnjax.accuracy, np.zeros((2, 2, 3)), labels)
         message = f"range from .*{label}.*allowed: 0 to 2"
-        yield f"accuracy of the label {label}", Refusal(call, message)
+        yield Refusal(f"accuracy of the label {label}", call, message)
 
 
 def codes_refused():
     for base in (1, 0.5, np.inf, 129, "2", None):
         call = functools.partial(codes.radix, base)
         message = "base is .*allowed: 1 < base <= 128"
-        yield f"base {base!r}", Refusal(call, message)
+        yield Refusal(f"base {base!r}", call, message)
     for weights in ((), (1, 0), (1, np.nan), "ab", 3, ("1", "2"), (1, np.inf)):
         call = functools.partial(codes.weighted, weights)
         message = "weights are .*allowed: one finite"
-        yield f"weights {weights!r}", Refusal(call, message)
+        yield Refusal(f"weights {weights!r}", call, message)
     for code, steps in ((codes.radix(), 200), (Halves(), 4)):
         call = functools.partial(code.sizes, steps)
         message = "allowed: as many numbers > 0 as"
-        yield f"{type(code).__name__} of {steps} steps", Refusal(call, message)
+        yield Refusal(f"{type(code).__name__} of {steps} steps", call, message)
 
 
 ROWS = [
-    (
+    Refusal(
         "leaves of a dictionary",
-        Refusal(lambda: param_labels({}, ["weights"]), "snn is dict; allowed: an SNN"),
+        lambda: param_labels({}, ["weights"]),
+        "snn is dict; allowed: an SNN",
     ),
-    (
+    Refusal(
         "a leaf that is not there",
-        Refusal(
-            lambda: param_labels(SNN, ["b"]),
-            r"no leaf \['b'\] to train; allowed: weights",
-        ),
+        lambda: param_labels(SNN, ["b"]),
+        r"no leaf \['b'\] to train; allowed: weights",
     ),
-    (
+    Refusal(
         "one word for leaves",
-        Refusal(
-            lambda: param_labels(SNN, "bias"),
-            r"is 'bias'; allowed: several, as \['bias'",
-        ),
+        lambda: param_labels(SNN, "bias"),
+        r"is 'bias'; allowed: several, as \['bias'",
     ),
-    (
+    Refusal(
         "a label above the classes",
-        Refusal(entropy(np.array([3])), "labels range from 3 to 3; allow"),
+        entropy(np.array([3])),
+        "labels range from 3 to 3; allow",
     ),
-    (
+    Refusal(
         "a label below the classes",
-        Refusal(entropy(np.array([-1])), "labels range from -1 to -1"),
+        entropy(np.array([-1])),
+        "labels range from -1 to -1",
     ),
-    (
+    Refusal(
         "labels of floating point",
-        Refusal(entropy(np.ones(1)), "labels have dtype float64; allowed"),
+        entropy(np.ones(1)),
+        "labels have dtype float64; allowed",
     ),
-    (
+    Refusal(
         "a readout that forgets all",
-        Refusal(lambda: membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; al"),
+        lambda: membrane_readout(OUTPUTS, leak=0.0),
+        "leak is 0.0; al",
     ),
-    (
+    Refusal(
         "a word for a leak",
-        Refusal(lambda: membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; al"),
+        lambda: membrane_readout(OUTPUTS, leak="a"),
+        "leak is 'a'; al",
     ),
-    (
+    Refusal(
         "a temperature below 0",
-        Refusal(lambda: snnjax.lif(temperature=-1.0), "is -1.0; allowed: > 0"),
+        lambda: snnjax.lif(temperature=-1.0),
+        "is -1.0; allowed: > 0",
     ),
-    (
+    Refusal(
         "rising weights of a code",
-        Refusal(lambda: codes.weighted((1, 0.5, 0.7)), "none above the one before"),
+        lambda: codes.weighted((1, 0.5, 0.7)),
+        "none above the one before",
     ),
-    (
+    Refusal(
         "fewer weights of a code than steps",
-        Refusal(
-            lambda: codes.weighted((1, 0.5)).weights(4),
-            "has 2 weights, and there are 4 steps",
-        ),
+        lambda: codes.weighted((1, 0.5)).weights(4),
+        "has 2 weights, and there are 4 steps",
     ),
     *labels_refused(),
     *codes_refused(),
