@@ -1,8 +1,11 @@
 """A sample of a site: some positions of all images, on which candidates are compared.
 
+A position is one pixel or token of a site, with a number for each of C channels. B
+images and p positions of each give B p rows [B p, C].
+
 Thresholds and searches try dozens of candidates, so they use no more positions than
-necessary: the same random positions of every image. The rows of an image are taken
-where it is, and the sample is in NumPy.
+necessary: the same random positions of every image. Rows are taken on the device that
+holds the image, and the sample of all images is in NumPy.
 """
 
 import dataclasses
@@ -19,23 +22,23 @@ from snnjax._arrays import namespace, per_channel
 from snnjax._types import Per
 from snnjax.calibrators.unseen import Tail, tail_of
 
-# Positions of each channel that thresholds and searches compare candidates on. On
-# ResNet-20 half of them cost a tenth of the KL divergence at T = 4, and all positions
-# gained nothing on average.
+# Activations of each channel that thresholds and searches compare candidates on. With
+# half of them, the KL divergence of ResNet-20 at T = 4 was a tenth larger; with all
+# positions it was no smaller on average.
 SAMPLES = 2**15
-# What a sample and its currents may take, which a large T would exceed.
+# Bytes that a sample and its currents of T steps may take.
 _SAMPLE_BYTES = 2**29
 
 
 class Sample(NamedTuple):
-    """Some positions of a site in all images: n of them, the channels last.
+    """Some positions of a site in all images: n rows, the channels last.
 
     Attributes:
         activation: of the ANN, [n, C].
-        weight: how much an error there counts, [n, 1].
-        lowest: of each channel the smallest activation that has a weight, of all
-            positions, [C].
-        highest: likewise the largest.
+        weight: how much a squared error of each row counts, [n, 1], >= 0.
+        lowest: smallest activation of each channel at all positions, [C]. Those with
+            weight 0 are left out.
+        highest: largest activation of each channel, likewise, [C].
     """
 
     activation: np.ndarray
@@ -44,40 +47,45 @@ class Sample(NamedTuple):
     highest: np.ndarray
 
     def magnitudes(self, offset: Any) -> np.ndarray:
-        """What thresholds are fitted to, |a - offset|; 0 where the weight is 0: [n, C].
+        """|a - offset|, which thresholds are fitted to, [n, C]; 0 where weights are 0.
 
         Args:
             offset: of the neurons, one number or one for each channel; None: 0.
         """
-        magnitudes = np.abs(_around(self.activation, offset))
+        magnitudes = np.abs(_without_offset(self.activation, offset))
         return np.where(self.weight > 0, magnitudes, 0)
 
     def maxima(self, offset: Any) -> np.ndarray:
         """The largest magnitude of each channel at all positions, [C]."""
-        above = _around(self.highest, offset)
-        below = -_around(self.lowest, offset)
+        above = _without_offset(self.highest, offset)
+        below = -_without_offset(self.lowest, offset)
         maxima = np.maximum(above, below)
+        # A channel without any weight has the ends -inf and inf.
         return np.maximum(maxima, 0)
 
     def tail(self, offset: Any) -> Tail:
-        """What lies beyond the largest magnitudes that were seen, of each channel."""
+        """The exponential tail beyond the largest magnitude of each channel."""
         magnitudes = self.magnitudes(offset)
         weights = np.broadcast_to(self.weight, magnitudes.shape)
         return tail_of(magnitudes, weights, self.maxima(offset))
 
     def positive_maxima(self, offset: Any, per: Per) -> np.ndarray:
-        """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C]."""
+        """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C].
+
+        Each is > 0, as a threshold must be: a silent channel has the layer's maximum,
+        and a silent layer has 1.
+        """
         maxima = self.maxima(offset)
         layer_maximum = maxima.max()
-        if layer_maximum == 0:  # nothing is ever active: a threshold is still positive
+        if layer_maximum == 0:
             layer_maximum = np.float32(1)
         if per == "layer":
             return np.asarray(layer_maximum)
         return np.where(maxima > 0, maxima, layer_maximum)
 
 
-def _around(values: np.ndarray, offset: Any) -> np.ndarray:
-    """Values [..., C] minus the offset of their channels."""
+def _without_offset(values: np.ndarray, offset: Any) -> np.ndarray:
+    """Values [..., C] minus the offset of their channels; None: the values."""
     if offset is None:
         return values
     return values - np.ravel(offset).astype(values.dtype)
@@ -86,40 +94,50 @@ def _around(values: np.ndarray, offset: Any) -> np.ndarray:
 def chosen_positions(
     count: int, shape: tuple[int, ...], channel: int, steps: int
 ) -> np.ndarray | None:
-    """Positions that give each channel `SAMPLES` of so many images; None: all of them.
+    """Random positions of a site, [p]: as many as give each channel `SAMPLES` numbers.
 
-    Their currents over T steps take at most `_SAMPLE_BYTES`.
+    There are fewer if a sample and its currents would take more than `_SAMPLE_BYTES`.
+    None stands for all positions.
+
+    Args:
+        count: number of images.
+        shape: of the site.
+        channel: axis of its channels, from the end.
+        steps: T.
 
     >>> chosen_positions(2**14, (2, 2, 3), -1, steps=4)
     array([0, 2], dtype=int32)
     """
-    positions = math.prod(shape) // shape[channel]
-    # A number of the activations, of their weights and of each step's current.
-    bytes_of_position = 4 * (steps + 3) * count * shape[channel]
-    affordable = _SAMPLE_BYTES // bytes_of_position
-    needed = -(-SAMPLES // count)
-    chosen = max(1, min(needed, affordable))
-    if chosen >= positions:
+    position_count = math.prod(shape) // shape[channel]
+    # Four bytes for an activation, a weight and v(0), and for the current at each step.
+    bytes_per_position = 4 * (steps + 3) * count * shape[channel]
+    affordable = _SAMPLE_BYTES // bytes_per_position
+    needed = math.ceil(SAMPLES / count)
+    sample_size = max(1, min(needed, affordable))
+    if sample_size >= position_count:
         return None
-    order = np.random.default_rng(0).permutation(positions)
-    return np.sort(order[:chosen]).astype(np.int32)
+    order = np.random.default_rng(0).permutation(position_count)
+    # In the order of memory, so that reading them is fast.
+    return np.sort(order[:sample_size]).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleRows:
-    """The fields of a `Sample` for a micro-batch; a function for `View.over_images`.
+    """A function for `View.over_images`, which gives the `Sample` of a micro-batch.
+
+    It is a dataclass, since functions of `View.over_images` are hashed.
 
     Attributes:
-        ndim: number of axes of the site.
-        channel: its axis of the channels, from the end.
+        site_ndim: number of axes of the site.
+        channel: axis of its channels, from the end.
     """
 
-    ndim: int
+    site_ndim: int
     channel: int
 
     def __call__(
         self, current: None, activation: Any, effects: Any, positions: Any
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> Sample:
         del current
         xp = namespace(activation)
         activation = activation.astype(np.float32, copy=False)
@@ -128,79 +146,84 @@ class SampleRows:
             axis = activation.ndim + self.channel
             first_channel = xp.take(activation, np.arange(1), axis)
             effects = xp.ones_like(first_channel)
-        counted = effects > 0
-        lowest = xp.where(counted, activation, xp.inf)
-        highest = xp.where(counted, activation, -xp.inf)
-        return (
-            _rows(activation, positions, self.ndim, self.channel),
-            _rows(effects, positions, self.ndim, self.channel),
-            per_channel(xp.min, lowest, self.channel).ravel(),
-            per_channel(xp.max, highest, self.channel).ravel(),
+        has_weight = effects > 0
+        lowest = xp.where(has_weight, activation, xp.inf)
+        highest = xp.where(has_weight, activation, -xp.inf)
+        return Sample(
+            activation=_rows(activation, positions, self.site_ndim, self.channel),
+            weight=_rows(effects, positions, self.site_ndim, self.channel),
+            lowest=per_channel(xp.min, lowest, self.channel).ravel(),
+            highest=per_channel(xp.max, highest, self.channel).ravel(),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class CurrentRows:
-    """The currents at the positions of a sample, [T, n, C], or [n, C] if constant.
+    """A function for `View.over_images`: the currents at the positions of a sample.
 
-    A function for `View.over_images`, with the attributes of `SampleRows`.
+    They are [T, B p, C], or [B p, C] if the current is constant. The attributes are
+    those of `SampleRows`.
     """
 
-    ndim: int
+    site_ndim: int
     channel: int
 
     def __call__(
         self, current: Any, activation: Any, effects: Any, positions: Any
     ) -> Any:
         del activation, effects
-        return _rows(current, positions, self.ndim, self.channel)
+        return _rows(current, positions, self.site_ndim, self.channel)
 
 
-def _rows(values: Any, positions: Any, ndim: int, channel: int) -> Any:
-    """[..., B, *shape of a site] as [..., B p, C], see `chosen_positions`."""
-    rows = at_positions(values, positions, ndim, channel)
-    *leading, _, _, channels = rows.shape
-    return rows.reshape(*leading, -1, channels)
+def _rows(values: Any, positions: Any, site_ndim: int, channel: int) -> Any:
+    """Values [..., B, *shape of a site] at the positions, as rows [..., B p, C]."""
+    values = at_positions(values, positions, site_ndim, channel)
+    *leading, images, positions_per_image, channels = values.shape
+    return values.reshape(*leading, images * positions_per_image, channels)
 
 
-def at_positions(values: Any, positions: Any, ndim: int, channel: int) -> Any:
-    """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
+def at_positions(values: Any, positions: Any, site_ndim: int, channel: int) -> Any:
+    """Values [..., *shape of a site] at the positions, channels last: [..., p, C].
+
+    Args:
+        values: of each neuron; leading axes may count steps and images.
+        positions: [p], from `chosen_positions`; None: all of them.
+        site_ndim: number of axes of the site.
+        channel: axis of its channels, from the end.
+    """
     xp = namespace(values)
     values = xp.moveaxis(values, channel, -1)
     channels = values.shape[-1]
-    leading = values.shape[: values.ndim - ndim]
+    leading = values.shape[: values.ndim - site_ndim]
     rows = values.reshape(*leading, -1, channels)
     if positions is None:
         return rows
     return xp.take(rows, positions, rows.ndim - 2)
 
 
-def merged(
-    parts: Sequence[tuple[Any, Any, Any, Any]], batch_sharding: NamedSharding | None
-) -> Sample:
-    """The sample, from the `SampleRows` of all micro-batches."""
-    activations, weights, lowest, highest = zip(*parts, strict=True)
-    lowest_of_parts = [_gathered(part, batch_sharding) for part in lowest]
-    highest_of_parts = [_gathered(part, batch_sharding) for part in highest]
+def merged(parts: Sequence[Sample], batch_sharding: NamedSharding | None) -> Sample:
+    """The sample of all images, from those of their micro-batches."""
+    lowest = [_gathered(part.lowest, batch_sharding) for part in parts]
+    highest = [_gathered(part.highest, batch_sharding) for part in parts]
     return Sample(
-        activation=concatenated(activations, batch_sharding),
-        weight=concatenated(weights, batch_sharding),
-        lowest=np.min(lowest_of_parts, axis=0),
-        highest=np.max(highest_of_parts, axis=0),
+        activation=concatenated([part.activation for part in parts], batch_sharding),
+        weight=concatenated([part.weight for part in parts], batch_sharding),
+        lowest=np.min(lowest, axis=0),
+        highest=np.max(highest, axis=0),
     )
 
 
 def concatenated(
     parts: Sequence[Any], batch_sharding: NamedSharding | None
 ) -> np.ndarray:
-    """Rows [..., n, C] of all micro-batches, in NumPy."""
+    """Rows [..., B p, C] of all micro-batches in one array [..., n, C] of NumPy."""
     rows = [_gathered(part, batch_sharding) for part in parts]
     return np.concatenate(rows, axis=-2)
 
 
-def _gathered(rows: Any, batch_sharding: NamedSharding | None) -> np.ndarray:
-    """An array in NumPy whose parts may be on several devices, of several processes."""
+def _gathered(array: Any, batch_sharding: NamedSharding | None) -> np.ndarray:
+    """The array in NumPy, though its parts may be on devices of other processes."""
     everywhere = sharding.replicated(batch_sharding)
     if everywhere is not None:
-        rows = jax.device_put(rows, everywhere)
-    return np.asarray(rows)
+        array = jax.device_put(array, everywhere)
+    return np.asarray(array)

@@ -1,16 +1,25 @@
 """The search for a neuron: candidates are tried on the spikes that arrive at a site.
 
-    argmin over (f, c) of   sum w (a - s)^2  +  pace sum w (a - p)^2
+    argmin over (f, c) of   sum w (a - s)^2  +  q sum w (a - p)^2
 
-A candidate scales a neuron by f (`formulas.scale`), and postpones a charge of c
+A candidate (f, c) scales a neuron by f (`formulas.scale`), and postpones a charge of c
 thresholds (`formulas.postpone`). a is the ANN's activation, s the mean output of the
-candidate, p its pace (`mean_and_pace`), and w the effect of an error
-(`by_effect`). The pace counts because the next layer reacts to spikes as they arrive.
-The sums are over 2^15 positions of a channel, or all if there are fewer. Errors are
-measured with a bias corrected as by `correct_bias`, but the result has no correction:
-the calibrators that follow correct what remains. Source: ours.
+candidate, w the effect of an error (`by_effect`). p is the candidate's pace,
 
-One program tries all candidates on blocks of a sample; all sites have it.
+    p = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t)),
+
+which is above s if a neuron sends early, and below s if it sends late. It counts
+because the next layer reacts to spikes as they arrive. q is the weight of that sum, the
+argument ``pace``. The sums are over a sample of n positions. Errors are measured with a
+bias corrected as by `correct_bias`, but the result has no correction: the calibrators
+that follow correct what remains. Source: ours.
+
+One program tries all K candidates on chunks of the sample, and all sites share it. For
+this a chunk has the same shape at all sites:
+
+    lanes    the C channels, filled up to a power of two
+    block    L = samples x lanes numbers, which stay in the cache of a processor
+    chunk    16 blocks
 """
 
 import functools
@@ -34,14 +43,13 @@ from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
-# Weight of the pace. On ResNet-20 without a wait it took 63 % off the KL divergence at
-# T = 16 and 78 % at T = 32.
+# The default of q. On ResNet-20 without a wait it lowered the KL divergence by 63 % at
+# T = 16 and by 78 % at T = 32, compared to q = 0.
 _PACE = 0.1
-# Candidates are filled up to a multiple, so that most searches share a program.
+# K is filled up to a multiple of this, so that most searches share a program.
 _CANDIDATES = 12
-# Numbers in a block, which stays in the cache of a processor, and blocks of a program.
 _NUMBERS_IN_BLOCK = 4096
-_BLOCKS_AT_ONCE = 16
+_BLOCKS_IN_CHUNK = 16
 
 
 @named
@@ -53,19 +61,22 @@ def scale_threshold(
 ) -> Calibrator:
     """Scale each threshold by the factor f with the least error.
 
-        argmin over f of   sum w (a - s)^2  +  pace sum w (a - p)^2
+        argmin over f of   sum w (a - s)^2  +  q sum w (a - p)^2
+        p = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
 
     `formulas.least_squares` gives the threshold for input that arrives evenly. Here
-    every candidate is tried on the spikes that really arrive: s is its mean output, and
-    p its pace (`mean_and_pace`), which counts because the next layer
-    reacts to spikes as they arrive. The sums are over 2^15 positions of a channel, or
-    all if there are fewer, and errors are measured with a bias corrected as by
-    `correct_bias`.
+    every candidate is tried on the spikes that really arrive. a is the ANN's
+    activation, s the candidate's mean output over T steps, w the effect of an error
+    (`by_effect`, otherwise 1). The pace p is above s if spikes come early and below s
+    if they come late; it counts because the next layer reacts to spikes as they arrive.
+    The sums are over 2^15 activations of a channel, or all if there are fewer, and
+    errors are measured with a bias corrected as by `correct_bias`.
 
     Args:
-        factors: > 0. Of equally good ones the nearest to 1 is taken.
-        pace: weight of the second sum, >= 0.
-        per: what has a choice of its own; "layer": the sums are over all channels, too.
+        factors: f > 0. Of equally good ones the nearest to 1 is taken.
+        pace: q >= 0, how much errors of the pace count.
+        per: "channel", one factor for each channel; "layer", one for the site, with
+            sums over all channels.
 
     Raises:
         ValueError: an argument outside its range.
@@ -93,8 +104,7 @@ def postpone_charge(
 ) -> Calibrator:
     """Postpone the charge c with the least error: neurons fire when they know more.
 
-    The sum that is minimized is that of `scale_threshold`, and of equally good charges
-    the nearest to 0 is taken.
+        v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
 
     A neuron that fires before it has all of its input may fire on input that is
     inhibited later. One that starts c thresholds lower, and gets them back evenly over
@@ -105,8 +115,15 @@ def postpone_charge(
     not matter, under codes other than rate coding, and where a neuron can take a spike
     back (levels below 0; on ResNet-20 the KL divergence was the same).
 
-    In the example, the second layer is excited by 1 at every step;
-    what inhibits it comes later.
+    Args:
+        charges: c, in thresholds. Of equally good ones the nearest to 0 is taken.
+        pace: as for `scale_threshold`, whose error is minimized here too.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    In the example, the second layer is excited by 1 at every step. What inhibits it
+    comes later.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
@@ -121,8 +138,10 @@ def postpone_charge(
     postpone = _search([(1.0, charge) for charge in numbers], pace, "channel")
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        is_spread = view.code.constant_steps(view.steps) > 1  # a constant, over steps
-        order_matters = is_spread and view.needs_time
+        # A charge in the bias arrives at every step, as rate coding spreads a constant;
+        # other codes add a constant at the first step, where nothing is postponed.
+        bias_is_spread = view.code.constant_steps(view.steps) > 1
+        order_matters = bias_is_spread and view.needs_time
         spikes_are_final = view.model.levels[0] >= 0
         if order_matters and spikes_are_final:
             return postpone(view, fit)
@@ -132,52 +151,41 @@ def postpone_charge(
 
 
 def _search(
-    candidates: Sequence[tuple[float, float]], pace: float, per: Per
+    candidates: Sequence[tuple[float, float]], pace_weight: float, per: Per
 ) -> Calibrator:
-    """Scale and postpone each channel by the (f, c) that lowers its error most.
+    """A calibrator that scales and postpones each channel by its best pair (f, c).
 
     Args:
         candidates: pairs (f, c). Of equally good ones the nearest to (1, 0), which
             changes nothing, is taken.
-        pace: weight of the second sum, >= 0.
-        per: what has a choice of its own; "layer": the sums are over all channels, too.
+        pace_weight: q >= 0.
+        per: as for `scale_threshold`.
     """
-    NOT_NEGATIVE.check("pace", pace)
+    NOT_NEGATIVE.check("pace", pace_weight)
     check_choice("per", per, get_args(Per))
 
     def distance(candidate: tuple[float, float]) -> float:
         factor, charge = candidate
         return abs(factor - 1) + abs(charge)
 
+    # `argmin` takes the first of equals, so candidates are ordered, and repetitions of
+    # the first one that fill up the row change nothing.
     ordered = sorted(candidates, key=distance)
-    missing_count = -len(ordered) % _CANDIDATES
-    filling = [ordered[0]] * missing_count
-    factors, charges = np.asarray(ordered + filling, np.float32).T
+    filling_count = -len(ordered) % _CANDIDATES
+    filling = [ordered[0]] * filling_count
+    factors, charges = np.asarray(ordered + filling, np.float32).T  # [K] both
 
     def calibrate(view: View, fit: Fit) -> Fit:
+        # v(0) is not broadcast: if all neurons have the same, the result then has one
+        # number for each channel, in place of one for each neuron.
         neurons = broadcast(fit.neurons, view.site)
-        # v(0) is one number until each neuron has its own.
-        start = fit.neurons.initial_potential
-        neurons = neurons._replace(initial_potential=start)
-        blocks = _blocks_of_sample(view, fit)
+        neurons = neurons._replace(initial_potential=fit.neurons.initial_potential)
         trials = _trials(neurons, factors, charges, view.steps)
-        missing, _ = _errors(view.dynamics, trials, blocks, pace)
-        # Candidates compete with the bias that corrects their mean error.
-        count = np.float32(len(view.sample.activation))
-        bias = trials.neurons.bias + missing / count
-        trials = trials._replace(neurons=trials.neurons._replace(bias=bias))
-        _, squares = _errors(view.dynamics, trials, blocks, pace)
-        # Smaller thresholds would clip inputs that the sample does not have. Such an
-        # error is one of the mean and of the pace.
-        unit = trials.unit.astype(np.float64)
-        largest_outputs = view.high * np.asarray(trials.neurons.threshold)
-        tail = view.sample.tail(neurons.offset)
-        unseen = clipped_error(tail, largest_outputs) / unit**2
-        squares = squares + (1 + pace) * unseen
+        errors = _search_errors(view, fit, trials, pace_weight)
         if per == "layer":
-            layer_squares = squares.sum(axis=1, keepdims=True)
-            squares = np.broadcast_to(layer_squares, squares.shape)
-        best = squares.argmin(axis=0)  # [C]
+            layer_errors = errors.sum(axis=1, keepdims=True)
+            errors = np.broadcast_to(layer_errors, errors.shape)
+        best = errors.argmin(axis=0)  # [C]
         shape = parameter_shapes(view.site)["threshold"]
         factor = factors[best].reshape(shape)
         charge = charges[best].reshape(shape)
@@ -191,7 +199,9 @@ def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list
     """The numbers, one or more within the limits; raise for anything else."""
     try:
         array = np.asarray(list(numbers))
-    except (TypeError, ValueError):  # They are traced, or of different lengths.
+    except (TypeError, ValueError):
+        # Traced numbers and rows of different lengths are no array; they are refused
+        # below, as an empty one is.
         array = np.asarray(())
     is_row = array.ndim == 1 and array.size > 0
     is_real = array.dtype.kind in "iuf"
@@ -204,12 +214,14 @@ def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list
 
 
 class _Trials(NamedTuple):
-    """The candidates for the neurons of a site.
+    """The K candidates for the neurons of a site with C channels.
 
     Attributes:
-        neurons: parameters [K, C] of neurons whose v(0) is 0 before the change.
-        factors: f, by which a v(0) is scaled that is not 0: [K].
-        unit: of errors, a power of two near the threshold: [1, C].
+        neurons: parameters [K, C] of each candidate, as if the site's v(0) were 0. The
+            v(0) of a position, times f, is added where the sample is simulated.
+        factors: f, [K].
+        unit: of errors, a power of two near the threshold, [1, C]. Over it, squares
+            stay in the range of float32.
     """
 
     neurons: NeuronParams
@@ -223,34 +235,55 @@ def _trials(
     """A site's neurons, scaled and postponed by each pair (f, c).
 
     Args:
-        neurons: parameters of each channel, [C] or [C, 1, 1].
+        neurons: threshold, bias and offset of each channel, [C] or [C, 1, 1].
         factors: f, [K].
         charges: c, [K].
         steps: T.
     """
-    # Their own v(0) is scaled and added where the sample is simulated (`_Trials`).
     from_zero = neurons._replace(initial_potential=np.zeros_like(neurons.bias))
     per_channel = jax.tree.map(np.ravel, from_zero)  # [C]
-    changed = []
+    candidates = []
     for factor, charge in zip(factors, charges, strict=True):
         scaled = formulas.scale(per_channel, factor)
-        changed.append(formulas.postpone(scaled, charge, steps))
+        candidates.append(formulas.postpone(scaled, charge, steps))
     return _Trials(
-        neurons=jax.tree.map(lambda *parameters: np.stack(parameters), *changed),
+        neurons=jax.tree.map(lambda *parameters: np.stack(parameters), *candidates),
         factors=factors,
         unit=binary_unit(per_channel.threshold)[None],
     )
 
 
-class _Blocks(NamedTuple):
-    """A sample in blocks of L numbers, several blocks to a chunk.
+def _search_errors(
+    view: View, fit: Fit, trials: _Trials, pace_weight: float
+) -> np.ndarray:
+    """The sums that the search minimizes, over the squared unit: [K, C]."""
+    chunks = _chunks_of_sample(view, fit)
+    residual_sums, _ = _sums(view.dynamics, trials, chunks, pace_weight)
+    # Candidates compete with the bias that corrects their mean error.
+    count = np.float32(len(view.sample.activation))
+    bias = trials.neurons.bias + residual_sums / count
+    corrected = trials._replace(neurons=trials.neurons._replace(bias=bias))
+    _, errors = _sums(view.dynamics, corrected, chunks, pace_weight)
+    # The sample lacks large activations that are to come, so alone it would favor
+    # thresholds that clip them. The pace is clipped as the mean is, hence 1 + q.
+    unit = trials.unit.astype(np.float64)
+    largest_outputs = view.high * np.asarray(trials.neurons.threshold)
+    tail = view.sample.tail(fit.neurons.offset)
+    unseen = clipped_error(tail, largest_outputs) / unit**2
+    return errors + (1 + pace_weight) * unseen
+
+
+class _Chunks(NamedTuple):
+    """A sample in blocks of L numbers (see the module's documentation).
+
+    A function that says so takes one chunk: its arrays lack the axis of chunks.
 
     Attributes:
-        activation: of the ANN, [chunks, blocks, L]. Within a program it is of one
-            block, [L].
-        weight: how much an error counts; 0 of what fills up the last block.
-        start: v(0).
-        current: likewise, or [chunks, blocks, T, L] where time matters.
+        activation: of the ANN, [chunks, blocks, L].
+        weight: how much an error counts, [chunks, blocks, L]; 0 of what fills up.
+        start: v(0), [chunks, blocks, L].
+        current: [chunks, blocks, T, L], or [chunks, blocks, L] where only the mean over
+            the steps matters.
     """
 
     activation: Any
@@ -259,19 +292,20 @@ class _Blocks(NamedTuple):
     current: Any
 
 
-def _blocks_of_sample(view: View, fit: Fit) -> _Blocks:
+def _chunks_of_sample(view: View, fit: Fit) -> _Chunks:
     """The sample of a site, with v(0) and the currents at its positions."""
     sample = view.sample
     shape = sample.activation.shape  # [n, C]
     current = view.sample_currents(fit.weights)
     if view.needs_time and current.ndim == 2:
-        # A constant current gets the shape of the currents of other sites.
+        # A constant current gets the shape of other sites' currents, so that all sites
+        # share a program.
         current = np.broadcast_to(current, (view.steps, *current.shape))
-    return _Blocks(
-        activation=_in_blocks(sample.activation),
-        weight=_in_blocks(np.broadcast_to(sample.weight, shape)),
-        start=_in_blocks(_start_at_positions(view, fit)),
-        current=_in_blocks(current),
+    return _Chunks(
+        activation=_in_chunks(sample.activation),
+        weight=_in_chunks(np.broadcast_to(sample.weight, shape)),
+        start=_in_chunks(_start_at_positions(view, fit)),
+        current=_in_chunks(current),
     )
 
 
@@ -290,108 +324,118 @@ def _start_at_positions(view: View, fit: Fit) -> np.ndarray:
 
 
 def _lanes(channels: int) -> int:
-    """Channels, filled up so that blocks of all sites have equal sizes."""
+    """The smallest power of two that is not below the number of channels."""
     return 1 << (channels - 1).bit_length()
 
 
-def _in_blocks(rows: np.ndarray) -> np.ndarray:
+def _in_chunks(rows: np.ndarray) -> np.ndarray:
     """[n, C] as [chunks, blocks, L], and [T, n, C] as [chunks, blocks, T, L].
 
     Both n and C are filled up with zeros. L is the same for all sites of up to
-    `_NUMBERS_IN_BLOCK` channels, which then share one program.
+    `_NUMBERS_IN_BLOCK` channels.
     """
     *leading, count, channels = rows.shape
     lanes = _lanes(channels)
-    samples = max(1, _NUMBERS_IN_BLOCK // lanes)
-    missing_rows = -count % (samples * _BLOCKS_AT_ONCE)
+    samples_in_block = max(1, _NUMBERS_IN_BLOCK // lanes)
+    missing_rows = -count % (samples_in_block * _BLOCKS_IN_CHUNK)
     padding = [(0, 0) for _ in rows.shape]
     padding[-2] = (0, missing_rows)
     padding[-1] = (0, lanes - channels)
     filled = np.pad(rows, padding)
-    blocks = filled.reshape(*leading, -1, _BLOCKS_AT_ONCE, samples * lanes)
+    blocks = filled.reshape(*leading, -1, _BLOCKS_IN_CHUNK, samples_in_block * lanes)
     if not leading:
         return blocks
-    # The steps come last but one, in memory too.
+    # The T currents of a block lie together in memory, since they are read together.
     by_step = np.moveaxis(blocks, 0, -2)
     return np.ascontiguousarray(by_step)
 
 
-def _errors(
-    dynamics: Dynamics, trials: _Trials, blocks: _Blocks, pace: float
+def _sums(
+    dynamics: Dynamics, trials: _Trials, chunks: _Chunks, pace_weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(sum w (a - s), sum that the search minimizes) of each candidate, [K, C] both."""
+    """Two sums over the sample for each candidate, [K, C] both.
+
+    Returns:
+        sum w (a - s), and sum w (a - s)^2 + q sum w (a - p)^2 over the squared unit.
+    """
     channels = trials.unit.shape[1]
     lanes = _lanes(channels)
-    samples = blocks.activation.shape[-1] // lanes
+    samples_in_block = chunks.activation.shape[-1] // lanes
 
     def for_block(parameter: np.ndarray) -> np.ndarray:
-        """[K, C] as [K, L]. What fills up the lanes has no weight."""
+        """A parameter [K, C] for each number of a block, [K, L]."""
+        # What fills up the lanes has no weight. It gets 1, so that its threshold is
+        # positive.
         padding = [(0, 0), (0, lanes - channels)]
         filled = np.pad(parameter, padding, constant_values=1)
-        return np.tile(filled, samples)
+        return np.tile(filled, samples_in_block)
 
     def for_channels(sums: np.ndarray) -> np.ndarray:
-        """[K, L] as [K, C]."""
-        by_lane = sums.reshape(len(sums), samples, lanes).sum(axis=1)
+        """Sums of each number of a block [K, L], added up for each channel, [K, C]."""
+        by_lane = sums.reshape(len(sums), samples_in_block, lanes).sum(axis=1)
         return by_lane[:, :channels]
 
     neurons = jax.tree.map(for_block, trials.neurons)
-    unit = for_block(trials.unit)[0]
-    # Each number of a block is a neuron with parameters of its own.
+    unit = for_block(trials.unit)[0]  # [L]
+    # Each number of a block is a neuron with parameters of its own, as of a site that
+    # has no axes.
     dynamics = dynamics._replace(ndim=0)
-    missing = np.zeros((len(trials.factors), len(unit)), np.float32)
-    squares = np.zeros_like(missing)
-    for chunk in zip(*blocks, strict=True):
-        chunk_missing, chunk_squares = _errors_in_chunk(
+    residual_sums = np.zeros((len(trials.factors), len(unit)), np.float32)
+    error_sums = np.zeros_like(residual_sums)
+    for arrays in zip(*chunks, strict=True):
+        chunk_residuals, chunk_errors = _sums_in_chunk(
             dynamics,
             neurons,
             trials.factors,
             unit,
-            pace,
-            _Blocks(*chunk),
+            pace_weight,
+            _Chunks(*arrays),
         )
-        missing = missing + np.asarray(chunk_missing)
-        squares = squares + np.asarray(chunk_squares)
-    return for_channels(missing), for_channels(squares)
+        residual_sums = residual_sums + np.asarray(chunk_residuals)
+        error_sums = error_sums + np.asarray(chunk_errors)
+    return for_channels(residual_sums), for_channels(error_sums)
 
 
-@functools.partial(jax.jit, static_argnums=0)  # It runs long: the faster program.
-def _errors_in_chunk(
+# This program runs for long, so it is `jax.jit`'s: that of `snnjax._programs` compiles
+# faster and runs more slowly.
+@functools.partial(jax.jit, static_argnums=0)
+def _sums_in_chunk(
     dynamics: Dynamics,
     neurons: NeuronParams,
     factors: jax.Array,
     unit: jax.Array,
-    pace: float,
-    chunk: _Blocks,
+    pace_weight: float,
+    chunk: _Chunks,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of `_errors` over the samples of each lane, [K, L] both.
+    """The sums of `_sums` over the blocks of one chunk, [K, L] both.
 
     Args:
-        dynamics: of single numbers.
+        dynamics: of a site without axes.
         neurons: of each candidate, [K, L].
-        factors: by which candidates scale v(0), [K].
-        unit: of the squares, [L].
-        pace: weight of the pace.
-        chunk: some blocks of the sample.
+        factors: f, [K].
+        unit: of the errors, [L].
+        pace_weight: q.
+        chunk: arrays [blocks, L], and currents [blocks, T, L] or [blocks, L].
     """
 
-    def sums(trial: tuple[NeuronParams, jax.Array]) -> tuple:
-        candidate, factor = trial
+    def sums_of_candidate(candidate: tuple[NeuronParams, jax.Array]) -> tuple:
+        parameters, factor = candidate  # [L] and []
 
-        def add(totals: tuple, block: _Blocks) -> tuple:
-            start = factor * block.start + candidate.initial_potential
-            neuron = candidate._replace(initial_potential=start)
-            mean, early_mean = dynamics.mean_and_pace(neuron, block.current)
-            missing = block.activation - mean.astype(block.activation.dtype)
-            early = block.activation - early_mean.astype(block.activation.dtype)
-            squares = (missing / unit) ** 2 + pace * (early / unit) ** 2
-            missing_total, square_total = totals
-            missing_total = missing_total + block.weight * missing
-            square_total = square_total + block.weight * squares
-            return (missing_total, square_total), None
+        def add(sums: tuple, block: _Chunks) -> tuple:
+            start = factor * block.start + parameters.initial_potential
+            neuron = parameters._replace(initial_potential=start)
+            mean, pace = dynamics.mean_and_pace(neuron, block.current)
+            residual = block.activation - mean.astype(block.activation.dtype)
+            pace_residual = block.activation - pace.astype(block.activation.dtype)
+            pace_error = (pace_residual / unit) ** 2
+            error = (residual / unit) ** 2 + pace_weight * pace_error
+            residual_sum, error_sum = sums
+            residual_sum = residual_sum + block.weight * residual
+            error_sum = error_sum + block.weight * error
+            return (residual_sum, error_sum), None
 
         zero = jnp.zeros_like(unit)
-        totals, _ = jax.lax.scan(add, (zero, zero), chunk)
-        return totals
+        sums, _ = jax.lax.scan(add, (zero, zero), chunk)
+        return sums
 
-    return jax.lax.map(sums, (neurons, factors))
+    return jax.lax.map(sums_of_candidate, (neurons, factors))

@@ -1,13 +1,15 @@
 """The error of activations that are larger than all that calibration has seen.
 
     P(x > m + e) = exp(-e / b) / n        x an activation to come, e > 0
-    E (x - c)^2 = 2 b^2 exp(-(c - m) / b) / n             if the cap c is above m
-                = ((m - c)^2 + 2 b (m - c) + 2 b^2) / n   otherwise
+    n E (x - c)^2 = 2 b^2 exp(-(c - m) / b)               if the cap c is above m
+                  = (m - c)^2 + 2 b (m - c) + 2 b^2       otherwise
 
-m is the largest of n activations, and b the mean excess of the largest sqrt(n) over the
-least of them: beyond a high value, many distributions decay exponentially. A threshold
-that is fitted to the n activations alone would be m, and would clip one input in n.
-Source of mean excesses: Davison and Smith, J. R. Stat. Soc. B, 1990; of the use: ours.
+m is the largest of n activations. c is the largest output of a neuron, so an activation
+above it is clipped to it. b is the mean of the largest sqrt(n) activations minus the
+smallest of these: beyond a high value, many distributions decay exponentially. A
+threshold that is fitted to the n activations alone would be m, and would clip one input
+in n. Source of mean excesses: Davison and Smith, J. R. Stat. Soc. B, 1990; of the use:
+ours.
 """
 
 import math
@@ -17,12 +19,12 @@ import numpy as np
 
 
 class Tail(NamedTuple):
-    """What lies beyond the largest activations, for C channels, [C] each.
+    """The exponential beyond the largest activation of each of C channels.
 
     Attributes:
-        maximum: m.
-        scale: b, > 0.
-        weight: how much an error counts there.
+        maximum: m, the largest activation, [C].
+        scale: b > 0, by how much an activation beyond m exceeds it on average, [C].
+        weight: w >= 0, how much a squared error counts beyond m, [C].
     """
 
     maximum: np.ndarray
@@ -31,41 +33,48 @@ class Tail(NamedTuple):
 
 
 def tail_of(magnitudes: np.ndarray, weights: np.ndarray, maximum: np.ndarray) -> Tail:
-    """The tail of each channel.
+    """The tail of each channel, fitted to its largest sqrt(n) activations.
 
     Args:
-        magnitudes: >= 0, [n, C].
-        weights: how much an error of each counts, [n, C].
-        maximum: m, which may be that of more activations than these, [C].
+        magnitudes: activations >= 0, [n, C].
+        weights: how much the squared error of each activation counts, [n, C].
+        maximum: m, [C]. It may be that of more activations than these.
 
     >>> magnitudes = np.arange(100.0)[:, None]
     >>> tail = tail_of(magnitudes, np.ones((100, 1)), magnitudes.max(0))
     >>> print(tail.maximum, tail.scale)
     [99.] [4.5]
     """
-    magnitudes = magnitudes.astype(np.float64)  # whose squares do not overflow
+    # The squares of large float32 numbers are beyond the range of float32.
+    magnitudes = magnitudes.astype(np.float64)
     maximum = maximum.astype(np.float64)
     count = len(magnitudes)
+    # The mean excess of a single activation would be 0.
     top_count = min(count, max(2, math.ceil(count**0.5)))
     rows = np.argpartition(magnitudes, count - top_count, axis=0)[-top_count:]
-    top = np.take_along_axis(magnitudes, rows, axis=0)
+    top = np.take_along_axis(magnitudes, rows, axis=0)  # [sqrt(n), C]
     top_weights = np.take_along_axis(weights, rows, axis=0)
-    excess = top.mean(0) - top.min(0)
-    # Where the largest activations are equal, as behind a clipped ReLU, none is beyond.
+    mean_excess = top.mean(0) - top.min(0)
+    # Behind a clipped ReLU the largest activations are equal, and the mean excess is 0.
+    # The scale is a divisor, so it gets a small number instead.
     tiny = np.finfo(np.float64).tiny
     smallest_scale = np.maximum(1e-6 * maximum, tiny)
-    # Behind a division, as in a norm, an error counts less at a larger activation. As
-    # weights are averaged by the squares of activations, the largest decide.
+    # Before a division, as in a norm, errors count less where activations are large.
+    # The average is weighted by the squares, so that the largest activations decide.
     squares = top**2
     weight = (squares * top_weights).sum(0) / np.maximum(squares.sum(0), tiny)
-    return Tail(maximum, np.maximum(excess, smallest_scale), weight)
+    return Tail(maximum, np.maximum(mean_excess, smallest_scale), weight)
 
 
 def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
-    """n w E (x - c)^2, the expected error of one activation to come in n.
+    """The weighted error w n E (x - c)^2 of each candidate, [K, C].
+
+    That is the squared error which one activation beyond m is expected to have.
 
     Args:
-        caps: c, the largest outputs of a neuron for K candidates, [K, C].
+        tail: of the C channels.
+        caps: c, the largest output of a neuron with each of K candidates, [K, C], in
+            the unit of the activations.
 
     >>> tail = Tail(np.array([1.0]), np.array([0.5]), np.array([1.0]))
     >>> print(clipped_error(tail, np.array([[0.0], [1.0], [2.0]])).round(3).ravel())
@@ -77,7 +86,9 @@ def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
     excess = caps - tail.maximum
     # The scale of a silent channel is so small that the quotient may be infinite.
     with np.errstate(over="ignore"):
-        beyond = np.exp(-np.maximum(excess, 0) / tail.scale)
-    within = np.maximum(-excess, 0)
-    squares = within**2 + 2 * tail.scale * within + 2 * tail.scale**2 * beyond
-    return tail.weight * squares
+        decay = np.exp(-np.maximum(excess, 0) / tail.scale)
+    deficit = np.maximum(-excess, 0)
+    # One of the two cases of the module's equation: the deficit is 0 if c is above m,
+    # and otherwise the decay is 1.
+    square = deficit**2 + 2 * tail.scale * deficit + 2 * tail.scale**2 * decay
+    return tail.weight * square
