@@ -17,7 +17,6 @@ from networks import NETWORKS, converted, eighths, halves, outputs_of, relaxed_d
 import snnjax
 from snnjax import deploy
 from snnjax.neurons import (
-    IntegrateAndFire,
     NeuronState,
     closed_form,
     integrate_and_fire,
@@ -249,18 +248,3 @@ def test_operations_of_graded_spikes_are_counted_both_ways():
     # Of 13 = T high + 1 values, so 4 bits: six products of 4 x 8 bits, and additions.
     ann = snnjax.energy(measures).quantized.ann
     np.testing.assert_allclose(ann, 6 * (0.2e-12 * 4 / 8 + 0.1e-12), rtol=1e-6)
-
-
-def test_conversion_takes_if_neurons_only():
-    for neuron in (
-        lif(leak=0.5),
-        integrate_and_fire(reset="zero"),
-        integrate_and_fire(temperature=2.0),
-        snnjax.integrate_and_fire,
-        {"*": lif()},
-        type("Own", (IntegrateAndFire,), {})(),
-    ):
-        with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
-            snnjax.convert(*NET[:3], steps=STEPS, model=neuron)
-    with pytest.raises(ValueError, match="'x' of model match no site"):
-        snnjax.convert(*NET[:3], steps=STEPS, model={"x": integrate_and_fire()})

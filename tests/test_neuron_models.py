@@ -6,7 +6,6 @@ The oracle is `reference.population`; numbers are multiples of 1/8, so sums are 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -91,6 +90,11 @@ class Hard(MyNeuron):
         return (v - params.threshold * spikes, step), spikes
 
 
+def hard(x):
+    """The step as a surrogate, which has no derivative."""
+    return (x >= 0).astype(x.dtype)
+
+
 def exact(params):
     """Recurrent kernels in eighths: sums are exact."""
     kernel = getattr(params, "kernel", None)
@@ -142,13 +146,6 @@ def gradients_agree(snn, *executions):
 
 
 assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-5)
-
-
-def refused(table):
-    """Each call raises a ValueError with its message."""
-    for call, message in table:
-        with pytest.raises(ValueError, match=message):
-            call()
 
 
 # --------------------------------------------------------------- the library's models
@@ -330,26 +327,6 @@ def test_a_detached_reset_has_no_gradient_of_the_spikes_before(reset):
     np.testing.assert_allclose(simulated_slope, slope, rtol=1e-5, atol=1e-5)
 
 
-def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
-    def hard(x):
-        return (x >= 0).astype(x.dtype)
-
-    assert np.any(run(LIF, surrogate=hard))
-    with pytest.raises(ValueError, match="has no surrogate gradient"):
-        slope(surrogate=hard)(LIF)
-
-
-def test_a_surrogate_inside_a_model_is_refused():
-    inside = WithSurrogate(lif())
-    refused(
-        (call, "the model without a surrogate")
-        for call in (
-            lambda: snnjax.init(*NET[:3], model=Synaptic(inside)),
-            lambda: run(dataclasses.replace(LIF, model=inside)),
-        )
-    )
-
-
 class Silent(snnjax.neurons.IntegrateAndFire):
     def fire(self, params, state, spike=dspike):
         state, spikes = super().fire(params, state, spike)
@@ -368,45 +345,6 @@ def test_parameters_inside_are_found_by_their_names():
     assert (first.kernel, first.neuron.synaptic_leak) == ("kernel", "synaptic_leak")
     assert first.neuron.neuron.neuron.threshold == "frozen"
     assert set(jax.tree.leaves(kinds.params)) == {"frozen"}
-    with pytest.raises(ValueError, match="allowed: weights, .*synaptic_leak"):
-        training.param_labels(ALL, ["kernels"])
-
-
-def test_arguments_outside_their_range_are_refused():
-    nothing = jax.tree.map(lambda w: w * np.nan, NET.params)
-    table = [
-        (lambda: Synaptic(lif(), synaptic_leak=0), "synaptic_leak is 0; allowed"),
-        (lambda: Synaptic(lif), "without init"),
-        (lambda: ResonateAndFire(omega=1), "0 <= omega <= 0.875"),
-        (lambda: Recurrent(MyNeuron), "the class MyNeuron"),
-        (lambda: Adaptive(lif(), subthreshold=2), "0 <= subthreshold <= 1"),
-        (lambda: Adaptive(lif(), spike_triggered=-1), "spike_triggered is -1; allowed"),
-        (
-            lambda: run(fresh(Adaptive(MyNeuron()))),
-            "MyNeuron.* has no field of that name",
-        ),
-        (lambda: Adaptive(lif(), adaptation_leak=2), "adaptation_leak is 2"),
-        (lambda: Recurrent(lif()).init((3,)), "needs a key"),
-        (lambda: snnjax.init(NET.fn, nothing, NET.x), "NaN in the weights"),
-    ]
-    for key in (0, "a"):
-        init = functools.partial(snnjax.init, *NET[:3], model=Recurrent(lif()), key=key)
-        table.append((init, "allowed: a random key"))
-    refused(table)
-
-
-def test_parameters_that_do_not_fit_are_refused():
-    name, params = next(iter(ALL.neurons.items()))
-    leak = params.neuron._replace(synaptic_leak=np.float32(1.5))
-    for wrong, message in (
-        (params._replace(kernel=np.ones((2, 2))), "kernel has shape \\(2, 2\\)"),
-        (params._replace(neuron=leak), "synaptic_leak of site .* is 1.5"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            other = dataclasses.replace(ALL, neurons=ALL.neurons | {name: wrong})
-            snnjax.spiking(NET.fn, steps=STEPS)(other, NET.x)
-    with pytest.raises(ValueError, match="have the parameters .*Begin with those of"):
-        run(dataclasses.replace(LIF, model=Recurrent(lif())))
 
 
 # ------------------------------------------------------------------ anybody's model
@@ -423,127 +361,15 @@ def test_a_model_as_if_gives_the_spikes_of_if():
     np.testing.assert_array_equal(*(run(fresh(model), wait=1) for model in models))
 
 
-def test_a_model_without_a_surrogate_runs_and_its_gradient_is_an_error():
-    snn = fresh({FIRST: Hard(), SECOND: Recurrent(Synaptic(Hard()))})
-    assert np.any(run(snn))
-    for execution in ("auto", 1, 2):
-        with pytest.raises(ValueError, match="Hard.* has no surrogate gradient"):
-            slope(execution=execution)(snn)
-
-
-def test_a_surrogate_that_a_model_ignores_is_refused():
-    for model in (Straight(), Recurrent(Straight())):
-        for options in ({"surrogate": networks.relaxed_dspike}, {"detach_reset": True}):
-            with pytest.raises(ValueError, match="has a surrogate of its own"):
-                run(fresh(model), **options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Changed(MyNeuron):
-    """MyNeuron with another state and other spikes after it has fired."""
-
-    change: Callable = lambda state, spikes: (state, spikes)
-
-    def fire(self, params, state, spike=dspike):
-        return self.change(*super().fire(params, state, spike))
-
-
-WIDE = Changed(change=lambda state, spikes: (state, spikes[..., :1]))
-FORGETFUL = Changed(change=lambda state, spikes: (state[0], spikes))
-SHRINKING = Changed(
-    change=lambda state, spikes: ((state[0].astype(jnp.bfloat16), state[1]), spikes)
-)
-
-
-class Unhashable(MyNeuron):
-    __hash__ = None
-
-
-def test_what_breaks_the_protocol_is_refused():
-    refused(
-        (lambda m=model: run(snnjax.init(*NET[:3], model=m, key=KEY)), message)
-        for model, message in (
-            (WIDE, "fires .* for currents of shape .* the same shape"),
-            (Recurrent(WIDE), "the same shape"),
-            (SHRINKING, "turns its state 0 from float32.* into bfloat16"),
-            (FORGETFUL, "has the state .* from start and .* after a step"),
-            (Unhashable(), "not hashable"),
-            (MyNeuron, "the class MyNeuron; allowed: a model"),
-            ("lif", "without init, start, integrate, fire; allowed: a model"),
-            ({}, "model is empty"),
-            ({"nothing*": lif()}, "patterns 'nothing\\*' of model match no site"),
-            ({3: lif()}, "model has the key 3"),
-            ({"*": "lif"}, "model\\['\\*'\\] is 'lif'"),
-        )
-    )
-
-
-class Threshold(NamedTuple):
-    threshold: jax.Array
-
-
-class WithWeights(NamedTuple):
-    threshold: jax.Array
-    weights: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class OtherParams(MyNeuron):
-    """MyNeuron with other parameters: those that a function of the shape makes."""
-
-    make: Callable = lambda shape: Threshold(jnp.full((), 0.5))
-
-    def init(self, shape=(), key=None):
-        return self.make(shape)
-
-
-A_DICT = OtherParams(make=lambda shape: {"threshold": jnp.ones(()), "bias": 0.0})
-A_TREE = OtherParams(make=lambda shape: MyParams(jnp.ones(shape), {"soma": 1.0}))
-WEIGHTS = OtherParams(make=lambda shape: WithWeights(jnp.ones(shape), jnp.ones(())))
-
-
-class Steps(MyNeuron):
-    levels = (0, 0.5)
-
-
-def test_parameters_and_levels_that_no_part_could_use_are_refused():
-    def use(model, part):
-        snn = snnjax.init(*NET[:3], model=model, key=KEY)
-        part(NET.fn, dataclasses.replace(snn, steps=STEPS, wait=0), NET.x)
-
-    refused(
-        (functools.partial(use, model, part), message)
-        for model, message in (
-            (A_DICT, "are a dict; allowed: a NamedTuple"),
-            (A_TREE, "parameter bias of .* is a dict; allowed: an array"),
-            (Steps(), "levels are \\(0, 0.5\\); allowed"),
-            (WEIGHTS, "a parameter called weights; allowed: another name"),
-        )
-        for part in (
-            lambda fn, snn, x: snnjax.spiking(fn)(snn, x),
-            snnjax.measures.spike_trains,
-        )
-    )
+def test_neurons_without_a_surrogate_gradient_run():
+    assert np.any(run(fresh({FIRST: Hard(), SECOND: Recurrent(Synaptic(Hard()))})))
+    assert np.any(run(LIF, surrogate=hard))
 
 
 def test_sites_have_keys_of_their_own():
     snn = snnjax.init(*NET[:3], model=Recurrent(lif()), key=KEY)
     one, two = (np.asarray(params.kernel) for params in snn.neurons.values())
     assert not np.any(one == two)
-
-
-class HardWithoutBias(OtherParams, Hard):
-    pass
-
-
-def test_a_gradient_of_the_parameters_alone_is_an_error_too():
-    snn, simulate = fresh(HardWithoutBias()), snnjax.spiking(NET.fn, steps=STEPS)
-
-    def loss(neurons):
-        return simulate(dataclasses.replace(snn, neurons=neurons), NET.x).sum()
-
-    with pytest.raises(ValueError, match="has no surrogate gradient"):
-        jax.jit(jax.grad(loss))(snn.neurons)
 
 
 class WithGain(MyNeuron):
@@ -621,12 +447,6 @@ def test_the_first_pattern_that_matches_counts():
     assert snn.model_of(FIRST) == slow and snn.model_of(SECOND) == lif()
     only = snnjax.init(*NET[:3], model={"*": slow})
     assert only.model == slow
-    with pytest.raises(ValueError, match="an earlier pattern matches; sites: "):
-        snnjax.init(*NET[:3], model={"*": slow, "w2*": lif()})
-    with pytest.raises(ValueError, match="no model for site 'third'"):
-        snn.model_of("third")
-    with pytest.raises(ValueError, match="allowed: one for each, or patterns"):
-        snnjax.init(*NETWORKS["projection"][:3], model=snn.model)
 
 
 def test_the_name_of_a_site_counts_before_patterns():

@@ -15,7 +15,7 @@ import networks
 import numpy as np
 import pytest
 from networks import FLAT, PIXELS, VECTORS, Net, converted, max_pool, outputs_of, relu
-from refusals import capture, conversion, simulation, training
+from refusals import capture, conversion, neurons, simulation, training
 from refusals.capture import (
     PARAMS,
     activation_named,
@@ -34,7 +34,13 @@ import snnjax
 from snnjax import __main__
 from snnjax.network import identity, with_activation
 
-ROWS = [*capture.ROWS, *conversion.ROWS, *simulation.ROWS, *training.ROWS]
+ROWS = [
+    *capture.ROWS,
+    *conversion.ROWS,
+    *neurons.ROWS,
+    *simulation.ROWS,
+    *training.ROWS,
+]
 NAMES = [refusal.name for refusal in ROWS]
 assert len({*NAMES}) == len(NAMES)
 

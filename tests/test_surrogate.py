@@ -120,13 +120,6 @@ def test_what_may_be_declared_to_be_the_step():
     assert surrogate.is_step(declared)
     assert surrogate.is_step(functools.partial(declared))
 
-    class Spikes:
-        def spike(self, x):
-            return surrogate.rectangle(x, 0.5)
-
-    with pytest.raises(ValueError, match="cannot be declared; allowed: a function"):
-        surrogate.step(Spikes().spike)
-
 
 def test_plain_numbers_are_derivatives_and_potentials():
     spike = surrogate.step_with_derivative(lambda x, sharpness: 0.5)

@@ -7,7 +7,6 @@ from networks import NETWORKS
 
 import snnjax
 from refusals import Refusal
-from snnjax import codes
 from snnjax.training import mean_cross_entropy, membrane_readout, param_labels
 
 DENSE = NETWORKS["dense"][:3]
@@ -17,13 +16,6 @@ OUTPUTS = np.ones((6, 4, 3), np.float32)
 JUDGES = {"accuracy": snnjax.accuracy, "cross entropy": mean_cross_entropy}
 # Shapes of outputs and of labels.
 WRONG_SHAPES = [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))]
-
-
-class Halves(codes.Code):
-    """A code of one's own, always of three weights."""
-
-    def weights(self, steps):
-        return (0.5,) * 3
 
 
 def entropy(labels):
@@ -50,21 +42,6 @@ def labels_refused():
         call = functools.partial(snnjax.accuracy, np.zeros((2, 2, 3)), labels)
         message = f"range from .*{label}.*allowed: 0 to 2"
         yield Refusal(f"accuracy of the label {label}", call, message)
-
-
-def codes_refused():
-    for base in (1, 0.5, np.inf, 129, "2", None):
-        call = functools.partial(codes.radix, base)
-        message = "base is .*allowed: 1 < base <= 128"
-        yield Refusal(f"base {base!r}", call, message)
-    for weights in ((), (1, 0), (1, np.nan), "ab", 3, ("1", "2"), (1, np.inf)):
-        call = functools.partial(codes.weighted, weights)
-        message = "weights are .*allowed: one finite"
-        yield Refusal(f"weights {weights!r}", call, message)
-    for code, steps in ((codes.radix(), 200), (Halves(), 4)):
-        call = functools.partial(code.sizes, steps)
-        message = "allowed: as many numbers > 0 as"
-        yield Refusal(f"{type(code).__name__} of {steps} steps", call, message)
 
 
 ROWS = [
@@ -108,21 +85,5 @@ ROWS = [
         lambda: membrane_readout(OUTPUTS, leak="a"),
         "leak is 'a'; al",
     ),
-    Refusal(
-        "a temperature below 0",
-        lambda: snnjax.lif(temperature=-1.0),
-        "is -1.0; allowed: > 0",
-    ),
-    Refusal(
-        "rising weights of a code",
-        lambda: codes.weighted((1, 0.5, 0.7)),
-        "none above the one before",
-    ),
-    Refusal(
-        "fewer weights of a code than steps",
-        lambda: codes.weighted((1, 0.5)).weights(4),
-        "has 2 weights, and there are 4 steps",
-    ),
     *labels_refused(),
-    *codes_refused(),
 ]
