@@ -220,7 +220,7 @@ def _convolution_kernel(
     windows = axis_windows(node)
     return Kernel(
         channels=channels,
-        size=tuple(window.reach for window in windows),
+        size=tuple(window.extent for window in windows),
         stride=node.stride,
         padding=node.padding,
         image=node.size,
@@ -245,13 +245,13 @@ def _padding_modes(windows: Sequence[Window]) -> tuple[str, ...]:
 def _same(window: Window) -> tuple[int, int]:
     """Results of padding "SAME", and its zeros before the image: half of all."""
     results = -(-window.size // window.stride)
-    reach = (results - 1) * window.stride + window.reach
-    return results, max(reach - window.size, 0) // 2
+    padded_size = (results - 1) * window.stride + window.extent
+    return results, max(padded_size - window.size, 0) // 2
 
 
 def _valid(window: Window) -> tuple[int, int]:
     """Results of padding "VALID", which has no zeros."""
-    return (window.size - window.reach) // window.stride + 1, 0
+    return (window.size - window.extent) // window.stride + 1, 0
 
 
 def _pooled_image(

@@ -2,8 +2,9 @@
 
     y_j = relu(sum_i w_ji y_i + b_j) / V_j
 
-A spike carries V_j in snnjax and a whole number in the layers, so the function divides
-by V_j. The function takes images with the channels last, and its arrays are float32.
+A spike of neuron j is worth its threshold V_j in snnjax, and a whole number in the
+layers, so the function divides by V_j. The function takes images with the channels
+last, [B, H, W, C], where the layers have them first. Its arrays are float32.
 """
 
 import dataclasses
@@ -40,11 +41,12 @@ from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.wrappers import Recurrent, RecurrentParams, WholeNumbers
 from snnjax.snn import SNN
 
+# Arrays of one node by name: "weight", "bias", "threshold" and "unit".
 Params = dict[str, jax.Array]
 
 
 def shape_of_x(layers: Layers) -> Shape:
-    """The shape of an example, [N] or [H, W, C]."""
+    """The shape of one example of x, [N] or [H, W, C]."""
     shape = layers.input.shape
     if len(shape) == 3:
         channels, rows, columns = shape
@@ -76,24 +78,9 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
     [2.25 2.25 2.25 2.25]
     """
     params = params_of(layers)
-    output_names = [node.name for node in layers.outputs]
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:
-        results: dict[str, jax.Array] = {}
-        for node in layers.nodes:
-            inputs = [results[source] for source in node.sources]
-            if isinstance(node, Input):
-                inputs = [x]
-            try:
-                total = functools.reduce(jnp.add, inputs)
-                node_params = params.get(node.name, {})
-                results[node.name] = _node_output(node, node_params, total)
-            except (TypeError, ValueError) as error:
-                error.add_note(f"at node {node.name!r}, channels last")
-                raise
-        if len(output_names) == 1:
-            return results[output_names[0]]
-        return {name: results[name] for name in output_names}
+        return _network_outputs(layers, params, x)
 
     x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
     network = capture(fn, params, x)
@@ -114,22 +101,54 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
     return fn, snn
 
 
+def _network_outputs(layers: Layers, params: dict[str, Params], x: jax.Array) -> Any:
+    """What the function of `as_function` returns: an array, or several by name."""
+    results: dict[str, jax.Array] = {}
+    for node in layers.nodes:
+        if isinstance(node, Input):
+            inputs = [x]
+        else:
+            inputs = [results[source] for source in node.sources]
+        try:
+            total = functools.reduce(jnp.add, inputs)
+            node_params = params.get(node.name, {})
+            results[node.name] = _node_output(node, node_params, total)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"at node {node.name!r}, channels last")
+            raise
+    outputs = {node.name: results[node.name] for node in layers.outputs}
+    if len(outputs) == 1:
+        (output,) = outputs.values()
+        return output
+    return outputs
+
+
 def _node_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
-    """The output of a node, channels last, from the sum x of its inputs."""
+    """The output of a node, [B, ...] with channels last.
+
+    Args:
+        node: says which arrays are missing: they are 0 or 1.
+        params: see `params_of`.
+        x: the sum of the outputs of its sources; of an `Input` the images themselves.
+    """
 
     def param(name: str) -> jax.Array:
         return lead(params[name], x.ndim)
 
     if isinstance(node, Input):
-        # An input of whole numbers has a unit.
-        return x / param("unit") if params else x
+        # x is rounded to whole numbers of a unit, if it has one.
+        if "unit" in params:
+            x = x / param("unit")
+        return x
     x = map_output(node, params, x)
     if "bias" in params:
         x = x + param("bias")
     if isinstance(node, Population):
-        # A site is named after its scope: that of "block/relu_1" is "block".
-        matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
-        with jax.named_scope(matched[1] if matched else node.name):
+        # capture names a site after its scope, and adds "relu". Without it, the site of
+        # "block/relu_1" has this name again.
+        site_name = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
+        scope = node.name if site_name is None else site_name[1]
+        with jax.named_scope(scope):
             x = jax.nn.relu(x)
         if "threshold" in params:
             x = x / param("threshold")
@@ -139,12 +158,15 @@ def _node_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
 
 
 def map_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
-    """The linear part of a node, channels last; that of a population is the identity.
+    """What a map computes without its bias; x itself if the node is no map.
 
     Args:
-        node: with the structure of the map. Its arrays are not used.
+        node: gives the kind of map and its windows. Its arrays are not used.
         params: `map_params` of the node.
-        x: [B, ...], floats or whole numbers.
+        x: [B, N] or [B, H, W, C], floats or whole numbers.
+
+    Returns:
+        [B, M] or [B, H, W, C].
     """
     match node:
         case Convolution():
@@ -186,7 +208,7 @@ def map_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
 
 
 def map_params(node: Node) -> dict[str, np.ndarray]:
-    """The weight of a linear map in the order of `map_output`; {} without weights."""
+    """The weight of a map with the axes that `map_output` needs; {} without weights."""
     match node:
         case Convolution(weight=weight):
             # [O, I, rows, columns] -> [rows, columns, I, O]
@@ -201,7 +223,13 @@ def map_params(node: Node) -> dict[str, np.ndarray]:
 
 
 def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Layers:
-    """The layers with the weights and biases of ``params``, as `params_of` has them."""
+    """The layers with other weights and biases.
+
+    Args:
+        layers: the network.
+        params: name of a node -> its arrays, as `params_of` returns them. Thresholds
+            and units among them are not read.
+    """
     nodes = []
     for node in layers.nodes:
         changes = {}
@@ -215,11 +243,13 @@ def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Laye
 
 
 def _weight(node: Node, array: np.ndarray) -> np.ndarray:
-    """The weight of a node from that of `map_params`, its inverse."""
+    """The weight of a node from that of `map_params`: its inverse."""
     match node:
         case Convolution():
+            # [rows, columns, I, O] -> [O, I, rows, columns]
             return np.transpose(array, (3, 2, 0, 1))
         case Dense():
+            # [I, O] -> [O, I]
             return np.transpose(array)
         case Scale():
             return channels_first(array, node.shape)
@@ -230,21 +260,21 @@ def _bias(node: Node, array: np.ndarray) -> np.ndarray:
     """The bias of a node, channels first, from that of `params_of`."""
     if isinstance(node, Receiver):
         return channels_first(array, node.shape)
-    return array
+    return array  # [C] or [N], as a map has it
 
 
 def channels_first(array: np.ndarray, shape: Shape) -> np.ndarray:
     """The inverse of `channels_last` for a node of this shape."""
     if len(shape) == 3 and array.ndim > 0:
-        missing = 3 - array.ndim
-        image_shape = (1,) * missing + array.shape
-        image = array.reshape(image_shape)
+        # [C] -> [1, 1, C] -> [C, 1, 1], or [H, W, C] -> [C, H, W]
+        missing_axes = [1] * (3 - array.ndim)
+        image = array.reshape(*missing_axes, *array.shape)
         array = np.moveaxis(image, -1, 0)
     return compact(array)
 
 
 def params_of(layers: Layers) -> dict[str, Params]:
-    """The params of `as_function`: the arrays of each node that has some, by name."""
+    """The params of `as_function`: name of a node -> its arrays, for nodes with any."""
     params = {}
     for node in layers.nodes:
         arrays = _params(node)
@@ -254,7 +284,10 @@ def params_of(layers: Layers) -> dict[str, Params]:
 
 
 def _params(node: Node) -> Params:
-    """The arrays that the function needs of a node, channels last, in float32."""
+    """The arrays of a node by name, channels last, in float32.
+
+    A bias of 0 and a threshold of 1 are left out.
+    """
     arrays = map_params(node)
     if isinstance(node, Affine) and node.bias is not None:
         arrays["bias"] = node.bias
@@ -268,7 +301,7 @@ def _params(node: Node) -> Params:
 
 
 def _model(population: Population, layers: Layers) -> Any:
-    """The model of a population, which computes whole numbers exactly in floats."""
+    """The neuron model of a population, which must compute whole numbers exactly."""
     if layers.arithmetic is None:
         return population.model
     if population.is_leaky:
@@ -281,12 +314,17 @@ def _model(population: Population, layers: Layers) -> Any:
 
 
 def neurons_of(population: Population, model: Any, bias: Any = 0) -> tuple[Any, Any]:
-    """The model and the parameters of a population, with its recurrent kernel if any.
+    """The model and the parameters of a population, as an SNN has them.
+
+    Recurrent neurons have a `Recurrent` model, and a kernel among the parameters.
 
     Args:
         population: the neurons.
         model: of each neuron.
         bias: of the neurons; 0 where the function adds the bias of the population.
+
+    Returns:
+        The model and the parameters, float32 with channels last.
     """
     leak = None
     if population.leak is not None:
@@ -299,13 +337,18 @@ def neurons_of(population: Population, model: Any, bias: Any = 0) -> tuple[Any, 
     )
     if population.recurrent is None:
         return model, params
-    # A spike is a whole number in the layers, and worth its neuron's threshold here.
+    # A spike is a whole number in the layers, and worth its neuron's threshold in an
+    # SNN. The weight [M, N] leads from column to row, the kernel from row to column.
     kernel = (population.recurrent.weight / population.threshold).T
     return Recurrent(model), RecurrentParams(params, _array(kernel))
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """The numbers of a population, channels last: a scalar, [C], or one per neuron."""
+    """Numbers of a node, [], [C, 1, 1], [C, H, W] or [N], with the channels last.
+
+    They are a scalar if all are equal, [C] if those of each channel are equal, and
+    otherwise [H, W, C] or [N].
+    """
     array = compact(array)
     if array.ndim < 3:
         return array

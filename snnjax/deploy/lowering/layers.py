@@ -4,7 +4,10 @@
 
 V_i is the threshold of the neuron that sends. c_j is the current while x is 0 and no
 neuron fires, which biases and BatchNorm cause. The captured equations are read one by
-one: ``rules.py`` has those between two sites, this file the sites and the outputs.
+one: ``rules.py`` has those between two sites, this file has the sites and the outputs.
+
+While layers are built, a variable is a sum of nodes (``sums.py``). The ``order`` of
+that sum is the index of each neuron of a node in the flattened variable.
 """
 
 import math
@@ -95,7 +98,7 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
     check_neurons(snn, network.sites)
     for model in models_in(snn.model):
         neuron = without_surrogate(_neuron_model(model))
-        if not is_plain(neuron):
+        if not is_plain(neuron):  # neither IF nor LIF
             raise ValueError(
                 f"populations of {model!r} are not known; allowed: "
                 "snnjax.integrate_and_fire and snnjax.lif, with or without "
@@ -105,10 +108,10 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
 
 
 def _neuron_model(model: Any) -> Any:
-    """The model of a single neuron, without a recurrent kernel around it."""
-    recurrent = without_surrogate(model)
-    if isinstance(recurrent, Recurrent):
-        return recurrent.neuron
+    """The model within a `Recurrent`, and any other model itself."""
+    forward_model = without_surrogate(model)
+    if isinstance(forward_model, Recurrent):
+        return forward_model.neuron
     return model
 
 
@@ -132,41 +135,54 @@ def _nodes(network: Network, snn: SNN) -> tuple[Node, ...]:
 
     Only the convolutions tell whether an image x has its channels last or first. So
     channels last is tried, then channels first. If both fail, the problems are those
-    of the attempt that understood more variables.
+    of the attempt that found sums for more variables.
+
+    Raises:
+        ConversionError: an operation is no layer.
     """
     constants = _constants(network, snn.params)
     (x,) = network.x
     shape = network.avals[x].shape
-    index = np.arange(math.prod(shape))
-    index = index.reshape(shape)
+    index = np.arange(math.prod(shape)).reshape(shape)
     # The elements of x in the order of the input node: [C, H, W] or a vector.
-    orders = [index.ravel()]
     if len(shape) == 3:
-        orders = [np.moveaxis(index, -1, 0), index]
-    attempts = []
+        channels_last_order = np.moveaxis(index, -1, 0)
+        orders = [channels_last_order, index]
+    else:
+        orders = [index.ravel()]
+    most_sums = 0
+    reported_problems: list[Problem] = []
     for order in orders:
         builder = Builder(network, constants)
         problems = _build(builder, snn, order)
         if not problems:
             return with_products(needed_nodes([*builder.nodes.values()]))
-        attempts.append((len(builder.sums), problems))
-    _, problems = max(attempts, key=lambda attempt: attempt[0])
-    raise ConversionError(problems, "this network is no network of layers")
+        if len(builder.sums) > most_sums:
+            most_sums = len(builder.sums)
+            reported_problems = problems
+    raise ConversionError(reported_problems, "this network is no network of layers")
 
 
 def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
-    """Add all nodes, and return a problem for everything that is no layer."""
+    """Add all nodes, and return a problem for everything that is no layer.
+
+    Args:
+        builder: without nodes.
+        snn: its neurons become the populations.
+        order: of the input node, see `_nodes`.
+    """
     _add_input(builder, order)
     network = builder.network
     problems = []
     for equation in network.equations:
+        # What does not depend on x is among the constants of the builder.
         if not network.dependent.intersection(equation.outputs):
             continue
         operands = network.dependent.intersection(equation.variables)
         try:
-            # What is no layer for any operands is a problem. Otherwise an equation
-            # whose operands have no layer only follows from that of another.
             check_operation(equation)
+            # If an operand has no sum, the problem of an earlier equation is the cause,
+            # and this one needs no report.
             if not operands <= builder.sums.keys():
                 continue
             if equation.site is None:
@@ -180,7 +196,13 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
 
 
 def _add_input(builder: Builder, order: np.ndarray) -> None:
-    """Add the input, with its elements in this order, [C, H, W] or a vector."""
+    """Add the input node.
+
+    Args:
+        builder: without nodes.
+        order: the index of each element of the node in the flattened x, [C, H, W] if x
+            is an image, otherwise [N]. An x with other axes is flattened.
+    """
     (x,) = builder.network.x
     shape = builder.network.avals[x].shape
     is_image = order.ndim == 3
@@ -196,22 +218,27 @@ def _add_input(builder: Builder, order: np.ndarray) -> None:
 
 
 def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
-    """Add the neurons of a site."""
+    """Add the population of a site, and the sum of its spikes.
+
+    Raises:
+        NoLayer: neurons that are an encoder, have an offset, or are recurrent and an
+            image.
+    """
     site = equation.place
-    current = equation.variables[0]
-    params = snn.neurons[site.name]
-    kernel = getattr(params, "kernel", None)  # of recurrent neurons
-    if kernel is not None:
-        params = params.neuron
     if site.is_encoder:
         remedy = "put a ReLU here, or no encoder"
         raise NoLayer("an encoder sends spikes of both signs", remedy)
+    params = snn.neurons[site.name]
+    kernel = getattr(params, "kernel", None)  # [N, N] of recurrent neurons
+    if kernel is not None:
+        params = params.neuron
     if params.offset is not None:
         raise NoLayer(
             "its neurons add an offset to their spikes",
             "replace the neurons' offset by None, and calibrate or train without it",
         )
-    # [N] or [C, H, W]: the index of each neuron of the population in the flat variable.
+    current = equation.variables[0]
+    # [N] or [C, H, W]: the index of each neuron in the flattened site.
     order = builder.sums[current].order
 
     def in_order(leaf: Any) -> np.ndarray:
@@ -225,18 +252,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         leak = compact(in_order(params.leak))
     recurrent = None
     if kernel is not None:
-        if order.ndim > 1:
-            remedy = "put a dense layer before them, or make only dense sites recurrent"
-            raise NoLayer("its neurons are recurrent, and an image", remedy)
-        # The kernel leads from row to column, and the weight of a dense layer from
-        # column to row. A spike is worth the threshold of the neuron that sends it.
-        weight = sums.numbers(kernel)[np.ix_(order, order)]
-        recurrent = Dense(
-            f"{site.name}/recurrent",
-            sources=(site.name,),
-            weight=weight.T * threshold,
-            bias=None,
-        )
+        recurrent = _recurrent_map(site.name, kernel, order, threshold)
     sources, constant = builder.add_scaled_sum(current, site.name)
     population = Population(
         site.name,
@@ -250,14 +266,42 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         recurrent=recurrent,
     )
     # A neuron sends levels, whole numbers. A level is worth the threshold, which is
-    # multiplied into the weights of those that read it.
+    # multiplied into the weights that follow.
     builder.nodes[site.name] = population
     spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)
 
 
+def _recurrent_map(
+    site_name: str, kernel: Any, order: np.ndarray, threshold: np.ndarray
+) -> Dense:
+    """The map from the spikes of a site to its own currents in the next step.
+
+    Args:
+        site_name: of the recurrent neurons.
+        kernel: [N, N], from row to column.
+        order: the index of each neuron of the population in the site.
+        threshold: [N], of each neuron of the population.
+    """
+    if order.ndim > 1:
+        remedy = "put a dense layer before them, or make only dense sites recurrent"
+        raise NoLayer("its neurons are recurrent, and an image", remedy)
+    # The weight of a dense layer leads from column to row. A spike is worth the
+    # threshold of the neuron that sends it.
+    weight = sums.numbers(kernel)[np.ix_(order, order)]
+    return Dense(
+        f"{site_name}/recurrent",
+        sources=(site_name,),
+        weight=weight.T * threshold,
+        bias=None,
+    )
+
+
 def _add_outputs(builder: Builder) -> list[Problem]:
-    """Add the outputs, as images [C, H, W] or vectors in the order of fn's elements."""
+    """Add the outputs, and return a problem for each that is no output of layers.
+
+    An output is an image [C, H, W], or a vector in the order of fn's result.
+    """
     network = builder.network
     problems = []
     for v, output_name in zip(network.outputs, network.output_names(), strict=True):
@@ -268,13 +312,13 @@ def _add_outputs(builder: Builder) -> list[Problem]:
             if not isinstance(v, int) or v not in builder.sums:
                 remedy = "return only what the input reaches"
                 raise NoLayer("it does not depend on x", remedy)
-            total = builder.sums[v]
+            result = builder.sums[v]
             shape = network.avals[v].shape
-            if total.order.ndim == 3 and len(shape) == 3:
-                # The channels of the image must be its last or its first axis.
-                image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])
+            if result.order.ndim == 3 and len(shape) == 3:
+                # Raises unless the channels are the last or the first axis.
+                image_axes(result, shape, [(2, 0, 1), (0, 1, 2)])
             else:
-                builder.sums[v] = vectorize(builder, total, path)
+                builder.sums[v] = vectorize(builder, result, path)
             sources, constant = builder.add_scaled_sum(v, path)
         except NoLayer as error:
             problems.append(Problem(name, (), *error.args))
@@ -284,13 +328,14 @@ def _add_outputs(builder: Builder) -> list[Problem]:
 
 
 def _constants(network: Network, params: chex.ArrayTree) -> Values:
-    """The constants of affine maps: all variables while x is 0 and no neuron fires.
+    """The values of all variables while x is 0 and no neuron fires.
 
-    A layer that pads reads its operand without the constant, which the nodes before it
-    add (`pads`).
+    These are the constants of affine maps. A layer that pads reads its operand without
+    the constant, which the nodes before it add (`pads`).
     """
 
     def silent(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
+        """The rule of sites while no neuron fires."""
         if site.fires:
             return jnp.zeros_like(x)
         return identity(site, x, *operands)
@@ -303,10 +348,11 @@ def _constants(network: Network, params: chex.ArrayTree) -> Values:
             if pads(equation):
                 for v in network.dependent.intersection(equation.variables):
                     variables[v] = jnp.zeros_like(variables[v])
+            # The variables are those of one example, so nothing is mapped.
             evaluate([equation._replace(mapped=())], variables, silent)
             for v in equation.outputs:
                 constants[v] = variables[v]
-        # A variable that a padded layer has set to 0 keeps its constant.
+        # A variable that was set to 0 for a padded layer keeps its constant.
         return variables | constants
 
     (x,) = network.x

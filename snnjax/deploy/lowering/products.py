@@ -2,8 +2,8 @@
 
     a (W x + b) + c  =  (a W) x + (a b + c)
 
-A map is multiplied into the previous one if nothing else reads that one. BatchNorm,
-thresholds and shortcuts that choose channels disappear in this way.
+A map is multiplied into the map that it reads if nothing else reads that one.
+BatchNorm, thresholds and shortcuts that choose channels disappear in this way.
 """
 
 import dataclasses
@@ -23,33 +23,35 @@ from snnjax.deploy.lowering.values import (
 
 
 def with_products(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """The nodes, in order of execution, with as few maps as possible."""
+    """The same network with as few maps as possible; nodes in order of execution."""
     nodes = tuple(nodes)
-    reader_counts = count_readers(nodes)
+    reader_counts = count_readers(nodes)  # name of a node -> number of its readers
     results: dict[str, Node] = {}
     # The name of a node that disappeared -> that of the node in its place.
     replacements: dict[str, str] = {}
 
-    def present(name: str) -> str:
+    def present_name(name: str) -> str:
         while name in replacements:
             name = replacements[name]
         return name
 
     for node in nodes:
-        sources = tuple(map(present, node.sources))
+        sources = tuple(map(present_name, node.sources))
         node = dataclasses.replace(node, sources=sources)
         if len(sources) == 1 and reader_counts[sources[0]] == 1:
             # A chip stores every weight, so two small maps may be better than one.
             combined = product(results[sources[0]], node, may_grow=False)
             if combined is not None:
+                # It has the name of the first map, and the readers of the second one.
                 replacements[node.name] = combined.name
                 reader_counts[combined.name] = reader_counts[node.name]
                 node = combined
         if _is_identity(node):
             (source,) = node.sources
             replacements[node.name] = source
-            # Whoever read the identity reads its source now.
+            # The readers of the identity take its place among those of its source.
             reader_counts[source] += reader_counts[node.name] - 1
+            # It is among the results if it is a product with an earlier map.
             results.pop(node.name, None)
         else:
             results[node.name] = node
@@ -65,15 +67,20 @@ def _is_identity(node: Node) -> bool:
 
 
 def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
-    """The first of two maps with the second one in its weights, if that is possible.
+    """Two maps as one, which is the first map with other weights and another bias.
+
+        weight <- factors weight        bias <- factors bias + bias of the second map
 
     Args:
         first, second: two nodes, the second of which reads only the first.
         may_grow: whether the product may have more weights than both maps together.
 
     Returns:
-        The product, with the name and the sources of the first map, or None.
+        The product, with the name and the sources of the first map; None if there is
+        no such map.
     """
+    # Factors are those of the second map: a number for each channel that both have, or
+    # a matrix [channels of the second map, channels of the first map].
     match first, second:
         case Scale(), Scale():
             # A bias is one number per channel, which a factor of each pixel is not.
@@ -100,7 +107,6 @@ def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
     assert isinstance(first, Affine) and isinstance(second, Affine)
     bias = second.bias
     if first.bias is not None:
-        # The factors are a matrix [outputs, channels], or a number for each channel.
         if factors.ndim == 2:
             bias = factors @ first.bias
         else:
@@ -110,15 +116,19 @@ def product(first: Node, second: Node, *, may_grow: bool = True) -> Node | None:
     return dataclasses.replace(first, weight=weight, bias=bias)
 
 
-def _adds_weights(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the product of two maps has more weights than both of them.
+def _adds_weights(weight: np.ndarray, first: np.ndarray, matrix: np.ndarray) -> bool:
+    """Whether the product of two convolutions has more weights than both of them.
 
-    A second map [O, I] that only chooses and scales channels adds none.
+    Args:
+        weight: of the product.
+        first: the weights of the first convolution.
+        matrix: those of the second one, which is 1x1, [outputs, inputs]. If each output
+            reads one input, it only chooses and scales channels: this adds no weights.
     """
-    channels_read = (second != 0).sum(axis=1)
-    if channels_read.max() <= 1:
+    inputs_of_outputs = (matrix != 0).sum(axis=1)
+    if inputs_of_outputs.max() <= 1:
         return False
-    return weight.size > first.size + second.size
+    return weight.size > first.size + matrix.size
 
 
 def _mixes_channels(node: Convolution) -> bool:

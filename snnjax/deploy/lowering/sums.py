@@ -2,16 +2,18 @@
 
     variable = sum_i scale_i node_i + constant
 
-A scale is multiplied into the weights that follow. Where no weights follow, it becomes
-a `Scale`, which ``products.py`` multiplies into the weights before it. A constant
-becomes the bias of the next population. For example, the current of the neurons in
+A node's output is a vector [N] or an image [C, H, W]. A scale is multiplied into the
+weights that follow. Where no weights follow, it becomes a `Scale`, which
+``products.py`` multiplies into the weights before it. A constant becomes the bias of
+the next population. For example, the current of the neurons in
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias
 
 is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
 
-``order`` says which element of the flat variable each element of a node is. Transpose,
-reshape and flatten change the order and need no node.
+A variable may have another shape than its nodes, and another order of elements. The
+``order`` of its sum says at which place of the flattened variable each element of a
+node lies. Transpose, reshape and flatten change the order and need no node.
 """
 
 import dataclasses
@@ -29,7 +31,12 @@ from snnjax.network.equations import Network, Values
 
 
 class Term(NamedTuple):
-    """``scale`` times a node's output, of a shape that broadcasts to it."""
+    """A scale times the output of a node.
+
+    Attributes:
+        node: name of the node.
+        scale: of a shape that broadcasts to the output, such as [] or [C, 1, 1].
+    """
 
     node: str
     scale: np.ndarray = np.ones(())
@@ -39,8 +46,8 @@ class Sum(NamedTuple):
     """A variable without its constant.
 
     Attributes:
-        terms: outputs of nodes, all of one shape, [N] or [C, H, W].
-        order: int, in that shape: the index of each element in the flat variable.
+        terms: scaled outputs of nodes, all of one shape, [N] or [C, H, W].
+        order: int, in that shape: the index of each element in the flattened variable.
     """
 
     terms: tuple[Term, ...]
@@ -55,6 +62,7 @@ class Builder:
     """The nodes of a network, added equation by equation.
 
     Attributes:
+        network: the captured network.
         nodes: name -> node, in order of execution. Some may be of use to no output.
         values: variable -> its value while x is 0 and no neuron fires. For a variable
             that depends on x, this is its constant, without the biases of its nodes.
@@ -68,7 +76,8 @@ class Builder:
         self.sums: dict[int, Sum] = {}
 
     def add(self, node: Node) -> str:
-        """Add a node and return its name, made unlike those of nodes and sites."""
+        """Add a node and return its name, with a number if the name is taken."""
+        # Populations come later, and have the names of their sites.
         names = [site.name for site in self.network.sites]
         names.extend(self.nodes)
         names.append(node.name)
@@ -77,8 +86,11 @@ class Builder:
         return name
 
     def scaled(self, term: Term, shape: Shape, path: str) -> str:
-        """The name of a node whose output is the term with its scale."""
-        # A scale of 1 is no node, even if it has the shape of all neurons.
+        """The name of a node of this shape whose output is the scaled term.
+
+        A new node is named after ``path``.
+        """
+        # A scale of 1 needs no node, even if it has the shape of all neurons.
         if (term.scale == 1).all():
             return term.node
         node = Scale(
@@ -91,10 +103,12 @@ class Builder:
         return self.add(node)
 
     def add_scaled_sum(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
-        """Add what scales the terms of a variable; the nodes' names and its constant.
+        """A variable as nodes without scales and a constant, which sum to it.
 
-        The outputs of these nodes and the constant sum to the variable. The constant
-        has the order of the nodes. New nodes are named after ``path``.
+        Nodes that scale a term are added and named after ``path``.
+
+        Returns:
+            The names of the nodes; and the constant, [N] or [C, H, W] as the nodes.
         """
         terms, order = self.sums[v]
         names = []
@@ -105,11 +119,15 @@ class Builder:
         return tuple(names), constant[order]
 
     def absorb_constant(self, variable: int, path: str) -> None:
-        """Move the variable's constant into the bias of a node."""
+        """Move the variable's constant into the bias of a node, named after ``path``.
+
+        Raises:
+            NoLayer: the constant differs between the pixels of a channel.
+        """
         if not numbers(self.values[variable]).any():
             return
         names, constant = self.add_scaled_sum(variable, path)
-        # The first node goes through a new one, which adds the constant.
+        # A new node reads the first one and adds the constant.
         with_bias = Scale(
             join(path, "bias"),
             sources=names[:1],
@@ -118,20 +136,24 @@ class Builder:
             shape=constant.shape,
         )
         names = (self.add(with_bias), *names[1:])
-        # The terms have no scale: `received` has made nodes of their scales.
+        # `add_scaled_sum` has made nodes of the scales.
         terms = tuple(Term(name) for name in names)
         self.sums[variable] = self.sums[variable]._replace(terms=terms)
         self.values[variable] = np.zeros(self.network.avals[variable].shape)
 
-    def groups(self, total: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
-        """The terms grouped by their scale, as names of nodes and the scale, [] or [C].
+    def groups(self, operand: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
+        """The terms of a variable grouped by their scale, for one map for each group.
 
-        Scales that differ within a channel become nodes.
+        Scales that differ within a channel become nodes, named after ``path``.
+
+        Returns:
+            For each group the names of its nodes and their scale, which is a scalar or
+            has a number for each channel, or for each element of a vector.
         """
         groups: list[tuple[list[str], np.ndarray]] = []
-        for term in total.terms:
+        for term in operand.terms:
             if not is_channelwise(term.scale):
-                term = Term(self.scaled(term, total.order.shape, path))
+                term = Term(self.scaled(term, operand.order.shape, path))
             for names, scale in groups:
                 if np.array_equal(scale, term.scale):
                     names.append(term.node)
@@ -141,8 +163,8 @@ class Builder:
         return groups
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
-        """The name of a node that flattens the node ``name`` of this shape."""
-        # Two layers that read one image share its flattening.
+        """The name of a node that flattens the output, an image, of a node."""
+        # Two layers that read one image share the node that flattens it.
         for node in self.nodes.values():
             if isinstance(node, Flatten) and node.sources == (name,):
                 return node.name
@@ -154,33 +176,40 @@ class Builder:
         return self.add(node)
 
 
-def times(total: Sum, factor: np.ndarray | float) -> Sum:
-    """A sum times a constant that broadcasts to its nodes."""
+def times(operand: Sum, factor: np.ndarray | float) -> Sum:
+    """A sum times a constant factor, of a shape that broadcasts to its nodes."""
     terms = []
-    for term in total.terms:
+    for term in operand.terms:
         scale = compact(term.scale * factor)
         terms.append(term._replace(scale=scale))
-    return total._replace(terms=tuple(terms))
+    return operand._replace(terms=tuple(terms))
 
 
-def compact(factor: Any) -> np.ndarray:
-    """The same factor: a scalar if it is uniform, [C, 1, 1] if it is per channel."""
-    factor = np.asarray(factor, np.float64)
-    if factor.size == 0:
-        return factor
-    first = factor.flat[0]
-    if (factor == first).all():
+def compact(array: Any) -> np.ndarray:
+    """The numbers [N] or [C, H, W] in the smallest shape that broadcasts to theirs.
+
+    This is a scalar if all of them are equal, and [C, 1, 1] if those of each channel
+    are.
+    """
+    array = np.asarray(array, np.float64)
+    if array.size == 0:
+        return array
+    first = array.flat[0]
+    if (array == first).all():
         return np.asarray(first)
-    if factor.ndim == 3:
-        channels = factor[:, :1, :1]
-        if (factor == channels).all():
+    if array.ndim == 3:
+        channels = array[:, :1, :1]
+        if (array == channels).all():
             return channels
-    return factor
+    return array
 
 
-def is_channelwise(factor: np.ndarray) -> bool:
-    """Whether a factor is one number per channel, or one of a vector's elements."""
-    return factor.ndim < 3 or factor.shape[1:] == (1, 1)
+def is_channelwise(array: np.ndarray) -> bool:
+    """Whether numbers for nodes do not differ between the pixels of a channel.
+
+    That holds for scalars, vectors [N] and [C, 1, 1], see `compact`.
+    """
+    return array.ndim < 3 or array.shape[1:] == (1, 1)
 
 
 def per_channel(constant: np.ndarray) -> np.ndarray:
@@ -192,6 +221,7 @@ def per_channel(constant: np.ndarray) -> np.ndarray:
     if constant.ndim < 3:
         return constant
     channels = constant.mean(axis=(1, 2), keepdims=True)
+    # The network computed the constant in float32, so it may differ by rounding.
     tolerance = 1e-5 * np.abs(constant).max()
     if (np.abs(constant - channels) > tolerance).any():
         raise NoLayer(
@@ -203,7 +233,7 @@ def per_channel(constant: np.ndarray) -> np.ndarray:
 
 
 def numbers(value: Any) -> np.ndarray:
-    """An array in double precision, in which scales are multiplied."""
+    """An array of NumPy in double precision, in which scales are multiplied."""
     return np.asarray(jax.device_get(value)).astype(np.float64)
 
 
@@ -216,12 +246,14 @@ def join(path: str, name: str) -> str:
 
 
 def flat_indices(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
-    """Flat indices of a variable along ``axes``, in their order.
+    """The index of each element in the flattened variable, int, with axes in an order.
 
-    All its other axes have size 1.
+    Args:
+        shape: of the variable.
+        axes: those of the result, in their order, such as channels, rows and columns.
+            All other axes of the variable have size 1.
     """
-    size = math.prod(shape)
-    index = np.arange(size).reshape(tuple(shape))
+    index = np.arange(math.prod(shape)).reshape(tuple(shape))
     single_axes = [axis for axis in range(len(shape)) if axis not in axes]
     index = index.transpose(*axes, *single_axes)
     sizes = [shape[axis] for axis in axes]
@@ -229,7 +261,7 @@ def flat_indices(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
 
 
 def axis_choices(count: int) -> list[tuple[int, ...]]:
-    """All choices of three of ``count`` axes, as channels, rows and columns.
+    """All choices of channels, rows and columns among the ``count`` axes of a variable.
 
     Axis 0 comes last. It usually counts the examples, of which there is one, and must
     not stand for rows or columns if another axis of size 1 can.
@@ -239,21 +271,22 @@ def axis_choices(count: int) -> list[tuple[int, ...]]:
 
 
 def image_axes(
-    total: Sum,
+    operand: Sum,
     shape: Sequence[int],
     candidates: Iterable[tuple[int, ...]] | None = None,
 ) -> tuple[int, ...]:
-    """The variable's axes that are the channels, rows and columns of its nodes.
+    """The axes of a variable that are the channels, rows and columns of its nodes.
 
     Args:
-        total: the variable's sum.
+        operand: the sum of the variable.
         shape: of the variable, which may have an axis of size 1 for its one example.
-        candidates: choices of axes, of which the first that fits is taken; None: all.
+        candidates: (channels, rows, columns) that an operation allows, of which the
+            first that fits the nodes is taken; None: all.
 
     Raises:
         NoLayer: the nodes are vectors, or no candidate fits.
     """
-    if total.order.ndim == 1:
+    if operand.order.ndim == 1:
         raise NoLayer(
             f"it needs an image, and {tuple(shape[1:])} is a vector here; no layer "
             "unflattens a vector",
@@ -262,14 +295,17 @@ def image_axes(
 
     def fits(axes: tuple[int, ...]) -> bool:
         sizes = tuple(shape[axis] for axis in axes)
-        if sizes != total.order.shape:
+        if sizes != operand.order.shape:
             return False
-        return np.array_equal(flat_indices(shape, axes), total.order)
+        return np.array_equal(flat_indices(shape, axes), operand.order)
 
     all_choices = axis_choices(len(shape))
-    for axes in all_choices if candidates is None else candidates:
+    if candidates is None:
+        candidates = all_choices
+    for axes in candidates:
         if fits(axes):
             return axes
+    # The reason depends on whether axes that the operation does not allow fit.
     if any(fits(axes) for axes in all_choices):
         raise NoLayer(
             f"its channels, rows and columns are other axes of {tuple(shape[1:])} than "

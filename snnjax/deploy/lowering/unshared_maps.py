@@ -2,10 +2,11 @@
 
     sender -> sums over windows, flatten -> one map with weights -> receiver
 
-A chip stores the weights of a connection with the neurons that receive them. So a map
-that several receivers read is copied, and two maps in a row are multiplied. Spikes that
-arrive as they are get a weight of 1. x and spikes have separate maps, since their whole
-numbers have other units. The biases of maps become those of the receiver.
+A chip stores the weights of a connection with the neurons that receive it. So a map
+that several receivers read is copied, and two maps with weights in a row are
+multiplied. Spikes that arrive without a map get a weight of 1. x and spikes have
+separate maps, since a whole number of x has another unit than a spike. The biases of
+maps are added to that of the receiver.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ def with_unshared_maps(layers: Layers) -> Layers:
             multiplied, or a map with weights is pooled without neurons in between.
     """
     nodes = {node.name: node for node in layers.nodes}
-    results: dict[str, Node] = {}
+    results: list[Node] = []
     problems: list[Problem] = []
     for node in layers.nodes:
         if isinstance(node, Receiver):
@@ -46,24 +47,28 @@ def with_unshared_maps(layers: Layers) -> Layers:
                     maps += _maps(nodes[source], nodes, node)
                 except _TwoMaps as error:
                     problems.append(error.problem)
-            for part in _with_maps(node, maps):
-                results[part.name] = part
-        elif not isinstance(node, Affine):
-            results[node.name] = node
+            results += _with_maps(node, maps)
+        elif not isinstance(node, Affine):  # `_maps` has copied those with weights
+            results.append(node)
     if problems:
         raise ConversionError(problems, "a chip cannot hold this network's weights")
-    return dataclasses.replace(layers, nodes=needed_nodes([*results.values()]))
+    return dataclasses.replace(layers, nodes=needed_nodes(results))
 
 
 def _with_maps(receiver: Receiver, maps: list[Affine]) -> list[Node]:
-    """The maps of a receiver, then the receiver, which has their biases."""
+    """Maps without biases, named after their receiver, and last the receiver itself.
+
+    Args:
+        receiver: gets the biases of the maps.
+        maps: those that it reads.
+    """
     bias = receiver.bias
-    pixel_axes = [1] * (len(receiver.shape) - 1)
+    pixel_axes = [1] * (len(receiver.shape) - 1)  # of an image, after its channels
     nodes: list[Node] = []
-    for i, node in enumerate(maps):
+    for number, node in enumerate(maps):
         if node.bias is not None:
             bias = bias + node.bias.reshape(-1, *pixel_axes)
-        name = f"{receiver.name}/{i}"
+        name = f"{receiver.name}/{number}"
         unbiased = dataclasses.replace(node, name=name, bias=None)
         nodes.append(unbiased)
     receiver = dataclasses.replace(
@@ -89,8 +94,21 @@ class _TwoMaps(Exception):
 
 
 def _maps(node: Node, nodes: dict[str, Node], receiver: Receiver) -> list[Affine]:
-    """Maps with weights whose sum is the node's output; their sources have none."""
+    """Maps with weights whose outputs sum to that of a node.
+
+    Each of them reads senders, pools and flattened images alone, and no other map with
+    weights.
+
+    Args:
+        node: a source of the receiver, or of a map with weights.
+        nodes: all nodes of the network by name.
+        receiver: the population or output at the end.
+
+    Raises:
+        _TwoMaps: two maps with weights cannot be made one.
+    """
     if not isinstance(node, Affine):
+        # Spikes that arrive without weights get a weight of 1.
         _check_sums(node, nodes)
         scale = Scale(
             node.name,
@@ -106,7 +124,7 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Receiver) -> list[Affine
             affine_sources.append(source)
             continue
         _check_sums(nodes[source], nodes)
-        # x has a unit of its own, so that its weights cannot be those of spikes.
+        # x and spikes have separate copies of the map.
         if _reads_x(nodes[source], nodes):
             x_sources.append(source)
         else:
@@ -115,7 +133,8 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Receiver) -> list[Affine
     for sources in (x_sources, spike_sources):
         if sources:
             maps.append(dataclasses.replace(node, sources=tuple(sources)))
-            node = dataclasses.replace(node, bias=None)  # the first map has it
+            # The bias is added once, by the first copy of the map.
+            node = dataclasses.replace(node, bias=None)
     for source in affine_sources:
         for previous in _maps(nodes[source], nodes, receiver):
             # This product may grow: there is no other way to hold both maps.
@@ -138,7 +157,7 @@ def _reads_x(node: Node, nodes: dict[str, Node]) -> bool:
 
 
 def _check_sums(node: Node, nodes: dict[str, Node]) -> None:
-    """Raise if a pool or a flatten reads a map with weights."""
+    """Raise `_TwoMaps` if a pool or a flatten reads a map with weights."""
     if not isinstance(node, SumPool | Flatten):
         return
     for source in node.sources:

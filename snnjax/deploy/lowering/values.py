@@ -6,6 +6,9 @@ s_i is an element of x or the level of a spike, a whole number: the threshold of
 neuron that sent it is a factor of w. A node reads the sum of the outputs of its
 sources, each a vector [N] or an image [C, H, W]. Arrays are NumPy's, in double
 precision, and broadcast to that shape.
+
+Senders are the input and the populations, receivers the populations and the outputs.
+What lies on the way from one to the other are maps, which are linear.
 """
 
 import math
@@ -26,12 +29,14 @@ from snnjax.codes import Code, rate
 Shape = tuple[int, ...]  # a number for each axis
 Zeros = tuple[int, int]  # how many zeros lie before and behind an axis
 STATIC = {"static": True}  # marks fields that are structure, no arrays
-_NO_SHIFT = 30  # the shift of a neuron that does not leak, beside neurons that do
+# n of a neuron that does not leak, of a population with neurons that do. No leak that
+# float32 holds needs a shift so large.
+_NO_SHIFT = 30
 
 
 @dataclass(frozen=True)
 class Leak:
-    """How a chip rounds what a leak leaves of a potential v.
+    """How a chip multiplies a potential v by a leak, in whole numbers.
 
         "factor"   v <- sign(v) floor(|v| n / 2^bits)    n = round(leak 2^bits)
         "shift"    v <- v - floor(v / 2^n)               n = round(-log2(1 - leak)) >= 1
@@ -59,7 +64,7 @@ class Leak:
         Range(0, 8, whole=True).check("fraction", self.fraction)
 
     def whole(self, leak: np.ndarray) -> np.ndarray:
-        """n of each neuron."""
+        """n, int64, for leaks in (0, 1] of any shape."""
         if self.form == "factor":
             largest = 2**self.bits
             n = np.clip(leak * largest, 1, largest)
@@ -70,24 +75,28 @@ class Leak:
         return np.rint(n).astype(np.int64)
 
     def rounded(self, leak: np.ndarray) -> np.ndarray:
-        """The leak that n of each neuron stands for."""
+        """The leaks with which the chip computes in place of these, of any shape."""
         n = self.whole(leak)
         if self.form == "factor":
             return n / 2**self.bits
         return 1 - 2.0**-n
 
     def left(self, v: jax.Array, n: Any) -> jax.Array:
-        """What is left of whole potentials, int32."""
+        """What the leak leaves of potentials.
+
+        Args:
+            v: int32, whole potentials of at most 30 bits.
+            n: int32, from `whole`, of a shape that broadcasts to v.
+        """
         if self.form == "shift":
             lost = jnp.where(n < _NO_SHIFT, v >> n, 0)
             return v - lost
-        # |v| n may need more than 32 bits. The products with the high and with the low
-        # bits of |v| do not.
+        # |v| n may need more than 32 bits. So |v| = high 2^bits + low, and
+        # floor(|v| n / 2^bits) = high n + floor(low n / 2^bits).
         size = abs(v)
-        low_bits = size & ((1 << self.bits) - 1)
-        high_product = (size >> self.bits) * n
-        low_product = (low_bits * n) >> self.bits
-        return jnp.sign(v) * (high_product + low_product)
+        high = size >> self.bits
+        low = size & ((1 << self.bits) - 1)
+        return jnp.sign(v) * (high * n + ((low * n) >> self.bits))
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ class Arithmetic:
 
     @property
     def largest_input(self) -> int:
-        """2^(bits - 1) - 1, the largest whole number of x."""
+        """2^(bits - 1) - 1, the largest whole number that an element of x may be."""
         return 2 ** (self.input_bits - 1) - 1
 
 
@@ -142,11 +151,12 @@ class Node:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Input(Node):
-    """Where x enters, with its shape: [C, H, W] of an image [H, W, C].
+    """Where x enters.
 
     Attributes:
-        unit: what a whole number n stands for: x is about unit n. None: x is not
-            rounded.
+        shape: of one example, [N] or [C, H, W].
+        unit: the step of the grid to which x is rounded: a whole number n of the layers
+            stands for ``unit * n`` of x. None: x is not rounded.
     """
 
     shape: Shape = field(metadata=STATIC)
@@ -159,13 +169,13 @@ class Population(Node):
     """The neurons of a site, which send whole numbers.
 
     Attributes:
-        shape: of its neurons.
-        model: of each neuron, with levels and reset.
+        shape: of its neurons, [N] or [C, H, W].
+        model: the neuron model of all of them, IF or LIF, with levels and reset.
         threshold, initial_potential, bias: V_th, v(0) and b; each a scalar, [C, 1, 1],
             or a number for every neuron.
-        leak: factor on v before integration; None for IF.
-        recurrent: the map of what these neurons sent in the step before; None: they
-            are not recurrent.
+        leak: factor on v before integration, of such a shape; None for IF.
+        recurrent: the map from the spikes of these neurons to their own currents in the
+            next step; None: they are not recurrent.
     """
 
     shape: Shape = field(metadata=STATIC)
@@ -185,10 +195,10 @@ class Population(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Output(Node):
-    """Where a result leaves: ``unit`` times the sum of what arrives and of a bias b.
+    """Where a result leaves: ``unit`` times the sum of its sources and of a bias b.
 
     Attributes:
-        shape: of the result.
+        shape: of the result, [N] or [C, H, W].
         bias: b; a scalar, [C, 1, 1], or a number for every element.
         unit: what a whole number stands for, of the shape of a bias; None: 1.
     """
@@ -206,7 +216,7 @@ class Convolution(Node):
     Attributes:
         weight: [O, I / groups, rows, columns]; a depthwise convolution has as many
             groups as channels.
-        bias: [O].
+        bias: [O], or None for 0.
         size: rows and columns of its input.
         stride, dilation: along rows and columns.
         padding: zeros around the image, ((top, bottom), (left, right)).
@@ -225,7 +235,7 @@ class Convolution(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Dense(Node):
-    """weight @ x + bias, x a vector [N], weight [M, N]."""
+    """weight @ x + bias, x a vector [N], weight [M, N], bias [M] or None for 0."""
 
     weight: np.ndarray
     bias: np.ndarray | None
@@ -234,7 +244,13 @@ class Dense(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Scale(Node):
-    """weight * x + bias, element by element; ``bias`` is [C] or [N]."""
+    """weight * x + bias, element by element.
+
+    Attributes:
+        weight: a scalar, [C, 1, 1], or a number for every element.
+        bias: [C] or [N], or None for 0.
+        shape: of x, [N] or [C, H, W].
+    """
 
     weight: np.ndarray
     bias: np.ndarray | None
@@ -244,10 +260,13 @@ class Scale(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class SumPool(Node):
-    """Sums over windows of rows and columns.
+    """Sums over windows of an image.
 
-    ``padding`` counts the zeros on both sides of each axis. Sums with unequal padding
-    are a `Convolution` of ones.
+    Attributes:
+        window: rows and columns of a window.
+        stride: along rows and columns.
+        padding: zeros on either side of the rows, and on either side of the columns.
+            Sums with unequal padding are a `Convolution` of ones.
     """
 
     window: Shape = field(metadata=STATIC)
@@ -258,7 +277,7 @@ class SumPool(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Flatten(Node):
-    """An array of this shape becomes a vector."""
+    """An image of ``shape``, [C, H, W], becomes a vector."""
 
     shape: Shape = field(metadata=STATIC)
 
@@ -289,15 +308,16 @@ class Connection(NamedTuple):
 
     @property
     def fan_in(self) -> int:
-        """How many elements of the sender one of the receiver reads, at most."""
-        total = 1
+        """How many elements of the sender a neuron of the receiver reads, at most."""
+        count = 1
+        # Each element that a neuron reads from a map reads so many from the one before.
         for node in self.maps:
             match node:
                 case Convolution(weight=weight) | Dense(weight=weight):
-                    total *= math.prod(weight.shape[1:])
+                    count *= math.prod(weight.shape[1:])
                 case SumPool(window=window):
-                    total *= math.prod(window)
-        return total
+                    count *= math.prod(window)
+        return count
 
     def __str__(self) -> str:
         if self.is_recurrent:
@@ -333,7 +353,11 @@ class Layers:
 
     @property
     def potential_unit(self) -> float:
-        """T w_T: what one unit of a whole potential stands for; 1 with rate coding."""
+        """T w_T: what 1 stands for in a potential of whole numbers.
+
+        This is the size of a spike at the last step, see `Code.sizes`; 1 with rate
+        coding, or without steps.
+        """
         if not self.steps:
             return 1.0
         sizes = self.code.sizes(self.steps)
@@ -341,10 +365,13 @@ class Layers:
 
     @property
     def bias_unit(self) -> float:
-        """What one unit of a whole bias stands for: w_T if it arrives once, or 1."""
+        """What 1 stands for in a bias of whole numbers.
+
+        A bias arrives in n equal shares, each in units of w_T: the unit is n w_T. This
+        is w_T if it arrives once, and 1 with rate coding, or without steps.
+        """
         if not self.steps:
             return 1.0
-        # A share of a bias arrives in units of w_T, that of the last spike.
         share = 1 / self.code.constant_steps(self.steps)
         return self.code.finest(self.steps) / share
 
@@ -372,12 +399,12 @@ class Layers:
         nodes = {node.name: node for node in self.nodes}
         connections = []
         for receiver in self.receivers:
+            name = receiver.name
             for source in receiver.sources:
-                for sender, maps in _ways_to(source, nodes):
-                    connections.append(Connection(sender, receiver.name, maps))
+                for sender, maps in _senders_and_maps(source, nodes):
+                    connections.append(Connection(sender, name, maps))
             for recurrent in maps_to_itself(receiver):
-                connection = Connection(receiver.name, receiver.name, (recurrent,))
-                connections.append(connection)
+                connections.append(Connection(name, name, (recurrent,)))
         return tuple(connections)
 
     @property
@@ -402,11 +429,11 @@ class Layers:
         rows: list[tuple[str, ...]] = [head]
         connections = self.connections
         for receiver in self.receivers:
-            ways = [way for way in connections if way.receiver == receiver.name]
-            # A map that lies on several ways has its weights once.
+            incoming = [way for way in connections if way.receiver == receiver.name]
+            # A map that several connections share has its weights once.
             sizes = {}
-            for way in ways:
-                for node in way.maps:
+            for connection in incoming:
+                for node in connection.maps:
                     if isinstance(node, Affine):
                         sizes[node.name] = node.weight.size
             threshold = None
@@ -415,20 +442,28 @@ class Layers:
             row = (
                 receiver.name,
                 "x".join(map(str, receiver.shape)),
-                str(sum(way.fan_in for way in ways)),
+                str(sum(connection.fan_in for connection in incoming)),
                 str(sum(sizes.values())),
                 numbers(threshold),
                 numbers(receiver.bias),
-                " + ".join(map(str, ways)),
+                " + ".join(map(str, incoming)),
             )
             rows.append(row)
         return Table(rows)
 
 
-def _ways_to(name: str, nodes: Mapping[str, Node]) -> list[tuple[str, tuple[Map, ...]]]:
-    """The senders of what arrives at a node, and the maps on the way from each.
+def _senders_and_maps(
+    name: str, nodes: Mapping[str, Node]
+) -> list[tuple[str, tuple[Map, ...]]]:
+    """All ways on which something reaches the output of a node.
 
-    A node that reads a sum of several nodes has as many ways.
+    Args:
+        name: of the node.
+        nodes: all nodes of the network by name.
+
+    Returns:
+        For each way the name of its sender and the maps from there, the node last if
+        it is a map itself. A map that reads several nodes lies on as many ways.
     """
     node = nodes[name]
     if isinstance(node, Input | Population):
@@ -436,34 +471,37 @@ def _ways_to(name: str, nodes: Mapping[str, Node]) -> list[tuple[str, tuple[Map,
     assert isinstance(node, Map)
     ways = []
     for source in node.sources:
-        for sender, maps in _ways_to(source, nodes):
+        for sender, maps in _senders_and_maps(source, nodes):
             ways.append((sender, (*maps, node)))
     return ways
 
 
 def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> None:
-    """Raise unless these are layers: of ``kind`` numbers, or None: of any numbers."""
-    sources = {
-        "float": "float layers from snnjax.deploy.layers(fn, snn, x)",
-        "whole": "whole numbers from snnjax.deploy.quantize(layers, images)",
-    }
+    """Raise unless this is a `Layers` with numbers of this kind; None: of any kind."""
+    float_layers = "float layers from snnjax.deploy.layers(fn, snn, x)"
+    whole_layers = "whole numbers from snnjax.deploy.quantize(layers, images)"
     if isinstance(layers, Layers):
-        number_kind = "float" if layers.arithmetic is None else "whole"
-        if kind is None or kind == number_kind:
+        layers_kind = "float" if layers.arithmetic is None else "whole"
+        if kind in (None, layers_kind):
             return
-        problem = f"of {number_kind} numbers"
+        problem = f"of {layers_kind} numbers"
     else:
         problem = f"a {type(layers).__name__}"
-    allowed = ", or ".join(sources.values()) if kind is None else sources[kind]
+    if kind == "float":
+        allowed = float_layers
+    elif kind == "whole":
+        allowed = whole_layers
+    else:
+        allowed = f"{float_layers}, or {whole_layers}"
     raise ValueError(f"layers is {problem}; allowed: {allowed}")
 
 
 def needed_nodes(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """The input and the nodes on which an output depends, in order of execution."""
     needed_names = set()
+    # From the last node on, since a node only reads earlier ones.
     for node in reversed(nodes):
-        is_end = isinstance(node, Input | Output)
-        if is_end or node.name in needed_names:
+        if isinstance(node, Input | Output) or node.name in needed_names:
             needed_names.add(node.name)
             needed_names.update(node.sources)
     return tuple(node for node in nodes if node.name in needed_names)

@@ -1,9 +1,12 @@
 """Matrices, convolutions and pools, with the scales of their inputs in the weights.
 
 A convolution reads exactly the windows of the function, so that its weights are those
-that a chip stores. NIR and some chips have square kernels and equal padding on both
-sides of an image alone. `with_equal_padding` makes such a kernel by zeros among the
-weights: f rows of zeros before a kernel and f more rows of padding cancel.
+that a chip stores. NIR and some chips only have square kernels, and equal padding on
+both sides of an image. `with_equal_padding` makes such a kernel by zeros among the
+weights: f rows of zeros in front of a kernel and f more rows of padding cancel.
+
+A tap is a weight's row or column in a kernel. The taps of a dilated kernel lie
+``dilation`` apart, and its extent counts the elements from the first to the last tap.
 """
 
 import dataclasses
@@ -17,27 +20,33 @@ from snnjax.deploy.lowering.values import Convolution, Dense, SumPool, Zeros
 
 
 class Window(NamedTuple):
-    """One axis of a convolution or a pool, whose result i reads from x[stride i - low].
+    """The windows of a convolution or a pool along one axis, rows or columns.
+
+    Result i reads the elements of x from number ``stride i - low`` on, ``extent`` of
+    them.
 
     Attributes:
-        size: of x.
-        results: how many elements the result has.
-        low: zeros before x; negative: elements that are skipped.
-        reach: size of the kernel with its dilation.
-        stride: from one result to the next.
+        size: number of elements of x.
+        results: number of elements of the result.
+        low: zeros before x; if negative, so many elements of x are skipped.
+        extent: elements from the first to the last tap.
+        stride: elements from one window to the next.
     """
 
     size: int
     results: int
     low: int
-    reach: int
+    extent: int
     stride: int
 
     def fits(self, width: int, front: int) -> bool:
-        """Whether a kernel of this width, ``front`` zeros before it, reads the same.
+        """Whether a kernel with zeros at its ends reads the same with equal padding.
 
-        Both sides have equal padding, and the number of results follows from that.
+        Args:
+            width: extent of that kernel, with its zeros.
+            front: zeros in front of its first tap.
         """
+        # Zeros in front of a kernel move it forward, and as much padding back.
         padding = self.low + front
         padded_size = self.size + 2 * padding
         results = (padded_size - width) // self.stride + 1
@@ -46,32 +55,40 @@ class Window(NamedTuple):
     @property
     def padding(self) -> Zeros:
         """Zeros before and behind x; negative: elements that no window reads."""
-        if self.fits(self.reach, front=0):
+        if self.fits(self.extent, front=0):
             return self.low, self.low
-        last = (self.results - 1) * self.stride + self.reach
-        high = last - self.size - self.low
-        # So few elements behind the last window do not make another one.
+        padded_size = (self.results - 1) * self.stride + self.extent
+        high = padded_size - self.size - self.low
+        # Elements behind the last window that are too few for another one may stay.
         if -self.stride < high < 0:
             high = 0
         return self.low, high
 
 
 def pixel_windows(image_size: Sequence[int]) -> list[Window]:
-    """The windows of a 1x1 kernel, which reads one pixel of an image."""
+    """The windows of a 1x1 kernel along the axes of an image of this size."""
     windows = []
     for size in image_size:
-        windows.append(Window(size=size, results=size, low=0, reach=1, stride=1))
+        windows.append(Window(size=size, results=size, low=0, extent=1, stride=1))
     return windows
 
 
 def dense(
-    builder: Builder, total: Sum, weight: np.ndarray, path: str
+    builder: Builder, operand: Sum, weight: np.ndarray, path: str
 ) -> tuple[Term, ...]:
-    """Terms of ``weight @ variable``, weight [M, N] in the order of the variable."""
-    weight = weight[:, total.order.ravel()]
-    shape = total.order.shape
+    """Add the nodes of ``weight @ operand`` and return them as terms of the product.
+
+    Args:
+        builder: gets a node for each scale among the terms of the operand.
+        operand: a vector or an image, which is flattened.
+        weight: [M, N], whose columns have the order of the flat variable.
+        path: of the new nodes.
+    """
+    # The columns in the order of the nodes.
+    weight = weight[:, operand.order.ravel()]
+    shape = operand.order.shape
     terms = []
-    for names, scale in builder.groups(total, path):
+    for names, scale in builder.groups(operand, path):
         if len(shape) > 1:
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
@@ -85,19 +102,20 @@ def dense(
     return tuple(terms)
 
 
-def vectorize(builder: Builder, total: Sum, path: str) -> Sum:
-    """The variable as vectors in its own order."""
-    size = total.order.size
+def vectorize(builder: Builder, operand: Sum, path: str) -> Sum:
+    """The variable as a sum of vectors [N] in the order of the flat variable."""
+    size = operand.order.size
     flat_order = np.arange(size)
-    if total.order.ndim == 1 and np.array_equal(total.order, flat_order):
-        return total
-    terms = dense(builder, total, np.eye(size), path)
+    if operand.order.ndim == 1 and np.array_equal(operand.order, flat_order):
+        return operand
+    # An identity matrix reorders the elements. It is multiplied into what follows.
+    terms = dense(builder, operand, np.eye(size), path)
     return Sum(terms, flat_order)
 
 
 def conv(
     builder: Builder,
-    total: Sum,
+    operand: Sum,
     weight: np.ndarray,
     windows: Sequence[Window],
     path: str,
@@ -105,13 +123,23 @@ def conv(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> tuple[Term, ...]:
-    """Terms of a convolution with weights [O, I / groups, rows, columns]."""
+    """Add the nodes of a convolution and return them as terms of its result.
+
+    Args:
+        builder: gets a node for each scale among the terms of the operand.
+        operand: an image.
+        weight: [O, I / groups, rows, columns].
+        windows: along rows and along columns.
+        path: of the new nodes.
+        dilation: elements from tap to tap, along rows and columns.
+        groups: of channels.
+    """
     padding = np.array([window.padding for window in windows])  # [axes, sides]
     if padding.min() < 0:
         # No layer skips elements. Zeros among the weights read them instead.
         zeros = np.maximum(-padding, 0)
-        reaches = [window.reach for window in windows]
-        widths = reaches + zeros.sum(axis=1)
+        extents = [window.extent for window in windows]
+        widths = extents + zeros.sum(axis=1)
         weight = _widened(
             weight,
             dilation,
@@ -121,14 +149,14 @@ def conv(
         dilation = (1, 1)
         padding = np.maximum(padding, 0)
     (top, bottom), (left, right) = padding.tolist()
-    channels = total.order.shape[0]
-    group_outputs = len(weight) // groups
+    channels = operand.order.shape[0]
+    outputs_per_group = len(weight) // groups
     terms = []
-    for names, scale in builder.groups(total, path):
+    for names, scale in builder.groups(operand, path):
         # Each output channel reads the scales of the input channels of its group.
         scale = np.broadcast_to(scale.ravel(), channels)
-        group_scales = scale.reshape(groups, -1)
-        output_scales = group_scales.repeat(group_outputs, axis=0)
+        group_scales = scale.reshape(groups, -1)  # [groups, I / groups]
+        output_scales = group_scales.repeat(outputs_per_group, axis=0)  # [O, ...]
         node = Convolution(
             path or "conv",
             sources=tuple(names),
@@ -145,21 +173,30 @@ def conv(
 
 
 def pool(
-    builder: Builder, total: Sum, windows: Sequence[Window], path: str
+    builder: Builder, operand: Sum, windows: Sequence[Window], path: str
 ) -> tuple[Term, ...]:
-    """Terms of the sum over windows of rows and columns."""
+    """Add the nodes that sum over windows and return them as terms of the result.
+
+    Args:
+        builder: gets a node for each scale among the terms of the operand.
+        operand: an image.
+        windows: along rows and along columns.
+        path: below which the new nodes are named.
+    """
     path = join(path, "pool")
-    if not all(window.fits(window.reach, front=0) for window in windows):
-        # A pool has equal padding on both sides, and a convolution need not.
-        channels = total.order.shape[0]
-        ones = np.ones((channels, 1, *(window.reach for window in windows)))
-        return conv(builder, total, ones, windows, path, groups=channels)
+    extents = tuple(window.extent for window in windows)
+    if not all(window.fits(window.extent, front=0) for window in windows):
+        # A pool has equal padding on both sides. A depthwise convolution of ones, which
+        # sums as well, need not.
+        channels = operand.order.shape[0]
+        ones = np.ones((channels, 1, *extents))
+        return conv(builder, operand, ones, windows, path, groups=channels)
     terms = []
-    for names, scale in builder.groups(total, path):
+    for names, scale in builder.groups(operand, path):
         node = SumPool(
             path,
             tuple(names),
-            window=tuple(window.reach for window in windows),
+            window=extents,
             stride=tuple(window.stride for window in windows),
             padding=tuple(window.low for window in windows),
         )
@@ -171,7 +208,7 @@ def pool(
 
 
 def axis_windows(node: Convolution) -> list[Window]:
-    """What a convolution reads along rows and along columns.
+    """The windows of a convolution along rows and along columns.
 
     Raises:
         ValueError: the size of its input is not known.
@@ -182,21 +219,17 @@ def axis_windows(node: Convolution) -> list[Window]:
             "and columns, as input_shape of a Conv2d in NIR"
         )
     windows = []
-    for size, taps, stride, dilation, (low, high) in zip(
-        node.size,
-        node.weight.shape[2:],
-        node.stride,
-        node.dilation,
-        node.padding,
-        strict=True,
-    ):
-        reach = (taps - 1) * dilation + 1
+    for i in range(2):  # rows, then columns
+        taps = node.weight.shape[2 + i]
+        extent = (taps - 1) * node.dilation[i] + 1
+        low, high = node.padding[i]
+        padded_size = node.size[i] + low + high
         window = Window(
-            size=size,
-            results=(size + low + high - reach) // stride + 1,
+            size=node.size[i],
+            results=(padded_size - extent) // node.stride[i] + 1,
             low=low,
-            reach=reach,
-            stride=stride,
+            extent=extent,
+            stride=node.stride[i],
         )
         windows.append(window)
     return windows
@@ -214,7 +247,8 @@ def with_equal_padding(node: Convolution) -> Convolution:
     for window, front in zip(windows, fronts, strict=True):
         zeros = window.low + front
         padding.append((zeros, zeros))
-    if all(window.reach == width for window in windows):
+    # A kernel that is square already keeps its dilation.
+    if all(window.extent == width for window in windows):
         return dataclasses.replace(node, padding=tuple(padding))
     return dataclasses.replace(
         node,
@@ -225,10 +259,18 @@ def with_equal_padding(node: Convolution) -> Convolution:
 
 
 def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
-    """The smallest square kernel for both axes: its width, and the zeros before it."""
-    smallest = max(window.reach for window in windows)
-    # A zero more in front of a kernel and one more behind it change nothing. So the two
-    # axes soon have a width in common, if they ever do.
+    """The smallest square kernel for the windows along rows and along columns.
+
+    Returns:
+        Its width, and for each axis the zeros in front of its first tap.
+
+    Raises:
+        NoLayer: no kernel with equal padding reads both.
+    """
+    smallest = max(window.extent for window in windows)
+    # A zero more in front of a kernel and one more behind it change nothing: a width
+    # that fits an axis fits it again two elements later. So the axes have a width in
+    # common up to this one, which is beyond every size and padding, or never.
     largest = smallest + 2 * np.abs(windows).max() + 1
     for width in range(smallest, largest + 1):
         fronts = []
@@ -247,12 +289,12 @@ def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
 def without_zero_borders(node: Convolution) -> Convolution:
     """The same convolution without rows and columns of zeros that pad its kernel.
 
-    This is the way back from `with_equal_padding`.
+    This is the way back from `with_equal_padding`, whose kernels have no dilation.
     """
     if node.dilation != (1, 1) or not node.weight.any():
         return node
-    row_is_used = node.weight.any(axis=(0, 1, 3))
-    column_is_used = node.weight.any(axis=(0, 1, 2))
+    row_is_used = node.weight.any(axis=(0, 1, 3))  # [rows of the kernel]
+    column_is_used = node.weight.any(axis=(0, 1, 2))  # [columns of the kernel]
     row_padding, column_padding = node.padding
     rows, row_padding = _used_taps(row_is_used, row_padding)
     columns, column_padding = _used_taps(column_is_used, column_padding)
@@ -264,24 +306,27 @@ def without_zero_borders(node: Convolution) -> Convolution:
 
 
 def _used_taps(is_used: np.ndarray, padding: Zeros) -> tuple[slice, Zeros]:
-    """The taps of a kernel without zeros at its ends, and their padding.
+    """A kernel's taps along one axis without zeros at its ends, and their padding.
 
-    A zero of the kernel disappears together with a zero of the padding.
+    A zero at an end of the kernel goes together with a zero of the padding there.
+
+    Args:
+        is_used: for each tap, whether one of its weights is not 0.
+        padding: zeros before and behind the image.
     """
     low, high = padding
-    taps = np.flatnonzero(is_used).tolist()
-    first_tap = taps[0]
-    last_tap = taps[-1]
-    zeros_behind = len(is_used) - 1 - last_tap
-    front = min(first_tap, low)
+    used_taps = np.flatnonzero(is_used).tolist()
+    zeros_in_front = used_taps[0]
+    zeros_behind = len(is_used) - 1 - used_taps[-1]
+    front = min(zeros_in_front, low)
     back = min(zeros_behind, high)
-    kept = slice(front, len(is_used) - back)
-    return kept, (low - front, high - back)
+    taps = slice(front, len(is_used) - back)
+    return taps, (low - front, high - back)
 
 
 def _fitting_front(window: Window, width: int) -> int | None:
-    """The fewest zeros before a kernel of this width that reads the window."""
-    for front in range(width - window.reach + 1):
+    """The fewest zeros in front of a kernel of this width that reads these windows."""
+    for front in range(width - window.extent + 1):
         if window.fits(width, front):
             return front
     return None
@@ -293,12 +338,19 @@ def _widened(
     fronts: Sequence[int],
     widths: Sequence[int],
 ) -> np.ndarray:
-    """A kernel in a wider one without dilation, with ``fronts`` zeros before it."""
+    """A kernel within a wider one without dilation, zeros everywhere else.
+
+    Args:
+        weight: [O, I / groups, rows, columns].
+        dilation: elements from tap to tap, along rows and columns.
+        fronts: zeros in front of the first tap, along rows and columns.
+        widths: rows and columns of the wider kernel.
+    """
     wide = np.zeros((*weight.shape[:2], *widths))
-    # The taps of a dilated kernel lie ``step`` apart in the wider one.
-    rows, columns = (
-        slice(front, front + (taps - 1) * step + 1, step)
-        for front, taps, step in zip(fronts, weight.shape[2:], dilation, strict=True)
-    )
-    wide[:, :, rows, columns] = weight
+    row_step, column_step = dilation
+    first_row, first_column = fronts
+    row_taps, column_taps = weight.shape[2:]
+    rows = first_row + row_step * np.arange(row_taps)
+    columns = first_column + column_step * np.arange(column_taps)
+    wide[:, :, rows[:, None], columns] = weight
     return wide
