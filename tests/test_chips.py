@@ -399,10 +399,25 @@ def test_sizes_are_those_of_the_maps():
     flatten = deploy.Flatten("flatten", ("pool",), (4, 6, 6))
     dense = deploy.Dense("dense", ("flatten",), ones(5, 144), None)
     way = Connection("input", "last", (conv_node, pool, flatten, dense))
-    one, other = geometry.kernels(way, (2, 12, 12), dense_as_kernel=True)
-    assert one == (2, (5, 5), (1, 1), ALIKE_2, (12, 12), ("SAME",))
-    assert other == (4, (6, 6), (1, 1), NO_ZEROS, (6, 6), ("VALID",))
-    assert geometry.kernels(way, (2, 12, 12)) == [one]
+    convolution_kernel = geometry.Kernel(
+        channels=2,
+        size=(5, 5),  # 3x3 with gaps
+        image=(12, 12),
+        stride=(1, 1),
+        padding=ALIKE_2,
+        modes=("SAME",),
+    )
+    dense_kernel = geometry.Kernel(
+        channels=4,
+        size=(6, 6),
+        image=(6, 6),
+        stride=(1, 1),
+        padding=NO_ZEROS,
+        modes=("VALID",),
+    )
+    kernels = geometry.kernels(way, (2, 12, 12), dense_as_kernel=True)
+    assert kernels == [convolution_kernel, dense_kernel]
+    assert geometry.kernels(way, (2, 12, 12)) == [convolution_kernel]
     padded = dataclasses.replace(pool, padding=(1, 1))
     way = Connection("input", "last", (padded, flatten, dense))
     (whole,) = geometry.kernels(way, (4, 12, 12), dense_as_kernel=True)

@@ -1,8 +1,7 @@
-"""Akida 1.0 (AKD1000): graded activations in one step.
+"""The profile of Akida 1.0 (AKD1000), which computes graded activations in one step.
 
-With b bits and whole numbers, y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))), 0,
-2^b - 1) is a neuron at T = 1 with levels (0, 2^b - 1), Delta = V 2^(b-4) and
-theta = V - b_j - v(0) - 1. Layers that read x have other limits than deeper ones.
+Layers that read x have other limits than deeper ones. Sources: BrainChip's
+documentation and its simulator.
 """
 
 import sys
@@ -23,7 +22,7 @@ from snnjax.deploy.chips.rules import (
 
 @dataclass(frozen=True)
 class PaddingModes(Rule):
-    """Convolutions have one of these paddings: "SAME" or "VALID"."""
+    """Convolutions have one of the paddings ``modes``: "SAME" or "VALID"."""
 
     name: str = "padding_modes"
     modes: tuple[str, ...] = ()
@@ -41,8 +40,11 @@ class PaddingModes(Rule):
 def akida1() -> Chip:
     """Akida 1.0 (AKD1000): graded activations in one step.
 
-    With b bits and whole numbers, y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))),
-    0, 2^b - 1) is a neuron at T = 1 with levels (0, 2^b - 1), Delta = V 2^(b-4) and
+    With activations of b bits, its layers compute in whole numbers
+
+        y = clip(ceil((sum w x - theta) / (Delta 2^(4-b))), 0, 2^b - 1).
+
+    That is a neuron at T = 1 with levels (0, 2^b - 1), if Delta = V 2^(b-4) and
     theta = V - b_j - v(0) - 1. V is the threshold, b_j the bias of channel j and
     v(0) the initial potential.
 
@@ -51,7 +53,7 @@ def akida1() -> Chip:
     """
     documentation = "brainchip-inc.github.io/akida_examples_"
     constraints = documentation + "2.4.0-doc-1/user_guide/1.0_hw_constraints.html"
-    rules_of_all = (
+    common_rules = (
         Limit("groups", (1,)),
         SumPools(whole_images=range(1, 33)),
         Limit("dense_inputs", 57334),
@@ -67,7 +69,7 @@ def akida1() -> Chip:
                     Limit("kernels", (1, 3, 5, 7)),
                     Limit("strides", (1, 2)),
                     PaddingModes(modes=("SAME",)),
-                    *rules_of_all,
+                    *common_rules,
                 ),
             ),
             documentation + "2.3.0-doc-1/user_guide/hw_constraints.html": dict(
@@ -92,7 +94,7 @@ def akida1() -> Chip:
         Limit("input_channels", (1, 3)),
         Limit("input_rows", range(5, sys.maxsize)),
         Limit("input_columns", range(5, 257)),
-        *rules_of_all,
+        *common_rules,
     )
     input_source = (constraints, "input_channels input_rows input_columns")
     first = replace(

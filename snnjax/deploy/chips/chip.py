@@ -1,10 +1,11 @@
 """`Chip`: a chip as its numbers and a tuple of rules, each with its source.
 
-None means that no source states a number. A report then compares nothing and says
-"not stated". We measured none of it on a chip.
+A property that is None is stated by no source: a report compares nothing and says
+"not stated". We measured none of these properties on a chip.
 """
 
 import dataclasses
+import operator
 import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -35,16 +36,18 @@ class Chip:
     is one of your own. None: not stated.
 
     Attributes:
-        weight_bits: widths that a weight may have, its sign included.
-        state_bits, threshold_bits, bias_bits: of a potential, a threshold and a bias,
-            signed, in units of a weight.
+        name: what reports and messages call the chip.
+        weight_bits: numbers of bits that a weight may have, its sign included.
+        state_bits, threshold_bits, bias_bits: number of bits of a potential, a
+            threshold and a bias, with the sign, in units of a weight.
         overflow: what happens to a potential outside of its bits.
-        scale: what shares a scale of weights, see `snnjax.deploy.quantize`.
-        thresholds, biases, initial_potentials: what has a number of its own: a
-            "layer", a "channel" or a "neuron".
-        resets: of its neurons.
+        scale: which weights have one scale, see `snnjax.deploy.quantize`.
+        thresholds, biases, initial_potentials: whether each "layer", each "channel" or
+            each "neuron" has a threshold, a bias and a v(0) of its own.
+        resets: resets that its neurons can have: "subtract" and "zero".
         levels: pairs (low, high) that a neuron may send in a step; high None: any.
-        lowest: of a potential: "any" bound that is set, or that of its "register".
+        lowest: lower bound of a potential: "any" that is set, or the least number of
+            its "register".
         leak: a `Leak`, its rule; "factor", by a rule that is not stated; "constant",
             v - c, which is a bias.
         synapse: "instant", or "exponential" if currents decay over steps.
@@ -53,13 +56,14 @@ class Chip:
         programmable: what users can write: "neurons" of their own, which run any code;
             or "thresholds" before each step, as a code other than rate coding and a
             wait need.
-        one_step: it computes T = 1 alone, graded activations without time.
-        joules: of a synaptic operation, and of the update of a neuron at a step.
+        one_step: whether it computes T = 1 alone, graded activations without time.
+        joules: energy of a synaptic operation, and of an update of a neuron at a step.
         rules: what else it can run, see `Rule`, e.g. ``Limit("kernels", (1, 3))``. Of
             several rules with one name the last one counts.
         first: the profile for layers that read x, where it differs; `replace` of a
             field does not change it.
-        sources: pairs of a source and the fields and rules that it states.
+        sources: pairs of a source, and the names of the fields and rules that it
+            states, with spaces between them.
 
     >>> import dataclasses, snnjax
     >>> speck = snnjax.deploy.speck()
@@ -96,11 +100,12 @@ class Chip:
     sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        # Of several rules with one name the last one counts.
         by_name = {rule.name: rule for rule in self.rules}
         object.__setattr__(self, "rules", tuple(by_name.values()))
 
     def source(self, field: str) -> str | None:
-        """The source of a field or a rule; None: there is none."""
+        """The source of a field or of the rule with this name; None: there is none."""
         for source, fields in self.sources:
             if field in fields.split():
                 return source
@@ -108,17 +113,16 @@ class Chip:
 
     @property
     def not_stated(self) -> tuple[str, ...]:
-        """Limits that no source states."""
+        """Names of the limits that no source states."""
         return tuple(name for name in _LIMITS if name not in self._properties())
 
     def _properties(self) -> dict[str, Any]:
         """Name -> value of each property that is stated, and of each rule."""
         properties = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            is_property = field.name not in ("name", "rules", "first", "sources")
+        for name, value in vars(self).items():
+            is_property = name not in ("name", "rules", "first", "sources")
             if is_property and value is not None:
-                properties[field.name] = value
+                properties[name] = value
         for rule in self.rules:
             properties[rule.name] = rule
         return properties
@@ -126,11 +130,20 @@ class Chip:
     def defaults(
         self, steps: int, code: Code | None, model: Any
     ) -> tuple[Code, Any, Per]:
-        """Code, model, and what has a threshold, for ``snnjax.convert(..., chip=)``.
+        """What ``snnjax.convert(..., chip=)`` takes for this chip.
 
-        What is given stays. Otherwise the code is rate coding, for which no neuron
-        changes from step to step, with the chip's levels whose high one is least. A
-        chip of one step takes the highest, under a code for which biases suffice.
+        By default the code is rate coding, for which no neuron changes from step to
+        step. Neurons have those of the chip's levels whose high one is least. A chip
+        that computes one step alone takes the highest levels instead, and a radix code,
+        for which biases suffice.
+
+        Args:
+            steps: T of the conversion.
+            code, model: those of the call, which stay; None: by default.
+
+        Returns:
+            The code; the neuron model, or None for the default of `snnjax.convert`; and
+            whether each "layer" or each "channel" has a threshold.
 
         Raises:
             ValueError: conversion makes no neurons for this chip, or not at these T.
@@ -143,9 +156,10 @@ class Chip:
         self._check_converts(steps, has_model=model is not None)
         if code is None:
             code = radix() if self.one_step else rate()
-        # Users of a programmable chip can write the neurons that a code asks for.
-        has_own_neurons = self.programmable == "neurons"
-        if model is None and (code.is_streaming() or steps == 1 or not has_own_neurons):
+        # Users of a chip whose neurons can be programmed write those that a code asks
+        # for. Rate coding and a single step ask for none.
+        is_plain = code.is_streaming() or steps == 1
+        if model is None and (is_plain or self.programmable != "neurons"):
             levels = self._levels(code)
             model = IntegrateAndFire(levels=levels, dead_zone=code.dead_zone(levels))
         return code, model, "layer" if self.thresholds == "layer" else "channel"
@@ -161,9 +175,10 @@ class Chip:
                 f"{self.name} filters currents, and conversion needs instant synapses; "
                 "allowed: networks that were trained with such synapses"
             )
-        subtracts = self.resets is None or "subtract" in self.resets
-        may_subtract = subtracts or self.programmable == "neurons"
-        if steps > 1 and not has_model and not may_subtract:
+        # A single step has no reset, and users answer for a model of their own.
+        if steps == 1 or has_model or self.programmable == "neurons":
+            return
+        if self.resets is not None and "subtract" not in self.resets:
             raise ValueError(
                 f"{self.name} resets to zero, and conversion needs the reset by "
                 "subtraction; allowed: steps=1; or no chip=, for several of its "
@@ -171,47 +186,61 @@ class Chip:
             )
 
     def _levels(self, code: Code) -> tuple[int, int]:
-        """The levels of converted neurons: the least, or the most of a single step."""
-        pairs = [(low, high or 1) for low, high in self.levels or (code.levels,)]
+        """The levels (low, high) of converted neurons: with the least high one.
+
+        A chip of one step gets those with the highest.
+        """
+        pairs = []
+        for low, high in self.levels or (code.levels,):
+            # Where any high level is allowed, neurons send single spikes.
+            pairs.append((low, 1 if high is None else high))
+        by_high_level = operator.itemgetter(1)
         if self.one_step:
-            return max(pairs, key=lambda pair: pair[1])
-        return min(pairs, key=lambda pair: pair[1])
+            return max(pairs, key=by_high_level)
+        return min(pairs, key=by_high_level)
 
     def __repr__(self) -> str:
         return f"Chip({self.name!r})"
 
     def _table(self) -> Table:
-        numbers = {source: f"[{n}]" for n, (source, _) in enumerate(self.sources, 1)}
-        properties = self._properties()
+        # None is what `source` returns for a property without one.
+        footnotes: dict[str | None, str] = {}
+        for number, (source, _) in enumerate(self.sources, 1):
+            footnotes[source] = f"[{number}]"
+        lines = [f"{footnote} {source}" for source, footnote in footnotes.items()]
+        not_stated = f"not stated: {', '.join(self.not_stated)}"
+        lines += textwrap.wrap(not_stated, 80, subsequent_indent="  ")
         rows = [("property", "value", "source")]
+        properties = self._properties()
         for name, value in properties.items():
-            rows.append((name, _shown(value), numbers.get(self.source(name) or "", "")))
+            rows.append((name, span(value), footnotes.get(self.source(name), "")))
         if self.first is not None:
             for name, value in self.first._properties().items():
                 if value != properties.get(name):
-                    number = numbers.get(self.first.source(name) or "", "")
-                    rows.append((f"first: {name}", _shown(value), number))
-        notes = [f"{number} {source}" for source, number in numbers.items()]
-        unknown = f"not stated: {', '.join(self.not_stated)}"
-        notes += textwrap.wrap(unknown, 80, subsequent_indent="  ")
-        return Table(rows, above=self.name, below="\n".join(notes))
-
-
-def _shown(value: Any) -> str:
-    """A number or a rule as text."""
-    return span(value) if isinstance(value, tuple | range) else str(value)
+                    footnote = footnotes.get(self.first.source(name), "")
+                    rows.append((f"first: {name}", span(value), footnote))
+        return Table(rows, above=self.name, below="\n".join(lines))
 
 
 def profile(name: str, statements: Mapping[str, Mapping[str, Any]]) -> Chip:
-    """A chip by its sources: source -> the fields that it states, and its "rules"."""
+    """A chip made of what its sources state.
+
+    Args:
+        name: of the chip.
+        statements: source -> the fields of `Chip` that it states; "rules" are the rules
+            of this source alone.
+    """
     fields: dict[str, Any] = {}
     rules: list[Rule] = []
     sources = []
     for source, stated in statements.items():
-        numbers = {field: stated[field] for field in stated if field != "rules"}
-        fields |= numbers
-        stated_rules = stated.get("rules", ())
-        rules += stated_rules
-        names = [*numbers, *(rule.name for rule in stated_rules)]
+        names = []
+        for field, value in stated.items():
+            if field == "rules":
+                rules += value
+                names += [rule.name for rule in value]
+            else:
+                fields[field] = value
+                names.append(field)
         sources.append((source, " ".join(names)))
     return Chip(name, **fields, rules=tuple(rules), sources=tuple(sources))

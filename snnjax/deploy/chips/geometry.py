@@ -1,7 +1,9 @@
 """Sizes of a layer as a chip counts them: bits, kernels and fan-out.
 
-A `Layer` is a population or an output with the maps into it. Each map that reads an
-image is a `Kernel`; numbers are counted by the bits and the sharing that they need.
+A `Layer` is a population or an output, its ``node``, with the connections into it. The
+maps of a connection are a convolution, a dense layer, a scale, a sum-pool or a
+flattening; those that slide a window over an image are a `Kernel` of the chip. Shapes
+are [C, H, W] of an image and [N] of a vector, which counts as an image of 1x1.
 """
 
 import contextlib
@@ -18,26 +20,27 @@ from snnjax.deploy.lowering.sums import NoLayer
 from snnjax.deploy.lowering.windows import Window, axis_windows, with_equal_padding
 
 NO_PADDING = ((0, 0), (0, 0))
-Granularity = Literal["layer", "channel", "neuron"]  # what has a number of its own
+# What has a number that may differ from those beside it, e.g. each channel a threshold.
+Granularity = Literal["layer", "channel", "neuron"]
 
 
 class Kernel(NamedTuple):
-    """A map that slides over an image, per axis [rows, columns].
+    """A map that slides a window over an image; pairs are (rows, columns).
 
     Attributes:
-        channels: of its input.
-        size: of its window, with the gaps of a dilation.
-        stride: steps of its window.
-        padding: zeros before and behind the image.
-        image: rows and columns of its input.
-        modes: names of its padding: "SAME", "VALID", both (1x1) or none.
+        channels: number of channels of the image.
+        size: of the window in pixels, with the gaps of a dilation.
+        image: size of the image in pixels.
+        stride: pixels from one window to the next.
+        padding: zeros (before, behind) the image along rows, and along columns.
+        modes: names of this padding: "SAME", "VALID", both (of a kernel 1x1) or none.
     """
 
     channels: int
     size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
     image: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[tuple[int, int], ...] = NO_PADDING
     modes: tuple[str, ...] = ("SAME", "VALID")
 
 
@@ -48,13 +51,13 @@ class Layer:
     Attributes:
         node: the population or output.
         connections: all that lead to it.
-        sender_shapes: name of each sender -> its shape, channels first.
+        sender_shapes: name of each node that can send -> its shape, [C, H, W] or [N].
         readers: names of the populations and outputs that read it.
-        network: of which it is a layer.
+        network: all layers, of which this is one.
         dense_as_kernel: whether the chip computes a dense layer as a convolution whose
             kernel is as large as its image.
-        equal_padding: whether the chip has square kernels and one padding for all
-            sides of an image alone.
+        equal_padding: whether the chip has only square kernels, and one padding for
+            all sides of an image.
     """
 
     node: values.Receiver
@@ -67,7 +70,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """That of its node."""
+        """The name of its node."""
         return self.node.name
 
     @property
@@ -77,61 +80,72 @@ class Layer:
 
     @property
     def reads_x(self) -> bool:
-        """Whether x reaches it without passing neurons."""
-        entrance = self.network.input.name
-        return any(way.sender == entrance for way in self.connections)
+        """Whether the network's input x reaches it without passing neurons."""
+        x_name = self.network.input.name
+        return any(connection.sender == x_name for connection in self.connections)
 
     @property
     def maps(self) -> list[values.Map]:
         """The maps of all connections into it."""
-        return [node for way in self.connections for node in way.maps]
+        maps: list[values.Map] = []
+        for connection in self.connections:
+            maps += connection.maps
+        return maps
 
     @functools.cached_property
     def kernels(self) -> list[Kernel]:
         """The kernels of all connections into it."""
-        result: list[Kernel] = []
-        for way in self.connections:
-            result += kernels(
-                way,
-                self.sender_shapes[way.sender],
+        layer_kernels: list[Kernel] = []
+        for connection in self.connections:
+            layer_kernels += kernels(
+                connection,
+                self.sender_shapes[connection.sender],
                 dense_as_kernel=self.dense_as_kernel,
                 equal_padding=self.equal_padding,
             )
-        return result
+        return layer_kernels
 
     @property
     def arrays(self) -> dict[str, list[np.ndarray]]:
-        """Its numbers by the field of `Chip` that states their bits, in whole units."""
-        maps = [node for node in self.maps if isinstance(node, values.Affine)]
-        weights = [node.weight for node in maps]
-        biases = [node.bias for node in (*maps, self.node) if node.bias is not None]
+        """Field of `Chip` that states a number of bits -> the arrays that need them.
+
+        The arrays of a quantized network are whole numbers, as the chip stores them.
+        """
+        weights = []
+        # Under other codes than rate coding, biases and potentials have units of their
+        # own, see `Layers.bias_unit`.
+        bias_unit = self.network.bias_unit
+        biases = [self.node.bias / bias_unit]
+        for node in self.maps:
+            if isinstance(node, values.Affine):
+                weights.append(node.weight)
+                if node.bias is not None:
+                    biases.append(node.bias / bias_unit)
         thresholds = []
         potentials = []
         if self.population is not None:
             thresholds.append(self.population.threshold)
-            potentials.append(self.population.initial_potential)
-        # Under other codes than rate coding, biases and potentials have units of their
-        # own, see `Layers.bias_unit`.
+            initial_potential = self.population.initial_potential
+            potentials.append(initial_potential / self.network.potential_unit)
         return {
             "weight_bits": weights,
             "threshold_bits": thresholds,
-            "bias_bits": [bias / self.network.bias_unit for bias in biases],
-            "state_bits": [v / self.network.potential_unit for v in potentials],
+            "bias_bits": biases,
+            "state_bits": potentials,
         }
 
 
 def layers_of(network: values.Layers) -> list[Layer]:
-    """Each population and output with what it reads, in the order of `receivers`."""
+    """A `Layer` for each population, then for each output of a network."""
     connections = network.connections
     shapes = {network.input.name: network.input.shape}
     for population in network.populations:
         shapes[population.name] = population.shape
     layers = []
     for node in network.receivers:
-        incoming = [way for way in connections if way.receiver == node.name]
         layer = Layer(
             node=node,
-            connections=incoming,
+            connections=[way for way in connections if way.receiver == node.name],
             sender_shapes=shapes,
             readers={way.receiver for way in connections if way.sender == node.name},
             network=network,
@@ -144,25 +158,32 @@ def layers_of(network: values.Layers) -> list[Layer]:
 
 
 def bits(*arrays: np.ndarray) -> int:
-    """The least b with -2^(b-1) <= n <= 2^(b-1) - 1 for all whole numbers n.
+    """The least b with -2^(b-1) <= n <= 2^(b-1) - 1 for all whole numbers n of arrays.
 
     >>> bits(np.array([-128, 127])), bits(np.array([128])), bits(np.array(0))
     (8, 9, 1)
     """
-    # -2^(b-1) needs as many bits as 2^(b-1) - 1.
-    largest = [max(array.max(initial=0), -array.min(initial=0) - 1) for array in arrays]
-    return int(max(largest)).bit_length() + 1
+    largest = 0
+    for array in arrays:
+        # -2^(b-1) needs as many bits as 2^(b-1) - 1.
+        largest = max(largest, array.max(initial=0), -array.min(initial=0) - 1)
+    sign_bit = 1
+    return int(largest).bit_length() + sign_bit
 
 
 def granularity(array: np.ndarray) -> Granularity:
     """What needs a number of its own: the "layer", each "channel" or each "neuron".
+
+    Args:
+        array: numbers of the neurons of a layer, of a shape that broadcasts to theirs.
 
     >>> [granularity(a) for a in (np.ones(3), np.arange(2.0), np.eye(2)[None])]
     ['layer', 'channel', 'neuron']
     """
     if (array == array.flat[0]).all():
         return "layer"
-    # An image is [C, H, W]; the channels of a vector are its elements.
+    # The channels of a vector are its elements, so that only an image has several
+    # neurons in a channel.
     if array.ndim == 3 and (array != array[:, :1, :1]).any():
         return "neuron"
     return "channel"
@@ -172,118 +193,134 @@ def granularity(array: np.ndarray) -> Granularity:
 
 
 def kernels(
-    way: values.Connection,
-    shape: tuple[int, ...],
+    connection: values.Connection,
+    sender_shape: tuple[int, ...],
     *,
     dense_as_kernel: bool = False,
     equal_padding: bool = False,
 ) -> list[Kernel]:
-    """The kernels of a connection; one without maps has the kernel 1x1.
+    """The kernels of a connection, in the order of its maps.
 
     Args:
-        way: from a sender of ``shape``, channels first.
+        connection: one without maps has the kernel 1x1.
+        sender_shape: [C, H, W] or [N], of what the first map reads.
         dense_as_kernel, equal_padding: see `Layer`.
     """
+    if not connection.maps:
+        return [_pixel_kernel(sender_shape)]
     result = []
-    for node in way.maps or (None,):
-        image = (*shape[1:], 1, 1)[:2]  # a vector is an image of 1x1
+    shape = sender_shape  # of what the map at hand reads
+    for node in connection.maps:
         match node:
             case values.Convolution():
-                result.append(_convolution_kernel(node, shape[0], equal_padding))
-                results = [window.results for window in axis_windows(node)]
-                shape = (len(node.weight), *results)
-            case values.SumPool(window=window, stride=stride, padding=padding):
-                shape = (shape[0], *_pooled_image(image, window, stride, padding))
-            case values.Dense(weight=weight):
+                result.append(_convolution_kernel(node, equal_padding))
+                rows, columns = axis_windows(node)
+                shape = (len(node.weight), rows.results, columns.results)
+            case values.SumPool():
+                shape = (shape[0], *_pooled_size(node, shape[1:]))
+            case values.Dense():
                 if dense_as_kernel:
-                    whole = Kernel(
-                        shape[0], image, (1, 1), NO_PADDING, image, ("VALID",)
-                    )
-                    result.append(whole)
-                shape = (len(weight),)
-            case values.Flatten():
-                pass  # the dense layer behind it is a kernel of the image
-            case _:  # a scale, or no map at all
-                result.append(Kernel(shape[0], (1, 1), (1, 1), NO_PADDING, image))
+                    image = _image_size(shape)
+                    kernel = Kernel(shape[0], size=image, image=image, modes=("VALID",))
+                    result.append(kernel)
+                shape = (len(node.weight),)
+            case values.Scale():
+                result.append(_pixel_kernel(shape))
+        # A flattening leaves the shape: the dense layer behind it reads the image.
     return result
 
 
-def _convolution_kernel(
-    node: values.Convolution, channels: int, equal_padding: bool
-) -> Kernel:
-    """The kernel that a chip holds for a convolution."""
+def _image_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of an image [C, H, W]; (1, 1) of a vector [N]."""
+    if len(shape) == 1:
+        return (1, 1)
+    return shape[1:]
+
+
+def _pixel_kernel(shape: tuple[int, ...]) -> Kernel:
+    """The kernel 1x1 on an image [C, H, W] or a vector [N]."""
+    return Kernel(shape[0], size=(1, 1), image=_image_size(shape))
+
+
+def _convolution_kernel(node: values.Convolution, equal_padding: bool) -> Kernel:
+    """The kernel that a chip holds for a convolution; `Layer` has ``equal_padding``."""
     if equal_padding:
-        # The kernel itself then has zeros. Where no such kernel reads the same windows,
-        # a report says so of the kernel as it is.
+        # Zeros among the weights make the kernel square. Where no such kernel reads the
+        # windows of the convolution, the kernel stays, and a report says so.
         with contextlib.suppress(NoLayer):
             node = with_equal_padding(node)
     windows = axis_windows(node)
     return Kernel(
-        channels=channels,
+        channels=node.weight.shape[1] * node.groups,
         size=tuple(window.extent for window in windows),
+        image=node.size,
         stride=node.stride,
         padding=node.padding,
-        image=node.size,
         modes=_padding_modes(windows),
     )
 
 
 def _padding_modes(windows: Sequence[Window]) -> tuple[str, ...]:
-    """Names of the padding with these windows along rows and columns.
+    """Names of the paddings that give these windows, one along rows, one along columns.
 
-    A padding is known by the number of windows along each axis, and the zeros before
-    the first one.
+    A padding is known by how many windows there are along each axis, and by the zeros
+    before the first one.
     """
-    modes = []
-    if all(_same(window) == (window.results, window.low) for window in windows):
-        modes.append("SAME")
-    if all(_valid(window) == (window.results, window.low) for window in windows):
-        modes.append("VALID")
-    return tuple(modes)
+    modes = {"SAME", "VALID"}
+    for window in windows:
+        count_and_zeros = (window.results, window.low)
+        if count_and_zeros != _same_padding(window):
+            modes.discard("SAME")
+        if count_and_zeros != _valid_padding(window):
+            modes.discard("VALID")
+    return tuple(sorted(modes))
 
 
-def _same(window: Window) -> tuple[int, int]:
-    """Results of padding "SAME", and its zeros before the image: half of all."""
-    results = -(-window.size // window.stride)
-    padded_size = (results - 1) * window.stride + window.extent
-    return results, max(padded_size - window.size, 0) // 2
+def _same_padding(window: Window) -> tuple[int, int]:
+    """How many windows "SAME" makes along an axis, and its zeros before the image."""
+    count = math.ceil(window.size / window.stride)
+    covered = (count - 1) * window.stride + window.extent
+    all_zeros = max(covered - window.size, 0)
+    return count, all_zeros // 2
 
 
-def _valid(window: Window) -> tuple[int, int]:
-    """Results of padding "VALID", which has no zeros."""
-    return (window.size - window.extent) // window.stride + 1, 0
+def _valid_padding(window: Window) -> tuple[int, int]:
+    """How many windows "VALID" makes along an axis, and its zeros: none."""
+    count = (window.size - window.extent) // window.stride + 1
+    return count, 0
 
 
-def _pooled_image(
-    image: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> tuple[int, ...]:
-    """Rows and columns of the sums over windows, padded alike on both sides."""
-    axes = zip(image, window, stride, padding, strict=True)
-    return tuple((n - k + 2 * zeros) // s + 1 for n, k, s, zeros in axes)
+def _pooled_size(pool: values.SumPool, image: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of the sums over windows of an image of these rows and columns.
+
+    The image has as many zeros before an axis as behind it.
+    """
+    padded = np.array(image) + 2 * np.array(pool.padding)
+    counts = (padded - pool.window) // pool.stride + 1
+    return tuple(counts.tolist())
 
 
 # ----------------------------------------------------------------------------- fan-out
 
 
-def fan_out(way: values.Connection) -> int:
-    """How many numbers of the receiver read one of the sender, at most."""
+def fan_out(connection: values.Connection) -> int:
+    """How many elements of the receiver read one element of the sender, at most."""
     total = 1
-    for node in way.maps:
+    for node in connection.maps:
         match node:
-            case values.Convolution(weight=weight, stride=stride, groups=groups):
-                filters = len(weight) // groups
-                total *= filters * _windows_of_element(weight.shape[2:], stride)
+            case values.Convolution(weight=weight):
+                # Weights are [filters, channels / groups, rows, columns], and a channel
+                # is read by the filters of its group.
+                filters = len(weight) // node.groups
+                total *= filters * _window_count(weight.shape[2:], node.stride)
             case values.Dense(weight=weight):
                 total *= len(weight)
             case values.SumPool(window=window, stride=stride):
-                total *= _windows_of_element(window, stride)
+                total *= _window_count(window, stride)
     return total
 
 
-def _windows_of_element(window: Sequence[int], stride: Sequence[int]) -> int:
-    """How many windows one element of an image is in, at most."""
-    axes = zip(window, stride, strict=True)
-    return math.prod(-(-length // step) for length, step in axes)
+def _window_count(window: Sequence[int], stride: Sequence[int]) -> int:
+    """How many windows of these rows and columns contain one pixel, at most."""
+    counts = np.ceil(np.array(window) / stride)
+    return int(counts.prod())

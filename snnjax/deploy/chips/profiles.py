@@ -1,7 +1,7 @@
 """Profiles of chips: what their documents and tools state, each value with its source.
 
-These have little beside their numbers; ``speck.py`` and ``akida.py`` have chips with
-rules of their own.
+These chips have few rules beside their numbers. Two chips that have rules of their own
+are in ``speck.py`` and ``akida.py``.
 """
 
 from snnjax.deploy.chips.chip import Chip, profile
@@ -42,9 +42,10 @@ def xylo() -> Chip:
 
 
 def loihi1() -> Chip:
-    """Loihi 1. Its cores take 81 pJ to update a neuron that is active, 52 pJ otherwise.
+    """Loihi 1, whose neurons fire if v exceeds V.
 
-    Potentials have 24 bits, and a weight counts 2^6, as on `loihi2`; v must exceed V.
+    Potentials have 24 bits, and a weight is multiplied by 2^6, as on `loihi2`. A core
+    takes 81 pJ to update a neuron that is active, and 52 pJ otherwise.
 
     >>> loihi1().joules
     (2.36e-11, 8.1e-11)
@@ -72,8 +73,9 @@ def loihi1() -> Chip:
 def loihi2() -> Chip:
     """Loihi 2 with the LIF neuron of Lava, which is bit-accurate to the chip's.
 
-    Potentials have 24 bits there, and a weight counts 2^6: 18 bits in units of a
-    weight. A threshold has 17 bits without a sign, and v must exceed it: write V - 1.
+    Potentials have 24 bits there, and a weight is multiplied by 2^6, which leaves 18
+    bits in units of a weight. A threshold has 17 bits without a sign. A neuron fires if
+    v exceeds its threshold, so write V - 1 for a threshold of V.
     """
     lava = "lava-nc/lava b6822fbc, src/lava/"
     return profile(

@@ -1,11 +1,10 @@
-"""The numbers of a chip against those of a layer, and of a whole network.
+"""Findings where the numbers of a chip differ from those of a layer or a network.
 
-Each function yields findings about one property, and compares nothing where the chip
-states nothing. "approximately" means that some spikes differ from the simulated ones,
-or do so until the remedy is taken; "no" means that the chip cannot run it.
+Each function yields the findings about one property, none where the chip states
+nothing. "approximately" means that some spikes differ from the simulated ones, or do so
+until the remedy is taken; "no" means that the chip cannot run the network.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,44 +37,20 @@ def layer_findings(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 
 def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """All numbers are whole, and fit into the bits of the chip.
+    """Findings unless all numbers are whole and fit into the bits of the chip.
 
     A chip with more state bits than were simulated gives the same spikes, unless a
     potential overflows in the simulation.
     """
     arithmetic = layer.network.arithmetic
-    is_whole = True
-    for arrays in layer.arrays.values():
-        for array in arrays:
-            is_whole = is_whole and bool((array == np.rint(array)).all())
     remedy = _call_of_quantize(chip)
-    if arithmetic is None or not is_whole:
+    if arithmetic is None or not _is_whole(layer):
         yield Finding("weight_bits", "approximately", "floats", remedy)
         return
-    allowed_bits = {
-        "weight_bits": max(chip.weight_bits) if chip.weight_bits else None,
-        "threshold_bits": chip.threshold_bits,
-        "bias_bits": chip.bias_bits,
-        "state_bits": chip.state_bits,
-    }
-    # The state bits are here those of initial potentials.
-    for field, arrays in layer.arrays.items():
-        allowed = allowed_bits[field]
-        if allowed is None or not arrays or geometry.bits(*arrays) <= allowed:
-            continue
-        kind = field.removesuffix("_bits")
-        problem = f"{kind} of {geometry.bits(*arrays)} bits, not {allowed}"
-        # Thresholds and biases have the scale of the weights.
-        if field in ("threshold_bits", "bias_bits"):
-            fewer = (
-                "quantize this layer with fewer weight_bits: all numbers are smaller"
-            )
-            yield Finding(field, "approximately", problem, fewer)
-        else:
-            yield Finding(field, "approximately", problem, remedy)
+    yield from _bits_of_arrays(layer, chip)
     if layer.population is None:
         return
-    # The state bits of the register that was simulated.
+    # Beside its arrays, a population has a register for each potential.
     if chip.state_bits is not None and arithmetic.state_bits > chip.state_bits:
         problem = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"
         yield Finding("state_bits", "approximately", problem, remedy)
@@ -84,33 +59,71 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
         yield Finding("overflow", "approximately", problem, remedy)
 
 
+def _is_whole(layer: Layer) -> bool:
+    """Whether all numbers of a layer are whole."""
+    for arrays in layer.arrays.values():
+        for array in arrays:
+            if (array != np.rint(array)).any():
+                return False
+    return True
+
+
+def _bits_of_arrays(layer: Layer, chip: Chip) -> Iterator[Finding]:
+    """A finding for each kind of arrays of a layer that needs too many bits."""
+    allowed_bits = {
+        "weight_bits": max(chip.weight_bits) if chip.weight_bits else None,
+        "threshold_bits": chip.threshold_bits,
+        "bias_bits": chip.bias_bits,
+        "state_bits": chip.state_bits,  # of initial potentials
+    }
+    for field, arrays in layer.arrays.items():
+        allowed = allowed_bits[field]
+        if allowed is None or not arrays:
+            continue
+        needed = geometry.bits(*arrays)
+        if needed <= allowed:
+            continue
+        remedy = _call_of_quantize(chip)
+        # Thresholds and biases have the scale of the weights.
+        if field in ("threshold_bits", "bias_bits"):
+            remedy = (
+                "quantize this layer with fewer weight_bits: all numbers are smaller"
+            )
+        kind = field.removesuffix("_bits")
+        problem = f"{kind} of {needed} bits, not {allowed}"
+        yield Finding(field, "approximately", problem, remedy)
+
+
+def _call_of_quantize(chip: Chip) -> str:
+    """The call that makes numbers for a chip."""
+    weight_bits = max(chip.weight_bits) if chip.weight_bits else 8
+    options = f"weight_bits={weight_bits}"
+    if chip.state_bits:
+        options += f", state_bits={chip.state_bits}"
+    if chip.scale:
+        options += f', scale="{chip.scale}"'
+    return f"snnjax.deploy.quantize(layers, images, {options})"
+
+
 def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """Thresholds, biases and v(0) differ only where the chip has a number for each."""
-    numbers = [("biases", layer.node.bias, chip.biases)]
-    population = layer.population
-    if population is not None:
-        numbers.append(("thresholds", population.threshold, chip.thresholds))
-        potentials = population.initial_potential
-        numbers.append(("initial_potentials", potentials, chip.initial_potentials))
-    for field, array, allowed in numbers:
-        needed = geometry.granularity(array)
+    """Findings where thresholds, biases or v(0) differ and share a number on the chip.
+
+    A chip may have one threshold for a whole layer, or one for each channel.
+    """
+    arrays = {"biases": layer.node.bias}
+    if layer.population is not None:
+        arrays["thresholds"] = layer.population.threshold
+        arrays["initial_potentials"] = layer.population.initial_potential
+    for field, array in arrays.items():
+        allowed = getattr(chip, field)
         if allowed is None:
             continue
+        needed = geometry.granularity(array)
         if _GRANULARITIES.index(needed) > _GRANULARITIES.index(allowed):
             words = field.replace("_", " ")
             problem = f"{words} per {needed}, not per {allowed}"
             remedy = f"fit {words} per {allowed}"
             yield Finding(field, "approximately", problem, remedy)
-
-
-def _call_of_quantize(chip: Chip) -> str:
-    """The call that makes numbers for a chip."""
-    options = [f"weight_bits={max(chip.weight_bits or (8,))}"]
-    if chip.state_bits:
-        options.append(f"state_bits={chip.state_bits}")
-    if chip.scale:
-        options.append(f'scale="{chip.scale}"')
-    return f"snnjax.deploy.quantize(layers, images, {', '.join(options)})"
 
 
 # ----------------------------------------------------------------------------- neurons
@@ -119,7 +132,7 @@ def _call_of_quantize(chip: Chip) -> str:
 def neuron_model(
     population: values.Population, network: values.Layers, chip: Chip
 ) -> Iterator[Finding]:
-    """Reset, levels, zones, lower bound, leak and synapse."""
+    """Findings about reset, levels, zones, lower bound, leak and synapse."""
     model = population.model
     # In one step nothing comes after the reset.
     if chip.resets and model.reset not in chip.resets and network.steps != 1:
@@ -129,7 +142,8 @@ def neuron_model(
     yield from _levels(model.levels, chip)
     for name in ("dead_zone", "last_zone"):
         zone = getattr(model, name)
-        if zone > 1 / 2:  # below it changes nothing
+        # A zone of at most half a threshold changes no spike.
+        if zone > 1 / 2:
             problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
             remedy = f"take {name}=0.5, as convert(..., chip=) does"
             yield _neuron_finding(chip, "programmable", problem, remedy)
@@ -145,28 +159,31 @@ def neuron_model(
 
 
 def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
-    """The levels that neurons send are those of the chip."""
-    low, high = levels
-    pairs = chip.levels or (levels,)
-    highest = [top for bottom, top in pairs if bottom == low]
-    if high in highest or None in highest:
+    """A finding unless the chip has the levels (low, high) that neurons send."""
+    if not chip.levels:
         return
-    text = " or ".join(map(str, pairs)).replace("None", "n")
-    problem = f"levels ({low}, {high}), not {text}"
-    remedy = f"take levels {text}, as convert(..., chip=) does"
+    low, high = levels
+    # The high levels that the chip has beside this low one; None: any.
+    chip_highs = [top for bottom, top in chip.levels if bottom == low]
+    if high in chip_highs or None in chip_highs:
+        return
+    allowed = " or ".join(map(str, chip.levels)).replace("None", "n")
+    problem = f"levels ({low}, {high}), not {allowed}"
+    remedy = f"take levels {allowed}, as convert(..., chip=) does"
     # A chip with more levels clips later, so a few spikes differ; with fewer levels, or
     # another sign, it is another neuron.
-    if any(top is not None and top > high for top in highest):
+    if any(top is not None and top > high for top in chip_highs):
         yield Finding("levels", "approximately", problem, remedy)
     else:
         yield _neuron_finding(chip, "levels", problem, remedy)
 
 
 def _leak(network: values.Layers, chip: Chip) -> Iterator[Finding]:
-    """A leak is rounded by the rule of the chip."""
-    arithmetic = network.arithmetic
-    rule = None if arithmetic is None else arithmetic.leak
-    if chip.leak is None or chip.leak == rule:
+    """A finding unless leaks are rounded by the rule of the chip."""
+    rounded_by = None  # the rule of the simulation; floats are not rounded
+    if network.arithmetic is not None:
+        rounded_by = network.arithmetic.leak
+    if chip.leak is None or chip.leak == rounded_by:
         return
     no_leak = "take snnjax.integrate_and_fire"
     if chip.leak == "constant":
@@ -182,7 +199,7 @@ def _leak(network: values.Layers, chip: Chip) -> Iterator[Finding]:
 
 
 def _neuron_finding(chip: Chip, field: str, problem: str, remedy: str) -> Finding:
-    """A finding about neurons, which users of some chips can write themselves."""
+    """A finding about neurons, which users of some chips can program themselves."""
     if chip.programmable == "neurons":
         remedy = f"{remedy}, or write such a neuron for the chip"
         return Finding(field, "approximately", problem, remedy)
@@ -193,7 +210,7 @@ def _neuron_finding(chip: Chip, field: str, problem: str, remedy: str) -> Findin
 
 
 def number_of_steps(network: values.Layers, chip: Chip) -> Iterator[Finding]:
-    """T is 1, if the chip computes one step alone."""
+    """A finding if the chip computes one step alone, and T is not 1."""
     if chip.one_step and network.steps != 1:
         yield Finding("one_step", "no", f"T = {network.steps}, not 1", "take steps=1")
 
@@ -201,11 +218,11 @@ def number_of_steps(network: values.Layers, chip: Chip) -> Iterator[Finding]:
 def code_and_wait(network: values.Layers, chip: Chip) -> Iterator[Finding]:
     """How a chip runs a code and a wait, and what rate coding takes instead.
 
-    Rate coding without a wait needs nothing. Otherwise the host may write thresholds,
-    or users write neurons.
+    Rate coding without a wait treats all steps alike, and there is no finding.
+    Otherwise the host may write thresholds at each step, or users program neurons.
     """
     code = network.code
-    wait = network.wait or 0
+    wait = 0 if network.wait is None else network.wait
     # In one step all codes are alike, and a wait changes no spike.
     if network.steps == 1 or code.is_streaming(wait):
         return
@@ -232,23 +249,30 @@ def code_and_wait(network: values.Layers, chip: Chip) -> Iterator[Finding]:
 
 
 def _steps_of_rate_coding(network: values.Layers, steps: int) -> int:
-    """How many steps tell as many values apart as these steps of a code."""
-    highest = max((n.model.levels[1] for n in network.populations), default=1)
+    """The T at which rate coding tells as many values apart as the network's code.
+
+    Its T = ``steps`` spikes add up to multiples of w_T, from 0 to the largest level
+    times the sum of all w_t. Rate coding has T + 1 values.
+    """
+    largest_level = max(neurons.model.levels[1] for neurons in network.populations)
     code = network.code
-    return round(highest * code.reach(steps) / code.finest(steps))
+    return round(largest_level * code.reach(steps) / code.finest(steps))
 
 
 def _depth(network: values.Layers) -> int:
     """How many populations lie on the longest path from the input to one of them."""
-    depths: Counter[str] = Counter()  # 0 of the input
-    # Connections come in the order of execution.
-    for way in network.connections:
-        depths[way.receiver] = max(1 + depths[way.sender], depths[way.receiver])
-    return max(depths[node.name] for node in network.populations)
+    depths = {network.input.name: 0}
+    # Connections come in the order of execution, so a sender has its depth already.
+    for connection in network.connections:
+        depth = 1 + depths[connection.sender]
+        receiver = connection.receiver
+        depths[receiver] = max(depth, depths.get(receiver, 0))
+    return max(depths[population.name] for population in network.populations)
 
 
 def input_levels(network: values.Layers, chip: Chip) -> Iterator[Finding]:
-    """x are whole numbers that the chip takes in a step."""
+    """A finding unless x are whole numbers that the chip takes in a step."""
+    # Where no levels are stated, any whole number is taken; high is None.
     low, high = chip.input_levels or (0, None)
     arithmetic = network.arithmetic
     if arithmetic is None or network.input.unit is None:

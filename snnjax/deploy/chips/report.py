@@ -14,12 +14,13 @@ from snnjax.deploy.chips.geometry import Layer
 from snnjax.deploy.chips.rules import Finding, Verdict
 from snnjax.deploy.lowering import values
 
-GRADES: dict[Verdict, str] = {  # from the best to the worst
+# Verdict about a layer -> what it makes of the whole network, from best to worst.
+GRADES: dict[Verdict, str] = {
     "fits": "bit for bit",
     "approximately": "approximately",
     "no": "does not run",
 }
-WIDTH = 80
+WIDTH = 80  # characters of a line of the table
 
 
 class Row(NamedTuple):
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of its findings; without one "fits"."""
+        """The worst verdict of its findings; "fits" if it has none."""
         return _worst(finding.verdict for finding in self.findings)
 
 
@@ -48,9 +49,10 @@ class Report:
 
     Attributes:
         chip: the profile.
-        rows: "network", "code", "input", then one of each population and output.
+        rows: those of "network", "code" and "input", then one for each population and
+            one for each output.
 
-    ``report["hidden"]`` is a row.
+    ``report["hidden"]`` is the row of the population "hidden".
     """
 
     chip: Chip
@@ -71,26 +73,32 @@ class Report:
         return f"Report({self.chip.name}: {self.grade})"
 
     def _table(self) -> Table:
-        heads = ["layer", "verdict", "core"]
-        cells = [[row.name, row.verdict, _core_text(row)] for row in self.rows]
+        cells = [["layer", "verdict", "core"]]
+        for row in self.rows:
+            core = "" if row.core is None else str(row.core)
+            cells.append([row.name, row.verdict, core])
         # Without cores the reasons get the room of their column.
-        if not any(row.core is not None for row in self.rows):
-            heads = heads[:2]
-            cells = [line[:2] for line in cells]
-        columns = zip(heads, *cells, strict=True)
-        room = WIDTH - sum(2 + max(map(len, column)) for column in columns)
-        lines = [(*heads, "why")]
-        for row, line in zip(self.rows, cells, strict=True):
+        if all(row.core is None for row in self.rows):
+            for line in cells:
+                del line[2]
+        room = WIDTH  # characters of a line that are left to the reasons
+        for column in zip(*cells, strict=True):
+            room -= max(map(len, column)) + len("  ")
+        head, *lines = cells
+        table = [(*head, "why")]
+        for row, line in zip(self.rows, lines, strict=True):
             problems = "; ".join(finding.problem for finding in row.findings)
-            reasons = textwrap.wrap(problems, max(room, 30)) or [""]
-            lines.append((*line, reasons[0]))
-            # The next lines of a row have reasons alone.
-            lines += [(*[""] * len(line), reason) for reason in reasons[1:]]
+            reasons = textwrap.wrap(problems, max(room, 30))
+            # A row without findings is one line.
+            for reason in reasons or [""]:
+                table.append((*line, reason))
+                # The next lines of a row have reasons alone.
+                line = [""] * len(line)
         grade = f"{self.chip.name}: {self.grade}"
-        return Table(lines, above=grade, below="\n".join(self._advice()))
+        return Table(table, above=grade, below="\n".join(self._advice()))
 
     def _advice(self) -> list[str]:
-        """Lines with each remedy once, behind all of the fields that ask for it."""
+        """Lines of text: each remedy once, behind all of the fields that ask for it."""
         fields_by_remedy: dict[str, list[str]] = {}
         for row in self.rows:
             for finding in row.findings:
@@ -108,17 +116,13 @@ class Report:
         return lines
 
 
-def _core_text(row: Row) -> str:
-    return "" if row.core is None else str(row.core)
-
-
 def report(layers: values.Layers, chip: Chip) -> Report:
-    """Compare a network with what a chip can run.
+    """What a chip makes of a network, layer by layer.
 
-    Each property is compared with the chip's profile. What no source states is not
-    compared, and listed. The grade is the worst of all verdicts: "bit for bit" if the
-    chip computes the same whole numbers, "approximately" if numbers are rounded or
-    spikes arrive at other times, and "does not run".
+    Each property of the network is compared with the chip's profile. A property that no
+    source states is listed and not compared. The grade is the worst of all verdicts:
+    "bit for bit" if the chip computes the same whole numbers, "approximately" if it
+    rounds numbers or spikes arrive at other times, "does not run" otherwise.
 
     Args:
         layers: from `snnjax.deploy.layers`, or whole numbers of `quantize`.
@@ -149,13 +153,23 @@ def report(layers: values.Layers, chip: Chip) -> Report:
         Row("code", tuple(properties.code_and_wait(layers, chip))),
         Row("input", tuple(properties.input_levels(layers, chip))),
     ]
-    table = [_as_computed(layer, chip) for layer in geometry.layers_of(layers)]
-    cores = next((rule for rule in chip.rules if isinstance(rule, Cores)), None)
-    core_numbers = {} if cores is None else cores.placed(table)
+    table = []
+    for layer in geometry.layers_of(layers):
+        for rule in _profile(layer, chip).rules:
+            layer = rule.seen(layer)
+        table.append(layer)
+    # Only a chip whose cores have their own memory has this rule. It concerns all
+    # layers together, since two layers cannot have the same core.
+    cores = None
+    core_numbers = {}
+    for rule in chip.rules:
+        if isinstance(rule, Cores):
+            cores = rule
+            core_numbers = cores.placed(table)
     for layer in table:
-        limits = _limits(layer, chip)
-        findings = list(properties.layer_findings(layer, limits))
-        for rule in limits.rules:
+        layer_profile = _profile(layer, chip)
+        findings = list(properties.layer_findings(layer, layer_profile))
+        for rule in layer_profile.rules:
             findings += rule.layer_findings(layer)
         core = core_numbers.get(layer.name)
         if cores is not None and core is None:
@@ -164,19 +178,18 @@ def report(layers: values.Layers, chip: Chip) -> Report:
     return Report(chip, tuple(rows))
 
 
-def _limits(layer: Layer, chip: Chip) -> Chip:
-    """The profile of a layer: some chips have other limits for those that read x."""
-    return chip.first if chip.first is not None and layer.reads_x else chip
-
-
-def _as_computed(layer: Layer, chip: Chip) -> Layer:
-    """The layer as a chip computes it."""
-    for rule in _limits(layer, chip).rules:
-        layer = rule.seen(layer)
-    return layer
+def _profile(layer: Layer, chip: Chip) -> Chip:
+    """The profile for a layer: some chips have other limits for those that read x."""
+    if chip.first is not None and layer.reads_x:
+        return chip.first
+    return chip
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The last of `GRADES` among these verdicts; "fits" of none."""
-    present = {"fits", *verdicts}
-    return next(verdict for verdict in reversed(GRADES) if verdict in present)
+    """The last of `GRADES` among these verdicts; "fits" if there is none."""
+    present = set(verdicts)
+    worst: Verdict = "fits"
+    for verdict in GRADES:  # from the best on
+        if verdict in present:
+            worst = verdict
+    return worst

@@ -7,8 +7,8 @@ are what several chips share. Rules that a single chip has stand beside its prof
 
 import math
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from snnjax.deploy.lowering import values
 Verdict = Literal["fits", "approximately", "no"]
 Numbers = tuple[int, ...] | range
 
-# What a `Limit` bounds, and its words in a report.
+# Name of a `Limit` -> what a report calls the quantity that it bounds.
 NETWORK_QUANTITIES = {
     "inputs": "inputs",
     "neurons": "neurons",
@@ -122,21 +122,20 @@ class Limit(Rule):
             numbers = layer_numbers(layer)[self.name]
             yield from self._findings(numbers, LAYER_QUANTITIES[self.name])
 
-    def _findings(self, numbers: Sequence[int], words: str) -> Iterator[Finding]:
+    def _findings(self, numbers: Sequence[int], quantity: str) -> Iterator[Finding]:
+        """One finding if some of these numbers of a quantity are not allowed."""
         if isinstance(self.allowed, int):
             allowed = range(self.allowed + 1)
             text = f"at most {self.allowed}"
         else:
             allowed = self.allowed
             text = f"not {span(self.allowed)}"
-        beyond = [number for number in numbers if number not in allowed]
-        if beyond:
-            yield outside_limits(self.name, f"{words} {max(beyond)}, {text}")
+        outside = [number for number in numbers if number not in allowed]
+        if outside:
+            yield outside_limits(self.name, f"{quantity} {max(outside)}, {text}")
 
     def __str__(self) -> str:
-        return (
-            str(self.allowed) if isinstance(self.allowed, int) else span(self.allowed)
-        )
+        return span(self.allowed)
 
 
 @dataclass(frozen=True)
@@ -153,25 +152,26 @@ class SumPools(Rule):
     whole_images: Numbers = ()
 
     def layer_findings(self, layer: Layer) -> Iterator[Finding]:
-        for way in layer.connections:
-            image = layer.sender_shapes[way.sender][1:]
-            for pool in way.maps:
-                if isinstance(pool, values.SumPool) and not self._has(pool, image):
-                    rows, stride = pool.window[0], pool.stride[0]
-                    size = f"sum-pool {rows}x{pool.window[1]}, stride {stride}"
+        for connection in layer.connections:
+            image = layer.sender_shapes[connection.sender][1:]
+            for node in connection.maps:
+                if isinstance(node, values.SumPool) and not self._allows(node, image):
+                    rows, columns = node.window
+                    size = f"sum-pool {rows}x{columns}, stride {node.stride[0]}"
                     problem = f"{size} (without overlap: {self})"
                     yield outside_limits(self.name, problem)
 
-    def _has(self, pool: values.SumPool, image: tuple[int, ...]) -> bool:
+    def _allows(self, pool: values.SumPool, sender_image: tuple[int, ...]) -> bool:
+        """Whether the chip has a pool, behind a sender of these rows and columns."""
         if pool.window != pool.stride or any(pool.padding):
             return False
         allowed = set(self.windows)
-        if pool.window == image:
+        if pool.window == sender_image:
             allowed.update(self.whole_images)
         return allowed.issuperset(pool.window)
 
     def __str__(self) -> str:
-        return span(self.windows) or "none but of a whole image"
+        return span(self.windows) if self.windows else "none but of a whole image"
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,14 @@ class NeuronsAfterMaps(Rule):
     name: str = "successive_maps"
 
     def layer_findings(self, layer: Layer) -> Iterator[Finding]:
-        for way in layer.connections:
-            maps = [node for node in way.maps if not isinstance(node, values.Flatten)]
-            has_weights = [isinstance(node, values.Affine) for node in maps]
-            if has_weights not in ([], [False], [True], [False, True]):
+        for connection in layer.connections:
+            kinds = []  # of the maps; a flattening computes nothing and does not count
+            for node in connection.maps:
+                if isinstance(node, values.Affine):
+                    kinds.append("weights")
+                elif isinstance(node, values.SumPool):
+                    kinds.append("pool")
+            if kinds not in ([], ["pool"], ["weights"], ["pool", "weights"]):
                 problem = "maps in a row, without neurons between them"
                 yield outside_limits(self.name, problem)
 
@@ -193,69 +197,73 @@ class NeuronsAfterMaps(Rule):
 
 
 def outside_limits(name: str, problem: str) -> Finding:
-    """A finding that only another network avoids."""
+    """The finding of the rule ``name`` that only another network avoids."""
     remedy = "build the network within these limits, and train it again"
     return Finding(name, "no", problem, remedy)
 
 
-def span(numbers: Sequence[Any]) -> str:
-    """Numbers as text.
+def span(value: Any) -> str:
+    """Numbers that are allowed, or any other property of a chip, as text.
 
-    >>> span(range(1, 5)), span(range(5, sys.maxsize)), span((1, 2, 4))
-    ('1 to 4', '5 and more', '1, 2, 4')
+    >>> span(range(1, 5)), span(range(5, sys.maxsize)), span((1, 2, 4)), span(7)
+    ('1 to 4', '5 and more', '1, 2, 4', '7')
     """
-    if isinstance(numbers, range):
-        last = f"to {numbers[-1]}" if numbers.stop < sys.maxsize else "and more"
-        return f"{numbers[0]} {last}"
-    return ", ".join(map(str, numbers))
+    if isinstance(value, range):
+        end = f"to {value[-1]}" if value.stop < sys.maxsize else "and more"
+        return f"{value[0]} {end}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 # -------------------------------------------------------------------------- quantities
 
 
 def network_numbers(network: values.Layers) -> dict[str, list[int]]:
-    """The quantities of a network that a `Limit` bounds."""
-    fan_outs: Counter[str] = Counter()
-    for way in network.connections:
-        fan_outs[way.sender] += geometry.fan_out(way)
-    neurons = sum(math.prod(node.shape) for node in network.populations)
-    outputs = sum(math.prod(node.shape) for node in network.outputs)
+    """Each of `NETWORK_QUANTITIES` -> its numbers in a network."""
+    fan_outs: Counter[str] = Counter()  # name of a sender -> elements that read one
+    for connection in network.connections:
+        fan_outs[connection.sender] += geometry.fan_out(connection)
     return {
         "inputs": [math.prod(network.input.shape)],
-        "neurons": [neurons],
-        "outputs": [outputs],
+        "neurons": [_element_count(network.populations)],
+        "outputs": [_element_count(network.outputs)],
         "fan_out": list(fan_outs.values()),
     }
 
 
-def layer_numbers(layer: Layer) -> dict[str, list[int]]:
-    """The quantities of a layer that a `Limit` bounds."""
-    kernels = layer.kernels
-    channels = [kernel.channels for kernel in kernels]
-    is_convolution = len(layer.node.shape) == 3 or layer.dense_as_kernel
-    filters = [layer.node.shape[0]] if is_convolution else []
-    # A kernel of any size can hold one of 1x1.
-    larger = [kernel for kernel in kernels if max(kernel.size) > 1]
-    strided = [kernel for kernel in larger if max(kernel.stride) > 1]
-    groups = [m.groups for m in layer.maps if isinstance(m, values.Convolution)]
-    dense = [m.weight.shape[1] for m in layer.maps if isinstance(m, values.Dense)]
-    strides: list[int] = []
-    paddings: list[int] = []
-    for kernel in kernels:
-        strides += kernel.stride
-        for sides in kernel.padding:
-            paddings += sides
-    return {
-        "kernels": [max(kernel.size) for kernel in larger],
-        "strides": strides,
-        "strided_kernels": [max(kernel.size) for kernel in strided],
-        "paddings": paddings,
-        "groups": groups,
-        "channels": channels + filters,
-        "input_channels": channels if layer.reads_x else [],
-        "dense_inputs": dense,
-        "input_rows": [kernel.image[0] for kernel in kernels],
-        "input_columns": [kernel.image[1] for kernel in kernels],
-        "output_image": list(layer.node.shape[1:]),
-        "destinations": [len(layer.readers)],
-    }
+def _element_count(nodes: Sequence[values.Receiver]) -> int:
+    """How many neurons or results these nodes have together."""
+    return sum(math.prod(node.shape) for node in nodes)
+
+
+def layer_numbers(layer: Layer) -> Mapping[str, list[int]]:
+    """Each of `LAYER_QUANTITIES` -> its numbers in a layer, empty where it has none."""
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for kernel in layer.kernels:
+        numbers["strides"] += kernel.stride
+        for zeros in kernel.padding:
+            numbers["paddings"] += zeros
+        numbers["channels"].append(kernel.channels)
+        rows, columns = kernel.image
+        numbers["input_rows"].append(rows)
+        numbers["input_columns"].append(columns)
+        # A kernel of any size can hold one of 1x1.
+        size = max(kernel.size)
+        if size > 1:
+            numbers["kernels"].append(size)
+            if max(kernel.stride) > 1:
+                numbers["strided_kernels"].append(size)
+    if layer.reads_x:
+        numbers["input_channels"] += numbers["channels"]
+    # Beside the channels that it reads, a layer of images has those of its neurons.
+    if len(layer.node.shape) == 3 or layer.dense_as_kernel:
+        numbers["channels"].append(layer.node.shape[0])
+    for node in layer.maps:
+        if isinstance(node, values.Convolution):
+            numbers["groups"].append(node.groups)
+        elif isinstance(node, values.Dense):
+            numbers["dense_inputs"].append(node.weight.shape[1])
+    numbers["output_image"] += layer.node.shape[1:]
+    numbers["destinations"].append(len(layer.readers))
+    return numbers

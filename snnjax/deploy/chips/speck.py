@@ -1,7 +1,8 @@
-"""Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
+"""The profile of Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
 
-It has no steps: each spike is computed when it arrives. A core runs one population,
-whose inputs all go through one kernel. Sources: sinabs and its documentation.
+The chip has no steps: it computes each spike when it arrives. A core runs one
+population, which reads all of its inputs through one kernel. Sources: sinabs and its
+documentation.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from snnjax.deploy.lowering import values
 
 @dataclass(frozen=True)
 class EventDriven(Rule):
-    """There are no steps, and a bias arrives at the ticks of a clock."""
+    """The chip has no steps, and adds a bias at each tick of a clock of its own."""
 
     name: str = "event_driven"
 
@@ -48,7 +49,7 @@ class EventDriven(Rule):
 
 @dataclass(frozen=True)
 class DenseAsKernel(Rule):
-    """A dense layer is a convolution whose kernel is as large as its image."""
+    """The chip computes a dense layer as a convolution with a kernel of image size."""
 
     name: str = "dense_as_kernel"
 
@@ -82,8 +83,8 @@ class OneKernel(Rule):
     name: str = "one_kernel"
 
     def layer_findings(self, layer: Layer) -> Iterator[Finding]:
-        kinds = {(kernel.stride, kernel.image) for kernel in layer.kernels}
-        if len(kinds) > 1:
+        strides_and_images = {(kernel.stride, kernel.image) for kernel in layer.kernels}
+        if len(strides_and_images) > 1:
             problem = "inputs of unlike stride or size, not one kernel"
             yield outside_limits(self.name, problem)
 
