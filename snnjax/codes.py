@@ -235,7 +235,7 @@ class Code:
         Returns:
             The outputs, streams as well, and the state after these steps.
         """
-        return operator.of_values(*arguments), state
+        return operator.apply_to_values(*arguments), state
 
     def stream(self, spikes: jax.Array) -> jax.Array:
         """Spikes [T, ...] -> what equations read: decoded values, or the spikes."""
@@ -327,7 +327,7 @@ class _Rate(Code):
         arguments: Sequence[Any],
         state: Any = None,
     ) -> tuple[tuple[jax.Array, ...], Any]:
-        if not any(operator.live):  # a constant, whose mean is the constant itself
+        if not any(operator.has_time):  # a constant, whose mean is the constant itself
             return operator.function(*arguments), state
         return operator.increments(arguments, state)
 

@@ -49,6 +49,27 @@ def converted(fn, params, x, **options):
     return snnjax.convert(fn, params, x, **options)
 
 
+def simulated(fn, params, x, new_x=None, **options):
+    """Outputs [T, B, ...] of an SNN in NumPy, and the outputs [B, ...] of its ANN.
+
+    Both are computed by one program. A conversion is no part of any program.
+
+    Args:
+        x: what the ANN is converted with.
+        new_x: what the outputs are of, by default x.
+        options: of `snnjax.convert`.
+    """
+    snn = snnjax.convert(fn, params, x, **options)
+    if new_x is None:
+        new_x = x
+
+    @jax.jit
+    def outputs(snn, params, x):
+        return snnjax.spiking(fn)(snn, x), fn(params, x)
+
+    return jax.device_get(outputs(snn, params, new_x))
+
+
 def together(nets):
     """Networks of one input as one, with an output each by name.
 
@@ -69,19 +90,14 @@ def outputs_of(functions, *arguments):
     """What each of the functions gives, in NumPy, computed by one program.
 
     To compile one program of several simulations takes a quarter of the time of
-    compiling each.
+    compiling each. A conversion is no part of a program: see `simulated`.
     """
     functions = tuple(functions)
 
     def results(*arguments):
         return [f(*arguments) for f in functions]
 
-    try:
-        return jax.device_get(jax.jit(results)(*arguments))
-    except ValueError as error:  # a conversion is no part of a program
-        if "is traced" not in str(error):
-            raise
-        return jax.device_get(results(*arguments))
+    return jax.device_get(jax.jit(results)(*arguments))
 
 
 def quantized_ann(fn):

@@ -292,13 +292,9 @@ def converted():
         ]
     )
     options = {"steps": T, "recipe": recipe, "wait": 1, "model": MODELS[2]}
-    rate, radix = outputs_of(
-        [
-            functools.partial(snnjax.convert, dense, code=code, **options)
-            for code in (codes.rate(), codes.radix())
-        ],
-        kernels,
-        x,
+    rate, radix = (
+        jax.device_get(snnjax.convert(dense, kernels, x, code=code, **options))
+        for code in (codes.rate(), codes.radix())
     )
     ann = functools.reduce(lambda x, w: np.maximum(x @ w, 0), kernels[:-1], x)
     return kernels, x, rate, radix, ann @ kernels[-1]
@@ -406,13 +402,8 @@ def test_as_many_digits_as_float32_holds_are_converted():
     (first, _, last), x, *_ = converted()
     recipe = snnjax.light("channel")
     options = {"wait": 1, "model": MODELS[2], "code": codes.radix(), "recipe": recipe}
-
-    def run(kernels, x):
-        snn = snnjax.convert(dense, kernels, x, steps=24, **options)
-        return snnjax.spiking(dense)(snn, x).mean(0)
-
-    answers = outputs_of([run, dense], [first, last], x)
-    np.testing.assert_allclose(*answers, atol=1e-2)
+    outputs, answers = networks.simulated(dense, [first, last], x, steps=24, **options)
+    np.testing.assert_allclose(outputs.mean(0), answers, atol=1e-2)
 
 
 def relu(w, x):

@@ -16,7 +16,16 @@ import pytest
 import reference
 from chex import assert_trees_all_close
 from chex import assert_trees_all_equal as assert_equal
-from networks import FLAT, IMAGES, NETWORKS, REFINED, VECTORS, outputs_of, relu
+from networks import (
+    FLAT,
+    IMAGES,
+    NETWORKS,
+    REFINED,
+    VECTORS,
+    compiled,
+    outputs_of,
+    relu,
+)
 
 import snnjax
 from snnjax import Recipe, _progress, calibrators
@@ -61,20 +70,10 @@ def converted(recipe, wait=0):
     return convert(recipe=RECIPES[recipe], wait=wait)
 
 
-def conversion(fn, recipe=RECIPES["light"], steps=STEPS, **options):
-    """(params, x) -> the SNN: for `outputs_of`."""
-    options |= {"steps": steps, "recipe": recipe}
-    return functools.partial(snnjax.convert, fn, **options)
-
-
-def fitted_run(fn, *arguments, **options):
-    """(params, x) -> the SNN and its outputs: for `outputs_of`."""
-
-    def run(params, x):
-        snn = conversion(fn, *arguments, **options)(params, x)
-        return snn, snnjax.spiking(fn)(snn, x)
-
-    return run
+def fit_and_run(fn, params, x, recipe=RECIPES["light"], steps=STEPS, **options):
+    """The SNN by a recipe, and its outputs [T, B, ...], in NumPy."""
+    snn = snnjax.convert(fn, params, x, steps=steps, recipe=recipe, **options)
+    return jax.device_get((snn, compiled(fn)(snn, x)))
 
 
 @pytest.fixture
@@ -88,11 +87,11 @@ assert_close = functools.partial(assert_trees_all_close, rtol=1e-5, atol=1e-5)
 
 
 def test_light_is_the_oracles_sweep():
-    x, p, all_steps = images(10), FLAT, (3, 8)
-    runs = [fitted_run(NETWORKS["dense"].fn, steps=steps) for steps in all_steps]
+    x, p = images(10), FLAT
     kernels = [np.asarray(p[name], np.float64) for name in ("w1", "w2", "w3")]
     biases = [np.asarray(p["b1"], np.float64), 0.0, 0.0]
-    for steps, (snn, outputs) in zip(all_steps, outputs_of(runs, p, x), strict=True):
+    for steps in (3, 8):
+        snn, outputs = fit_and_run(NETWORKS["dense"].fn, p, x, steps=steps)
         thresholds, added, expected = reference.light(
             kernels, biases, np.asarray(x, np.float64), steps
         )
@@ -214,7 +213,8 @@ def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_o
 
     for size in (64, 32):
         in_groups_of(size)
-        conversion(fn)(FLAT, images())
+        recipe = RECIPES["light"]
+        snnjax.convert(fn, FLAT, images(), steps=STEPS, recipe=recipe)
     assert sizes == [1, 64] * 2
 
 
@@ -235,11 +235,11 @@ def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of)
 def test_a_network_in_bfloat16_serves_as_well(wait):
     net, x = NETWORKS["dense"], images()
     half = snnjax.in_dtype(net.fn, jnp.bfloat16)
-    runs = [fitted_run(fn, wait=wait) for fn in (net.fn, half)]
-    exact, rounded, ann, of_half = outputs_of([*runs, net.fn, half], net.params, x)
-    assert 0 < np.abs(ann - of_half).max() < 0.02 * np.abs(ann).max()
+    ann, rounded_ann = outputs_of([net.fn, half], net.params, x)
+    assert 0 < np.abs(ann - rounded_ann).max() < 0.02 * np.abs(ann).max()
     errors = []
-    for snn, outputs in (exact, rounded):
+    for fn in (net.fn, half):
+        snn, outputs = fit_and_run(fn, net.params, x, wait=wait)
         assert {leaf.dtype for leaf in jax.tree.leaves(snn)} == {np.dtype("float32")}
         assert outputs.dtype == np.float32
         errors.append(np.abs(outputs.mean(0) - ann).mean())
@@ -268,14 +268,15 @@ def test_light_lowers_the_error_of_the_outputs():
 def test_kernels_change_where_spikes_come_in_and_nothing_else():
     descent = calibrators.calibrate_weights(iterations=3, learning_rate=1e-2)
     recipe = Recipe([max_threshold(), descent])
-    runs = [conversion(NET.fn, recipe, wait=wait) for wait in (0, STEPS)]
-    runs.append(conversion(NET.fn, REFITTING, steps=2))
-    *by_descent, refitted = (
-        {name for name in FLAT if np.any(snn.params[name] != FLAT[name])}
-        for snn in outputs_of(runs, FLAT, images())
-    )
-    assert by_descent == [{"w1", "w2", "wide"}] * 2
-    assert refitted and refitted < by_descent[0]
+
+    def changed_kernels(**options):
+        params = convert(**options).params
+        return {name for name in FLAT if np.any(params[name] != FLAT[name])}
+
+    for wait in (0, STEPS):
+        assert changed_kernels(recipe=recipe, wait=wait) == {"w1", "w2", "wide"}
+    refitted = changed_kernels(recipe=REFITTING, steps=2)
+    assert refitted and refitted < {"w1", "w2", "wide"}
 
 
 @slow
@@ -432,8 +433,8 @@ def test_weights_of_several_sites_stay_as_they_are(fn, shared):
         calibrators.calibrate_weights(iterations=2),
     )
     with pytest.warns(UserWarning, match=f"the weights {shared} stay as they are"):
-        run = conversion(fn, Recipe([max_threshold(), *fits]))
-        snn = run(FLAT, images())
+        recipe = Recipe([max_threshold(), *fits])
+        snn = snnjax.convert(fn, FLAT, images(), steps=STEPS, recipe=recipe)
     np.testing.assert_array_equal(snn.params[shared], FLAT[shared])
 
 
@@ -446,8 +447,8 @@ def test_a_kernel_that_a_sum_carries_to_a_second_site():
         return relu(y @ p[4])
 
     p = list(np.float32(np.random.default_rng(0).normal(size=(5, 4, 4))))
-    runs = [fitted_run(fn, REFITTING, steps=16, wait=16), fn]
-    (snn, outputs), ann = outputs_of(runs, p, images())
+    snn, outputs = fit_and_run(fn, p, images(), REFITTING, steps=16, wait=16)
+    ann = jax.jit(fn)(p, images())
     assert np.abs(outputs.mean(0) - ann).mean() < 0.2 * ann.mean()
     differs = [bool(np.any(a != b)) for a, b in zip(p, snn.params, strict=True)]
     assert not differs[1] and any(differs)
@@ -466,7 +467,8 @@ def test_calibration_asks_for_the_true_derivative():
         def fn(p, x):
             return relu(between(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
-        return conversion(fn, RECIPES[recipe], steps=2)(FLAT, images(seed=2))
+        x = images(seed=2)
+        return snnjax.convert(fn, FLAT, x, steps=2, recipe=RECIPES[recipe])
 
     for recipe in ("advanced", "best"):
         snn = snn_with(stopped, recipe)
@@ -496,10 +498,8 @@ def test_a_second_conversion_compiles_nothing():
 
 
 def test_the_input_of_a_site_may_be_read_again():
-    runs = [
-        fitted_run(NETWORKS[name].fn) for name in ("bare pre-activation", "branches")
-    ]
-    for _, outputs in outputs_of(runs, FLAT, VECTORS):
+    for name in ("bare pre-activation", "branches"):
+        _, outputs = fit_and_run(NETWORKS[name].fn, FLAT, VECTORS)
         assert np.isfinite(outputs).all()
 
 
@@ -523,7 +523,7 @@ def test_outputs_keep_their_types(dtype):
         return NET.fn(p, x), jnp.ones(batch, bool), jnp.full(batch, 16777217)
 
     params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images(16)))
-    _, (logits, mask, numbers) = fitted_run(fn)(params, x)
+    _, (logits, mask, numbers) = fit_and_run(fn, params, x)
     assert (logits.dtype, mask.dtype, numbers.dtype) == (dtype, bool, jnp.int32)
     assert mask.all() and (numbers == 16777217).all()
 

@@ -209,14 +209,12 @@ def test_executions_give_the_same_spikes(name, levels, reset, wait):
 
 def test_the_highest_level_reaches_what_a_binary_threshold_would():
     def neurons(recipe, high):
-        options = {"recipe": recipe, "model": integrate_and_fire(levels=(0, high))}
-        convert = functools.partial(snnjax.convert, NET.fn, steps=STEPS, **options)
-        return lambda params, x: convert(params, x).neurons
+        model = integrate_and_fire(levels=(0, high))
+        snn = snnjax.convert(*NET[:3], steps=STEPS, recipe=recipe, model=model)
+        return snn.neurons
 
-    recipes = snnjax.max_activation(), snnjax.percentile(99.0)
-    runs = [neurons(recipe, high) for recipe in recipes for high in (1, 3)]
-    results = outputs_of(runs, *NET[1:3])
-    for binary, graded in (results[:2], results[2:]):
+    for recipe in (snnjax.max_activation(), snnjax.percentile(99.0)):
+        binary, graded = neurons(recipe, 1), neurons(recipe, 3)
         for name, neuron in binary.items():
             reached = 3 * graded[name].threshold
             np.testing.assert_allclose(reached, neuron.threshold, rtol=1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import conv, converted, outputs_of
+from networks import conv, converted, outputs_of, simulated
 
 import snnjax
 from snnjax import calibrators, neurons
@@ -180,18 +180,15 @@ def test_haikus_batch_norm_takes_its_averages_from_the_state():
         return net.apply(v["params"], v["state"], None, x, False)[0]
 
     variables = {"params": params, "state": state}
-
-    def run(variables, x):
-        snn = snnjax.convert(fn, variables, x, steps=64, wait=64, recipe=RECIPE)
-        return snnjax.spiking(fn)(snn, x).mean(0)
-
-    def with_another_state(variables, x):
-        state = jax.tree.map(lambda a: a + 1, variables["state"])
-        return run(variables | {"state": state}, x)
-
-    outputs, answers, others = outputs_of([run, fn, with_another_state], variables, X)
-    np.testing.assert_allclose(outputs, answers, atol=0.1)
-    assert np.abs(others - outputs).max() > 0.1
+    options = {"steps": 64, "wait": 64, "recipe": RECIPE}
+    outputs, answers = simulated(fn, variables, X, **options)
+    np.testing.assert_allclose(outputs.mean(0), answers, atol=0.1)
+    changed_variables = {
+        "params": params,
+        "state": jax.tree.map(lambda a: a + 1, state),
+    }
+    changed_outputs, _ = simulated(fn, changed_variables, X, **options)
+    assert np.abs(changed_outputs.mean(0) - outputs.mean(0)).max() > 0.1
 
 
 def test_the_leaky_neuron_of_snntorch_that_resets_to_zero_is_lif():

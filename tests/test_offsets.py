@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import by_executions, outputs_of, quantized_ann
+from networks import by_executions, outputs_of, quantized_ann, simulated
 
 import snnjax
 from snnjax import calibrators
@@ -136,16 +136,13 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
 
 def mean_errors(fn, images, **options):
     """Mean squares of what the outputs for images lack, with and without offsets."""
-
-    def outputs(recipe, params, x, images):
-        more = {"steps": STEPS, "recipe": recipe} | options
-        snn = snnjax.convert(fn, params, x, **more)
-        return snnjax.spiking(fn)(snn, images).mean(0)
-
-    runs = [functools.partial(outputs, recipe) for recipe in (WITH, WITHOUT)]
-    runs.append(lambda params, x, images: fn(params, images))
-    *means, answers = outputs_of(runs, PARAMS, X, images)
-    return [np.square(mean - answers).mean() for mean in means]
+    errors = []
+    for recipe in (WITH, WITHOUT):
+        outputs, answers = simulated(
+            fn, PARAMS, X, images, steps=STEPS, recipe=recipe, **options
+        )
+        errors.append(np.square(outputs.mean(0) - answers).mean())
+    return errors
 
 
 def measured(fn, snn):

@@ -14,7 +14,15 @@ import networks
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import by_executions, conv, converted, max_pool, outputs_of, relu
+from networks import (
+    by_executions,
+    conv,
+    converted,
+    max_pool,
+    outputs_of,
+    relu,
+    simulated,
+)
 
 import snnjax
 from snnjax.network import identity, with_activation
@@ -111,17 +119,6 @@ X = np.float32(np.random.default_rng(1).normal(size=(16, 6, 5)))
 def fitted(name, wait=0):
     fn = NETWORKS[name]
     return fn, converted(fn, PARAMS, X, steps=STEPS, wait=wait, recipe=ROUNDING)
-
-
-def fitted_run(fn, steps=STEPS, recipe=ROUNDING, images=None, **options):
-    """(params, x) -> outputs of the SNN that x, or the images, are converted with."""
-
-    def run(params, x):
-        data = x if images is None else images
-        snn = snnjax.convert(fn, params, data, steps=steps, recipe=recipe, **options)
-        return snnjax.spiking(fn)(snn, x)
-
-    return run
 
 
 def encoders(fn):
@@ -346,11 +343,15 @@ def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
 
 def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
     images, new = np.float32(np.random.default_rng(4).normal(size=(2, 64, 6, 5)))
-    recipes = [snnjax.Recipe(parts) for parts in ((WEIGHTS, *PARTS), PARTS)]
-    runs = [fitted_run(mixed, recipe=recipe, images=images) for recipe in recipes]
-    refitted, as_it_was, answers = outputs_of([*runs, mixed], PARAMS, new)
-    errors = [((y.mean(0) - answers) ** 2).mean() for y in (refitted, as_it_was)]
-    assert errors[0] < 0.95 * errors[1]
+
+    def error(calibrators):
+        recipe = snnjax.Recipe(calibrators)
+        outputs, answers = simulated(
+            mixed, PARAMS, images, new, steps=STEPS, recipe=recipe
+        )
+        return ((outputs.mean(0) - answers) ** 2).mean()
+
+    assert error([WEIGHTS, *PARTS]) < 0.95 * error(PARTS)
 
 
 def test_weights_that_an_operator_reads_are_shared():
@@ -432,9 +433,8 @@ def test_sequences_pass_operators():
 # --------------------------------------------------- numbers that are hard to average
 
 
-def near_the_ann(fn, p, x, atol=0.05, steps=32, **options):
-    run = fitted_run(fn, steps, **{"recipe": RECIPE, "model": FINE} | options)
-    outputs, answers = outputs_of([run, fn], p, x)
+def near_the_ann(fn, p, x, atol=0.05, steps=32, recipe=RECIPE, model=FINE):
+    outputs, answers = simulated(fn, p, x, steps=steps, recipe=recipe, model=model)
     np.testing.assert_allclose(outputs.mean(0), answers, atol=atol)
 
 
@@ -445,8 +445,16 @@ def test_a_quotient_that_is_0_by_0_before_the_first_spikes_recovers():
         shares = (q @ (k.mT @ v)) / (q @ k.sum(1)[..., None])
         return shares.mean(1) @ p["out"]
 
-    binary = {"recipe": ROUNDING, "model": None}  # some send nothing at first
-    near_the_ann(linear_attention, PARAMS, X, atol=0.1, steps=64, **binary)
+    # Binary neurons: some of them send nothing at first.
+    near_the_ann(
+        linear_attention,
+        PARAMS,
+        X,
+        atol=0.1,
+        steps=64,
+        recipe=ROUNDING,
+        model=BINARY,
+    )
 
 
 def test_a_mask_may_add_the_lowest_number():
@@ -534,7 +542,7 @@ def test_what_is_no_product_reads_the_value_and_not_its_spikes():
         read = moved @ p["k"][:4] + moved @ p["v"][:4]
         return {"value": value, "moved": moved, "read": read}
 
-    outputs = fitted_run(fn)(PARAMS, X)
+    outputs, _ = simulated(fn, PARAMS, X, steps=STEPS, recipe=ROUNDING)
     moved = outputs["moved"].reshape(outputs["value"].shape)
     np.testing.assert_array_equal(moved, outputs["value"])
 
@@ -623,13 +631,9 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
             x = BLOCKS[name](p, x)
         return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
 
-    def coarse(params, x):
-        snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=ROUNDING)
-        executions = STEPS, 1
-        return [snnjax.spiking(fn, execution=e)(snn, x) for e in executions]
-
-    fine = fitted_run(fn, 32, recipe=RECIPE, model=FINE)
-    outputs, answers, (layers, by_step) = outputs_of([fine, fn, coarse], params, X)
+    outputs, answers = simulated(fn, params, X, steps=32, recipe=RECIPE, model=FINE)
+    coarse = snnjax.convert(fn, params, X, steps=STEPS, recipe=ROUNDING)
+    layers, by_step = by_executions(fn, [STEPS, 1], coarse, X)
     error = np.abs(outputs.mean(0) - answers)
     assert error.mean() < 0.02 and error.max() < 0.2
     assert (np.abs(by_step.mean(0) - layers.mean(0)) < 1e-4).mean() > 0.9

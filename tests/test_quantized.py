@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import REFINED, conv, outputs_of
+from networks import REFINED, conv, outputs_of, simulated
 
 import snnjax
 from snnjax import quantized_relu
@@ -35,15 +35,18 @@ def network(p, x, levels=LEVELS):
     return quantized_relu(x @ p["second"], jnp.exp(p["log_maximum"]), levels) @ p["out"]
 
 
-def exact_run(fn, steps=LEVELS, **options):
-    """(params, x) -> mean outputs of the SNN, with a wait of T."""
-
-    def run(params, x):
-        more = {"steps": steps, "wait": steps, "recipe": snnjax.quantized()} | options
-        snn = snnjax.convert(fn, params, x, **more)
-        return snnjax.spiking(fn)(snn, x).mean(0)
-
-    return run
+def quantized_outputs(fn, steps=LEVELS, params=PARAMS, x=X, **options):
+    """Mean outputs of the SNN with a wait of T, and the outputs of its ANN."""
+    outputs, answers = simulated(
+        fn,
+        params,
+        x,
+        steps=steps,
+        wait=steps,
+        recipe=snnjax.quantized(),
+        **options,
+    )
+    return outputs.mean(0), answers
 
 
 def test_it_is_the_nearest_of_its_values():
@@ -96,20 +99,18 @@ def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network():
 
 def test_graded_spikes_need_fewer_steps_and_other_steps_round_otherwise():
     graded = snnjax.integrate_and_fire(levels=(0, LEVELS))
-    runs = [exact_run(network, 1, model=graded), exact_run(network, 3)]
-    runs += [functools.partial(network, levels=levels) for levels in (LEVELS, 3)]
-    one_step, three_steps, ann, of_three = outputs_of(runs, PARAMS, X)
+    one_step, ann = quantized_outputs(network, 1, model=graded)
+    three_steps, _ = quantized_outputs(network, 3)
+    ann_of_three_levels = jax.jit(functools.partial(network, levels=3))(PARAMS, X)
     np.testing.assert_allclose(one_step, ann, rtol=1e-4, atol=1e-5)
-    assert np.abs(three_steps - of_three).max() < 1e-4
+    assert np.abs(three_steps - ann_of_three_levels).max() < 1e-4
     assert np.abs(three_steps - ann).max() > 0.01
 
 
 def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
-    recipes = snnjax.light("channel"), REFINED
-    runs = [exact_run(network, 8, wait=0, recipe=recipe) for recipe in recipes]
-    *means, ann = outputs_of([*runs, network], PARAMS, X)
-    for mean in means:
-        assert np.square(mean - ann).mean() < 0.2 * ann.var()
+    for recipe in (snnjax.light("channel"), REFINED):
+        outputs, ann = simulated(network, PARAMS, X, steps=8, wait=0, recipe=recipe)
+        assert np.square(outputs.mean(0) - ann).mean() < 0.2 * ann.var()
 
     def clipped(w, x):
         return snnjax.clipped_relu(x @ w, 0.5)
@@ -143,7 +144,7 @@ def test_in_bfloat16_it_is_the_same_function_and_exact_too():
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.float32(y), [0.25, 1.0])
     fn = snnjax.in_dtype(functools.partial(network, levels=7), "bfloat16")
-    mean, ann = outputs_of([exact_run(fn, 7), fn], PARAMS, X)
+    mean, ann = quantized_outputs(fn, 7)
     assert (np.abs(np.float32(mean) - np.float32(ann)) < 0.05).mean() > 0.98
 
 
@@ -162,12 +163,11 @@ def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
         return jax.vmap(lambda x: towers(p, x))(x)
 
     rule = snnjax.network.evaluate.identity
-    runs = [fn, snnjax.network.with_activation(fn, rule)]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    params = weights, maxima
+    close(*outputs_of([snnjax.network.with_activation(fn, rule), fn], params, x))
     if activation is not snnjax.clipped_relu:  # which spikes do not give exactly
-        runs.append(exact_run(fn))
-    expected, *others = outputs_of(runs, (weights, maxima), x)
-    for outputs in others:
-        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+        close(*quantized_outputs(fn, params=params, x=x))
 
 
 def test_the_gradient_of_a_maximum_is_summed_in_float32():

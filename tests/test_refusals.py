@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-from networks import FLAT, PIXELS, VECTORS, Net, converted, max_pool, outputs_of, relu
+from networks import (
+    FLAT,
+    PIXELS,
+    VECTORS,
+    Net,
+    compiled,
+    converted,
+    max_pool,
+    relu,
+    simulated,
+)
 from refusals import capture, conversion, neurons, simulation, training
 from refusals.capture import (
     PARAMS,
@@ -126,7 +136,7 @@ def test_fine_levels_give_the_ann(x):
     fine_levels = snnjax.integrate_and_fire(levels=(-100, 100))
     recipe = snnjax.max_activation()
     snn = converted(fn, params, x, steps=8, recipe=recipe, model=fine_levels)
-    spiking_outputs, ann_outputs = networks.compiled(fn)(snn, x), jax.jit(fn)(params, x)
+    spiking_outputs, ann_outputs = compiled(fn)(snn, x), jax.jit(fn)(params, x)
     for name in nets:
         mean, ann = np.asarray(spiking_outputs[name]).mean(0), ann_outputs[name]
         atol = 0.05 * abs(ann).max()
@@ -183,14 +193,13 @@ def test_parts_that_are_folded_into_the_batch_are_taken_apart_around_a_site():
         parts = x.reshape(len(x), -1, 2)
         return relu(parts @ p["w1"][:2]).reshape(len(x), -1)
 
-    def run(fn, params, x):
+    def outputs(fn):
         recipe = snnjax.max_activation()
-        snn = snnjax.convert(fn, params, x[:1], steps=4, recipe=recipe)
-        return snnjax.spiking(fn)(snn, x)
+        snn = snnjax.convert(fn, FLAT, VECTORS[:1], steps=4, recipe=recipe)
+        return compiled(fn)(snn, VECTORS)
 
     assert snnjax.sites(folded, FLAT, VECTORS)[0].shape == (2, 6)
-    runs = [functools.partial(run, fn) for fn in (folded, unfolded)]
-    np.testing.assert_array_equal(*outputs_of(runs, FLAT, VECTORS))
+    np.testing.assert_array_equal(outputs(folded), outputs(unfolded))
 
 
 @pytest.mark.parametrize("name", ["own ReLU", "own ReLU6", "own clipped ReLU"])
@@ -239,13 +248,11 @@ def test_of_the_input_alone_anything_else_is_computed_once():
     def fn(p, x):
         return [relu(function(x) @ p["w1"]) @ p["w3"] for function in functions]
 
-    def run(params, x):
-        recipe = snnjax.max_activation()
-        snn = snnjax.convert(fn, params, x, steps=64, recipe=recipe)
-        return [y.mean(0) for y in snnjax.spiking(fn)(snn, x)]
-
-    outputs, ann_outputs = outputs_of([run, fn], FLAT, VECTORS)
-    np.testing.assert_allclose(outputs, ann_outputs, atol=0.1)
+    outputs, ann_outputs = simulated(
+        fn, FLAT, VECTORS, steps=64, recipe=snnjax.max_activation()
+    )
+    means = [output.mean(0) for output in outputs]
+    np.testing.assert_allclose(means, ann_outputs, atol=0.1)
 
 
 def test_a_single_image_causes_one_warning_at_the_users_line():

@@ -1,10 +1,10 @@
-"""The interpreter: equations run with a rule of one's choice at every site.
+"""The interpreter: it runs equations, with a rule of the caller's choice at every site.
 
     values[outputs] = primitive(values[inputs])    or    rule(site, values[inputs])
 
 The rule is the ANN's own activation (`identity`), a spiking neuron or a calibrator.
-Some variables may carry a time axis before the batch, [T, B, ...]. The equations that
-read these `streams` are mapped over time.
+Equations are written for one example. They are mapped over the B examples of a batch
+and, for variables in time (`streams`), over the T steps before them: [T, B, ...].
 """
 
 import functools
@@ -29,51 +29,50 @@ def evaluate(
     *,
     streams: frozenset[int] = frozenset(),
 ) -> None:
-    """Run the equations, adding every output to ``values``.
+    """Run the equations in order, adding every output to ``values``.
 
     Args:
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
-            clipped ReLU, and the levels of a quantized one; at an operator the rest
-            of its inputs and, last, its `Operator`. It may have several outputs, a
-            tuple.
-        streams: variables that carry a leading time axis; the equations that read
-            them are mapped over it, so that time folds into the batch.
+            clipped ReLU, and the levels of a quantized one; at an operator its
+            further inputs and, last, its `Operator`. An operator may have several
+            outputs, a tuple.
+        streams: variables in time, [T, B, ...]; a rule sees them as they are.
     """
     for equation in equations:
         arguments: list[Any] = [read(values, v) for v in equation.inputs]
-        changes = tuple(v in streams for v in equation.inputs)
+        has_time = tuple(v in streams for v in equation.inputs)
         site = equation.site
         if site is None:
-            results = _over_time(equation, changes)(*arguments)
+            results = _over_time(equation, has_time)(*arguments)
         elif site.fires:
             results = (rule(site, *arguments),)
         else:
-            results = rule(site, *arguments, operator(equation, changes))
+            results = rule(site, *arguments, operator(equation, has_time))
             if not isinstance(results, tuple):
                 results = (results,)
         values.update(zip(equation.outputs, results, strict=True))
 
 
-def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
-    """The function of an operator's equation.
+def operator(equation: Equation, has_time: tuple[bool, ...]) -> Operator:
+    """The function that an equation at an operator's site computes.
 
     Args:
-        live: for each input, whether it changes in time.
+        has_time: for each input, whether it is in time.
     """
     return Operator(
         function=_over_examples(equation),
-        live=live,
+        has_time=has_time,
         homogeneous=equation.place.homogeneous,
     )
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-    """The rule of the ANN itself, for every site.
+    """The rule of the ANN itself, for every site: its own activation.
 
     Args:
         site: where.
-        x: its input, [B, ...].
+        x: the site's input, [B, ...].
         operands: nothing further for a ReLU and an encoder; the maximum of a clipped
             ReLU; the maximum and the levels of a quantized one; the further inputs of
             an operator, and its function. `with_activation` has an example.
@@ -81,7 +80,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     if not site.fires:
         *further_inputs, function = operands
         return function(x, *further_inputs)
-    if site.is_encoder:
+    if site.is_encoder:  # it sends the value itself
         return x
     if not operands:
         return jax.nn.relu(x)
@@ -91,10 +90,10 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
 
 
 def operator_rule(code: Code) -> Rule:
-    """The rule of operators for streams of this code, see `snnjax.codes.Code.operate`.
+    """The rule that applies operators to arrays in time under a code.
 
-    With rate coding they see running means and put out increments; under any other code
-    they are functions of the decoded values.
+    With rate coding an operator reads running means and gives increments. Under any
+    other code it is a function of the decoded values (`snnjax.codes.Code.operate`).
     """
 
     def rule(site: Site, x: jax.Array, *operands: Any) -> tuple[jax.Array, ...]:
@@ -127,48 +126,50 @@ def firing(
     return rule
 
 
-def _over_time(equation: Equation, changes: tuple[bool, ...]) -> Callable[..., tuple]:
-    """What an equation computes, mapped over the examples, and over time around them.
-
-    Where every input that has an axis of examples also has one of steps, [T, B, ...]
-    becomes one batch of T B examples. The gradient of a kernel is then one matrix
-    product, which XLA computes on CPU in half the time of one that sums over two axes.
+def _over_time(equation: Equation, has_time: tuple[bool, ...]) -> Callable[..., tuple]:
+    """The function of an equation, mapped over the examples, and over time before them.
 
     Args:
-        changes: for each input, whether it has a time axis.
+        has_time: for each input, whether it is in time.
     """
     function = _over_examples(equation)
-    if not any(changes):
+    if not any(has_time):
         return function
-    if changes == equation.mapped:
-        return _folding_time(function, changes)
-    return jax.vmap(function, in_axes=_leading_axes(changes))
+    # Where every input that differs between examples is in time too, T steps of B
+    # examples are one batch. The gradient of a kernel is then one matrix product, which
+    # XLA computes on CPU in half the time of one that sums over two axes.
+    if has_time == equation.mapped:
+        return _folding_time(function, has_time)
+    return jax.vmap(function, in_axes=_leading_axes(has_time))
 
 
 def _folding_time(
-    function: Callable[..., tuple], changes: tuple[bool, ...]
+    function: Callable[..., tuple], has_time: tuple[bool, ...]
 ) -> Callable[..., tuple]:
-    """A function of batches [N, ...] as one of streams, by N = T B."""
+    """A function of batches [N, ...] as a function of arrays [T, B, ...], by N = T B.
+
+    Args:
+        has_time: for each input, whether it is in time; the others have no examples.
+    """
 
     def folded(*arguments: Any) -> tuple[Any, ...]:
-        steps_and_examples = arguments[changes.index(True)].shape[:2]
-        flat_arguments = []
-        for argument, has_time in zip(arguments, changes, strict=True):
-            if has_time:
+        steps_and_examples = arguments[has_time.index(True)].shape[:2]
+        batches = []
+        for argument, is_in_time in zip(arguments, has_time, strict=True):
+            if is_in_time:
                 argument = argument.reshape(-1, *argument.shape[2:])
-            flat_arguments.append(argument)
-        results = function(*flat_arguments)
-        streams = []
-        for result in results:
+            batches.append(argument)
+        results = []
+        for result in function(*batches):
             shape = steps_and_examples + result.shape[1:]
-            streams.append(result.reshape(shape))
-        return tuple(streams)
+            results.append(result.reshape(shape))
+        return tuple(results)
 
     return folded
 
 
 def _over_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:
-    """What an equation computes, mapped over the examples."""
+    """The function of an equation, mapped over the examples, [B, ...]."""
     function = functools.partial(_one_example, equation)
     if not any(equation.mapped):
         return function
@@ -187,8 +188,10 @@ def _one_example(equation: Equation, *arguments: Any) -> tuple[Any, ...]:
         # A body holds no site, so the rule is never called.
         evaluate(equation.body.equations, values, identity)
         return tuple(values[v] for v in equation.outputs)
-    bound = equation.primitive.get_bind_params(equation.options)
-    # (subfunctions, params) before jax 0.9.2, params alone since then.
+    primitive = equation.primitive
+    # A call keeps its functions among its parameters, and takes them as arguments.
+    bound = primitive.get_bind_params(equation.options)
+    # (functions, params) before jax 0.9.2, params alone since then.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    results = equation.primitive.bind(*functions, *arguments, **params)
-    return tuple(results) if equation.primitive.multiple_results else (results,)
+    results = primitive.bind(*functions, *arguments, **params)
+    return tuple(results) if primitive.multiple_results else (results,)

@@ -472,7 +472,7 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
-        function = function._replace(live=(True,))
+        function = function._replace(has_time=(True,))
         outputs, _ = code.operate(function, [split(current)])
         (output,) = outputs
         return time_in_batch(output, devices)
