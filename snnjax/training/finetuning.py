@@ -34,7 +34,8 @@ class Finetuned(NamedTuple):
     log: list[dict[str, Any]]
 
 
-_State = tuple[SNN, optax.OptState]  # what a step changes
+# What a step changes: the network, and the state of its optimizers.
+_State = tuple[SNN, optax.OptState]
 
 
 def finetune(
@@ -114,16 +115,68 @@ def finetune(
         steps=options.get("steps"),
         wait=options.get("wait"),
     )
-    # The closed form has a straight-through gradient, and no surrogate.
-    asks_for_surrogate = "surrogate" in options or "detach_reset" in options
-    if has_closed_form(snn, steps, wait) and not asks_for_surrogate:
-        options = {"execution": "closed_form", **options}
     if options.get("state"):
         raise ValueError(
             "finetune learns from whole examples; leave state out, or write a step of "
             "your own for training.train"
         )
+    # The closed form has a straight-through gradient, and no surrogate.
+    asks_for_surrogate = "surrogate" in options or "detach_reset" in options
+    if has_closed_form(snn, steps, wait) and not asks_for_surrogate:
+        options.setdefault("execution", "closed_form")
+    if rules is None:
+        rules = optax.adam(1e-3)
+
     simulate = spiking(fn, has_aux=has_aux, **options)
+    objective = _objective(simulate, loss, teacher, share, has_aux)
+    init, descend = descent(objective, rules, has_aux=True)
+
+    def measure_snn(state: _State, log: list[dict[str, Any]]) -> Any:
+        if measure is None:
+            return None
+        snn, _ = state
+        return measure(snn, log[-1])
+
+    # What tells this call from another one that would resume from the same folder.
+    identity = {
+        "fn": fn,
+        "examples": examples,
+        "rules": rules,
+        "loss": loss,
+        "teacher": teacher,
+        "share": share,
+        "options": (has_aux, options),
+    }
+    if depends_on is not None:
+        identity = dict(**identity, **depends_on)  # refuses a name that is taken
+    (trained, _), log = train(
+        _training_step(descend),
+        (snn, init(snn)),
+        examples,
+        epochs=epochs,
+        measure=measure_snn,
+        folder=folder,
+        depends_on=identity,
+    )
+    # It is fitted to the steps and the wait that it was trained with.
+    tuned = dataclasses.replace(trained, steps=steps, wait=wait, fitted_to=None)
+    return Finetuned(tuned, log)
+
+
+def _objective(
+    simulate: Callable,
+    loss: Callable[[Any, Any], jax.Array],
+    teacher: Callable[[Any], jax.Array] | None,
+    share: float,
+    has_aux: bool,
+) -> Callable[[SNN, Any, Any], tuple[Any, Any]]:
+    """The loss L of `finetune` as a function of the network and a batch.
+
+    Returns:
+        A function (snn, x, labels) -> (L, (averages, report)). The averages are those
+        that fn returns in training mode, otherwise {}. The report holds the accuracy if
+        the labels are classes.
+    """
 
     def objective(snn: SNN, x: chex.ArrayTree, labels: Any):
         if has_aux:
@@ -141,20 +194,23 @@ def finetune(
         report = _accuracy(outputs, labels)
         return value, (averages, report)
 
-    if rules is None:
-        rules = optax.adam(1e-3)
-    init, descend = descent(objective, rules, has_aux=True)
+    return objective
+
+
+def _training_step(descend: Callable) -> Callable[[_State, Any], tuple[_State, Any]]:
+    """A step for `train`: (state, (x, labels)) -> (new state, report).
+
+    The report has the loss, whether it is finite and the SNN has no NaN, and the
+    accuracy if the labels are classes.
+
+    Args:
+        descend: the step that `descent` returns for the function of `_objective`.
+    """
 
     @jax.jit
     def step_on_devices(state: _State, x: chex.ArrayTree, labels: Any):
-        """One descent on a batch: the new state, and the row of the log.
-
-        The row has the loss, whether it is finite and the SNN has no NaN, and the
-        accuracy if the labels are classes.
-        """
         snn, opt_state = state
         snn, opt_state, objective_result = descend(snn, opt_state, x, labels)
-        # What `objective` returns: the loss, and what else it computed on the way.
         loss_value, (averages, report) = objective_result
         snn = _with_averages(snn, averages)
         finite = jnp.isfinite(loss_value) & ~_has_nan(snn)
@@ -169,37 +225,11 @@ def finetune(
         x, labels, snn, opt_state = sharding.automatic(x, labels, snn, opt_state)
         return step_on_devices((snn, opt_state), x, labels)
 
-    def measure_snn(state: _State, log: list[dict[str, Any]]) -> Any:
-        snn, _ = state
-        return measure(snn, log[-1])  # type: ignore[misc]
-
-    identity = {
-        "fn": fn,
-        "examples": examples,
-        "rules": rules,
-        "loss": loss,
-        "teacher": teacher,
-        "share": share,
-        "options": (has_aux, options),
-    }
-    start = (snn, init(snn))
-    (trained, _), log = train(
-        step,
-        start,
-        examples,
-        epochs=epochs,
-        measure=None if measure is None else measure_snn,
-        folder=folder,
-        # By `dict`, which refuses a name that is there already.
-        depends_on=dict(**identity, **(depends_on or {})),
-    )
-    # It is fitted to the steps and the wait that it was trained with.
-    tuned = dataclasses.replace(trained, steps=steps, wait=wait, fitted_to=None)
-    return Finetuned(tuned, log)
+    return step
 
 
 def _checked_share(share: float | None, teacher: Callable | None) -> float:
-    """The share c of the teacher in the loss, or its default."""
+    """The share c of the teacher in the loss: 0.5 by default, 0 without a teacher."""
     if teacher is None and share is not None:
         raise ValueError(
             f"share is {share} without a teacher; give one, e.g. "
@@ -221,34 +251,39 @@ def _check_batch(batch: Any) -> None:
 
 
 def _has_nan(snn: SNN) -> jax.Array:
-    """Whether a floating leaf of an SNN holds NaN, a bool []."""
+    """Whether a floating leaf of an SNN holds NaN, a bool [], which may be traced."""
     floats, _ = differentiable(snn)
-    leaves_have_nan = []
-    for leaf in jax.tree.leaves(floats):
-        has_nan = jnp.isnan(leaf).any()
-        leaves_have_nan.append(has_nan)
-    return jnp.stack(leaves_have_nan).any()
+    has_nan = [jnp.isnan(leaf).any() for leaf in jax.tree.leaves(floats)]
+    return jnp.stack(has_nan).any()
 
 
-def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
-    """KL(softmax(z) || softmax(mean_t O(t))), averaged over images."""
-    if len(outputs.shape) != 3 or teacher.shape != outputs.shape[1:]:
+def _distance(outputs: jax.Array, logits: jax.Array) -> jax.Array:
+    """KL(softmax(logits) || softmax(mean_t O(t))), averaged over images.
+
+    Args:
+        outputs: O, the readout of the SNN at each step, [T, B, classes].
+        logits: those of the teacher, [B, classes].
+    """
+    if len(outputs.shape) != 3 or logits.shape != outputs.shape[1:]:
         raise ValueError(
-            f"outputs have shape {outputs.shape}, the teacher's {teacher.shape}; "
+            f"outputs have shape {outputs.shape}, the teacher's {logits.shape}; "
             "allowed: the readout at each step [T, B, classes], and logits [B, classes]"
         )
     mean_outputs = wide(outputs).mean(0)  # [B, classes]
-    log_answers = jax.nn.log_softmax(mean_outputs)
-    log_targets = jax.nn.log_softmax(wide(teacher))
     divergences = optax.losses.kl_divergence_with_log_targets(
-        log_answers,
-        log_targets,
+        jax.nn.log_softmax(mean_outputs),
+        jax.nn.log_softmax(wide(logits)),
     )
     return divergences.mean()
 
 
 def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
-    """The accuracy of the mean output; {} unless labels are classes of the outputs."""
+    """The accuracy of the mean output; {} unless labels are classes of the outputs.
+
+    Args:
+        outputs: the readout at each step, [T, B, classes]; a loss may take others.
+        labels: whole numbers [B], or whatever the loss takes.
+    """
     if not isinstance(outputs, jax.Array) or not isinstance(labels, jax.Array):
         return {}
     are_whole = jnp.issubdtype(labels.dtype, jnp.integer)
@@ -260,7 +295,7 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
 
 
 def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
-    """The SNN with new averages in the place of the params with the same names."""
+    """The SNN with new averages in place of the params of the same paths."""
     params = named_params(snn.params)
     new_params = named_params(averages)
     unknown = sorted(new_params.keys() - params.keys())

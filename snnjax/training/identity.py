@@ -33,83 +33,94 @@ def digest(tree: Any) -> str:
     >>> digest(scaled(2)) == digest(scaled(2)), digest(scaled(2)) == digest(scaled(3))
     (True, False)
     """
-    total = hashlib.sha256()
-    _add(total, tree, set())
-    return total.hexdigest()[:16]
+    hasher = hashlib.sha256()
+    _add(hasher, tree, set())
+    return hasher.hexdigest()[:16]
 
 
-def _add(total: Any, tree: Any, visited: set[int]) -> None:
-    """Add a pytree to the digest ``total``; ``visited`` holds ids of functions."""
+def _add(hasher: Any, tree: Any, visited: set[int]) -> None:
+    """Add a pytree to a digest.
+
+    Args:
+        hasher: of hashlib.
+        tree: the pytree.
+        visited: ids of the functions that were added already; changed in place.
+    """
     leaves, structure = _flattened(tree)
-    _add_text(total, structure)
+    _add_text(hasher, structure)
     for leaf in leaves:
         wrapped = leaf
         if not isinstance(leaf, types.FunctionType):
             wrapped = inspect.unwrap(leaf)  # of a jitted function, say
         if isinstance(leaf, jax.Array | np.ndarray):
-            _add_array(total, leaf)
+            _add_array(hasher, leaf)
         elif isinstance(leaf, functools.partial):
             parts = (leaf.func, leaf.args, leaf.keywords)
-            _add(total, parts, visited)
+            _add(hasher, parts, visited)
         elif inspect.ismethod(leaf):
             parts = (leaf.__func__, leaf.__self__)
-            _add(total, parts, visited)
+            _add(hasher, parts, visited)
         elif isinstance(wrapped, types.FunctionType):
-            _add_function(total, wrapped, visited)
+            _add_function(hasher, wrapped, visited)
         else:
-            _add_text(total, leaf)
+            _add_text(hasher, leaf)
 
 
 def _flattened(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure of a pytree; the ``repr`` of what JAX cannot flatten."""
     try:
         return jax.tree.flatten(tree)
     except (TypeError, ValueError):  # a dict whose keys have no order
         return [repr(tree)], None
 
 
-def _add_text(total: Any, value: Any) -> None:
+def _add_text(hasher: Any, value: Any) -> None:
     """Add the ``repr`` of a value, without addresses, which differ between runs."""
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    total.update(text.encode())
+    hasher.update(text.encode())
 
 
-def _add_array(total: Any, array: jax.Array | np.ndarray) -> None:
+def _add_array(hasher: Any, array: jax.Array | np.ndarray) -> None:
+    """Add the type, the shape and the numbers of an array."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     type_and_shape = f"{array.dtype} {array.shape}"
-    total.update(type_and_shape.encode())
+    hasher.update(type_and_shape.encode())
     # No process has the numbers of an array that is spread over several of them.
     if isinstance(array, np.ndarray):
         has_all_numbers = True
     else:
         has_all_numbers = array.is_fully_replicated or array.is_fully_addressable
     if has_all_numbers:
-        total.update(np.asarray(array).tobytes())
+        hasher.update(np.asarray(array).tobytes())
 
 
-def _add_function(total: Any, function: types.FunctionType, visited: set[int]) -> None:
-    """Add the code of a function and what it reads from the scopes around it."""
-    _add_text(total, (function.__module__, function.__qualname__))
+def _add_function(hasher: Any, function: types.FunctionType, visited: set[int]) -> None:
+    """Add the code of a function and what it reads from the scopes around it.
+
+    The arguments are those of `_add`.
+    """
+    _add_text(hasher, (function.__module__, function.__qualname__))
     if id(function) in visited:  # it calls itself, or was added before
         return
     visited.add(id(function))
-    _add(total, (function.__defaults__, function.__kwdefaults__), visited)
+    _add(hasher, (function.__defaults__, function.__kwdefaults__), visited)
     for code in _nested_codes(function.__code__):
-        total.update(code.co_code)
-        _add_text(total, code.co_names)
+        hasher.update(code.co_code)
+        _add_text(hasher, code.co_names)
         for constant in code.co_consts:
             if isinstance(constant, frozenset):
                 # The order of a set differs between processes.
-                _add_text(total, sorted(map(repr, constant)))
-            elif not isinstance(constant, types.CodeType):
-                _add_text(total, constant)
+                _add_text(hasher, sorted(map(repr, constant)))
+            elif not isinstance(constant, types.CodeType):  # `_nested_codes` has those
+                _add_text(hasher, constant)
         for name in code.co_names:
             value = function.__globals__.get(name)
-            if _counts(value, function.__module__):
-                _add(total, value, visited)
+            if _tells_apart(value, function.__module__):
+                _add(hasher, value, visited)
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # a name that is not bound yet
-            _add(total, cell.cell_contents, visited)
+            _add(hasher, cell.cell_contents, visited)
 
 
 def _nested_codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -120,11 +131,11 @@ def _nested_codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _nested_codes(constant)
 
 
-def _counts(value: Any, module: str) -> bool:
-    """Whether a global that a function of this module names is part of its digest.
+def _tells_apart(value: Any, module: str) -> bool:
+    """Whether a global value that a function of this module names is in its digest.
 
-    These are arrays, numbers and functions of the module itself. Others are libraries,
-    and objects that may change from call to call, such as caches.
+    In a digest are arrays, numbers, and functions of the module itself. Not in it are
+    libraries, and objects that may change from call to call, such as caches.
     """
     if callable(value):
         return getattr(value, "__module__", None) == module

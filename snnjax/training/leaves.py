@@ -15,10 +15,15 @@ from snnjax.snn import FROZEN, SNN, WEIGHTS, check_snn
 
 
 def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
-    """The floating leaves of an SNN, None in place of the others, and what merges both.
+    """The leaves of an SNN that have a gradient, and the way back to an SNN.
 
     Params may hold integers and random keys, as the state of an nnx model with dropout
-    does, and ``jax.grad`` refuses them. A loss of the floats calls ``merge(floats)``.
+    does, and ``jax.grad`` refuses them.
+
+    Returns:
+        ``floats``: the SNN as a pytree with None in place of all leaves that are not
+        floating; and ``merge``: such a pytree -> an SNN, whose other leaves are those
+        of this one. A loss of the floats calls ``merge(floats)``.
     """
     check_snn(snn)
 
@@ -87,8 +92,10 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
 
     def label(path, node):
         if _is_running_average(path, node) or not is_floating(node):
+            # A ``BatchStat`` is a node with leaves, and each leaf has a label.
             return jax.tree.map(lambda _: FROZEN, node)
-        if path[0].name == "params":
+        field = path[0].name  # of the SNN: "params" or "neurons"
+        if field == "params":
             return WEIGHTS
         # The name of a neuron's parameter is its field, also in a model inside another.
         return name_of(path[-1:])
@@ -186,6 +193,9 @@ def _is_running_average(path, node) -> bool:
 
 
 def _is_batch_stat(node) -> bool:
-    """Whether its class derives from nnx's, by name: flax need not be installed."""
-    class_names = [kind.__name__ for kind in type(node).__mro__]
+    """Whether a node's class derives from ``BatchStat`` of nnx.
+
+    The class is known by its name, since flax need not be installed.
+    """
+    class_names = [parent.__name__ for parent in type(node).__mro__]
     return "BatchStat" in class_names

@@ -85,14 +85,10 @@ def train(
         )
     state = jax.tree.map(jnp.asarray, state)
     log: _Log = []
+    identity = {}
     with _checkpoints_in(folder) as checkpoints:
         if checkpoints is not None:
-            parts = {"state at the start": state}
-            if depends_on is not None:
-                parts |= depends_on
-            identity = {}
-            for name, part in parts.items():
-                identity[name] = digest(part)
+            identity = _identity(state, depends_on)
             state, log = _resumed(checkpoints, identity, state, epochs)
         for epoch in range(len(log) + 1, epochs + 1):
             start = time.perf_counter()
@@ -116,6 +112,19 @@ def train(
                 notes = {"log": log, "identity": identity}
                 _save(checkpoints, epoch, state, notes)
     return state, log
+
+
+def _identity(start: Any, depends_on: Mapping[str, Any] | None) -> dict[str, str]:
+    """What tells one training from another: name -> digest.
+
+    Args:
+        start: the state before the first epoch.
+        depends_on: what else results depend on, by name.
+    """
+    parts = {"state at the start": start}
+    if depends_on is not None:
+        parts |= depends_on
+    return {name: digest(part) for name, part in parts.items()}
 
 
 # A loss that is so many times as large as the first one has exploded.
@@ -147,7 +156,9 @@ def _train_epoch(
         return f"loss {reports[-1]['loss']:.4g}"
 
     for batch in shown(batches, f"epoch {epoch} ", "step", latest_loss):
-        jax.block_until_ready(reports[-1:])  # it computed while this batch was made
+        # The step before computed while this batch was made. No more than one step is
+        # under way, whose arrays take memory.
+        jax.block_until_ready(reports[-1:])
         state, report = step(state, batch)
         reports.append(report)
     if not reports:
@@ -155,7 +166,7 @@ def _train_epoch(
             f"the examples of epoch {epoch} are empty; allowed: one batch or more"
         )
     reports = jax.device_get(reports)
-    finite = []
+    finite = []  # of each step, whether training may go on
     losses: list[float] = []
     for report in reports:
         # Whether a step was finite is no number of the log.
@@ -219,7 +230,10 @@ def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
 
 
 def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
-    """Orbax's manager of a folder, which keeps the last epoch; None of no folder."""
+    """A context with orbax's manager of a folder, which keeps the last epoch.
+
+    Without a folder, the context holds None.
+    """
     if folder is None:
         return contextlib.nullcontext()
     try:
@@ -253,7 +267,17 @@ def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> No
 def _resumed(
     checkpoints: Any, identity: dict[str, str], start: _State, epochs: int
 ) -> tuple[_State, _Log]:
-    """State and log of the last finished epoch; before the first one, the start."""
+    """State and log after the last finished epoch; before it, the start and no line.
+
+    Args:
+        checkpoints: orbax's manager of the folder.
+        identity: of this training, see `_identity`.
+        start: the state at the start, whose structure the stored one has.
+        epochs: of the whole training.
+
+    Raises:
+        ValueError: the folder holds another training, or more epochs.
+    """
     from orbax.checkpoint import args
 
     folder = checkpoints.directory

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from snnjax._ranges import Range
 from snnjax._trees import name_of
 from snnjax.snn import FROZEN, SNN, check_snn, ranges_in
 from snnjax.training.leaves import differentiable, param_labels
@@ -63,8 +64,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
         rules_by_label = {"all": rules}
         labels = _all_or_frozen
     _check_rules(rules_by_label)
-    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero()}
-    transforms |= rules_by_label
+    transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero(), **rules_by_label}
     return optax.chain(
         optax.multi_transform(transforms, labels),
         optax.stateless(_within_ranges),
@@ -73,7 +73,10 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
 
 def _check_rules(rules_by_label: dict[Any, Any]) -> None:
     """Raise unless there are rules, and all of them are optimizers."""
-    for rule in rules_by_label.values() or [{}]:
+    rules = list(rules_by_label.values())
+    if not rules:
+        rules = [{}]  # which the error shows
+    for rule in rules:
         # A function of optax that was not called has neither.
         has_init = callable(getattr(rule, "init", None))
         has_update = hasattr(rule, "update")
@@ -95,44 +98,56 @@ def _all_or_frozen(snn: SNN) -> SNN:
 
 
 def _within_ranges(updates: Any, snn: Any) -> Any:
-    """Shorten the updates that would take a neuron's parameter out of its range."""
+    """The updates, shortened where they would take a parameter out of its range.
+
+    Args:
+        updates: an SNN of numbers that are added to those of ``snn``.
+        snn: the network.
+    """
     if snn is None:
         raise ValueError("update got no params; allowed: update(gradient, state, snn)")
     check_snn(snn)
 
-    ranges = {}  # of each site: path of a parameter -> its range
+    ranges = {}  # name of a site -> path of a parameter -> its range
     for name, params in snn.neurons.items():
         ranges[name] = ranges_in(params)
 
     def within_range(path, update, value):
-        part = path[0].name  # a field of the SNN
-        if part == "params":  # weights have no range
+        field = path[0].name  # of the SNN: "params" or "neurons"
+        if field == "params":  # weights have no range
             return update
-        # What is left are neurons: site name -> parameters.
+        # In the neurons, a path goes on with the site and the field of its parameters.
         _, site_entry, *field_path = path
-        site_ranges = ranges[site_entry.key]
-        limits = site_ranges.get(name_of(field_path))
+        limits = ranges[site_entry.key].get(name_of(field_path))
         if limits is None:
             return update
-        low = jnp.full_like(value, limits.least)
-        high = jnp.full_like(value, limits.most)
-        # An end that is excluded is approached by half of the way at most, and up to
-        # `SMALLEST`. A value that is closer already may stay where it is: without the
-        # minimum here, and the maximum below, an update of 0 would move it.
-        if limits.open_least:
-            halfway = (value + low) / 2
-            halfway = jnp.maximum(halfway, low + SMALLEST)
-            low = jnp.minimum(value, halfway)
-        if limits.open_most:
-            halfway = (value + high) / 2
-            halfway = jnp.minimum(halfway, high - SMALLEST)
-            high = jnp.maximum(value, halfway)
-        updated = value + update
-        target = jnp.clip(updated, low, high)
-        # An update that stays within the range is passed on without rounding.
-        return jnp.where(target == updated, update, target - value)
+        return _shortened(update, value, limits)
 
     return jax.tree_util.tree_map_with_path(within_range, updates, snn)
+
+
+def _shortened(update: jax.Array, value: jax.Array, limits: Range) -> jax.Array:
+    """The update of a parameter, such that value + update is within the limits.
+
+    ``update`` and ``value`` are arrays of the parameter's shape.
+    """
+    low = jnp.full_like(value, limits.least)
+    high = jnp.full_like(value, limits.most)
+    # An end that is excluded is approached by half of the way at most, and up to
+    # `SMALLEST`. A value that is closer already may stay where it is: without the
+    # minimum here, and the maximum below, an update of 0 would move it.
+    if limits.open_least:
+        halfway = (value + low) / 2
+        halfway = jnp.maximum(halfway, low + SMALLEST)
+        low = jnp.minimum(value, halfway)
+    if limits.open_most:
+        halfway = (value + high) / 2
+        halfway = jnp.minimum(halfway, high - SMALLEST)
+        high = jnp.maximum(value, halfway)
+    updated = value + update
+    target = jnp.clip(updated, low, high)
+    # An update that stays within the range is passed on without rounding.
+    return jnp.where(target == updated, update, target - value)
 
 
 def descent(
@@ -145,7 +160,8 @@ def descent(
     Args:
         loss: (snn, *args) -> a number, or (a number, aux).
         rules: as for `optimizer`.
-        has_aux: whether the loss returns a pair; ``step`` then returns it as the value.
+        has_aux: whether the loss returns a pair; ``step`` then returns the pair as the
+            value of the loss.
 
     Returns:
         Two pure functions, which may be jitted: ``init``, snn -> state of the rules,
