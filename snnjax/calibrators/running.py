@@ -1,4 +1,8 @@
-"""How the neurons of a site run, for one micro-batch: their output, and its spikes."""
+"""How the neurons of a site run, for one micro-batch: their output, and its spikes.
+
+A micro-batch has B images. [...] is the shape of a site, so values of its neurons are
+[B, ...], and with an axis of time [T, B, ...].
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,10 +24,7 @@ from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.schedule import schedule
 from snnjax.neurons.spike_trains import SpikeTrain, numbers_of, result_of
-from snnjax.neurons.unroll import (
-    after_all_input,
-    spike_train,
-)
+from snnjax.neurons.unroll import after_all_input, spike_train
 from snnjax.neurons.unroll import closed_form as mean_by_closed_form
 from snnjax.neurons.unroll import mean_and_pace as mean_and_pace_by_steps
 
@@ -37,8 +38,9 @@ class Dynamics(NamedTuple):
         wait: steps that every layer waits.
         code: what a spike is worth at each step.
         ndim: number of axes of the site.
-        needs_time: whether a site of the network decides before it has all of its
-            input, or is one to whose neurons the order matters.
+        needs_time: whether the order of the input matters at some site of the network,
+            since its neurons fire before all of it is there, or have a lower bound.
+            Otherwise the mean of the input over time is all that is needed.
     """
 
     model: IntegrateAndFire
@@ -51,11 +53,13 @@ class Dynamics(NamedTuple):
     def mean_and_pace(
         self, neurons: NeuronParams, current: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mean output and pace of a current, [B, ...] each.
+        """Mean output and pace of neurons, [B, ...] each.
 
-        The pace is 2 / (T (T + 1)) sum_t (s(1) + .. + s(t)): that of early spikes is
-        above their mean, that of late ones below. Where layers wait for all of their
-        input, only sums over time count, and the mean stands for the pace.
+            mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
+
+        s(t) is the output of step t. The pace is above the mean if spikes come early,
+        and below it if they come late. Where layers wait for all of their input, the
+        order counts nowhere, and the mean stands for the pace.
 
         Args:
             neurons: their parameters.
@@ -75,7 +79,15 @@ class Dynamics(NamedTuple):
         )
 
     def closed_form(self, neurons: NeuronParams, current: jax.Array) -> jax.Array:
-        """The mean output of neurons that have all of their input."""
+        """The mean output over T steps of neurons that know all of their input.
+
+        Args:
+            neurons: their parameters.
+            current: mean of the input over T steps, without the bias, [B, ...].
+
+        Returns:
+            [B, ...].
+        """
         return mean_by_closed_form(
             self.model,
             neurons,
@@ -85,18 +97,18 @@ class Dynamics(NamedTuple):
         )
 
     def arriving(self, current: jax.Array) -> jax.Array:
-        """What arrives at each step, [T, B, ...]."""
+        """What arrives at each step, [T, B, ...], of a current of `mean_and_pace`."""
         return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 class Fired(NamedTuple):
-    """What a site sends for a micro-batch.
+    """What a site sends for a micro-batch; later stages read its output.
 
     Attributes:
-        output: a `SpikeTrain`, or the mean output of neurons that have all of their
-            input, [B, ...]; later stages read it.
-        digits: how many spikes each neuron has sent, [B, ...]; None: that follows from
-            the output.
+        output: a `SpikeTrain` of T steps; or, if no site needs time, the mean output
+            over T steps, [B, ...].
+        digits: how many spikes each neuron has sent, uint8 [B, ...]; None: that follows
+            from the output.
     """
 
     output: Any
@@ -105,9 +117,9 @@ class Fired(NamedTuple):
 
 @functools.partial(jit, static_argnums=0)
 def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired:
-    """Run neurons on a current.
+    """Run the neurons of a site on a current.
 
-    Corrections and later stages call it with the same arguments: one program for both.
+    Corrections and later stages both need this, and share one compiled program.
 
     Args:
         dynamics: of the site.
@@ -120,13 +132,16 @@ def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired
         train = spike_train(model, neurons, arriving, wait=dynamics.wait, code=code)
         return Fired(train)
     output = dynamics.closed_form(neurons, current)
-    if schedule(code, model, steps) is None:  # all spikes are alike
+    if schedule(code, model, steps) is None:
+        # All spikes are worth the same, so the mean output says how many they are.
         return Fired(output)
     if neurons.offset is not None:
-        # An offset is no spike: digits are those of a neuron without one.
+        # A neuron subtracts its offset from the input and adds it to the output, where
+        # it is no spike. Without the addition, what is not 0 is a spike.
         bias = neurons.bias - neurons.offset
         neurons = neurons._replace(bias=bias, offset=None)
-    # In the type that the closed form takes, so that XLA finds the digits once.
+    # The closed form has computed the digits too, of a `wide` current. XLA computes
+    # equal operations once if the current here has the same type.
     spikes = after_all_input(model, neurons, wide(current), steps, code=code)
     digits = (spikes != 0).astype(jnp.uint8).sum(0)
     return Fired(output, digits)
@@ -134,12 +149,12 @@ def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired
 
 @functools.partial(by_numpy_or_xla, static=2)
 def answer(steps: int, code: Code, output: Any) -> Any:
-    """A value that is in time, after T steps: [B, ...].
+    """The value of a variable after T steps, [B, ...].
 
     Args:
         steps: T.
         code: what a spike is worth at each step.
-        output: a `SpikeTrain`, or decoded values [T, B, ...].
+        output: the variable in time: a `SpikeTrain`, or decoded values [T, B, ...].
     """
     if isinstance(output, SpikeTrain):
         return result_of(output, steps)
@@ -148,7 +163,7 @@ def answer(steps: int, code: Code, output: Any) -> Any:
 
 @functools.partial(by_numpy_or_xla, static=1)
 def number_of_spikes(dynamics: Dynamics, neurons: NeuronParams, fired: Fired) -> Any:
-    """How many spikes a site has sent for each image, [B]."""
+    """How many spikes a site has sent for each image, [B], float32."""
     if fired.digits is not None:
         counts = fired.digits
     elif isinstance(fired.output, SpikeTrain):
@@ -160,10 +175,19 @@ def number_of_spikes(dynamics: Dynamics, neurons: NeuronParams, fired: Fired) ->
 
 
 def _fewest_spikes(dynamics: Dynamics, neurons: NeuronParams, output: Any) -> Any:
-    """How many of the largest spikes give a mean output of rate coding, [B, ...]."""
+    """The fewest spikes whose mean over T steps is the output, [B, ...].
+
+    It is for codes under which all spikes are worth the same.
+
+    Args:
+        dynamics: of the site.
+        neurons: their parameters.
+        output: mean output, [B, ...].
+    """
     sent = subtract_offset(output, neurons.offset).astype(np.float32)
-    largest = dynamics.model.levels[1] / dynamics.steps
-    spike = lead(neurons.threshold, sent.ndim) * largest
-    # A sum of spikes is a whole number of them, up to its rounding.
+    # The mean output of a neuron that sends one spike of the highest level.
+    largest_level = dynamics.model.levels[1] / dynamics.steps
+    largest_spike = lead(neurons.threshold, sent.ndim) * largest_level
     xp = namespace(sent)
-    return xp.ceil(abs(sent) / spike - 1e-3)
+    # A quotient that is a whole number but for rounding is not rounded up.
+    return xp.ceil(abs(sent) / largest_spike - 1e-3)

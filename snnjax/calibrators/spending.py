@@ -2,16 +2,24 @@
 
     J(V) = sum_p w (s(a; V) - a)^2  +  price k(a; V) / M,    of an image on average
 
-s is the output of a neuron that knows its input a, k how many spikes it sends, w the
-effect of an error on the outputs, and M the number of neurons of the network. One more
-activation, larger than all of the sample, counts as `snnjax.calibrators.unseen` says.
-Errors of all sites are on one scale: a price is the error of the outputs, over their
-size, for which the network may save one spike per neuron. Costs of this kind:
-rate-distortion optimization of video coders (Sullivan and Wiegand, 1998); of spikes:
-ours.
+a is the magnitude of an activation, after the offset is subtracted, and p counts
+positions. s is the output of a neuron that knows its input a, k how many spikes it
+sends, w the effect of an error on the outputs, and M the number of neurons of the
+network. One more activation, larger than all of the sample, counts as
+`snnjax.calibrators.unseen` says. Errors of all sites are on one scale: a price is the
+error of the outputs, over their size, for which the network may save one spike per
+neuron. Costs of this kind: rate-distortion optimization of video coders (Sullivan and
+Wiegand, 1998); of spikes: ours.
 
-Everything here is NumPy. Activations are counted once, in bins of their logarithm, and
-every candidate reads the same table of what neurons send, shifted by some bins.
+Everything here is NumPy. s / V and k depend on a / V alone. So activations are counted
+once, in bins of equal width on a logarithmic axis, and one table of s / V and k serves
+all thresholds: a lower threshold reads the same table some bins higher.
+
+    bin          a factor of 2^(1/64), 1.1 %; bin 0 holds the largest activations
+    reach        largest output of a neuron, in thresholds: high (w_1 + .. + w_T)
+    finest       smallest difference of two outputs, in thresholds: w_T
+    zone         silence below this part of a spike; the last zone is that at step T
+    candidate    one of K thresholds of a channel, which all are on the grid of bins
 """
 
 import functools
@@ -28,34 +36,32 @@ from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.schedule import ROUNDING, TIES
 
-# A bin is 1.1 % wide; what is 14 octaves below the largest activation counts as 0.
 _BINS_PER_OCTAVE = 64
-_OCTAVES = 14
+_OCTAVES = 14  # what is so far below the largest activation counts as 0
 _BINS = _BINS_PER_OCTAVE * _OCTAVES
-_INPUTS_PER_BIN = 8  # inputs of a bin that a table averages over
-# Candidates let a neuron reach from 8 times the largest activation down to 1/64 of it,
-# with 8 bins, 9 %, between two of them.
+_INPUTS_PER_BIN = 8  # inputs of a bin whose outputs are averaged
+# A neuron can send 8 times the largest activation with the first candidate, and 1/64 of
+# it with the last of 73. Neighbors are 8 bins apart, 9 %.
 _LARGEST_REACH = 8
 _BINS_BETWEEN = 8
 _CANDIDATES = 73
-# Where the finest digit is less than 1/16 of what a neuron can send, candidates begin
-# octaves higher, so that a price can silence the last digits too.
+# If reach / finest is above 16, there are more candidates in front, with such high
+# thresholds that a price can silence the last digits too.
 _COARSEST_DIGIT = 16
-# Prices between which `price_of` searches: beyond them nothing changes.
+# `price_of` searches between these prices: beyond them nothing changes.
 _LOWEST = 1e-6
 HIGHEST = 1e3
 
 
 class Transfer(NamedTuple):
-    """What neurons that know their input x send, over the threshold, for bins of x.
+    """What neurons of V_th = 1 that know their input x send, for each bin of x.
 
-    The first bin is that of the largest input, and each bin is 1.1 % below the one
-    before it. There are as many as the bins of activations, and all the bins by which
-    candidates shift them: [bins + shifts].
+    Bins go down from the largest x, as those of activations do. The table has more
+    bins, since candidates read different parts of it: [bins + shifts].
 
     Attributes:
         squares: mean of (s - x)^2 in each bin.
-        spikes: mean of k.
+        spikes: mean of k in each bin.
     """
 
     squares: np.ndarray
@@ -66,20 +72,27 @@ class Transfer(NamedTuple):
 def transfers(
     model: IntegrateAndFire, code: Code, steps: int, zones: tuple[float, ...]
 ) -> tuple[Transfer, ...]:
-    """One for each last zone, which takes the place of the model's own."""
+    """One table for each last zone.
+
+    Args:
+        model: of the neurons.
+        code: what a spike is worth at each step.
+        steps: T.
+        zones: last zones, each in place of the model's own.
+    """
     code_reach = code.reach(steps)
     finest_digits = code_reach / code.finest(steps)
     octaves_higher = math.ceil(math.log2(finest_digits / _COARSEST_DIGIT))
     octaves_higher = max(0, octaves_higher)
+    # Bins between the first candidate and the last.
     shifts = _BINS_BETWEEN * (_CANDIDATES - 1) + _BINS_PER_OCTAVE * octaves_higher
-    # How far inputs are below the largest activation, in bins, at the first candidate.
-    count = (_BINS + shifts) * _INPUTS_PER_BIN
-    depths = (np.arange(count) + 0.5) / _INPUTS_PER_BIN - shifts
-    # What the largest activation is at the first candidate, in thresholds.
+    # With the first candidate, the largest activation is this input. Depths count the
+    # bins from there downwards; at lower thresholds inputs are larger, above depth 0.
     largest = model.levels[1] * code_reach / _LARGEST_REACH * 2.0**-octaves_higher
+    input_count = (_BINS + shifts) * _INPUTS_PER_BIN
+    depths = (np.arange(input_count) + 0.5) / _INPUTS_PER_BIN - shifts
     inputs = largest * 2.0 ** (-depths / _BINS_PER_OCTAVE)
-    last_zones = np.asarray(zones)[:, None]
-    outputs, spikes = _sent(model, code, steps, inputs, last_zones)
+    outputs, spikes = _sent(model, code, steps, inputs, np.asarray(zones)[:, None])
     squares = (outputs - inputs) ** 2
     by_bin = (len(zones), -1, _INPUTS_PER_BIN)
     mean_squares = squares.reshape(by_bin).mean(axis=2)
@@ -92,22 +105,31 @@ def _sent(
     code: Code,
     steps: int,
     inputs: np.ndarray,
-    zones: np.ndarray,
+    last_zones: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean outputs and spikes [Z, n] of neurons that round, with last zones [Z, 1].
+    """Mean outputs and numbers of spikes of neurons that know their input, [Z, n] both.
 
-    The equations of `snnjax.neurons.schedule` for V_th = 1, all input at the first
-    step, and what was sent so far as a number, since all sizes are known.
+    The equations are those of `snnjax.neurons.schedule` for V_th = 1 and all input at
+    the first step.
+
+    Args:
+        model: of the neurons.
+        code: what a spike is worth at each step.
+        steps: T.
+        inputs: x, in thresholds, [n].
+        last_zones: in place of the model's own, [Z, 1].
     """
     low, high = model.levels
     sizes = code.sizes(steps).astype(float)
     finest = sizes[-1]
-    dead_zones = [model.dead_zone] * (steps - 1) + [zones * model.has_zones]
-    missing = np.broadcast_to(steps * inputs, (len(zones), inputs.size))
+    zones = [model.dead_zone] * (steps - 1) + [last_zones]
+    missing = np.broadcast_to(steps * inputs, (len(last_zones), inputs.size))
     sent = np.zeros(missing.shape)
     spikes = np.zeros(missing.shape)
-    for size, zone in zip(sizes, dead_zones, strict=True):
-        # Neurons that can take a spike back round to this digit, others to the last.
+    for size, zone in zip(sizes, zones, strict=True):
+        # A later digit can take back what is too much if levels are negative, so each
+        # digit is rounded to the nearest. Otherwise only the last digit is, and all
+        # others are rounded down but for half of the finest size.
         rounding = size if low < 0 else finest
         level = np.floor((missing + rounding / 2) / size)
         level = np.clip(level, low, high)
@@ -125,12 +147,15 @@ def _sent(
 
 
 class Curve(NamedTuple):
-    """Candidates for the thresholds of a site, [K, C], or [K, 1] of a layer.
+    """Thresholds of a site, and what each of them costs.
+
+    The arrays are [K, C] for all candidates, or [C] for one of each channel. C is 1 if
+    the site has one threshold.
 
     Attributes:
-        thresholds: from the largest to the smallest.
-        errors: of the outputs, over their size.
-        spikes: over the number of neurons of the network.
+        thresholds: V, from the largest to the smallest.
+        errors: squared error of the outputs that V causes, over their size.
+        spikes: of an image, over the number of neurons of the network.
     """
 
     thresholds: np.ndarray
@@ -138,7 +163,10 @@ class Curve(NamedTuple):
     spikes: np.ndarray
 
     def cheapest(self, price: float) -> "Curve":
-        """The candidates at this price, [C]; of equally good ones the largest."""
+        """The candidate of each channel with the least J at this price, [C].
+
+        Of equally good ones that is the largest threshold.
+        """
         costs = self.errors + price * self.spikes
         best = costs.argmin(axis=0)
         channels = np.arange(len(best))
@@ -159,15 +187,15 @@ def curves(
     offset: Any = None,
     per: Per = "channel",
 ) -> tuple[Curve, ...]:
-    """The curve of a site for each of these tables.
+    """The curve of a site for each of the tables.
 
     Args:
-        sample: some activations, n of each channel, and the effects of errors.
+        sample: n activations of each of C channels, and the effects of errors.
         tables: `transfers` of the site's neurons.
         reach: their largest output, in thresholds.
         positions: of a channel in an image.
         neurons: M.
-        offset: of the neurons, [C] or None.
+        offset: of the neurons, one number or [C]; None: 0.
         per: "channel", or "layer" for one threshold.
 
     >>> sample = Sample(*map(np.float32, ([[1], [0.6]], [[1], [1]], [0.6], [1])))
@@ -185,15 +213,16 @@ def curves(
     maxima = np.broadcast_to(sample.positive_maxima(offset, per), channels)
     weights, counts = _histograms(sample, offset, maxima, positions)
     shifts = len(tables[0].squares) - _BINS
-    # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the
-    # largest activation is so many bins higher in its table: columns are [K, bins].
-    k = np.arange(shifts // _BINS_BETWEEN + 1)[:, None]
-    columns = np.arange(_BINS) + shifts - _BINS_BETWEEN * k
-    # Codes differ in their first candidate; the last one is the same for all.
+    # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the same
+    # activations are read as many bins higher in the table.
+    k = np.arange(shifts // _BINS_BETWEEN + 1)[:, None]  # [K, 1]
+    table_bins = np.arange(_BINS) + shifts - _BINS_BETWEEN * k  # [K, bins]
+    # The last candidate reaches 1/64 of the maximum with every code; the first one
+    # differs. So thresholds are counted from the last one.
     octaves_between = _BINS_BETWEEN / _BINS_PER_OCTAVE
     octaves = octaves_between * (_CANDIDATES - 1)
     lowest = _LARGEST_REACH / reach * 2.0**-octaves
-    thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima
+    thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima  # [K, C]
     # What is larger than all of the sample counts as one more activation, so that more
     # steps do not bring thresholds down to what new inputs exceed.
     unseen = clipped_error(sample.tail(offset), caps=reach * thresholds)
@@ -201,42 +230,51 @@ def curves(
     results = []
     for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
-        squares = np.einsum("kb,bc->kc", table.squares[columns], weights)
-        spikes = np.einsum("kb,bc->kc", table.spikes[columns], counts)
+        squares = np.einsum("kb,bc->kc", table.squares[table_bins], weights)
+        spikes = np.einsum("kb,bc->kc", table.spikes[table_bins], counts)
+        # The table is for V_th = 1, so its squares are in units of the threshold.
         curve = Curve(
             thresholds=thresholds,
             errors=thresholds**2 * squares + unseen,
             spikes=spikes / neurons,
         )
-        results.append(curve if per == "channel" else _summed_over_channels(curve))
+        if per == "layer":
+            curve = _summed_over_channels(curve)
+        results.append(curve)
     return tuple(results)
 
 
 def _histograms(
     sample: Sample, offset: Any, maxima: np.ndarray, positions: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and numbers of activations in each bin, of an image: [bins, C] both.
+    """Sum of weights, and number of activations, in each bin: [bins, C] both.
 
-    A bin is counted from the largest activation of the channel, ``maxima`` [C].
+    They are those of an image on average.
+
+    Args:
+        sample: n activations of each channel.
+        offset: of the neurons, one number or [C]; None: 0.
+        maxima: activation at the upper end of bin 0, [C].
+        positions: of a channel in an image.
     """
     magnitudes = sample.magnitudes(offset)
     count, channels = magnitudes.shape
-    shares = np.maximum(magnitudes / maxima, 2.0**-_OCTAVES)
-    depths = -_BINS_PER_OCTAVE * np.log2(shares)
+    parts_of_maximum = np.maximum(magnitudes / maxima, 2.0**-_OCTAVES)
+    depths = -_BINS_PER_OCTAVE * np.log2(parts_of_maximum)
     bins = np.clip(depths.astype(np.int32), 0, _BINS - 1)
-    # One histogram for all channels: a number for each pair of bin and channel.
-    cells = (bins * channels + np.arange(channels, dtype=bins.dtype)).ravel()
-    # An activation near 0 is in the last bin, where it has no error and no spike.
+    # `bincount` has one axis: it counts pairs of a bin and a channel.
+    pairs = (bins * channels + np.arange(channels, dtype=bins.dtype)).ravel()
+    pair_count = _BINS * channels
+    # An activation of 0 is in the last bin too, where inputs are small. Its error is 0.
     weights = sample.weight * (magnitudes > 0)
-    size = _BINS * channels
     per_image = positions / count
-    weight_sums = per_image * np.bincount(cells, weights.ravel(), minlength=size)
-    counts = per_image * np.bincount(cells, minlength=size)
+    weight_sums = per_image * np.bincount(pairs, weights.ravel(), pair_count)
+    counts = per_image * np.bincount(pairs, minlength=pair_count)
     return weight_sums.reshape(_BINS, channels), counts.reshape(_BINS, channels)
 
 
 def _summed_over_channels(curve: Curve) -> Curve:
-    """The curve of a layer, from channels that have the same candidates."""
+    """The curve [K, 1] of a layer, whose channels have the same candidates [K, C]."""
     return Curve(
         thresholds=curve.thresholds[:, :1],
         errors=curve.errors.sum(axis=1, keepdims=True),
@@ -258,14 +296,22 @@ def price_of(curves: Iterable[Curve], spikes: float) -> float:
     """The least price at which all sites send at most so many spikes, by bisection.
 
     `HIGHEST` if they always send more.
+
+    Args:
+        curves: of all sites.
+        spikes: allowed, per neuron and image.
     """
     curves = list(curves)
-    if total(curves, 0.0)[1] <= spikes:
+    _, free_spikes = total(curves, 0.0)
+    if free_spikes <= spikes:
         return 0.0
     low, high = _LOWEST, HIGHEST
+    # Prices span nine decades, so the geometric mean halves the interval. 40 halvings
+    # leave less than a millionth of a percent.
     for _ in range(40):
         middle = (low * high) ** 0.5
-        if total(curves, middle)[1] > spikes:
+        _, sent_spikes = total(curves, middle)
+        if sent_spikes > spikes:
             low = middle
         else:
             high = middle

@@ -2,6 +2,10 @@
 
 A calibrator is a pure function ``(View, Fit) -> Fit``. Arrays with an axis of images
 are on the devices of the images; parameters of neurons are in NumPy.
+
+N is the number of all calibration images, B that of one micro-batch, and [...] stands
+for the shape of the site: activations are [N, ...], currents in time [T, N, ...].
+Weights are a dictionary from the paths of kernels to arrays, as in a `Fit`.
 """
 
 import abc
@@ -39,7 +43,7 @@ class Fit(NamedTuple):
     """What calibrators change at a site.
 
     Attributes:
-        neurons: their `snnjax.neurons.NeuronParams`, in NumPy.
+        neurons: parameters of its neurons, in NumPy.
         weights: path -> array, the kernels (two axes or more) that feed it.
 
     A calibrator takes one and returns another, see `Calibrator`. It may return numbers
@@ -50,20 +54,23 @@ class Fit(NamedTuple):
     weights: dict[str, jax.Array]
 
     def with_neurons(self, **parameters: Any) -> "Fit":
-        """The same with other values of these parameters of its neurons."""
+        """The fit with these parameters of its neurons replaced."""
         return self._replace(neurons=self.neurons._replace(**parameters))
 
 
 class Target(NamedTuple):
     """Weights that are fitted together, and what they should give.
 
+    The images are all N, or every n-th of them.
+
     Attributes:
         paths: of the weights, in ``Fit.weights``.
-        current: (weights, sources, rows) -> what they give, see `View.feed`.
+        current: a function (weights, sources, rows) of `View.feed`: what the weights
+            give in the spiking network, shaped like ``result``.
         sources: what ``current`` reads of the spiking network.
         result: what the weights give in the ANN, [N, ...].
         channel: axis of the channels in the result, from the end.
-        effects: how much errors count, [N, ...] with one channel; None: alike.
+        effects: how much squared errors count, [N, ...] with one channel; None: alike.
     """
 
     paths: tuple[str, ...]
@@ -87,7 +94,7 @@ class View(abc.ABC):
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
         code: what a spike is worth at each step.
-        dynamics: these four, as a static argument of ``jit``.
+        dynamics: model, steps, wait and code, as a static argument of ``jit``.
         shared: path of each weight that feeds other sites, an operator or the readout,
             too -> all that it feeds.
         neurons: how many the network has at all of its sites.
@@ -120,36 +127,37 @@ class View(abc.ABC):
         self.shared = shared
         self.own_maximum = own_maximum
         self.batch_sharding = batch_sharding
-        # Of each micro-batch.
+        # One array for each micro-batch.
         self._activations = activations
         self._effects = effects
-        # Weights -> the currents of the `sample`: kept until other weights are asked.
+        # Several calibrators read the currents of the `sample`, with the same weights.
         self.sample_currents = latest(self._sample_currents)
 
     @abc.abstractmethod
     def currents_by_batch(self, weights: dict[str, jax.Array]) -> Iterator[jax.Array]:
-        """The `currents` of each micro-batch."""
+        """The `currents` of each micro-batch, [T, B, ...] or [B, ...]."""
 
     @abc.abstractmethod
     def feed(self, stride: int = 1) -> tuple[Callable, Any]:
         """The mean current over T steps as a function of weights: (current, sources).
 
         ``current(weights, sources, rows)`` is a hashable pure function, differentiable
-        in the weights (in the order of ``Fit.weights``). It gives the mean current of
-        the images with these numbers (rows; None: of all), [B, ...].
+        in the weights, which it takes as a sequence in the order of ``Fit.weights``. It
+        gives the mean current of the images whose numbers are ``rows``, [B, ...]; None:
+        of all images.
 
         Args:
-            stride: sources of one image in so many.
+            stride: the sources are those of every n-th image, n = ``stride``.
         """
 
     def with_effects(self) -> "View":
-        """The same with errors weighed by their effect on the network's outputs.
+        """The view with errors weighted by their effect on the network's outputs.
 
             w = mean over the channels of (d (r y) / d a)^2 / mean of |y|^2
 
-        y are the outputs of the ANN and r random signs, so w estimates how much an
-        error at a position changes the outputs, over their size: not at all at padded
-        tokens.
+        y are the outputs of the ANN, r random signs, and a the activation at a
+        position. So w estimates how much an error of a changes the outputs, over their
+        size: not at all at padded tokens.
         """
         return self
 
@@ -158,12 +166,12 @@ class View(abc.ABC):
     ) -> tuple[Curve, ...]:
         """One `spending.Curve` of this site per last zone.
 
-        Errors are weighed by their effect on the outputs, see `with_effects`.
+        Errors are weighted by their effect on the outputs, see `with_effects`.
 
         Args:
             zones: last zones, which take the place of the model's own.
             per: "channel", or "layer" for one threshold.
-            offset: of the neurons.
+            offset: of the neurons, one number or [C]; None: 0.
         """
         return curves(
             self.with_effects().sample,
@@ -178,8 +186,10 @@ class View(abc.ABC):
     def products(self, stride: int = 1) -> Sequence[Target]:
         """Products with weights on the way to an encoder, each with its own kernel.
 
+        Other sites have none.
+
         Args:
-            stride: of one image in so many.
+            stride: the targets are those of every n-th image, n = ``stride``.
         """
         del stride
         return ()
@@ -195,7 +205,9 @@ class View(abc.ABC):
             weights: those of a `Fit`.
         """
         parts = list(self.currents_by_batch(weights))
-        return self.join(parts, parts[0].ndim - len(self.site.shape) - 1)
+        # Images are counted by the axis in front of those of the site.
+        image_axis = parts[0].ndim - len(self.site.shape) - 1
+        return self.join(parts, image_axis)
 
     def over_images(
         self,
@@ -206,16 +218,20 @@ class View(abc.ABC):
         """``function(current, activation, effects, *arrays)`` of each micro-batch.
 
         Args:
-            function: hashable; in a CPU's memory its arrays are NumPy's.
-            weights: for the current; None: it is None.
-            arrays: what has no images.
+            function: hashable. It is compiled, or gets NumPy's arrays if they are in
+                the memory of a CPU.
+            weights: those of the currents; None: the current is None.
+            arrays: further arguments, the same for all micro-batches.
         """
         if weights is None:
             currents = [None] * len(self._activations)
         else:
             currents = self.currents_by_batch(weights)
         batches = zip(currents, self._activations, self._effects_by_batch, strict=True)
-        return [_computed(function, *batch, *arrays) for batch in batches]
+        results = []
+        for current, activation, effects in batches:
+            results.append(_computed(function, current, activation, effects, *arrays))
+        return results
 
     @property
     def _effects_by_batch(self) -> Sequence[jax.Array | None]:
@@ -225,7 +241,7 @@ class View(abc.ABC):
         return self._effects
 
     def thinned(self, stride: int) -> tuple[jax.Array, jax.Array | None]:
-        """Activation and effects of one image in so many."""
+        """`activation` and `effects` of every n-th image, n = ``stride``."""
         activation = self.join(self._activations, stride=stride)
         if self._effects is None:
             return activation, None
@@ -234,13 +250,20 @@ class View(abc.ABC):
     def join(
         self, parts: Sequence[jax.Array], axis: int = 0, stride: int = 1
     ) -> jax.Array:
-        """Every n-th image of all micro-batches in one array, which devices share."""
+        """Every n-th image of all micro-batches in one array, which devices share.
+
+        Args:
+            parts: one array for each micro-batch.
+            axis: counts the images.
+            stride: n.
+        """
         images = _joined(axis, stride, self.batch_sharding, list(parts))
+        # NumPy may have joined them; calibrators get arrays of JAX.
         return jax.device_put(images)
 
     @property
     def activation(self) -> jax.Array:
-        """Of the ANN, [N, ...]; needs memory for all images."""
+        """The activation of the ANN, [N, ...]; needs memory for all images."""
         return self.join(self._activations)
 
     @property
@@ -265,34 +288,35 @@ class View(abc.ABC):
 
     @property
     def high(self) -> float:
-        """A neuron's output is at most so many times V_th, high (w_1 + .. + w_T)."""
+        """The largest output of a neuron, in thresholds: high (w_1 + .. + w_T)."""
         return self.model.levels[1] * self.code.reach(self.steps)
 
     @property
     def needs_time(self) -> bool:
-        """Whether sums over time are not all that the sites have to know."""
+        """Whether the order of the input matters at some site, see `Dynamics`."""
         return self.dynamics.needs_time
 
     @property
     def finest(self) -> float:
-        """The distance of a neuron's outputs, over V_th: w_T, or 1/T."""
+        """The smallest difference of two outputs, in thresholds: w_T, or 1/T."""
         return self.code.finest(self.steps)
 
     @property
     def values(self) -> int:
-        """How many steps of the finest size reach the largest output.
+        """How many intervals of size `finest` are between 0 and the output `high`.
 
-        It is T high under rate coding. More than float32 counts make no difference.
+        It is T high under rate coding.
         """
-        values = round(self.high / self.finest)
-        return min(values, 2**24)
+        intervals = round(self.high / self.finest)
+        # float32 tells no more than 2^24 apart.
+        return min(intervals, 2**24)
 
     def output(self, fit: Fit) -> jax.Array:
-        """All mean outputs of the spiking site over T steps, [N, ...]."""
+        """The mean outputs of the spiking site over T steps, [N, ...]."""
         return self.join(list(self._means(fit)))
 
     def _means(self, fit: Fit) -> Iterator[jax.Array]:
-        """The mean outputs of each micro-batch."""
+        """The mean outputs of each micro-batch, [B, ...]."""
         neurons = broadcast(fit.neurons, self.site)
         for current in self.currents_by_batch(fit.weights):
             output = fire(self.dynamics, neurons, current).output
@@ -301,11 +325,17 @@ class View(abc.ABC):
             yield output
 
     def missing(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-        """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
+        """(sum w (a - s), sum w) over all images, of each neuron: [...] both.
+
+        a is the activation of the ANN, s the mean output of the neuron, and w the
+        effect of an error, or 1.
+        """
         means = self._means(fit)
         batches = zip(means, self._activations, self._effects_by_batch, strict=True)
-        # All are computed before the first result is waited for.
-        sums = [_missing(*batch) for batch in batches]
+        # The device has all micro-batches to compute before one result is waited for.
+        sums = []
+        for mean, activation, effects in batches:
+            sums.append(_missing(mean, activation, effects))
         missing = np.zeros(self.site.shape, np.float32)
         weight = np.zeros(self.site.shape, np.float32)
         for missing_part, weight_part in sums:
@@ -315,7 +345,7 @@ class View(abc.ABC):
 
     @functools.cached_property
     def sample(self) -> Sample:
-        """All images at the `positions`."""
+        """Activations of all images at the `positions`, and their weights."""
         rows = SampleRows(len(self.site.shape), self.site.channel)
         parts = self.over_images(rows, None, self.positions)
         return merged(parts, self.batch_sharding)
@@ -328,7 +358,7 @@ class View(abc.ABC):
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
-        """Which positions of an image the `sample` has; None: all of them."""
+        """Numbers of the positions that the `sample` has, [p]; None: all of them."""
         return chosen_positions(
             count=self.count,
             shape=self.site.shape,
@@ -367,17 +397,18 @@ def check_calibrator(calibrator: Any) -> None:
 
 
 def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
-    """``compute(weights)``, kept while the weights are the same arrays."""
+    """The function of weights, whose latest result is kept.
+
+    It is computed anew if one of the weights is another array than in the call before.
+    """
     known_arrays: list[jax.Array] | None = None
     known_result: Any = None
 
     def cached(weights: dict[str, jax.Array]) -> Any:
         nonlocal known_arrays, known_result
         arrays = list(weights.values())
-        is_known = False
-        if known_arrays is not None:
-            is_known = all(map(operator.is_, arrays, known_arrays))
-        if not is_known:
+        # Equal numbers in another array count as changed: comparing takes time.
+        if known_arrays is None or not all(map(operator.is_, arrays, known_arrays)):
             # The old result is dropped first: the new one needs its memory.
             known_arrays = known_result = None
             known_result = compute(weights)
@@ -389,7 +420,13 @@ def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
 
 @by_numpy_or_xla
 def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
-    """The sums of `View.missing` for a micro-batch."""
+    """The sums of `View.missing` over a micro-batch, [...] both.
+
+    Args:
+        mean: output s, [B, ...].
+        activation: a, [B, ...].
+        effects: w, [B, ...] with one channel; None: 1.
+    """
     xp = namespace(mean)
     activation = activation.astype(np.float32, copy=False)
     missing = activation - mean.astype(np.float32, copy=False)
@@ -403,11 +440,9 @@ def _missing(mean: Any, activation: Any, effects: Any) -> tuple[Any, Any]:
 def _joined(
     axis: int, stride: int, batch_sharding: NamedSharding | None, parts: list[Any]
 ) -> Any:
-    """The images of `View.join`."""
+    """The images of `View.join`, in NumPy or JAX."""
     xp = namespace(parts[0])
     images = xp.concatenate(sampled(parts, axis, stride), axis)
-    if batch_sharding is None:
-        return images
     return sharding.shared(images, axis, batch_sharding)
 
 
