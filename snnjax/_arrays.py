@@ -145,6 +145,15 @@ def namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray | np.generic) else jnp
 
 
+def look_up(table: np.ndarray, indices: Any) -> Any:
+    """The entries of a table [N] at these indices, by NumPy or JAX as the indices are.
+
+    >>> print(look_up(np.array([1.0, 0.5]), np.array([1, 1, 0])))
+    [0.5 0.5 1. ]
+    """
+    return namespace(indices).take(table, indices)
+
+
 def binary_unit(values: Any) -> Any:
     """For each number the power of two above it, which scales without rounding.
 

@@ -2,13 +2,13 @@
 
     u(t) = integrate(v(t - 1), I(t)),    v(t), s(t) = fire(u(t))
 
-The gradient keeps u alone, and goes back through fire at u(t) and integrate at
-v(t - 1), which it computes again. JAX's own keeps v, too, where a leak is trained, and
-sums the slopes of a parameter at every step.
+u and v are states, pytrees of arrays [B, ...]; s are spikes. The gradient keeps u of
+all steps, and goes back through fire at u(t) and integrate at v(t - 1), which it
+computes again from u(t - 1). JAX's own keeps v, too, where a leak is trained, and sums
+the gradient of a parameter over the neurons at every step.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,14 +22,19 @@ from snnjax.neurons.gradients import WithoutGradient
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.protocol import Neuron, chain, drive, fire
 
-_SMALL = 2**16  # numbers that stay in the cache of a core beside the others
+# So many numbers stay in the cache of a core beside the other arrays of a step.
+_SMALL = 2**16
 
 
 def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool:
-    """Whether all numbers have slopes, and the model closes over no traced one.
+    """Whether `fold_back` has a gradient for this model.
 
-    A function with a derivative of its own must not close over a traced array, such as
-    the trained width of a surrogate.
+    All numbers must be floating, and the model must not close over a traced array, such
+    as the trained width of a surrogate: a function with a derivative of its own cannot.
+
+    Args:
+        neuron, params, state: of a site.
+        current: of one step, [B, ...].
     """
     models = chain(neuron)
     if not all(map(is_floating, jax.tree.leaves((params, state)))):
@@ -43,6 +48,7 @@ def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool
         u = neuron.integrate(params, v, drive(params, current))
         return fire(neuron, params, u)
 
+    # A traced array that the model closes over is a constant of the traced gradient.
     try:
         trace = jax.make_jaxpr(functools.partial(jax.vjp, step))
         jaxpr = trace(params, state, current)
@@ -52,7 +58,7 @@ def may_fold_back(neuron: Neuron, params: Any, state: Any, current: Any) -> bool
 
 
 def _is_ours(model: Any) -> bool:
-    """Whether class and surrogate are the library's own."""
+    """Whether the model's class and its surrogate are the library's own."""
     spike = getattr(model, "surrogate", surrogate.dspike)
     library_spike = getattr(surrogate, getattr(spike, "__name__", ""), None)
     return spike is library_spike and type(model).__module__.startswith("snnjax.")
@@ -65,12 +71,19 @@ def fold_back(
     state: Any,
     currents: jax.Array,
 ) -> tuple[Any, jax.Array]:
-    """The state after the currents [T, B, ...], and the spikes. Reverse mode only."""
-    return _forward(neuron, params, state, currents)[0]
+    """The state after the currents, and the spikes [T, B, ...]. Reverse mode only.
+
+    Args:
+        neuron, params: the model and its parameters.
+        state: v before the first step.
+        currents: [T, B, ...], without the bias.
+    """
+    results, _ = _forward(neuron, params, state, currents)
+    return results
 
 
 def _forward(neuron: Neuron, params: Any, state: Any, currents: jax.Array) -> Any:
-    """The results of `fold_back`, and what its gradient keeps."""
+    """The results of `fold_back`, and what its gradient keeps of them."""
 
     def step(v: Any, current: jax.Array) -> Any:
         u = neuron.integrate(params, v, drive(params, current))
@@ -81,15 +94,22 @@ def _forward(neuron: Neuron, params: Any, state: Any, currents: jax.Array) -> An
     return (end_state, spikes), (params, state, currents, u)
 
 
-def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
-    """The slopes of params, state and currents, from those of the results."""
+def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
+    """The gradients of params, state and currents.
+
+    Args:
+        neuron: the model.
+        kept: the arguments of `fold_back`, and u of all steps, [T, B, ...].
+        gradients: of its results, the end state and the spikes.
+    """
     params, start, currents, u = kept
-    end_state_slope, spikes_slope = slopes
+    end_gradient, spikes_gradient = gradients
 
     def spread(params: Any) -> Any:
-        """An array for the slopes of each number, which is summed behind the loop.
+        """The parameters with one number for each neuron, [B, ...], if they are few.
 
-        A sum at every step is slow; so are more arrays than the cache holds.
+        Their gradients are then arrays, which are summed once, behind the loop: a sum
+        at every step is slow. So are more arrays than the cache holds.
         """
         if not isinstance(params, NeuronParams) or currents[0].size > _SMALL:
             return params
@@ -103,54 +123,53 @@ def _backward(neuron: Neuron, kept: Any, slopes: Any) -> Any:
     def integrate_step(params: Any, v: Any, current: jax.Array) -> Any:
         return neuron.integrate(params, v, drive(params, current))
 
+    def add(total: jax.Array, fired: jax.Array, integrated: jax.Array) -> jax.Array:
+        return total + wide(fired) + wide(integrated)
+
     spread_params = spread(params)
 
     def step_back(carry: Any, inputs: Any) -> Any:
-        v_slope, params_slope = carry
-        t, current, spike_slope = inputs
+        """From the gradients behind step t to those before it.
+
+        The carry has the gradient of v(t), and the sum of those of the parameters. The
+        result beside it is the gradient of the current.
+        """
+        v_gradient, params_gradient = carry
+        t, current, spike_gradient = inputs
         u_now = jax.tree.map(lambda leaf: leaf[t], u)
-        u_last = jax.tree.map(lambda leaf: leaf[t - 1], u)
-        v, _ = fire_step(spread_params, u_last)
+        u_before = jax.tree.map(lambda leaf: leaf[t - 1], u)
+        v, _ = fire_step(spread_params, u_before)
         # Before the first step is the start; u[t - 1] is there the last one's.
         v = jax.tree.map(functools.partial(jnp.where, t == 0), start, v)
-        fire_slope, u_slope = _pull(
-            fire_step,
-            (v_slope, spike_slope),
-            spread_params,
-            u_now,
+        _, fire_back = jax.vjp(fire_step, spread_params, u_now)
+        fire_gradient, u_gradient = fire_back((v_gradient, spike_gradient))
+        _, integrate_back = jax.vjp(integrate_step, spread_params, v, current)
+        integrate_gradient, v_gradient, current_gradient = integrate_back(u_gradient)
+        params_gradient = jax.tree.map(
+            add,
+            params_gradient,
+            fire_gradient,
+            integrate_gradient,
         )
-        integrate_slope, v_slope, current_slope = _pull(
-            integrate_step,
-            u_slope,
-            spread_params,
-            v,
-            current,
-        )
-        params_slope = jax.tree.map(
-            lambda total, a, b: total + wide(a) + wide(b),
-            params_slope,
-            fire_slope,
-            integrate_slope,
-        )
-        return (v_slope, params_slope), current_slope
+        return (v_gradient, params_gradient), current_gradient
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), spread_params)
     steps = jnp.arange(len(currents))
-    (start_slope, params_slope), currents_slope = jax.lax.scan(
+    (start_gradient, params_gradient), currents_gradient = jax.lax.scan(
         step_back,
-        (end_state_slope, zeros),
-        (steps, currents, spikes_slope),
+        (end_gradient, zeros),
+        (steps, currents, spikes_gradient),
         reverse=True,
     )
-    (params_slope,) = _pull(spread, params_slope, jax.tree.map(wide, params))
-    params_slope = jax.tree.map(lambda g, p: g.astype(p.dtype), params_slope, params)
-    return params_slope, start_slope, currents_slope
+    # The sums over neurons are taken in wide types too, and narrowed at the end.
+    _, sum_over_neurons = jax.vjp(spread, jax.tree.map(wide, params))
+    (params_gradient,) = sum_over_neurons(params_gradient)
+    params_gradient = jax.tree.map(
+        lambda gradient, leaf: gradient.astype(leaf.dtype),
+        params_gradient,
+        params,
+    )
+    return params_gradient, start_gradient, currents_gradient
 
 
 fold_back.defvjp(_forward, _backward)
-
-
-def _pull(function: Callable, slopes: Any, *arguments: Any) -> tuple[Any, ...]:
-    """The slopes of the arguments, from those of the results."""
-    _, pull = jax.vjp(function, *arguments)
-    return pull(slopes)

@@ -11,6 +11,9 @@ w_t are the weights of the code, and V_T is V_t at the last step T. z_t is the
 ``dead_zone`` of the neuron, and at step T its ``last_zone``. N_t is what it has sent in
 units of V_t. v(0) = V_T / 2, which `half_charge` sets, rounds to the nearest value.
 With rate coding and binary spikes k is clip(floor(v / V_th), 0, 1).
+
+A constant is a bias minus an offset: a current that does not change. A code says at
+which steps it arrives, and how many times.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +29,7 @@ from snnjax.neurons.protocol import Step, chain, drive, fire
 
 
 class Tick(NamedTuple):
-    """What is different at a step; before a scan each field has an axis [T].
+    """What is different at a step: numbers, or before a scan arrays of T of them.
 
     Attributes:
         size: T w_t, what a spike of level 1 is worth, over V_th.
@@ -44,53 +47,53 @@ class Tick(NamedTuple):
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
-    """The ticks of all steps of a model; None if all steps are alike."""
+    """The ticks of all T steps of a model; None if all steps are alike."""
     zones = dead_zones(neuron, steps)
     sizes = code.sizes(steps)
-    constant_arrivals = arrivals(code, steps)
-    if constant_arrivals is None and (sizes == 1).all() and not zones.any():
+    arrival_counts = arrivals(code, steps)
+    if arrival_counts is None and (sizes == 1).all() and not zones.any():
         return None
     return Tick(
         size=sizes,
-        last_size=np.append(sizes[:1], sizes[:-1]),
+        last_size=np.append(sizes[:1], sizes[:-1]),  # nothing is sent before step 1
         finest=np.full(steps, sizes[-1]),
-        arrivals=constant_arrivals,
+        arrivals=arrival_counts,
         zone=zones,
     )
 
 
-def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
+def arrivals(code: Code, steps: int) -> np.ndarray | None:
     """How many times a constant, a bias or an offset, arrives at each step, [T].
 
     None if it arrives once at every step, as with rate coding. Otherwise T times at the
     first step, so that the first digit, the largest, is decided on all of it.
-
-    Args:
-        part: of the T steps; all of them by default.
     """
     constant_steps = code.constant_steps(steps)
     if constant_steps == steps:
         return None
-    times = np.zeros(steps, np.float32)
-    times[:constant_steps] = steps / constant_steps
-    return times if part is None else times[part]
+    counts = np.zeros(steps, np.float32)
+    counts[:constant_steps] = steps / constant_steps
+    return counts
 
 
-def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
-    """The current, with the bias minus the offset as often as they arrive.
+def drive_at(params: Any, current: jax.Array, arrivals: Any) -> jax.Array:
+    """The current with the constant, as often as it arrives.
 
     Args:
+        params: have the ``bias`` and the ``offset``.
         current: of one step, [B, ...], or of several, [T, B, ...].
-        times: from `arrivals`: a number, or [T] for several steps.
+        arrivals: how often, see the function of this name: a number, or [T] for
+            several steps; None: once at every step.
     """
-    if times is None:
+    if arrivals is None:
         return drive(params, current)
     nothing = jnp.zeros((1,) * current.ndim, current.dtype)
     constant = drive(params, nothing)
-    times = jnp.asarray(times, constant.dtype)
-    trailing_axes = [1] * (constant.ndim - times.ndim)
-    times = times.reshape(*times.shape, *trailing_axes)
-    return current.astype(constant.dtype) + times * constant
+    counts = jnp.asarray(arrivals, constant.dtype)
+    # A number or [T], with as many axes as the current: [T, 1, ...].
+    trailing_axes = [1] * (constant.ndim - counts.ndim)
+    counts = counts.reshape(*counts.shape, *trailing_axes)
+    return current.astype(constant.dtype) + counts * constant
 
 
 def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
@@ -100,6 +103,11 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
     with V_t for V_th and v + `_lift` for v, which makes this floor the level k of the
     header. The lift is subtracted after the reset. The surrogate's derivative is that
     of the level, and within the dead zone that of the level 0 at d = 0.
+
+    Args:
+        neuron, params: an IF or LIF model and its parameters.
+        state: after the current of this step, arrays [B, ...].
+        tick: of this step; None: all steps are alike.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.neurons import NeuronState
@@ -114,45 +122,48 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         return fire(neuron, params, state)
     v = state.potential
     lift = _lift(neuron, params, v, tick)
+    lifted_state = NeuronState(v + lift)
     takes_back = state.total is not None
-    whole_sent = fraction_sent = None  # N_t, in spikes of this step
+    fraction_sent = None
     if takes_back:
         # The total of the state is in spikes of the step before. A spike of size 4 that
         # was sent there allows to take back two of size 2. Where sizes grow, a fraction
         # of a spike is left, which waits until it is a whole one.
-        sent = state.total * like(tick.last_size, v) / like(tick.size, v)
+        sent = state.total * like(tick.last_size, v) / like(tick.size, v)  # N_t
         whole_sent = jnp.floor(sent + ROUNDING)
         fraction_sent = sent - whole_sent
+        lifted_state = lifted_state._replace(total=whole_sent)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     # An offset is no spike: it is added below, as often as a constant arrives.
     step_params = params._replace(threshold=threshold, offset=None)
-    lifted_state = NeuronState(v + lift, whole_sent)
     fired, spikes = fire(neuron, step_params, lifted_state)
-    total = fired.total + fraction_sent if takes_back else None
+    fired = fired._replace(potential=fired.potential - lift)
+    if takes_back:
+        fired = fired._replace(total=fired.total + fraction_sent)
     if params.offset is not None:
         offset = like(params.offset, spikes)
         if tick.arrivals is not None:
             offset = like(tick.arrivals, v) * offset
         spikes += offset
-    return NeuronState(fired.potential - lift, total), spikes
+    return fired, spikes
 
 
 def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
-    """What turns the model's floor of v / V_t into the level of this schedule.
+    """What turns the model's floor of v / V_t into the schedule's level, [B, ...].
 
     The sum of a margin against rounding, which whole numbers have, and of
 
         (V_t - V_T) / 2    if low < 0: rounds d, since v + lift = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
-    model = chain(neuron)[-1]
+    model = chain(neuron)[-1]  # the IF neuron inside wrappers
     threshold = like(params.threshold, v)
     margin = max(getattr(part, "margin", 0.0) for part in chain(neuron))
     lift = jnp.full_like(v, margin)
     if model.levels[0] < 0:
         lift += like(tick.size - tick.finest, v) / 2 * threshold
     if model.has_zones:
-        missing = v - like(tick.finest, v) / 2 * threshold
+        missing = v - like(tick.finest, v) / 2 * threshold  # d
         zone = like(tick.zone * (1 - TIES), v)
         is_silent = jnp.abs(missing) < zone * like(tick.size, v) * threshold
         lift -= jnp.where(is_silent, jax.lax.stop_gradient(missing), 0)

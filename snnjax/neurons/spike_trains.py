@@ -1,9 +1,10 @@
-"""Spikes in memory: their levels in a few bits each, beside the threshold.
+"""Spikes in memory: the index of each spike's level, packed in bits.
 
-    spikes = V_th (low + index) + offset     indices are packed along the first axis
+    level = low + index          spike of step t = T w_t V_th level
 
-An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Conversion
-keeps spikes in this form between two sites.
+An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). A byte
+holds the indices of as many steps of a neuron as fit. Conversion keeps spikes in this
+form between two sites.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import add_offset, lead, like, namespace, per_step, wide
+from snnjax._arrays import add_offset, lead, like, look_up, per_step, wide
 from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
@@ -29,14 +30,14 @@ RATE = rate()
 )
 @dataclasses.dataclass(frozen=True)
 class SpikeTrain:
-    """Encoded spikes.
+    """The spikes of a site, packed.
 
     Attributes:
         bits: uint8 [ceil(T / `per_byte`), ...]; the first step has the highest bits.
-        threshold: value of a spike of level 1, scalar or [C].
+        threshold: V_th, scalar or per channel [C].
         levels: (low, high).
-        offset: value of a spike of level 0, like the threshold; None: 0.
-        dtype: of the spikes; None: that of the threshold.
+        offset: what is added to decoded values, scalar or [C]; None: nothing.
+        dtype: of the spikes, when they are decoded.
         code: what a spike is worth at each step.
     """
 
@@ -44,12 +45,12 @@ class SpikeTrain:
     threshold: jax.Array
     levels: tuple[int, int] = BINARY
     offset: jax.Array | None = None
-    dtype: Any = None
+    dtype: Any = np.dtype("float32")
     code: Code = RATE
 
 
 def per_byte(levels: tuple[int, int]) -> int:
-    """Steps that fit in a byte.
+    """Steps whose indices fit in a byte.
 
     >>> per_byte((0, 1)), per_byte((-1, 1)), per_byte((-3, 3)), per_byte((0, 255))
     (8, 4, 2, 1)
@@ -62,8 +63,20 @@ def per_byte(levels: tuple[int, int]) -> int:
     return 1
 
 
+def _shifts(levels: tuple[int, int]) -> np.ndarray:
+    """How many bits of a byte are below the index of each of its steps, [`per_byte`].
+
+    The first step has the highest bits.
+    """
+    steps_per_byte = per_byte(levels)
+    bits_per_index = 8 // steps_per_byte
+    return bits_per_index * np.arange(steps_per_byte)[::-1]
+
+
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
-    """What equations read of a train, [steps, ...]: its spikes, or decoded values.
+    """The stream that equations read, [T, ...]: spikes, or decoded values.
+
+    It holds spikes under rate coding, see `snnjax.codes.Code.stream`.
 
     >>> print(decode(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     [0. 2. 2.]
@@ -71,42 +84,48 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     indices = unpack(train.bits, steps, train.levels)
     threshold = lead(train.threshold, indices.ndim)
     levels = indices.astype(threshold.dtype) + train.levels[0]
-    # A spike of step t is worth T w_t; what equations read is decoded up to each step.
-    sizes = jnp.asarray(train.code.sizes(steps), threshold.dtype)
+    sizes = jnp.asarray(train.code.sizes(steps), threshold.dtype)  # T w_t, [T]
     spikes = per_step(sizes, levels.ndim) * (levels * threshold)
     stream = add_offset(train.code.stream(spikes), train.offset)
-    return stream if train.dtype is None else stream.astype(train.dtype)
+    return stream.astype(train.dtype)
 
 
 def result_of(train: SpikeTrain, steps: int) -> jax.Array:
-    """What a train says after all steps, ``train.code.result(decode(train, steps))``.
+    """The value of a train after step T, [...]: 1/T of the sum of its spikes.
+
+    This is ``train.code.result(decode(train, steps))`` without storing the stream. The
+    arrays of the train are all of NumPy or all of JAX, and so is the result.
 
     >>> print(result_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     1.3333334
     """
-    xp, dtype = namespace(train.bits), train.threshold.dtype
-    sizes = train.code.sizes(steps)
+    dtype = train.threshold.dtype
+    sizes = train.code.sizes(steps)  # T w_t, [T]
 
-    def size_sum(t: int, level: np.ndarray) -> np.ndarray:
+    def size(t: int, level: np.ndarray) -> np.ndarray:
         return sizes[t] * level
 
-    total = _sum_over_steps(train, steps, size_sum, dtype)
+    total = _sum_over_steps(train, steps, size, dtype)  # in units of V_th
     # In place where NumPy computes: fresh memory costs more than these operations.
     total *= lead(train.threshold, total.ndim)
     total /= dtype.type(steps)
     if train.offset is not None:
-        total += lead(xp.asarray(train.offset, dtype), total.ndim)
-    return total if train.dtype is None else total.astype(train.dtype, copy=False)
+        total += lead(train.offset, total.ndim)
+    return total.astype(train.dtype, copy=False)
 
 
 def numbers_of(train: SpikeTrain, steps: int) -> jax.Array:
-    """How many spikes each neuron has sent.
+    """How many spikes each neuron has sent, [...], see `result_of`.
 
     >>> print(numbers_of(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     2
     """
+
+    def is_spike(t: int, level: np.ndarray) -> np.ndarray:
+        return level != 0
+
     dtype = np.uint8 if steps < 256 else np.int32
-    return _sum_over_steps(train, steps, lambda t, level: level != 0, dtype)
+    return _sum_over_steps(train, steps, is_spike, dtype)
 
 
 def _sum_over_steps(
@@ -114,33 +133,30 @@ def _sum_over_steps(
     steps: int,
     term: Callable[[int, np.ndarray], np.ndarray],
     dtype: Any,
-) -> jax.Array:
-    """The sum over the steps t of ``term(t, level)``, for the levels of all spikes.
+) -> Any:
+    """The sum over the steps t of ``term(t, level)``, [...], for the levels of a train.
 
     A byte holds a few steps. What they add is looked up in a table of its 256 values.
 
     Args:
-        train: ``bits`` are [ceil(T / steps per byte), ...].
+        train: the levels, packed.
         steps: T.
         term: of a step and an array of levels, gives what each of them adds.
-        dtype: of the sum, [...].
+        dtype: of the sum.
     """
-    xp = namespace(train.bits)
-    steps_per_byte = per_byte(train.levels)
-    bits_per_index = 8 // steps_per_byte
+    shifts = _shifts(train.levels)
+    steps_per_byte = len(shifts)
+    largest_index = 2 ** (8 // steps_per_byte) - 1
     byte_values = np.arange(256)
     total: Any = None
-    for number, byte in enumerate(train.bits):
+    for number, byte in enumerate(train.bits):  # uint8 [...]
         first_step = number * steps_per_byte
-        end_step = min(first_step + steps_per_byte, steps)
         table = np.zeros(256)
-        for t in range(first_step, end_step):
-            # The first step of a byte has its highest bits.
-            later_steps = steps_per_byte - 1 - (t - first_step)
-            shifted = byte_values >> (bits_per_index * later_steps)
-            index = shifted & (2**bits_per_index - 1)
-            table += term(t, index + train.levels[0])
-        byte_sum = xp.take(table.astype(dtype), byte)  # [...]
+        # The last byte may have places beyond step T.
+        for t in range(first_step, min(first_step + steps_per_byte, steps)):
+            indices = byte_values >> shifts[t - first_step] & largest_index
+            table += term(t, indices + train.levels[0])
+        byte_sum = look_up(table.astype(dtype), byte)
         total = byte_sum if total is None else total + byte_sum
     return total
 
@@ -148,9 +164,15 @@ def _sum_over_steps(
 def level_indices(
     spikes: jax.Array,
     threshold: jax.Array | float,
-    levels=BINARY,
+    levels: tuple[int, int],
 ) -> jax.Array:
-    """The number of each spike's level, counted from the lowest: uint8."""
+    """The index of each spike's level, counted from the lowest: uint8 [...].
+
+    Args:
+        spikes: [...], without an offset.
+        threshold: value of a spike of level 1, scalar or [C].
+        levels: (low, high).
+    """
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
     low, high = levels
@@ -174,22 +196,29 @@ def append(
     byte: jax.Array,
     indices: jax.Array,
     place: int,
-    levels: tuple[int, int] = BINARY,
+    levels: tuple[int, int],
 ) -> jax.Array:
-    """A byte of some steps, with the index of step ``place`` set."""
-    steps_per_byte = per_byte(levels)
-    width = 8 // steps_per_byte  # bits of an index
-    shift = width * (steps_per_byte - 1 - place)
-    return byte | indices << jnp.uint8(shift)
+    """The bytes of all neurons, uint8 [...], with the indices of one more step.
+
+    Args:
+        byte: of the steps so far, uint8 [...].
+        indices: of the step, uint8 [...].
+        place: number of the step in its byte, counted from 0.
+        levels: (low, high).
+    """
+    return byte | indices << jnp.uint8(_shifts(levels)[place])
 
 
-def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
-    """The indices [count, ...] from the bytes of `SpikeTrain.bits`."""
-    steps_per_byte = per_byte(levels)
-    width = 8 // steps_per_byte  # bits of an index
-    places = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
-    shifts = per_step(width * places, bits.ndim)[None]
-    mask = jnp.uint8(2**width - 1)
-    indices = (bits[:, None] >> shifts) & mask  # [bytes, steps of a byte, ...]
-    indices = indices.reshape(-1, *bits.shape[1:])
-    return indices[:count]
+def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
+    """The indices of the first ``count`` steps, uint8 [count, ...].
+
+    Args:
+        bits: as of `SpikeTrain`, uint8 [bytes, ...].
+        count: of steps.
+        levels: (low, high).
+    """
+    shifts = jnp.asarray(_shifts(levels), jnp.uint8)
+    largest_index = jnp.uint8(2 ** (8 // len(shifts)) - 1)
+    # [bytes, 1, ...] and [1, steps of a byte, 1 ...]
+    indices = bits[:, None] >> per_step(shifts, bits.ndim)[None] & largest_index
+    return indices.reshape(-1, *bits.shape[1:])[:count]

@@ -1,11 +1,11 @@
 """Neurons through time: one site over T steps, by ``lax.scan`` or in closed form.
 
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
-input arrives. Calibration needs `mean_and_pace` and `spike_train`, in one pass over the
-currents each. A code is a schedule of thresholds (``schedule.py``).
+input arrives. `mean_and_pace` and `spike_train` are for calibration, which needs no
+gradient of them. A code is a schedule of thresholds, whose steps are ticks
+(``schedule.py``). A constant is a bias minus an offset.
 """
 
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,8 +20,8 @@ from snnjax.codes import Code
 from snnjax.neurons.backward import fold_back, may_fold_back
 from snnjax.neurons.gradients import through_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import Neuron, chain, drive, levels_of
-from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
+from snnjax.neurons.protocol import Neuron, chain, drive
+from snnjax.neurons.schedule import Tick, arrivals, drive_at, fire_at, schedule
 from snnjax.neurons.spike_trains import (
     RATE,
     SpikeTrain,
@@ -72,7 +72,7 @@ def unroll(
     >>> print(unroll(neuron, neuron.init(), all_at_once, code=radix)[:, 0])
     [0.  2.  0.  0.5]
     """
-    steps = currents.shape[0]
+    steps = len(currents)
     check_wait(steps, wait)
     state = neuron.start(params, currents.shape[1:])
     ticks = schedule(code, neuron, steps)
@@ -90,7 +90,7 @@ def fold(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[Any, jax.Array]:
-    """`unroll` from a state, for these currents and ticks, and the state after them.
+    """`unroll` from a state: the state after these currents, and spikes [T, B, ...].
 
     A wait, and another code than rate coding, need the currents of all T steps.
 
@@ -98,11 +98,8 @@ def fold(
         neuron, params: the model and its parameters.
         state: of the site before the first current.
         currents: float [T, B, ...], without the bias.
-        ticks: the code's schedule, see `schedule`; None: rate coding.
+        ticks: the code's `schedule`; None: all steps are alike.
         wait, code: as for `unroll`.
-
-    Returns:
-        The state after the last step, and the spikes [T, B, ...].
     """
     # There are three ways. A model's own closed form takes all currents with their
     # bias. The gradient that is written by hand adds the bias itself, and pays only
@@ -118,11 +115,13 @@ def fold(
         if not has_few_steps and may_fold_back(neuron, params, state, currents[0]):
             return fold_back(neuron, params, state, currents)
     state = _integrated(neuron, params, state, currents, wait, code)
-    # The loop gives as many spikes as it takes currents, so it takes T: those from
-    # step ``wait`` on, and then ``wait`` zeros.
-    arriving = arriving_while_firing(params, currents, wait, code)
-    step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=has_few_steps)
+    late_currents = _currents_while_firing(params, currents, wait, code)
+    state, spikes = jax.lax.scan(
+        _step(neuron, params),
+        state,
+        (late_currents, ticks),
+        unroll=has_few_steps,
+    )
     return state, spikes.astype(currents.dtype)
 
 
@@ -152,12 +151,15 @@ def mean_and_pace(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean output of `unroll`, and its pace, in one pass. Forward only.
+    """The mean output of `unroll`, and its pace, both [B, ...]. Forward only.
 
         mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
 
     Even spikes have a pace near their mean, early ones a greater and late ones a
     smaller one. On CPU this is many times faster than `unroll`, which stores spikes.
+
+    Args:
+        neuron, params, currents, wait, code: as for `unroll`.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -166,43 +168,45 @@ def mean_and_pace(
     >>> mean_and_pace(neuron, neuron.init(), early)
     (Array([0.5], dtype=float32), Array([0.7], dtype=float32))
     """
-    steps = currents.shape[0]
-    check_wait(steps, wait)
-    step = _step(neuron, params)
-    state = neuron.start(params, currents.shape[1:])
-    state = _integrated(neuron, params, state, currents, wait, code)
+    steps = len(currents)
+    state = _state_after_wait(neuron, params, currents, wait, code)
     ticks = schedule(code, neuron, steps)
+    step = _step(neuron, params)
 
+    # The carry of the loops is the state, s(1) + .. + s(t), and the sum of these sums.
     def count(carry, current, tick):
-        state, total, total_sum = carry
+        state, spike_sum, sum_of_sums = carry
         state, spikes = step(state, (current, tick))
-        total += spikes
-        return (state, total, total_sum + total), None
+        spike_sum += spikes
+        return (state, spike_sum, sum_of_sums + spike_sum), None
 
     # The bias is added in the loop, or XLA would write currents + bias to memory.
     def receive(carry, inputs):
-        current, times, tick = inputs
-        return count(carry, driven(params, current, times), tick)
+        current, arrival_count, tick = inputs
+        return count(carry, drive_at(params, current, arrival_count), tick)
 
-    # Two loops in place of one over currents and zeros, which would be written first.
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
 
     no_spikes = jnp.zeros_like(state.potential)
     carry = (state, no_spikes, no_spikes)
     receiving = steps - wait  # steps at which a neuron fires and still gets input
-    early_ticks = jax.tree.map(lambda leaf: leaf[:receiving], ticks)
-    late_ticks = jax.tree.map(lambda leaf: leaf[receiving:], ticks)
-    times = arrivals(code, steps, slice(wait, None))
+    late_inputs = (
+        currents[wait:],
+        _part(arrivals(code, steps), slice(wait, None)),
+        _part(ticks, slice(receiving)),
+    )
     # One step at a time: a CPU vectorizes it, where it recomputes the steps of a long
     # body for each of the two results: 1.5 ns a neuron and step in place of 10.
-    carry, _ = jax.lax.scan(receive, carry, (currents[wait:], times, early_ticks))
+    carry, _ = jax.lax.scan(receive, carry, late_inputs)
+    # A second loop, since one over currents and zeros would write these first.
     if wait:
-        carry, _ = jax.lax.scan(receive_nothing, carry, late_ticks, wait)
-    _, total, total_sum = carry
-    mean = total / steps
+        last_ticks = _part(ticks, slice(receiving, None))
+        carry, _ = jax.lax.scan(receive_nothing, carry, last_ticks, wait)
+    _, spike_sum, sum_of_sums = carry
+    mean = spike_sum / steps
     # 1.0, since steps (steps + 1) may exceed what int32 holds.
-    pace = 2 * total_sum / (steps * (steps + 1.0))
+    pace = 2 * sum_of_sums / (steps * (steps + 1.0))
     return mean.astype(currents.dtype), pace.astype(currents.dtype)
 
 
@@ -214,49 +218,46 @@ def spike_train(
     wait: int = 0,
     code: Code = RATE,
 ) -> SpikeTrain:
-    """The spikes of `unroll` as bits, in one pass. Forward only."""
-    steps = currents.shape[0]
-    check_wait(steps, wait)
+    """The spikes of `unroll` in bits, without storing them as floats. Forward only.
+
+    Args:
+        neuron, params, currents, wait, code: as for `unroll`.
+    """
+    steps = len(currents)
     levels = neuron.levels
+    steps_per_byte = per_byte(levels)
+    state = _state_after_wait(neuron, params, currents, wait, code)
+    ticks = schedule(code, neuron, steps)
     # Levels are stored without the offset, which `decode` adds.
     step = _step(neuron, params._replace(offset=None))
-    state = neuron.start(params, currents.shape[1:])
-    state = _integrated(neuron, params, state, currents, wait, code)
-    ticks = schedule(code, neuron, steps)
-
-    # [T, ...] -> [bytes, steps of a byte, ...]. Places of the last byte beyond step T
-    # stay 0.
-    stream = (
-        arriving_while_firing(params, currents, wait, code),
-        np.ones(steps, bool),
-        ticks,
-    )
-    bytes_of_stream = jax.tree.map(lambda leaf: in_groups(leaf, levels), stream)
-    steps_per_byte = per_byte(levels)
 
     def encode_byte(state, inputs):
-        """Run the steps of one byte: the state, and the bytes of all neurons, [...].
+        """Run the steps of one byte: the state, and the bytes of all neurons, [B, ...].
 
-        The inputs are currents [steps of a byte, ...], whether each step is one of the
-        T steps, and the ticks of the code, or None.
+        The inputs are currents [steps of a byte, B, ...], whether each step is one of
+        the T steps, and the ticks of the code, or None.
         """
         byte_currents, is_within_T, byte_ticks = inputs
         byte = jnp.zeros(byte_currents.shape[1:], jnp.uint8)
         for place in range(steps_per_byte):
-            tick = jax.tree.map(operator.itemgetter(place), byte_ticks)
+            tick = _part(byte_ticks, place)
             state, spikes = step(state, (byte_currents[place], tick))
-            worth = 1.0 if tick is None else tick.size  # of a spike, in thresholds
-            indices = level_indices(spikes, worth * params.threshold, levels)
+            size = 1.0 if tick is None else tick.size  # of a spike, over V_th
+            indices = level_indices(spikes, size * params.threshold, levels)
+            # Places of the last byte beyond step T stay 0.
             indices = jnp.where(is_within_T[place], indices, jnp.zeros_like(indices))
             byte = append(byte, indices, place, levels)
         return state, byte
 
-    byte_count = -(-steps // steps_per_byte)
-    bytes_per_loop = max(1, _steps_per_loop(neuron, ticks) // steps_per_byte)
+    late_currents = _currents_while_firing(params, currents, wait, code)
+    by_step = (late_currents, np.ones(steps, bool), ticks)  # arrays [T, ...]
+    by_byte = jax.tree.map(lambda leaf: in_groups(leaf, levels), by_step)
+    byte_count = -(-steps // steps_per_byte)  # rounded up
+    bytes_per_loop = max(1, _steps_per_loop(levels, ticks) // steps_per_byte)
     _, bits = jax.lax.scan(
         encode_byte,
         state,
-        bytes_of_stream,
+        by_byte,
         unroll=min(byte_count, bytes_per_loop),
     )
     # In the type of the potential: a narrower one would round a level beyond 1 twice.
@@ -282,6 +283,14 @@ def after_all_input(
 ) -> jax.Array:
     """`unroll` of a site that has waited for all of its input, T times ``current``.
 
+    Args:
+        neuron, params, code: as for `unroll`.
+        current: float [B, ...], without the bias.
+        steps: T.
+
+    Returns:
+        Spikes [T, B, ...].
+
     >>> import jax.numpy as jnp, snnjax
     >>> from snnjax.neurons import integrate_and_fire
     >>> neuron, code = integrate_and_fire(), snnjax.codes.radix()
@@ -306,11 +315,12 @@ def after_all_input(
 
 def needs_no_time(code: Code, steps: int, wait: int, models: Iterable[Any]) -> bool:
     """Whether a sum over time is all that each site of these models has to know."""
-    # At a lower bound the order of the input matters.
-    plain_models = [chain(model)[-1] for model in models]
-    bounds = [getattr(model, "lowest", None) for model in plain_models]
-    is_bounded = any(bound is not None for bound in bounds)
-    return wait >= code.full_wait(steps) and not is_bounded
+    for model in models:
+        plain_model = chain(model)[-1]
+        # At a lower bound the order of the input matters.
+        if getattr(plain_model, "lowest", None) is not None:
+            return False
+    return wait >= code.full_wait(steps)
 
 
 def closed_form(
@@ -321,7 +331,7 @@ def closed_form(
     *,
     code: Code = RATE,
 ) -> jax.Array:
-    """Mean output of an IF neuron that has all of its input before it fires.
+    """Mean output [B, ...] of an IF neuron that has all of its input before it fires.
 
         s = (V_T / T) clip(floor((v(0) + T I) / V_T), 0, N high) + offset
 
@@ -354,16 +364,16 @@ def closed_form(
         spikes = after_all_input(neuron, params, wide(current), steps, code=code)
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
-    last_size = code.sizes(steps)[-1]
-    threshold = lead(params.threshold, current.ndim) * last_size
+    last_size = code.sizes(steps)[-1]  # T w_T
+    threshold = lead(params.threshold, current.ndim) * last_size  # V_T
+    total = wide(steps * drive(params, current))  # T I
     # In float32 or wider, as potentials are.
-    total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     threshold = threshold.astype(dtype)
     v = start.astype(dtype) + total.astype(dtype)
     if isinstance(neuron, WholeNumbers):
         v = neuron.nearest(v) + neuron.margin
-    count = v / threshold
+    count = v / threshold  # last spikes that v is worth
     low, high = model.levels
     # N, as a float: it may be beyond int32.
     weight_sum = float(round(code.reach(steps) / code.finest(steps)))
@@ -375,41 +385,22 @@ def closed_form(
     return output.astype(current.dtype)
 
 
-def arriving_while_firing(
+def _part(tree: Any, steps: slice | int) -> Any:
+    """Some steps of the arrays [T, ...] of a tree; None, a tree without any, stays."""
+    return jax.tree.map(lambda leaf: leaf[steps], tree)
+
+
+def _state_after_wait(
+    neuron: Neuron,
     params: Any,
     currents: jax.Array,
     wait: int,
     code: Code,
-) -> jax.Array:
-    """The input after the wait with its bias, and then zeros: [T, B, ...]."""
-    times = arrivals(code, len(currents), slice(wait, None))
-    late_currents = driven(params, currents[wait:], times)
-    if not wait:
-        return late_currents
-    nothing = jnp.zeros((wait, *currents.shape[1:]), late_currents.dtype)
-    return jnp.concatenate([late_currents, nothing])
-
-
-def _steps_per_loop(neuron: Neuron, ticks: Tick | None) -> int:
-    """Steps that a forward loop unrolls: more, or many levels, compile slowly."""
-    if ticks is not None:  # a dozen steps of a schedule took XLA minutes
-        return FEW_STEPS
-    low, high = levels_of(neuron) or (0, 1)
-    return max(FEW_STEPS, 32 // (high - low))
-
-
-def _step(neuron: Neuron, params: Any) -> Callable:
-    """(state, (current, tick)) -> (state, spikes): one step of a site, for a scan."""
-
-    def step(state, current_and_tick):
-        current, tick = current_and_tick
-        state = neuron.integrate(params, state, current)
-        state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
-        return fire_at(neuron, params, state, tick)
-
-    # A gradient keeps only the state before the neurons fire.
-    keep = jax.checkpoint_policies.save_only_these_names("state")
-    return jax.checkpoint(step, policy=keep, prevent_cse=False)
+) -> Any:
+    """The state before the first spike of a site that starts at rest."""
+    check_wait(len(currents), wait)
+    state = neuron.start(params, currents.shape[1:])
+    return _integrated(neuron, params, state, currents, wait, code)
 
 
 def _integrated(
@@ -426,10 +417,52 @@ def _integrated(
         return state
 
     def integrate(state, inputs):
-        current, times = inputs
-        arriving = driven(params, current, times)
-        return neuron.integrate(params, state, arriving), None
+        current, arrival_count = inputs
+        driven = drive_at(params, current, arrival_count)
+        return neuron.integrate(params, state, driven), None
 
-    times = arrivals(code, len(currents), slice(0, wait))
-    state, _ = jax.lax.scan(integrate, state, (currents[:wait], times))
+    early = slice(wait)
+    arrival_counts = _part(arrivals(code, len(currents)), early)
+    state, _ = jax.lax.scan(integrate, state, (currents[early], arrival_counts))
     return state
+
+
+def _currents_while_firing(
+    params: Any,
+    currents: jax.Array,
+    wait: int,
+    code: Code,
+) -> jax.Array:
+    """The input after the wait with its bias, and then zeros: [T, B, ...].
+
+    A scan over it has T turns, one for each spike.
+    """
+    late = slice(wait, None)
+    arrival_counts = _part(arrivals(code, len(currents)), late)
+    late_currents = drive_at(params, currents[late], arrival_counts)
+    if not wait:
+        return late_currents
+    nothing = jnp.zeros((wait, *currents.shape[1:]), late_currents.dtype)
+    return jnp.concatenate([late_currents, nothing])
+
+
+def _steps_per_loop(levels: tuple[int, int], ticks: Tick | None) -> int:
+    """Steps that a forward loop unrolls: more, or many levels, compile slowly."""
+    if ticks is not None:  # a dozen steps of a schedule took XLA minutes
+        return FEW_STEPS
+    low, high = levels
+    return max(FEW_STEPS, 32 // (high - low))
+
+
+def _step(neuron: Neuron, params: Any) -> Callable:
+    """(state, (current, tick)) -> (state, spikes): one step of a site, for a scan."""
+
+    def step(state, current_and_tick):
+        current, tick = current_and_tick
+        state = neuron.integrate(params, state, current)
+        state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
+        return fire_at(neuron, params, state, tick)
+
+    # A gradient keeps only the state before the neurons fire.
+    keep = jax.checkpoint_policies.save_only_these_names("state")
+    return jax.checkpoint(step, policy=keep, prevent_cse=False)
