@@ -25,7 +25,7 @@ from networks import (
     relu,
     simulated,
 )
-from refusals import capture, conversion, neurons, simulation, training
+from refusals import capture, conversion, integers, neurons, simulation, training
 from refusals.capture import (
     PARAMS,
     activation_named,
@@ -47,6 +47,7 @@ from snnjax.network import identity, with_activation
 ROWS = [
     *capture.ROWS,
     *conversion.ROWS,
+    *integers.ROWS,
     *neurons.ROWS,
     *simulation.ROWS,
     *training.ROWS,
