@@ -6,6 +6,9 @@
 
 snnjax fires at v >= V_th, so V_th is the smallest float32 above v_threshold.
 ``writing.py`` writes graphs and explains their thresholds, gains and tau.
+
+The package nir is optional: functions get it as an argument. They read a NIR node into
+nodes of layers without sources, and `from_nir` adds these from the edges of the graph.
 """
 
 import dataclasses
@@ -80,20 +83,24 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     """
     nir = import_nir()
     _check_nodes(nir, graph)
-    metadata = graph.metadata or {}
-    duration: Any = metadata.get("dt", 1e-4) if dt is None else dt
-    POSITIVE.check("dt", duration)
+    metadata: dict[str, Any] = graph.metadata or {}
+    time_step: Any = dt  # in seconds
+    if dt is None:
+        time_step = metadata.get("dt", 1e-4)
+    POSITIVE.check("dt", time_step)
     steps, wait = _steps_and_wait(metadata)
-    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    # Name of a NIR node -> names of the nodes with an edge to it.
+    graph_sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
-        sources[target].append(source)
+        graph_sources[target].append(source)
     nodes: list[Node] = []
-    for name in _execution_order(nir, graph, sources):
-        node_sources = tuple(sources[name])
-        # The first node has the sources, and each one after it reads the previous one.
-        for node in _read(nir, name, graph.nodes[name], float(duration)):
-            nodes.append(dataclasses.replace(node, sources=node_sources))
-            node_sources = (node.name,)
+    for name in _execution_order(nir, graph, graph_sources):
+        sources = tuple(graph_sources[name])
+        # The first node reads what the NIR node reads; each other one reads the node
+        # before it. The last one has the name of the NIR node, by which others read it.
+        for node in _nodes(nir, name, graph.nodes[name], float(time_step)):
+            nodes.append(dataclasses.replace(node, sources=sources))
+            sources = (node.name,)
     layers = Layers(tuple(nodes), steps=steps, wait=wait)
     if "weight_bits" in metadata:
         return _with_whole_numbers(layers, graph)
@@ -101,7 +108,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The steps and the wait that an SNN was fitted to, from its graph's metadata."""
+    """The T and the wait of an SNN, from its graph's metadata; None: any, without T."""
     if metadata.get("steps") is None:
         return None, None
     try:
@@ -135,7 +142,7 @@ def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
         )
         for node in layers.nodes:
             if isinstance(node, Input | Output):
-                # A unit that is uniform becomes a scalar.
+                # A unit that is the same for all elements becomes a scalar.
                 unit = compact(graph.nodes[node.name].metadata["unit"])
                 node = dataclasses.replace(node, unit=unit)
             nodes.append(node)
@@ -153,10 +160,10 @@ def _with_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
 # ------------------------------------------------------------------------ layers
 
 
-def _read(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
+def _nodes(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
     """The nodes, one after the other, that do what a node of NIR does.
 
-    They have no sources yet.
+    Only the neurons of LIF need the time step ``dt``, in seconds.
     """
     match node:
         case nir.IF() | nir.LIF():
@@ -173,19 +180,19 @@ def _read(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
         case nir.Affine() | nir.Linear():
             return [_dense(nir, name, node)]
         case nir.Scale():
-            weight = _numbers(node.scale)
+            weight = _float64(node.scale)
             return [Scale(name, (), weight, bias=None, shape=weight.shape)]
         case nir.Flatten():
             return [_flatten(name, node)]
         case nir.Input():
             return [Input(name, (), _shape(node.input_type["input"]))]
-        case _:
+        case _:  # an output: `_check_types` has refused all other types
             shape = _shape(node.output_type["output"])
             return [Output(name, (), shape, bias=np.zeros(()))]
 
 
 def _sum_pool(name: str, node: Any) -> SumPool:
-    """The sums over the windows of a pool."""
+    """The sums over the windows of a SumPool2d or an AvgPool2d."""
     return SumPool(
         name,
         sources=(),
@@ -196,7 +203,7 @@ def _sum_pool(name: str, node: Any) -> SumPool:
 
 
 def _dense(nir: Any, name: str, node: Any) -> Dense:
-    """A matrix, with a bias if the node has one; its sources follow with the edges."""
+    """A matrix [outputs, inputs], with a bias [outputs] if the node has one."""
     if np.ndim(node.weight) != 2:
         raise ValueError(
             f"node {name!r} has a weight of shape {np.shape(node.weight)}; "
@@ -204,8 +211,8 @@ def _dense(nir: Any, name: str, node: Any) -> Dense:
         )
     bias = None
     if isinstance(node, nir.Affine):
-        bias = _numbers(node.bias)
-    return Dense(name, sources=(), weight=_numbers(node.weight), bias=bias)
+        bias = _float64(node.bias)
+    return Dense(name, sources=(), weight=_float64(node.weight), bias=bias)
 
 
 def _convolution(name: str, node: Any) -> Convolution:
@@ -213,8 +220,8 @@ def _convolution(name: str, node: Any) -> Convolution:
     convolution = Convolution(
         name,
         sources=(),
-        weight=_numbers(node.weight),
-        bias=None if node.bias is None else _numbers(node.bias),
+        weight=_float64(node.weight),
+        bias=None if node.bias is None else _float64(node.bias),
         size=() if node.input_shape is None else _pair(node.input_shape),
         stride=_pair(node.stride),
         padding=_padding(name, node),
@@ -225,29 +232,33 @@ def _convolution(name: str, node: Any) -> Convolution:
 
 
 def _padding(name: str, node: Any) -> tuple[Zeros, ...]:
-    """The zeros before and behind both axes, which may be given by name."""
-    by_name = isinstance(node.padding, str)
-    if by_name and node.padding == "valid":
-        return (0, 0), (0, 0)
-    if not by_name:
+    """The zeros of a Conv2d: (before, behind) its rows, (before, behind) its columns.
+
+    In the node they are numbers, or one of the names "valid" and "same".
+    """
+    if not isinstance(node.padding, str):
         rows, columns = _pair(node.padding)
         return (rows, rows), (columns, columns)
+    if node.padding == "valid":
+        return (0, 0), (0, 0)
     if _pair(node.stride) != (1, 1):
         raise ValueError(
             f"node {name!r} has padding 'same' with stride {_pair(node.stride)}; "
             "allowed: padding in numbers, or stride 1"
         )
+    # With "same" there are as many results as elements. A kernel that covers k elements
+    # then needs k - 1 zeros; of an odd number, one more behind than before.
     padding = []
-    taps = np.shape(node.weight)[2:]
-    for count, dilation in zip(taps, _pair(node.dilation), strict=True):
-        zeros = (count - 1) * dilation
-        low = zeros // 2
-        padding.append((low, zeros - low))
+    kernel_size = np.shape(node.weight)[2:]
+    for taps, dilation in zip(kernel_size, _pair(node.dilation), strict=True):
+        zeros = (taps - 1) * dilation
+        before = zeros // 2
+        padding.append((before, zeros - before))
     return tuple(padding)
 
 
 def _flatten(name: str, node: Any) -> Flatten:
-    """The whole of an image or a vector as a vector."""
+    """A flattening of a whole image or vector; other ones are refused."""
     if node.input_type["input"] is None:
         raise ValueError(
             f"node {name!r} has no input shape; pass it as Flatten's input_type"
@@ -262,27 +273,27 @@ def _flatten(name: str, node: Any) -> Flatten:
 
 
 def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
-    """Nodes in their order: a scale of the input, if neurons need one, and the neurons.
+    """The neurons of an IF or LIF, behind a scale of their input if they need one.
 
-    Their sources follow with the edges.
+    Raises:
+        ValueError: a tau that is not above dt; a threshold that is not above 0.
     """
-    # R of an IF neuron, R dt / tau of an LIF neuron.
-    gain = _numbers(node.r)
+    gain = _float64(node.r)  # factor on the input I
     leak = None
     bias = np.zeros(())
     if isinstance(node, nir.LIF):
         # One Euler step: v <- (1 - rate) v + rate (R I + v_leak)
-        rate = dt / _numbers(node.tau)
+        rate = dt / _float64(node.tau)
         leak = 1 - rate
-        gain = gain * rate
-        bias = _numbers(node.v_leak) * rate
+        gain = rate * gain
+        bias = rate * _float64(node.v_leak)
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError(
                 f"node {name!r} has tau from {np.min(node.tau)} to {np.max(node.tau)} "
                 f"s; allowed: above dt = {dt} s. Pass the dt of the tool that wrote "
                 "the graph"
             )
-    if not np.all(_numbers(node.v_threshold) > 0):
+    if not np.all(_float64(node.v_threshold) > 0):
         raise ValueError(
             f"node {name!r} has a v_threshold of {np.min(node.v_threshold)}; allowed: "
             "> 0"
@@ -293,12 +304,12 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
         sources=(),
         shape=np.shape(node.v_threshold),
         model=_model(name, node),
-        threshold=_above(node.v_threshold),
-        initial_potential=_numbers(metadata.get("v_init", 0.0)),
+        threshold=_next_float32(node.v_threshold),
+        initial_potential=_float64(metadata.get("v_init", 0.0)),
         bias=bias,
         leak=leak,
     )
-    # A population has no factor on its input, so R and dt / tau become a map.
+    # A population has no factor on its input, so the gain becomes a map.
     if (gain == 1).all():
         return [population]
     scale = Scale(f"{name}/gain", sources=(), weight=gain, bias=None, shape=gain.shape)
@@ -309,7 +320,7 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
 
 
 def _check_nodes(nir: Any, graph: Any) -> None:
-    """Raise unless the graph can be read: its types, numbers, edges and inputs."""
+    """Raise unless the graph can be read: by its types, numbers, edges and inputs."""
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
     _check_types(nir, graph)
@@ -335,7 +346,7 @@ def _check_nodes(nir: Any, graph: Any) -> None:
 
 
 def _check_types(nir: Any, graph: Any) -> None:
-    """Raise if some nodes have types that `_read` does not know, with all of them."""
+    """Raise one error about all nodes whose types `_nodes` does not know."""
     readable = (
         nir.Input,
         nir.Output,
@@ -361,13 +372,20 @@ def _check_types(nir: Any, graph: Any) -> None:
         )
 
 
-def _names(graph: Any, kind: Any) -> list[str]:
+def _names(graph: Any, node_type: Any) -> list[str]:
     """The names of the nodes of a type."""
-    return [name for name, node in graph.nodes.items() if isinstance(node, kind)]
+    return [name for name, node in graph.nodes.items() if isinstance(node, node_type)]
 
 
 def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> list[str]:
-    """The nodes that the outputs need, each after its sources."""
+    """The names of the nodes that the outputs need, each after its sources.
+
+    Args:
+        sources: name of each node -> names of the nodes with an edge to it.
+
+    Raises:
+        ValueError: a cycle, or a node that no edge leads to.
+    """
     needed = _names(graph, nir.Output)
     for name in needed:  # the list grows in the loop, by the sources of its nodes
         for source in sources[name]:
@@ -377,20 +395,22 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
     orphans = [name for name in needed if not sources[name] and name not in inputs]
     if orphans or not needed:
         raise ValueError(f"no edge leads to {', '.join(orphans) or 'an output'}")
+    # In the order of the graph, so that independent nodes keep it.
     needed_sources = {name: sources[name] for name in graph.nodes if name in needed}
     try:
-        return [*graphlib.TopologicalSorter(needed_sources).static_order()]
+        return list(graphlib.TopologicalSorter(needed_sources).static_order())
     except graphlib.CycleError as error:
+        cycle = error.args[1]  # its first name is its last one, too
         raise ValueError(
-            f"the graph is recurrent: {', '.join(error.args[1][1:])} depend on each "
-            "other; allowed: edges without a cycle"
+            f"the graph is recurrent: {', '.join(cycle[1:])} depend on each other; "
+            "allowed: edges without a cycle"
         ) from None
 
 
 def _model(name: str, node: Any) -> IntegrateAndFire:
-    """The model of a node, from v_reset and from the metadata that `to_nir` writes."""
+    """The model of an IF or LIF, from v_reset and the metadata that `to_nir` writes."""
     metadata = node.metadata or {}
-    # Metadata wins over v_reset, which says "zero" in every graph of `to_nir`.
+    # Metadata wins over v_reset, which is 0 in every graph of `to_nir`.
     reset = _text(metadata.get("reset", "zero"))
     if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
         reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
@@ -410,16 +430,17 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
 # ----------------------------------------------------------------------- helpers
 
 
-def _above(threshold: Any) -> np.ndarray:
+def _next_float32(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
-    exact = _numbers(threshold)
+    exact = _float64(threshold)
     rounded = np.asarray(threshold, np.float32)
     next_number = np.nextafter(rounded, np.float32(np.inf))
-    return _numbers(np.where(rounded > exact, rounded, next_number))
+    # Rounding may have raised the number already.
+    return _float64(np.where(rounded > exact, rounded, next_number))
 
 
 def _text(value: Any) -> Any:
-    """Metadata as text, which some versions of nir read as bytes."""
+    """Metadata as a str, for which some versions of nir read bytes."""
     if isinstance(value, bytes):
         return value.decode()
     return str(value)
@@ -431,11 +452,11 @@ def _shape(shape: Any) -> Shape:
 
 
 def _pair(numbers: Any) -> tuple[int, int]:
-    """A number for rows and one for columns, which may be given as one for both."""
-    first, second = np.broadcast_to(np.ravel(numbers), 2)
-    return int(first), int(second)
+    """A number for rows and one for columns; NIR may have one for both."""
+    rows, columns = np.broadcast_to(np.ravel(numbers), 2)
+    return int(rows), int(columns)
 
 
-def _numbers(array: Any) -> np.ndarray:
+def _float64(array: Any) -> np.ndarray:
     """An array in double precision, as layers have them."""
     return np.asarray(array, np.float64)

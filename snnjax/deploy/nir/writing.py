@@ -12,6 +12,10 @@ v >= V, so v_threshold is the largest float32 below V. Whole potentials then giv
 same spikes in readers that fire at v >= v_threshold, where V - 1 would not, and in
 readers that subtract v_threshold, where V - 1/2 would not.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
+
+Nodes of layers are first changed into nodes that NIR has (`_with_written_params`), and
+each one then becomes a node of NIR (`_nir_node`). Functions get the package nir, which
+is optional, as an argument.
 """
 
 import dataclasses
@@ -109,29 +113,30 @@ def to_nir(
     if not extended:
         _check_needs_no_metadata(layers)
     nodes = _with_averages(_with_written_params(layers))
-    names = _alphabetical(nodes)
-    written = {}
+    names = _graph_names(nodes)
+    graph_nodes = {}
     edges = []
     for node in nodes.values():
         name = names[node.name]
-        written[name] = _node(nir, node, dt)
+        graph_nodes[name] = _nir_node(nir, node, dt)
         for source in node.sources:
             edges.append((names[source], name))
-    return nir.NIRGraph(nodes=written, edges=edges, metadata=_metadata(layers, dt))
+    metadata = _metadata(layers, dt)
+    return nir.NIRGraph(nodes=graph_nodes, edges=edges, metadata=metadata)
 
 
 def _metadata(layers: Layers, dt: float) -> dict[str, Any]:
-    """What the whole graph has beside its nodes."""
+    """The metadata of the whole graph, beside those of its nodes."""
     metadata: dict[str, Any] = {"dt": dt}
     if layers.steps is not None:
         metadata["steps"] = layers.steps
     if layers.wait:
         metadata["wait"] = layers.wait
     if layers.arithmetic is not None:
-        # Readers of whole numbers ask for the code.
+        # Readers of whole numbers ask for the code, and `_check` has refused others.
         metadata["code"] = "rate"
         metadata |= dataclasses.asdict(layers.arithmetic)
-        # `_check` has refused leaky neurons in whole numbers: no leak is rounded.
+        # It has also refused leaky neurons in whole numbers: no leak is rounded.
         del metadata["leak"]
     return metadata
 
@@ -152,8 +157,8 @@ def import_nir() -> ModuleType:
     return nir
 
 
-def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
-    """Name of a node -> its name in the file, without punctuation.
+def _graph_names(nodes: dict[str, Node]) -> dict[str, str]:
+    """Name of a node of layers -> its name in the graph, without punctuation.
 
     A file lists its nodes in the order of their names, and some readers execute them
     in that order. So the names sort in order of execution. Inputs and outputs compute
@@ -179,12 +184,14 @@ def _check(layers: Layers) -> None:
             "thresholds that it changes step by step and spikes that carry a number, "
             "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
         )
-    if layers.arithmetic is not None and any(p.is_leaky for p in layers.populations):
+    if layers.arithmetic is None:
+        return
+    if any(population.is_leaky for population in layers.populations):
         raise ValueError(
             "NIR cannot express how a chip rounds a leak; allowed: float layers, or "
             "whole numbers of IF neurons"
         )
-    if layers.arithmetic is not None and layers.arithmetic.state_bits > 25:
+    if layers.arithmetic.state_bits > 25:
         raise ValueError(
             f"state_bits is {layers.arithmetic.state_bits}; allowed in NIR: up to 25, "
             "since readers compute in float32"
@@ -193,15 +200,14 @@ def _check(layers: Layers) -> None:
 
 def _check_needs_no_metadata(layers: Layers) -> None:
     """Raise if plain NIR would describe another network."""
-    extensions: dict[str, Any] = {}
+    extensions: dict[str, Any] = {}  # name of a property -> a value of it
     if layers.wait:
         extensions["wait"] = layers.wait
     for population in layers.populations:
-        metadata = _extensions(population)
-        # A dead zone of at most half a threshold changes no spike.
-        if metadata.get("dead_zone", 1) <= 1 / 2:
-            del metadata["dead_zone"]
-        extensions |= metadata
+        for name, value in _extensions(population).items():
+            # A dead zone of at most half a threshold changes no spike.
+            if name != "dead_zone" or value > 1 / 2:
+                extensions[name] = value
     if not extensions:
         return
     properties = []
@@ -220,7 +226,7 @@ def _check_needs_no_metadata(layers: Layers) -> None:
 
 
 def _with_written_params(layers: Layers) -> dict[str, Node]:
-    """The nodes as NIR has them: kernels are square, and weights hold what they can.
+    """Name -> node: kernels are square as in NIR, and weights hold what they can.
 
     The biases and thresholds of populations go into the maps before them. Thresholds
     that are whole numbers stay where they are.
@@ -228,35 +234,42 @@ def _with_written_params(layers: Layers) -> dict[str, Node]:
     Raises:
         ConversionError: a bias that differs between pixels.
     """
-    nodes: dict[str, Node] = {}
+    nodes: list[Node] = []
     problems: list[Problem] = []
     for node in layers.nodes:
-        parts = [node]
         try:
             if isinstance(node, Receiver):
-                parts = _receiver_parts(node, layers)
+                nodes += _receiver_parts(node, layers)
             elif isinstance(node, Convolution):
                 # NIR has one number for both sides, and some readers assume a square.
-                parts = [with_equal_padding(node)]
+                nodes.append(with_equal_padding(node))
+            else:
+                nodes.append(node)
         except NoLayer as error:
             problems.append(Problem(node.name, (), *error.args))
-        for part in parts:
-            nodes[part.name] = part
     if problems:
         raise ConversionError(problems, "this network cannot be written in NIR")
-    return {node.name: node for node in with_products(nodes.values())}
+    return {node.name: node for node in with_products(nodes)}
 
 
 def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
-    """A scale for each source and a bias, which `with_products` moves; the receiver."""
+    """The nodes in place of a population or an output, which is the last of them.
+
+    Before it there is a scale for each of its sources, and one that adds its bias.
+    `with_products` then multiplies these into the maps before them.
+
+    Raises:
+        NoLayer: a recurrent population; a bias that differs between pixels.
+    """
     if maps_to_itself(receiver):
         remedy = "keep the SNN by snnjax.save, or train neurons without a kernel"
         raise NoLayer("its neurons are recurrent, which is not written", remedy)
-    gain = np.ones(())
     bias = receiver.bias
+    gain = np.ones(())
     if isinstance(receiver, Population) and layers.arithmetic is None:
         receiver, gain = _with_unit_threshold(receiver)
     parts: list[Node] = []
+    sources: list[str] = []
     for i, source in enumerate(receiver.sources):
         scale = Scale(
             f"{receiver.name}/scale {i}",
@@ -266,9 +279,10 @@ def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
             shape=receiver.shape,
         )
         parts.append(scale)
-    sources = [part.name for part in parts]
+        sources.append(scale.name)
     bias = np.broadcast_to(gain * bias, receiver.shape)
     if bias.any():
+        # Since sources are summed, any one of them may add the bias.
         place = _place_of_bias(receiver, layers)
         with_bias = Scale(
             f"{receiver.name}/bias",
@@ -284,12 +298,13 @@ def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
     return parts
 
 
-def _with_unit_threshold(
-    population: Population,
-) -> tuple[Population, np.ndarray]:
-    """The population with potentials in thresholds, and the factor on its input."""
+def _with_unit_threshold(population: Population) -> tuple[Population, np.ndarray]:
+    """The population with a threshold of 1, and the factor on its input for that.
+
+    Its potential is counted in thresholds. The factor broadcasts to its neurons.
+    """
     leak = _leak(population)
-    # The Euler step multiplies its input by dt / tau = 1 - leak.
+    # The Euler step of an LIF multiplies its input by dt / tau = 1 - leak.
     rate = 1 if leak is None else 1 - leak
     gain = compact(1 / (rate * population.threshold))
     population = dataclasses.replace(
@@ -322,32 +337,32 @@ def _place_of_bias(receiver: Receiver, layers: Layers) -> int:
     return ranks.index(max(ranks))
 
 
-def _leak(node: Population) -> np.ndarray | None:
-    """The leak of a population, None for an IF.
+def _leak(population: Population) -> np.ndarray | None:
+    """The leak of a population, a scalar or [neurons]; None for an IF.
 
     Raises:
         ValueError: NIR has no neurons with such a leak.
     """
-    leak = node.leak
-    if leak is None or (leak == 1).all():
+    leak = population.leak
+    if leak is None or not population.is_leaky:
         return None
     if not ((leak > 0) & (leak < 1)).all():
         raise ValueError(
-            f"site {node.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
-            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
+            f"site {population.name!r} has leaks from {leak.min()} to {leak.max()}; "
+            "NIR's LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
         )
     return leak
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _AveragePool(SumPool):
-    """The means of windows."""
+    """The means over windows, which only NIR has; layers have sums and a scale."""
 
 
 def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
-    """The nodes, with a mean in place of a sum over windows and its scale.
+    """The nodes by name, with a mean in place of a sum over windows and its scale.
 
-    NIR has a node for the mean, so a reader need not see it in a sum and a scale.
+    NIR has a node for the mean, so a reader need not recognize a sum and a scale.
     """
     reader_counts = count_readers(tuple(nodes.values()))
     results = dict(nodes)
@@ -357,8 +372,10 @@ def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
         pool = nodes[node.sources[0]]
         if not isinstance(pool, SumPool) or reader_counts[pool.name] != 1:
             continue
-        size = math.prod(pool.window)
-        if node.bias is None and np.allclose(node.weight * size, 1, rtol=1e-6, atol=0):
+        # The scale of a mean is one over the number of pixels, up to rounding.
+        pixels = math.prod(pool.window)
+        is_mean = np.allclose(node.weight * pixels, 1, rtol=1e-6, atol=0)
+        if is_mean and node.bias is None:
             results[node.name] = _AveragePool(
                 node.name,
                 sources=pool.sources,
@@ -370,17 +387,18 @@ def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     return results
 
 
-def _node(nir: Any, node: Node, dt: float) -> Any:
-    """The node of NIR that does what a node of the layers does."""
+def _nir_node(nir: Any, node: Node, dt: float) -> Any:
+    """The node of NIR that does what a node of layers does; ``dt`` is in seconds."""
     match node:
         case Input(shape=shape, unit=unit):
-            return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
+            return nir.Input({"input": np.array(shape)}, metadata=_unit_metadata(unit))
         case Output(shape=shape, unit=unit):
-            return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
+            metadata = _unit_metadata(unit)
+            return nir.Output({"output": np.array(shape)}, metadata=metadata)
         case Flatten(shape=shape):
             return nir.Flatten({"input": np.array(shape)}, start_dim=0, end_dim=-1)
         case Dense(weight=weight, bias=bias):
-            return nir.Affine(_float(weight), _bias(bias, len(weight)))
+            return nir.Affine(_float32(weight), _bias(bias, len(weight)))
         case Scale():
             return _scale(nir, node)
         case _AveragePool(window=window, stride=stride, padding=padding):
@@ -396,12 +414,12 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
                 padding=np.array(padding),
             )
         case Convolution(weight=weight):
-            # NIR has one number for both sides of an axis. They are equal by now, see
-            # `with_equal_padding`.
+            # NIR has one number for both sides of an axis. `_with_written_params` has
+            # made them equal.
             (top, _), (left, _) = node.padding
             return nir.Conv2d(
                 input_shape=node.size,  # (rows, columns)
-                weight=_float(_ungrouped(node)),
+                weight=_float32(_ungrouped(node)),
                 stride=node.stride,
                 padding=(top, left),
                 dilation=node.dilation,
@@ -412,26 +430,26 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             return _neurons(nir, node, dt)
 
 
-def _unit(unit: np.ndarray | None) -> dict[str, Any]:
-    """The metadata of an input or output of whole numbers."""
+def _unit_metadata(unit: np.ndarray | None) -> dict[str, Any]:
+    """The metadata of an input or output; without ``unit`` its numbers are floats."""
     if unit is None:
         return {}
     return {"unit": np.atleast_1d(unit)}
 
 
 def _scale(nir: Any, node: Scale) -> Any:
-    """The scale of a node of images as a 1x1 convolution, which more tools read.
+    """A scale of images as a convolution 1x1, which more tools read than a Scale.
 
-    The scale of vectors is a Scale, or a matrix if it has a bias. So is a scale that
-    differs between pixels, which has no bias.
+    A scale of vectors is a Scale, or a matrix if it has a bias. A scale that differs
+    between the pixels of an image is a Scale, too, and has no bias.
     """
-    channels, *image_size = node.shape
+    channels, *image_size = node.shape  # [C, H, W], or [N] without an image
     bias = _bias(node.bias, channels)
     if image_size and is_channelwise(node.weight):
         weight = np.diag(np.broadcast_to(node.weight.ravel(), channels))
         return nir.Conv2d(
             input_shape=tuple(image_size),
-            weight=_float(weight[:, :, None, None]),
+            weight=_float32(weight[:, :, None, None]),
             stride=(1, 1),
             padding=(0, 0),
             dilation=(1, 1),
@@ -440,28 +458,30 @@ def _scale(nir: Any, node: Scale) -> Any:
         )
     weight = np.broadcast_to(node.weight, node.shape)
     if node.bias is None:
-        return nir.Scale(_float(weight))
-    return nir.Affine(_float(np.diag(weight)), bias)
+        return nir.Scale(_float32(weight))
+    return nir.Affine(_float32(np.diag(weight)), bias)
 
 
 def _ungrouped(node: Convolution) -> np.ndarray:
-    """The weights [O, I, K, K] for all inputs, with zeros between the groups.
+    """The weights [outputs, inputs, rows, columns] of a convolution without groups.
 
-    NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
-    reader refuses the graph; some other readers ignore the groups.
+    They are 0 between channels of different groups. NIR up to 1.0.8 infers
+    inputs / groups channels for a grouped convolution, so its own reader refuses the
+    graph; some other readers ignore the groups.
     """
-    outputs, inputs, *kernel_size = node.weight.shape
-    weight = np.zeros((outputs, inputs * node.groups, *kernel_size))
+    outputs, group_inputs, *kernel_size = node.weight.shape
+    weight = np.zeros((outputs, group_inputs * node.groups, *kernel_size))
     group_outputs = outputs // node.groups
     for group in range(node.groups):
-        rows = slice(group * group_outputs, (group + 1) * group_outputs)
-        columns = slice(group * inputs, (group + 1) * inputs)
-        weight[rows, columns] = node.weight[rows]
+        output_slice = slice(group * group_outputs, (group + 1) * group_outputs)
+        input_slice = slice(group * group_inputs, (group + 1) * group_inputs)
+        weight[output_slice, input_slice] = node.weight[output_slice]
     return weight
 
 
 def _neurons(nir: Any, node: Population, dt: float) -> Any:
-    """The neurons of a population, with a resistance of 1."""
+    """The IF or LIF of a population, with a resistance of 1; ``dt`` is in seconds."""
+    # NIR has a number of each kind for every neuron.
     ones = np.ones(node.shape, np.float32)
     zeros = np.zeros(node.shape, np.float32)
     threshold = ones * np.float32(node.threshold)
@@ -475,7 +495,7 @@ def _neurons(nir: Any, node: Population, dt: float) -> Any:
     if node.leak is None:
         return nir.IF(**fields)
     tau = np.broadcast_to(dt / (1 - node.leak), node.shape)
-    return nir.LIF(tau=_float(tau), v_leak=zeros, **fields)
+    return nir.LIF(tau=_float32(tau), v_leak=zeros, **fields)
 
 
 def _extensions(node: Population) -> dict[str, Any]:
@@ -489,17 +509,17 @@ def _extensions(node: Population) -> dict[str, Any]:
             metadata[field] = np.array(value) if field == "levels" else value
     if node.initial_potential.any():
         potential = np.broadcast_to(node.initial_potential, node.shape)
-        metadata["v_init"] = _float(potential)
+        metadata["v_init"] = _float32(potential)
     return metadata
 
 
 def _bias(bias: np.ndarray | None, count: int) -> np.ndarray:
-    """A bias of so many numbers, which is 0 where there is none."""
+    """The bias [count] of a map, which is 0 if it has none; float32."""
     if bias is None:
         return np.zeros(count, np.float32)
-    return _float(bias)
+    return _float32(bias)
 
 
-def _float(array: Any) -> np.ndarray:
-    """An array as NIR's readers expect it."""
+def _float32(array: Any) -> np.ndarray:
+    """An array in single precision and in C order, as NIR's readers expect it."""
     return np.ascontiguousarray(array, np.float32)
