@@ -2,6 +2,7 @@
 
     outputs = primitive(inputs)    or, at a site,    outputs = rule(site, inputs)
 
+A variable is a whole number, 0, 1, 2, ..; parameters come first, then the arrays of x.
 ``capture/capture.py`` makes a network of a function, and ``evaluate.py`` runs the
 equations.
 """
@@ -18,7 +19,7 @@ from jax.core import Tracer
 from snnjax._trees import name_of
 from snnjax.network.sites import Site, Sites
 
-Values = dict[int, Any]
+Values = dict[int, Any]  # variable -> array
 Avals = dict[int, Any]  # variable -> shape and dtype
 Shape = tuple[int, ...]
 
@@ -31,6 +32,10 @@ class Static:
 
     ``jit`` takes equations as static arguments. Two layers that close over equal
     constants then have equal equations, and are compiled once.
+
+    Attributes:
+        value: an array, a number, or a parameter of a primitive.
+        key: what stands for the value in comparisons.
     """
 
     def __init__(self, value: Any):
@@ -58,12 +63,12 @@ class Static:
 
 
 class Body(NamedTuple):
-    """What an operator computes.
+    """The equations that an operator computes.
 
     Attributes:
         equations: in order of execution, over variables of the network.
-        inputs: variables that they read from outside, for which the operator's own
-            inputs stand.
+        inputs: variables that these equations read and do not compute, in the order
+            of the operator's own inputs, whose values they take.
     """
 
     equations: tuple["Equation", ...]
@@ -71,20 +76,20 @@ class Body(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """outputs = primitive(inputs), or outputs = rule(site, inputs).
+    """One step of a network: outputs = primitive(inputs), or rule(site, inputs).
 
     Attributes:
         primitive: a JAX primitive; None at a site.
         params: its parameters, as pairs of name and value.
         inputs: variables (int) or constants (`Static`).
         outputs: variables.
-        site: the site that stands here; None: there is none.
-        path: module that the equation stands in, for names and messages.
-        calls: functions that it stands in, for names and messages.
-        body: what an operator computes, in the place of a primitive.
+        site: the site that stands in the place of a primitive; None: there is none.
+        path: of the module that the equation was called in, for names and messages.
+        calls: the calls of functions that it was called in, the outermost first.
+        body: what an operator computes; None: this is no operator.
         mapped: for each input, whether it differs from example to example. `evaluate`
-            maps the equation over these. It is empty in a network in training mode,
-            which is that of a whole batch.
+            maps the equation over these. A network in training mode is that of a whole
+            batch, and has no entries here.
     """
 
     primitive: Any
@@ -145,18 +150,20 @@ class Network(NamedTuple):
 
     Attributes:
         equations: in order of execution, only those that the outputs need.
-        avals: variable -> shape and dtype, of one example. x, sites and outputs have no
-            batch axis; between them a value may keep an axis of size 1 that fn gave it.
+        avals: variable -> shape and dtype, of one example, or in training mode of the
+            whole batch. x, sites and outputs of one example have no batch axis; between
+            them a value may keep an axis of size 1 that fn gave it.
         parameters: variable -> path of the parameter leaf.
         x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
         outputs: variables or constants, in the order of ``tree``.
         tree: structure of the function's result.
-        sites: see `Sites`.
+        sites: all places of neurons or operators, in order of execution.
         dependent: variables that depend on x.
-        feeds: firing site name -> parameter variables that reach it directly.
-        readout: parameter variables that reach an output directly.
-        operands: parameter variables that reach an operator directly.
+        feeds: name of each firing site -> parameters (variables) that reach it without
+            passing another firing site or an operator.
+        readout: parameters that reach an output so.
+        operands: parameters that reach an operator so.
     """
 
     equations: tuple[Equation, ...]
@@ -173,11 +180,11 @@ class Network(NamedTuple):
     operands: frozenset[int]
 
     def inputs(self, x: chex.ArrayTree) -> Values:
-        """Variable -> array for an ``x`` of the captured structure."""
+        """Variable -> array, for each array of an ``x`` of the captured structure."""
         return dict(zip(self.x, jax.tree_util.tree_leaves(x), strict=True))
 
     def arguments(self, params: chex.ArrayTree, x: Any = None) -> Values:
-        """Variable -> array for ``params`` (and ``x``) of the captured structure."""
+        """Variable -> array, for constants, ``params`` and, if it is given, ``x``."""
         leaves = jax.tree_util.tree_leaves(params)
         values = dict(self.constants)
         values.update(zip(self.parameters, leaves, strict=True))
@@ -187,26 +194,27 @@ class Network(NamedTuple):
 
     def output_names(self) -> list[str]:
         """The path of each output in the function's result, "" if it is all of it."""
-        numbers = range(len(self.outputs))
-        tree = jax.tree_util.tree_unflatten(self.tree, numbers)
+        # A tree needs leaves before its paths can be listed; any will do.
+        tree = jax.tree_util.tree_unflatten(self.tree, self.outputs)
         return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
     def results(self, values: Values) -> Any:
-        """The function's result, from the values of its output variables.
-
-        An output that does not depend on x is the same for every example.
-        """
+        """The function's result, from the values of its output variables."""
         leading_shape = self._leading_shape(values)
         outputs = []
         for variable in self.outputs:
             output = read(values, variable)
+            # What does not depend on x was computed once, for all steps and examples.
             if leading_shape and variable not in self.dependent:
                 output = jnp.broadcast_to(output, leading_shape + jnp.shape(output))
             outputs.append(output)
         return jax.tree_util.tree_unflatten(self.tree, outputs)
 
     def _leading_shape(self, values: Values) -> Shape:
-        """Axes before those of one example: [T, B], [B], or none in training mode."""
+        """Sizes of the axes before those of one example, in outputs that depend on x.
+
+        (T, B), (B,), or () in training mode, where the network is that of a batch.
+        """
         variable = next(v for v in self.outputs if v in self.dependent)
         output = read(values, variable)
         axis_count = jnp.ndim(output) - len(shape_of(self.avals, variable))

@@ -1,7 +1,8 @@
 """Sites: the places of a network where neurons fire, or where an operator stands.
 
-The code asks a site for its capabilities (fires, is_encoder, homogeneous), never for
-the name of the activation that stood there.
+An operator is a function that is not affine and is computed at every step. What happens
+at a site depends on its properties (fires, is_encoder, homogeneous), never on the name
+of the activation that stood there.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from snnjax._trees import common_path
 
 
 class Site(NamedTuple):
-    """A place where a rule replaces an activation.
+    """A place in a network where a rule replaces an activation.
 
     Attributes:
         name: its path in the network, e.g. ``ResNet/Block_0/relu_1``.
@@ -20,7 +21,8 @@ class Site(NamedTuple):
         shape: of one example, without the batch axis.
         parameters: paths of the parameters that reach it without crossing
             another site, the largest first; weight calibration changes only these.
-        depth: number of firing sites on the longest way from the input to here.
+        depth: number of firing sites on the longest way from the input to here, this
+            one included.
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
         fires: neurons fire here. Otherwise it is an operator: a function that is not
@@ -29,8 +31,8 @@ class Site(NamedTuple):
         homogeneous: an operator with f(c x) = c f(x) for c > 0, as a max-pool. Running
             sums serve it as well as means: spikes then stay spikes.
         maximum_per_channel: a clipped ReLU has a maximum for each channel.
-        near_relu: an operator number by number, of comparisons and arithmetic only,
-            such as a leaky ReLU or a hard swish.
+        near_relu: an operator that computes number by number, with comparisons and
+            arithmetic only, such as a leaky ReLU or a hard swish.
     """
 
     name: str
@@ -50,7 +52,11 @@ class Site(NamedTuple):
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
     """A site whose output has the type and shape of ``aval``, [B, ...].
 
-    Name, parameters, depth and channels follow, once the whole network is known.
+    Its name, parameters, depth and channel are filled in once the whole network is
+    known (``capture/annotate.py``).
+
+    Args:
+        capabilities: further fields of `Site`.
     """
     return Site(
         name="",
@@ -78,7 +84,11 @@ class Sites(tuple[Site, ...]):
 
     @property
     def operators(self) -> "Sites":
-        """The functions that are computed densely at every step, behind neurons."""
+        """The functions that are computed densely at every step, behind neurons.
+
+        A max-pool is none, since it passes spikes on, nor is a function of x before any
+        neuron, which is computed once.
+        """
         return Sites(
             site
             for site in self
@@ -98,6 +108,7 @@ class Sites(tuple[Site, ...]):
         return "signed" if any(site.is_encoder for site in self) else "binary"
 
     def _table(self) -> Table:
+        """A row for each site, and notes on what is slow in spiking networks."""
         rows = [("site", "kind", "shape", "depth", "parameters")]
         for site in self:
             shape = "x".join(map(str, site.shape)) or "scalar"
@@ -110,6 +121,7 @@ class Sites(tuple[Site, ...]):
                 f"hybrid, operators computed densely at every step: {count};",
                 "once with a wait of T - 1, or of T with rate coding",
             ]
+        # Without weights before it there is no current that neurons could take.
         near_relus = [site.kind for site in self if site.near_relu and site.parameters]
         if near_relus:
             kinds = ", ".join(dict.fromkeys(near_relus))
@@ -122,9 +134,9 @@ class Sites(tuple[Site, ...]):
 
 
 def _shorten(paths: Sequence[str], limit: int = 40) -> str:
-    """The paths in at most ``limit`` characters.
+    """The paths, separated by commas, if they take at most ``limit`` characters.
 
-    If they are longer, then what they have in common, and how many there are.
+    Otherwise the folder that they have in common, or the first path, and their number.
     """
     text = ", ".join(paths)
     if len(text) <= limit:

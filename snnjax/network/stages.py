@@ -1,8 +1,9 @@
-"""Cuts through a network: stages between firing sites.
+"""Stages: the parts of a network between its firing sites.
 
-A firing site needs all of its input before its neurons can be fitted, or their spikes
-encoded; between two of them lies a `Stage`. A kernel that only one product of a stage
-reads may be refitted to the spikes that reach this product, whatever reads its result.
+A firing site needs all of its input before its neurons can be fitted. So calibration
+runs a network in stages: each `Stage` computes the current of one firing site from
+variables that are known, and the last one computes the outputs. A kernel that only one
+product of a stage reads may be refitted to the spikes that reach this product.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,16 +28,15 @@ def needed(
     targets: Iterable[Any],
     available: Iterable[int] = (),
 ) -> tuple[Equation, ...]:
-    """The equations that ``targets`` depend on.
+    """The equations, in order, that must run to compute the ``targets``.
 
     Args:
-        available: variables that are known, so that what they are made of is not
-            needed for their sake.
+        available: variables whose values are known without running an equation.
     """
     needed_variables = set(targets)
     available = set(available)
     needed_equations = []
-    # Backwards: all readers of an output have then asked for it.
+    # Backwards, since an equation is needed for what later ones read.
     for equation in reversed(equations):
         outputs = set(equation.outputs)
         if outputs & needed_variables and not outputs <= available:
@@ -48,27 +48,31 @@ def needed(
 def streaming(
     equations: Sequence[Equation], sources: Iterable[int] = ()
 ) -> frozenset[int]:
-    """Variables that change from step to step: ``sources``, spikes, what they reach."""
+    """Variables that change from step to step.
+
+    These are ``sources``, spikes, and all that is computed from either, also inside of
+    operators.
+    """
     streams = set(sources)
     for equation in equations:
         if equation.fires or streams.intersection(equation.variables):
             streams.update(equation.outputs)
-            for inner_equation in spread_out([equation]):
-                streams.update(inner_equation.outputs)
+            streams |= computed_by(spread_out([equation]))
     return frozenset(streams)
 
 
 class Segment(NamedTuple):
-    """Equations that lead to one site, numbered by themselves.
+    """The equations of a stage, with variables numbered within the segment.
 
-    Equal work gives equal segments, so that ``jit`` with a segment as a static
-    argument compiles a block that a network repeats once.
+    Equal layers have equal segments wherever they stand. So ``jit``, which takes a
+    segment as a static argument, compiles a repeated block only once.
 
     Attributes:
         equations: in order of execution; no firing site among them.
-        inputs: variables that it reads.
-        outputs: variables or constants that it leads to.
-        carried: variables that it computes on the way and later segments read.
+        inputs: variables that the equations read and do not compute.
+        outputs: variables or constants that the site reads, or the network's outputs.
+        carried: variables that the equations compute and later stages read too, as a
+            residual sum.
     """
 
     equations: tuple[Equation, ...]
@@ -78,13 +82,13 @@ class Segment(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One segment at its place in the network.
+    """A segment at its place in the network.
 
     Attributes:
-        site: the firing site that it leads to; None for the last one, which leads to
-            the outputs.
-        output: network variable of that site's output, None likewise.
-        segment: the work.
+        site: the firing site whose input it computes; None for the last stage, which
+            computes the network's outputs.
+        output: network variable of the site's output; None for the last stage.
+        segment: the equations.
         sources: network variables that ``segment.inputs`` stand for.
         carried: network variables that ``segment.carried`` stand for.
     """
@@ -97,42 +101,38 @@ class Stage(NamedTuple):
 
     @property
     def place(self) -> Site:
-        """The site of a stage that leads to one."""
+        """The site of a stage that has one; the last stage has none."""
         assert self.site is not None
         return self.site
 
 
 def stages(network: Network) -> list[Stage]:
-    """Cut the network at its firing sites; what depends on x is computed once."""
+    """The stages of a network in order; what depends on x is computed in one only."""
     available = {*network.parameters, *network.x, *network.constants}
-    # Each stage takes from `remaining` what its site needs and no earlier one did. What
-    # does not depend on x, such as a reshaped kernel, stays there: every stage that
-    # needs it computes it again, so that it need not be carried.
-    firing, remaining = [], []
-    for equation in network.equations:
-        if equation.fires:
-            firing.append(equation)
-        else:
-            remaining.append(equation)
+    waiting_sites = [eq for eq in network.equations if eq.fires]
+    # Equations that no stage has taken yet. What does not depend on x, such as a
+    # reshaped kernel, is never taken: every stage that needs it computes it again, so
+    # that it need not be carried.
+    remaining = [eq for eq in network.equations if not eq.fires]
     stage_list = []
-    for number, equation in enumerate(firing, 1):
-        work = needed(remaining, equation.variables, available)
+    while waiting_sites:
+        firing = waiting_sites.pop(0)
+        work = needed(remaining, firing.variables, available)
         results = computed_by(work) & network.dependent
         remaining = [eq for eq in remaining if results.isdisjoint(eq.outputs)]
-        # Results that a later stage reads too, as of a residual sum, are carried to it.
+        # Results that a later stage reads too, as a residual sum, are carried to it.
         read_later = set(variables_in(network.outputs))
-        for later_equation in [*remaining, *firing[number:]]:
+        for later_equation in [*remaining, *waiting_sites]:
             read_later.update(later_equation.variables)
-        carried = tuple(sorted(results & read_later))
         stage = _stage(
             work=work,
-            targets=equation.inputs,
-            carried=carried,
-            site=equation.site,
-            output=equation.outputs[0],
+            targets=firing.inputs,
+            carried=tuple(sorted(results & read_later)),
+            site=firing.site,
+            output=firing.outputs[0],
         )
         stage_list.append(stage)
-        available |= results | set(equation.outputs)
+        available |= results | set(firing.outputs)
     work = needed(remaining, variables_in(network.outputs), available)
     stage_list.append(_stage(work=work, targets=network.outputs))
     return stage_list
@@ -145,17 +145,17 @@ def _stage(
     site: Site | None = None,
     output: int | None = None,
 ) -> Stage:
-    """Work as a segment and its place in the network.
+    """A stage whose segment holds these equations.
 
-    The segment numbers variables in the order in which the work meets them. Two equal
-    layers at different places of the network then have equal segments:
+    The segment numbers variables in the order in which its equations name them. Two
+    equal layers at different places of the network then have equal segments:
 
         5 = dot(3, 4); 7 = add(5, 6)        ->    2 = dot(0, 1); 4 = add(2, 3)
         12 = dot(10, 11); 14 = add(12, 13)  ->    2 = dot(0, 1); 4 = add(2, 3)
 
     Args:
-        work: equations of the network.
-        targets: variables or constants of the network that the work leads to.
+        work: equations of the network, over its variables.
+        targets: variables or constants of the network that the work computes.
         carried, site, output: see `Stage`.
     """
     numbers: dict[int, int] = {}  # variable of the network -> of the segment
@@ -165,6 +165,7 @@ def _stage(
             return v
         return numbers.setdefault(v, len(numbers))
 
+    # In this order: a variable gets its number where it is named first.
     equations = tuple(_renumbered(equation, number) for equation in work)
     segment_outputs = tuple(map(number, targets))
     segment_carried = tuple(map(number, carried))
@@ -173,22 +174,20 @@ def _stage(
     sources = tuple(v for v in numbers if v not in computed)
     segment = Segment(
         equations=equations,
-        inputs=tuple(numbers[v] for v in sources),
+        inputs=tuple(map(number, sources)),
         outputs=segment_outputs,
         carried=segment_carried,
     )
-    return Stage(
-        site=site,
-        output=output,
-        segment=segment,
-        sources=sources,
-        carried=carried,
-    )
+    return Stage(site, output, segment, sources=sources, carried=carried)
 
 
 def _renumbered(equation: Equation, number: Callable[[Any], Any]) -> Equation:
-    """The equation over other variables, without what tells it from equal ones."""
-    # Inputs before outputs: this order gives the variables of a segment their numbers.
+    """The equation over a segment's variables, without its place in the network.
+
+    Args:
+        number: variable of the network -> of the segment; a constant -> itself.
+    """
+    # Inputs before outputs: a variable gets its number where it is named first.
     inputs = tuple(map(number, equation.inputs))
     body = equation.body
     if body is not None:
@@ -208,7 +207,7 @@ def _renumbered(equation: Equation, number: Callable[[Any], Any]) -> Equation:
 
 
 def nameless(site: Site) -> Site:
-    """The site without what tells it from those of equal layers."""
+    """The site without its place in the network: equal layers have equal ones."""
     return site._replace(name="", parameters=(), depth=0, channel=-1)
 
 
@@ -216,12 +215,12 @@ def nameless(site: Site) -> Site:
 
 
 class LoneProduct(NamedTuple):
-    """A product with weights on the way to a site, the only reader of its kernel.
+    """A product of a stage with a kernel that nothing else in the network reads.
 
     Attributes:
-        kernel: network variable of its weights.
-        segment: what of the stage leads to its result, with all inputs of the stage.
-        channel: axis of the result that counts its channels, from the end.
+        kernel: network variable of the weights.
+        segment: computes the product's result, from all inputs of the stage.
+        channel: axis of the result that counts its channels, from the end: -1, ...
     """
 
     kernel: int
@@ -232,11 +231,11 @@ class LoneProduct(NamedTuple):
 def lone_products(
     network: Network, stages: Sequence[Stage], i: int
 ) -> list[LoneProduct]:
-    """Products of stage ``i`` whose kernel nothing else reads, here or elsewhere.
+    """The products of stage ``i`` with a kernel that nothing else reads.
 
-    A product is x times weights: not weights times weights, weights times x, or x
-    times x. Its second operand comes from one kernel, unlike that of x @ (A @ B), a
-    low-rank layer.
+    A product is a matrix product or a convolution of what depends on x (first) and of
+    weights (second). Its weights are made of one kernel alone: a low-rank layer,
+    x @ (A @ B), has two and does not count.
     """
     stage = stages[i]
     segment = stage.segment
@@ -245,11 +244,10 @@ def lone_products(
         if number != i:
             read_elsewhere.update(other_stage.sources)
     network_variables = dict(zip(segment.inputs, stage.sources, strict=True))
-    kernels = set()
-    for variable, network_variable in network_variables.items():
-        is_parameter = network_variable in network.parameters
-        if is_parameter and is_kernel(network.avals[network_variable]):
-            kernels.add(variable)
+    kernels = []
+    for variable, source in network_variables.items():
+        if source in network.parameters and is_kernel(network.avals[source]):
+            kernels.append(variable)
     readers, origins = _readers(segment, network, network_variables)
     products = []
     for kernel in kernels:
@@ -264,7 +262,7 @@ def lone_products(
         channel = _channel(equation)
         if values in origins or weights not in origins or channel is None:
             continue
-        if kernels & origins[weights] != {kernel}:
+        if origins[weights].intersection(kernels) != {kernel}:
             continue
         (result,) = equation.outputs
         work = Segment(
@@ -273,9 +271,7 @@ def lone_products(
             outputs=(result,),
             carried=(),
         )
-        product = LoneProduct(
-            kernel=network_variables[kernel], segment=work, channel=channel
-        )
+        product = LoneProduct(network_variables[kernel], work, channel)
         products.append(product)
     return products
 
@@ -289,8 +285,8 @@ def _readers(
         network_variables: input of the segment -> variable of the network.
 
     Returns:
-        readers: parameter -> equations that read it, or what is made of it, together
-            with x; None among them stands for a later stage.
+        readers: parameter -> equations that read it together with x, or that read what
+            is made of it, as a transposed kernel; None among them is a later stage.
         origins: value that does not depend on x -> parameters that it is made of.
     """
     origins: dict[Any, frozenset[int]] = {}
@@ -321,13 +317,14 @@ def _readers(
 
 
 def _channel(equation: Equation) -> int | None:
-    """The axis of a product's result that counts channels, from the end.
+    """The axis of a product's result that counts channels, from the end: -1, ...
 
     None for a convolution whose result does not have the examples first.
     """
     if equation.name == "dot_general":
         # The result has the free axes of the second operand, the kernel, last.
         return -1
+    # Where examples and channels lie in the result, then the axes of the image.
     out_spec = equation.options["dimension_numbers"].out_spec
     example_axis, channel_axis, *_ = out_spec
     if example_axis != 0:
