@@ -4,9 +4,11 @@ Conversion on several devices is in ``test_sharding.py``.
 """
 
 import functools
+import gc
 import io
 import sys
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -495,6 +497,25 @@ def test_a_second_conversion_compiles_nothing():
     assert 0 < programs < 60  # of two sites: most serve one of them only
     assert_equal(run(), first)
     assert len(compiled) == programs
+
+
+def test_a_conversion_leaves_nothing_to_the_garbage_collector():
+    """A cycle would keep the currents and activations of all sites in memory."""
+    views = []
+
+    def look(view, fit):
+        view.output(fit)
+        view.sample_currents(fit.weights)
+        views.append(weakref.ref(view))
+        return fit
+
+    gc.collect()
+    gc.disable()
+    try:
+        convert(recipe=Recipe([max_threshold(), look]))
+        assert [view() for view in views] == [None] * NET.sites
+    finally:
+        gc.enable()
 
 
 def test_the_input_of_a_site_may_be_read_again():

@@ -130,8 +130,7 @@ class View(abc.ABC):
         # One array for each micro-batch.
         self._activations = activations
         self._effects = effects
-        # Several calibrators read the currents of the `sample`, with the same weights.
-        self.sample_currents = latest(self._sample_currents)
+        self._latest_sample_currents = Latest()
 
     @abc.abstractmethod
     def currents_by_batch(self, weights: dict[str, jax.Array]) -> Iterator[jax.Array]:
@@ -350,8 +349,12 @@ class View(abc.ABC):
         parts = self.over_images(rows, None, self.positions)
         return merged(parts, self.batch_sharding)
 
-    def _sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
+    def sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
+        # Several calibrators read them with the same weights.
+        return self._latest_sample_currents.result(self._sample_currents, weights)
+
+    def _sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
         rows = CurrentRows(len(self.site.shape), self.site.channel)
         parts = self.over_images(rows, weights, self.positions)
         return concatenated(parts, self.batch_sharding)
@@ -396,26 +399,34 @@ def check_calibrator(calibrator: Any) -> None:
         )
 
 
-def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
-    """The function of weights, whose latest result is kept.
+class Latest:
+    """The latest result of a function of weights, kept until the weights change.
 
-    It is computed anew if one of the weights is another array than in the call before.
+    It holds no function. A view that held a function of itself would be a cycle, which
+    keeps its images in memory until the garbage collector runs.
     """
-    known_arrays: list[jax.Array] | None = None
-    known_result: Any = None
 
-    def cached(weights: dict[str, jax.Array]) -> Any:
-        nonlocal known_arrays, known_result
+    def __init__(self):
+        self._arrays: list[jax.Array] | None = None
+        self._result: Any = None
+
+    def result(
+        self,
+        compute: Callable[[dict[str, jax.Array]], Any],
+        weights: dict[str, jax.Array],
+    ) -> Any:
+        """``compute(weights)``, or what is kept, if all weights are the same arrays."""
         arrays = list(weights.values())
         # Equal numbers in another array count as changed: comparing takes time.
-        if known_arrays is None or not all(map(operator.is_, arrays, known_arrays)):
+        is_known = self._arrays is not None and all(
+            map(operator.is_, arrays, self._arrays)
+        )
+        if not is_known:
             # The old result is dropped first: the new one needs its memory.
-            known_arrays = known_result = None
-            known_result = compute(weights)
-            known_arrays = arrays
-        return known_result
-
-    return cached
+            self._arrays = self._result = None
+            self._result = compute(weights)
+            self._arrays = arrays
+        return self._result
 
 
 @by_numpy_or_xla

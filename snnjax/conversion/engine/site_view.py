@@ -8,7 +8,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from snnjax._trees import is_kernel
 from snnjax._types import Per
 from snnjax.calibrators.running import answer
 from snnjax.calibrators.spending import Curve
-from snnjax.calibrators.view import Target, View, latest
+from snnjax.calibrators.view import Latest, Target, View
 from snnjax.conversion.engine.calibration import Boundary, Calibration, Parts
 from snnjax.conversion.engine.segments import Current, Results, Work
 from snnjax.network.equations import Network, Values
@@ -64,10 +64,19 @@ class SiteView(View):
             neurons=calibration.neuron_count,
             batch_sharding=calibration.batch_sharding,
         )
-        # Weights -> the stage's results for each micro-batch.
-        self.results: Callable[[WeightsByPath], Iterable[Results]] = self._results
-        if self._current_bytes() <= CACHE_BYTES:
-            self.results = latest(lambda weights: list(self._results(weights)))
+        self._latest_results = Latest()
+
+    def results(self, weights: WeightsByPath) -> Iterable[Results]:
+        """The stage's results for each micro-batch, with these weights.
+
+        Calibrators and the next stage read them with the same weights, so the latest
+        ones stay in memory if there is enough.
+        """
+        if self._current_bytes() > CACHE_BYTES:
+            return self._results(weights)
+        return self._latest_results.result(
+            lambda weights: list(self._results(weights)), weights
+        )
 
     def _results(self, weights: WeightsByPath) -> Iterator[Results]:
         changed_params = by_variable(self._calibration.network, weights)
