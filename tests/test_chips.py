@@ -7,7 +7,6 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import reference
 from networks import conv, relu, weights
 
@@ -293,30 +292,6 @@ def test_conversion_for_a_chip_makes_neurons_that_it_has():
     assert radix.model.levels == (-1, 1)  # a neuron of one's own, in C
 
 
-def test_a_chip_that_conversion_has_no_neurons_for_is_refused():
-    x, params = jnp.ones((2, 3)), jnp.ones((3, 2))
-    for chip, steps, words in (
-        (AKIDA, 4, "Akida 1.0 computes T = 1, not 4; allowed: steps=1"),
-        (XYLO, 4, "Xylo filters currents"),
-        (CATALYST, 4, "Catalyst N1 resets to zero"),
-        (deploy.Chip, 4, "chip is Chip; allowed: a profile"),
-        (deploy.speck, 4, r"chip is speck; allowed: .* \(called\)"),
-        ("speck", 4, "chip is 'speck'; allowed: a profile"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            snnjax.convert(lambda p, x: relu(x @ p), params, x, steps=steps, chip=chip)
-    # A model of one's own changes neither synapses nor T; a code is checked first.
-    for chip, given, words in (
-        (AKIDA, {"model": GRADED}, "T = 1, not 4"),
-        (XYLO, {"model": GRADED}, "filters currents"),
-        (SPECK, {"code": "radix"}, "code is 'radix'; allowed: a code"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            snnjax.convert(
-                lambda p, x: relu(x @ p), params, x, steps=4, chip=chip, **given
-            )
-
-
 def test_the_defaults_of_a_chip_are_its_least_levels():
     some = deploy.Chip("some", levels=((0, 15), (0, 1), (0, 3)))
     assert some.defaults(4, None, None)[1].levels == (0, 1)
@@ -540,15 +515,3 @@ def test_a_report_has_80_columns():
         text = str(chip)
         assert text.startswith(chip.name) and "[1]" in text
     assert "first: weight_bits" in str(AKIDA)
-
-
-def test_wrong_arguments_are_refused():
-    layers = network()
-    for words, arguments in {
-        "layers is a dict; allowed: .*snnjax.deploy.layers": ({}, SPECK),
-        r"chip is speck; allowed: .* \(called\)": (layers, deploy.speck),
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            deploy.report(*arguments)
-    with pytest.raises(KeyError, match="allowed: network, code, input, first"):
-        deploy.report(layers, SPECK)["nothing"]

@@ -1,7 +1,6 @@
 """Layers send the spikes of the network that they come from, with every code."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -304,77 +303,3 @@ def test_what_follows_from_an_obstacle_is_not_reported():
         with pytest.raises(snnjax.ConversionError) as e:
             deploy.layers(net.fn, snn, net.x)
         assert [*sum((p.operations for p in e.value.problems), ())] == operations
-
-
-REFUSED = [  # what is done between the convolutions of an image [5, 5, 3]
-    (lambda x: x[:, ::-1], "flipped or permuted"),
-    (lambda x: x[..., np.array([1, 0, 2])], "flipped or permuted"),
-    (lambda x: x.swapaxes(1, 2), "other axes"),
-    (lambda x: jnp.roll(x, 1, 1), "by a crop, a repetition"),
-    (lambda x: x[:, 1:], "by a crop, a repetition or zeros"),
-    (lambda x: x[:, ::-2], "flipped or permuted"),
-    (lambda x: jnp.repeat(x, 2, 1), "by a crop, a repetition or zeros"),
-    (lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "as its padding"),
-    (lambda x: x + x[:, ::-1], "adds images of which one was flipped"),
-    (lambda x: x + np.eye(5)[:, :, None], "differ between pixels"),
-    (lambda x: x.sum(-1, keepdims=True) * np.ones(3), "sums .* no windows of rows"),
-    (lambda x: jnp.einsum("bhwc,hij->bijc", x, np.ones((5, 5, 5))), "along axes"),
-]
-REFUSED_VECTORS = [  # and between the layers of a vector [6]
-    (lambda x: conv(x.reshape(-1, 3, 2, 1), np.ones((1,) * 4)).reshape(-1, 6), "unfl"),
-    (lambda x: x - x.sum(-1, keepdims=True) / 6, "a part of the vector"),
-]
-
-
-def test_images_that_are_moved_about_are_refused_with_a_remedy():
-    x, kernel = eighths(3, (2, 5, 5, 3)), eighths(0, (3, 3, 3, 3))
-
-    def of_images(between, w, x):
-        """A network that does something between two convolutions."""
-        return relu(conv(between(relu(conv(x, w))), w))
-
-    def of_vectors(between, p, x):
-        """A network that does something between two matrix products."""
-        return relu(between(relu(x @ p["w1"]))) @ p["w3"]
-
-    def flipped(w, x):
-        return relu(conv(x, w))[:, ::-1]
-
-    cases = [(flipped, "output\n *the rows, columns", kernel, x)]
-    for between, words in REFUSED:
-        fn = functools.partial(of_images, between)
-        cases.append((fn, words, kernel, x))
-    for between, words in REFUSED_VECTORS:
-        fn = functools.partial(of_vectors, between)
-        cases.append((fn, words, FLAT, VECTORS))
-    for fn, words, params, x in cases:
-        snn = snnjax.init(fn, params, x, model=IF)
-        with pytest.raises(snnjax.ConversionError, match=words) as error:
-            deploy.layers(fn, snn, x)
-        for problem in error.value.problems:
-            assert problem.reason and problem.remedy
-
-
-def test_what_has_no_layers_is_refused():
-    net = NETWORKS["dense"]
-    plain = fitted(net)
-    layers_of = functools.partial(deploy.layers, net.fn)
-    offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
-    adaptive = snnjax.neurons.Adaptive(IF)
-    adaptive = snnjax.init(*net[:3], model=adaptive, key=jax.random.key(0))
-
-    def encoded(p, x):
-        return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
-
-    signed = snnjax.init(encoded, FLAT, VECTORS, model=IF)
-    with_offset = dataclasses.replace(plain, neurons=offsets)
-    for words, call in {
-        "add an offset": lambda: layers_of(with_offset, net.x),
-        "both signs": lambda: deploy.layers(encoded, signed, VECTORS),
-        "populations of Adaptive": lambda: layers_of(adaptive, net.x),
-        "snn is dict": lambda: layers_of({}, net.x),
-        "x is .*; allowed: one array": lambda: layers_of(plain, {"a": net.x}),
-        "axis of features": lambda: layers_of(plain, net.x[:, 0]),
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            call()

@@ -25,7 +25,15 @@ from networks import (
     relu,
     simulated,
 )
-from refusals import capture, conversion, integers, neurons, simulation, training
+from refusals import (
+    capture,
+    conversion,
+    deploy,
+    integers,
+    neurons,
+    simulation,
+    training,
+)
 from refusals.capture import (
     PARAMS,
     activation_named,
@@ -47,6 +55,7 @@ from snnjax.network import identity, with_activation
 ROWS = [
     *capture.ROWS,
     *conversion.ROWS,
+    *deploy.ROWS,
     *integers.ROWS,
     *neurons.ROWS,
     *simulation.ROWS,
@@ -62,6 +71,8 @@ def test_a_refusal_says_what_is_wrong_and_the_way_out(refusal):
         refusal.call()
     if isinstance(caught.value, jax.errors.ConcretizationTypeError):
         assert "refusals/capture.py" in str(caught.value)  # the place of fn, not ours
+    for problem in getattr(caught.value, "problems", ()):
+        assert problem.reason and problem.remedy
 
 
 # What is not affine, but a function of running means.
