@@ -519,25 +519,14 @@ def test_a_file_of_another_model_needs_it_or_holds_its_program(tmp_path):
     again = snnjax.load(path, model=model).snn
     assert again.model == snn.model
     jax.tree.map(np.testing.assert_array_equal, again, snn)
-    with pytest.raises(
-        ValueError, match="factor=0.5.*and the model is .*factor=0.25.*Pass"
-    ):
-        snnjax.load(path, model={FIRST: Recurrent(MyNeuron(0.25)), "*": lif()})
     snn = fresh(Recurrent(MyNeuron()))
     snnjax.save(path, snn, fn=NET.fn, x=NET.x, steps=STEPS)
     stored, expected = snnjax.load(path), run(snn)
     np.testing.assert_array_equal(stored.run(NET.x), expected)
-    with pytest.raises(
-        ValueError, match="model is .Recurrent.*MyNeuron.* model=\\.\\."
-    ):
-        run(stored.snn)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
     for same in (again, dataclasses.replace(stored.snn, model=snn.model)):
         np.testing.assert_array_equal(run(same), expected)
-    other = fresh(Recurrent(MyNeuron(0.25)))
-    with pytest.raises(ValueError, match="written with .* the model is"):
-        snnjax.load(path, like=other)
 
 
 def test_a_function_in_training_mode_takes_any_model():

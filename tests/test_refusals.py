@@ -32,6 +32,7 @@ from refusals import (
     integers,
     neurons,
     simulation,
+    storage,
     training,
 )
 from refusals.capture import (
@@ -59,6 +60,7 @@ ROWS = [
     *integers.ROWS,
     *neurons.ROWS,
     *simulation.ROWS,
+    *storage.ROWS,
     *training.ROWS,
 ]
 NAMES = [refusal.name for refusal in ROWS]

@@ -85,8 +85,6 @@ def test_a_converted_and_a_trained_network_come_back_bit_for_bit(path):
     stored = snnjax.load(snnjax.save(path, snn))
     assert_same(stored.snn, snn)
     assert (stored.snn.steps, stored.snn.wait) == (None, None)
-    with pytest.raises(ValueError, match="no program.*fn=fn, x=x"):
-        stored.run(DENSE.x)
 
 
 LEAVES = {
@@ -164,19 +162,13 @@ def test_classes_come_back_by_like_and_run_without_their_code(build, path):
         assert_same(snnjax.load(path, like=like).snn, snn)
 
 
-def test_like_is_filled_by_keys_or_refused(path):
+def test_like_is_filled_by_keys(path):
     a, b = jnp.ones(1), jnp.zeros(1)
     snn = snnjax.SNN({"l/a": a, "l": {"a": b}}, {})
     snnjax.save(path, snn)
     other_order = OrderedDict([("l/a", b), ("l", {"a": b})])
     restored = snnjax.load(path, like=other_order).snn.params
     assert_same(restored, OrderedDict([("l/a", a), ("l", {"a": b})]))
-    for like, message in [
-        ({"l/a": a, "l": {"a": jnp.ones(2)}}, r"l/a has shape \(1,\), but .* \(2,\)"),
-        ({"l/a": a, "x": b}, r"lacks \['l/a'\] of 2 .* has \['x'\] besides.* like="),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            snnjax.load(path, like=like)
 
 
 def test_the_card_says_where_the_network_comes_from(path):
@@ -226,9 +218,6 @@ def test_a_program_runs_where_the_network_is_unknown(whole_file, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), outputs_of_dense())
     run = snnjax.load(whole_file).run
     np.testing.assert_array_equal(run(np.asarray(DENSE.x).tolist()), run(DENSE.x))
-    for x in (DENSE.x[:, :3], DENSE.x[0], DENSE.x.astype(jnp.bfloat16), DENSE.x[:0]):
-        with pytest.raises(ValueError, match=r"the program .* takes \[batch, 4\] of f"):
-            run(x)
 
 
 def test_a_program_takes_any_batch_and_returns_what_the_function_does(path):
@@ -267,8 +256,6 @@ def test_a_program_of_several_sequences_with_numbers_and_keys_in_params(path):
     few = jax.tree.map(lambda x: x[:, :3], x)
     outputs = compiled(fn, steps=2, inputs="sequence")(snn, few)
     np.testing.assert_array_equal(jax.jit(stored.run)(few), outputs)
-    with pytest.raises(ValueError, match=r"takes {'a': '\[2, batch, 4\] of float32'"):
-        stored.run({"a": few["a"]})
 
 
 def test_a_program_of_64_bits_says_what_it_needs(x64, path):
@@ -429,44 +416,16 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_cannot_be_stored_is_refused(path, monkeypatch):
-    network = {"fn": DENSE.fn, "x": DENSE.x}
-    for changes, message in [
-        ({"path": "snn.npz"}, r"snn.npz; allowed: .* ends in \.safetensors"),
-        ({"path": converted()}, r"path is a SNN; allowed: .* as in save\(path, snn\)"),
-        ({"snn": {"w": 1}}, "snn is dict; allowed: an SNN of"),
-        ({"snn": snnjax.SNN({"act": "relu"}, {})}, r"params\['act'\] is a str"),
-        ({"snn": snnjax.SNN({(1, 2): jnp.ones(1)}, {})}, r"has the key \(1, 2\)"),
-        ({"snn": snnjax.SNN(np.array([None]), {})}, "params has dtype object"),
-        ({"extras": {"x": np.ones(2)}}, "extras must be what JSON can hold"),
-        ({"extras": {"x": float("nan")}}, "extras must be what JSON can hold"),
-        ({"extras": {1: 2}}, "allowed: keys that are str"),
-        ({"recipe": snnjax.best()}, "recipe and extras must be what JSON can hold"),
-        ({"accuracy": "90 %"}, "accuracy is '90 %'; allowed: 0 <= accuracy <= 1"),
-        ({"accuracy": np.ones(2)}, "accuracy is .*; allowed: 0 <= accuracy"),
-        ({"accuracy": float("nan")}, "accuracy is nan; allowed: 0 <= accuracy <= 1"),
-        ({"accuracy": 99.5}, "accuracy is 99.5; allowed: 0 <= accuracy <= 1"),
-        ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
-        ({"fn": DENSE.fn}, "needs an example .* x=None.* leave fn out"),
-        ({**network, "snn": snnjax.SNN({}, {})}, "give steps=T"),
-        ({**network, "inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli"),
-        ({**network, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),
-        ({"calibration": jax.random.key(0)}, "allowed: an array of numbers"),
-        ({"calibration": "images/train"}, "allowed: an array of numbers"),
-    ]:
-        arguments = {"path": path.name, "snn": converted(), **changes}
-        if isinstance(arguments["path"], str):
-            arguments["path"] = path.with_name(arguments["path"])
-        with pytest.raises(ValueError, match=message):
-            snnjax.save(**arguments)
-    (path.parent / "b.safetensors").mkdir()
-    with pytest.raises(ValueError, match="b.safetensors; allowed: a file whose name"):
-        snnjax.save(path.parent / "b.safetensors", converted())
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere for snn.safe"):
-        snnjax.save(path.parent / "nowhere" / path.name, converted())
-    assert not path.exists()
+def test_a_name_may_be_as_long_as_the_file_system_allows(path):
     longest_name = path.with_name(f"{'a' * 240}.safetensors")
     assert snnjax.save(longest_name, converted()) == longest_name
+    assert_same(snnjax.load(longest_name).snn, converted())
+
+
+def test_without_the_package_safetensors_the_error_says_what_to_install(
+    path, monkeypatch
+):
+    snnjax.save(path, converted())
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r'pip install "snnjax\[share\]"'):
-        snnjax.load(longest_name)
+        snnjax.load(path)
