@@ -443,15 +443,15 @@ def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
         sources=spikes,
     )
     aim = Target(("hidden",), _current, spikes, target, channel=-1)
-    problem, search = solve._started(layer, aim, damping, True)
+    problem, search = solve._start(layer, aim, damping, True)
     for _ in range(30):
-        search = solve._iterated(layer, problem, search)
+        search = solve._advance(layer, problem, search)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     solution = np.asarray(kernel) + np.asarray(search.step[0])
     np.testing.assert_allclose(solution, expected, atol=2e-4)
-    current = np.asarray(search.current.judging) * np.asarray(problem.unit)
+    current = np.asarray(search.current.held_out) * np.asarray(problem.unit)
     expected = (np.asarray(spikes)[3::4] @ solution).reshape(current.shape)
     np.testing.assert_allclose(current, expected, atol=1e-4)
 

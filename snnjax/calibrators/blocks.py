@@ -1,8 +1,9 @@
 """Sums over many samples, in blocks that stay in the cache of a processor.
 
-A sum over the samples [n, C] of a function that takes many operations each. XLA on CPUs
-computes such a sum number by number; here each block of samples is added to the one
-before, which vectorizes: 4 times faster on CPUs than the plain sum.
+The sum of f(x) over the n samples of an array [n, C], for each of C channels, where f
+takes many operations. XLA on CPUs computes such a sum number by number. Here f of each
+block of samples is added to a total of one block's shape, which vectorizes: 4 times
+faster on CPUs than the plain sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ _NUMBERS_IN_BLOCK = 4096
 def in_blocks(rows: jax.Array) -> jax.Array:
     """Samples [..., n, C] as blocks [blocks, ..., L] of L = S C numbers each.
 
-    A block holds S samples of C numbers, S as large as L <= 4096 permits, or 1. The
+    A block holds S samples of C numbers: as many as keep L <= 4096, and at least 1. The
     last block is filled up with zeros.
 
     >>> in_blocks(jnp.ones((2, 5000, 3))).shape
@@ -25,7 +26,7 @@ def in_blocks(rows: jax.Array) -> jax.Array:
     *leading, count, channels = rows.shape
     largest_block = max(1, _NUMBERS_IN_BLOCK // channels)
     samples = min(count, largest_block)
-    missing = -count % samples
+    missing = -count % samples  # in the last block
     padding = [(0, 0) for _ in rows.shape]
     padding[-2] = (0, missing)
     filled = jnp.pad(rows, padding)
@@ -36,11 +37,12 @@ def in_blocks(rows: jax.Array) -> jax.Array:
 def sum_over(
     function: Callable[..., jax.Array], blocks: Sequence[jax.Array], channels: int
 ) -> jax.Array:
-    """sum over the samples of ``function(*block)``, a number for each channel: [C].
+    """The sum of a function over all samples, for each channel: [C].
 
     Args:
-        function: of one block of each array, [L] each, gives [L].
-        blocks: arrays from `in_blocks`.
+        function: takes one block of each array, [L], and gives a number for each of its
+            numbers, [L].
+        blocks: one or more arrays [blocks, L] from `in_blocks`.
         channels: C.
 
     >>> samples = jnp.arange(6.0).reshape(3, 2)
@@ -55,5 +57,5 @@ def sum_over(
 
     start = jnp.zeros(result.shape, result.dtype)
     total, _ = jax.lax.scan(add, start, tuple(blocks))
-    by_sample = total.reshape(-1, channels)
+    by_sample = total.reshape(-1, channels)  # [S, C]
     return by_sample.sum(axis=0)

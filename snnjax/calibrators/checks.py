@@ -20,7 +20,12 @@ from snnjax.neurons.models import NeuronParams
 
 
 def checked(view: View, fit: Fit, result: Any) -> Fit:
-    """What a calibrator made of a fit, with neurons in NumPy's float32.
+    """The result of a calibrator, checked, with neurons in NumPy's float32.
+
+    Args:
+        view: of the site.
+        fit: what the calibrator got.
+        result: what it returned.
 
     Raises:
         ValueError: the site cannot have the result, or shared weights have changed.
@@ -47,7 +52,13 @@ def checked(view: View, fit: Fit, result: Any) -> Fit:
 def _checked_weights(
     weights: dict[str, jax.Array], results: dict[str, Any], prefix: str
 ) -> dict[str, jax.Array]:
-    """The results, in the order of the weights that they replace."""
+    """The results by path, in the order of the weights that they replace.
+
+    Args:
+        weights: path -> weight before the calibrator.
+        results: path -> what it returned.
+        prefix: begins the message of an error.
+    """
     if results.keys() != weights.keys():
         raise ValueError(
             f"{prefix} weights {sorted(results)}; allowed: {sorted(weights)}"
@@ -71,7 +82,7 @@ def _checked_weights(
 
 
 def _checked_neurons(site: Site, neurons: NeuronParams, prefix: str) -> NeuronParams:
-    """The neurons with parameters in NumPy's float32, that the site can have."""
+    """The neurons with parameters in NumPy's float32, which broadcast to the site."""
     if neurons.leak is not None or neurons.temperature is not None:
         raise ValueError(
             f"{prefix} a leak or a temperature; allowed: None for both, since convert "
@@ -80,6 +91,7 @@ def _checked_neurons(site: Site, neurons: NeuronParams, prefix: str) -> NeuronPa
     parameters = {}
     for name, shape in parameter_shapes(site).items():
         value = getattr(neurons, name)
+        # Parameters with a default may be left out.
         if value is None and name in NeuronParams._field_defaults:
             continue
         if not _is_real(value):
@@ -97,11 +109,11 @@ def _checked_neurons(site: Site, neurons: NeuronParams, prefix: str) -> NeuronPa
 
 def _is_real(value: Any) -> bool:
     """Whether this is a real number or an array of them."""
-    if value is None:  # JAX takes it for a float.
+    if value is None:  # `result_type` takes it for a float.
         return False
     try:
         dtype = jnp.result_type(value)
-    except TypeError:  # It is a word.
+    except TypeError:  # Words have no type.
         return False
     is_float = jnp.issubdtype(dtype, jnp.floating)
     return is_float or jnp.issubdtype(dtype, jnp.integer)
@@ -113,7 +125,7 @@ def check_values(site: Site, start: Fit, end: Fit) -> None:
     Args:
         site: of the fits.
         start: the fit that the first calibrator got.
-        end: the fit that the last one gave.
+        end: the fit that the last calibrator gave.
     """
     for path, weight in end.weights.items():
         if weight is not start.weights[path]:

@@ -1,7 +1,7 @@
 """Calibrators of calibrators: how errors count for them, and where they apply.
 
 `by_effect` gives its calibrators a view in which each error has the weight of its
-effect on the outputs, and `streaming_only` calls its own with rate coding alone.
+effect on the outputs. `streaming_only` calls its calibrator with rate coding alone.
 """
 
 from snnjax._text import named
@@ -10,7 +10,7 @@ from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
 
 @named
 def by_effect(*calibrators: Calibrator) -> Calibrator:
-    """These calibrators, with each error weighted by its effect on the outputs.
+    """A calibrator that applies these, with errors weighted by effect on the outputs.
 
     A position that does not affect the outputs, such as a padded token, then has weight
     0. `View.with_effects` has the equation. Second-order weights follow Li et al.,
@@ -49,9 +49,9 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
 
 @named
 def streaming_only(calibrator: Calibrator) -> Calibrator:
-    """Apply the calibrator only with rate coding and a wait of 0.
+    """A calibrator that applies this one only with rate coding and a wait of 0.
 
-    Otherwise the fit is returned unchanged.
+    Otherwise it returns the fit unchanged.
 
     Raises:
         ValueError: the calibrator does not take (view, fit).

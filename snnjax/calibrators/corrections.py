@@ -1,8 +1,11 @@
 """Charge and corrections: the half spike that rounds, and what outputs lack on average.
 
 A neuron that starts at 0 rounds its input down. A charge of half a spike makes it round
-to the nearest value; what its mean output s still lacks of the activation a is added to
+to the nearest value. What its mean output s still lacks of the activation a is added to
 its bias or to v(0). Sources: Deng and Gu, ICLR 2021 (shift); Li et al., ICML 2021.
+
+V_th is the threshold, and w_T what a spike is worth at the last step T, in thresholds:
+1/T with rate coding.
 """
 
 import numpy as np
@@ -13,18 +16,19 @@ from snnjax._text import named
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
 
-# Samples of a number below which conversions warn. Of the README's network, best()
-# missed 2.6 % of the outputs for new images when it was fitted to 16 images, 0.8 % with
-# 64 and 0.6 % with 256; with one threshold per layer 1.0 % and 0.9 % with 16 and 64.
+# A conversion warns where a fitted number has fewer samples. The relative error of the
+# outputs of the README's network for new images was 2.6 % when best() was fitted to 16
+# images, 0.8 % with 64 and 0.6 % with 256. With one threshold per layer it was 1.0 %
+# with 16 images and 0.9 % with 64.
 FEW = 64
 
 
 @named
 def shift_bias() -> Calibrator:
-    """bias += w_T V_th / 2: V_th / (2T) with rate coding.
+    """bias += w_T V_th / 2, which is V_th / (2T) with rate coding.
 
-    That makes the expected error of the floor 0 for activations that are uniform within
-    each level. Source: Deng and Gu.
+    That makes the expected error of rounding down 0 for activations that are uniform
+    within each level. Source: Deng and Gu.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -35,8 +39,8 @@ def shift_bias() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        half = view.finest * fit.neurons.threshold / 2
-        return fit.with_neurons(bias=fit.neurons.bias + half)
+        half_spike = view.finest * fit.neurons.threshold / 2
+        return fit.with_neurons(bias=fit.neurons.bias + half_spike)
 
     return calibrate
 
@@ -49,8 +53,9 @@ def half_charge() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        half = view.steps * view.finest * fit.neurons.threshold / 2
-        return fit.with_neurons(initial_potential=half)
+        # A potential gets a bias at each of T steps, and so T times as much.
+        half_spike = view.steps * view.finest * fit.neurons.threshold / 2
+        return fit.with_neurons(initial_potential=half_spike)
 
     return calibrate
 
@@ -95,9 +100,9 @@ def correct_potential(repeats: int = 1, *, enough: int = 1) -> Calibrator:
 
     Args:
         repeats: rounds, in each of which the neurons run.
-        enough: with fewer images the sums are over positions too, and each channel has
-            one potential. Fitted to 16 or 32 images, a ResNet-20 is then 2 points
-            better (rate coding, T = 8).
+        enough: number of images. With fewer of them the sums are over positions too,
+            and each channel has one potential. Fitted to 16 or 32 images, the accuracy
+            of a ResNet-20 is then 2 points higher (rate coding, T = 8).
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -126,8 +131,13 @@ def correct_potential(repeats: int = 1, *, enough: int = 1) -> Calibrator:
 def _mean_missing(view: View, fit: Fit, per_channel: bool) -> np.ndarray:
     """sum w (a - s) / sum w over images, of each neuron: shaped like the site.
 
-    Per channel the sums are over positions too: shaped like a bias of the site. Where
-    nothing has a weight, nothing is missing.
+    Where all weights w are 0, the result is 0.
+
+    Args:
+        view: of the site.
+        fit: its neurons, whose mean output is s.
+        per_channel: whether the sums are over positions too; then the result is shaped
+            like a bias of the site.
     """
     missing, weight = view.missing(fit)
     if per_channel:

@@ -10,18 +10,20 @@ from snnjax.neurons.models import NeuronParams
 
 
 def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
-    """Shapes of the fitted parameters of a site, in full."""
-    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
+    """Name -> shape of each fitted parameter of a site, in full."""
+    # [C], with an axis of size 1 for each axis of the site behind that of the channels.
+    later_axes = [1] * (-site.channel - 1)
+    per_channel = (site.shape[site.channel], *later_axes)
     return {
-        "threshold": channel,
-        "bias": channel,
+        "threshold": per_channel,
+        "bias": per_channel,
         "initial_potential": site.shape,
-        "offset": channel,
+        "offset": per_channel,
     }
 
 
 def broadcast(neurons: NeuronParams, site: Site) -> NeuronParams:
-    """The same neurons with parameters of full shape, in NumPy.
+    """The same neurons with parameters of the shapes of `parameter_shapes`, in NumPy.
 
     A recipe may give fewer numbers. Here threshold, bias and offset get one number per
     channel, the initial potential one per neuron, so that one compiled program serves

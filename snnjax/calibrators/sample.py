@@ -125,14 +125,13 @@ def chosen_positions(
 class SampleRows:
     """A function for `View.over_images`, which gives the `Sample` of a micro-batch.
 
-    It is a dataclass, since functions of `View.over_images` are hashed.
+    Its arrays are NumPy's or JAX's, as those of the micro-batch are. It is a dataclass,
+    since functions of `View.over_images` are hashed.
 
     Attributes:
-        site_ndim: number of axes of the site.
-        channel: axis of its channels, from the end.
+        channel: axis of the channels of the site, from the end.
     """
 
-    site_ndim: int
     channel: int
 
     def __call__(
@@ -147,13 +146,16 @@ class SampleRows:
             first_channel = xp.take(activation, np.arange(1), axis)
             effects = xp.ones_like(first_channel)
         has_weight = effects > 0
-        lowest = xp.where(has_weight, activation, xp.inf)
-        highest = xp.where(has_weight, activation, -xp.inf)
+        low_candidates = xp.where(has_weight, activation, xp.inf)
+        high_candidates = xp.where(has_weight, activation, -xp.inf)
+        lowest: Any = per_channel(xp.min, low_candidates, self.channel)
+        highest: Any = per_channel(xp.max, high_candidates, self.channel)
+        site_ndim = activation.ndim - 1
         return Sample(
-            activation=_rows(activation, positions, self.site_ndim, self.channel),
-            weight=_rows(effects, positions, self.site_ndim, self.channel),
-            lowest=per_channel(xp.min, lowest, self.channel).ravel(),
-            highest=per_channel(xp.max, highest, self.channel).ravel(),
+            activation=_rows(activation, positions, site_ndim, self.channel),
+            weight=_rows(effects, positions, site_ndim, self.channel),
+            lowest=lowest.ravel(),
+            highest=highest.ravel(),
         )
 
 
@@ -161,18 +163,20 @@ class SampleRows:
 class CurrentRows:
     """A function for `View.over_images`: the currents at the positions of a sample.
 
-    They are [T, B p, C], or [B p, C] if the current is constant. The attributes are
-    those of `SampleRows`.
+    They are [T, B p, C], or [B p, C] if the current is constant.
+
+    Attributes:
+        channel: as for `SampleRows`.
     """
 
-    site_ndim: int
     channel: int
 
     def __call__(
         self, current: Any, activation: Any, effects: Any, positions: Any
     ) -> Any:
-        del activation, effects
-        return _rows(current, positions, self.site_ndim, self.channel)
+        del effects
+        site_ndim = activation.ndim - 1  # that of the current may count steps, too
+        return _rows(current, positions, site_ndim, self.channel)
 
 
 def _rows(values: Any, positions: Any, site_ndim: int, channel: int) -> Any:

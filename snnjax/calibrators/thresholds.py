@@ -2,8 +2,9 @@
 
     V_th = statistic of the activations / high
 
-high is `View.high`, the largest output of a neuron with threshold 1. Papers differ in
-the statistic: `threshold` takes it, and the papers' thresholds are one line each.
+high is `View.high`, the largest output of a neuron with threshold 1. The statistic is
+what a neuron should send when it fires all the time. Papers differ in it: `threshold`
+takes the statistic, and each paper's threshold calls `threshold` with its own.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
 
-# (view, fit, per) -> what a neuron should send, [] or per channel [C].
+# (view, fit, per) -> the largest value that a neuron should send: [] per layer, or [C]
+# per channel.
 Statistic = Callable[[View, Fit, Per], Any]
 
 
@@ -32,7 +34,7 @@ def threshold(statistic: Statistic, per: Per = "layer") -> Calibrator:
 
     Args:
         statistic: `maximum` or `percentile(p)`; or a function of your own, which gives
-            [], or [C] per channel.
+            a number, or [C] per channel.
         per: "layer", one threshold for the site, or "channel".
 
     Raises:
@@ -74,22 +76,22 @@ def threshold(statistic: Statistic, per: Per = "layer") -> Calibrator:
 
 
 def maximum(view: View, fit: Fit, per: Per) -> np.ndarray:
-    """`formulas.maximum` of all activations."""
+    """`formulas.maximum` of |a - offset| of all activations a: [], or [C]."""
     return view.sample.positive_maxima(fit.neurons.offset, per)
 
 
 @named
 def percentile(p: float) -> Statistic:
-    """`formulas.percentile` of all activations.
+    """`formulas.percentile` of |a - offset| of all activations a.
 
     Raises:
         ValueError: not 1 < p <= 100, in percent.
     """
     Range(1, 100, open_least=True).check("p", p)
-    p = float(p)  # An array has no hash.
+    p = float(p)  # It is a static argument, and an array has no hash.
 
     def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
-        # A sample of the positions may lack the largest activations.
+        # All activations, since a sample may lack the largest ones.
         magnitudes = _magnitudes(view.activation, view.effects, fit.neurons.offset)
         return formulas.percentile(magnitudes, p, per, view.site.channel)
 
@@ -98,7 +100,13 @@ def percentile(p: float) -> Statistic:
 
 @jax.jit
 def _magnitudes(activation: jax.Array, effects: Any, offset: Any) -> jax.Array:
-    """|a - offset| of all images and positions; 0 where an error has no effect."""
+    """|a - offset| of all images and positions, [N, ...]; 0 where errors do not count.
+
+    Args:
+        activation: a, [N, ...].
+        effects: how much errors count, [N, ...] with one channel; None: all alike.
+        offset: of the neurons, one number or one for each channel; None: 0.
+    """
     magnitudes = jnp.abs(subtract_offset(activation, offset))
     if effects is None:
         return magnitudes
@@ -106,11 +114,11 @@ def _magnitudes(activation: jax.Array, effects: Any, offset: Any) -> jax.Array:
 
 
 def _least_squares(shift: float) -> Statistic:
-    """`formulas.least_squares` for as many values as a neuron can send.
+    """The statistic `formulas.least_squares`, for as many values as a neuron can send.
 
-    The formula is for binary neurons. Its T is `View.values` here. The errors are those
-    of 2^15 positions of a channel, or of all if there are fewer; the largest activation
-    is that of all.
+    The formula is for binary neurons, which send T values above 0. Here its T is
+    `View.values`. The errors are those of the sample; the largest activation is that of
+    all positions.
     """
 
     def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
@@ -138,8 +146,9 @@ def max_threshold(per: Per = "layer") -> Calibrator:
 
 @named
 def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
-    """``threshold(percentile(p), per)``: clips rare large activations, and rounds all
-    others to a finer grid. Rueckauer et al., Frontiers in Neuroscience 2017.
+    """``threshold(percentile(p), per)``: Rueckauer et al., Front. in Neuroscience 2017.
+
+    It clips rare large activations, and rounds all others to a finer grid.
     """
     return threshold(percentile(p), per)
 
@@ -149,7 +158,11 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
     """V_th = `formulas.least_squares` / `View.high`: Li et al., ICML 2021 (shift = 0).
 
     The T of the formula is `View.values`: how many values a neuron can send. Errors
-    are compared on 2^15 positions of a channel, or on all if there are fewer.
+    are compared on 2^15 activations of a channel, or on all if there are fewer.
+
+    Args:
+        per: "layer", one threshold for the site, or "channel".
+        shift: 0 <= shift < 1, part of an interval: 1/2 rounds to the nearest value.
 
     Raises:
         ValueError: not 0 <= shift < 1; from the calibrator, as `threshold`.
@@ -170,12 +183,17 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
 
 @named
 def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
-    """V_th = argmin of the error of the outputs + price times the spikes per neuron.
+    """V_th = argmin of (error of the outputs + price x spikes per neuron).
 
     `snnjax.calibrators.spending` has the equation. A price of 0.03 saves one spike per
     neuron of the whole network for 3 % of the squared outputs. A higher price gives
     larger thresholds, so that fewer and larger spikes are sent. Errors count by their
     effect, as within `by_effect`.
+
+    Args:
+        price: >= 0, squared error of the outputs, over their size, for which the
+            network may save one spike per neuron.
+        per: "channel", or "layer" for one threshold.
 
     Raises:
         ValueError: a price that is no number >= 0; from the calibrator, as `threshold`.
@@ -195,21 +213,21 @@ def priced_threshold(price: float, per: Per = "channel") -> Calibrator:
     def statistic(view: View, fit: Fit, per: Per) -> np.ndarray:
         # One last zone, that of the model, so one curve.
         (curve,) = view.curves((view.model.last_zone,), per, fit.neurons.offset)
-        # `threshold` divides the statistic by the highest level.
-        # [C], or [1] of a layer.
-        thresholds = curve.cheapest(price).thresholds * view.high
+        # `threshold` divides the statistic by the largest output.
+        outputs = curve.cheapest(price).thresholds * view.high  # [C], or [1] of a layer
         if per == "layer":
-            return thresholds[0]
-        return thresholds
+            return outputs[0]
+        return outputs
 
     return threshold(statistic, per)
 
 
 @named
 def own_maximum_threshold() -> Calibrator:
-    """V_th = maximum / `View.high`, of a clipped or quantized ReLU.
+    """V_th = maximum / `View.high`, where the site is a clipped or quantized ReLU.
 
-    No activation counts. Source: Bu et al., ICLR 2022 (QCFS).
+    The maximum is that of the function, so no activation counts. Source: Bu et al.,
+    ICLR 2022 (QCFS).
 
     Raises:
         ValueError: from the calibrator, at a site without a maximum of its own.

@@ -345,8 +345,7 @@ class View(abc.ABC):
     @functools.cached_property
     def sample(self) -> Sample:
         """Activations of all images at the `positions`, and their weights."""
-        rows = SampleRows(len(self.site.shape), self.site.channel)
-        parts = self.over_images(rows, None, self.positions)
+        parts = self.over_images(SampleRows(self.site.channel), None, self.positions)
         return merged(parts, self.batch_sharding)
 
     def sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
@@ -355,7 +354,7 @@ class View(abc.ABC):
         return self._latest_sample_currents.result(self._sample_currents, weights)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
-        rows = CurrentRows(len(self.site.shape), self.site.channel)
+        rows = CurrentRows(self.site.channel)
         parts = self.over_images(rows, weights, self.positions)
         return concatenated(parts, self.batch_sharding)
 

@@ -1,6 +1,7 @@
 """Weight calibration: the kernels that feed a site, fitted by gradient descent.
 
-The gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, ICML 2021.
+The gradient of the floor in a neuron's output is taken as 1. Source: Li, Deng, Dong,
+Gong and Gu, ICML 2021.
 """
 
 import functools
@@ -33,15 +34,16 @@ def calibrate_weights(
 
         min_W  mean over images and positions of sum_C (a - s(W))^2
 
-    s(W) is the paper's ClipFloor of the mean current, biases of the network included:
-    the output of a neuron that has the site's threshold, but neither the bias of the
-    shift nor v(0). With `least_squares_weights` no descent is needed.
+    a is the ANN's activation. s(W) is the paper's ClipFloor of the mean current, biases
+    of the network included: the output of a neuron that has the site's threshold, but
+    neither the bias of the shift nor v(0). With `least_squares_weights` no descent is
+    needed.
 
     Args:
-        iterations: Adam steps per site, cosine schedule to zero.
-        learning_rate: at first.
-        batch: images per step; at most the number of calibration images is used.
-        seed: of the order of the images.
+        iterations: steps of Adam at each site.
+        learning_rate: of the first step; a cosine schedule lowers it to 0.
+        batch: images of a step, or all calibration images if these are fewer.
+        seed: of the random order of the images.
 
     Kernels that also feed another site, an operator or the readout stay as they are; a
     warning names them.
@@ -67,17 +69,23 @@ def calibrate_weights(
     POSITIVE.check("learning_rate", learning_rate)
     WHOLE.check("seed", seed)
     schedule = optax.cosine_decay_schedule(learning_rate, iterations)
-    rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
+    rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))  # [steps]
 
     def calibrate(view: View, fit: Fit) -> Fit:
         shared_paths = [path for path in fit.weights if path in view.shared]
-        if shared_paths:  # Calibrating them would undo the fit of other sites.
-            _warn_of_shared_weights(view, shared_paths)
+        if shared_paths:
+            # Calibrating them would undo the fit of other sites.
+            warn(
+                f"at site {view.site.name!r} the weights {', '.join(shared_paths)} "
+                "stay as they are, since they feed other sites, an operator or the "
+                "readout, too"
+            )
         if len(shared_paths) == len(fit.weights):
             return fit
         free = tuple(path not in view.shared for path in fit.weights)
         current, sources = view.feed()
         activation = view.activation
+        # The paper's ClipFloor has neither a bias nor a charge.
         zero = np.zeros((), np.float32)
         neurons = fit.neurons._replace(bias=zero, initial_potential=zero)
         weights = tuple(fit.weights.values())
@@ -107,14 +115,6 @@ def calibrate_weights(
     return calibrate
 
 
-def _warn_of_shared_weights(view: View, paths: list[str]) -> None:
-    """Warn that these weights stay as they are."""
-    warn(
-        f"at site {view.site.name!r} the weights {', '.join(paths)} stay as they are, "
-        "since they feed other sites, an operator or the readout, too"
-    )
-
-
 _ADAM = optax.scale_by_adam()
 
 
@@ -138,19 +138,19 @@ def _adam_step(
     """The weights and Adam's state after a step.
 
     Args:
-        weights: W.
+        weights: W, in the order of ``Fit.weights``.
         state: of Adam.
-        rate: learning rate of the step.
-        neurons: those of the ClipFloor.
-        activation: a, of all images.
+        rate: learning rate of the step, [].
+        neurons: parameters of the ClipFloor.
+        activation: a of all N images, [N, ...].
         sources: of all images, see `View.feed`.
-        rows: numbers of the images of the step.
-        current_of: (weights, sources, rows) -> mean current, see `View.feed`.
-        free: which of the weights may change.
+        rows: numbers of the B images of the step, [B].
+        current_of: (weights, sources, rows) -> mean current [B, ...], see `View.feed`.
+        free: for each weight whether it may change.
         channel: axis of the channels, from the end.
         dynamics: of the site.
     """
-    target = activation[rows]
+    target = activation[rows]  # [B, ...]
 
     def loss(weights):
         current = current_of(weights, sources, rows)
@@ -161,7 +161,7 @@ def _adam_step(
 
     gradient = jax.grad(loss)(weights)
     update: Any
-    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         update, state = _ADAM.update(gradient, state)
     step = []
     for direction, weight, is_free in zip(update, weights, free, strict=True):
@@ -175,7 +175,16 @@ def _adam_step(
 def _shuffled(
     seed: int, images: int, size: int, iterations: int
 ) -> Iterator[np.ndarray]:
-    """``iterations`` index arrays of ``size``, epoch after epoch in random order."""
+    """The numbers of the images of each step, [size], in a random order.
+
+    All images come once before one comes again, but for those that do not fill a step.
+
+    Args:
+        seed: of the random order.
+        images: how many there are.
+        size: images of a step.
+        iterations: number of steps.
+    """
     generator = np.random.default_rng(seed)
     steps_per_epoch = images // size
     remaining = iterations

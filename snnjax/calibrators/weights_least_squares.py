@@ -5,15 +5,25 @@ gradients (Hestenes and Stiefel, 1952), and only as far as it helps the images t
 left out. Source of refitting a layer to its actual input: He, Zhang and Sun, ICCV 2017
 (pruning); for spikes: ours.
 
+The terms of this file:
+
+    W, W_0      the kernels, and their values before; each is a tuple of arrays
+    I(W), J     the mean current at a site, and its derivative with respect to W
+    rows        values as [N, p, C]: N images, p positions of each, C channels
+    held out    every fourth image, which is not fitted but judges the result
+    unit        a power of two, by which large numbers are divided without rounding
+
 XLA compiles two programs for a site: the derivative of the current (`_along`), and its
 transpose (`_back`). Sums over images are NumPy's where the images are in a CPU's
-memory, since compiling them too takes longer than all iterations of a small layer.
+memory, since compiling them too takes longer than all iterations of a small layer. So
+the steps of a search alternate between compiled functions and functions that are
+`by_numpy_or_xla`.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +36,9 @@ from snnjax._text import named
 from snnjax.calibrators.sample import at_positions
 from snnjax.calibrators.view import Calibrator, Fit, Target, View
 
-# Every fourth image judges what the other images give.
-_GROUP = 4
-_JUDGING = slice(_GROUP - 1, None, _GROUP)
-_FEWEST = 32  # images, however many positions each has
+_GROUP = 4  # the last image of each group is held out
+_HELD_OUT = slice(_GROUP - 1, None, _GROUP)
+_FEWEST = 32  # images that weights are fitted to, however many positions they have
 
 Weights = tuple[Any, ...]
 
@@ -42,11 +51,12 @@ def least_squares_weights(
 
         min over W and b of   sum m w (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-    I is the mean current of the spikes that arrive, W the kernels, b a number per
-    channel, w the effect of an error (`by_effect`). m is 0 where neither a nor I(W_0)
-    is above 0, where a is the largest of its channel and I(W_0) at least that, and at
-    every fourth image; 1 elsewhere. k = sum m (J W_0 - its mean)^2 / |W_0|^2 is the
-    scale of the curvature, J the derivative of I.
+    a is the ANN's activation, I the mean current of the spikes that arrive, W the
+    kernels, b a number per channel, w the effect of an error (`by_effect`, otherwise
+    1). m is 0 where neither a nor I(W_0) is above 0, where a is the largest of its
+    channel and I(W_0) at least that, and at every fourth image; 1 elsewhere.
+    k = sum m w (J W_0 - its mean)^2 / |W_0|^2 is the scale of the curvature, J the
+    derivative of I.
 
     Errors of earlier layers are similar for many images, and the refitted weights
     compensate for them. b is dropped afterwards: the biases or potentials that are
@@ -62,10 +72,11 @@ def least_squares_weights(
     kernel whose derivative is 0, such as a rounded one, does not change either.
 
     Args:
-        iterations: of conjugate gradients, each about two passes of a layer; half as
-            many for a product on the way to an encoder.
-        damping: > 0; how much a change of W costs.
-        samples: positions to fit a channel to, from evenly spaced images, 32 or more.
+        iterations: of conjugate gradients. Each takes about two passes of a layer. A
+            product on the way to an encoder gets half as many.
+        damping: > 0, how much a change of W costs, relative to the curvature.
+        samples: activations that a channel is fitted to, from evenly spaced images, of
+            which there are 32 or more.
 
     Raises:
         ValueError: an argument outside its range.
@@ -101,7 +112,7 @@ def least_squares_weights(
         for target in targets:
             refitted = _refitted(
                 {path: weights[path] for path in target.paths},
-                free=tuple(path not in view.shared for path in target.paths),
+                shared=view.shared,
                 target=target,
                 damping=float(damping),
                 iterations=count,
@@ -114,7 +125,10 @@ def least_squares_weights(
 
 
 def _stride(view: View, samples: int) -> int:
-    """Distance of images that give each channel so many samples, or the fewest."""
+    """n, if every n-th image is enough.
+
+    They give each channel so many samples, and are `_FEWEST` or more.
+    """
     for_samples = view.samples_per_channel // samples
     for_images = view.count // _FEWEST
     return max(1, min(for_samples, for_images))
@@ -137,64 +151,53 @@ def _activation_target(view: View, fit: Fit, stride: int) -> Target:
 def _refitted(
     weights: dict[str, jax.Array],
     *,
-    free: tuple[bool, ...],
+    shared: Collection[str],
     target: Target,
     damping: float,
     iterations: int,
     rectified: bool,
 ) -> dict[str, jax.Array]:
-    """The weights of the target, those that are free refitted, if that helps.
+    """The weights that are not shared, refitted if that helps the images held out.
 
     Args:
-        weights: W_0.
-        free: which of them may change.
-        target: what they should give.
+        weights: path -> W_0, the weights of the target.
+        shared: paths of weights that may not change.
+        target: what the weights should give.
         damping: how much a change costs.
         iterations: of conjugate gradients.
         rectified: whether the target is the result of a ReLU, which clips the current.
     """
-    dtypes = tuple(weight.dtype for weight in weights.values())
+    # float16 would not hold the small steps of a search.
     original = tuple(
         jnp.asarray(weight, wide_dtype(weight, target.result))
         for weight in weights.values()
     )
     layer = _Layer(
         current=target.current,
-        dtypes=dtypes,
-        free=free,
+        dtypes=tuple(weight.dtype for weight in weights.values()),
+        free=tuple(path not in shared for path in weights),
         channel=target.channel,
         weights=original,
         sources=target.sources,
     )
-    problem, search = _started(layer, target, damping, rectified)
+    problem, search = _start(layer, target, damping, rectified)
     first_error = search.error
     for _ in range(iterations):  # In a loop of XLA, CPUs convolve 30 times slower.
-        search = _iterated(layer, problem, search)
+        search = _advance(layer, problem, search)
     # I is not affine where a network normalizes its weights: there the error that the
-    # search has found for its best step need not be true.
-    best = _moved(original, search.best)
+    # search has found for its best step need not be true. So I is computed anew, by the
+    # program that is compiled already; its second result is not needed.
+    best = _moved(original, search.best_step)
     current, _ = _along(layer, best, best)
-    chosen = _better(problem, current, first_error, best, original)
-    results = dict(weights)
-    for path, result, dtype, is_free in zip(weights, chosen, dtypes, free, strict=True):
-        if is_free:
-            results[path] = jnp.asarray(result, dtype)
+    better = _better(problem, current, first_error, best, original)
+    results = {}
+    for path, result in zip(weights, better, strict=True):
+        if path not in shared:
+            results[path] = jnp.asarray(result, weights[path].dtype)
     return results
 
 
 # ------------------------------------------------------- the current and its derivative
-
-
-class _Rows(NamedTuple):
-    """Values of a site for all images, and for those that judge; channels last.
-
-    Attributes:
-        fitted: [N, p, C]; 0 where nothing is fitted to them.
-        judging: of every fourth image, [N / 4, p, C].
-    """
-
-    fitted: Any
-    judging: Any
 
 
 _STATIC = {"static": True}  # of a field that belongs to the structure of a pytree
@@ -203,15 +206,15 @@ _STATIC = {"static": True}  # of a field that belongs to the structure of a pytr
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """I as `View.feed` has it, as a function of weights in float32 or wider.
+    """I, a function of weights in float32 or wider, and what it needs besides.
 
     Attributes:
-        current: (weights, sources, rows) -> I, [N, ...].
-        dtypes: of the weights that ``current`` takes.
-        free: which of the weights may change.
+        current: the function (weights, sources, rows) of `View.feed`.
+        dtypes: those of the weights that ``current`` takes.
+        free: for each weight whether it may change.
         channel: axis of the channels of I, from the end.
         weights: W_0.
-        sources: of the spiking network.
+        sources: what ``current`` reads of the spiking network.
     """
 
     current: Callable = dataclasses.field(metadata=_STATIC)
@@ -223,13 +226,14 @@ class _Layer:
 
     def __call__(self, weights: Weights) -> jax.Array:
         """I(W), [N, p, C]."""
-        pairs = zip(weights, self.dtypes, strict=True)
-        narrow = [weight.astype(dtype) for weight, dtype in pairs]
+        narrow = []
+        for weight, dtype in zip(weights, self.dtypes, strict=True):
+            narrow.append(weight.astype(dtype))
         current = self.current(narrow, self.sources, None)
         return _in_rows(wide(current), self.channel)
 
     def allowed(self, change: Weights) -> Weights:
-        """A change, with 0 for weights that stay as they are and for those of 0."""
+        """The change with 0 for weights that are not free, and for those that are 0."""
         parts = []
         for part, weight, is_free in zip(change, self.weights, self.free, strict=True):
             parts.append(jnp.where((weight != 0) & is_free, part, 0))
@@ -238,24 +242,38 @@ class _Layer:
 
 @jit
 def _along(layer: _Layer, weights: Weights, direction: Weights) -> tuple[Any, Any]:
-    """I(W), and J d: how the current changes with the weights along d; [N, p, C]."""
+    """I(W), and J d, by which the current changes with the weights along d.
+
+    Both are [N, p, C].
+    """
     allowed = layer.allowed(direction)
     return jax.jvp(layer, (weights,), (allowed,))
 
 
 @jit
 def _back(layer: _Layer, values: Any) -> Weights:
-    """J^T values, of values [N, p, C]."""
+    """J^T values, of values [N, p, C]: shaped like the weights."""
     _, transpose = jax.vjp(layer, layer.weights)
     (change,) = transpose(values)
     return layer.allowed(change)
 
 
-def _rows(values: Any, unit: Any, weight: Any) -> _Rows:
+class _Split(NamedTuple):
+    """Values of a site as they are fitted, and those of the images held out.
+
+    Attributes:
+        fitted: [N, p, C]; 0 where the weight of errors is 0, also of images held out.
+        held_out: [N / 4, p, C].
+    """
+
+    fitted: Any
+    held_out: Any
+
+
+def _split(values: Any, unit: Any, weight: Any) -> _Split:
     """A current, or its change, over the unit.
 
-    It is a step of its own, since XLA takes three times as long to compile `_along`
-    with it.
+    It is not a part of `_along`, which XLA would then compile three times as long.
 
     Args:
         values: [N, p, C]. They may be infinite where the weight is 0.
@@ -265,7 +283,7 @@ def _rows(values: Any, unit: Any, weight: Any) -> _Rows:
     xp = namespace(values)
     values = values / unit
     fitted = xp.where(weight > 0, values, 0)
-    return _Rows(fitted=fitted, judging=values[_JUDGING])
+    return _Split(fitted=fitted, held_out=values[_HELD_OUT])
 
 
 def _in_rows(values: Any, channel: int) -> Any:
@@ -282,17 +300,18 @@ class _Problem(NamedTuple):
     Attributes:
         unit: a power of two that keeps squares in the range of float32.
         activation: a.
-        weight: m w, which is 0 for images that judge; and w for those.
-        bottom: 0 where a is the result of a ReLU, otherwise minus infinity: [1, 1, C].
-        top: the largest a of each channel, otherwise infinity.
-        total: sum of m w of each channel, or 1.
-        mean: of a, weighed by m w.
+        weight: m w, which is 0 for images held out; and w for those.
+        bottom: the least output of each channel: 0 of a ReLU, otherwise minus infinity,
+            [1, 1, C].
+        top: its largest output: the largest a behind a ReLU, otherwise infinity.
+        total: sum of m w of each channel, [1, 1, C]; 1 in place of 0.
+        mean: of a, weighted by m w, [1, 1, C].
         ridge: damping k.
     """
 
     unit: Any
-    activation: _Rows
-    weight: _Rows
+    activation: _Split
+    weight: _Split
     bottom: Any
     top: Any
     total: Any
@@ -300,17 +319,65 @@ class _Problem(NamedTuple):
     ridge: Any
 
 
-@functools.partial(by_numpy_or_xla, static=1)
-def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]:
-    """A unit, the activations over it and the weights of their errors.
+@functools.partial(by_numpy_or_xla, static=3)
+def _problem(
+    damping: float,
+    rectified: bool,
+    channel: int,
+    activation: Any,
+    effects: Any,
+    current: Any,
+    change: Any,
+    free_weights: Weights,
+) -> tuple[_Problem, _Split]:
+    """The problem, and I(W_0) where errors count.
 
     Args:
-        channel: axis of the channels, from the end.
-        activation: [N, ...].
-        effects: [N, ...] with a single channel; None: all errors count alike.
+        damping: how much a change of the weights costs.
+        rectified: whether the activation is that of a ReLU.
+        channel: axis of the channels of activations and effects, from the end.
+        activation: a, [N, ...].
+        effects: w, [N, ...] with a single channel; None: 1.
+        current: I(W_0), [N, p, C].
+        change: J W_0, [N, p, C].
+        free_weights: those of W_0 that may change.
+    """
+    xp = namespace(activation)
+    unit, activation, effects = _scaled(channel, activation, effects)
+    bottom, top = _output_range(activation, rectified)
+    clipped_current = _split(current, unit, effects).fitted
+    # Where a ReLU clips activation and current alike, the error is 0 whatever the
+    # current is, so m is 0. It is 0 for images held out, too.
+    is_below = (activation <= bottom) & (clipped_current <= bottom)
+    is_above = (activation >= top) & (clipped_current >= top)
+    image = xp.arange(len(activation))[:, None, None]
+    is_held_out = image % _GROUP == _GROUP - 1
+    weight = xp.where(is_below | is_above | is_held_out, 0, effects)
+    total = weight.sum((0, 1), keepdims=True)
+    total = xp.where(total > 0, total, 1)
+    # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
+    fitted_change = _split(change, unit, weight).fitted
+    deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
+    curvature = (weight * fitted_change * deviation).sum()
+    size = _dot(free_weights, free_weights)
+    problem = _Problem(
+        unit=unit,
+        activation=_Split(fitted=activation, held_out=activation[_HELD_OUT]),
+        weight=_Split(fitted=weight, held_out=effects[_HELD_OUT]),
+        bottom=bottom,
+        top=top,
+        total=total,
+        mean=_weighted_mean(activation, weight, total),
+        ridge=damping * curvature / _positive(size),
+    )
+    return problem, _split(current, unit, weight)
 
-    Returns:
-        A number, and two arrays [N, p, C].
+
+def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]:
+    """A unit, the activations over it, and the weights of their errors.
+
+    The arguments are those of `_problem`. The unit is a number, and both arrays are
+    [N, p, C] in float32 or wider.
     """
     xp = namespace(activation)
     rows = _in_rows(activation.astype(wide_dtype(activation)), channel)
@@ -323,60 +390,13 @@ def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]
     return unit, rows, weight
 
 
-@functools.partial(by_numpy_or_xla, static=2)
-def _problem(
-    damping: float,
-    rectified: bool,
-    unit: Any,
-    activation: Any,
-    effects: Any,
-    current: Any,
-    change: Any,
-    free_weights: Weights,
-) -> tuple[_Problem, _Rows]:
-    """The problem, and I(W_0) where errors count.
+def _output_range(activation: Any, rectified: bool) -> tuple[Any, Any]:
+    """The smallest and the largest output of each channel, [1, 1, C] both.
 
     Args:
-        damping: how much a change of the weights costs.
-        rectified: whether the activation is that of a ReLU.
-        unit: of activations and currents.
-        activation: a, [N, p, C].
-        effects: w, [N, p, C].
-        current: I(W_0), [N, p, C].
-        change: J W_0, [N, p, C].
-        free_weights: those of W_0 that may change.
+        activation: [N, p, C].
+        rectified: whether it is that of a ReLU. A ReLU that clips shows its maximum.
     """
-    xp = namespace(activation)
-    bottom, top = _ends(activation, rectified)
-    current_rows = _rows(current, unit, effects)
-    # A ReLU hides by how much a current is beyond its ends: there m is 0.
-    is_below = (activation <= bottom) & (current_rows.fitted <= bottom)
-    is_above = (activation >= top) & (current_rows.fitted >= top)
-    image = xp.arange(len(activation))[:, None, None]
-    judges = image % _GROUP == _GROUP - 1
-    weight = xp.where(is_below | is_above | judges, 0, effects)
-    total = weight.sum((0, 1), keepdims=True)
-    total = xp.where(total > 0, total, 1)
-    # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
-    fitted_change = _rows(change, unit, weight).fitted
-    deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
-    curvature = (weight * fitted_change * deviation).sum()
-    size = _dot(free_weights, free_weights)
-    problem = _Problem(
-        unit=unit,
-        activation=_Rows(fitted=activation, judging=activation[_JUDGING]),
-        weight=_Rows(fitted=weight, judging=effects[_JUDGING]),
-        bottom=bottom,
-        top=top,
-        total=total,
-        mean=_weighted_mean(activation, weight, total),
-        ridge=damping * curvature / _positive(size),
-    )
-    return problem, _rows(current, unit, weight)
-
-
-def _ends(activation: Any, rectified: bool) -> tuple[Any, Any]:
-    """The smallest and the largest output of each channel, [1, 1, C]."""
     xp = namespace(activation)
     largest = activation.max((0, 1), keepdims=True)
     if rectified:
@@ -386,21 +406,28 @@ def _ends(activation: Any, rectified: bool) -> tuple[Any, Any]:
 
 
 def _weighted_mean(values: Any, weight: Any, total: Any) -> Any:
-    """The mean of each channel, weighed by m w: [1, 1, C]."""
+    """The mean of each channel, [1, 1, C], of values [N, p, C].
+
+    Args:
+        values: to be averaged.
+        weight: m w, [N, p, C].
+        total: its sum for each channel, [1, 1, C].
+    """
     xp = namespace(values)
     sums = xp.einsum("npc,npc->c", weight, values)
     return sums[None, None] / total
 
 
-def _error(problem: _Problem, current: _Rows) -> Any:
-    """Sum of w (a - clip(I + b))^2 over the images that judge."""
+def _error(problem: _Problem, current: _Split) -> Any:
+    """Sum of w (a - clip(I + b))^2 over the images held out."""
     xp = namespace(problem.mean)
-    weight = problem.weight.judging
+    weight = problem.weight.held_out
     mean = _weighted_mean(current.fitted, problem.weight.fitted, problem.total)
     # b makes the mean of the currents that of the activations.
-    shifted = current.judging + (problem.mean - mean)
+    shifted = current.held_out + (problem.mean - mean)
     output = xp.clip(shifted, problem.bottom, problem.top)
-    errors = weight * (problem.activation.judging - output) ** 2
+    errors = weight * (problem.activation.held_out - output) ** 2
+    # A current may be infinite where its weight is 0.
     counted = xp.where(weight > 0, errors, 0)
     return counted.sum()
 
@@ -409,90 +436,106 @@ def _error(problem: _Problem, current: _Rows) -> Any:
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on their way.
+    """Conjugate gradients on their way to the step W - W_0 that solves A step = r_0.
+
+    A = J^T m w (J - its mean) + ridge, and r_0 = J^T m w (a - I(W_0) - its mean).
 
     Attributes:
         step: W - W_0.
         current: I(W) if I is affine.
-        residual: minus half of the gradient.
-        direction: of the next step.
-        error: the smallest so far.
-        best: the step that has it.
+        residual: r = r_0 - A step, minus half of the gradient.
+        direction: d, of the next step.
+        error: the smallest error of the images held out so far.
+        best_step: the step that has it.
     """
 
     step: Weights
-    current: _Rows
+    current: _Split
     residual: Weights
     direction: Weights
     error: Any
-    best: Weights
+    best_step: Weights
 
 
-def _started(
+def _start(
     layer: _Layer, target: Target, damping: float, rectified: bool
 ) -> tuple[_Problem, _Search]:
     """The problem, and the search before its first step."""
-    unit, activation, effects = _scaled(layer.channel, target.result, target.effects)
     current, change = _along(layer, layer.weights, layer.weights)
-    pairs = zip(layer.weights, layer.free, strict=True)
-    free_weights = tuple(weight for weight, is_free in pairs if is_free)
+    free_weights = []
+    for weight, is_free in zip(layer.weights, layer.free, strict=True):
+        if is_free:
+            free_weights.append(weight)
     problem, current = _problem(
         damping,
         rectified,
-        unit,
-        activation,
-        effects,
+        layer.channel,
+        target.result,
+        target.effects,
         current,
         change,
-        free_weights,
+        tuple(free_weights),
     )
     values, values_unit = _missing(problem, current)
     gradient = _back(layer, values)
     return problem, _first_search(problem, current, gradient, values_unit)
 
 
-def _iterated(layer: _Layer, problem: _Problem, search: _Search) -> _Search:
+def _advance(layer: _Layer, problem: _Problem, search: _Search) -> _Search:
     """The search after another step."""
     _, change = _along(layer, layer.weights, search.direction)
     change, values, values_unit = _centered(problem, change)
     curvature = _back(layer, values)
-    return _advanced(problem, search, change, curvature, values_unit)
+    return _next_search(problem, search, change, curvature, values_unit)
 
 
 @by_numpy_or_xla
-def _missing(problem: _Problem, current: _Rows) -> tuple[Any, Any]:
-    """What the current lacks of the activation, as `_weighed` gives it."""
-    return _weighed(problem, problem.activation.fitted - current.fitted)
+def _missing(problem: _Problem, current: _Split) -> tuple[Any, Any]:
+    """m w (a - I - its mean) over a unit, [N, p, C], and that unit."""
+    return _weighted_deviation(problem, problem.activation.fitted - current.fitted)
 
 
 @by_numpy_or_xla
-def _centered(problem: _Problem, change: Any) -> tuple[_Rows, Any, Any]:
-    """A change of the current in rows, and what `_weighed` gives of it."""
-    rows = _rows(change, problem.unit, problem.weight.fitted)
-    values, values_unit = _weighed(problem, rows.fitted)
+def _centered(problem: _Problem, change: Any) -> tuple[_Split, Any, Any]:
+    """A change J d of the current, m w (J d - its mean) over a unit, and that unit.
+
+    Args:
+        problem: what is solved.
+        change: J d, [N, p, C].
+    """
+    rows = _split(change, problem.unit, problem.weight.fitted)
+    values, values_unit = _weighted_deviation(problem, rows.fitted)
     return rows, values, values_unit
 
 
-def _weighed(problem: _Problem, values: Any) -> tuple[Any, Any]:
-    """m w (values - their mean, which b takes), over a unit; and that unit.
+def _weighted_deviation(problem: _Problem, values: Any) -> tuple[Any, Any]:
+    """m w (values - their mean) over a unit, [N, p, C], and that unit.
 
-    J^T of the values could be too large for float16 without one. They add up like
-    noise, so that their sum grows with the root of their number: in a larger unit they
-    would be too small for float16 themselves.
+    The mean is what b takes. J^T of the values could be too large for float16 without a
+    unit. They add up like noise, so that their sum grows with the root of their number:
+    in a larger unit they would be too small for float16 themselves.
     """
     weight = problem.weight.fitted
     mean = _weighted_mean(values, weight, problem.total)
-    weighed = weight * (values - mean)
-    root = 2.0 ** (weighed.size.bit_length() // 2)
-    unit = binary_unit(abs(weighed).max()) * root
-    return weighed / unit, unit
+    deviation = weight * (values - mean)
+    # A power of two near the root of the number of values.
+    root = 2.0 ** (deviation.size.bit_length() // 2)
+    unit = binary_unit(abs(deviation).max()) * root
+    return deviation / unit, unit
 
 
 @by_numpy_or_xla
 def _first_search(
-    problem: _Problem, current: _Rows, gradient: Weights, values_unit: Any
+    problem: _Problem, current: _Split, gradient: Weights, values_unit: Any
 ) -> _Search:
-    """The search at W_0, from J^T of what is missing, over a unit."""
+    """The search at W_0.
+
+    Args:
+        problem: what is solved.
+        current: I(W_0).
+        gradient: J^T m w (a - I(W_0) - its mean), over a unit.
+        values_unit: that unit.
+    """
     xp = namespace(values_unit)
     residual = _times(gradient, values_unit / problem.unit)
     no_step = tuple(map(xp.zeros_like, residual))
@@ -502,42 +545,49 @@ def _first_search(
         residual=residual,
         direction=residual,
         error=_error(problem, current),
-        best=no_step,
+        best_step=no_step,
     )
 
 
 @by_numpy_or_xla
-def _advanced(
+def _next_search(
     problem: _Problem,
     search: _Search,
-    change: _Rows,
+    change: _Split,
     curvature: Weights,
     values_unit: Any,
 ) -> _Search:
-    """A step of conjugate gradients; of equally good ones the first stays the best.
+    """The search after a step of conjugate gradients.
+
+        alpha = r r / (d A d),    step' = step + alpha d,    r' = r - alpha A d
+        beta = r' r' / (r r),     d' = r' + beta d
+
+    Of equally good steps the first stays the best.
 
     Args:
         problem: what is solved.
-        search: where it is.
-        change: J d, of its direction d.
+        search: with the step, its residual r and the direction d.
+        change: J d.
         curvature: J^T m w (J d - its mean), over a unit.
         values_unit: that unit.
     """
     xp = namespace(values_unit)
     curvature = _times(curvature, values_unit / problem.unit)
+    # A d
     curvature = _sum(curvature, _times(search.direction, problem.ridge))
     old_square = _dot(search.residual, search.residual)
     bend = _dot(search.direction, curvature)
-    # Few images may say nothing about a direction: there rounding is all that is left.
-    length = xp.where(bend > 0, old_square / _positive(bend), xp.zeros_like(bend))
-    step = _sum(search.step, _times(search.direction, length))
-    current = _Rows(
-        search.current.fitted + length * change.fitted,
-        search.current.judging + length * change.judging,
+    # Few images may say nothing about a direction. Then d A d is 0 but for rounding,
+    # and there is no step.
+    alpha = xp.where(bend > 0, old_square / _positive(bend), xp.zeros_like(bend))
+    step = _sum(search.step, _times(search.direction, alpha))
+    current = _Split(
+        fitted=search.current.fitted + alpha * change.fitted,
+        held_out=search.current.held_out + alpha * change.held_out,
     )
-    residual = _sum(search.residual, _times(curvature, -length))
-    turn = _dot(residual, residual) / _positive(old_square)
-    direction = _sum(residual, _times(search.direction, turn))
+    residual = _sum(search.residual, _times(curvature, -alpha))
+    beta = _dot(residual, residual) / _positive(old_square)
+    direction = _sum(residual, _times(search.direction, beta))
     error = _error(problem, current)
     return _Search(
         step=step,
@@ -545,7 +595,7 @@ def _advanced(
         residual=residual,
         direction=direction,
         error=xp.minimum(error, search.error),
-        best=_where(error < search.error, step, search.best),
+        best_step=_where(error < search.error, step, search.best_step),
     )
 
 
@@ -563,8 +613,16 @@ def _better(
     best: Weights,
     original: Weights,
 ) -> Weights:
-    """The best weights, which give this current, if they lower the first error."""
-    rows = _rows(current, problem.unit, problem.weight.fitted)
+    """The best weights if they lower the error of the images held out, or W_0.
+
+    Args:
+        problem: what is solved.
+        current: I of the best weights, [N, p, C].
+        first_error: that of W_0.
+        best: weights of the search.
+        original: W_0.
+    """
+    rows = _split(current, problem.unit, problem.weight.fitted)
     return _where(_error(problem, rows) < first_error, best, original)
 
 
@@ -581,8 +639,7 @@ def _times(weights: Weights, factor: Any) -> Weights:
 
 def _dot(first: Weights, second: Weights) -> Any:
     products = map(operator.mul, first, second)
-    sums = [product.sum() for product in products]
-    return functools.reduce(operator.add, sums)
+    return sum(product.sum() for product in products)
 
 
 def _where(condition: Any, first: Weights, second: Weights) -> Weights:
@@ -590,6 +647,6 @@ def _where(condition: Any, first: Weights, second: Weights) -> Weights:
     return tuple(map(where, first, second))
 
 
-def _positive(number: Any) -> Any:
-    """At least the smallest normal number: a divisor."""
-    return namespace(number).maximum(number, jnp.finfo(number.dtype).tiny)
+def _positive(divisor: Any) -> Any:
+    """The divisor, or the smallest normal number if that is larger."""
+    return namespace(divisor).maximum(divisor, jnp.finfo(divisor.dtype).tiny)
