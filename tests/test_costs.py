@@ -95,10 +95,3 @@ def test_a_chip_takes_its_own_energies_for_operations_and_updates(measures):
             assert found[:3] == snnjax.energy(measures._replace(wait=wait))[:3]
             row = f"chip        {1e9 * expected:.3g}"
             assert row in str(found) and row not in str(snnjax.energy(measures))
-    with pytest.raises(ValueError, match="chip is Chip.'Speck'., of which no source"):
-        snnjax.energy(measures, chip=snnjax.deploy.speck())
-
-
-def test_energy_of_an_snn_is_refused_with_what_is_wanted():
-    with pytest.raises(ValueError, match="measures is SNN; allowed: the Measures that"):
-        snnjax.energy(SNN)

@@ -115,18 +115,6 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
         assert stream.any()
 
 
-def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
-    net = NETWORKS["dense"]
-    events = jnp.ones((STEPS, *net.x.shape), bool)
-    for x, options, message in (
-        (net.x[:3], {"inputs": "sequence"}, r"needs x \[steps=4, batch"),
-        (events, {"inputs": "sequence"}, r"truth values. Pass x.astype\('float32'\)"),
-        (net.x, {"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            spike_trains(net.fn, snnjax.init(*net[:3]), x, steps=STEPS, **options)
-
-
 @pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
 def test_constants_beside_spikes_are_no_synaptic_operations(code):
     def fn(p, x):
@@ -258,13 +246,6 @@ def test_neurons_without_a_clip_floor_have_no_split():
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
     net, snn, found = measured("dense", wait=STEPS)
     assert (found.steps, found.wait) == (STEPS, STEPS)
-    measure = functools.partial(snnjax.measure, net.fn, x=net.x)
-    with pytest.raises(ValueError, match="fitted to no number of steps"):
-        measure(snn=snnjax.init(*net[:3]), params=net.params)
-    with pytest.raises(ValueError, match="fitted to steps=4"):
-        measure(snn=snn, params=net.params, steps=8)
-    with pytest.raises(ValueError, match=r"to it: \['kernel'\]; missing: \['b1'"):
-        measure(snn=snn, params={"kernel": net.params["w1"]})
 
 
 @pytest.mark.parametrize("batch", [1, 5])

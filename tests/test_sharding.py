@@ -218,16 +218,6 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     assert any(parts) and [not p.is_fully_replicated for p in leaves] == parts
 
 
-def test_conversion_inside_set_mesh_of_explicit_axes_is_refused():
-    net = NETWORKS["dense"]
-    x = on_devices(batch(net), kind=EXPLICIT)
-    with (
-        jax.set_mesh(x.sharding.mesh),
-        pytest.raises(ValueError, match="jax.set_mesh of a mesh with Explicit axes"),
-    ):
-        snnjax.convert(net.fn, net.params, x, steps=STEPS)
-
-
 def test_the_sharding_of_a_batch_is_that_of_its_first_array():
     for x in (np.zeros((8, 3)), jnp.zeros((8, 3)), jax.ShapeDtypeStruct((8,), "f4")):
         assert sharding.batch_sharding(x) is None

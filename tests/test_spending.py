@@ -274,19 +274,3 @@ def test_behind_a_norm_more_digits_do_not_replace_a_wait():
     assert error(8, 1, 7) < 0.1 * short
     snn = snnjax.convert(fn, params, x, steps=6, code=codes.radix())
     assert snn.wait > 1 and "with wait 1" in snn.fit
-
-
-@pytest.mark.parametrize(
-    "recipe, message",
-    [
-        (lambda: snnjax.best(price=-0.1), "price is -0.1; allowed: >= 0"),
-        (lambda: snnjax.best(spikes=0), "spikes is 0; allowed: > 0"),
-        (lambda: snnjax.best(price=0.1, spikes=1), "allowed: one of them"),
-        (lambda: snnjax.best("foo"), "per is 'foo'; allowed: 'layer'"),
-        (lambda: snnjax.best(spikes=5), "a neuron sends at most 4"),
-        (lambda: snnjax.best(spikes=0.001), "with the highest thresholds that are"),
-    ],
-)
-def test_budgets_that_cannot_be_met_are_refused(recipe, message):
-    with pytest.raises(ValueError, match=message):
-        converted(recipe=recipe())

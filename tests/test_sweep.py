@@ -35,16 +35,3 @@ def test_it_prints_a_table():
     assert rows[1].split()[:4] == ["3", "1", "6", accuracy]
     assert f"ANN {100 * RESULT.ann:.1f} %" in below
     assert max(map(len, (head, *rows, below))) <= 80
-
-
-def test_wrong_input_is_refused_before_any_conversion():
-    wrong = {
-        r"outputs have shape .*, labels \(399,\); allowed": (LABELS[1:], (2,)),
-        "labels have dtype float64; allowed: whole": (LABELS / 2, (2,)),
-        "steps is empty": (LABELS, ()),
-        "steps is 0": (LABELS, 0),
-        "label": (LABELS + 10, (2,)),
-    }
-    for message, (labels, steps) in wrong.items():
-        with pytest.raises(ValueError, match=message):
-            snnjax.sweep(dense, PARAMS, IMAGES[:64], X, labels, steps=steps, **OPTIONS)

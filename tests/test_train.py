@@ -281,18 +281,6 @@ def test_a_norm_between_the_sites_may_be_trained_with_aux():
     assert len(plain.neurons) == 3
 
 
-def test_training_mode_refuses_loops_that_fire_and_functions_without_aux():
-    def fn(p, x):
-        x = jax.lax.while_loop(lambda x: x.sum() > 9, lambda x: relu(x - 1), relu(x))
-        return x, {}
-
-    with pytest.raises(snnjax.ConversionError, match="would not spike"):
-        snnjax.init(fn, {}, jnp.ones((2, 3)), has_aux=True)
-    snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS)
-    with pytest.raises(ValueError, match=r"return \(outputs, aux\); found PyTreeDef"):
-        snnjax.spiking(NORMED.apply, steps=STEPS, has_aux=True)(snn, TOKENS)
-
-
 # ---------------------------------------------------------- losses and readouts
 
 OUTPUTS = np.float32(np.random.default_rng(0).normal(size=(STEPS, 4, 3)))

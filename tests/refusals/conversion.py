@@ -160,15 +160,148 @@ def quantized_refused():
     params = jnp.eye(4), jnp.array([0.3, 1.0, 2.0, 4.0])
     call = conversion(moved_maximum, params, jnp.ones((8, 4, 4)))
     yield Refusal(
-        "a maximum that vmap moves", call, "cannot be converted", snnjax.ConversionError
+        "a maximum that vmap moves",
+        call,
+        "no ReLU, .*nothing would spike",
+        snnjax.ConversionError,
     )
     x = np.ones((8, 2), np.float32)
     for lowest in (-0.5, 0.0, np.nan, np.inf):
         maxima = np.float32([1.0, lowest])
         recipe = snnjax.light("channel")
         call = conversion(maximum_in_params, maxima, x, recipe=recipe)
-        message = "the maximum of the quantized relu at"
+        message = "the maximum of the quantized relu at .*; allowed: finite and > 0"
         yield Refusal(f"a maximum of {lowest} in params", call, message)
+
+
+# ---------------------------------------------------- options of recipes and budgets
+
+# A function that builds a calibrator or a recipe, its arguments, and the message.
+WRONG_OPTIONS = [
+    (
+        calibrators.threshold,
+        [calibrators.maximum, "image"],
+        "per is 'image'; allowed: 'layer', 'channel'",
+    ),
+    (snnjax.light, ["neuron"], "per is 'neuron'; allowed: 'layer', 'channel'"),
+    (snnjax.percentile, [0.999], "p is 0.999; allowed: 1 < p <= 100"),
+    (snnjax.percentile, [101], "p is 101; allowed: 1 < p <= 100"),
+    (snnjax.percentile, ["99"], "p is '99'; allowed: 1 < p <= 100"),
+    (
+        calibrators.least_squares_threshold,
+        ["layer", 1],
+        "shift is 1; allowed: 0 <= shift < 1",
+    ),
+    (
+        calibrators.least_squares_threshold,
+        {"shift": "round"},
+        "shift is 'round'; allowed: 0 <= shift < 1",
+    ),
+    (calibrators.least_squares_weights, {"damping": 0}, "damping is 0; allowed: > 0"),
+    (
+        calibrators.least_squares_weights,
+        {"samples": 0},
+        "samples is 0; allowed: a whole number",
+    ),
+    (
+        calibrators.calibrate_weights,
+        {"batch": 0},
+        "batch is 0; allowed: a whole number",
+    ),
+    (
+        calibrators.calibrate_weights,
+        {"learning_rate": np.inf},
+        "learning_rate is inf; allowed: > 0, and finite",
+    ),
+    (
+        calibrators.calibrate_weights,
+        {"seed": -1},
+        "seed is -1; allowed: a whole number",
+    ),
+    (snnjax.advanced, {"iterations": 2.5}, "iterations is 2.5; allowed: a whole"),
+    (calibrators.correct_potential, [0], "repeats is 0; allowed: a whole number"),
+    (
+        calibrators.postpone_charge,
+        [()],
+        r"charges are \(\); allowed: one number or more",
+    ),
+    (calibrators.postpone_charge, [["1"]], r"\['1'\]; allowed: one number or more"),
+    (calibrators.postpone_charge, [[1j]], "1j.*; .* each a finite number"),
+    (calibrators.postpone_charge, [(np.inf,)], "inf.*; .* each a finite number"),
+    (calibrators.postpone_charge, {"pace": -1}, "pace is -1; allowed: >= 0"),
+    (calibrators.scale_threshold, {"pace": "0"}, "pace is .0.; allowed: >= 0"),
+    (
+        calibrators.scale_threshold,
+        {"per": "neuron"},
+        "per is 'neuron'; allowed: 'layer'",
+    ),
+    (calibrators.scale_threshold, [[[1], [1, 2]]], "allowed: one number or more"),
+    (calibrators.scale_threshold, [(1, 0)], r"are \(1, 0\); allowed: .*, each > 0"),
+    (
+        calibrators.scale_threshold,
+        [[(1, 0)]],
+        r"factors are \[\(1, 0\)\]; allowed: one",
+    ),
+    (calibrators.by_effect, [], "no calibrator; allowed: one or more"),
+    (calibrators.streaming_only, [(1,)], r"\(1,\) does not take \(view, fit\)"),
+    (
+        calibrators.streaming_only,
+        [calibrators.scale_threshold],
+        "those of snnjax are called in a recipe, e.g. snnjax.cal.*max_threshold",
+    ),
+]
+BUDGETS = [
+    (lambda: snnjax.best(price=-0.1), "price is -0.1; allowed: >= 0"),
+    (lambda: snnjax.best(spikes=0), "spikes is 0; allowed: > 0"),
+    (
+        lambda: snnjax.best(price=0.1, spikes=1),
+        "the price 0.1 and spikes=1; allowed: one of them",
+    ),
+    (lambda: snnjax.best("foo"), "per is 'foo'; allowed: 'layer'"),
+    (lambda: snnjax.best(spikes=5), "a neuron sends at most 4"),
+    (
+        lambda: snnjax.best(spikes=0.001),
+        "spikes is 0.001 .*; allowed: more spikes, or fewer steps",
+    ),
+]
+
+
+def convert_by(make_recipe):
+    conversion(DENSE, FLAT, recipe=make_recipe())()
+
+
+def clipped_by_channel(p, x):
+    return snnjax.clipped_relu(x @ p["w"], p["maxima"])
+
+
+def options_refused():
+    for number, (build, options, message) in enumerate(WRONG_OPTIONS, 1):
+        if isinstance(options, dict):
+            call = functools.partial(build, **options)
+        else:
+            call = functools.partial(build, *options)
+        yield Refusal(f"{build.__name__} {number}", call, message)
+    for number, (make_recipe, message) in enumerate(BUDGETS, 1):
+        call = functools.partial(convert_by, make_recipe)
+        yield Refusal(f"budget {number}", call, message)
+    params = {"w": np.eye(4, dtype="f4"), "maxima": np.float32([0.1, 0.5, 1.0, 2.0])}
+    for name, recipe in {
+        "max activation": snnjax.max_activation(),
+        "percentile": snnjax.percentile(99),
+        "light": snnjax.light(),
+    }.items():
+        call = conversion(clipped_by_channel, params, recipe=recipe)
+        message = "a maximum of its own.*per='channel'"
+        yield Refusal(f"maxima of channels, {name}", call, message)
+
+
+def convert_in_explicit_mesh():
+    """The axes of the mesh are part of the types of all arrays."""
+    kinds = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=kinds)
+    sharding = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        conversion(x=jax.device_put(images(), sharding))()
 
 
 def conversions_refused():
@@ -194,9 +327,17 @@ def conversions_refused():
 ROWS = [
     *conversions_refused(),
     *quantized_refused(),
-    Refusal("a traced conversion", traced, "traced; allowed: arrays with numbers"),
+    *options_refused(),
     Refusal(
-        "a conversion inside of jit", inside_jit, "traced; allowed: arrays with numbers"
+        "a mesh of explicit axes",
+        convert_in_explicit_mesh,
+        "jax.set_mesh of a mesh with Explicit axes",
+    ),
+    Refusal("a traced conversion", traced, "x is traced; allowed: arrays with numbers"),
+    Refusal(
+        "a conversion inside of jit",
+        inside_jit,
+        "x is traced; allowed: arrays with numbers",
     ),
     Refusal(
         "other numbers in shared weights",

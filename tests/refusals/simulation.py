@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from networks import FLAT, NETWORKS, VECTORS, halves
 
@@ -44,16 +45,16 @@ OTHER_SITE = dataclasses.replace(
 
 WRONG_OPTIONS = [
     ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
-    ({"steps": 4.0}, "steps is 4.0"),
+    ({"steps": 4.0}, "steps is 4.0; allowed: a whole number >= 1"),
     ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=8"),
-    ({"wait": STEPS + 1}, "wait is 9"),
+    ({"wait": STEPS + 1}, "wait is 9; allowed: .* to steps=8"),
     ({"execution": "by_time"}, "execution is 'by_time'; allowed: 'auto', 'closed"),
     ({"execution": "by_step"}, "In place of 'by_step' write 1, one step"),
     ({"execution": "by_layer"}, "In place of 'by_layer' write T, the number"),
     ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'sequence'"),
     ({"inputs": "poisson"}, "Draw the spikes, jax.random.bernoulli\\(key, x"),
     ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
-    ({"micro_batch": 2.5}, "micro_batch is 2.5"),
+    ({"micro_batch": 2.5}, "micro_batch is 2.5; allowed: a whole number"),
     ({"execution": 0}, "execution, .*, is 0; allowed: a whole number >= 1"),
     ({"execution": 2.5}, "execution, .*, is 2.5; allowed: a whole number >= 1"),
     ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to steps=8"),
@@ -85,8 +86,14 @@ WRONG_CALLS = [
     ({"snn": with_first_site(threshold=0)}, "is 0.0; allowed: > 0, and fin"),
     ({"snn": with_first_site(threshold=-1)}, "-1.0; allowed: > 0, and finite"),
     ({"snn": with_first_site(leak=1.5)}, "leak .* is 1.5; allowed: 0 < leak <= 1"),
-    ({"snn": with_first_site(leak=np.nan)}, "leak of site 'w1/relu' is nan"),
-    ({"snn": with_first_site(bias=np.inf)}, "bias of site 'w1/relu' is inf"),
+    (
+        {"snn": with_first_site(leak=np.nan)},
+        "leak of site 'w1/relu' is nan; allowed: 0 < leak",
+    ),
+    (
+        {"snn": with_first_site(bias=np.inf)},
+        "bias of site 'w1/relu' is inf; allowed: finite",
+    ),
     ({"x": with_nan(VECTORS)}, "x holds 1 NaN of .* numbers"),
     ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
     (
@@ -99,7 +106,7 @@ WRONG_CALLS = [
     ),
     ({"execution": "closed_form"}, "needs wait >= 8 .* found wait 0"),
     (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Take 'auto'"),
-    (CLOSED | {"snn": ZERO}, "reset='zero'"),
+    (CLOSED | {"snn": ZERO}, "found wait 8, .*reset='zero'.*Take 'auto'"),
 ]
 
 
@@ -110,6 +117,25 @@ def option(**options):
 
 def simulate(snn=FITTED, x=VECTORS, **options):
     return option(**options)(snn, x)
+
+
+def simulate_fitted(fields=None, **options):
+    """An SNN that was fitted to three steps and a wait of one, with other fields."""
+    snn = dataclasses.replace(FITTED, steps=3, wait=1, fitted_to=None)
+    snn = dataclasses.replace(snn, **(fields or {}))
+    snnjax.spiking(DENSE.fn, **options)(snn, VECTORS)
+
+
+# Another number in the field steps makes no other thresholds.
+NOT_FITTED = [
+    ({"steps": 4}, "fitted to steps=3, wait=1 and cannot run with steps=4"),
+    ({"wait": 0}, "cannot run with steps=3, wait=0.* Leave steps and wait out"),
+    ({"wait": -1}, "wait is -1; allowed: a whole number >= 0"),
+    ({"wait": 4}, "wait is 4; allowed: .* to steps=3"),
+    ({"execution": 2}, "execution=2, .* needs wait 0; found wait 1"),
+    ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to"),
+    ({"fields": {"steps": 2}}, "fitted to steps=3, .*run with steps=2, wait"),
+]
 
 
 def export_in_groups():
@@ -136,23 +162,139 @@ def pieces_with_zones(**zones):
     return lambda: snnjax.spiking(DENSE.fn, steps=2, state=True)(snn, VECTORS)
 
 
-def measured(measure, **options):
-    return lambda: measure(DENSE.fn, FITTED, with_nan(VECTORS), **options)
-
-
 def pieces(**options):
     return lambda: snnjax.spiking(DENSE.fn, steps=2, state=True, **options)
 
 
-NAN = "x holds 1 NaN of .* numbers"
+# ------------------------------------------------------------------ inputs in time
+
+
+def sum_of_two(w, x):
+    return jax.nn.relu(x["a"] @ w) + x["b"]
+
+
+def simulate_two(a_shape, b_shape):
+    """Two sequences of vectors [T, B, 2], of these shapes."""
+    one_step = {"a": np.ones((3, 2), "f4"), "b": np.ones((3, 2), "f4")}
+    snn = snnjax.init(sum_of_two, np.eye(2, dtype="f4"), one_step)
+    x = {"a": np.ones(a_shape, "f4"), "b": np.ones(b_shape, "f4")}
+    snnjax.spiking(sum_of_two, steps=STEPS, inputs="sequence")(snn, x)
+
+
+def gated_by_the_input(p, x):
+    """Two layers read one truth value of the input."""
+    mask = (x @ p["w1"]) > 0
+    x = jnp.where(mask, jax.nn.relu(x @ p["w1"] @ p["w2"]), 0)
+    return jnp.where(mask, jax.nn.relu(x @ p["w2"]), 0) @ p["w3"]
+
+
+def sequence_with_a_truth_value():
+    snn = snnjax.init(gated_by_the_input, FLAT, VECTORS)
+    x = np.stack([VECTORS] * STEPS)
+    snnjax.spiking(gated_by_the_input, steps=STEPS, inputs="sequence")(snn, x)
+
+
+def sequence_of_tokens():
+    def fn(p, x):
+        tokens = p["w2"][x["tokens"]]
+        y = jax.nn.relu(tokens @ p["w2"]) @ p["w3"]
+        return (y * x["mask"][..., None]).mean(1)
+
+    tokens = np.array([[0, 1], [2, 0]])
+    x = {"tokens": tokens, "mask": tokens > 0}
+    snn = snnjax.init(fn, FLAT, x)
+    snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
+
+
+# ------------------------------------------------------------------- training mode
+
+
+def with_aux(fn):
+    """The function as one that returns averages, too."""
+    return lambda p, x: (fn(p, x), {})
+
+
+def with_tanh(p, x):
+    return jnp.tanh(jax.nn.relu(x @ p["w1"]) @ p["w2"]) @ p["w3"]
+
+
+def train_encoders():
+    """Training mode would run an SNN of inference mode, which has encoders."""
+    snn = snnjax.init(with_tanh, FLAT, VECTORS)
+    snnjax.spiking(with_aux(with_tanh), steps=2, has_aux=True)(snn, VECTORS)
+
+
+def infer_without_encoders():
+    """Inference mode would run an SNN of training mode, which has no encoders."""
+    snn = snnjax.init(with_aux(with_tanh), FLAT, VECTORS, has_aux=True)
+    snnjax.spiking(with_tanh, steps=2)(snn, VECTORS)
+
+
+def loop_that_fires():
+    def fn(p, x):
+        x = jax.lax.while_loop(
+            lambda x: x.sum() > 9, lambda x: jax.nn.relu(x - 1), jax.nn.relu(x)
+        )
+        return x, {}
+
+    snnjax.init(fn, {}, np.ones((2, 3), "f4"), has_aux=True)
+
+
+ENCODERS = "no encoders. Train .* in inference mode"
+TRAINING_MODE = [
+    Refusal("training mode of an SNN with encoders", train_encoders, ENCODERS),
+    Refusal(
+        "inference mode of an SNN without encoders", infer_without_encoders, ENCODERS
+    ),
+    Refusal(
+        "a loop that fires in training mode",
+        loop_that_fires,
+        "inside a loop .* would not spike.*\n *remedy: use a loop of",
+        snnjax.ConversionError,
+    ),
+    Refusal(
+        "training mode without averages",
+        lambda: simulate(has_aux=True),
+        r"return \(outputs, aux\); found .*Return a pair.* or leave out has_aux",
+    ),
+]
+IN_TIME = [
+    Refusal(
+        "sequences of other batches",
+        lambda: simulate_two((STEPS, 3, 2), (STEPS, 5, 2)),
+        "of 3, 5 examples; allowed: .* on axis 1",
+    ),
+    Refusal(
+        "sequences without a batch",
+        lambda: simulate_two((STEPS,), (STEPS,)),
+        r"a.* has shape \(8,\); allowed: \[T, batch",
+    ),
+    Refusal(
+        "a truth value of a sequence",
+        sequence_with_a_truth_value,
+        "a constant input only(.|\n)*remedy: compute them outside fn",
+        snnjax.ConversionError,
+    ),
+    Refusal(
+        "a sequence of tokens",
+        sequence_of_tokens,
+        "needs x of floating point, .*found whole numbers or truth values",
+    ),
+    Refusal(
+        "an SNN without steps",
+        lambda: snnjax.spiking(DENSE.fn)(IF, VECTORS),
+        "fitted to no number of steps: give steps=T",
+    ),
+]
+
 NO_BATCH = "its first axis must be the batch"
 ZONES = "a dead zone asks which .*'w1/relu'; allowed"
 ROWS = [
+    *TRAINING_MODE,
+    *IN_TIME,
     *numbered("option", option, WRONG_OPTIONS),
     *numbered("call", simulate, WRONG_CALLS),
-    Refusal("spike trains of NaN", measured(snnjax.measures.spike_trains), NAN),
-    Refusal("NeuroBench of NaN", measured(snnjax.measures.neurobench), NAN),
-    Refusal("measures of NaN", measured(snnjax.measure, params=DENSE.params), NAN),
+    *numbered("an SNN of three steps", simulate_fitted, NOT_FITTED),
     Refusal(
         "groups of a symbolic number",
         export_in_groups,
@@ -201,9 +343,4 @@ ROWS = [
         ZONES,
     ),
     Refusal("pieces with a last zone", pieces_with_zones(last_zone=0.75), ZONES),
-    Refusal(
-        "latency of an SNN",
-        lambda: snnjax.latency(FITTED, steps=8),
-        "sites is SNN; allowed: the Sites of",
-    ),
 ]
