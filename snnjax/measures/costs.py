@@ -43,7 +43,8 @@ ENERGY_PER_MAC = 4.6e-12  # both in 32-bit floating point
 ENERGY_PER_AC = 0.9e-12
 ENERGY_PER_INT8_PRODUCT = 0.2e-12
 ENERGY_PER_INT32_ADDITION = 0.1e-12
-# Bytes of an SRAM -> J per access of 64 bits; for DRAM the source's lower bound.
+# Bytes of an SRAM -> J per access of 64 bits. J per access of DRAM, of which the source
+# states a range: this is the least.
 SRAM = {8 * 2**10: 10e-12, 32 * 2**10: 20e-12, 2**20: 100e-12}
 DRAM = 1.3e-9
 
@@ -102,22 +103,22 @@ class Energy(NamedTuple):
             ("quantized", self.quantized, "memory"),
         ]
         factor, unit = self._unit()
-        rows: list[tuple[str, ...]] = [
+        rows = [
             ("estimate", f"SNN, {unit}", f"ANN, {unit}", "SNN / ANN %", "leaves out")
         ]
-        ratios = {}  # name -> SNN / ANN in percent, as text
+        percentages = {}  # name -> SNN / ANN, as text
         for name, joules, omission in estimates:
             spiking_text = numbers(joules.spiking, factor=factor)
             ann_text = numbers(joules.ann, factor=factor)
-            ratios[name] = numbers(joules.spiking / joules.ann, factor=100)
-            rows.append((name, spiking_text, ann_text, ratios[name], omission))
+            percentages[name] = numbers(joules.spiking / joules.ann, factor=100)
+            rows.append((name, spiking_text, ann_text, percentages[name], omission))
         if self.chip is not None:
             chip_text = numbers(self.chip, factor=factor)
             rows.append(("chip", chip_text, "", "", "idling, routing, input"))
         below = (
-            f"An image takes {ratios['operations']} % of the ANN's energy by "
-            f"operations, {ratios['memory']} % with memory,\n"
-            f"and {ratios['quantized']} % of that of a "
+            f"An image takes {percentages['operations']} % of the ANN's energy by "
+            f"operations, {percentages['memory']} % with memory,\n"
+            f"and {percentages['quantized']} % of that of a "
             "quantized ANN. A model of 45 nm, without idling,\nleakage and control."
         )
         if self.chip is not None:
@@ -125,7 +126,10 @@ class Energy(NamedTuple):
         return Table(rows, below=below)
 
     def _unit(self) -> tuple[float, str]:
-        """The unit of the table, in which the largest energy is at least 1."""
+        """The unit of the table, and how many of it are a joule.
+
+        It is the largest unit in which the largest energy is at least 1, or nJ.
+        """
         estimates = self.operations, self.memory, self.quantized
         largest = 0.0
         for joules in jax.tree.leaves(estimates):
@@ -159,6 +163,7 @@ def energy(measures: Measures, *, chip: Any = None) -> Energy:
     memory = _with_memory(operations, measures)
     on_chip = None
     if chip is not None:
+        # Every neuron is updated at every step.
         updates = measures.neurons * (measures.steps + measures.wait)
         on_chip = energy_on(chip, measures.synaptic_operations, updates)
     return Energy(operations, memory, _quantized(measures), on_chip)
@@ -172,7 +177,7 @@ def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
     For counts of one's own, as of a sequence; `energy` takes those of `Measures`.
 
     Args:
-        chip: a profile with ``joules``.
+        chip: a profile whose ``joules`` are (E_operation, E_update), in J.
         synaptic_operations: spikes, each times its synapses.
         updates: neurons times steps.
 
@@ -199,6 +204,8 @@ def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
 def access_energy(size: jax.Array | float) -> jax.Array:
     """J to read or write 32 bits in a memory of ``size`` bytes.
 
+    The module's documentation has the source and how sizes are interpolated.
+
     >>> print([f"{access_energy(n):.3g}" for n in (100, 32 * 2**10, 2**21)])
     ['5e-12', '1e-11', '6.5e-10']
     """
@@ -212,21 +219,28 @@ def access_energy(size: jax.Array | float) -> jax.Array:
 
 
 def _operations(measures: Measures) -> Joules:
+    """J per image of all additions and products, in floating point."""
     additions = measures.synaptic_additions * ENERGY_PER_AC
-    dense = measures.input_macs + measures.operator_macs
-    products = dense * ENERGY_PER_MAC
+    # The SNN computes these products as the ANN does.
+    dense_macs = measures.input_macs + measures.operator_macs
+    products = dense_macs * ENERGY_PER_MAC
     return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
 
 def _with_memory(operations: Joules, measures: Measures) -> Joules:
-    """The operations and the memory accesses that the module's docstring lists."""
+    """J per image of operations and of the accesses that the module's header lists.
+
+    Args:
+        operations: J of the operations alone.
+        measures: how many there are.
+    """
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations
-    # These products are computed as in an ANN: a weight and an activation are read.
+    # Each of these products reads a weight and an activation.
     dense_macs = measures.input_macs + measures.operator_macs
-    # A neuron reads its current and its potential and writes its potential at every
-    # step. It writes the constant current once.
+    # At every step a neuron reads its current and its potential and writes its
+    # potential. It writes the constant current once.
     accesses_per_neuron = 3 * (measures.steps + measures.wait) + 1
     update_accesses = measures.neurons * accesses_per_neuron
     # The address of a spike is written and read once.
@@ -243,7 +257,9 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
 
 
 def _quantized(measures: Measures) -> Joules:
-    # The 1e-4 keeps rounding from adding a bit where the argument is a power of two.
+    """J per image with operations in integers, as the module's header describes."""
+    # Bits of an activation of the ANN. The 1e-4 keeps rounding from adding a bit where
+    # the number of values is a power of two.
     bits = jnp.ceil(jnp.log2(measures.values) - 1e-4)
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION

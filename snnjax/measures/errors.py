@@ -8,10 +8,11 @@ Averaged over T steps the error is the sum of
     ClipFloor(z) - s                    unevenness (of the spikes in time)
 
 Here f is the ANN's activation function, a its value in the ANN, z the mean current of
-the SNN, and s the mean output. At an encoder f(z) = z, and the clip is from low V_th +
-offset to high V_th + offset. ClipFloor includes the bias and v(0) of the site, which
-compensate the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al.,
-ICLR 2022 (unevenness).
+the SNN, and s the mean output. This is for rate coding; with other codes V = high V_th
+(w_1 + .. + w_T). At an encoder f(z) = z, and the clip is from low V_th + offset to
+high V_th + offset. ClipFloor includes the bias and v(0) of the site, which compensate
+the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022
+(unevenness).
 """
 
 from typing import Any, NamedTuple
@@ -87,9 +88,11 @@ def measured_site(
     """
     steps = len(spikes)
     offset = field(snn.neurons[site.name], "offset")
-    # Of each image and channel, [B, C], over time and the positions of the channel.
+    # Spikes are counted over time and positions, but not over images, which are axis 1:
+    # all images together may have more than int32 counts.
     reduced_axes = [axis for axis in other_axes(spikes.ndim, site.channel) if axis != 1]
-    spike_counts = (spikes != 0).sum(tuple(reduced_axes))
+    spike_counts = (spikes != 0).sum(tuple(reduced_axes))  # [B, C]
+    # The count if every neuron of a channel fires at every step.
     possible_count = steps * activation[0].size // activation.shape[site.channel]
 
     activation = wide(activation)
@@ -120,7 +123,18 @@ def _split_errors(
     mean_output: jax.Array,
     steps: int,
 ) -> tuple[Any, Any, Any]:
-    """Clipping, flooring and unevenness; None where neurons have no ClipFloor."""
+    """Clipping, flooring and unevenness, root mean squares [].
+
+    All three are None where neurons have no ClipFloor.
+
+    Args:
+        site: where the neurons fire.
+        snn: their parameters, model and code.
+        activation_of_mean: f(z), [B, ...].
+        mean_current: z, [B, ...].
+        mean_output: s, with the offset, [B, ...].
+        steps: T.
+    """
     model, params = snn.model_of(site.name), snn.neurons[site.name]
     if not counts_only(model, params):
         return None, None, None
@@ -131,6 +145,7 @@ def _split_errors(
     low = low_level * reach * threshold
     high = high_level * reach * threshold
     if off_grid(model).rectifies:
+        # Negative spikes take positive ones back, and the total stays >= 0.
         low = jnp.zeros_like(low)
     low = add_offset(low, params.offset)
     high = add_offset(high, params.offset)

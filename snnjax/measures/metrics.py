@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax._arrays import lead, wide_dtype
+from snnjax._arrays import lead, per_step, wide_dtype
 from snnjax._checks import (
     check_examples,
     check_inputs,
@@ -95,15 +95,16 @@ class Measures(NamedTuple):
         return self.steps * self.firing_rate
 
     def _table(self) -> Table:
-        percent = ("firing_rate", "silent", "saturated")
-        head = ("site", *(f"{name} %".replace("_", " ") for name in percent))
-        rows: list[tuple[str, ...]] = [(*head, *SiteMeasures._fields[len(percent) :])]
+        # The first three columns are fractions, shown in percent.
+        fractions = SiteMeasures._fields[:3]
+        head = ["site", "firing rate %", "silent %", "saturated %"]
+        rows = [head + list(SiteMeasures._fields[3:])]
         for name, site in self.sites.items():
-            cells = (
-                numbers(value, factor=100 if field in percent else 1)
-                for field, value in site._asdict().items()
-            )
-            rows.append((name, *cells))
+            cells = [name]
+            for field, value in site._asdict().items():
+                factor = 100 if field in fractions else 1
+                cells.append(numbers(value, factor=factor))
+            rows.append(cells)
         # Shapes, as of jax.eval_shape, cannot be multiplied.
         are_shapes = isinstance(self.firing_rate, jax.ShapeDtypeStruct)
         spikes = self.firing_rate if are_shapes else self.spikes
@@ -120,12 +121,12 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Accuracy after every number of steps, from one run.
 
     Args:
-        outputs: readout at each step [T, B, classes].
-        labels: int [B].
+        outputs: readout at each step, [T, B, classes].
+        labels: number of the class of each image, int [B].
 
     Returns:
-        [T]; entry t - 1 is the accuracy of the mean of the first t outputs. An output
-        that is NaN counts as a wrong answer.
+        [T], from 0 to 1. Entry t - 1 is the accuracy of the mean of the first t
+        outputs. An output that is NaN counts as a wrong answer.
 
     Raises:
         ValueError: wrong shapes or types; outside of ``jit``, a label that is not a
@@ -143,19 +144,22 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     _warn_if_constant(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
+    # The sum of the first t outputs has the same largest class as their mean.
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
-    classes = answers.argmax(-1)
-    # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
-    right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
-    return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
+    classes = answers.argmax(-1)  # [T, B]
+    # Compared in the dtype of the classes: class 256 would become 0 in eight bits.
+    is_right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
+    is_number = ~jnp.isnan(answers).any(-1)
+    return (is_right & is_number).mean(-1)
 
 
 def _warn_if_constant(outputs: Any, labels: Any) -> None:
     """Warn if images of several classes have the same outputs [T, B, classes]."""
-    if not has_numbers(outputs) or not has_numbers(labels):
+    if not has_numbers(outputs) or not has_numbers(labels):  # traced
         return
     outputs, labels = np.asarray(outputs), np.asarray(labels)
-    if np.any(labels != labels[:1]) and np.all(outputs == outputs[:, :1]):
+    labels_differ = np.any(labels != labels[:1])
+    if labels_differ and np.all(outputs == outputs[:, :1]):
         warn(
             f"all {len(labels)} images have the same outputs, so perhaps no neuron "
             "fires: is their scale that of the images of the conversion? "
@@ -208,6 +212,7 @@ def measure(
     check_params(snn, params)
     check_values(snn)
     x, params, snn = automatic(x, params, snn)
+    # With all calls inlined, so that no product is within a call.
     network = capture(fn, params, x, inline_all=True)
     check_numbers(x)
     check_neurons(snn, network.sites)
@@ -221,6 +226,7 @@ def measure(
     # In the order of execution, because jit sorts the keys of a dict.
     ordered = {site.name: site_measures[site.name] for site in sites}
     rates = jnp.stack([measures.firing_rate for measures in ordered.values()])
+    # The mean over all neurons weights each site by its neurons.
     firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neurons
     if has_numbers(firing_rate) and firing_rate == 0:
         warn(
@@ -246,7 +252,18 @@ def _measure_sites(
     steps: int,
     wait: int,
 ) -> tuple[dict[str, SiteMeasures], dict[str, jax.Array]]:
-    """Measures of the sites by name, and counts as in `Measures`."""
+    """Measures of the sites by name, and counts named as in `Measures`.
+
+    Args:
+        network: with all calls inlined.
+        params: of the ANN.
+        snn: the SNN.
+        x: images [B, ...].
+        steps: T.
+        wait: steps that every layer waits.
+    """
+    # Site name -> the activation of the ANN, and the operands of its function besides
+    # the current, as the maximum of a clipped ReLU.
     activations, other_operands = {}, {}
 
     def ann_rule(site: Site, current: jax.Array, *operands: Any) -> Any:
@@ -294,22 +311,30 @@ def _check_counts(counts: Mapping[str, Any]) -> None:
 def _information(
     snn: SNN, sites: Sequence[Site], neuron_counts: Sequence[int], steps: int
 ) -> dict[str, Any]:
-    """Fields of `Measures` that follow from levels; NaN if a model states no levels."""
-    bits_of_a_step, highest_level = 0.0, 0
+    """Fields of `Measures` that follow from levels; NaN if a model states no levels.
+
+    Args:
+        snn: its models and code.
+        sites: that fire.
+        neuron_counts: number of neurons of each site.
+        steps: T.
+    """
+    bits_per_step = 0.0  # of all neurons
+    highest_level = 0
     for count, site in zip(neuron_counts, sites, strict=True):
         levels = levels_of(snn.model_of(site.name))
         if levels is None:
-            # The counts hold synaptic additions already, but as if all spikes had the
-            # level 1. This NaN takes their place in `measure`.
+            # `measure` has counted synaptic additions as if all spikes had the level 1.
+            # This NaN takes the place of that number.
             return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
         low, high = levels
-        bits_of_a_step += count * math.log2(high - low + 1)
+        bits_per_step += count * math.log2(high - low + 1)
         highest_level = max(highest_level, high)
-    # A neuron's values are 0 and the multiples of the finest size up to its largest
+    # A neuron's values are 0 and the multiples of the finest spike up to its largest
     # value.
     values = 1 + highest_level * snn.code.reach(steps) / snn.code.finest(steps)
     return {
-        "bits": jnp.asarray(steps * bits_of_a_step / sum(neuron_counts)),
+        "bits": jnp.asarray(steps * bits_per_step / sum(neuron_counts)),
         "values": jnp.asarray(values),
     }
 
@@ -331,14 +356,14 @@ def spike_trains(
     wait: int | None = None,
     inputs: Inputs = "constant",
 ) -> dict[str, jax.Array]:
-    """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
+    """The levels of the spikes of every site, name -> [T, B, ...], for images x.
 
     They are bool for levels (0, 1), int16 for other levels. If a neuron model states no
     levels, the result is its outputs.
 
     Args:
-        fn, snn, x, steps, wait: as for `measure`.
-        inputs: as for `snnjax.spiking`; x of a sequence is [T, B, ...].
+        fn, snn, x, steps, wait: as for `measure`; a sequence x is [T, B, ...].
+        inputs: as for `snnjax.spiking`.
 
     Raises:
         ValueError: as `snnjax.spiking`.
@@ -372,13 +397,22 @@ def spike_trains(
 
 
 def _spike_levels(snn: SNN, site: Site, spikes: jax.Array) -> jax.Array:
-    """The levels of spikes [T, B, ...]; the spikes if the model states no levels."""
+    """The levels of spikes, [T, B, ...]; the spikes if the model states no levels.
+
+    Args:
+        snn: its neurons and code.
+        site: where they fire.
+        spikes: what is sent at each step, without the offset, [T, B, ...].
+    """
     levels = levels_of(snn.model_of(site.name))
     if levels is None:
         return spikes
+    # A spike of level k is k V_th times the size of its step.
     sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
-    sizes = sizes.reshape(-1, *[1] * (spikes.ndim - 1))
+    sizes = per_step(sizes, spikes.ndim)
     threshold = threshold_of(snn.neurons[site.name], site)
-    indices = level_indices(spikes / sizes, threshold, levels)
+    indices = level_indices(spikes / sizes, threshold, levels)  # from 0 on
     spike_levels = indices.astype(jnp.int16) + levels[0]
-    return spike_levels.astype(bool) if levels == BINARY else spike_levels
+    if levels == BINARY:
+        return spike_levels.astype(bool)
+    return spike_levels

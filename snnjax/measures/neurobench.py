@@ -65,10 +65,15 @@ def neurobench(
     check_snn(snn)
     measures = measure(fn, snn, x, params=snn.params, steps=steps, wait=wait)
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
-    # Graded spikes need more additions than operations; for unknown levels it is NaN.
-    binary = measures.synaptic_additions == measures.synaptic_operations
-    inputs = snn.code.constant_steps(steps)  # how often the constant input comes
-    analog = inputs * float(measures.input_macs) + float(measures.operator_macs)
+    # If all spikes have level 1 or -1, each operation is an addition. Graded spikes
+    # need more additions; for unknown levels their number is NaN, which equals nothing.
+    if measures.synaptic_additions == measures.synaptic_operations:
+        spike_macs, spike_additions = 0.0, operations
+    else:
+        spike_macs, spike_additions = operations, 0.0
+    input_steps = snn.code.constant_steps(steps)  # at which the constant input comes
+    analog_macs = input_steps * float(measures.input_macs)
+    analog_macs += float(measures.operator_macs)
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(snn)]
     sparsity = measures.zero_weights / jnp.maximum(1, measures.weights)
     return {
@@ -77,8 +82,8 @@ def neurobench(
         "ConnectionSparsity": round(float(sparsity), 4),
         "ActivationSparsity": 1 - float(measures.firing_rate),
         "SynapticOperations": {
-            "Effective_MACs": analog if binary else analog + operations,
-            "Effective_ACs": operations if binary else 0.0,
+            "Effective_MACs": analog_macs + spike_macs,
+            "Effective_ACs": spike_additions,
             "Dense": steps * float(measures.macs),
         },
     }

@@ -3,6 +3,9 @@
 The run is that of `snnjax.simulation`. Values that do not depend on spikes, such as
 biases, arrive at every step as well. The values of a network whose neurons are silent
 tell these constants from what spikes cause.
+
+A variable is an array of the network, named by a number. It is a stream if it changes
+from step to step, [T, B, ...], and otherwise [B, ...].
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, subtract_offset
+from snnjax._arrays import add_offset, lead, per_step, subtract_offset
 from snnjax.codes import Code
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
@@ -28,7 +31,7 @@ class Observation(NamedTuple):
 
     Attributes:
         values: variable -> its value, [T, B, ...] of a stream and [B, ...] otherwise.
-        streams: the variables that have a time axis.
+        streams: the variables that are streams.
         currents: site name -> what arrives at each step, [T, B, ...].
         spikes: site name -> what is sent at each step, [T, B, ...], without the offset,
             which is sent whether a neuron fires or not.
@@ -56,7 +59,7 @@ def observe(
         snn: its neurons and parameters.
         x: [B, ...], or [T, B, ...] of a sequence.
         steps: T.
-        wait: of every layer.
+        wait: steps that every layer waits.
         sequence: whether x has a time axis.
     """
     currents_by_site, spikes_by_site = {}, {}
@@ -66,11 +69,10 @@ def observe(
         currents_by_site[site.name] = currents
         spikes_by_site[site.name] = _without_constant(snn.code, spikes, offset)
 
-    models = {
-        site.name: WithSurrogate(snn.model_of(site.name))
-        for site in network.sites
-        if site.fires
-    }
+    models = {}
+    for site in network.sites:
+        if site.fires:
+            models[site.name] = WithSurrogate(snn.model_of(site.name))
     job = Job(
         network=network,
         snn=snn,
@@ -79,7 +81,7 @@ def observe(
         steps=steps,
         wait=wait,
         sequence=sequence,
-        answer=False,
+        answer=False,  # all steps are kept
     )
     values, streams = run_observed(job, keep)
     return Observation(values, streams, currents_by_site, spikes_by_site)
@@ -91,6 +93,12 @@ def values_at_level(
     """The values [B, ...] of all variables if all neurons emit spikes of this level.
 
     At level 0 these are what biases, offsets and x contribute.
+
+    Args:
+        network: with all calls inlined.
+        snn: its neurons and parameters.
+        x: images [B, ...].
+        level: of the spikes, 0 or 1.
     """
     values = network.arguments(snn.params, x)
 
@@ -101,8 +109,8 @@ def values_at_level(
         else:
             # This raises for neurons without a threshold.
             spike_size = threshold_of(params, site)
-        # Level 0 is a product as well: XLA would take minutes to fold the max-pools of
-        # a constant.
+        # Level 0 is a product too. XLA would compute the max-pools of a constant at
+        # compile time, which takes minutes.
         output = level * lead(spike_size, current.ndim).astype(current.dtype)
         output = jnp.broadcast_to(output, current.shape)
         return add_offset(output, field(params, "offset"))
@@ -111,13 +119,15 @@ def values_at_level(
     return values
 
 
-# What changes by less than this part of a value is rounding of float32. The last of 16
-# binary digits is 15 times as large.
+# A change is rounding of float32 if it is below this part of the largest value. The
+# last of 16 binary digits is 15 times as large.
 _ROUNDING = 2e-6
 
 
 def events(code: Code, stream: jax.Array, constant: jax.Array) -> jax.Array:
     """What arrives of a variable at each step because of spikes, [T, B, ...].
+
+    It is 0 where no spike arrives.
 
     Args:
         code: of the SNN.
@@ -126,24 +136,33 @@ def events(code: Code, stream: jax.Array, constant: jax.Array) -> jax.Array:
     """
     arriving = _without_constant(code, code.arriving(stream), constant)
     # A value that has not changed may differ in its last bits, which is no event.
-    # [1, B, ...]
-    noise = _ROUNDING * jnp.abs(stream).max(0, keepdims=True)
+    noise = _ROUNDING * jnp.abs(stream).max(0, keepdims=True)  # [1, B, ...]
     return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
 
 
 def _without_constant(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
-    """What arrives at each step [T, B, ...] without the part of a constant [B, ...]."""
-    times = arrivals(code, len(arriving))
+    """What arrives at each step, without the part of a constant: [T, B, ...].
+
+    Args:
+        code: of the SNN.
+        arriving: with the constant, [T, B, ...].
+        constant: [B, ...], or one number for each channel; None: 0.
+    """
+    times = arrivals(code, len(arriving))  # how often the constant arrives, [T]
     if constant is None or times is None:
+        # It arrives once at every step, as an offset does.
         return subtract_offset(arriving, constant)
-    times = jnp.asarray(times, arriving.dtype)
-    times = times.reshape(-1, *[1] * (arriving.ndim - 1))
+    times = per_step(jnp.asarray(times, arriving.dtype), arriving.ndim)
     constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
     return arriving - times * constant
 
 
 def threshold_of(params: Any, site: Site) -> jax.Array:
-    """The size of a spike of level 1.
+    """The size of a spike of level 1: [], or one number for each channel.
+
+    Args:
+        params: of the neurons.
+        site: where they fire, for the message.
 
     Raises:
         ValueError: the neurons have no threshold.

@@ -2,6 +2,10 @@
 
     synaptic operations = sum over neurons of spikes x fan-out
 
+A product is a matrix product or a convolution, and its fan-out says to how many outputs
+each input contributes. A MAC is a product of two numbers and an addition. An operator
+computes functions of values, such as attention, see `snnjax.network`.
+
 NumPy counts the fan-out from shapes alone, before anything is compiled: XLA's algebraic
 simplifier has computed such a constant wrongly within the program that multiplied
 spikes by it (jax 0.10.2).
@@ -15,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._arrays import lead, per_step, wide, wide_dtype
 from snnjax._trees import batch_of
 from snnjax.measures.observation import (
     Observation,
@@ -30,25 +34,25 @@ from snnjax.snn import SNN
 
 
 def products(network: Network) -> list[tuple[Equation, int]]:
-    """Products with weights, and the variable of the operand that x reaches."""
+    """Products with weights, each with the variable of the operand that x reaches."""
     pairs = []
     for equation in network.equations:
         if equation.name not in PRODUCTS:
             continue
         operands = [v for v in equation.variables if v in network.dependent]
-        if operands:
+        if operands:  # Otherwise both are parameters.
             pairs.append((equation, operands[0]))
     return pairs
 
 
 def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarray:
-    """In how many multiply-adds each entry of an operand of a product takes part.
+    """In how many MACs each entry of an operand of a product takes part.
 
     Those with padding do not count.
 
     Args:
         equation: a matrix product or a convolution.
-        network: it belongs to.
+        network: the network of the equation.
         position: of the operand, 0 or 1.
 
     Returns:
@@ -67,7 +71,13 @@ def _fan_out_of_matrix_product(
     output_shape: tuple[int, ...],
     position: int,
 ) -> np.ndarray:
-    """The same number for every entry: all multiply-adds over all entries."""
+    """The `fan_out` of a matrix product: all MACs over all entries, [1, .., 1].
+
+    Args:
+        equation, position: as for `fan_out`.
+        shapes: of both operands.
+        output_shape: of the product.
+    """
     (contracted_axes, _), _ = equation.options["dimension_numbers"]
     contracted_size = math.prod(shapes[0][axis] for axis in contracted_axes)
     macs = math.prod(output_shape) * contracted_size
@@ -82,11 +92,22 @@ def _fan_out_of_convolution(
     output_shape: tuple[int, ...],
     position: int,
 ) -> np.ndarray:
-    """A product of the uses along each dimension of space."""
+    """The `fan_out` of a convolution: the product of the uses along each dimension.
+
+    A dimension of space contributes a factor for each position along it. The axes of
+    channels and examples, of size 1 in the result, contribute one factor together.
+
+    Args:
+        equation, position: as for `fan_out`.
+        shapes: of the image and of the kernel.
+        output_shape: of the convolution.
+    """
     options = equation.options
     image_spec, kernel_spec, output_spec = options["dimension_numbers"]
     image_shape, kernel_shape = shapes
     groups = options["feature_group_count"] * options["batch_group_count"]
+    # A spec lists the axes of an array: for images that of the examples, that of the
+    # channels, and those of space; for kernels output channels, input channels, space.
     if position == 0:
         # A pixel reaches the output channels of its group.
         counts = np.array(output_shape[output_spec[1]] // groups)
@@ -120,12 +141,19 @@ def _uses_along_dimension(
     kernel_size: int,
     output_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uses of each pixel, [image_size], and of each weight, [kernel_size]."""
+    """Uses of each pixel, [image_size], and of each weight, [kernel_size].
+
+    Args:
+        options: of the convolution.
+        dimension: number of the dimension of space.
+        image_size, kernel_size, output_size: along it.
+    """
     stride = options["window_strides"][dimension]
     kernel_dilation = options["rhs_dilation"][dimension]
     padding_before, _ = options["padding"][dimension]
     offsets = np.arange(kernel_size) * kernel_dilation - padding_before
-    # The position that each weight reads for each output, [output_size, kernel_size].
+    # The position that each weight reads for each output, [output_size, kernel_size],
+    # is counted in the image after its dilation.
     positions = np.arange(output_size)[:, None] * stride + offsets
     # Between two pixels of a dilated image lie zeros.
     image_dilation = options["lhs_dilation"][dimension]
@@ -137,7 +165,7 @@ def _uses_along_dimension(
 
 
 def macs_of(equation: Equation, network: Network) -> int:
-    """Multiply-adds of a product per image, without those with padding."""
+    """MACs of a product per image, without those with padding."""
     shape = shape_of(network.avals, equation.inputs[0])
     return int(np.broadcast_to(fan_out(equation, network), shape).sum())
 
@@ -149,24 +177,26 @@ def counts(
     observation: Observation,
     operator_steps: int,
 ) -> dict[str, jax.Array]:
-    """Operations per image and weights, named as in `Measures`.
+    """Operations per image, and numbers of weights, named as in `Measures`.
 
     Args:
         network: with all calls inlined.
         snn: its neurons and parameters.
         x: images [B, ...].
         observation: of T steps with x.
-        operator_steps: how often operators are computed that spikes reach; the others
-            are computed once.
+        operator_steps: how often an operator that spikes reach is computed for an
+            image. Other operators are computed once.
     """
+    # What arrives beside spikes is the value of a network whose neurons are silent.
+    silent_values = values_at_level(network, snn, x, 0)
     highest_level = _highest_level(network, snn)
     level_one_values: Values = {}
     if highest_level > 1:  # spikes are graded
         level_one_values = values_at_level(network, snn, x, 1)
-    constants = values_at_level(network, snn, x, 0)
-    # Zeros as a product, which XLA does not fold into the network.
-    dark = jax.tree.map(lambda leaf: leaf * jnp.zeros_like(leaf), x)
-    constants_of_dark = values_at_level(network, snn, dark, 0)
+    # What changes with x, though no neuron fires, is analog input. x is compared with
+    # zeros, in the form of a product that XLA does not fold into the network.
+    zeros = jax.tree.map(lambda leaf: leaf * jnp.zeros_like(leaf), x)
+    values_without_x = values_at_level(network, snn, zeros, 0)
 
     operations, additions = _recurrent_counts(network, snn, observation.spikes)
     stepwise_macs, input_macs = _operator_macs(network)
@@ -179,18 +209,18 @@ def counts(
             input_macs += product_macs
             continue
         synapses = fan_out(equation, network, equation.inputs.index(v))
-        arriving = events(snn.code, observation.values[v], constants[v])
-        is_event = (arriving != 0).astype(jnp.float32)
-        operations += _weighed(is_event, synapses) / batch
+        arriving = events(snn.code, observation.values[v], silent_values[v])
+        event_counts = (arriving != 0).astype(jnp.float32)  # [T, B, ...]
+        operations += _synaptic_sum(event_counts, synapses) / batch
         if highest_level > 1:
-            level_one_size = wide(level_one_values[v]) - wide(constants[v])
+            level_one_size = wide(level_one_values[v]) - wide(silent_values[v])
             spike_sizes = snn.code.sizes(len(arriving))
-            is_event *= _magnitudes(
+            event_counts *= _magnitudes(
                 arriving, level_one_size, spike_sizes, highest_level
             )
-        additions += _weighed(is_event, synapses) / batch
-        depends_on_x = (constants[v] != constants_of_dark[v]).astype(jnp.float32)
-        input_macs += _weighed(depends_on_x, synapses) / batch
+        additions += _synaptic_sum(event_counts, synapses) / batch
+        depends_on_x = silent_values[v] != values_without_x[v]  # [B, ...]
+        input_macs += _synaptic_sum(depends_on_x.astype(jnp.float32), synapses) / batch
     return {
         "synaptic_operations": jnp.asarray(operations),
         "synaptic_additions": jnp.asarray(additions),
@@ -224,6 +254,8 @@ def _weight_counts(network: Network, snn: SNN, values: Values) -> dict[str, jax.
     count too, but their zeros do not.
 
     Args:
+        network: with all calls inlined.
+        snn: its neurons.
         values: variable -> value, weights among them.
     """
     # A dictionary, since variables and constants have no common order.
@@ -248,23 +280,21 @@ def _weight_counts(network: Network, snn: SNN, values: Values) -> dict[str, jax.
 
 
 def _operator_macs(network: Network) -> tuple[int, int]:
-    """Multiply-adds per image of products of two values, which operators compute.
+    """MACs per image of products of two values, which operators compute.
 
     Returns:
         Those of operators that spikes reach, which are computed at every step, and
-        those of the others.
+        those of the other operators.
     """
     streams = streaming(network.equations)
     stepwise_macs, constant_macs = 0, 0
     for operator in network.equations:
-        if operator.body is None:
+        if operator.body is None:  # It is no operator.
             continue
-        inner_products = [
-            equation
-            for equation in operator.body.equations
-            if equation.name == "dot_general"
-        ]
-        macs = sum(macs_of(equation, network) for equation in inner_products)
+        macs = 0
+        for equation in operator.body.equations:
+            if equation.name == "dot_general":
+                macs += macs_of(equation, network)
         if streams.isdisjoint(operator.inputs):
             constant_macs += macs
         else:
@@ -272,18 +302,26 @@ def _operator_macs(network: Network) -> tuple[int, int]:
     return stepwise_macs, constant_macs
 
 
-def _weighed(active: jax.Array, synapses: np.ndarray) -> jax.Array:
-    """The sum of [..., *one example], each entry times its synapses."""
-    time_and_batch = tuple(range(active.ndim - synapses.ndim))
-    return (active.sum(time_and_batch) * synapses.astype(np.float32)).sum()
+def _synaptic_sum(counts: jax.Array, synapses: np.ndarray) -> jax.Array:
+    """The sum of all counts, each times its synapses, [].
+
+    Args:
+        counts: float32 [T, B, ...] or [B, ...].
+        synapses: of one example; broadcasts to [...].
+    """
+    # Counts are added over time and batch first, for one product of one example's size.
+    leading_axes = tuple(range(counts.ndim - synapses.ndim))
+    return (counts.sum(leading_axes) * synapses.astype(np.float32)).sum()
 
 
 def _recurrent_counts(
     network: Network, snn: SNN, spikes: dict[str, jax.Array]
 ) -> tuple[Any, Any]:
-    """Operations and additions per image of connections within the sites.
+    """Operations and additions per image of connections within the sites, [] both.
 
     Args:
+        network: with its sites.
+        snn: its neurons.
         spikes: name of a site -> its spikes [T, B, ...].
     """
     operations, additions = jnp.zeros(()), jnp.zeros(())
@@ -294,7 +332,7 @@ def _recurrent_counts(
         synapses = synapses_of_a_spike(model, site.shape)
         if not synapses:
             continue
-        # A spike arrives at the next step; those of the last step arrive nowhere.
+        # A spike arrives at the next step, so those of the last step arrive nowhere.
         arriving = spikes[site.name][:-1]  # [T - 1, B, ...]
         batch_size = arriving.shape[1]
         synapses_per_image = synapses / batch_size
@@ -322,13 +360,14 @@ def _magnitudes(
 
     Args:
         arriving: values of the stream, [T, B, ...].
-        level_one_size: what arrives if all neurons emit level 1, [B, ...]. Spikes of
-            both signs may cancel in it.
-        spike_sizes: of a spike at each step, [T].
-        highest_level: a value is worth so many at most, even where spikes cancel.
+        level_one_size: what arrives if all neurons emit level 1, [B, ...]. Positive and
+            negative weights may cancel in it.
+        spike_sizes: T w_t, of a spike at each step, [T].
+        highest_level: a value is worth so many at most, even where weights cancel.
     """
     sizes = jnp.asarray(spike_sizes, wide_dtype(level_one_size))
-    sizes = sizes.reshape(-1, *[1] * level_one_size.ndim)
-    worth = sizes * jnp.abs(wide(level_one_size))[None]
-    count = jnp.round(jnp.abs(wide(arriving)) / jnp.where(worth > 0, worth, jnp.inf))
+    unit = per_step(sizes, arriving.ndim) * jnp.abs(wide(level_one_size))[None]
+    # Where level 1 gives 0, the quotient is 0, and the result is 1.
+    divisor = jnp.where(unit > 0, unit, jnp.inf)
+    count = jnp.round(jnp.abs(wide(arriving)) / divisor)
     return jnp.clip(count, 1, highest_level)
