@@ -586,7 +586,7 @@ def test_feedback_lowers_the_error_that_the_data_see():
             samples += 0.1 * generator.normal(size=samples.shape)
             second = samples.T @ samples / len(samples)
             rows = generator.normal(size=(5, 24)) * rounding.largest_weight(bits) / 3
-            fed_back = rows - rounding.with_feedback(rows, bits, second)
+            fed_back = rows - rounding.round_with_feedback(rows, bits, second)
             nearest = rows - rounding.to_grid(rows, bits)
             errors = [np.einsum("oi,ij,oj", e, second, e) for e in (fed_back, nearest)]
             ratios.append(errors[0] / errors[1])
@@ -603,9 +603,9 @@ def test_scales_minimize_the_error_and_keep_their_limits():
         restored = rounding.to_grid(rows * theta[:, None], 4) / theta[:, None]
         return (power * (rows - restored) ** 2).sum(1)
 
-    theta = rounding.scales(parts, most, "channel")
+    theta = rounding.search_theta(parts, most, "channel")
     assert (theta <= most).all() and np.array_equal(theta, np.rint(theta))
-    free = rounding.scales(parts, np.full(6, 1e9), "channel", is_whole=False)
+    free = rounding.search_theta(parts, np.full(6, 1e9), "channel", is_whole=False)
     by_largest = 7 / np.abs(rows).max(1)
     assert (error(free) <= error(by_largest) + 1e-9).all()
 

@@ -1,4 +1,4 @@
-"""One receiver of whole numbers: its weights, threshold, bias and potential.
+"""One receiver of whole numbers: its weights, threshold, bias and initial potential.
 
     W* = w + w (C - H) (H + d)^-1      H = cov(x'), C = cov(x, x')
 
@@ -8,6 +8,12 @@ layers before (asymmetric calibration, Li et al., arXiv 2504.02692); d is 0.1 ti
 mean variance. Then W* is rounded with error feedback by H. A row of one weight is only
 rounded, and a weight of 0 stays 0. A bias makes up for the difference of the means. A
 recurrent kernel is one more map, which reads the spikes of the float network in both.
+
+receiver: a population, or an output.
+row: a channel of an image, or an element of a vector; a receiver has O of them.
+theta: the whole thresholds of the rows, [O]; see ``rounding.py``.
+register: holds a potential, in ``state_bits`` bits.
+N counts the calibration images. Arrays of the network, [T, N, ...], are channels last.
 """
 
 import dataclasses
@@ -19,38 +25,40 @@ import numpy as np
 
 from snnjax._checks import warn
 from snnjax.deploy.integers import programs, rounding, streams
-from snnjax.deploy.integers.programs import Moments, Pair
+from snnjax.deploy.integers.programs import Moments, StreamPair
 from snnjax.deploy.integers.streams import Stream
 from snnjax.deploy.integers.timing import arithmetic_of, timing, widest
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_first, channels_last
 
-_DAMPING = 0.1  # of W*, over the mean variance
-_LARGEST_SHARE = 0.5  # of 2^(state_bits - 1), for potentials of calibration images
-_ATTEMPTS = 4  # at scales whose potentials fit; after that the last one is kept
-_SCALE_BITS = 8  # of weights that scale spikes one by one, at least
+_DAMPING = 0.1  # d of W*, over the mean variance
+# The largest share of a register that potentials of calibration images may use. Other
+# images may need more.
+_LARGEST_SHARE = 0.5
+_ATTEMPTS = 4  # scales that are tried until potentials fit; the last one is then kept
+_SCALE_BITS = 8  # least bits of weights that scale spikes one by one
 
 
 class Incoming(NamedTuple):
     """A map into a receiver, and what it reads in both networks."""
 
     map: values.Affine
-    sent: Pair
+    sent: StreamPair
 
 
-class Reading(NamedTuple):
-    """A population or an output, with all that it reads.
+class ReceiverData(NamedTuple):
+    """What the fit of one receiver needs to know.
 
     Attributes:
         layers: the network, its numbers floats.
-        node: the receiver.
+        node: the receiver, its numbers floats.
         incoming: the maps into it. A recurrent kernel is the last.
         parts: W* of each map over the threshold, and H of what it reads.
-        thresholds: V of each channel or element, [O]; 1 of an output.
-        scale: see `snnjax.deploy.quantize`; with "range" numbers are only rounded.
-        currents: of the float network, without the bias, in units of T w_T,
-            [T, N, ...]; those from its own spikes are left out.
-        levels: that a population sends in the float network.
+        thresholds: float V of each row, [O]; 1 of an output.
+        rule: ``scale`` of `snnjax.deploy.quantize`.
+        currents: what arrives in the float network without the bias, [T, N, ...], in
+            units of T w_T. What recurrent neurons send to themselves is left out.
+        levels: what a population sends in the float network; None of an output.
     """
 
     layers: values.Layers
@@ -58,109 +66,127 @@ class Reading(NamedTuple):
     incoming: Sequence[Incoming]
     parts: Sequence[rounding.Part]
     thresholds: np.ndarray
-    scale: rounding.Scale
+    rule: rounding.ScaleRule
     currents: jax.Array
     levels: Stream | None
 
     @property
     def is_corrected(self) -> bool:
-        """Whether numbers are fitted, beyond being rounded."""
-        return self.scale != "range"
+        """Whether weights and biases make up for errors, beyond being rounded."""
+        return self.rule != "range"
 
 
-class Fitted(NamedTuple):
+class FittedReceiver(NamedTuple):
     """A receiver of whole numbers.
 
     Attributes:
         node: the receiver.
-        maps: those that lead to it from others, in the order of its sources.
+        maps: the maps into it in the order of its sources, without a recurrent kernel.
         sent: the spikes of a population; None of an output.
-        clippings: weights that are clipped, in words.
+        clippings: a phrase for each map whose weights are clipped.
     """
 
     node: values.Receiver
     maps: list[values.Affine]
-    sent: Pair | None
+    sent: StreamPair | None
     clippings: list[str]
 
 
-# ------------------------------------------------------------------------------- reads
+# -------------------------------------------------------------------------------- data
 
 
-def read(
+def receiver_data(
     layers: values.Layers,
     node: values.Receiver,
     incoming: Sequence[Incoming],
     bits: int,
-    scale: rounding.Scale,
-) -> Reading:
-    """A receiver with weights of these bits, from the maps into it."""
-    currents, moments = _read_maps(layers, incoming)
+    rule: rounding.ScaleRule,
+) -> ReceiverData:
+    """What the fit of a receiver needs, from the maps into it.
+
+    Args:
+        layers: the network, its numbers floats.
+        node: the receiver, its numbers floats.
+        incoming: the maps in the order of its sources, without a recurrent kernel.
+        bits: of its whole weights.
+        rule: ``scale`` of `snnjax.deploy.quantize`.
+    """
+    currents, moments = _currents_and_moments(layers, incoming)
     levels = None
+    incoming = list(incoming)
     if isinstance(node, values.Population):
         levels = programs.float_levels(layers, node, currents)
-        # The spikes of whole numbers are not known before the kernel is: it is fitted
-        # to those of the float network.
-        kernels = values.maps_to_itself(node)
-        recurrent = [Incoming(kernel, Pair(levels, levels)) for kernel in kernels]
+        # What whole neurons send to themselves is not known before their kernel is. So
+        # a recurrent kernel is fitted to the spikes of the float network.
+        spikes = StreamPair(floats=levels, whole=levels)
+        recurrent = [Incoming(kernel, spikes) for kernel in values.maps_to_itself(node)]
         if recurrent:
-            incoming = [*incoming, *recurrent]
-            moments += _read_maps(layers, recurrent)[1]
-    thresholds = _thresholds(node)
+            _, recurrent_moments = _currents_and_moments(layers, recurrent)
+            incoming += recurrent
+            moments += recurrent_moments
+    thresholds = _row_thresholds(node)
     wide_incoming = []
     parts = []
-    for (affine, pair), (second, cross) in zip(incoming, moments, strict=True):
+    for (affine, sent), moment in zip(incoming, moments, strict=True):
         map_bits = bits
         if isinstance(affine, values.Scale):
-            # A weight for each channel, the size of the sender's spikes: often several
-            # times as large as those of a convolution beside it. So it has more bits.
+            # Its weights are the sizes of the sender's spikes, and often several times
+            # as large as those of a convolution beside it. So they have more bits.
             map_bits = max(bits, _SCALE_BITS)
-            ones = np.ones((len(thresholds), *[1] * len(node.shape[1:])))
-            affine = dataclasses.replace(affine, weight=affine.weight * ones)
+            affine = _with_row_weights(affine, len(thresholds))
         rows = affine.weight.reshape(len(thresholds), -1) / thresholds[:, None]
-        if scale != "range":
-            rows = _corrected(rows, second, cross)
-        wide_incoming.append(Incoming(affine, pair))
-        parts.append(rounding.Part(rows, map_bits, second))
-    return Reading(
+        if rule != "range":
+            rows = _corrected_rows(rows, moment)
+        wide_incoming.append(Incoming(affine, sent))
+        parts.append(rounding.Part(rows, map_bits, moment.covariance))
+    return ReceiverData(
         layers=layers,
         node=node,
         incoming=wide_incoming,
         parts=parts,
         thresholds=thresholds,
-        scale=scale,
+        rule=rule,
         currents=currents,
         levels=levels,
     )
 
 
-def _read_maps(
+def _currents_and_moments(
     layers: values.Layers, incoming: Sequence[Incoming]
 ) -> tuple[jax.Array, list[Moments]]:
-    """Float currents through some maps, and the moments of what each one reads."""
+    """Float currents [T, N, ...] through some maps, and the moments of each map."""
     maps = [entry.map for entry in incoming]
-    pairs = [entry.sent for entry in incoming]
-    return programs.currents_and_moments(layers, maps, pairs)
+    sent = [entry.sent for entry in incoming]
+    return programs.currents_and_moments(layers, maps, sent)
 
 
-def _thresholds(node: values.Receiver) -> np.ndarray:
-    """V of each channel or element, [O]: the mean of a channel; 1 of an output."""
+def _row_thresholds(node: values.Receiver) -> np.ndarray:
+    """V of each row, [O]: the mean over an image's channel; 1 of an output."""
+    row_count = node.shape[0]
     if not isinstance(node, values.Population):
-        return np.ones(node.shape[0])
+        return np.ones(row_count)
     per_neuron = np.broadcast_to(node.threshold, node.shape)
-    return per_neuron.reshape(node.shape[0], -1).mean(axis=1)
+    return per_neuron.reshape(row_count, -1).mean(axis=1)
 
 
-def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """W* of rows [O, n], group by group, from H and C; weights of 0 stay 0."""
-    if not rounding.is_matrix(rows, second):
+def _with_row_weights(scale: values.Scale, row_count: int) -> values.Scale:
+    """The map with a weight for each of its rows, where one was shared by all."""
+    row_shape = (row_count,) + (1,) * (len(scale.shape) - 1)
+    return dataclasses.replace(scale, weight=scale.weight * np.ones(row_shape))
+
+
+def _corrected_rows(rows: np.ndarray, moments: Moments) -> np.ndarray:
+    """W* of the rows w, [O, n], from H and C of each group; weights of 0 stay 0."""
+    if moments.covariance.shape[-1] == 1:
+        # Each weight reads one number alone. The bias makes up for its error.
         return rows
     results = []
-    groups = np.split(rows, len(second))
-    for group, h, c in zip(groups, second, cross, strict=True):
+    groups = np.split(rows, len(moments.covariance))
+    for group, h, c in zip(groups, *moments, strict=True):
         # Few images say little about many weights, which the damping keeps in place.
         damping = _DAMPING * np.trace(h) / len(h) + 1e-9
         damped = h + damping * np.eye(len(h))
+        # solve(A, B) is A^-1 B, and here the inverse stands on the right.
         change = np.linalg.solve(damped, (c - h).T @ group.T).T
         results.append(np.where(group == 0, 0, group + change))
     return np.concatenate(results)
@@ -169,66 +195,59 @@ def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.nd
 # -------------------------------------------------------------------------------- fits
 
 
-def fit_receiver(reading: Reading) -> Fitted:
+def fit_receiver(data: ReceiverData) -> FittedReceiver:
     """The receiver as whole numbers.
-
-    A population gets the best scale Theta, [O], whose potentials fit. An output has no
-    potential: it is only scaled.
 
     Raises:
         ValueError: weights or thresholds that would all be rounded to 0, or potentials
             that fit at no scale.
     """
-    if isinstance(reading.node, values.Output):
-        theta = rounding.scales(
-            reading.parts,
-            largest=_largest_of_sums(reading),
-            scale=reading.scale,
-            is_whole=False,
-        )
-        maps = _whole_maps(reading, theta)
-        currents = _whole_currents(reading, maps)
-        return Fitted(
-            node=_whole_output(reading, theta, currents),
-            maps=maps,
-            sent=None,
-            clippings=[],
-        )
-    return _fit_population(reading, reading.node)
+    if isinstance(data.node, values.Output):
+        return _fit_output(data, data.node)
+    return _fit_population(data, data.node)
 
 
-def _fit_population(reading: Reading, population: values.Population) -> Fitted:
-    """A population at the best scale whose potentials fit into its register.
+def _fit_output(data: ReceiverData, output: values.Output) -> FittedReceiver:
+    """The output as whole numbers. It has no potential, so theta only scales sums."""
+    theta = rounding.search_theta(
+        data.parts,
+        largest_theta=_largest_theta_of_sums(data),
+        rule=data.rule,
+        is_whole=False,
+    )
+    maps = _whole_maps(data, theta)
+    charge = _charge(data, theta, _whole_currents(data, maps))
+    bias = charge.bias * data.layers.bias_unit
+    whole = dataclasses.replace(
+        output,
+        bias=channels_first(bias, output.shape),
+        unit=channels_first(1 / theta, output.shape),
+    )
+    return FittedReceiver(whole, maps, sent=None, clippings=[])
 
-    Theta [O] is the whole threshold of each row, and thus its scale. ``largest_theta``
-    [O] bounds it, and shrinks until the potentials fit.
-    """
-    layers = reading.layers
+
+def _fit_population(
+    data: ReceiverData, population: values.Population
+) -> FittedReceiver:
+    """A population at the best scale whose potentials fit into its register."""
+    layers = data.layers
     arithmetic = arithmetic_of(layers)
-    # First, because it refuses weights that no scale can hold.
-    clippings = _clippings(reading)
+    # This comes first, because it refuses weights that no scale can hold.
+    clippings = _clippings(data)
     # A register holds potentials in [-limit, limit). A threshold is at most half of it.
     limit = 2 ** (arithmetic.state_bits - 1)
-    largest_theta = np.minimum(_largest_of_sums(reading), limit / 2)
-    source_count = len(population.sources)
+    largest_theta = np.minimum(_largest_theta_of_sums(data), limit / 2)
     for _ in range(_ATTEMPTS):
-        theta = rounding.scales(reading.parts, largest_theta, reading.scale)
-        maps = _whole_maps(reading, theta)
-        # At most one map is recurrent.
-        feedforward, recurrent = maps[:source_count], maps[source_count:]
-        currents = _whole_currents(reading, feedforward)
-        whole = _whole_population(reading, population, theta, currents)
-        for kernel in recurrent:
-            assert isinstance(kernel, values.Dense)
-            whole = dataclasses.replace(whole, recurrent=kernel)
+        theta = rounding.search_theta(data.parts, largest_theta, data.rule)
+        attempt = _population_at(data, population, theta)
         # The widest registers that can be simulated show how far potentials would go.
         # Below the limit, the spikes are those of the population's own registers.
-        activity = streams.fire(whole, widest(layers), currents)
-        peaks = _peaks(activity, arithmetic)
+        activity = streams.fire(attempt.node, widest(layers), attempt.currents)
+        peaks = _peak_potentials(activity, arithmetic)
         is_too_large = peaks > _LARGEST_SHARE * limit
         if not is_too_large.any():
             break
-        # Potentials grow in proportion to Theta.
+        # Potentials grow in proportion to theta.
         smaller_theta = np.floor(theta * _LARGEST_SHARE * limit / peaks)
         largest_theta = np.where(is_too_large, smaller_theta, largest_theta)
         if (largest_theta < 1).any():
@@ -238,41 +257,72 @@ def _fit_population(reading: Reading, population: values.Population) -> Fitted:
                 "state_bits, or fewer weight_bits"
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
-        activity = streams.fire(whole, layers, currents)
-    if reading.scale == "range":
-        _warn_of_range(reading, theta)
-    assert reading.levels is not None
+        activity = streams.fire(attempt.node, layers, attempt.currents)
+    if data.rule == "range":
+        _warn_range(data, theta)
+    assert data.levels is not None
     whole_spikes = Stream(constant=None, spikes=activity.spikes)
-    return Fitted(
-        node=whole,
-        maps=feedforward,
-        sent=Pair(floats=reading.levels, whole=whole_spikes),
+    return FittedReceiver(
+        node=attempt.node,
+        maps=attempt.maps,
+        sent=StreamPair(floats=data.levels, whole=whole_spikes),
         clippings=clippings,
     )
 
 
-def _largest_of_sums(reading: Reading) -> np.ndarray:
-    """The largest Theta of each row at which sums of currents stay below 2^26, [O]."""
-    bias = channels_last(reading.node.bias) / reading.layers.bias_unit
-    sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
-    peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
-    return 2.0**26 * reading.thresholds / np.maximum(peaks, 1e-20)
+class _Attempt(NamedTuple):
+    """A population of whole numbers at one scale.
+
+    Attributes:
+        node: the population, with its recurrent kernel if it has one.
+        maps: the maps into it in the order of its sources.
+        currents: what arrives through them without the bias, [T, N, ...].
+    """
+
+    node: values.Population
+    maps: list[values.Affine]
+    currents: jax.Array
 
 
-def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
-    """The maps at thresholds Theta [O].
+def _population_at(
+    data: ReceiverData, population: values.Population, theta: np.ndarray
+) -> _Attempt:
+    """The whole numbers of a population at the thresholds theta, [O]."""
+    maps = _whole_maps(data, theta)
+    source_count = len(population.sources)
+    # The map behind those from the sources, if there is one, is the recurrent kernel.
+    feedforward = maps[:source_count]
+    currents = _whole_currents(data, feedforward)
+    whole = _whole_population(data, population, theta, currents)
+    for kernel in maps[source_count:]:
+        assert isinstance(kernel, values.Dense)
+        whole = dataclasses.replace(whole, recurrent=kernel)
+    return _Attempt(whole, feedforward, currents)
+
+
+def _largest_theta_of_sums(data: ReceiverData) -> np.ndarray:
+    """The largest theta of each row at which sums of currents stay below 2^26, [O]."""
+    bias = channels_last(data.node.bias) / data.layers.bias_unit
+    # A current may be added up over all steps without a reset.
+    sums = np.abs(np.asarray(data.currents)).sum(0) + np.abs(bias)
+    peaks = sums.reshape(-1, len(data.thresholds)).max(axis=0)
+    return 2.0**26 * data.thresholds / np.maximum(peaks, 1e-20)
+
+
+def _whole_maps(data: ReceiverData, theta: np.ndarray) -> list[values.Affine]:
+    """The maps into the receiver at thresholds theta, [O], rounded.
 
     Raises:
         ValueError: all weights of one became 0.
     """
     maps = []
-    for (affine, _), part in zip(reading.incoming, reading.parts, strict=True):
-        weight = rounding.rounded(part, theta, reading.scale)
+    for (affine, _), part in zip(data.incoming, data.parts, strict=True):
+        weight = rounding.round_weights(part, theta, data.rule)
         weight = weight.reshape(affine.weight.shape)
         if affine.weight.any() and not weight.any():
             raise ValueError(
                 f"all weights of {affine.name!r} would be rounded to 0, for potentials "
-                f"of {arithmetic_of(reading.layers).state_bits} bits and the scale of "
+                f"of {arithmetic_of(data.layers).state_bits} bits and the scale of "
                 "what else their neurons read; allowed: more state_bits, fewer "
                 "input_bits or weight_bits, fewer steps of a code, or no such map"
             )
@@ -280,19 +330,22 @@ def _whole_maps(reading: Reading, theta: np.ndarray) -> list[values.Affine]:
     return maps
 
 
-def _whole_currents(reading: Reading, maps: Sequence[values.Affine]) -> jax.Array:
+def _whole_currents(data: ReceiverData, maps: Sequence[values.Affine]) -> jax.Array:
     """What arrives through whole maps from others, without a bias: [T, N, ...]."""
-    sent = [entry.sent.whole for entry in reading.incoming[: len(maps)]]
-    return programs.arriving_currents(reading.layers, maps, sent)
+    sent = [entry.sent.whole for entry in data.incoming[: len(maps)]]
+    return programs.arriving_currents(data.layers, maps, sent)
 
 
-def _peaks(activity: streams.Fired, arithmetic: values.Arithmetic) -> np.ndarray:
-    """How large the potentials of each row become, [O].
+def _peak_potentials(
+    activity: streams.Fired, arithmetic: values.Arithmetic
+) -> np.ndarray:
+    """The largest size of a potential in each row, [O].
 
     With "saturate" the lowest ones do not count: a neuron far below its threshold is
     silent also at the limit. `Trace.below` counts them.
     """
     lowest, highest = activity.extremes
+    # A register holds one number less above 0 than below.
     peaks = np.asarray(highest, float) + 1
     if arithmetic.overflow == "wrap":
         peaks = np.maximum(-np.asarray(lowest, float), peaks)
@@ -306,82 +359,66 @@ class Charge(NamedTuple):
     """What the bias of a receiver has to bring within T steps, channels last.
 
     Attributes:
-        bias: whole, in its units, see `snnjax.deploy.Layers.bias_unit`.
-        remainder: what the rounded biases of all steps leave, for the initial
-            potential.
+        bias: whole, in units of `snnjax.deploy.Layers.bias_unit`; [O], one number for
+            every element, or a scalar 0.
+        remainder: what rounding leaves of the biases of all steps, in units of a
+            potential, for the initial potential.
     """
 
     bias: np.ndarray
     remainder: np.ndarray
 
 
-def _charge(reading: Reading, factor: np.ndarray, currents: jax.Array) -> Charge:
+def _charge(data: ReceiverData, theta: np.ndarray, currents: jax.Array) -> Charge:
     """The bias with which the mean of what arrives is that of the float network.
 
     Args:
-        factor: of each row between numbers of the float receiver and whole ones, [O].
-        currents: of whole numbers, without the bias, [T, N, ...].
+        data: of the receiver.
+        theta: its thresholds, [O].
+        currents: what arrives through whole maps without the bias, [T, N, ...].
     """
-    layers, node = reading.layers, reading.node
-    float_bias = factor * (channels_last(node.bias) / layers.bias_unit)
+    layers, node = data.layers, data.node
+    # A number of the float receiver times its scale is one of the whole receiver.
+    scale = theta / data.thresholds
+    float_bias = scale * (channels_last(node.bias) / layers.bias_unit)
     arrivals = timing(layers).biases.sum()
     total = float_bias * arrivals
-    if reading.is_corrected:
-        float_mean = np.asarray(programs.mean_total(reading.currents), np.float64)
+    if data.is_corrected:
+        float_mean = np.asarray(programs.mean_total(data.currents), np.float64)
         whole_mean = np.asarray(programs.mean_total(currents), np.float64)
-        total = total + (factor * float_mean - whole_mean)
+        total = total + (scale * float_mean - whole_mean)
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
     remainder = np.zeros(())
-    if reading.is_corrected:
+    if data.is_corrected:
         remainder = total - arrivals * bias
     return Charge(bias, remainder)
 
 
-def _whole_output(
-    reading: Reading, theta: np.ndarray, currents: jax.Array
-) -> values.Output:
-    """The output at thresholds Theta [O], which only scale its sums.
-
-    Args:
-        reading: of an output, whose thresholds are 1.
-        theta: Theta.
-        currents: of whole numbers, without the bias, [T, N, ...].
-    """
-    node = reading.node
-    assert isinstance(node, values.Output)
-    # A number of the float output times this factor is the one that is rounded.
-    factor = theta / reading.thresholds
-    bias = _charge(reading, factor, currents).bias * reading.layers.bias_unit
-    return dataclasses.replace(
-        node,
-        bias=channels_first(bias, node.shape),
-        unit=channels_first(1 / factor, node.shape),
-    )
-
-
 def _whole_population(
-    reading: Reading,
+    data: ReceiverData,
     population: values.Population,
     theta: np.ndarray,
     currents: jax.Array,
 ) -> values.Population:
-    """The population at thresholds Theta [O], without its recurrent kernel.
+    """The population at thresholds theta, [O], without its recurrent kernel.
 
-    ``currents`` are those of whole numbers without a bias, [T, N, ...].
+    ``currents`` are what arrives through whole maps without a bias, [T, N, ...].
     """
-    layers, shape = reading.layers, population.shape
-    factor = theta / reading.thresholds
-    charge = _charge(reading, factor, currents)
-    threshold = np.rint(factor * channels_last(population.threshold))
-    start = factor * channels_last(population.initial_potential)
+    layers, shape = data.layers, population.shape
+    scale = theta / data.thresholds
+    charge = _charge(data, theta, currents)
+    # theta is the mean of a row, in which neurons may have thresholds of their own.
+    threshold = np.rint(scale * channels_last(population.threshold))
+    start = scale * channels_last(population.initial_potential)
     start = start / layers.potential_unit
+    # Where all potentials of the float neurons start at 0, they still do.
     if start.any():
         start = np.rint(start + charge.remainder) * layers.potential_unit
     leak = None
-    rule = arithmetic_of(layers).leak
-    if population.leak is not None and population.is_leaky and rule is not None:
-        leak = rule.rounded(population.leak)
+    leak_rule = arithmetic_of(layers).leak
+    if population.leak is not None and population.is_leaky and leak_rule is not None:
+        leak = leak_rule.rounded(population.leak)
     return dataclasses.replace(
         population,
         leak=leak,
@@ -394,45 +431,50 @@ def _whole_population(
 # ------------------------------------------------------------------------------ checks
 
 
-def _warn_of_range(reading: Reading, theta: np.ndarray) -> None:
-    """Warn where sums or potentials leave less than the range of the weights."""
+def _warn_range(data: ReceiverData, theta: np.ndarray) -> None:
+    """Warn where theta, [O], is less than what the range of the weights allows.
+
+    Sums or potentials that would not fit have then lowered it.
+    """
     unlimited = np.full(theta.shape, np.inf)
-    share = (theta / rounding.scales(reading.parts, unlimited, "range")).min()
+    share = (theta / rounding.search_theta(data.parts, unlimited, "range")).min()
     if share < 1:
-        bits = arithmetic_of(reading.layers).state_bits
+        bits = arithmetic_of(data.layers).state_bits
         warn(
-            f"{reading.node.name!r} has {share:.3g} times the scale of its weights, "
+            f"{data.node.name!r} has {share:.3g} times the scale of its weights, "
             f"since potentials have {bits} bits and sums at most 27; sinabs's numbers "
             "need more state_bits, or images with smaller sums"
         )
 
 
-def _clippings(reading: Reading) -> list[str]:
-    """Weights that are clipped at the least threshold, 1, in words.
+def _clippings(data: ReceiverData) -> list[str]:
+    """A phrase for each map whose weights are clipped even at a threshold of 1.
 
     It happens in neurons that hardly ever fire: their threshold is far below a weight.
 
     Raises:
         ValueError: it happens in all neurons of a population.
     """
-    name, clippings = reading.node.name, []
-    for (affine, _), part in zip(reading.incoming, reading.parts, strict=True):
-        # A threshold of .5 becomes 1.
+    name = data.node.name
+    clippings = []
+    for (affine, _), part in zip(data.incoming, data.parts, strict=True):
+        # A threshold of 0.5 is rounded up to 1, so the smallest scale halves weights in
+        # units of their threshold.
         peaks = np.abs(part.rows).max(axis=1, initial=0) / 2
         is_clipped = peaks > rounding.largest_weight(part.bits)
         if not is_clipped.any():
             continue
-        bits_that_keep = 1
-        while rounding.largest_weight(bits_that_keep) < peaks.max():
-            bits_that_keep += 1
+        sufficient_bits = 1
+        while rounding.largest_weight(sufficient_bits) < peaks.max():
+            sufficient_bits += 1
         if is_clipped.all():
             raise ValueError(
                 f"with weights of {part.bits} bits all thresholds of {name!r} would be "
                 f"rounded to 0: a weight of {affine.name!r} is {2 * peaks.max():.3g} "
-                f"times the threshold; allowed: weight_bits >= {bits_that_keep} there"
+                f"times the threshold; allowed: weight_bits >= {sufficient_bits} there"
             )
         clippings.append(
             f"{affine.name!r} of {part.bits} bits, in {is_clipped.sum()} of "
-            f"{len(peaks)} channels of {name!r} ({bits_that_keep} bits keep them)"
+            f"{len(peaks)} channels of {name!r} ({sufficient_bits} bits keep them)"
         )
     return clippings

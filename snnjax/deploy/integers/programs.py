@@ -27,7 +27,7 @@ from snnjax.neurons.unroll import unroll
 _MOST_SAMPLES = 1 << 16  # of a moment
 
 
-class Pair(NamedTuple):
+class StreamPair(NamedTuple):
     """What a node sends in the float network, and in that of whole numbers.
 
     Spikes are levels in both. x is divided by the input's unit in both, and rounded
@@ -39,26 +39,26 @@ class Pair(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Covariances of what each of the G groups of rows of a map reads, [G, n, n].
+    """Covariances of the n numbers that each of G groups of rows reads, [G, n, n].
 
     Attributes:
-        second: H, of what it reads in the network of whole numbers.
-        cross: C, of what it reads in the float network with the former.
+        covariance: H, of what a group reads in the network of whole numbers.
+        cross_covariance: C, of what it reads in the float network (rows) with that.
     """
 
-    second: Any
-    cross: Any
+    covariance: Any
+    cross_covariance: Any
 
 
-def map_pair(node: values.Map, pair: Pair) -> Pair:
+def map_pair(node: values.Map, pair: StreamPair) -> StreamPair:
     """What a node without weights sends."""
     structure = _structure(node)
     floats = _mapped(structure, {}, pair.floats)
-    return Pair(floats, _mapped(structure, {}, pair.whole))
+    return StreamPair(floats, _mapped(structure, {}, pair.whole))
 
 
 def currents_and_moments(
-    layers: values.Layers, maps: Sequence[values.Affine], pairs: Sequence[Pair]
+    layers: values.Layers, maps: Sequence[values.Affine], pairs: Sequence[StreamPair]
 ) -> tuple[jax.Array, list[Moments]]:
     """Currents of the float network, and the moments of what each map reads.
 
@@ -142,7 +142,7 @@ def _currents_and_moments(
     structures: tuple[Any, ...],
     times: Timing,
     params: Sequence[dict[str, Any]],
-    pairs: Sequence[Pair],
+    pairs: Sequence[StreamPair],
 ) -> tuple[jax.Array, list[Moments]]:
     moments = []
     for structure, weights, pair in zip(structures, params, pairs, strict=True):

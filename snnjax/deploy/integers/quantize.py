@@ -28,7 +28,7 @@ from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Incoming
-from snnjax.deploy.integers.programs import Pair, map_pair
+from snnjax.deploy.integers.programs import StreamPair, map_pair
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact, is_channelwise
@@ -43,7 +43,7 @@ def quantize(
     weight_bits: int | Mapping[str, int] | None = None,
     state_bits: int | None = None,
     input_bits: int | None = None,
-    scale: rounding.Scale | None = None,
+    scale: rounding.ScaleRule | None = None,
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
     inputs: exact.Inputs = "constant",
@@ -146,7 +146,7 @@ class _Options(NamedTuple):
 
     weight_bits: int | Mapping[str, int]
     state_bits: int
-    scale: rounding.Scale
+    scale: rounding.ScaleRule
     overflow: Literal["saturate", "wrap"]
     leak: values.Leak | None
 
@@ -201,14 +201,14 @@ def _whole(
     x: jax.Array,
     in_time: bool,
     bits: Mapping[str, int],
-    scale: rounding.Scale,
+    scale: rounding.ScaleRule,
 ) -> values.Layers:
     """The layers with whole numbers, fitted in the order of execution."""
     _check_units(layers)
     nodes: list[values.Node] = []
     clippings: list[str] = []
     # What each node sends, and each map that no receiver has read yet.
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, StreamPair] = {}
     incoming: dict[str, Incoming] = {}
     sums_of_x = _sums_of_x(layers)
     unit_of_x = np.ones(())
@@ -228,8 +228,8 @@ def _whole(
             case values.Population() | values.Output():
                 # Nothing else reads these maps, so what they read is given free.
                 maps = [incoming.pop(source) for source in node.sources]
-                reading = fitting.read(layers, node, maps, bits[node.name], scale)
-                fitted = fitting.fit_receiver(reading)
+                data = fitting.receiver_data(layers, node, maps, bits[node.name], scale)
+                fitted = fitting.fit_receiver(data)
                 nodes += [*fitted.maps, fitted.node]
                 clippings += fitted.clippings
                 if fitted.sent is not None:
@@ -245,10 +245,10 @@ def _whole(
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
-def _total(pairs: Sequence[Pair]) -> Pair:
+def _total(pairs: Sequence[StreamPair]) -> StreamPair:
     """The sums of what several nodes send."""
     floats = streams.total([pair.floats for pair in pairs])
-    return Pair(floats, streams.total([pair.whole for pair in pairs]))
+    return StreamPair(floats, streams.total([pair.whole for pair in pairs]))
 
 
 def _sums_of_x(layers: values.Layers) -> set[str]:
@@ -277,7 +277,7 @@ def _check_units(layers: values.Layers) -> None:
 
 def _whole_input(
     node: values.Input, x: jax.Array, in_time: bool, layers: values.Layers
-) -> tuple[values.Input, Pair]:
+) -> tuple[values.Input, StreamPair]:
     """The input with its unit: 1 for whole numbers, or that of the largest element."""
     arithmetic = arithmetic_of(layers)
     largest = arithmetic.largest_input
@@ -291,7 +291,7 @@ def _whole_input(
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
     floats = streams.input_stream(x / unit, in_time)
-    return node, Pair(floats, streams.input_stream(whole, in_time))
+    return node, StreamPair(floats, streams.input_stream(whole, in_time))
 
 
 # --------------------------------------------------------------------------- checks
@@ -321,7 +321,7 @@ def _check_runs(layers: values.Layers, chip: Chip) -> None:
 
 def _check_numbers(layers: values.Layers, options: _Options, chip: Chip | None) -> None:
     """Raise if the layers have numbers or neurons that cannot be rounded."""
-    check_choice("scale", options.scale, get_args(rounding.Scale))
+    check_choice("scale", options.scale, get_args(rounding.ScaleRule))
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:
