@@ -68,21 +68,6 @@ def test_depthwise_kernels_are_scaled_by_their_own_inputs():
     assert params["Conv_1"]["kernel"].std() == pytest.approx((2 / 8) ** 0.5, rel=0.05)
 
 
-def test_what_there_is_not_is_refused():
-    for name, options, message in (
-        ("resnet9", {}, "'resnet9'; choose one of .*resnet20"),
-        ("resnet20_clipped", {}, "resnet20_clipped needs the maximum"),
-        ("resnet20", {"clip": 1.0, "levels": 4}, "trains its maximum; give one"),
-        ("vit", {"levels": 4}, "vit has no ReLUs that clip or levels could"),
-        ("vit", {"norm": False}, "vit has LayerNorm, not BatchNorm"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            models.build(name, 10, **options)
-    with pytest.raises(ValueError, match="at least 32x32 pixels, not 28x28"):
-        images = jnp.zeros((1, 28, 28, 1))
-        jax.eval_shape(models.build("vgg16", 10).init, jax.random.key(0), images)
-
-
 @pytest.mark.slow  # tests/test_experiments.py converts a small one
 @pytest.mark.parametrize("recipe", [snnjax.best(), snnjax.advanced(iterations=1)])
 @pytest.mark.parametrize("name", models.NAMES)

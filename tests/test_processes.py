@@ -215,11 +215,6 @@ def test_a_process_ends_with_a_message_where_another_one_is_lost(monkeypatch, ca
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_devices_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="mesh is 9, but JAX finds 8 devices"):
-        devices.make_mesh(9)
-
-
 def test_half_an_address_is_refused(monkeypatch):
     for name, value in (("COORDINATOR_ADDRESS", "a:1"), ("NUM_PROCESSES", "two")):
         monkeypatch.setenv(f"JAX_{name}", value)

@@ -3,7 +3,6 @@
 benchmarks/silicon_rtl.py runs the RTL.
 """
 
-import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_conformance import drawn
-from test_layers import changed
 
 import snnjax
 from benchmarks import catalyst, silicon_rtl
@@ -154,34 +152,6 @@ def test_convolutions_and_pools():
     assert counts["not_0"] > counts["spikes"] / 20
 
 
-def refused():
-    """Words of the refusal -> layers."""
-    plain, _ = perceptron(rate(), 4, 0)
-    signed, _ = perceptron(radix(), 4, 1, **SIGNED)
-    large = np.full((12, 8), 3001.0)
-    branches, _ = drawn(reset="zero", has_branches=True)
-    graded, _ = perceptron(rate(), 4, 0, levels=(0, 3))
-    zero, _ = perceptron(radix(), 4, 3, "zero")
-    return {
-        "of floats; allowed": dataclasses.replace(plain, arithmetic=None),
-        "levels and resets .*0, 3.* allowed: one of": graded,
-        "radix.*'zero'.* allowed: subtraction": zero,
-        "at least halves": perceptron(rate(), 4, 0, **SIGNED)[0],
-        "ways to 'c' differ in length": branches,
-        "1501 neurons; a core has 1024": perceptron(
-            radix(), 4, 1, sizes=(8, 200, 6), **SIGNED
-        )[0],
-        "weights reach 48016; a core has 16 bits": changed(signed, "1/0", weight=large),
-        "thresholds reach": changed(plain, "1", threshold=np.full((), 9001.0)),
-    }
-
-
-@pytest.mark.parametrize("words", refused())
-def test_networks_that_do_not_fit_are_refused(words):
-    with pytest.raises(Misfit, match=words):
-        catalyst.program_of(refused()[words])
-
-
 def test_synapses_are_counted(monkeypatch):
     layers, _ = perceptron(rate(), 4, 0)
     for name in ("MOST_SYNAPSES", "MOST_FAN_OUT"):
@@ -189,26 +159,6 @@ def test_synapses_are_counted(monkeypatch):
             patch.setattr(catalyst, name, 10)
             with pytest.raises(Misfit, match=r"synapses.*; a core has 10$"):
                 catalyst.program_of(layers)
-
-
-def test_runs_that_prove_nothing_are_refused():
-    layers, x = perceptron(rate(), 4, 0)
-    program = catalyst.program_of(layers)
-    for events, words in (
-        ("\n".join(f"spike 1 {n} 1" for n in range(65)), "65 spikes in a step; .* 64"),
-        ("spike 1 0 255", "'0' has a payload of 255 or more"),
-    ):
-        with pytest.raises(Misfit, match=words):
-            catalyst.recorded(program, events)
-    with pytest.raises(Misfit, match="currents reach"):
-        program.commands(np.full(8, 10**5))
-    few = dataclasses.replace(layers.arithmetic, state_bits=4)
-    for other, words in (
-        (dataclasses.replace(layers, arithmetic=few), "x leave their bits"),
-        (changed(layers, "1/0", weight=np.full((12, 8), -900.0)), "'1' may reach"),
-    ):
-        with pytest.raises(Misfit, match=words):
-            silicon_rtl.expected(other, program, x)
 
 
 def test_spikes_at_other_steps_are_mismatches():

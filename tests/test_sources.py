@@ -55,15 +55,6 @@ def test_one_error_lists_all_names():
     assert "Block_1" not in message
 
 
-def test_another_family_or_depth_is_refused():
-    with pytest.raises(ValueError, match="params/Block_9/"):
-        variables_of(models.build("resnet56", 10), resnet_weights(), (32, 32, 3))
-    with pytest.raises(ValueError, match="without a place:\n    bn1.bias"):
-        variables_of(models.build("vgg8", 10), resnet_weights(), (32, 32, 3))
-    with pytest.raises(ValueError, match="weights do not fit this Plain"):
-        variables_of(models.build("small", 10), resnet_weights(), (32, 32, 3))
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_weights_of_any_precision_become_float32(tmp_path, dtype):
     save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -190,10 +181,6 @@ def test_normalization_of_a_card():
     data = load("digits")
     assert normalized_as(data, {}) == data
     assert normalized_as(data, {"mean": [3.0], "std": [200.0]}).std == (200.0,)
-    with pytest.raises(ValueError, match="give both, with the 1 channels"):
-        normalized_as(data, {"mean": [3.0, 4.0], "std": [1.0, 1.0]})
-    with pytest.raises(ValueError, match="multiply its mean and std by 255"):
-        normalized_as(data, {"mean": [0.3], "std": [0.4]})
 
 
 def test_the_command_normalizes_as_the_card_says(digits_file, tmp_path):

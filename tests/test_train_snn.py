@@ -12,7 +12,7 @@ import pytest
 from experiments import comparison, convert, data, train_snn
 from experiments.models import load_snn
 from experiments.presets import PRESETS_SNN
-from experiments.running import TrainSNN, training_loop
+from experiments.running import training_loop
 
 CONFIG = dataclasses.replace(
     PRESETS_SNN["digits"],
@@ -95,13 +95,6 @@ def test_a_dead_network_is_told_and_a_fixed_temperature_is_not_chosen(
     config = dataclasses.replace(CONFIG, **changes, out=str(tmp_path))
     with pytest.raises(ValueError, match="no gradient at all reaches .*kernel"):
         train_snn.train(config, data=digits)
-
-
-def test_a_name_of_nothing_is_refused_before_anything_takes_time(digits, tmp_path):
-    for name in ("surrogate", "neuron"):
-        config = TrainSNN(**{name: "step"}, out=str(tmp_path))
-        with pytest.raises(ValueError, match=f"{name} must be one of .*, not step"):
-            train_snn.train(config, data=digits)
 
 
 # ----------------------------------------------------------------------- events
