@@ -31,7 +31,12 @@ class BySite:
 
 
 def model_of(neuron: Any, site_name: str) -> Any:
-    """The model of a site: its own, or the one for all."""
+    """The model of a site.
+
+    Args:
+        neuron: a model for all sites, or a `BySite`.
+        site_name: of one of them.
+    """
     if not isinstance(neuron, BySite):
         return neuron
     models = dict(neuron.models)
@@ -45,7 +50,7 @@ def model_of(neuron: Any, site_name: str) -> Any:
 
 
 def models_in(neuron: Any) -> tuple[Any, ...]:
-    """All different models, in the order of the sites."""
+    """The different models of a `BySite`, in the order of the sites, or the only one."""
     if not isinstance(neuron, BySite):
         return (neuron,)
     return tuple(dict.fromkeys(model for _, model in neuron.models))
@@ -55,13 +60,15 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     """A model for all sites that fire, or a `BySite` where they differ.
 
     Args:
-        models: a model; or pattern -> model; or None, the default.
+        models: a model; or a dict, pattern -> model; or a `BySite`; or None, the
+            default.
+        site_names: of the sites that fire.
         default: for sites that no pattern matches.
 
     Raises:
         ValueError: this is no model, or a pattern matches no site.
     """
-    if isinstance(models, BySite):
+    if isinstance(models, BySite):  # the names of its sites are patterns, too
         models = dict(models.models)
         if models.keys() != set(site_names):
             raise ValueError(
@@ -74,11 +81,16 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
         return model
     for pattern, model in models.items():
         check_model(model, f"model[{pattern!r}]")
-    return by_name(matching(models, site_names, "model", default).items())
+    models_by_site = matching(models, site_names, "model", default)
+    return by_name(models_by_site.items())
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> Any:
-    """The model of all these sites if they have the same, otherwise a `BySite`."""
+    """The model of all sites if they have the same, otherwise a `BySite`.
+
+    Args:
+        pairs: (site name, model), in the order of the sites.
+    """
     models = BySite(tuple(pairs))
     distinct_models = models_in(models)
     return distinct_models[0] if len(distinct_models) == 1 else models

@@ -32,7 +32,7 @@ class Uniform:
     high: Annotated[float, Range()]
 
     def __post_init__(self):
-        make_plain_numbers(self, "low", "high")
+        make_plain_numbers(self, single=("low", "high"))
         Range(self.low).check("high", self.high)
 
     @property
@@ -40,8 +40,11 @@ class Uniform:
         """The least and the largest parameter."""
         return self.low, self.high
 
-    def of(self, drawn: Any) -> jax.Array:
-        """The parameter, of what is drawn; it rises with it."""
+    def transform(self, drawn: Any) -> jax.Array:
+        """The parameters, [C], from numbers drawn between ``low`` and ``high``.
+
+        Larger numbers give larger parameters.
+        """
         return jnp.asarray(drawn)
 
 
@@ -62,21 +65,25 @@ class TimeConstants(Uniform):
         """exp(-1 / tau) of both ends."""
         return math.exp(-1 / self.low), math.exp(-1 / self.high)
 
-    def of(self, drawn: Any) -> jax.Array:
-        """exp(-1 / tau)."""
+    def transform(self, drawn: Any) -> jax.Array:
+        """exp(-1 / tau), of the time constants drawn."""
         return jnp.exp(-1 / jnp.asarray(drawn))
 
 
 Numbers = float | Uniform | Sequence | np.ndarray | jax.Array
 
 
-def make_plain_numbers(neuron: Any, *single: str) -> None:
+def make_plain_numbers(neuron: Any, single: tuple[str, ...] = ()) -> None:
     """Make the numbers of a model Python's own; raise where one is out of its range.
 
-    Equal models then have equal hashes and can be saved. The fields that are named are
-    one number each.
-    """
+    Equal models then have equal hashes and can be saved.
 
+    Args:
+        neuron: a frozen dataclass, which this changes; the fields that declare a range
+            are its numbers.
+        single: names of fields that are one number. The others may be arrays or
+            distributions.
+    """
     for name, limits in ranges_of(type(neuron)).items():
         value = getattr(neuron, name)
         if value is None:
@@ -90,19 +97,33 @@ def make_plain_numbers(neuron: Any, *single: str) -> None:
 
 
 def _plain(name: str, limits: Range, value: Any) -> Any:
-    """A distribution, or numbers as Python's own; raise where one is out of range."""
+    """A distribution, or a float, or nested tuples of floats in place of an array.
+
+    Raises where a number is out of range.
+    """
     if isinstance(value, Uniform):
         for end in value.ends:
             limits.check(name, end)
         return value
     if np.ndim(value) and len(value):
         return tuple(_plain(name, limits, entry) for entry in value)
-    limits.check(name, value)
+    limits.check(name, value)  # an empty list is out of every range
     return float(value)
 
 
 def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
-    """The parameter of a fresh site of this shape that a field of a model describes."""
+    """A parameter of a fresh site: what a field of its model describes.
+
+    Args:
+        neuron: the model.
+        name: of the field, and of the parameter.
+        shape: of the site's neurons.
+        key: random key; it is needed if the field is a distribution.
+
+    Returns:
+        A number or an array as an array of float32; a distribution drawn for each
+        channel, [C]; None for None.
+    """
     value = getattr(neuron, name)
     if value is None:
         return None
@@ -116,6 +137,7 @@ def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
             )
         return value
     check_key(f"{name} is {value!r}, which", key)
+    # Each name gives another key, so that two parameters are drawn apart.
     parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     numbers = jax.random.uniform(
         parameter_key,
@@ -124,7 +146,7 @@ def parameter(neuron: Any, name: str, shape: tuple[int, ...], key: Any) -> Any:
         minval=value.low,
         maxval=value.high,
     )
-    return value.of(numbers)
+    return value.transform(numbers)
 
 
 def check_key(what: str, key: Any) -> None:

@@ -46,8 +46,11 @@ class WithSurrogate(Wrapper):
 
     def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does, by its own surrogate unless another one is given."""
-        neuron = with_detached_reset(self.neuron) if self.detach_reset else self.neuron
-        spike = self.surrogate if spike is None else spike
+        neuron = self.neuron
+        if self.detach_reset:
+            neuron = with_detached_reset(neuron)
+        if spike is None:
+            spike = self.surrogate
         return fire(neuron, params, state, spike)
 
 
@@ -65,6 +68,12 @@ class WithoutGradient(Wrapper):
         return fire(self.neuron, self._constants(params), state, spike)
 
     def _constants(self, tree: Any) -> Any:
+        """The same numbers, and an error where they are differentiated.
+
+        This is for what a step reads: JAX never evaluates a derivative of its spikes,
+        which is 0.
+        """
+
         def constant(leaf: jax.Array) -> jax.Array:
             # Whole numbers have no derivative that anybody could ask for.
             return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
@@ -72,9 +81,9 @@ class WithoutGradient(Wrapper):
         return jax.tree.map(constant, tree)
 
 
-# Applied to the input, since JAX never evaluates a derivative of spikes that is 0.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _constant(model: Any, number: jax.Array) -> jax.Array:
+    """The number; its derivative raises an error that names the model."""
     del model
     return number
 
@@ -98,9 +107,10 @@ class _DetachedReset(Wrapper):
 
     def fire(self, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
         """As the model does."""
-        spike = dspike if spike is None else spike
+        if spike is None:
+            spike = dspike
 
-        def constant(*args: Any, **options: Any) -> jax.Array:
+        def constant_spike(*args: Any, **options: Any) -> jax.Array:
             return jax.lax.stop_gradient(spike(*args, **options))
 
         # The reset takes back at most what was sent, the sum of earlier spikes, which
@@ -110,16 +120,17 @@ class _DetachedReset(Wrapper):
             constant_state = state._replace(total=jax.lax.stop_gradient(state.total))
         # Fired twice, with equal numbers: only the first spikes have a gradient.
         fired, spikes = fire(self.neuron, params, state, spike)
-        detached, _ = fire(self.neuron, params, constant_state, constant)
+        detached, _ = fire(self.neuron, params, constant_state, constant_spike)
         if "potential" in getattr(fired, "_fields", ()):
             detached = fired._replace(potential=detached.potential)
         return detached, spikes
 
 
 def through_time(model: Any) -> Callable[..., Step] | None:
-    """``(params, state, currents) -> (state, spikes)`` of a model that has all T steps.
+    """All T steps in one call: ``(params, state, currents) -> (state, spikes)``.
 
-    Its ``through_time(params, state, currents [T, B, ...], spike)`` must give what its
+    It is the model's own ``through_time(params, state, currents [T, B, ...], spike)``,
+    with the surrogate in place; None: the model has none. It must give what
     ``integrate`` and ``fire`` give step by step.
     """
     function = getattr(without_surrogate(model), "through_time", None)
@@ -129,9 +140,9 @@ def through_time(model: Any) -> Callable[..., Step] | None:
 
 
 def with_detached_reset(neuron: Any) -> Any:
-    """The model, whose innermost model has a detached reset.
+    """The same model, but the innermost one has a detached reset.
 
-    Other uses of the spikes, such as recurrence, keep their gradient.
+    What wrappers do with the spikes, such as recurrence, keeps its gradient.
     """
     inside = inner(neuron)
     if inside is None or not dataclasses.is_dataclass(neuron):

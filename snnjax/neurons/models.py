@@ -27,6 +27,8 @@ from snnjax.neurons.protocol import checked_levels
 from snnjax.neurons.wrappers import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
+_NEAREST = 8  # levels around v whose surrogates are summed
+
 
 class NeuronParams(NamedTuple):
     """Parameters of one site's neurons, ``snn.neurons[site_name]``.
@@ -108,7 +110,7 @@ class IntegrateAndFire:
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
-        make_plain_numbers(self, "dead_zone", "last_zone", "lowest")
+        make_plain_numbers(self, single=("dead_zone", "last_zone", "lowest"))
         if self.dead_zone and self.levels[0] == 0:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
@@ -123,7 +125,10 @@ class IntegrateAndFire:
 
     @property
     def has_zones(self) -> bool:
-        """Whether the neuron is silent at some values whose nearest is not 0."""
+        """Whether the neuron is silent at values that would round to a spike.
+
+        A zone of up to 1/2 of a spike has values that round to 0 anyway.
+        """
         return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
@@ -145,10 +150,11 @@ class IntegrateAndFire:
         """v(0) for neurons of ``shape`` [B, ...], in float32 or as wide as params."""
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
+        state = NeuronState(jnp.broadcast_to(potential, shape))
         # Only what can be taken back has to be counted.
-        takes_back = self.levels[0] < 0 and self.rectifies
-        total = jnp.zeros(shape, dtype) if takes_back else None
-        return NeuronState(jnp.broadcast_to(potential, shape), total)
+        if self.levels[0] < 0 and self.rectifies:
+            state = state._replace(total=jnp.zeros(shape, dtype))
+        return state
 
     def integrate(
         self,
@@ -163,7 +169,8 @@ class IntegrateAndFire:
         v = v + current.astype(v.dtype)
         if self.lowest is not None:
             bound = self.lowest * like(params.threshold, v)
-            v = jnp.where(v < bound, bound, v)  # a maximum would halve ties' gradient
+            # A maximum would halve the gradient where v is at the bound.
+            v = jnp.where(v < bound, bound, v)
         return state._replace(potential=v)
 
     def fire(
@@ -185,20 +192,20 @@ class IntegrateAndFire:
 
         def reaches(level: Any) -> jax.Array:
             """1 where v >= level V_th, otherwise 0."""
-            # Whatever the rounding: dividing by a positive number keeps the sign of the
-            # difference.
+            # Dividing by a positive number keeps the sign of the difference, however it
+            # is rounded.
             x = (v - level * v_th) / (2 * v_th)
             if params.temperature is None:
                 return spike(x)
             return spike(x, like(params.temperature, v))
 
         level = self._level(v, v_th, reaches)
-        is_spike = level
+        is_spike = level  # if the levels are (0, 1)
         if self.reset == "zero" and self.levels != (0, 1):
             is_spike = self._is_spike(total, reaches)
         if total is not None:
-            # At level = -N, where a silent neuron is, a maximum would halve the
-            # derivative. 0 - N, since -N is -0 there.
+            # A maximum would halve the derivative at level = -N, where a silent neuron
+            # is. There -N is -0, and 0 - N is 0.
             level = jnp.where(level < -total, 0 - total, level)
             total = total + level
         if self.reset == "subtract":
@@ -214,10 +221,15 @@ class IntegrateAndFire:
         v_th: jax.Array,
         reaches: Callable[[Any], jax.Array],
     ) -> jax.Array:
-        """clip(floor(v / V_th), low, high), as a sum of steps that have surrogates."""
+        """clip(floor(v / V_th), low, high), as a sum of steps that have surrogates.
+
+        Args:
+            v, v_th: potential and threshold, [B, ...] or broadcasting to it.
+            reaches: level -> whether v reaches it, 0 or 1, with a surrogate.
+        """
         low, high = self.levels
         count = high - low
-        lowest: Any = low  # the level if none of these steps is reached
+        lowest: Any = low  # the level if v reaches none of the ``count`` above it
         if count > _NEAREST:
             count = _NEAREST
             near = jnp.floor(v / v_th) - _NEAREST // 2
@@ -232,7 +244,12 @@ class IntegrateAndFire:
         total: jax.Array | None,
         reaches: Callable[[Any], jax.Array],
     ) -> jax.Array:
-        """1 where any spike is sent, whatever its level, otherwise 0."""
+        """1 where any spike is sent, whatever its level, otherwise 0, [B, ...].
+
+        Args:
+            total: N before this step; None: it does not limit negative spikes.
+            reaches: level -> whether v reaches it, 0 or 1, with a surrogate.
+        """
         is_spike = reaches(1)
         if self.levels[0] < 0:
             is_negative = 1 - reaches(0)
@@ -247,7 +264,7 @@ def as_encoder(neuron: Any) -> Any:
     if not is_plain(neuron):
         return neuron
     low, high = neuron.levels
-    levels = (min(low, -high), high)
+    levels = (min(low, -high), high)  # as far down as up
     return dataclasses.replace(neuron, levels=levels, rectifies=False)
 
 
@@ -263,13 +280,12 @@ def counts_only(neuron: Any, params: Any) -> bool:
     form: at the bound, what comes first matters.
     """
     model = off_grid(neuron)
-    if not is_plain(model):
-        return False
-    keeps_charge = model.reset == "subtract" and params.leak is None
-    return keeps_charge and model.lowest is None
-
-
-_NEAREST = 8  # levels whose steps are computed
+    return (
+        is_plain(model)
+        and model.reset == "subtract"
+        and model.lowest is None
+        and params.leak is None
+    )
 
 
 def integrate_and_fire(
@@ -357,7 +373,7 @@ def lif(
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
-    if leak is None:
+    if leak is None:  # which the class takes for IF
         LEAK.check("leak", leak)
     return IntegrateAndFire(
         levels=levels,
@@ -369,7 +385,7 @@ def lif(
     )
 
 
-# Within them an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
+# In these ranges an oscillation dies out at every q < 10: 0 < r < sqrt(1 - omega^2).
 _OMEGA = Range(0, 7 / 8)
 _DAMPING = Range(0, 1 / 4, open_least=True)
 
@@ -474,10 +490,10 @@ class ResonateAndFire:
         state: ResonateState,
         spike: Surrogate = dspike,
     ) -> tuple[ResonateState, jax.Array]:
-        """Spikes s, as those of an IF neuron whose potential is x - q V_th."""
+        """Spikes s [B, ...], as those of an IF neuron whose potential is x - q V_th."""
         x, _, q = state
         v_th = like(params.threshold, x)
-        # Firing reads neither the bias nor the initial potential.
+        # Firing reads neither the bias nor the initial potential: any array will do.
         if_params = NeuronParams(
             threshold=v_th,
             bias=v_th,

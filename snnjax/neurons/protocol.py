@@ -20,7 +20,7 @@ from snnjax._arrays import lead, promoted
 from snnjax._checks import takes
 from snnjax.surrogate import Surrogate, dspike
 
-Step = tuple[Any, jax.Array]  # the state after firing, and the spikes
+Step = tuple[Any, jax.Array]  # the state after firing, and the spikes [B, ...]
 
 
 class Neuron(Protocol):
@@ -69,15 +69,15 @@ class Wrapper:
 
     @property
     def levels(self) -> tuple[int, int] | None:
-        """Those of the model."""
+        """Those of the model inside."""
         return levels_of(self.neuron)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
-        """Those of the model."""
+        """Those of the model inside."""
         return self.neuron.init(shape, key)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> Any:
-        """That of the model."""
+        """That of the model inside."""
         return self.neuron.start(params, shape)
 
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
@@ -89,55 +89,60 @@ class Wrapper:
         return fire(self.neuron, params, state, spike)
 
 
-def inner(neuron: Any) -> Any:
-    """What is inside a model, its params or its state: ``neuron``; None if nothing."""
-    inside = getattr(neuron, "neuron", None)
+def inner(outer: Any) -> Any:
+    """The model inside a wrapper, or its params or state; None if nothing is inside."""
+    inside = getattr(outer, "neuron", None)
     # A field of a user's own may have this name and be a number.
     is_model = callable(getattr(inside, "fire", None))
     is_tuple = hasattr(inside, "_fields")
     return inside if is_model or is_tuple else None
 
 
-def chain(neuron: Any) -> tuple[Any, ...]:
-    """A model, the one inside it, and so on."""
-    if neuron is None:
+def chain(outer: Any) -> tuple[Any, ...]:
+    """A model, its params or its state, then that of the model inside, and so on."""
+    if outer is None:
         return ()
-    return (neuron, *chain(inner(neuron)))
+    return (outer, *chain(inner(outer)))
 
 
-def field(tree: Any, name: str) -> Any:
+def field(outer: Any, name: str) -> Any:
     """A field of params or of a state, or of those inside; None if there is none."""
-    for part in chain(tree):
-        if name in _fields(part):
+    for part in chain(outer):
+        if name in getattr(part, "_fields", ()):
             value = getattr(part, name)
             if value is not None:
                 return value
     return None
 
 
-def _fields(tree: Any) -> tuple[str, ...]:
-    return getattr(tree, "_fields", ())
-
-
 def drive(params: Any, current: jax.Array) -> jax.Array:
-    """The current with the bias, and above the offset, in the widest of their types."""
-    bias = field(params, "bias")
+    """The current with the bias, and above the offset, in the widest of their types.
+
+    Args:
+        params: of a model; fields ``bias`` and ``offset`` are optional.
+        current: [..., B, neurons], of one step or of several.
+    """
+    constant = field(params, "bias")
     offset = field(params, "offset")
     if offset is not None:  # a neuron sees what is left above it
-        bias = -offset if bias is None else bias - offset
-    if bias is None:
+        constant = -offset if constant is None else constant - offset
+    if constant is None:
         return current
-    dtype = promoted(current, bias)
-    bias = lead(bias, jnp.ndim(current))
-    return jnp.asarray(current, dtype) + bias.astype(dtype)
+    dtype = promoted(current, constant)
+    constant = lead(constant, jnp.ndim(current))
+    return jnp.asarray(current, dtype) + constant.astype(dtype)
 
 
 def fire(neuron: Any, params: Any, state: Any, spike: Surrogate | None = None) -> Step:
-    """Fire a model, by this surrogate unless it has one of its own."""
+    """Fire a model, by this surrogate unless it has one of its own.
+
+    None leaves the surrogate out, if ``fire`` has a default, and is dspike otherwise.
+    """
     may_leave_out = spike is None and takes(neuron.fire, None, None)
     if may_leave_out or not takes(neuron.fire, None, None, spike=None):
         return neuron.fire(params, state)
-    spike = dspike if spike is None else spike
+    if spike is None:
+        spike = dspike
     return neuron.fire(params, state, spike=spike)
 
 
@@ -147,9 +152,12 @@ def takes_surrogate(neuron: Any) -> bool:
 
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
-    """Connections within a site of this shape that a spike reaches."""
-    parts = [part for part in chain(neuron) if hasattr(part, "fan_out")]
-    return sum(part.fan_out(shape) for part in parts)
+    """How many connections within a site of this shape a spike reaches."""
+    count = 0
+    for model in chain(neuron):
+        if hasattr(model, "fan_out"):
+            count += model.fan_out(shape)
+    return count
 
 
 def levels_of(neuron: Any) -> tuple[int, int] | None:
@@ -166,7 +174,7 @@ def checked_levels(levels: Any) -> tuple[int, int]:
     try:
         low, high = map(operator.index, levels)  # NumPy's numbers too, but no floats
     except (TypeError, ValueError):  # one number, fractions, more than two
-        low, high = 1, 0
+        low, high = 1, 0  # refused below
     if not (low <= 0 < high and high - low <= MOST_LEVELS - 1):
         raise ValueError(
             f"levels are {levels!r}; allowed: two whole numbers (low, high), low <= 0, "
@@ -184,7 +192,7 @@ def check_model(neuron: Any, what: str = "model") -> None:
     )
     if isinstance(neuron, type):
         raise ValueError(f"{what} is the class {neuron.__name__}; {allowed}")
-    names = "init", "start", "integrate", "fire"
+    names = ("init", "start", "integrate", "fire")
     missing = [name for name in names if not callable(getattr(neuron, name, None))]
     if missing:
         raise ValueError(

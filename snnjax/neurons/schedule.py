@@ -122,9 +122,8 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         return fire(neuron, params, state)
     v = state.potential
     lift = _lift(neuron, params, v, tick)
-    lifted_state = NeuronState(v + lift)
     takes_back = state.total is not None
-    fraction_sent = None
+    whole_sent = fraction_sent = None  # parts of N_t
     if takes_back:
         # The total of the state is in spikes of the step before. A spike of size 4 that
         # was sent there allows to take back two of size 2. Where sizes grow, a fraction
@@ -132,20 +131,18 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         sent = state.total * like(tick.last_size, v) / like(tick.size, v)  # N_t
         whole_sent = jnp.floor(sent + ROUNDING)
         fraction_sent = sent - whole_sent
-        lifted_state = lifted_state._replace(total=whole_sent)
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold
     # An offset is no spike: it is added below, as often as a constant arrives.
     step_params = params._replace(threshold=threshold, offset=None)
+    lifted_state = NeuronState(v + lift, whole_sent)
     fired, spikes = fire(neuron, step_params, lifted_state)
-    fired = fired._replace(potential=fired.potential - lift)
-    if takes_back:
-        fired = fired._replace(total=fired.total + fraction_sent)
+    total = fired.total + fraction_sent if takes_back else None
     if params.offset is not None:
         offset = like(params.offset, spikes)
         if tick.arrivals is not None:
             offset = like(tick.arrivals, v) * offset
         spikes += offset
-    return fired, spikes
+    return NeuronState(fired.potential - lift, total), spikes
 
 
 def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:

@@ -26,7 +26,12 @@ from snnjax.surrogate import Surrogate, dspike
 
 
 class WrapperState(NamedTuple):
-    """State of the model inside; i, w or s(t - 1), [B, ...]."""
+    """State of a wrapper.
+
+    Attributes:
+        neuron: that of the model inside.
+        variable: the wrapper's own, [B, ...]: i, w or s(t - 1).
+    """
 
     neuron: Any
     variable: jax.Array
@@ -34,7 +39,12 @@ class WrapperState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _WithVariable(Wrapper):
-    """A wrapper whose state has a variable of its own, 0 at the start."""
+    """A wrapper whose state has a variable of its own, 0 at the start.
+
+    Attributes:
+        _params: class of the parameters; its first field is ``neuron``, and the others
+            have the names of fields of the model.
+    """
 
     _params: ClassVar[Any]
 
@@ -44,15 +54,16 @@ class _WithVariable(Wrapper):
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """The model's parameters, and those of the other fields."""
-        _, *names = self._params._fields  # the first is `neuron`
-        numbers = {name: fresh.parameter(self, name, shape, key) for name in names}
-        neuron = self.neuron.init(shape, key)
-        return self._params(neuron=neuron, **numbers)
+        params = {"neuron": self.neuron.init(shape, key)}
+        for name in self._params._fields[1:]:
+            params[name] = fresh.parameter(self, name, shape, key)
+        return self._params(**params)
 
     def start(self, params: Any, shape: tuple[int, ...]) -> WrapperState:
         """That of the model, and zeros in float32 or wider."""
+        inside = self.neuron.start(params.neuron, shape)
         zeros = jnp.zeros(shape, wide_dtype(*jax.tree.leaves(params)))
-        return WrapperState(self.neuron.start(params.neuron, shape), zeros)
+        return WrapperState(inside, zeros)
 
     def integrate(
         self,
@@ -259,7 +270,7 @@ class Recurrent(_WithVariable):
         """The model integrates I + s W."""
         last_spikes = state.variable
         dtype = promoted(current, last_spikes)
-        # One kernel for the whole site: its neurons are one axis, whatever its shape.
+        # The kernel connects all neurons of the site, so they become one axis: [B, N].
         batch = last_spikes.shape[0]  # a symbol where any batch is exported
         rows = last_spikes.reshape(batch, -1)
         recurrent = rows.astype(dtype) @ params.kernel.astype(dtype)
@@ -280,7 +291,7 @@ class Recurrent(_WithVariable):
 
 @dataclasses.dataclass(frozen=True)
 class WholeNumbers(Wrapper):
-    """A model of IF neurons, with its potential on a grid. Gradients pass unchanged.
+    """IF neurons whose potential stays on a grid; gradients pass the rounding.
 
         v  <- unit round((v + I) / unit)
 
@@ -288,7 +299,8 @@ class WholeNumbers(Wrapper):
     floats miss it by rounding errors, which this model takes back at every step.
 
     Attributes:
-        unit: distance of two potentials: T w_T of the code, 1 with rate coding.
+        unit: distance of two neighboring potentials: T w_T of the code, 1 with rate
+            coding.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire, unroll
