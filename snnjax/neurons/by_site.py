@@ -50,7 +50,7 @@ def model_of(neuron: Any, site_name: str) -> Any:
 
 
 def models_in(neuron: Any) -> tuple[Any, ...]:
-    """The different models of a `BySite`, in the order of the sites, or the only one."""
+    """The different models of a `BySite`, in order of the sites; or the only model."""
     if not isinstance(neuron, BySite):
         return (neuron,)
     return tuple(dict.fromkeys(model for _, model in neuron.models))
