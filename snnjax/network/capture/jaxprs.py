@@ -1,12 +1,15 @@
 """From a jaxpr to numbered equations, with calls inlined.
 
-This is the only file that reads jaxprs; the rest of the library uses `Equation`.
+This is the only file that reads jaxprs; the rest of the library uses `Equation`. In
+this file ``eqn`` is an equation of a jaxpr and ``equation`` is one of ours. ``path``
+names the module that an equation stands in, and ``calls`` the inlined calls of
+functions around it. A body is the jaxpr of a called function.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +47,7 @@ TORCH_SCOPE = "torch:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a function that was inlined; compared by identity.
+    """One call of a function that was inlined; two calls are never equal.
 
     Attributes:
         name: of the function, for people.
@@ -53,7 +56,7 @@ class Call:
     name: str
 
 
-Calls = tuple[Call, ...]  # that an equation stands in, the outermost first
+Calls = tuple[Call, ...]  # the calls around an equation, the outermost first
 
 
 class Program(NamedTuple):
@@ -66,7 +69,8 @@ class Program(NamedTuple):
         x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
         outputs: variables or constants.
-        calls: calls with a derivative of their own, or of a remat, as equations.
+        calls: inlined call -> the equation that it was, for each call with a custom
+            derivative or of a remat (`folded`).
     """
 
     equations: tuple[Equation, ...]
@@ -79,9 +83,13 @@ class Program(NamedTuple):
 
 
 def flatten(closed: Any, parameter_count: int) -> Program:
-    """Inline all calls of a closed jaxpr but those of `snnjax.activations`.
+    """The program of a closed jaxpr.
 
-    The first arguments are the parameters, the others the arrays of x.
+    All calls are inlined but those of `snnjax.activations`, which become sites.
+
+    Args:
+        closed: its first arguments are the parameters, the others the arrays of x.
+        parameter_count: number of the parameters.
     """
     flattener = _Flattener()
     jaxpr = closed.jaxpr
@@ -107,27 +115,29 @@ def flatten(closed: Any, parameter_count: int) -> Program:
 def folded(
     equations: Sequence[Equation], calls: Mapping[Call, Equation], names: Sequence[str]
 ) -> tuple[Equation, ...]:
-    """The equations, with calls of these primitives restored if they contain no site.
+    """The equations, with inlined calls restored where they contain no site.
 
-    A call with a derivative of its own must stay a call to keep the derivative. A remat
-    stays to save memory.
+    A call with a custom derivative must be a call again to keep the derivative. A remat
+    is one again to save memory.
 
     Args:
-        calls: every call that may be restored, as one equation.
-        names: of the primitives whose calls are.
+        calls: inlined call -> the equation that it was.
+        names: of the primitives whose calls are restored.
     """
     calls_with_sites = set()
     for eq in equations:
         if eq.site is not None:
             calls_with_sites.update(eq.calls)
 
-    def is_restored(call: Call) -> bool:
-        is_named = call in calls and calls[call].name in names
-        return is_named and call not in calls_with_sites
-
-    result: dict[Call | int, Equation] = {}  # each by its call or its first output
+    restored_calls = set()
+    for call, equation in calls.items():
+        if equation.name in names and call not in calls_with_sites:
+            restored_calls.add(call)
+    # The key of a restored call is the call, so that its equations give it once. The
+    # key of any other equation is its first output.
+    result: dict[Call | int, Equation] = {}
     for eq in equations:
-        outermost = next(filter(is_restored, eq.calls), None)
+        outermost = next((call for call in eq.calls if call in restored_calls), None)
         if outermost is None:
             result[eq.outputs[0]] = eq
         else:
@@ -136,9 +146,10 @@ def folded(
 
 
 def inner_programs(equation: Equation) -> Iterator[Program]:
-    """The bodies of a loop, the branches of a cond."""
+    """The programs in the parameters of an equation, as a loop's body, a branch."""
     for _, parameter in equation.params:
         value = parameter.value
+        # The branches of a cond are a tuple.
         for jaxpr in value if type(value) is tuple else [value]:
             if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
                 closed = _closed(jaxpr)
@@ -149,13 +160,16 @@ def inner_programs(equation: Equation) -> Iterator[Program]:
 class _Flattener:
     """Numbers a jaxpr's variables and inlines its calls.
 
+    Our variable is the number of a jaxpr's variable. Every inlined call has a flattener
+    of its own, which shares ``calls``, ``avals`` and ``dependent`` with all others.
+
     Attributes:
-        calls: calls that `folded` may restore -> each as one equation.
-        numbers: variable of the jaxpr -> our number of it.
-        avals: number -> shape and dtype.
-        dependent: numbers of the variables that depend on x.
-        forwarded: variable of the jaxpr -> number or constant that it is the same as,
-            such as an argument of an inlined call.
+        calls: inlined call -> the equation that it was, for `folded`.
+        numbers: variable of the jaxpr -> our variable.
+        avals: our variable -> shape and dtype.
+        dependent: our variables that depend on x.
+        forwarded: variable of the jaxpr -> our variable or constant that has its value
+            already, such as an argument of an inlined call.
     """
 
     def __init__(self):
@@ -166,7 +180,7 @@ class _Flattener:
         self.forwarded: dict[Any, int | Static] = {}
 
     def variable(self, v: Any) -> int:
-        """The number of a variable, a new one if it has none yet."""
+        """The number of a jaxpr's variable, a new one if it has none yet."""
         if v not in self.numbers:
             number = len(self.avals)
             self.numbers[v] = number
@@ -174,7 +188,7 @@ class _Flattener:
         return self.numbers[v]
 
     def read(self, v: Any) -> int | Static:
-        """The number or constant that an input of a jaxpr's equation stands for."""
+        """Our variable or constant for an input of a jaxpr's equation."""
         if _is_literal(v):
             return Static(v.val)
         if v in self.forwarded:
@@ -182,13 +196,14 @@ class _Flattener:
         return self.variable(v)
 
     def run(self, jaxpr: Any, path: str, calls: Calls) -> list[Equation]:
-        """The equations of a jaxpr that stands at ``path``, in these calls."""
+        """Our equations for a jaxpr that stands at ``path`` and inside of ``calls``."""
         equations = []
         for eqn in jaxpr.eqns:
             eqn_path = _join(path, str(eqn.source_info.name_stack))
             body = _body(eqn)
             if eqn.outvars and all(map(_is_empty, eqn.outvars)):
-                # jnp.pad makes empty parts along the batch: they hold no example.
+                # jnp.pad makes empty arrays along the axis of the examples. They hold
+                # no example, so they are constants.
                 for v in eqn.outvars:
                     self.forwarded[v] = _zeros(v)
             elif eqn.primitive.name == "scan" and self.is_over_layers(eqn):
@@ -200,14 +215,18 @@ class _Flattener:
         return equations
 
     def equations(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
-        """The equation as it is; a barrier of several arrays as one for each."""
+        """Our equations for one that is not inlined: one, or several of a barrier.
+
+        A call of a function of `snnjax.activations` becomes a site.
+        """
         inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
         equation = self.equation(eqn, inputs, outputs, path, calls)
         if self.dependent.intersection(equation.variables):
             self.dependent.update(outputs)
         if eqn.primitive.name == "optimization_barrier":
-            # Examples may lie along another axis of each array.
+            # It hands several arrays on. Each gets a barrier of its own, since the
+            # examples may lie along another axis of it.
             equations = []
             for v, output in zip(inputs, outputs, strict=True):
                 equations.append(equation._replace(inputs=(v,), outputs=(output,)))
@@ -223,7 +242,7 @@ class _Flattener:
         return [equation]
 
     def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:
-        """A jaxpr's equation of our variables."""
+        """A jaxpr's equation, of our variables."""
         names = sorted(eqn.params)
         return Equation(
             primitive=eqn.primitive,
@@ -235,36 +254,41 @@ class _Flattener:
         )
 
     def inline(self, eqn: Any, body: Any, path: str, calls: Calls) -> list[Equation]:
-        """The equations of a called function in the place of its call."""
-        primitive_name = eqn.primitive.name
+        """The equations of a called function, in the place of its call."""
         inputs = tuple(map(self.read, eqn.invars))
         function_name = eqn.params.get("name") or body.jaxpr.debug_info.func_name
         call = Call(str(function_name))
-        equations, results = self.call(body, inputs, path, (*calls, call))
-        if primitive_name in CUSTOM:
-            # An input that the function hands on as it is gets a derivative of the
-            # function, too, so it becomes a variable of its own.
+        calls = (*calls, call)
+        equations, results = self.call(body, inputs, path, calls)
+        if eqn.primitive.name in CUSTOM:
+            # The custom derivative holds for an input, too, that the function returns
+            # as it is. The result is then a copy, so that it is another variable.
             copy = functools.partial(jnp.array, copy=True)
             computed = computed_by(equations)
             for i, v in enumerate(results):
                 if v not in computed:
-                    copies, copied = self.apply(copy, [v], path, (*calls, call))
-                    equations += copies
-                    results[i] = copied[0]
-        if primitive_name in (*CUSTOM, *REMAT):
-            outputs = self.outputs_of_call(eqn, equations, results)
-            self.calls[call] = self.equation(eqn, inputs, outputs, path, (*calls, call))
+                    copying, copies = self.apply(copy, [v], path, calls)
+                    equations += copying
+                    results[i] = copies[0]
+        if eqn.primitive.name in (*CUSTOM, *REMAT):
+            outputs = self.call_outputs(eqn, equations, results)
+            self.calls[call] = self.equation(eqn, inputs, outputs, path, calls)
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 
-    def outputs_of_call(
+    def call_outputs(
         self, eqn: Any, equations: Sequence[Equation], results: Sequence[int | Static]
     ) -> tuple[int, ...]:
-        """Variables that the call itself would compute.
+        """The output variables of an inlined call, should it be a call again.
 
-        They are those that its equations compute, so that others read the same
-        variables whether the call is inlined or not. A result that is an input, a
-        constant or an earlier result again, gets a variable that nobody reads.
+        They are the variables that its equations compute, so that later equations read
+        the same ones in either case. A result that is an input, a constant or equal to
+        an earlier result gets a variable that nobody reads.
+
+        Args:
+            eqn: the call.
+            equations: of the called function.
+            results: what these equations return.
         """
         computed = computed_by(equations)
         outputs: list[Any] = []
@@ -278,8 +302,8 @@ class _Flattener:
     def call(
         self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
     ) -> tuple[list[Equation], list[int | Static]]:
-        """Equations of a closed jaxpr for these inputs, and its results."""
-        # A jaxpr that is called twice is inlined twice, with other numbers.
+        """The equations of a closed jaxpr for these inputs, and its results."""
+        # A new flattener, since a jaxpr that is called twice needs new numbers.
         inner = _Flattener()
         inner.avals = self.avals
         inner.calls = self.calls
@@ -291,7 +315,7 @@ class _Flattener:
         return equations, [inner.read(v) for v in body.jaxpr.outvars]
 
     def is_over_layers(self, eqn: Any) -> bool:
-        """Whether a scan computes on x, and no axis of x is what it goes along."""
+        """Whether a scan computes on x, but not along an axis of x."""
         on_x = []
         for v in eqn.invars:
             value = self.read(v)
@@ -300,7 +324,12 @@ class _Flattener:
         return any(on_x) and not any(on_x[stacked_start:])
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
-        """Every turn of a scan in its place; its number, [3], is a part of the path."""
+        """The equations of all turns of a scan; turn 3 has the path ``path/[3]``.
+
+        Turn i reads entry i of each stacked input, as of the layers' parameters. Its
+        first results, the carry, are read by the next turn, and its further results
+        are stacked.
+        """
         body = _closed(eqn.params["jaxpr"])
         length = eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
@@ -330,10 +359,12 @@ class _Flattener:
             stacked_results[turn] = layer_results[len(carry) :]
             carry = layer_results[: len(carry)]
         results = list(carry)
-        if length == 0:
-            results += map(_zeros, eqn.outvars[len(carry) :])
-        in_order = [stacked_results[turn] for turn in range(length)]
-        for parts in zip(*in_order, strict=True):
+        for i, v in enumerate(eqn.outvars[len(carry) :]):
+            if length == 0:
+                results.append(_zeros(v))
+                continue
+            # In order of the turns, also where the scan goes backwards.
+            parts = [stacked_results[turn][i] for turn in range(length)]
             stacking, stacks = self.apply(_stack, parts, path, calls)
             equations += stacking
             results += stacks
@@ -341,9 +372,13 @@ class _Flattener:
         return equations
 
     def apply(
-        self, function: Any, inputs: Sequence[int | Static], path: str, calls: Calls
+        self,
+        function: Callable,
+        inputs: Sequence[int | Static],
+        path: str,
+        calls: Calls,
     ) -> tuple[list[Equation], list[int | Static]]:
-        """Equations of a function of arrays, and its result."""
+        """The equations of a function of arrays, and its one result in a list."""
         shapes = []
         for v in inputs:
             if isinstance(v, Static):
@@ -355,9 +390,11 @@ class _Flattener:
 
 
 def _parts_of_scan(eqn: Any) -> tuple[int, int]:
-    """Where the carry begins among a scan's inputs, and where the stacked arrays do.
+    """The position of the first carry among a scan's inputs, and of the first stack.
 
-    By their ranks, since the names of its parameters differ between versions of JAX.
+    The inputs are constants, the carry and stacked arrays, in this order. They are told
+    by rank, since the names of a scan's parameters differ between versions of JAX: the
+    body reads one entry of a stack, which has an axis less.
     """
     body = _closed(eqn.params["jaxpr"]).jaxpr
 
@@ -380,15 +417,17 @@ def _is_empty(v: Any) -> bool:
 
 
 def _zeros(v: Any) -> Static:
+    """A constant of zeros, of the shape and type of a jaxpr's variable."""
     return Static(np.zeros(v.aval.shape, v.aval.dtype))
 
 
 def _stack(*arrays: Any) -> Any:
+    """The arrays along a new first axis; `jnp.stack` would be a call to inline."""
     return lax.concatenate([lax.expand_dims(a, (0,)) for a in arrays], 0)
 
 
 def _body(eqn: Any) -> Any:
-    """The ClosedJaxpr that an equation calls once; None if it is no call."""
+    """The closed jaxpr of the function that is called; None if it is no call."""
     if eqn.primitive.name not in (*_CALLS, *REMAT, *CUSTOM):
         return None
     for name in ("jaxpr", "call_jaxpr"):
@@ -403,64 +442,72 @@ def _closed(jaxpr: Any) -> Any:
 
 
 def _is_broadcast(jaxpr: Any) -> bool:
-    """Whether x and a maximum meet as NumPy would broadcast them.
+    """Whether a clipped ReLU's x and maximum meet as NumPy would broadcast them.
 
     Under vmap the axes of one may lie elsewhere, and the function moves them.
+
+    Args:
+        jaxpr: of the ReLU; its first two inputs are x and the maximum.
     """
     rank = len(jaxpr.outvars[0].aval.shape)
     for operand in (0, 1):
         shape = jaxpr.invars[operand].aval.shape
         for axis, size in enumerate(shape):
+            # NumPy aligns the last axes.
             broadcast_axis = axis + rank - len(shape)
-            if size > 1 and _place(jaxpr, operand, axis) != broadcast_axis:
+            if size > 1 and _result_axis(jaxpr, operand, axis) != broadcast_axis:
                 return False
     return True
 
 
-def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
-    """Which axis of its result an axis of an operand becomes; None if unknown."""
-    places: dict[Any, int] = {jaxpr.invars[operand]: axis}  # variable -> its axis
+def _result_axis(jaxpr: Any, operand: int, axis: int) -> int | None:
+    """The axis of a function's result that an axis of its input becomes.
+
+    None if that is unknown.
+
+    Args:
+        operand: number of the input.
+        axis: of this input.
+    """
+    axes: dict[Any, int] = {jaxpr.invars[operand]: axis}  # variable -> its axis
     for eqn in jaxpr.eqns:
-        slot = None  # the first input that has the axis
-        for i, v in enumerate(eqn.invars):
-            if not _is_literal(v) and v in places:
-                slot = i
-                break
-        if slot is None:
-            continue
-        source, result = eqn.invars[slot], eqn.outvars[0]
-        body = _body(eqn)
-        if body is not None:
-            place = _place(body.jaxpr, slot, places[source])
-        else:
-            place = moved(
-                eqn.primitive.name,
-                eqn.params,
-                axis=places[source],
-                shape=source.aval.shape,
-                new_shape=result.aval.shape,
-            )
-        if place is None:
-            return None
-        places[result] = place
-    return places.get(jaxpr.outvars[0])
+        for i, source in enumerate(eqn.invars):
+            if _is_literal(source) or source not in axes:
+                continue
+            body = _body(eqn)
+            if body is not None:
+                new_axis = _result_axis(body.jaxpr, i, axes[source])
+            else:
+                new_axis = moved(
+                    eqn.primitive.name,
+                    eqn.params,
+                    axis=axes[source],
+                    shape=source.aval.shape,
+                    new_shape=eqn.outvars[0].aval.shape,
+                )
+            if new_axis is None:
+                return None
+            axes[eqn.outvars[0]] = new_axis
+            break  # further inputs have the axis at the same place
+    return axes.get(jaxpr.outvars[0])
 
 
 def depends_on_last(jaxpr: Any) -> bool:
-    """Whether any output of a function follows from its last input."""
-    reached = {jaxpr.invars[-1]}
+    """Whether any output of a function depends on its last input."""
+    dependent = {jaxpr.invars[-1]}
+
+    def depends(values: Sequence[Any]) -> bool:
+        # A literal has no hash, so it is not looked up.
+        return any(not _is_literal(v) and v in dependent for v in values)
+
     for eqn in jaxpr.eqns:
-        if not reached.isdisjoint(_variables(eqn.invars)):
-            reached.update(eqn.outvars)
-    return not reached.isdisjoint(_variables(jaxpr.outvars))
-
-
-def _variables(values: Iterable[Any]) -> list[Any]:
-    """Those of a jaxpr's values that are no literals, which have no hash."""
-    return [v for v in values if not _is_literal(v)]
+        if depends(eqn.invars):
+            dependent.update(eqn.outvars)
+    return depends(jaxpr.outvars)
 
 
 def _is_literal(v: Any) -> bool:
+    """Whether an input of a jaxpr's equation is a number and no variable."""
     return isinstance(v, jex.Literal)
 
 
@@ -468,10 +515,10 @@ _TRANSFORMATION = re.compile(r"[\w.]*\(([^()]*)\)")
 
 
 def _join(path: str, name_stack: str) -> str:
-    """The path of an equation: that of its call, and JAX's names inside of it.
+    """The path of an equation: that of its call, then the modules in JAX's name stack.
 
-    Transformations are no places: ``vmap(Net)/jvp(relu)`` is ``Net/relu``. The formula
-    that an einsum is called by is none either, nor is the ``~`` of haiku.
+    Transformations are no modules: ``vmap(Net)/jvp(relu)`` is ``Net/relu``. Nor are the
+    formula of an einsum, "ij,jk->ik", and the ``~`` of haiku.
     """
     names = name_stack.replace("/~", "")
     while _TRANSFORMATION.search(names):  # they may be nested
@@ -479,6 +526,6 @@ def _join(path: str, name_stack: str) -> str:
     outer_path, *torch_names = f"{path}/{names}".split(TORCH_SCOPE)
     parts = outer_path.split("/")
     if torch_names:
-        # The innermost module has the names of all; what follows is torchax's.
+        # The innermost PyTorch module has the whole name; what follows is torchax's.
         parts.append(torch_names[-1].split("/")[0])
     return "/".join(part for part in parts if part and "->" not in part)
