@@ -1,5 +1,6 @@
 """Refusals of networks, of their parameters and images, and of activations."""
 
+import dataclasses
 import functools
 import re
 
@@ -535,6 +536,27 @@ def segments_under_a_code():
     snnjax.spiking(network, execution=1)(snn, x)
 
 
+FIVE_FEATURES = np.ones((2, 5), np.float32)
+
+
+def logits(p, x):
+    return relu(x @ p["w1"]) @ p["w3"]
+
+
+def four_features():
+    """An SNN of `logits` for four features."""
+    return dataclasses.replace(snnjax.init(logits, FLAT, VECTORS), steps=2, wait=0)
+
+
+USES_OF_FIVE_FEATURES = {
+    "convert": lambda: snnjax.convert(logits, FLAT, FIVE_FEATURES, steps=2),
+    "spiking": lambda: snnjax.spiking(logits)(four_features(), FIVE_FEATURES),
+    "save": lambda: snnjax.save(
+        "none.safetensors", four_features(), fn=logits, x=FIVE_FEATURES
+    ),
+}
+
+
 SCALE = "uint8; allowed: floating point, and .* Give images"
 NO_IMAGES = {
     "images of uint8": (jnp.ones((4, 4), jnp.uint8), SCALE),
@@ -571,6 +593,9 @@ def mistakes_refused():
     }.items():
         message = r"fn is a NoneType; allowed: a function"
         yield Refusal(f"{name} without a function", use, message)
+    for name, use in USES_OF_FIVE_FEATURES.items():
+        message = r"x of shape \((2|batch), 5\) .*, and params of b1"
+        yield Refusal(f"{name} with five features", use, message, TypeError)
     yield Refusal(
         "segments under a code", segments_under_a_code, "works with rate coding only"
     )

@@ -299,7 +299,7 @@ def convert_in_explicit_mesh():
     """The axes of the mesh are part of the types of all arrays."""
     kinds = (jax.sharding.AxisType.Explicit,)
     mesh = jax.make_mesh((8,), ("data",), axis_types=kinds)
-    sharding = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     with jax.set_mesh(mesh):
         conversion(x=jax.device_put(images(), sharding))()
 

@@ -73,6 +73,7 @@ SHORT_X = np.ones((3, 4, 4), np.float32)
 NO_NEURONS = dataclasses.replace(FITTED, neurons={})
 STORED = snnjax.storage.Stored(FITTED, {}, lambda x: x)
 ZERO = dataclasses.replace(FREE, model=integrate_and_fire(reset="zero"))
+BOUNDED = dataclasses.replace(FREE, model=integrate_and_fire(lowest=0.0))
 WRONG_CALLS = [
     ({"snn": FLAT}, "snn is dict; allowed: an SNN of"),
     ({"snn": STORED}, "allowed: its field snn"),
@@ -106,6 +107,7 @@ WRONG_CALLS = [
     ),
     ({"execution": "closed_form"}, "needs wait >= 8 .* found wait 0"),
     (CLOSED | {"snn": snnjax.init(*DENSE[:3])}, "a leak. Take 'auto'"),
+    (CLOSED | {"snn": BOUNDED}, "no lower bound; found wait 8.*lowest=0.0"),
     (CLOSED | {"snn": ZERO}, "found wait 8, .*reset='zero'.*Take 'auto'"),
 ]
 
