@@ -40,7 +40,8 @@ def measured(name, recipe="clipping", wait=0):
 
 def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
     outputs = np.random.default_rng(0).normal(size=(256, 200, 10)).astype("f4")
-    means = np.cumsum(outputs, 0) / np.arange(1, 257)[:, None, None]
+    counts = np.arange(1, 257)[:, None, None]
+    means = np.cumsum(outputs, 0) / counts
     labels = np.arange(200) % 10
     expected = (means.argmax(-1) == labels).mean(-1)
     np.testing.assert_allclose(snnjax.accuracy(outputs, labels), expected, rtol=1e-6)
@@ -60,7 +61,7 @@ def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
 
 
 def test_the_parts_add_up_to_the_error():
-    """As they do for every neuron, root mean squares obey the triangle inequality."""
+    """They do so for every neuron, so their root mean squares add up to more."""
     for name in ("batch norm", "dense"):
         for site in measured(name)[2].sites.values():
             parts = [site.inherited, site.clipping, site.flooring, site.unevenness]
@@ -79,17 +80,16 @@ def test_each_part_vanishes_without_its_cause():
 
 
 def test_firing_rates_are_those_of_the_spikes():
-    net, snn, found = measured("batch norm")
+    net, snn, measures = measured("batch norm")
     (trains,) = outputs_of([functools.partial(spike_trains, net.fn)], snn, net.x)
     for name, train in trains.items():
         assert len(train) == STEPS
-        rate = found.sites[name].firing_rate
+        rate = measures.sites[name].firing_rate
         np.testing.assert_allclose(rate, train.mean(), rtol=1e-6)
         silent = ~train.any(tuple(range(train.ndim - 1)))
-        np.testing.assert_allclose(found.sites[name].silent, silent.mean())
-    count = sum(train.size for train in trains.values())
-    spikes = sum(int(train.sum()) for train in trains.values())
-    np.testing.assert_allclose(found.firing_rate, spikes / count, rtol=1e-6)
+        np.testing.assert_allclose(measures.sites[name].silent, silent.mean())
+    all_trains = np.concatenate([train.ravel() for train in trains.values()])
+    np.testing.assert_allclose(measures.firing_rate, all_trains.mean(), rtol=1e-6)
 
 
 def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
@@ -103,13 +103,14 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
         "w1": np.float32(generator.normal(size=(6, 9))),
         "w2": np.float32(generator.normal(size=(9, 4))),
     }
-    drawn = jax.random.bernoulli(key, 0.5, (STEPS, 5, 6)).astype(np.float32)
-    snn = snnjax.init(fn, params, np.asarray(drawn[0]), model=snnjax.lif(leak=0.7))
+    events = jax.random.bernoulli(key, 0.5, (STEPS, 5, 6)).astype(np.float32)
+    snn = snnjax.init(fn, params, np.asarray(events[0]), model=snnjax.lif(leak=0.7))
     run = functools.partial(spike_trains, fn, snn, steps=STEPS, inputs="sequence")
-    (trains,) = outputs_of([run], drawn)
-    stream = np.asarray(drawn)
+    (trains,) = outputs_of([run], events)
+    stream = np.asarray(events)
     for name, train in trains.items():
-        currents = stream @ np.asarray(params[name.partition("/")[0]])
+        weight_name, _ = name.split("/")
+        currents = stream @ np.asarray(params[weight_name])
         stream = reference.simulate(currents, 1.0, leak=0.7)
         np.testing.assert_array_equal(train, stream > 0)
         assert stream.any()
@@ -119,21 +120,22 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
 def test_constants_beside_spikes_are_no_synaptic_operations(code):
     def fn(p, x):
         h = jax.nn.relu(x @ p["w"])
-        beside = jnp.concatenate([h, x], -1)
-        return (1.5 * h + 0.25) @ p["out"][:4], beside @ p["out"]
+        spikes_and_constants = jnp.concatenate([h, x], -1)
+        return (1.5 * h + 0.25) @ p["out"][:4], spikes_and_constants @ p["out"]
 
     params = {"w": eighths(1, (3, 4)), "out": ONES((4 + 3, 5))}
     x = np.abs(eighths(0, (16, 3))) + np.float32(0.125)
     neuron = snnjax.integrate_and_fire(levels=(0, 3), threshold=0.125)
     snn = snnjax.init(fn, params, x, model=neuron, code=code)
+    run = functools.partial(spike_trains, fn, steps=2)
     measure = functools.partial(snnjax.measure, fn, params=params, steps=2)
-    runs = [functools.partial(spike_trains, fn, steps=2), measure]
-    trains, found = outputs_of(runs, snn, x)
+    trains, measures = outputs_of([run, measure], snn, x)
     levels = trains["w/relu"]
     assert levels.max() > 1
-    assert found.synaptic_operations == (5 + 5) * np.sum(levels != 0) / 16
-    assert found.synaptic_additions == (5 + 5) * np.sum(levels) / 16
-    assert found.input_macs == 3 * 4 + 5 * 3
+    # Each of 16 images has spikes that reach five neurons of each of two products.
+    assert measures.synaptic_operations == (5 + 5) * np.sum(levels != 0) / 16
+    assert measures.synaptic_additions == (5 + 5) * np.sum(levels) / 16
+    assert measures.input_macs == 3 * 4 + 5 * 3
 
 
 MATRICES = {"dimension_numbers": (((2,), (1,)), ((0,), (2,)))}
@@ -160,13 +162,16 @@ LISTED = {  # dimension numbers may be in any order
 )
 def test_the_fan_out_of_a_product_is_its_gradient_with_ones(options):
     """As NumPy counts it from shapes, and as XLA does by the product itself."""
-    product, left, right = jax.lax.dot_general, ONES((3, 4, 5)), ONES((2, 5, 3))
-    if options is not MATRICES:
-        usual = {
+    if options is MATRICES:
+        product = jax.lax.dot_general
+        left, right = ONES((3, 4, 5)), ONES((2, 5, 3))
+    else:
+        product = jax.lax.conv_general_dilated
+        defaults = {
             "window_strides": (1, 1),
             "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
         }
-        product, options = jax.lax.conv_general_dilated, {**usual, **options}
+        options = defaults | options
         images = {"NHWC": (2, 5, 4, 2), "NCHW": (2, 2, 5, 4)}
         left = ONES(images[options["dimension_numbers"][0]])
         right = ONES((3, 3, 2 // options.get("feature_group_count", 1), 2))
@@ -180,8 +185,8 @@ def test_the_fan_out_of_a_product_is_its_gradient_with_ones(options):
     for position, gradient in enumerate(gradients):
         fan_out = operations.fan_out(equation, network, position)
         assert fan_out.ndim == gradient.ndim
-        every = np.broadcast_to(fan_out, gradient.shape)
-        np.testing.assert_array_equal(every, gradient)
+        uses = np.broadcast_to(fan_out, gradient.shape)
+        np.testing.assert_array_equal(uses, gradient)
     assert operations.macs_of(equation, network) == gradients[0].sum()
 
 
@@ -194,15 +199,15 @@ def test_a_count_that_is_not_finite_is_refused(monkeypatch):
 
 
 def test_measuring_may_be_jitted():
-    net, snn, found = measured("batch norm")
+    net, snn, measures = measured("batch norm")
     run = jax.jit(
         lambda p, snn, x: snnjax.measure(net.fn, snn, x, params=p, steps=STEPS)
     )
     jitted = run(net.params, snn, net.x)
-    for a, b in zip(jax.tree.leaves(jitted), jax.tree.leaves(found), strict=True):
+    for a, b in zip(jax.tree.leaves(jitted), jax.tree.leaves(measures), strict=True):
         assert a.shape == b.shape
     for name, site in jitted.sites.items():
-        np.testing.assert_allclose(site.error, found.sites[name].error, rtol=1e-4)
+        np.testing.assert_allclose(site.error, measures.sites[name].error, rtol=1e-4)
 
 
 @pytest.mark.parametrize("levels", [(0, 1), (0, 3)])
@@ -226,26 +231,29 @@ def test_no_array_is_computed_of_constants_alone(levels):
     # What depends on an argument has the size of the map, a prime, as a factor.
     many = jax.tree.map(lambda a: jnp.stack([a] * 13), (snn, x, params))
     program = str(jax.make_jaxpr(jax.vmap(run))(*many))
-    found = re.findall(r":\w+\[([\d,]+)\] = (\w+)", program)
-    sizes = [(math.prod(map(int, s.split(","))), name) for s, name in found]
-    assert sum(name == "reduce_window_max" for _, name in sizes) >= 8
-    computed = [(n, name) for n, name in sizes if name != "broadcast_in_dim"]
-    assert not [(n, name) for n, name in computed if n % 13 and n > params[1].size]
+    pooled_count = 0
+    for shape, primitive in re.findall(r":\w+\[([\d,]+)\] = (\w+)", program):
+        size = math.prod(map(int, shape.split(",")))
+        if primitive == "reduce_window_max":
+            pooled_count += 1
+        if primitive != "broadcast_in_dim" and size > params[1].size:
+            assert size % 13 == 0, (shape, primitive)
+    assert pooled_count >= 8
 
 
 def test_neurons_without_a_clip_floor_have_no_split():
     net = NETWORKS["dense"]
     models = {"w1/relu": snnjax.lif(), "*": snnjax.integrate_and_fire(reset="zero")}
     snn = snnjax.init(*net[:3], model=models)
-    seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
-    for site in seen.sites.values():
+    measures = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
+    for site in measures.sites.values():
         assert np.isnan([site.clipping, site.flooring, site.unevenness]).all()
         assert site.error > 0
 
 
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
-    net, snn, found = measured("dense", wait=STEPS)
-    assert (found.steps, found.wait) == (STEPS, STEPS)
+    net, snn, measures = measured("dense", wait=STEPS)
+    assert (measures.steps, measures.wait) == (STEPS, STEPS)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -255,55 +263,65 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
         return jax.nn.relu(jnp.concatenate([x, token], 1) @ p["w"]) @ p["v"]
 
     p = {"token": ONES((1, 2)), "w": ONES((6, 6)), "v": ONES((6, 3))}
-    x, every_step = ONES((batch, 4)), snnjax.integrate_and_fire(threshold=6.0)
-    snn = snnjax.init(fn, p, x, model=every_step)
-    found = snnjax.measure(fn, snn, x, params=p, steps=4)
-    assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
+    x = ONES((batch, 4))
+    # The current is 6, so each neuron fires at every step.
+    neuron = snnjax.integrate_and_fire(threshold=6.0)
+    snn = snnjax.init(fn, p, x, model=neuron)
+    measures = snnjax.measure(fn, snn, x, params=p, steps=4)
+    assert (measures.macs, measures.synaptic_operations) == (36 + 18, 4 * 6 * 3)
 
 
 def test_operations_do_not_depend_on_the_order_of_axes():
-    kernels, x = (eighths(0, (4, 6)), ONES((6, 3))), eighths(1, (5, 4))
+    kernels = (eighths(0, (4, 6)), ONES((6, 3)))
+    x = eighths(1, (5, 4))
 
-    def usual(p, x):
+    def rows(p, x):
         return jax.nn.relu(x @ p[0]) @ p[1]
 
-    def turned(p, x):
+    def columns(p, x):
         return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
 
-    snn = snnjax.init(usual, kernels, x, model=snnjax.integrate_and_fire())
-    runs = [
-        functools.partial(snnjax.measure, fn, params=kernels, steps=4)
-        for fn in (usual, turned)
-    ]
-    a, b = outputs_of(runs, snn, x)
-    assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
-    np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
-    assert a.synaptic_operations > 0
+    snn = snnjax.init(rows, kernels, x, model=snnjax.integrate_and_fire())
+    runs = []
+    for fn in (rows, columns):
+        runs.append(functools.partial(snnjax.measure, fn, params=kernels, steps=4))
+    row_measures, column_measures = outputs_of(runs, snn, x)
+    for measures in (row_measures, column_measures):
+        assert (measures.macs, measures.input_macs) == (42, 24)
+        assert measures.synaptic_operations > 0
+    np.testing.assert_allclose(
+        row_measures.synaptic_operations, column_measures.synaptic_operations
+    )
 
 
 def test_convolutions_are_counted_under_x64(x64):
-    net, snn, found = measured("batch norm")
+    net, snn, measures = measured("batch norm")
     x64()
-    again = snnjax.measure(net.fn, snn, net.x, params=net.params)
-    assert float(again.macs) == float(found.macs)
-    np.testing.assert_allclose(again.synaptic_operations, found.synaptic_operations)
+    wide_measures = snnjax.measure(net.fn, snn, net.x, params=net.params)
+    assert float(wide_measures.macs) == float(measures.macs)
+    np.testing.assert_allclose(
+        wide_measures.synaptic_operations, measures.synaptic_operations
+    )
 
 
 def test_what_a_network_closes_over_is_read_anew():
-    factor, w, x = [1.0], np.eye(4, dtype=np.float32), np.abs(eighths(0, (8, 4)))
+    factor = [1.0]
+    w = np.eye(4, dtype=np.float32)
+    x = np.abs(eighths(0, (8, 4)))
 
     def fn(w, x):
         return factor[0] * jax.nn.relu(factor[0] * x @ w)
 
-    def seen():
+    def outputs_and_activation():
         snn = converted(fn, w, x, steps=STEPS, recipe=MAXIMUM)
-        found = snnjax.measure(fn, snn, x, params=w)
-        return compiled(fn)(snn, x), found.sites["relu"].activation
+        measures = snnjax.measure(fn, snn, x, params=w)
+        return compiled(fn)(snn, x), measures.sites["relu"].activation
 
-    (outputs, activation), factor[0] = seen(), 2.0
-    more, larger = seen()
-    np.testing.assert_allclose(more, 4 * outputs)
-    np.testing.assert_allclose(larger, 2 * activation)
+    outputs, activation = outputs_and_activation()
+    factor[0] = 2.0
+    scaled_outputs, scaled_activation = outputs_and_activation()
+    np.testing.assert_allclose(scaled_outputs, 4 * outputs)
+    np.testing.assert_allclose(scaled_activation, 2 * activation)
 
 
 def test_more_spikes_can_be_measured_than_int32_can_count():

@@ -35,8 +35,8 @@ def images(count=256, seed=0):
 
 
 def sample_of(activation, weight):
-    ends = activation.min(0), activation.max(0)
-    return Sample(activation, weight, *ends)
+    """A sample of all positions."""
+    return Sample(activation, weight, activation.min(0), activation.max(0))
 
 
 @pytest.mark.parametrize("model, code, steps, zone", FAMILIES)
@@ -45,34 +45,36 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
 ):
     """Against the oracle, up to the width of a bin, which is 1.1 %."""
     draw = np.random.default_rng(0)
-    activation = np.float32(
-        draw.exponential(size=(400, 2)) * (draw.random((400, 2)) > 0.4)
-    )
+    is_active = draw.random((400, 2)) > 0.4
+    activation = np.float32(draw.exponential(size=(400, 2)) * is_active)
     sample = sample_of(activation, np.float32(draw.random((400, 1))))
     tables = spending.transfers(model, code, steps, (zone,))
     reach = model.levels[1] * code.reach(steps)
     (curve,) = spending.curves(sample, tables, reach=reach, positions=3, neurons=12)
     sizes = steps * np.asarray(code.weights(steps))
-    for k in (24, 32, 40):
+    for k in (24, 32, 40):  # numbers of candidates
         errors, counts = np.zeros(2), np.zeros(2)
-        for (n, c), a in np.ndenumerate(activation):
-            v = float(curve.thresholds[k, c])
-            arriving = [steps * a] + [0.0] * (steps - 1)
+        for (row, channel), a in np.ndenumerate(activation):
+            threshold = float(curve.thresholds[k, channel])
             if code == snnjax.codes.rate():
                 arriving = [a] * steps
+            else:
+                arriving = [steps * a] + [0.0] * (steps - 1)
             spikes = reference.neuron(
                 arriving,
-                v,
-                start=sizes[-1] * v / 2,
+                threshold,
+                start=sizes[-1] * threshold / 2,
                 wait=steps,
                 levels=model.levels,
                 dead_zone=model.dead_zone,
                 last_zone=zone,
                 sizes=sizes,
             )
-            errors[c] += sample.weight[n, 0] * (sum(spikes) / steps - a) ** 2
-            counts[c] += np.count_nonzero(spikes)
+            square = (sum(spikes) / steps - a) ** 2
+            errors[channel] += sample.weight[row, 0] * square
+            counts[channel] += np.count_nonzero(spikes)
         errors += clipped_error(sample.tail(None), reach * curve.thresholds[k])
+        # An image has 3 positions, the sample 400 rows, and the network 12 neurons.
         np.testing.assert_allclose(curve.errors[k], 3 * errors / 400, rtol=0.1)
         np.testing.assert_allclose(curve.spikes[k], 3 * counts / 400 / 12, rtol=0.04)
 
@@ -86,12 +88,15 @@ def test_a_higher_price_never_gives_more_spikes_or_less_error(steps):
     (curve,) = spending.curves(sample, tables, reach=reach, positions=4, neurons=20)
     totals = [spending.total([curve], price) for price in np.geomspace(1e-4, 10, 30)]
     errors, spikes = np.transpose(totals)
-    assert (np.diff(errors) >= 0).all() and (np.diff(spikes) <= 0).all()
+    assert (np.diff(errors) >= 0).all()
+    assert (np.diff(spikes) <= 0).all()
     assert spikes[0] > 1.5 * spikes[-1]
-    assert spending.total([curve], 1e3)[1] < 0.105 * spikes[0]
+    _, fewest_spikes = spending.total([curve], 1e3)
+    assert fewest_spikes < 0.105 * spikes[0]
     for budget in (0.9 * spikes[0], 1.1 * spikes[-1]):
         price = spending.price_of([curve], budget)
-        assert budget * 0.95 < spending.total([curve], price)[1] <= budget
+        _, sent_spikes = spending.total([curve], price)
+        assert budget * 0.95 < sent_spikes <= budget
 
 
 def test_a_layer_of_one_threshold_has_the_sums_of_its_channels():
@@ -100,10 +105,11 @@ def test_a_layer_of_one_threshold_has_the_sums_of_its_channels():
     activation[0] = 1  # so that all channels have the candidates of the layer
     sample = sample_of(activation, np.float32(draw.random((500, 1))))
     tables = spending.transfers(SIGNED, codes.radix(), 4, (0.5,))
-    of = functools.partial(
+    curves = functools.partial(
         spending.curves, sample, tables, reach=1.875, positions=1, neurons=3
     )
-    (layer,), (channels,) = of(per="layer"), of()
+    (layer,) = curves(per="layer")
+    (channels,) = curves(per="channel")
     np.testing.assert_allclose(layer.thresholds[:, 0], channels.thresholds[:, 1])
     np.testing.assert_allclose(layer.errors[:, 0], channels.errors.sum(1), rtol=1e-5)
     np.testing.assert_allclose(layer.spikes[:, 0], channels.spikes.sum(1), rtol=1e-5)
@@ -173,10 +179,11 @@ def test_two_outputs_count_as_their_mean():
         output = NET.fn(params, x)
         return output, -output
 
-    options = {"steps": 4, "code": codes.radix(), "wait": 3}
-    pair_snn = snnjax.convert(pair, NET.params, images(), **options)
-    of_one, of_two = map(measured, (converted(wait=3), pair_snn))
-    np.testing.assert_allclose(of_one, of_two, rtol=0.2)
+    pair_snn = snnjax.convert(
+        pair, NET.params, images(), steps=4, code=codes.radix(), wait=3
+    )
+    expected = measured(converted(wait=3))
+    np.testing.assert_allclose(measured(pair_snn), expected, rtol=0.2)
 
 
 def test_one_image_without_a_gradient_costs_no_accuracy():
@@ -189,14 +196,17 @@ def test_one_image_without_a_gradient_costs_no_accuracy():
 
     draw = np.random.default_rng(0).normal
     params = [np.float32(draw(size=s) / 3) for s in ((8, 16), (16, 16), (16, 3))]
-    x, errors = np.float32(draw(size=(256, 8))), []
-    for image in (x[8], 0):
+    x = np.float32(draw(size=(256, 8)))
+
+    def error(image):
+        """Of the images 8 to 255, if this one takes the place of image 7."""
         x[7] = image
-        options = {"steps": 4, "wait": 3, "code": codes.radix()}
-        snn = snnjax.convert(fn, params, x, **options)
+        snn = snnjax.convert(fn, params, x, steps=4, wait=3, code=codes.radix())
         distance = snnjax.spiking(fn)(snn, x[8:]).mean(0) - fn(params, x[8:])
-        errors.append(float(jnp.square(distance).mean()))
-    assert errors[1] < 1.3 * errors[0]
+        return float(jnp.square(distance).mean())
+
+    error_of_usual_images = error(x[8])
+    assert error(0) < 1.3 * error_of_usual_images
 
 
 def test_the_wait_is_the_least_that_is_enough():
@@ -211,13 +221,14 @@ def test_the_wait_is_the_least_that_is_enough():
     )
     options = {"steps": 5, "code": codes.radix(), "recipe": recipe}
     chosen = snnjax.convert(rational, params, x, **options)
-    exact, errors = rational(params, x), []
+    exact = rational(params, x)
+    errors = {}
     for wait in range(1, 5):
         snn = snnjax.convert(rational, params, x, wait=wait, **options)
         answers = snnjax.spiking(rational)(snn, x).mean(0)
-        errors.append(float(jnp.square(answers - exact).mean()))
-    enough = [wait for wait, e in enumerate(errors, 1) if e <= 2 * errors[-1]]
-    assert chosen.wait == enough[0] > 1
+        errors[wait] = float(jnp.square(answers - exact).mean())
+    sufficient = [wait for wait, error in errors.items() if error <= 2 * errors[4]]
+    assert chosen.wait == sufficient[0] > 1
     assert f"with wait {chosen.wait - 1}" in chosen.fit
 
 
@@ -250,27 +261,42 @@ def test_behind_a_norm_more_digits_do_not_replace_a_wait():
     """
 
     def fn(params, x):
-        size = jnp.square(h := snnjax.encode(x)).mean(-1, keepdims=True)
+        h = snnjax.encode(x)
+        size = jnp.square(h).mean(-1, keepdims=True)
         return jax.nn.relu(h / jnp.sqrt(1e-6 + size) @ params[0]) @ params[1]
 
     draw = np.random.default_rng(0).normal
     params = [np.float32(draw(size=shape)) / 3 for shape in ((8, 16), (16, 4))]
     x = np.float32(draw(size=(256, 8)) * np.exp(1.3 * draw(size=(256, 1))))
-    first, calibrate = "0/encoder", snnjax.calibrators
 
     def error(steps, scale, wait):
-        def scaled(view, fit):
-            factor = scale if view.site.name == first else 1
-            return fit.with_neurons(threshold=factor * fit.neurons.threshold)
+        """Of the outputs, with the threshold of the first site times the scale."""
 
-        chain = calibrate.max_threshold("channel"), scaled, calibrate.half_charge()
-        recipe, options = snnjax.Recipe(chain), {"code": codes.radix(), "wait": wait}
-        snn = snnjax.convert(fn, params, x, steps=steps, recipe=recipe, **options)
-        missing = snnjax.spiking(fn)(snn, x).mean(0) - fn(params, x)
-        return float(jnp.square(missing).mean())
+        def scale_first(view, fit):
+            if view.site.name == "0/encoder":
+                return fit.with_neurons(threshold=scale * fit.neurons.threshold)
+            return fit
 
-    short = error(6, 1, 1)
-    assert abs(error(8, 1, 1) / short - 1) < 0.05 and error(8, 4, 1) > 1.3 * short
-    assert error(8, 1, 7) < 0.1 * short
+        chain = (
+            snnjax.calibrators.max_threshold("channel"),
+            scale_first,
+            snnjax.calibrators.half_charge(),
+        )
+        snn = snnjax.convert(
+            fn,
+            params,
+            x,
+            steps=steps,
+            wait=wait,
+            code=codes.radix(),
+            recipe=snnjax.Recipe(chain),
+        )
+        residual = snnjax.spiking(fn)(snn, x).mean(0) - fn(params, x)
+        return float(jnp.square(residual).mean())
+
+    short_wait_error = error(steps=6, scale=1, wait=1)
+    assert abs(error(steps=8, scale=1, wait=1) / short_wait_error - 1) < 0.05
+    assert error(steps=8, scale=4, wait=1) > 1.3 * short_wait_error
+    assert error(steps=8, scale=1, wait=7) < 0.1 * short_wait_error
     snn = snnjax.convert(fn, params, x, steps=6, code=codes.radix())
     assert snn.wait > 1 and "with wait 1" in snn.fit

@@ -13,11 +13,12 @@ def test_the_error_is_the_integral_over_an_exponential_tail(cap, scale):
     maximum, weight = 2.0, 3.0
 
     def integrand(excess):
-        missing = max(0.0, maximum + excess - cap)
-        return weight * missing**2 * np.exp(-excess / scale) / scale
+        clipped = max(0.0, maximum + excess - cap)
+        density = np.exp(-excess / scale) / scale
+        return weight * clipped**2 * density
 
     integral, _ = integrate.quad(integrand, 0, 60 * scale, limit=200)
-    tail = Tail(*map(np.atleast_1d, (maximum, scale, weight)))
+    tail = Tail(np.array([maximum]), np.array([scale]), np.array([weight]))
     error = clipped_error(tail, np.array([[cap]]))
     np.testing.assert_allclose(error, integral, rtol=1e-4, atol=1e-12)
 
