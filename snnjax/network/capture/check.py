@@ -238,7 +238,7 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     kind = facts.why_not_affine[equation.outputs[0]]
     if kind != OPERATOR:
         return kind
-    results = facts.leaving.intersection(equation.outputs) & facts.live
+    results = facts.leaving.intersection(equation.outputs) & facts.spike_dependent
     return None if _all_floating(results, network) else "decision"
 
 

@@ -73,7 +73,7 @@ def _to_be_encoded(facts: Facts) -> set[int]:
         if eq.fires:
             weighted_values.update(eq.outputs)
             continue
-        operand = facts.operands.get(eq.outputs[0])
+        operand = facts.product_operands.get(eq.outputs[0])
         inputs = facts.dependent.intersection(eq.variables)
         takes_spikes = False
         if operand is not None:

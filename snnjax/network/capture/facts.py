@@ -1,6 +1,7 @@
 """Facts about the equations of a program, each computed once, when it is first read.
 
-A rewrite makes a new program, which has facts of its own.
+A rewrite makes a new program, which needs new facts. Spikes stand for all that neurons
+send: a variable depends on spikes if it depends on the output of a firing site.
 """
 
 import functools
@@ -22,27 +23,30 @@ from snnjax.network.equations import (
     Static,
     shape_of,
     spread_out,
+    variables_in,
 )
 from snnjax.network.stages import streaming
 
 FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
-# Primitives that make of an array of equal numbers another one.
+# Primitives whose result has equal numbers if their operand has.
 _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
 # Refusals that do not hold for what is computed once, from the input alone. Those of
 # loops and unknown functions do: in them an example might reach another.
 _NOT_ONCE = ("order", "integer")
-_AT_PLACES = ("gather", "dynamic_slice", "dynamic_update_slice", "scatter")
+# Primitives that read or write at indices, which are an operand.
+_INDEXED = ("gather", "dynamic_slice", "dynamic_update_slice", "scatter")
 
 
 class Facts:
-    """What holds of a program's variables and equations."""
+    """Facts about a program's variables and equations."""
 
     def __init__(self, program: Program | Network):
-        self.program, self.equations = program, program.equations
+        self.program = program
+        self.equations = program.equations
 
     @functools.cached_property
     def dependent(self) -> frozenset[int]:
-        """Variables that depend on x, those inside of operators too."""
+        """Variables that depend on x, also those inside of operators."""
         dependent = set(self.program.x)
         for eq in spread_out(self.equations):
             if dependent.intersection(eq.variables):
@@ -50,8 +54,8 @@ class Facts:
         return frozenset(dependent)
 
     @functools.cached_property
-    def live(self) -> frozenset[int]:
-        """Variables that depend on spikes."""
+    def spike_dependent(self) -> frozenset[int]:
+        """Variables that depend on spikes, also those inside of operators."""
         return streaming(self.equations)
 
     @functools.cached_property
@@ -76,7 +80,10 @@ class Facts:
         return equations
 
     def number(self, v: int | Static) -> float | None:
-        """The number that all entries of a variable or constant are, if it is known."""
+        """The number that all entries of a variable or constant have in common.
+
+        None if they differ, or if they are not known before x and the parameters are.
+        """
         if isinstance(v, Static):
             return _number(v.value)
         if v in self.program.constants:
@@ -87,17 +94,18 @@ class Facts:
         return self.number(eq.inputs[0])
 
     @functools.cached_property
-    def operands(self) -> Mapping[int, int]:
+    def product_operands(self) -> Mapping[int, int]:
         """Result of each product with weights -> its operand that depends on x.
 
-        Weights are parameters and arrays that the function closed over, not what it
-        computes of shapes alone, as a resizing does.
+        Weights are parameters, arrays that the function closed over, and what is made
+        of these. What the function computes of shapes alone, as a resizing does, is
+        none.
         """
         weights = {*self.program.parameters, *self.program.constants}
         operands: dict[int, int] = {}
 
         def is_weight(v: int | Static) -> bool:
-            if isinstance(v, Static):
+            if isinstance(v, Static):  # inside of a call constants are written so
                 return np.ndim(v.value) > 1
             return v in weights
 
@@ -112,62 +120,62 @@ class Facts:
 
     def is_product(self, eq: Equation) -> bool:
         """Whether an equation is a product of weights and what depends on x."""
-        return eq.outputs[0] in self.operands
+        return eq.outputs[0] in self.product_operands
 
     @functools.cached_property
     def leaving(self) -> frozenset[int]:
-        """Variables that an operator hands to others."""
+        """Outputs of operators: variables of a body that other equations read."""
         return frozenset(v for eq in self.equations if eq.body for v in eq.outputs)
 
     def is_operator(self, eq: Equation) -> bool:
-        """Whether an equation is not affine in what depends on x, and no site."""
+        """Whether an equation is to be computed on running means, or is part of it.
+
+        That is one that is not affine in what depends on x, but a known function.
+        """
         return eq.site is None and self.why_not_affine[eq.outputs[0]] == OPERATOR
 
     @functools.cached_property
     def why_not_affine(self) -> Mapping[int, str | None]:
-        """First output of each equation -> why it is not affine, or None if it is.
+        """First output of each equation -> why it is not affine in what depends on x.
 
-        An affine function is applied to every step, and any other known one, an
-        `OPERATOR`, to running means (``increments.py``). Everything else is the reason
-        of a refusal.
+        None: it is affine, and is applied to every step. `OPERATOR`: it is another
+        known function, and is applied to running means (``increments.py``). Any other
+        word is a kind of obstacle, which `check` explains.
         """
-        equations = spread_out(self.equations)
-        return {eq.outputs[0]: self._why_not_affine(eq) for eq in equations}
+        reasons = {}
+        for eq in spread_out(self.equations):
+            reason = self._why_not_affine(eq)
+            if reason is not None and self._is_known_from_input(eq, reason):
+                reason = OPERATOR
+            reasons[eq.outputs[0]] = reason
+        return reasons
+
+    def _is_known_from_input(self, eq: Equation, reason: str) -> bool:
+        """Whether what is not affine in an equation depends on x, but on no spikes."""
+        if eq.name in _INDEXED:
+            # Then the indices may depend on x alone, whatever the array depends on.
+            affine_operands = primitive(eq.name).affine_in
+            indices = [v for i, v in enumerate(eq.inputs) if i not in affine_operands]
+            return self.spike_dependent.isdisjoint(variables_in(indices))
+        is_once = self.spike_dependent.isdisjoint((*eq.variables, *eq.outputs))
+        return is_once and reason in _NOT_ONCE
 
     def _why_not_affine(self, eq: Equation) -> str | None:
-        reason = self._why_not_for_spikes(eq)
-        if eq.name in _AT_PLACES:
-            # The places may be numbers from the input that depend on no spikes.
-            affine_slots = primitive(eq.name).affine_in
-            for slot, v in enumerate(eq.inputs):
-                if v in self.live and slot not in affine_slots:
-                    return reason
-            return OPERATOR if reason else None
-        # What depends on the input alone is computed once, and may be of any kind.
-        is_once = self.live.isdisjoint((*eq.variables, *eq.outputs))
-        return OPERATOR if reason in _NOT_ONCE and is_once else reason
-
-    def _why_not_for_spikes(self, eq: Equation) -> str | None:
-        """Why an equation is not affine in its inputs that depend on x; None if it is.
-
-        It takes all of them for values that spikes reach. `_why_not_affine` then allows
-        more to those that depend on x alone. Any reason but `OPERATOR` is a kind of
-        obstacle that `check` explains.
-        """
+        """As `why_not_affine`, if all that depends on x depended on spikes too."""
         name = eq.name
         row = primitive(name)
         avals = self.program.avals
         if row.otherwise == "random":  # even if it does not depend on the input
             return "random"
-        dependent_slots = {i for i, v in enumerate(eq.inputs) if v in self.dependent}
-        if not dependent_slots:
+        # Positions of the operands that depend on x.
+        dependent = {i for i, v in enumerate(eq.inputs) if v in self.dependent}
+        if not dependent:
             return None
         if eq.site is not None:
-            # Behind its current, a clipped or quantized ReLU reads its maximum.
-            if dependent_slots != {0}:
+            # Its operands are its current and, where it is clipped, the maximum.
+            if dependent != {0}:
                 return "maximum"  # it depends on x, and a threshold is constant
-            maximum_axes = axes_of_maximum(eq, avals)
-            if maximum_axes <= {eq.site.channel}:
+            if axes_of_maximum(eq, avals) <= {eq.site.channel}:
                 return None
             return "maxima"  # they differ within a channel, which has one threshold
         if name == "integer_pow" and eq.options["y"] == 1:
@@ -177,18 +185,18 @@ class Facts:
                 return "integer"
             # A truth value as 0 or 1 is a step, the last part of a comparison.
             return OPERATOR if avals[eq.variables[0]].dtype.kind == "b" else None
-        if name == "select_n" and 0 not in dependent_slots:  # chosen by a constant mask
+        if name == "select_n" and 0 not in dependent:  # chosen by a constant mask
             return None
-        if row.affine_in_each and len(dependent_slots) == 1:
+        if row.affine_in_each and len(dependent) == 1:
             return None
-        if all(slot in row.affine_in for slot in dependent_slots):
+        if all(i in row.affine_in for i in dependent):
             return None
-        # A call with a derivative of its own is a ReLU that is part of an operator.
+        # A call with a custom derivative is a ReLU that is part of an operator.
         return OPERATOR if name in CUSTOM else row.otherwise
 
 
 def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:
-    """Axes, from the end, along which the maximum of a clipped ReLU differs."""
+    """Axes along which the maximum of a clipped ReLU differs, from the end: -1, ..."""
     if not eq.fires or len(eq.inputs) < 2:
         return set()
     shape = shape_of(avals, eq.inputs[1])

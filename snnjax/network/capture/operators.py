@@ -1,8 +1,8 @@
-"""Which equations become operators.
+"""Operators: equations that are computed on running means become one each.
 
 An equation that is not affine in values that depend on the input is computed on running
-means (`increments`). A cut is a neuron or a product with weights. Equations that are
-connected without a cut are one operator: a softmax, a norm, a GELU, or an attention
+means (``increments.py``). A cut is a neuron or a product with weights. Equations that
+are connected without a cut are one operator: a softmax, a norm, a GELU, or an attention
 with both of its products.
 """
 
@@ -18,10 +18,10 @@ from snnjax.network.sites import new_site
 
 
 def with_operators(program: Program) -> Program:
-    """The program with what is not affine gathered in operators."""
+    """The program with every group of equations that is an operator as one equation."""
     facts = Facts(program)
     operators: dict[int, Equation] = {}  # number of its first equation -> operator
-    members: set[int] = set()
+    members: set[int] = set()  # numbers of all equations that are in operators
     for group in _groups(facts):
         body = tuple(program.equations[i] for i in group)
         operators[group[0]] = _operator(body, facts)
@@ -39,7 +39,7 @@ def with_operators(program: Program) -> Program:
 
 
 def _groups(facts: Facts) -> list[tuple[int, ...]]:
-    """Numbers of the equations of each operator, in order.
+    """For each operator, the numbers of its equations, in order.
 
     Two equations that are not affine belong together if one leads to the other without
     a cut, and spikes reach both or neither; so do affine ones between them:
@@ -52,7 +52,7 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         5   f = e - 1      affine, and leads to no operator
     """
     predecessors = _predecessors(facts)
-    # From the last one back: operators, and whatever leads from one to another.
+    # From the last one back: operators, and affine equations between two of them.
     members: set[int] = set()
     for i in reversed(range(len(predecessors))):
         if facts.is_operator(facts.equations[i]) or i in members:
@@ -65,7 +65,7 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         for predecessor in predecessors[i]:
             group |= groups[predecessor]
         groups.update(dict.fromkeys(group, group))
-    # Each group is there once for every member: take it at its first one.
+    # Every member has its group here. Take each group once, at its first member.
     distinct_groups = []
     for i, group in groups.items():
         if i == min(group):
@@ -74,12 +74,13 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
 
 
 def _predecessors(facts: Facts) -> list[set[int]]:
-    """For each equation those that may be of one operator with it and lead to it.
+    """For each equation, those that it reads from within its operator, by number.
 
-    They are operators or follow from one. Nothing cuts the way between the two: neither
-    itself nor a longer one beside it, since a way out of an operator and back into it,
-    through a neuron, could not be computed. So both have the same number of cuts on the
-    longest way to them: here e, behind one cut more than c, is no part of c's operator.
+    They are operators or follow from one, and no cut lies between: not on the direct
+    way, nor on a longer way beside it, since what leaves an operator through a neuron
+    and comes back to it could not be computed. So an equation and its predecessor have
+    equally many cuts on the longest way to them. Here e is behind one cut more than c,
+    and is no part of c's operator:
 
         c = tanh(b)    d = relu(c)    e = c * exp(d)
     """
@@ -89,16 +90,18 @@ def _predecessors(facts: Facts) -> list[set[int]]:
     followers: set[int] = set()  # equations that are operators or follow from one
     for i, eq in enumerate(facts.equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
-        is_live = not facts.live.isdisjoint(eq.outputs)
+        has_spikes = not facts.spike_dependent.isdisjoint(eq.outputs)
         is_cut = eq.site is not None or facts.is_product(eq)
-        neighbours: set[int] = set()
+        eq_predecessors: set[int] = set()
         for v in eq.variables:
             if is_cut or v not in maker_numbers or cuts[v] != depth:
                 continue
-            if (v in facts.live) == is_live and maker_numbers[v] in followers:
-                neighbours.add(maker_numbers[v])
-        predecessors.append(neighbours)
-        if facts.is_operator(eq) or neighbours:
+            # What no spikes reach is computed once, by an operator of its own.
+            is_alike = (v in facts.spike_dependent) == has_spikes
+            if is_alike and maker_numbers[v] in followers:
+                eq_predecessors.add(maker_numbers[v])
+        predecessors.append(eq_predecessors)
+        if facts.is_operator(eq) or eq_predecessors:
             followers.add(i)
         if is_cut:
             depth += 1
@@ -108,10 +111,10 @@ def _predecessors(facts: Facts) -> list[set[int]]:
 
 
 def _operator(equations: tuple[Equation, ...], facts: Facts) -> Equation:
-    """One equation whose body is these."""
+    """An operator as one equation, whose body is these equations."""
     results = _results(equations, facts)
     inner_variables = computed_by(equations)
-    inputs: dict[int, None] = {}  # in order, each once
+    inputs: dict[int, None] = {}  # a set that keeps its order
     for eq in equations:
         for v in eq.variables:
             if v not in inner_variables:
@@ -139,14 +142,14 @@ def _operator(equations: tuple[Equation, ...], facts: Facts) -> Equation:
 
 
 def _results(equations: tuple[Equation, ...], facts: Facts) -> tuple[int, ...]:
-    """What others read of the results of these equations, or the user."""
-    numbers = {id(eq) for eq in equations}
+    """Variables that these equations compute and others read, or fn returns."""
+    ids = {id(eq) for eq in equations}
     results = []
     for eq in equations:
         for v in eq.outputs:
             readers = facts.readers.get(v, ())
-            leaves = any(id(reader) not in numbers for reader in readers)
-            if leaves or v in facts.program.outputs:
+            is_read_outside = any(id(reader) not in ids for reader in readers)
+            if is_read_outside or v in facts.program.outputs:
                 results.append(v)
     return tuple(results)
 
@@ -154,7 +157,11 @@ def _results(equations: tuple[Equation, ...], facts: Facts) -> tuple[int, ...]:
 def _is_near_relu(
     equations: tuple[Equation, ...], inputs: Iterable[int], facts: Facts
 ) -> bool:
-    """Whether an operator is a function of one value, in polynomial pieces."""
+    """Whether an operator is a function of one value, in polynomial pieces.
+
+    Args:
+        inputs: of the operator, those that depend on x.
+    """
     sources = {_scaled_from(v, facts) for v in inputs}
     rows = [primitive(eq.name) for eq in equations]
     is_piecewise = all(row.piecewise for row in rows)
@@ -163,7 +170,7 @@ def _is_near_relu(
 
 
 def _scaled_from(v: int, facts: Facts) -> int:
-    """The value that a value is a multiple of, with an offset."""
+    """The value u that v is an affine function of, v = a u + b; v itself if none is."""
     eq = facts.makers.get(v)
     while eq is not None and eq.name in ("add", "sub", "mul", "div", "neg"):
         sources = facts.dependent.intersection(eq.variables)
@@ -174,7 +181,7 @@ def _scaled_from(v: int, facts: Facts) -> int:
     return v
 
 
-# What a body computes, by operations that it holds; the first that fits counts.
+# Kind of an operator -> operations that its body holds; the first row that fits counts.
 _SIGNATURES = (
     ("attention", {"exp", "dot_general"}),
     ("softmax", {"exp", "reduce_sum"}),
@@ -193,9 +200,13 @@ _SIGNATURES = (
 
 
 def _kind(equations: Sequence[Equation], near_relu: bool) -> str:
-    """A name for people: the call that all of a body stands in, or by `_SIGNATURES`."""
+    """A name of an operator for people.
+
+    It is the name of the function that all equations were called in, such as gelu, or
+    a kind by `_SIGNATURES`.
+    """
     name = _name_of_call(equations)
-    # An activation of the user's own may be called relu, which names a site.
+    # An activation of the user's own may be called relu. That is the name of neurons.
     if name.isidentifier() and name not in ("relu", "relu6", "where"):
         return name
     if near_relu:
@@ -210,8 +221,9 @@ def _kind(equations: Sequence[Equation], near_relu: bool) -> str:
 
 
 def _name_of_call(equations: Sequence[Equation]) -> str:
-    """Name of the innermost function that all equations stand in; "" for none."""
+    """Name of the innermost function that all equations were called in; "" for none."""
     name = ""
+    # Level by level, from the outermost call inwards.
     for calls in zip(*(eq.calls for eq in equations), strict=False):
         call_names = {call.name for call in calls}
         if len(call_names) > 1:
@@ -221,7 +233,7 @@ def _name_of_call(equations: Sequence[Equation]) -> str:
 
 
 def _has_silu(equations: Sequence[Equation]) -> bool:
-    """Whether a value is multiplied by its own logistic function."""
+    """Whether a value is multiplied by its own logistic function: x logistic(x)."""
     logistic: dict[Any, Any] = {}  # logistic(x) -> x
     for eq in equations:
         if eq.name == "logistic":
@@ -235,9 +247,10 @@ def _has_silu(equations: Sequence[Equation]) -> bool:
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
-    """The equations, each after those whose outputs it reads.
+    """The equations, sorted so that each follows those whose outputs it reads.
 
-    An operator stands where its first equation stood, before some of its inputs.
+    They are nearly sorted: an operator stands where its first equation stood, before
+    some of its inputs.
     """
     makers = {v: eq for eq in equations for v in eq.outputs}
     sequence: list[Equation] = []
@@ -251,8 +264,8 @@ def _in_order(equations: Sequence[Equation]) -> list[Equation]:
         return None
 
     for eq in equations:
-        # Each equation of the stack waits for the one above it. A network is too deep
-        # for a recursion.
+        # Each equation on the stack must wait for the next one. A recursion would be
+        # too deep for Python.
         stack = [eq]
         while stack:
             maker = missing_maker(stack[-1])

@@ -1,11 +1,11 @@
-"""ReLUs, however they are written, and max-pools: equations that become sites.
+"""ReLUs, however they are written, and max-pools become sites.
 
     max(x, 0)    where(x > 0, x, 0)    x (x > 0)    clamp(0, x, m)    min(relu(x), m)
 
 are one ReLU or, with m, one clipped ReLU. The forms are matched in the equations, so it
 does not matter which library or which call wrote them.
 
-A maximum with 0 is no activation where it serves a larger function:
+A maximum with 0 is no ReLU of its own where it serves a larger function:
 
     gate      only scales another value, as in a hard swish, x relu6(x + 3) / 6
     guard     keeps a root, a logarithm or a divisor in its domain, as in a norm
@@ -14,7 +14,7 @@ A maximum with 0 is no activation where it serves a larger function:
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from snnjax.network.capture.facts import FLOATING, Facts
@@ -29,7 +29,7 @@ _SCALINGS = REARRANGEMENTS | {"broadcast_in_dim", "mul", "div"}
 
 
 class _Clip(NamedTuple):
-    """min(max(x, low), high)."""
+    """min(max(x, low), high), where x is a variable; a ReLU is one with low = 0."""
 
     x: int
     low: float = -math.inf
@@ -41,7 +41,7 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
 
     Args:
         statistics: variables that are statistics of the whole batch, as of a BatchNorm
-            in training, and so no activations.
+            in training. A maximum with 0 among them is no activation.
     """
     facts = Facts(program)
     relus = _relus(facts)
@@ -51,8 +51,10 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         if v in relus and v not in statistics:
             eq = _relu_site(eq, relus[v], program.avals[v])
         elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
+            # A snnjax.clipped_relu that only scales another value is no neuron.
             eq = eq._replace(site=None)
         equations.append(eq)
+    # What only a site's former equations needed is left out.
     equations = needed(equations, variables_in(program.outputs))
     return _with_pools(program._replace(equations=equations))
 
@@ -60,8 +62,9 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
 def _with_pools(program: Program) -> Program:
     """The program with a site for every max-pool that is no part of an operator.
 
-    It is a part if an operator leads to it without a cut, or if whatever reads it leads
-    to operators, as in a softmax, whose maximum only prevents overflow.
+    It is a part if it follows from an operator, or if all that reads it leads to
+    operators, as in a softmax, whose maximum only prevents overflow. A neuron or a
+    product with weights on the way cuts it: what lies behind is another operator.
     """
     facts = Facts(program)
 
@@ -71,7 +74,7 @@ def _with_pools(program: Program) -> Program:
     def is_operator(eq: Equation) -> bool:
         return facts.is_operator(eq) and eq.name not in _MAX_POOLS
 
-    # Backwards: values whose maker is an operator, or leads to operators only.
+    # Backwards: values of an operator, and values that lead to operators only.
     leading: set[int] = set()
     for eq in reversed(program.equations):
         if is_cut(eq):
@@ -82,7 +85,7 @@ def _with_pools(program: Program) -> Program:
         leads_on = bool(readers) and all_lead_on and not is_read_outside
         if is_operator(eq) or leads_on:
             leading.update(eq.outputs)
-    # Forwards: values that an operator leads to.
+    # Forwards: values of an operator, and values that follow from one.
     operator_values: set[int] = set()
     equations = []
     for eq in program.equations:
@@ -98,8 +101,8 @@ def _with_pools(program: Program) -> Program:
 
 
 def hides_relu(equation: Equation) -> bool:
-    """Whether a loop or branch holds a ReLU, where no rule can reach it."""
-    if equation.name in CUSTOM:
+    """Whether a loop or a branch of a cond holds a ReLU, where no rule can reach it."""
+    if equation.name in CUSTOM:  # a call, whose equations stand in the program
         return False
     for program in inner_programs(equation):
         if _relus(Facts(program)):
@@ -124,14 +127,15 @@ def _relu_site(eq: Equation, relu: _Clip, aval: Any) -> Equation:
 
 
 def _relus(facts: Facts) -> dict[int, _Clip]:
-    """Output -> the ReLU or clipped ReLU that it is."""
+    """Each variable that is the result of a ReLU or clipped ReLU -> that ReLU."""
     relus: dict[int, _Clip] = {}
     for eq in facts.equations:
         v = eq.outputs[0]
         clip = _clip(v, facts)
         if _is_relu(v, clip, facts):
             relus[v] = clip
-    # The max of a clip belongs to the clip, unless something else reads it.
+    # In min(max(x, 0), m) the max is a ReLU by itself, and the min a clipped one. Only
+    # the clipped one is left, unless something else reads the max.
     for v in list(relus):
         if v not in facts.program.outputs and _is_part_of_clips(v, relus, facts):
             del relus[v]
@@ -143,7 +147,7 @@ def _relus(facts: Facts) -> dict[int, _Clip]:
 
 
 def _is_part_of_clips(v: int, relus: Mapping[int, _Clip], facts: Facts) -> bool:
-    """Whether all that reads a ReLU is a clipped ReLU of the same value."""
+    """Whether a ReLU is only read by clipped ReLUs of the same x."""
     readers = facts.readers.get(v, [])
     for reader in readers:
         clip = relus.get(reader.outputs[0])
@@ -153,7 +157,10 @@ def _is_part_of_clips(v: int, relus: Mapping[int, _Clip], facts: Facts) -> bool:
 
 
 def _is_relu(v: int, clip: _Clip, facts: Facts) -> bool:
-    """Whether a clip is a ReLU of something that depends on x, number by number."""
+    """Whether a clip that gives ``v`` is a ReLU or clipped ReLU of what depends on x.
+
+    Its shape must not change on the way, and whole numbers have no ReLU.
+    """
     if clip.low != 0 or clip.high <= 0 or clip.x not in facts.dependent:
         return False
     source = facts.program.avals[clip.x]
@@ -165,7 +172,10 @@ def _is_relu(v: int, clip: _Clip, facts: Facts) -> bool:
 
 
 def _clip(v: int, facts: Facts) -> _Clip:
-    """The limits between which a value is another one; a value itself has none."""
+    """The clip that gives a variable, as one of the value before all nested clips.
+
+    A variable that no clip gives is a clip of itself, without limits.
+    """
     eq = facts.makers.get(v)
     if eq is None or eq.site is not None:
         return _Clip(v)
@@ -178,12 +188,12 @@ def _clip(v: int, facts: Facts) -> _Clip:
         low=min(max(inner.low, outer.low), outer.high),
         high=min(max(inner.high, outer.low), outer.high),
     )
-    # An outer clip that changes nothing is a ReLU of a ReLU: each is one.
+    # An outer clip that changes nothing is a ReLU of a ReLU: both become sites.
     return outer if composed == inner else composed
 
 
 def _outer_clip(eq: Equation, facts: Facts) -> _Clip | None:
-    """The clip that an equation is by itself; None if it is none."""
+    """The clip that a single equation computes; None if it computes none."""
     if eq.name in ("max", "min"):
         a, b = eq.inputs
         for x, limit in ((a, b), (b, a)):
@@ -203,7 +213,10 @@ def _outer_clip(eq: Equation, facts: Facts) -> _Clip | None:
 
 
 def _chosen(eq: Equation, facts: Facts) -> int | None:
-    """x of where(x > 0, x, 0) and of x (x > 0), however the comparison is turned."""
+    """The variable x of where(x > 0, x, 0) or x (x > 0), also with 0 < x, x >= 0, ...
+
+    None if the equation is neither.
+    """
     x = None
     if eq.name == "select_n" and len(eq.inputs) == 3:
         x = _chosen_by_where(eq, facts)
@@ -213,7 +226,8 @@ def _chosen(eq: Equation, facts: Facts) -> int | None:
 
 
 def _chosen_by_where(eq: Equation, facts: Facts) -> int | Static | None:
-    """x of where(x > 0, x, 0) and of where(x < 0, 0, x)."""
+    """x of where(x > 0, x, 0) or of where(x < 0, 0, x); None if it is neither."""
+    # JAX's select_n has the value for False first.
     condition, on_false, on_true = eq.inputs
     comparison = _comparison(condition, facts)
     if facts.number(on_false) == 0 and comparison == (on_true, True):
@@ -224,7 +238,7 @@ def _chosen_by_where(eq: Equation, facts: Facts) -> int | Static | None:
 
 
 def _chosen_by_factor(eq: Equation, facts: Facts) -> int | Static | None:
-    """x of x (x > 0), where the truth value has become a number."""
+    """x of x (x > 0), where the truth value is converted to 0 or 1; otherwise None."""
     a, b = eq.inputs
     for x, factor in ((a, b), (b, a)):
         maker = facts.makers.get(factor) if isinstance(factor, int) else None
@@ -236,7 +250,10 @@ def _chosen_by_factor(eq: Equation, facts: Facts) -> int | Static | None:
 
 
 def _comparison(v: int | Static, facts: Facts) -> tuple[int | Static, bool] | None:
-    """(x, True) of x > 0 or x >= 0, (x, False) of x < 0 or x <= 0, otherwise None."""
+    """The x that a truth value compares with 0, and whether it holds for positive x.
+
+    None if ``v`` is no such comparison.
+    """
     eq = facts.makers.get(v) if isinstance(v, int) else None
     if eq is None or eq.name not in ("gt", "ge", "lt", "le"):
         return None
@@ -253,7 +270,10 @@ def _comparison(v: int | Static, facts: Facts) -> tuple[int | Static, bool] | No
 
 
 def _is_gate(v: int, facts: Facts) -> bool:
-    """Whether a value only scales others: all that follows ends in such products."""
+    """Whether a value is only used as a factor of others that depend on x too.
+
+    Constants and weights may scale it before.
+    """
 
     def scales(v: int, eq: Equation) -> bool:
         return eq.name == "mul" and len(facts.dependent.intersection(eq.variables)) == 2
@@ -262,7 +282,10 @@ def _is_gate(v: int, facts: Facts) -> bool:
 
 
 def _is_guard(v: int, facts: Facts) -> bool:
-    """Whether a value is only read by a root, a logarithm or as a divisor."""
+    """Whether a value is only used under a root or logarithm, or as a divisor.
+
+    Constants and weights may scale it before, or be added, as an epsilon.
+    """
 
     def needs_positive(v: int, eq: Equation) -> bool:
         divides = eq.name == "div" and eq.inputs[1] == v
@@ -277,12 +300,12 @@ def _all_ends(
     is_end: Callable[[int, Equation], bool],
     passing: frozenset[str],
 ) -> bool:
-    """Whether every way on from a value comes to an end, through these primitives only.
+    """Whether all that is computed from a value leads to an end.
 
     Args:
-        is_end: whether an equation that reads a value is an end of its way.
-        passing: primitives through which a way may go on, if nothing else that depends
-            on x joins it there.
+        is_end: ``is_end(v, eq)``: whether the equation, which reads v, is an end.
+        passing: primitives that may stand before an end, if they read nothing else
+            that depends on x.
     """
     readers = facts.readers.get(v, [])
     for eq in readers:
@@ -299,50 +322,42 @@ def _all_ends(
 
 
 def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
-    """ReLUs that are joined with another function of the same value.
+    """ReLUs that are joined with another curve of the same value, as in a softplus.
 
-    Each value that is computed number by number is followed back to its sources, the
-    values that it is a function of. A source is a pair (value, curved); curved says
-    that the function is not affine.
+    In max(x, 0) + log(1 + exp(-|x|)) the second summand is a curve of x, a function
+    that is not affine, and the ReLU is a function of x too. Each value that is computed
+    number by number is therefore followed back to its sources, the values that it is a
+    function of. A ReLU is a source itself, as is what is not computed number by number.
+
+    Args:
+        relus: variable -> the ReLU that gives it.
     """
-    known_sources: dict[int, frozenset[tuple[int, bool]]] = {}
+    sources: dict[int, set[int]] = {}  # value -> its sources; if it has none: itself
+    curves: dict[int, set[int]] = {}  # value -> the sources that it is a curve of
     avals = facts.program.avals
     summands = set()
-
-    def sources_of(v: int) -> frozenset[tuple[int, bool]]:
-        return known_sources.get(v, frozenset([(v, False)]))
-
-    def sources_of_all(variables: Iterable[int]) -> frozenset[tuple[int, bool]]:
-        return frozenset().union(*map(sources_of, variables))
-
-    def values_in(pairs: Iterable[tuple[int, bool]]) -> set[int]:
-        return {value for value, _ in pairs}
-
-    # Let y be computed from f, one of its inputs, and from g, the other inputs. A ReLU
-    # relu(z) within f, and not within g, is a summand if g is a curve of a value that z
-    # is a function of, and f itself is no curve of that value. In a softplus f is
-    # max(x, 0), and g is log(1 + exp(-|x|)).
     for eq in facts.equations:
+        result = eq.outputs[0]
         inputs = facts.dependent.intersection(eq.variables)
         shapes = {avals[v].shape for v in (*inputs, *eq.outputs)}
         is_pointwise = primitive(eq.name).pointwise and len(shapes) == 1
-        # A ReLU is a source of its own, as is what is not computed number by number.
-        if not is_pointwise or eq.outputs[0] in relus:
+        if not is_pointwise or result in relus:
             continue
         for v in inputs:
-            input_sources = sources_of(v)
-            sources_beside = sources_of_all(inputs - {v})
-            curved_values = set()
-            for value, curved in sources_beside - input_sources:
-                if curved:
-                    curved_values.add(value)
-            values_of_input_alone = values_in(input_sources) - values_in(sources_beside)
-            for relu in values_of_input_alone & relus.keys():
-                sources_of_argument = sources_of(relus[relu].x)
-                if curved_values & values_in(sources_of_argument):
-                    summands.add(relu)
-        eq_sources = sources_of_all(inputs)
+            sibling_sources: set[int] = set()
+            sibling_curves: set[int] = set()
+            for sibling in inputs - {v}:
+                sibling_sources |= sources.get(sibling, {sibling})
+                sibling_curves |= curves.get(sibling, set())
+            new_curves = sibling_curves - curves.get(v, set())
+            # A ReLU in this input and not in its siblings meets their curves here.
+            for source in sources.get(v, {v}) - sibling_sources:
+                if source in relus:
+                    argument = relus[source].x
+                    if new_curves & sources.get(argument, {argument}):
+                        summands.add(source)
+        sources[result] = set().union(*(sources.get(v, {v}) for v in inputs))
+        curves[result] = set().union(*(curves.get(v, ()) for v in inputs))
         if facts.is_operator(eq):
-            eq_sources = frozenset((value, True) for value in values_in(eq_sources))
-        known_sources[eq.outputs[0]] = eq_sources
+            curves[result] = sources[result]
     return summands
