@@ -291,7 +291,7 @@ def _compute(
     # are: other weights of the same shapes use the same one.
     inexact = []
     for name, largest in bounds.sent.items():
-        if largest >= streams.FLOAT_HOLDS:
+        if largest >= streams.FLOAT32_LIMIT:
             inexact.append(name)
     return _run(
         jax.tree.structure(layers),
@@ -337,7 +337,7 @@ def _run(
     clipped = jnp.zeros((), jnp.int32)
     for node in layers.nodes:
         numbers = arrays[node.name]
-        stream = streams.total([sent[source] for source in node.sources])
+        stream = streams.add_streams([sent[source] for source in node.sources])
         match node:
             case values.Input():
                 whole, clipped = streams.whole_input(x, numbers["unit"], arithmetic)

@@ -134,7 +134,7 @@ def _currents(
     arriving = []
     for structure, weights, stream in zip(structures, params, sent, strict=True):
         arriving.append(_mapped(structure, weights, stream))
-    return streams.received_currents(streams.total(arriving), times)
+    return streams.received_currents(streams.add_streams(arriving), times)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -172,7 +172,7 @@ def _decoded(stream: Stream, times: Timing) -> jax.Array:
     if spikes is not None:
         multiples = jnp.asarray(times.multiples, jnp.float32)
         spikes = jnp.tensordot(multiples, spikes.astype(jnp.float32), 1)
-    return streams.add([constant, spikes])
+    return streams.add_arrays([constant, spikes])
 
 
 def _samples(node: values.Affine, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:

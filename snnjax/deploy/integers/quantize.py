@@ -247,8 +247,8 @@ def _whole(
 
 def _total(pairs: Sequence[StreamPair]) -> StreamPair:
     """The sums of what several nodes send."""
-    floats = streams.total([pair.floats for pair in pairs])
-    return StreamPair(floats, streams.total([pair.whole for pair in pairs]))
+    floats = streams.add_streams([pair.floats for pair in pairs])
+    return StreamPair(floats, streams.add_streams([pair.whole for pair in pairs]))
 
 
 def _sums_of_x(layers: values.Layers) -> set[str]:

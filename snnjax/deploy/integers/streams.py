@@ -7,113 +7,138 @@
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset
 
-A spike of step t is worth m_t = w_t / w_T units, 1 with rate coding. x_j is the
-weighted x, B_j the bias. With rate coding a_n = b_n = 1; with another code x and B
-arrive at step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2, and
-the sum of a neuron's spikes never falls below 0. k is 0 where |v - V / 2| < z_t m_t V,
-the dead zone of `snnjax.neurons.schedule`.
-
-A register holds v / m_n: with a radix code it is shifted as the weights fall. ``limit``
+unit: what 1 stands for in a potential, T w_T. All sums below are in units.
+level: the whole number k that a spike sends.
+multiple: m_t = w_t / w_T, the units of a spike of step t; 1 with rate coding.
+step: n = 1 .. T + wait counts all steps, t = n - wait those at which a neuron fires.
+constant: x_j is the weighted x, B_j the bias. With rate coding they arrive at every
+step, a_n = b_n = 1; with another code they arrive at step 1 alone (``timing.py``).
+register: holds v / m_n, since a radix code shifts it as the weights fall. ``limit``
 saturates or wraps it at its bits.
+dead zone: k is 0 where |2 v - V| is below the bar 2 z_t m_t V; z_t is the dead zone of
+`snnjax.neurons.schedule`.
+fraction: where neurons leak, potentials have bits below a unit, see `values.Leak`.
+The computation of the steps then multiplies all numbers of neurons by 2^fraction.
+
+o_t is 0 if low = 0, else (m_t - 1) V / 2, and the sum of a neuron's spikes never falls
+below 0. In shapes, B counts the examples and ... are the axes of the neurons, with the
+channels last.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead
-from snnjax.deploy.integers import timing
-from snnjax.deploy.integers.timing import Timing
-from snnjax.deploy.lowering import values
+from snnjax._arrays import lead, per_step
+from snnjax.deploy.integers.timing import (
+    Timing,
+    arithmetic_of,
+    fraction_bits,
+    largest_state_bits,
+    timing,
+)
 from snnjax.deploy.lowering.function import channels_last, map_output, map_params
+from snnjax.deploy.lowering.values import (
+    Arithmetic,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Receiver,
+    maps_to_itself,
+)
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
 
-FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
+FLOAT32_LIMIT = 2**24  # float32 represents every whole number up to here
 
 # ------------------------------------------------------------------- arrays of a node
 
 
-def whole_arrays(node: values.Node, layers: values.Layers) -> dict[str, Any]:
+def whole_arrays(node: Node, layers: Layers) -> dict[str, Any]:
     """The arrays of a node as int32, channels last, biases and potentials in units.
 
     Returns:
         "weight" of a map; "bias" of a population or an output; "unit" of the input and
-        of an output, in float32; "threshold", "start" (v(0)), "bars" [T, ...] (the dead
-        zone 2 z_t m_t V), "lowest", "leak" and "recurrent" of a population.
+        of an output, in float32; of a population also "threshold", "start" (v(0)),
+        "bars" [T, ...] (the dead zone 2 z_t m_t V), and where it has them "lowest",
+        "leak" and "recurrent".
 
     Raises:
         ValueError: numbers that are not whole, or too large for 32 bits.
     """
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     # What is added to a potential has as many bits as a potential of this network.
-    bits = 30 - timing.fraction_bits(layers)
-    if isinstance(node, values.Input):
+    bits = 30 - fraction_bits(layers)
+    if isinstance(node, Input):
         arrays["unit"] = np.asarray(node.unit, np.float32)
-    if isinstance(node, values.Output):
-        arrays["unit"] = np.asarray(channels_last(_stated(node.unit)), np.float32)
-    if isinstance(node, values.Receiver):
+    if isinstance(node, Output):
+        assert node.unit is not None
+        arrays["unit"] = np.asarray(channels_last(node.unit), np.float32)
+    if isinstance(node, Receiver):
         arrays["bias"] = _int32(channels_last(node.bias / layers.bias_unit), bits)
-    if isinstance(node, values.Population):
+    if isinstance(node, Population):
         arrays |= _neuron_arrays(node, layers, bits)
     return arrays
 
 
-def _neuron_arrays(
-    node: values.Population, layers: values.Layers, bits: int
-) -> dict[str, Any]:
-    """What `whole_arrays` has of neurons; ``bits`` are those of a potential."""
+def _neuron_arrays(node: Population, layers: Layers, bits: int) -> dict[str, Any]:
+    """The arrays of `whole_arrays` that only neurons have; potentials have ``bits``."""
     threshold = channels_last(node.threshold)
     start = channels_last(node.initial_potential) / layers.potential_unit
-    bars = timing.timing(layers).bars(node.model, threshold)
+    bars = timing(layers).bars(node.model, threshold)
     arrays = {
-        "threshold": _int32(threshold, timing.most_state_bits(layers)),
+        "threshold": _int32(threshold, largest_state_bits(layers)),
         "start": _int32(start, bits),
         "bars": _int32(bars, bits),
     }
-    if without_surrogate(node.model).lowest is not None:
-        arrays["lowest"] = _lower_bound(node, threshold, layers)
+    lowest = without_surrogate(node.model).lowest
+    if lowest is not None:
+        fraction_scale = 2 ** fraction_bits(layers) if node.is_leaky else 1
+        arrays["lowest"] = _lower_bound(lowest, threshold, fraction_scale)
     if node.leak is not None and node.is_leaky:
-        rule = _stated(timing.arithmetic_of(layers).leak)
-        arrays["leak"] = _int32(rule.whole(channels_last(node.leak)))
+        leak_rule = arithmetic_of(layers).leak
+        assert leak_rule is not None
+        arrays["leak"] = _int32(leak_rule.whole(channels_last(node.leak)))
     if node.recurrent is not None:
         kernel = _int32(map_params(node.recurrent)["weight"])
         # Sums in float32 are several times faster, and exact below 2^24.
-        is_exact = largest_recurrent_sum(node) < FLOAT_HOLDS
+        is_exact = largest_recurrent_sum(node) < FLOAT32_LIMIT
         arrays["recurrent"] = kernel.astype(np.float32) if is_exact else kernel
     return arrays
 
 
 def _lower_bound(
-    node: values.Population, threshold: np.ndarray, layers: values.Layers
+    lowest: float, threshold: np.ndarray, fraction_scale: int
 ) -> np.ndarray:
-    """The lower bound of v, int32, in the units of `all_steps`.
+    """The lower bound of v in units times ``fraction_scale``, int32.
 
-    It may lie below the register: a potential between both wraps or saturates. Below
-    -2^31 no potential can lie, so a lower bound has no effect.
+    It may lie below the register: a potential between both wraps or saturates.
     """
-    lowest = _stated(without_surrogate(node.model).lowest)
     # In float32, as `as_function` computes it, so that both round to the same number.
     bound = np.rint(np.float32(lowest) * threshold.astype(np.float32))
-    parts = 2 ** timing.fraction_bits(layers) if node.is_leaky else 1
-    return np.maximum(parts * bound.astype(np.float64), -(2.0**31)).astype(np.int32)
+    bound = fraction_scale * bound.astype(np.float64)
+    # No potential lies below -2^31, so a bound there would have no effect either.
+    return np.maximum(bound, -(2.0**31)).astype(np.int32)
 
 
-def largest_recurrent_sum(node: values.Population) -> int:
-    """The largest sum that recurrent neurons send to one of them, or 0."""
-    level = max(map(abs, without_surrogate(node.model).levels))
+def largest_recurrent_sum(node: Population) -> int:
+    """The largest sum, in size, that neurons of a population send to one of them."""
+    low, high = without_surrogate(node.model).levels
     total = 0
-    for kernel in values.maps_to_itself(node):
-        total += level * int(np.abs(kernel.weight).sum(axis=1).max())
+    for kernel in maps_to_itself(node):
+        row_sums = np.abs(kernel.weight).sum(axis=1)
+        total += max(-low, high) * int(row_sums.max())
     return total
 
 
 def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
-    """Whole numbers below 2^bits.
+    """Whole numbers below 2^bits as int32.
 
     Raises:
         ValueError: other numbers.
@@ -128,15 +153,12 @@ def _int32(numbers: np.ndarray, bits: int = 30) -> np.ndarray:
     return whole.astype(np.int32)
 
 
-def _stated(value: Any) -> Any:
-    """A value that layers of whole numbers always have."""
-    assert value is not None
-    return value
-
-
-# A structure has a hash, so it can be a static argument of `jax.jit`; arrays have none.
 def without_arrays(structure: Any) -> Any:
-    """The layers or the node of a structure, None in place of each array."""
+    """The layers or the node of a pytree structure, None in place of each array.
+
+    A structure has a hash, so it can be a static argument of `jax.jit`; arrays have
+    none.
+    """
     return jax.tree.unflatten(structure, [None] * structure.num_leaves)
 
 
@@ -144,9 +166,11 @@ def without_arrays(structure: Any) -> Any:
 
 
 class Stream(NamedTuple):
-    """What a node sends: a constant [B, ...], and levels at each step [T, B, ...].
+    """What a node sends in all steps; None for a part that it does not send.
 
-    The constant comes from the input. None where there is nothing.
+    Attributes:
+        constant: what comes from a constant x, [B, ...]; `Timing.inputs` says when.
+        spikes: levels at each step, or what a map makes of them, [T, B, ...].
     """
 
     constant: jax.Array | None
@@ -154,37 +178,46 @@ class Stream(NamedTuple):
 
 
 def input_stream(x: jax.Array, in_time: bool) -> Stream:
-    """x as a stream: a constant, or with ``in_time`` what enters at each step."""
-    return Stream(None, x) if in_time else Stream(x, None)
+    """A constant x [B, ...] as a stream; ``in_time``: x [T, B, ...] of each step."""
+    if in_time:
+        return Stream(constant=None, spikes=x)
+    return Stream(constant=x, spikes=None)
 
 
-def total(streams: Sequence[Stream]) -> Stream:
+def add_streams(streams: Sequence[Stream]) -> Stream:
     """The sum of what several nodes send."""
-    constant = add(stream.constant for stream in streams)
-    return Stream(constant, add(stream.spikes for stream in streams))
+    return Stream(
+        constant=add_arrays([stream.constant for stream in streams]),
+        spikes=add_arrays([stream.spikes for stream in streams]),
+    )
 
 
-def add(parts: Iterable[jax.Array | None]) -> Any:
-    """The sum of the arrays that are there; None without any."""
-    present = [part for part in parts if part is not None]
-    return functools.reduce(jnp.add, present) if present else None
+def add_arrays(arrays: Sequence[jax.Array | None]) -> Any:
+    """The sum of the arrays that are not None; None if there is none."""
+    total = None
+    for array in arrays:
+        if total is None:
+            total = array
+        elif array is not None:
+            total = total + array
+    return total
 
 
 def map_stream(
-    node: values.Node, arrays: Any, stream: Stream, in_float32: bool = True
+    node: Node, arrays: Any, stream: Stream, in_float32: bool = True
 ) -> Stream:
     """A linear map of a stream: of its constant [B, ...] and its spikes [T, B, ...].
 
     Args:
         node: the map. Its arrays are not used.
-        arrays: its weight, as from `whole_arrays`, or in float32.
+        arrays: {"weight": its weight}, as from `whole_arrays`, or in float32.
         stream: of int32, or of floats in a float network. The result has its types.
         in_float32: whether to compute in float32, and not in int32. For a stream of
             int32 the sums are then exact only if float32 holds all of them, up to
-            `FLOAT_HOLDS`: a caller that needs exact sums has to know that.
+            `FLOAT32_LIMIT`: a caller that needs exact sums has to know that.
     """
     dtype = jnp.float32 if in_float32 else jnp.int32
-    arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), arrays)
+    arrays = jax.tree.map(lambda array: jnp.asarray(array).astype(dtype), arrays)
 
     def output(x: jax.Array) -> jax.Array:
         return map_output(node, arrays, x.astype(dtype)).astype(x.dtype)
@@ -203,41 +236,53 @@ def map_stream(
 
 def received_currents(stream: Stream, times: Timing) -> jax.Array:
     """What arrives at each of the T steps, in units, without a bias: [T, B, ...]."""
-    parts = []
+    currents = []
     if stream.constant is not None:
-        parts.append(_at_each_step(times.inputs, stream.constant[None]))
+        currents.append(_at_each_step(times.inputs, stream.constant[None]))
     if stream.spikes is not None:
-        parts.append(_at_each_step(times.multiples, stream.spikes))
-    return add(parts)
+        currents.append(_at_each_step(times.multiples, stream.spikes))
+    return add_arrays(currents)
 
 
 def with_bias(currents: jax.Array, bias: jax.Array, times: Timing) -> jax.Array:
-    """What arrives [T, B, ...], with the bias at the steps at which it does."""
+    """The currents [T, B, ...] with a bias, [...], at the steps at which it arrives."""
     bias = jnp.broadcast_to(bias, currents.shape[1:])
     return currents + _at_each_step(times.biases, bias[None])
 
 
-def _at_each_step(numbers: np.ndarray, array: jax.Array) -> jax.Array:
-    """A number of each step times an array, [T, ...] or the same one [1, ...]."""
-    factors = jnp.asarray(numbers, array.dtype)
-    return factors.reshape(-1, *[1] * (array.ndim - 1)) * array
+def _at_each_step(factors: np.ndarray, array: jax.Array) -> jax.Array:
+    """A factor of each step [T] times an array [T, ...], or [1, ...] for all steps."""
+    return per_step(jnp.asarray(factors, array.dtype), array.ndim) * array
 
 
 def whole_input(
-    x: jax.Array, unit_of_x: jax.Array, arithmetic: values.Arithmetic
+    x: jax.Array, unit_of_x: jax.Array, arithmetic: Arithmetic
 ) -> tuple[jax.Array, jax.Array]:
-    """x in its units, clipped to its bits, and how many elements were clipped."""
+    """x in multiples of its unit as a chip reads it, and how many it had to clip.
+
+    Returns:
+        The nearest whole numbers that fit into ``input_bits``, int32 of the shape of
+        x, and the number of elements that did not fit.
+    """
     nearest = jnp.round(x / unit_of_x)
     largest = arithmetic.largest_input
-    clipped = jnp.sum(jnp.abs(nearest) > largest, dtype=jnp.int32)
-    return jnp.clip(nearest, -largest, largest).astype(jnp.int32), clipped
+    clipped_count = jnp.sum(jnp.abs(nearest) > largest, dtype=jnp.int32)
+    whole = jnp.clip(nearest, -largest, largest).astype(jnp.int32)
+    return whole, clipped_count
 
 
 # ------------------------------------------------------------------------- neurons
 
 
 class Fired(NamedTuple):
-    """What the neurons of a population do, see `Trace`; extremes of each neuron."""
+    """What the neurons of a population do, int32.
+
+    Attributes:
+        spikes: levels k, [T, B, ...].
+        potentials: v / m_n after each reset, rounded down, [T, B, ...].
+        extremes: lowest and highest v / m_n of each neuron, [...].
+        overflows, below: how often a potential was above or below its register.
+    """
 
     spikes: jax.Array
     potentials: jax.Array
@@ -250,10 +295,11 @@ class _State(NamedTuple):
     """Neurons between two steps.
 
     Attributes:
-        v: potentials [B, ...].
-        spikes: of the last step, [B, ...]; a scalar if none of them are recurrent.
+        v: potentials, [B, ...].
+        spikes: levels of the last step, [B, ...]; a scalar if none of the neurons are
+            recurrent.
         sent: sum of all spikes in units, [B, ...]; a scalar if no level is negative.
-        extremes: lowest and highest potential of each neuron so far, in units, [...].
+        extremes: lowest and highest v / m_n of each neuron so far, [...].
         overflows, below: counts of potentials beyond the register, scalars.
     """
 
@@ -266,13 +312,13 @@ class _State(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What a step of the neurons reads.
+    """What a step of the neurons reads. In `all_steps` T + wait of them lie in front.
 
     Attributes:
-        current: what arrives, [B, ...].
-        arriving: m_n, how many units of a potential are one of the register.
-        firing: m_t of the spike that is sent; 0 before the first one.
-        bar: 2 z_t m_t V of the dead zone.
+        current: what arrives with the bias, [B, ...].
+        arriving: m_n, how many units of a potential are one of the register; a scalar.
+        firing: m_t of the spike that is sent; 0 before the first one; a scalar.
+        bar: 2 z_t m_t V of the dead zone, [...].
     """
 
     current: jax.Array
@@ -281,12 +327,12 @@ class _Step(NamedTuple):
     bar: jax.Array
 
 
-def fire(node: values.Population, layers: values.Layers, currents: jax.Array) -> Fired:
+def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents, int32 [T, B, ...]."""
     return all_steps(
         without_surrogate(node.model),
-        timing.timing(layers),
-        timing.arithmetic_of(layers),
+        timing(layers),
+        arithmetic_of(layers),
         whole_arrays(node, layers),
         currents,
     )
@@ -297,30 +343,35 @@ def fire(node: values.Population, layers: values.Layers, currents: jax.Array) ->
 def all_steps(
     model: IntegrateAndFire,
     times: Timing,
-    arithmetic: values.Arithmetic,
+    arithmetic: Arithmetic,
     arrays: dict[str, jax.Array],
     currents: jax.Array,
 ) -> Fired:
-    """All steps of a population, whose ``arrays`` are those of `whole_arrays`.
+    """What a population does in all of its T + wait steps.
 
-    ``currents`` are what arrives, in units, without the bias: int32 [T, B, ...].
+    Args:
+        model: of its neurons.
+        times: what the code does at each step.
+        arithmetic: of its potentials.
+        arrays: `whole_arrays` of the population.
+        currents: what arrives, in units, without the bias: int32 [T, B, ...].
     """
-    neurons = _neurons(model, arithmetic, arrays, currents.ndim - 1)
-    parts = neurons.parts
-    currents = parts * with_bias(currents, arrays["bias"], times)
-    bars = parts * arrays["bars"]
+    neurons = _neurons(model, arithmetic, arrays, ndim=currents.ndim - 1)
+    scale = neurons.fraction_scale
+    currents = scale * with_bias(currents, arrays["bias"], times)
+    bars = scale * arrays["bars"]
     # A wait has first steps at which no neuron fires, and last ones at which nothing
     # arrives.
     no_bars = jnp.zeros((times.wait, *bars.shape[1:]), jnp.int32)
     no_currents = jnp.zeros((times.wait, *currents.shape[1:]), jnp.int32)
     steps = _Step(
         current=jnp.concatenate([currents, no_currents]),
-        arriving=jnp.asarray(parts * times.arriving, jnp.int32),
+        arriving=jnp.asarray(scale * times.arriving, jnp.int32),
         firing=jnp.asarray(times.firing, jnp.int32),
         bar=jnp.concatenate([no_bars, bars]),
     )
-    v = jnp.broadcast_to(parts * arrays["start"], currents.shape[1:])
-    state = neurons.state_at(v)
+    start = jnp.broadcast_to(scale * arrays["start"], currents.shape[1:])
+    state = neurons.state_at(start)
     state, (spikes, potentials) = jax.lax.scan(neurons.step, state, steps)
     return Fired(
         spikes=spikes[times.wait :],
@@ -337,15 +388,18 @@ class _Neurons(NamedTuple):
     Attributes:
         model: with levels and reset.
         arithmetic: the bits of the register, and what an overflow does.
-        parts: how many units of v are one of a weight: a leak leaves fractions of it.
-        threshold, lowest: V and the lower bound in units of v, None without a bound.
+        fraction_scale: 2^fraction, by which currents and potentials are multiplied; 1
+            without a leak.
+        threshold: V times ``fraction_scale``.
+        lowest: lower bound of v, times ``fraction_scale``; None without one.
         leak: n of `values.Leak`; None of neurons that do not leak.
-        recurrent: kernel of the spikes of the last step [N, N]; None without.
+        recurrent: kernel of the spikes of the last step [N, N], int32, or float32 if
+            that is exact; None without one.
     """
 
     model: IntegrateAndFire
-    arithmetic: values.Arithmetic
-    parts: int
+    arithmetic: Arithmetic
+    fraction_scale: int
     threshold: jax.Array
     lowest: jax.Array | None
     leak: jax.Array | None
@@ -357,7 +411,7 @@ class _Neurons(NamedTuple):
         return self.model.levels[0] < 0
 
     def state_at(self, v: jax.Array) -> _State:
-        """The state at the potentials v, before anything has been sent."""
+        """The state at the potentials v [B, ...], before anything has been sent."""
         zero = jnp.zeros((), jnp.int32)
         zeros = jnp.zeros(v.shape, jnp.int32)
         return _State(
@@ -372,44 +426,50 @@ class _Neurons(NamedTuple):
     def step(
         self, state: _State, inputs: _Step
     ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
-        """The state after a step; its spikes, and v / m_n after the reset."""
-        v = self._integrated(state, inputs.current)
+        """A step of `jax.lax.scan`.
+
+        Returns:
+            The state after the step, and a pair of arrays [B, ...]: the levels k that
+            are sent, and v / m_n after the reset, rounded down.
+        """
+        v = self._integrate(state, inputs.current)
         # Extremes and overflows are those of the register before its limit acts, or
         # nobody would see that it did.
-        extremes = _widened(state.extremes, v, inputs.arriving)
+        extremes = _widen(state.extremes, v, inputs.arriving)
         limit = 2 ** (self.arithmetic.state_bits - 1) * inputs.arriving
         overflows = state.overflows + jnp.sum(v >= limit, dtype=jnp.int32)
         below = state.below + jnp.sum(v < -limit, dtype=jnp.int32)
-        v = _limited(v, limit, self.arithmetic.overflow)
+        v = _limit(v, limit, self.arithmetic.overflow)
         # Before the first spike ``firing`` is 0, by which nothing can be divided.
-        worth = jnp.maximum(inputs.firing, 1)
-        k = self._nearest_level(v, state.sent, worth)
+        multiple = jnp.maximum(inputs.firing, 1)
+        k = self._nearest_level(v, state.sent, multiple)
         is_silent = jnp.abs(2 * v - self.threshold) < lead(inputs.bar, v.ndim)
         k = jnp.where(is_silent | (inputs.firing == 0), 0, k)
         if self.model.reset == "subtract":
-            v = v - worth * self.threshold * k
+            v = v - multiple * self.threshold * k
         else:
             v = jnp.where(k == 0, v, 0)
         state = _State(
             v=v,
             spikes=state.spikes if self.recurrent is None else k,
-            sent=state.sent + worth * k if self.is_signed else state.sent,
-            extremes=_widened(extremes, v, inputs.arriving),
+            sent=state.sent + multiple * k if self.is_signed else state.sent,
+            extremes=_widen(extremes, v, inputs.arriving),
             overflows=overflows,
             below=below,
         )
         return state, (k, v // inputs.arriving)
 
-    def _integrated(self, state: _State, current: jax.Array) -> jax.Array:
+    def _integrate(self, state: _State, current: jax.Array) -> jax.Array:
         """v after the leak, what arrives, recurrent spikes and the lower bound."""
         v = state.v
         if self.leak is not None:
-            v = _stated(self.arithmetic.leak).left(v, self.leak)
+            assert self.arithmetic.leak is not None
+            v = self.arithmetic.leak.left(v, self.leak)
         v += current
         if self.recurrent is not None:
             spikes = state.spikes.astype(self.recurrent.dtype)
             sums = jnp.matmul(spikes, self.recurrent, precision="highest")
-            v += self.parts * sums.astype(jnp.int32)
+            v += self.fraction_scale * sums.astype(jnp.int32)
         if self.lowest is not None:
             # Speck clamps after it has fired and reset. With lowest <= 0 < V that is
             # the same: a potential at the bound does not fire, and no reset ends below.
@@ -417,45 +477,56 @@ class _Neurons(NamedTuple):
         return v
 
     def _nearest_level(
-        self, v: jax.Array, sent: jax.Array, worth: jax.Array
+        self, v: jax.Array, sent: jax.Array, multiple: jax.Array
     ) -> jax.Array:
-        """k of potentials v that fire, outside of the dead zone.
+        """The level k of neurons at the potentials v [B, ...], without a dead zone.
 
-        A spike of level 1 is worth ``worth`` units. ``sent``, the sum of all spikes
-        before, does not become negative.
+        Args:
+            v: potentials.
+            sent: sum of all spikes before, in units, which must not become negative.
+            multiple: m_t, the units of a spike of level 1.
         """
         low, high = self.model.levels
-        size = worth * self.threshold
+        size = multiple * self.threshold
         if low == 0:
             return _quotient(v, size, 0, high)
         # Half a unit more, if (m - 1) V is odd, would change no floor.
-        offset = (worth - 1) * self.threshold // 2
+        offset = (multiple - 1) * self.threshold // 2
         k = _quotient(v + offset, size, low, high)
-        return jnp.maximum(k, -_quotient(sent, worth, 0, -low))
+        # A negative spike takes back no more than was sent.
+        returnable = _quotient(sent, multiple, 0, -low)
+        return jnp.maximum(k, -returnable)
 
 
 def _neurons(
     model: IntegrateAndFire,
-    arithmetic: values.Arithmetic,
+    arithmetic: Arithmetic,
     arrays: dict[str, jax.Array],
     ndim: int,
 ) -> _Neurons:
     """The neurons of `whole_arrays`, for potentials of ``ndim`` axes."""
-    leak = lead(arrays["leak"], ndim) if "leak" in arrays else None
-    parts = 1 if leak is None else 2 ** _stated(arithmetic.leak).fraction
+    lowest = None
+    if "lowest" in arrays:
+        lowest = lead(arrays["lowest"], ndim)
+    leak = None
+    fraction_scale = 1
+    if "leak" in arrays:
+        assert arithmetic.leak is not None
+        leak = lead(arrays["leak"], ndim)
+        fraction_scale = 2**arithmetic.leak.fraction
     return _Neurons(
         model=model,
         arithmetic=arithmetic,
-        parts=parts,
-        threshold=parts * lead(arrays["threshold"], ndim),
-        lowest=lead(arrays["lowest"], ndim) if "lowest" in arrays else None,
+        fraction_scale=fraction_scale,
+        threshold=fraction_scale * lead(arrays["threshold"], ndim),
+        lowest=lowest,
         leak=leak,
         recurrent=arrays.get("recurrent"),
     )
 
 
-def _limited(v: jax.Array, limit: jax.Array, overflow: str) -> jax.Array:
-    """Potentials in the register, -limit <= v < limit, after an overflow."""
+def _limit(v: jax.Array, limit: jax.Array, overflow: str) -> jax.Array:
+    """What a register holds of potentials v: numbers with -limit <= v < limit."""
     if overflow == "saturate":
         return jnp.clip(v, -limit, limit - 1)
     # v + limit may not fit into 32 bits, the remainder of v does.
@@ -463,13 +534,17 @@ def _limited(v: jax.Array, limit: jax.Array, overflow: str) -> jax.Array:
     return jnp.where(remainder >= limit, remainder - 2 * limit, remainder)
 
 
-def _widened(
-    extremes: tuple[jax.Array, jax.Array], v: jax.Array, unit: jax.Array
+def _widen(
+    extremes: tuple[jax.Array, jax.Array], v: jax.Array, multiple: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The lowest and highest of each neuron so far, in units, with those of v."""
+    """Lowest and highest v / m_n of each neuron, [...], with the v [B, ...] of a step.
+
+    ``multiple`` is m_n of this step, a scalar.
+    """
     lowest, highest = extremes
-    lowest = jnp.minimum(lowest, v.min(0) // unit)
-    return lowest, jnp.maximum(highest, v.max(0) // unit)
+    lowest = jnp.minimum(lowest, v.min(0) // multiple)
+    highest = jnp.maximum(highest, v.max(0) // multiple)
+    return lowest, highest
 
 
 def _quotient(number: jax.Array, divisor: jax.Array, low: int, high: int) -> jax.Array:
@@ -479,7 +554,10 @@ def _quotient(number: jax.Array, divisor: jax.Array, low: int, high: int) -> jax
     wrong by at most one, and the remainder tells by how much.
     """
     ratio = number.astype(jnp.float32) / jnp.asarray(divisor, jnp.float32)
+    # One number beyond the levels stays, so that the correction below can reach them.
     quotient = jnp.floor(jnp.clip(ratio, low - 1, high + 1)).astype(jnp.int32)
     remainder = number - quotient * divisor
-    quotient += jnp.where(remainder >= divisor, 1, 0) - jnp.where(remainder < 0, 1, 0)
+    is_too_small = remainder >= divisor
+    is_too_large = remainder < 0
+    quotient += jnp.where(is_too_small, 1, 0) - jnp.where(is_too_large, 1, 0)
     return jnp.clip(quotient, low, high)

@@ -149,7 +149,7 @@ def timing(layers: Layers) -> Timing:
 def check_state(layers: Layers) -> None:
     """Raise if int32 does not hold the potentials at these bits."""
     bits = arithmetic_of(layers).state_bits
-    largest = most_state_bits(layers)
+    largest = largest_state_bits(layers)
     if bits > largest:
         raise ValueError(
             f"state_bits is {bits}; allowed: up to {largest} with {layers.code!r} and "
@@ -160,12 +160,12 @@ def check_state(layers: Layers) -> None:
 
 def widest(layers: Layers) -> Layers:
     """The layers with the most bits of a potential that int32 can simulate."""
-    bits = most_state_bits(layers)
+    bits = largest_state_bits(layers)
     arithmetic = dataclasses.replace(arithmetic_of(layers), state_bits=bits)
     return dataclasses.replace(layers, arithmetic=arithmetic)
 
 
-def most_state_bits(layers: Layers) -> int:
+def largest_state_bits(layers: Layers) -> int:
     """The most bits of a potential at which 4 m_1 of them fit into 32 bits.
 
     The sums of `streams.all_steps` need that.
