@@ -18,14 +18,19 @@ from experiments.train_ann import train
 
 T = 4
 draw = np.random.default_rng(0).normal
-# (Deviation, shape) of two hidden layers, of which the first has a bias, and a readout.
-SHAPES = (
-    (8**-0.5, (8, 16)),
-    (4**-0.5, (16,)),
-    (16**-0.5, (16, 12)),
-    (12**-0.5, (12, 3)),
-)
-PARAMS = [jnp.asarray(draw(0, scale, shape), jnp.float32) for scale, shape in SHAPES]
+
+
+def random_array(deviation, shape):
+    return jnp.asarray(draw(0, deviation, shape), jnp.float32)
+
+
+# Two hidden layers, of which the first has a bias, and a readout.
+PARAMS = [
+    random_array(8**-0.5, (8, 16)),
+    random_array(4**-0.5, (16,)),
+    random_array(16**-0.5, (16, 12)),
+    random_array(12**-0.5, (12, 3)),
+]
 IMAGES = jnp.asarray(draw(size=(256, 8)), jnp.float32)
 
 
@@ -35,9 +40,10 @@ def network(params, x):
 
 
 def activations():
+    """The activations of both hidden layers, [images, channels] each, in float64."""
     first, bias, second, _ = (np.asarray(p, np.float64) for p in PARAMS)
-    a = np.maximum(np.asarray(IMAGES, np.float64) @ first + bias, 0)
-    return a, np.maximum(a @ second, 0)
+    hidden = np.maximum(np.asarray(IMAGES, np.float64) @ first + bias, 0)
+    return hidden, np.maximum(hidden @ second, 0)
 
 
 def channel_maxima(a):
@@ -47,7 +53,10 @@ def channel_maxima(a):
 
 @functools.cache
 def converted(name, steps=T):
-    method = METHODS[name]() if name != "advanced" else methods.advanced(10)
+    if name == "advanced":
+        method = methods.advanced(10)
+    else:
+        method = METHODS[name]()
     return method.convert(network, PARAMS, IMAGES, steps=steps)
 
 
@@ -55,9 +64,9 @@ def thresholds(name, steps=T):
     return [neurons.threshold for neurons in converted(name, steps).neurons.values()]
 
 
-def assert_thresholds(name, expected, rtol=1e-5):
-    for threshold, paper in zip(thresholds(name), expected, strict=True):
-        np.testing.assert_allclose(threshold, paper, rtol=rtol)
+def assert_thresholds(name, expected_of_layers, rtol=1e-5):
+    for threshold, expected in zip(thresholds(name), expected_of_layers, strict=True):
+        np.testing.assert_allclose(threshold, expected, rtol=rtol)
 
 
 def test_thresholds_are_those_of_the_papers():
@@ -97,21 +106,27 @@ def test_local_balancing_is_the_local_rule():
 def test_spike_norm_takes_the_largest_current_in_the_snn():
     first, bias, second, _ = (np.asarray(p, np.float64) for p in PARAMS)
     current = np.asarray(IMAGES, np.float64) @ first + bias
-    threshold, v, largest = current.max(), 0 * current, 0.0
+    threshold = current.max()
+    potential = np.zeros_like(current)
+    largest_current = 0.0  # of the second layer
     for _ in range(T):
-        v = v + current
-        spikes = threshold * (v >= threshold * (1 - 1e-6))
-        v = v - spikes
-        largest = max(largest, (spikes @ second).max())
-    assert_thresholds("spike norm", [threshold, largest])
+        potential += current
+        spikes = threshold * (potential >= threshold * (1 - 1e-6))
+        potential -= spikes
+        largest_current = max(largest_current, (spikes @ second).max())
+    assert_thresholds("spike norm", [threshold, largest_current])
 
 
 def test_neurons_and_codes_are_those_of_the_papers():
-    resets = {name: converted(name).model.reset for name in ("max", "spike norm")}
-    assert {*resets.values()} == {"zero"}
+    for name in ("max", "spike norm"):
+        assert converted(name).model.reset == "zero"
     assert converted("soft reset").model.reset == "subtract"
-    levels = {"burst": (0, 5), "signed": (-1, 1), "differential": (-8, 8)}
-    levels |= {"canonic": (-1, 1), "few spikes": (0, 1), "first spike": (0, 1)}
+    levels = {
+        "burst": (0, 5),
+        "canonic": (-1, 1),
+        "differential": (-8, 8),
+        "signed": (-1, 1),
+    }
     for name in METHODS:
         if not name.startswith("best"):
             assert converted(name).model.levels == levels.get(name, (0, 1))
@@ -126,19 +141,23 @@ def test_neurons_and_codes_are_those_of_the_papers():
 
 
 def test_a_signed_neuron_needs_a_whole_threshold_for_both_signs():
-    snn = converted("signed")
-    neuron, currents = snn.model, draw(size=(12, 64)).astype(np.float32)
+    neuron = converted("signed").model
+    currents = draw(size=(12, 64)).astype(np.float32)
     params = neuron.init()._replace(initial_potential=jnp.array(0.5))
     # One example of one neuron at each of 64 places.
     x = jnp.asarray(currents)[:, None]
     trains = snnjax.neurons.unroll(neuron, params, x)[:, 0]
-    v, sent = np.zeros(64), np.zeros(64)
+    potential, sent = np.zeros(64), np.zeros(64)
     for spikes, current in zip(trains, currents, strict=True):
-        v += current
-        expected = 1.0 * (v >= 1) - ((v <= -1) & (sent > 0))
+        potential += current
+        is_positive = potential >= 1
+        is_negative = (potential <= -1) & (sent > 0)
+        expected = 1.0 * is_positive - is_negative
         np.testing.assert_array_equal(spikes, expected)
-        v, sent = v - expected, sent + expected
-    assert (trains < 0).any() and (trains > 0).any()
+        potential -= expected
+        sent += expected
+    assert (trains < 0).any()
+    assert (trains > 0).any()
 
 
 def test_digits_and_first_spikes_send_the_value_that_the_papers_say():
@@ -201,12 +220,13 @@ def config(small_network, tmp_path_factory):
     )
 
 
+def methods_in(table):
+    """The methods of the rows of a table, whose head has two lines."""
+    return [row.split("|")[2].strip() for row in table.splitlines()[2:]]
+
+
 def test_a_run_adds_the_rows_that_are_missing(config, monkeypatch, capsys):
-    first = methods.run(config)
-    assert [row.split("|")[2].strip() for row in first.splitlines()[2:]] == [
-        "soft reset",
-        "canonic",
-    ]
+    assert methods_in(methods.run(config)) == ["soft reset", "canonic"]
     folder = Path(config.out) / "source"
     assert (folder / "methods.png").read_bytes().startswith(b"\x89PNG")
     words = ["--methods", "light", "soft reset", "--steps", "2"]
@@ -218,9 +238,11 @@ def test_a_run_adds_the_rows_that_are_missing(config, monkeypatch, capsys):
 
     monkeypatch.setattr(methods.Method, "convert", only_light)
     for name, value in vars(config).items():
-        if name not in ("methods", "steps", "mesh", "iterations"):
-            value = value[0] if isinstance(value, tuple) else value
-            words += [f"--{name}", str(value)] if value is not None else []
+        if name in ("methods", "steps", "mesh", "iterations") or value is None:
+            continue
+        if isinstance(value, tuple):
+            (value,) = value
+        words += [f"--{name}", str(value)]
     methods.main(words)
     table = capsys.readouterr().out
     assert [name for name in METHODS if f"| {name} | " in table] == [
@@ -230,8 +252,11 @@ def test_a_run_adds_the_rows_that_are_missing(config, monkeypatch, capsys):
     ]
     facts = json.loads((folder / "metrics.json").read_text())
     assert "--methods 'soft reset' light canonic --steps 2" in facts["command"]
-    again = published.table_of(["--methods", "--steps", "2", "--", str(folder)])
-    assert again in table and "| T |" in again
+    published_table = published.table_of(
+        ["--methods", "--steps", "2", "--", str(folder)]
+    )
+    assert published_table in table
+    assert "| T |" in published_table
     with pytest.raises(ValueError, match="has rows of test_images 100, not 99"):
         methods.run(methods.dataclasses.replace(config, test_images=99))
 
@@ -246,11 +271,12 @@ def test_a_run_adds_the_rows_that_are_missing(config, monkeypatch, capsys):
 def test_published_losses_stand_beside_ours_of_the_same_steps():
     words = ["convert_cifar10_resnet20_light", "--methods", "--steps", "4", "16"]
     table = published.table_of(words)
-    assert [row.split("|")[2].strip() for row in table.splitlines()[2:]] == [
+    assert methods_in(table) == [
         "light",
         "light",
         "QCFS, its ANN 91.77",
         "QCFS, its ANN 91.77",
     ]
-    assert "| 86.3 |" in table and "2.5 (VGG-16), 1.8 (ResNet-20, wide) |" in table
+    assert "| 86.3 |" in table
+    assert "2.5 (VGG-16), 1.8 (ResNet-20, wide) |" in table
     assert "| 2 | 4 | 4 | 83.8 | 8.0 |" in table
