@@ -31,7 +31,7 @@ from snnjax.network.capture.check import (
     hard_coded,
 )
 from snnjax.network.capture.encoders import with_encoders
-from snnjax.network.capture.examples import Growth, of_one_example
+from snnjax.network.capture.examples import Growth, without_example_axis
 from snnjax.network.capture.facts import Facts
 from snnjax.network.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
 from snnjax.network.capture.operators import with_operators
@@ -176,7 +176,7 @@ def capture(
         growth = _growth(program, program_of, count)
         mixing = list(growth.problems())
         program = with_operators(with_encoders(with_sites(program)))
-        program = of_one_example(program, growth.several)
+        program = without_example_axis(program, growth.several)
     network = annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
     answer_count = len(jax.tree_util.tree_leaves(answers))

@@ -1,18 +1,17 @@
-"""A network is that of one example, and is mapped over all of them.
+"""Examples: a network is that of one example, and is mapped over all of them.
 
     fn(params, x)[b] = network(params, x[b])    for every example b
 
-fn is traced with one example. Here x, sites and outputs lose their axis of size 1, and
-each equation learns which of its inputs every example has its own of. Then no example
-can reach another.
+fn is traced with one example. Here x, sites and outputs lose their axis of size 1. A
+network that is mapped over the examples cannot let one example reach another.
 
-fn must do with many examples what it does with one. Two traces of fn show whether it
-does, of different numbers of examples: the axis whose length grows with the number is
-that of the examples, alone or merged with another axis. An equation mixes examples if
-it combines or reorders what lies along it.
+So fn must do with many examples what it does with one. Two traces of fn, with different
+numbers of examples, show whether it does. The axis whose length grows with the number
+is that of the examples, alone or merged with another axis. An equation mixes examples
+if it combines or reorders what lies along this axis. A value is sized if its numbers
+depend on how many examples there are, or on the place of an example among them.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,15 +25,16 @@ from snnjax.network.capture.primitives import primitive
 from snnjax.network.equations import Avals, Equation, Shape, Static, shape_of
 
 
-def of_one_example(program: Program, several: Program) -> Program:
-    """The program without the axis of its one example, of x, sites and outputs.
+def without_example_axis(program: Program, several: Program) -> Program:
+    """A program of one example, whose x, sites and outputs have no axis for it.
 
-    Everything between them keeps its shapes, and so fn its meaning, wherever the axis
-    lies there: reshapes remove it before a site and bring it back behind it.
+    All values between them keep their shapes, wherever the axis lies there, so that fn
+    keeps its meaning: reshapes remove the axis before a site and restore it behind.
 
     Args:
-        several: the same function of several examples, whose outputs show what an
-            output of one example is, even if fn squeezes axes of size 1.
+        program: fn, traced with one example; x is [1, ...].
+        several: fn, traced with several examples. Its outputs show the shape of an
+            output of one example, even if fn squeezes axes of size 1.
     """
     avals = program.avals
     equations = []
@@ -45,16 +45,16 @@ def of_one_example(program: Program, several: Program) -> Program:
         equations.append(_reshape(example, v, avals))
     for eq in program.equations:
         if eq.fires:
-            equations += _site_of_one(eq, avals)
+            equations += _reshaped_site(eq, avals)
         elif eq.site is not None:  # an operator, which computes on any shape
-            shape = _shape_of_one(avals[eq.outputs[0]].shape)
+            shape = _example_shape(avals[eq.outputs[0]].shape)
             equations.append(eq._replace(site=eq.site._replace(shape=shape)))
         else:
             equations.append(eq)
     outputs = []
-    for v, output_of_several in zip(program.outputs, several.outputs, strict=False):
-        shape = shape_of(several.avals, output_of_several)[1:]
-        # Other outputs are refused later, together with all that is wrong besides.
+    for v, batch_output in zip(program.outputs, several.outputs, strict=False):
+        shape = shape_of(several.avals, batch_output)[1:]
+        # An output that does not fit is refused later, with all that is wrong besides.
         fits = math.prod(shape_of(avals, v)) == math.prod(shape)
         if isinstance(v, int) and fits and avals[v].shape != shape:
             output = _with_shape(v, shape, avals)
@@ -67,11 +67,12 @@ def of_one_example(program: Program, several: Program) -> Program:
     )
 
 
-def _site_of_one(eq: Equation, avals: Avals) -> list[Equation]:
-    """A site of one example's neurons, between two reshapes."""
-    (v, *operands), (output,) = eq.inputs, eq.outputs
+def _reshaped_site(eq: Equation, avals: Avals) -> list[Equation]:
+    """A firing site whose neurons are those of one example, between two reshapes."""
+    v, *operands = eq.inputs
+    (output,) = eq.outputs
     assert isinstance(v, int)
-    shape = _shape_of_one(avals[v].shape)
+    shape = _example_shape(avals[v].shape)
     site = eq.place._replace(shape=shape)
     if shape == avals[v].shape:
         return [eq._replace(site=site)]
@@ -81,12 +82,11 @@ def _site_of_one(eq: Equation, avals: Avals) -> list[Equation]:
     return [_reshape(v, current, avals), firing, _reshape(spikes, output, avals)]
 
 
-def _shape_of_one(shape: Shape) -> Shape:
-    """A shape without the axis of its one example.
+def _example_shape(shape: Shape) -> Shape:
+    """A shape without the axis of its one example, an axis of size 1.
 
-    It is the first axis as a rule, and the last one where vmap meets W @ x. It may
-    have been merged with another one, as windows or tokens with a batch: then nothing
-    is left of it.
+    It is the first axis as a rule, and the last one where vmap meets W @ x. There is
+    none if it was merged with another axis, as windows or tokens with a batch.
     """
     last_axis = len(shape) - 1
     for axis in (0, last_axis, *range(len(shape))):
@@ -96,7 +96,7 @@ def _shape_of_one(shape: Shape) -> Shape:
 
 
 def _with_shape(v: int, shape: Shape, avals: Avals) -> int:
-    """A new variable, with the numbers of another one in another shape."""
+    """A new variable of the type of v, in another shape; ``avals`` is extended."""
     new_variable = len(avals)
     avals[new_variable] = avals[v].update(shape=shape)
     return new_variable
@@ -118,6 +118,7 @@ def _reshape(v: int, result: int, avals: Avals) -> Equation:
 
 # ------------------------------------------------------------- where examples meet
 
+# Primitives that only give arrays another shape.
 _SHAPING = {"reshape", "squeeze", "broadcast_in_dim", "transpose"}
 
 
@@ -125,11 +126,11 @@ class Growth:
     """How a program's arrays grow with the number of examples.
 
     Attributes:
-        several: fn, traced with several examples, two or more. The equations that are
-            judged are these.
-        second: fn, traced with another number of examples.
+        several: fn, traced with several examples, two or more. Its equations are
+            judged.
+        second: fn, traced with another number of examples, for comparison.
         sizes: numbers of examples in `several` and `second`.
-        one: fn, traced with one example, if neither of them is; otherwise None.
+        one: fn, traced with one example, if `second` is not; otherwise None.
     """
 
     def __init__(self, several: Program, second: Program, one: Program | None = None):
@@ -139,8 +140,9 @@ class Growth:
         self.sizes = (_example_count(several), _example_count(second))
 
     def statistics(self) -> frozenset[int]:
-        """Variables that do not grow, as the mean of a batch."""
-        avals, second_avals = self.several.avals, self.second.avals
+        """Variables that do not grow with the examples, as the mean of a batch."""
+        avals = self.several.avals
+        second_avals = self.second.avals
         if len(avals) != len(second_avals):
             return frozenset()
         return frozenset(v for v in avals if avals[v].shape == second_avals[v].shape)
@@ -148,60 +150,64 @@ class Growth:
     def problems(self) -> Iterator[tuple[Equation | None, str]]:
         """Equations by which fn would mean something else for one example, and why.
 
-        None in the place of an equation stands for the function as a whole. `check`
-        explains the kinds.
+        Yields:
+            An equation, or None for the function as a whole, and the kind of the
+            obstacle: "batch" where examples mix, "size" where their number counts.
         """
-        if _form(self.several) != _form(self.second):  # as by a loop over the examples
+        # A loop over the examples gives more equations for more of them.
+        if _form(self.several) != _form(self.second):
             yield None, "size"
             return
         dependent = Facts(self.several).dependent
-        # Variable -> s: example b has the indices i along its axis with i // s mod B =
-        # b. s is 1 unless a reshape has merged the axis with others behind it.
+        # Variable -> s, the stride of its examples: index i along their axis belongs
+        # to example (i // s) mod B. s is 1 unless a reshape has merged the axis with
+        # others behind it.
         strides = dict.fromkeys(self.several.x, 1)
-        mixed: set[int] = set()
-        # What depends on how many examples there are, or on the place of one.
+        # Variables behind an obstacle. Further obstacles there are not reported.
+        refused: set[int] = set()
         sized = {v for v in self.several.constants if self._is_sized_constant(v)}
         for eq, second_eq in zip(
             self.several.equations, self.second.equations, strict=True
         ):
             is_sized = not sized.isdisjoint(eq.variables)
             for v, second_v in zip(eq.inputs, second_eq.inputs, strict=True):
-                is_sized = is_sized or self._are_sized(v, second_v)
+                if self._is_sized_literal(v, second_v):
+                    is_sized = True
             if dependent.isdisjoint(eq.outputs):
-                if is_sized or self._numbers_examples(eq):
+                if is_sized or self._counts_examples(eq):
                     sized.update(eq.outputs)
                 continue
-            if mixed.intersection(eq.variables):
-                mixed.update(eq.outputs)  # only the first of them is told
+            if refused.intersection(eq.variables):
+                refused.update(eq.outputs)
                 continue
             stride = self._stride(eq, strides)
             if stride is None:
-                mixed.update(eq.outputs)
+                refused.update(eq.outputs)
                 yield eq, "batch"
             elif is_sized:
-                mixed.update(eq.outputs)
+                refused.update(eq.outputs)
                 yield eq, "size"
             else:
                 strides.update(dict.fromkeys(eq.outputs, stride))
         if sized.intersection(self.several.outputs):
             yield None, "size"
-        elif self.one is not None and not mixed:
+        elif self.one is not None and not refused:
+            # The two traces agree, but one example may be treated in another way.
             if _work(self.one) != _work(self.several):
                 yield None, "size"
 
     def is_clean(self) -> bool:
-        """Whether examples stay apart, in the equations and in every output."""
-        obstacles = itertools.chain(self.problems(), self.wrong_outputs())
-        return next(obstacles, None) is None
+        """Whether no equation mixes examples and all outputs have them first."""
+        return not any(self.problems()) and not any(self.wrong_outputs())
 
     def wrong_outputs(self, count: int | None = None) -> Iterator[str]:
         """Shapes of outputs whose first axis is not that of the examples.
 
         An axis that grows with the number B of examples is written as B or as a
-        multiple of it, as in (3, 2B).
+        multiple of it, as in "(3, 2B)".
 
         Args:
-            count: of all outputs, only so many are looked at; None: all of them.
+            count: how many of the first outputs are looked at; None: all of them.
         """
         outputs = self.several.outputs[:count]
         for v, second_v in zip(outputs, self.second.outputs, strict=False):
@@ -217,24 +223,32 @@ class Growth:
             yield f"({', '.join(words)}{trailing_comma})"
 
     def _axes(self, v: int | Static, second_v: int | Static) -> list[int]:
-        """The axes of a variable that grow as the number of examples does."""
+        """The axes of a variable that are proportional to the number of examples.
+
+        Args:
+            v: variable or constant of `several`.
+            second_v: the same one of `second`.
+        """
         shape = shape_of(self.several.avals, v)
         second_shape = shape_of(self.second.avals, second_v)
         if len(shape) != len(second_shape):
             return []
         axes = []
-        for axis, (length, second_length) in enumerate(
-            zip(shape, second_shape, strict=True)
-        ):
-            if length == second_length:
+        size, second_size = self.sizes
+        for axis, length in enumerate(shape):
+            if length == second_shape[axis]:
                 continue
-            if self.sizes[1] * length != self.sizes[0] * second_length:
+            if length * second_size != second_shape[axis] * size:
                 return []
             axes.append(axis)
         return axes
 
     def _stride(self, eq: Equation, strides: Mapping[int, int]) -> int | None:
-        """The stride of an equation's outputs; None if examples meet."""
+        """The stride of the examples in an equation's outputs; None if it mixes them.
+
+        Args:
+            strides: of the examples in earlier variables, see `problems`.
+        """
         shapes = [shape_of(self.several.avals, v) for v in eq.inputs]
         for i, v in enumerate(eq.inputs):
             axes = self._axes(v, v)  # none for a constant
@@ -249,34 +263,42 @@ class Growth:
         (stride,) = input_strides
         if eq.name != "reshape":
             return stride
-        # In row-major order a reshape leaves two examples as far apart as they were.
         (axis,) = self._axes(eq.inputs[0], eq.inputs[0])
         (new_axis,) = self._axes(eq.outputs[0], eq.outputs[0])
         shape = shapes[0]
         new_shape = shape_of(self.several.avals, eq.outputs[0])
+        # A reshape keeps the row-major order, so two examples are as many numbers apart
+        # behind it as before it. That must be whole indices of the new axis.
         distance = stride * math.prod(shape[axis + 1 :])
         new_stride, remainder = divmod(distance, math.prod(new_shape[new_axis + 1 :]))
         if remainder or new_stride == 0:
             return None
+        # The new axis must hold all B examples, once or several times.
         if new_shape[new_axis] % (new_stride * self.sizes[0]) != 0:
             return None
         return new_stride
 
     def _is_sized_constant(self, v: int) -> bool:
-        """Whether a constant depends on how many examples there are, or on places."""
+        """Whether an array that fn closed over, or made of shapes, is sized."""
         value = self.several.constants[v]
         second_value = self.second.constants[v]
-        if value is second_value:
+        if value is second_value:  # spares the comparison of all numbers
             return False
-        return self._are_sized(Static(value), Static(second_value))
+        return self._is_sized_literal(Static(value), Static(second_value))
 
-    def _are_sized(self, v: int | Static, second_v: int | Static) -> bool:
-        """Whether a constant has other numbers for more examples, or by their place."""
+    def _is_sized_literal(self, v: int | Static, second_v: int | Static) -> bool:
+        """Whether an input of an equation is a constant, and sized.
+
+        Args:
+            v: input of an equation of `several`.
+            second_v: the same one of `second`.
+        """
         if not isinstance(v, Static) or not isinstance(second_v, Static):
             return False
         axes = self._axes(v, second_v)
         if not axes:
             return v != second_v
+        # It has an entry for each example. They must be equal.
         array = np.asarray(v.value)
         for axis in axes:
             first_example = array.take([0], axis)
@@ -284,18 +306,23 @@ class Growth:
                 return True
         return False
 
-    def _numbers_examples(self, eq: Equation) -> bool:
-        """Whether an equation counts the examples, as ``arange(len(x))`` does."""
+    def _counts_examples(self, eq: Equation) -> bool:
+        """Whether an equation gives the examples numbers, as ``arange(len(x))``."""
         axes = self._axes(eq.outputs[0], eq.outputs[0])
         return eq.name == "iota" and eq.options["dimension"] in axes
 
 
 def _example_count(program: Program) -> int:
+    """The number of examples that a program was traced with."""
     return program.avals[program.x[0]].shape[0]
 
 
 def _form(program: Program) -> list[Any]:
-    """What a program computes of what, whatever the shapes are."""
+    """What must be equal in two programs that differ by the number of examples only.
+
+    These are the primitives and the variables that they read and compute, without
+    shapes and numbers.
+    """
     forms: list[Any] = list(program.constants)
     for eq in program.equations:
         inputs = [v if isinstance(v, int) else None for v in eq.inputs]
@@ -304,17 +331,19 @@ def _form(program: Program) -> list[Any]:
 
 
 def _work(program: Program) -> list[str]:
-    """The operations of a program, without those that only give arrays a shape."""
+    """Names of a program's primitives, without those that only give arrays a shape."""
     return [eq.name for eq in program.equations if eq.name not in _SHAPING]
 
 
 def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
-    """Axes of operand i along which an equation combines, chooses or reorders.
+    """Axes of operand i along which an equation combines, chooses or reorders numbers.
 
     Args:
         shapes: of all operands.
     """
-    name, options, shape = eq.name, eq.options, shapes[i]
+    name = eq.name
+    options = eq.options
+    shape = shapes[i]
     all_axes = set(range(len(shape)))
     numbers: Any = options.get("dimension_numbers")
     parameter = primitive(name).along
@@ -355,5 +384,5 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
 
 
 def _differing_axes(sizes: Sequence[int], shape: Shape) -> set[int]:
-    """Axes of an array of which a part has another size."""
+    """Axes along which the sizes of a part differ from the shape of its array."""
     return {axis for axis, length in enumerate(shape) if sizes[axis] != length}
