@@ -18,9 +18,11 @@ from snnjax.snn import SNN
 from snnjax.surrogate import holds_tracer, is_step
 
 LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
-SEGMENT_STEPS = 25
-CACHE = 3 * 2**20  # numbers; a gradient reads more from the memory of a CPU
-SEGMENT_CACHE = 2**20  # of all numbers of a segment, which gains nothing beyond
+SEGMENT_STEPS = 25  # a gradient of so many at a time is fastest on a CPU
+# Potentials of all steps, neurons and examples: a gradient of more reads them from the
+# memory of a CPU in place of its cache, and segments of more gain nothing.
+CACHE = 3 * 2**20
+SEGMENT_CACHE = 2**20
 
 
 class Choice(NamedTuple):
@@ -31,8 +33,8 @@ class Choice(NamedTuple):
         gradient_steps: the gradient is that of another execution with so many steps at
             a time, since that of one step at a time is slow on a CPU and that of the
             closed form uses no surrogate. None: it is the execution's own.
-        may_segment: what computes all steps at a time, the execution or its gradient,
-            takes `SEGMENT_STEPS` on a CPU where `leaves_cache`.
+        may_segment: whether `with_segments` takes the place of this choice where
+            `leaves_cache` says that it is faster.
         group: examples at a time on a device, unless the user asks for another size; a
             gradient recomputes each group. None: all at once.
     """
@@ -43,7 +45,10 @@ class Choice(NamedTuple):
     group: int | None = None
 
     def with_segments(self) -> "Choice":
-        """The same with `SEGMENT_STEPS` in place of all steps at a time."""
+        """The same, but what takes all steps at a time takes `SEGMENT_STEPS`.
+
+        That is the gradient if it is another execution's, and otherwise the execution.
+        """
         if self.gradient_steps is None:
             return self._replace(execution=SEGMENT_STEPS)
         return self._replace(gradient_steps=SEGMENT_STEPS)
@@ -75,6 +80,7 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
     )
     # A user's model may have a reverse-mode derivative only.
     are_plain = all(map(is_plain, models_in(snn.model)))
+    # Here the forward pass must be the one that is differentiated.
     if is_traced or not is_step(sim.surrogate) or not are_plain:
         return Choice(sim.steps, may_segment=is_long)
     if has_form:
@@ -84,40 +90,50 @@ def choose(sim: Simulation, snn: SNN, platform: str) -> Choice:
     if is_streaming and platform == "tpu":
         return Choice(1, group=LANES)
     # All steps of so many images stay on the chip only if the steps are few.
-    fits_chip = platform == "tpu" and sim.steps <= FEW_STEPS
-    return Choice(sim.steps, group=LANES if fits_chip else None)
+    if platform == "tpu" and sim.steps <= FEW_STEPS:
+        return Choice(sim.steps, group=LANES)
+    return Choice(sim.steps)
 
 
 def _no_closed_form(sim: Simulation, snn: SNN) -> str:
     """Why an SNN has no closed form, as an error message."""
     models = ", ".join(map(repr, models_in(snn.model)))
-    has_leak = any(field(p, "leak") is not None for p in snn.neurons.values())
+    leak = "no leak"
+    for params in snn.neurons.values():
+        if field(params, "leak") is not None:
+            leak = "a leak"
     return (
         f"execution='closed_form' needs wait >= {snn.code.full_wait(sim.steps)} with "
         f"{sim.steps} steps of the code {snn.code!r}, and IF neurons with reset by "
         f"subtraction and no lower bound; found wait {sim.wait}, {models}, "
-        f"{'a' if has_leak else 'no'} leak. Take 'auto'"
+        f"{leak}. Take 'auto'"
     )
 
 
 def leaves_cache(network: Network, steps: int, batch: Any) -> bool:
     """Whether a gradient of all steps leaves the cache of a CPU, and a segment's not.
 
-    Then 25 steps at a time are faster, but not convolutions, which are slow in a loop.
+    Then `SEGMENT_STEPS` at a time are faster, but not convolutions, which are slow in a
+    loop.
+
+    Args:
+        network: that is simulated.
+        steps: T.
+        batch: examples at once, a number, or a symbol where any batch is exported.
     """
     convolves = any(
         eq.name == "conv_general_dilated" for eq in spread_out(network.equations)
     )
-    if convolves or not isinstance(batch, int):  # a symbol where any batch is exported
+    if convolves or not isinstance(batch, int):
         return False
     neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
-    step_size = batch * neurons
+    step_size = batch * neurons  # potentials of one step
     return steps * step_size >= CACHE and SEGMENT_STEPS * step_size <= SEGMENT_CACHE
 
 
 def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:
     """Whether the neurons only count, and have all of their input before they fire."""
-    only_count = all(
-        counts_only(snn.model_of(name), params) for name, params in snn.neurons.items()
-    )
-    return only_count and needs_no_time(snn.code, steps, wait, models_in(snn.model))
+    for site_name, params in snn.neurons.items():
+        if not counts_only(snn.model_of(site_name), params):
+            return False
+    return needs_no_time(snn.code, steps, wait, models_in(snn.model))

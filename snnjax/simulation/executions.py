@@ -3,10 +3,14 @@
 `run_in_time` computes n steps at a time, layer by layer, 1 <= n <= T. `run_closed_form`
 needs no loop over time, since each layer waits for all of its input. `run_training`
 calls a function in training mode, with time as a part of the batch.
+
+A variable of the network is a stream if it changes from step to step, [T, B, ...]. An
+equation is live if it computes streams. An operator is a site without neurons: a
+function that is not affine, and may keep a state from step to step.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +20,7 @@ import jax.numpy as jnp
 from snnjax._arrays import add_offset, lead, over_time, per_step, subtract_offset, wide
 from snnjax._trees import batch_of, is_floating, name_of
 from snnjax.codes import Code
-from snnjax.network.equations import Equation, Network, Values, read
+from snnjax.network.equations import Equation, Network, Static, Values, read
 from snnjax.network.evaluate import (
     evaluate,
     firing,
@@ -42,6 +46,7 @@ class Job(NamedTuple):
 
     Attributes:
         network: captured for x (one step of a sequence).
+        snn: its neurons and parameters.
         models: site name -> its model, with the surrogate of the simulation.
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and how many steps every layer integrates before it fires.
@@ -66,6 +71,30 @@ class Job(NamedTuple):
         """x, or None if it changes from step to step."""
         return None if self.sequence else self.x
 
+    @property
+    def sequence_x(self) -> Any:
+        """x, if it changes from step to step; otherwise None."""
+        return self.x if self.sequence else None
+
+    @property
+    def x_streams(self) -> tuple[int, ...]:
+        """The variables of x, if they change from step to step; otherwise none."""
+        return self.network.x if self.sequence else ()
+
+
+class Prepared(NamedTuple):
+    """What is computed before the first step.
+
+    Attributes:
+        constants: variable -> value, of all that no step changes.
+        streams: the variables that have a time axis.
+        live_equations: those that compute streams, in order.
+    """
+
+    constants: Values
+    streams: frozenset[int]
+    live_equations: list[Equation]
+
 
 # ------------------------------------------------------------------ n steps at a time
 
@@ -87,17 +116,21 @@ def run_in_time(
     while it is computed: its memory is least if a segment has sqrt(T) steps.
 
     Args:
-        state: site name -> the state before the first step; None: that of the start.
+        job: the simulation.
+        segment_steps: n, 1..T.
+        state: name of a site or an operator -> its state before the first step; None:
+            that of the start.
 
     Returns:
         Outputs [T, B, ...], and the states after the last step.
     """
-    constants, streams, live_equations = prepare(job)
-    states = _start_states(job, live_equations, constants, streams)
+    prepared = prepare(job)
+    streams = prepared.streams
+    states = _start_states(job, prepared)
     if state is not None:
         check_state(state, start=states)
         states = dict(state)
-    read_constants = _held_wide(constants)
+    read_constants = _held_wide(prepared.constants)
 
     def run_segment(
         steps: int, states: dict[str, Any], x_and_ticks: tuple[Any, Any]
@@ -114,9 +147,9 @@ def run_in_time(
         end_states: dict[str, Any] = {}
         rule = _segment_rule(job, steps, ticks, states, end_states)
         values: dict[Any, Any] = read_constants()
-        if job.sequence:
+        if x is not None:
             values |= job.network.inputs(x)
-        evaluate(live_equations, values, rule, streams=streams)
+        evaluate(prepared.live_equations, values, rule, streams=streams)
         outputs = {v: values[v] for v in job.network.outputs if v in streams}
         return end_states, outputs
 
@@ -132,10 +165,9 @@ def run_in_time(
 
     # All leaves have the axis T, by which they are cut into segments. So a constant x
     # is left out.
-    sequence = job.x if job.sequence else None
-    x_and_ticks = (sequence, _schedules(job))
+    x_and_ticks = (job.sequence_x, _schedules(job))
     states, outputs = _scan(segment_of, states, x_and_ticks, job.steps, segment_steps)
-    return over_steps(job, constants | outputs, streams), states
+    return over_steps(job, prepared.constants | outputs, streams), states
 
 
 def run_observed(job: Job, observe: Observe) -> tuple[Values, frozenset[int]]:
@@ -148,36 +180,62 @@ def run_observed(job: Job, observe: Observe) -> tuple[Values, frozenset[int]]:
     Returns:
         The values of all variables, and which of them have a time axis.
     """
-    constants, streams, live_equations = prepare(job)
-    states = _start_states(job, live_equations, constants, streams)
-    rule = _segment_rule(job, job.steps, _schedules(job), states, {}, observe)
-    values: dict[Any, Any] = dict(constants)
+    prepared = prepare(job)
+    states = _start_states(job, prepared)
+    end_states: dict[str, Any] = {}  # which nobody reads
+    rule = _segment_rule(job, job.steps, _schedules(job), states, end_states, observe)
+    values: dict[Any, Any] = dict(prepared.constants)
     if job.sequence:
         values |= job.network.inputs(job.x)
-    evaluate(live_equations, values, rule, streams=streams)
-    return values, streams
+    evaluate(prepared.live_equations, values, rule, streams=prepared.streams)
+    return values, prepared.streams
 
 
-def _start_states(
+def _start_states(job: Job, prepared: Prepared) -> dict[str, Any]:
+    """Name of a site or an operator -> its state before the first step."""
+    batch = batch_of(job.x, job.sequence)  # of a sequence it is axis 1, otherwise 0
+    states = {}
+    for equation in prepared.live_equations:
+        site = equation.site
+        if site is None:
+            continue
+        if site.fires:
+            params = job.snn.neurons[site.name]
+            shape = (batch, *site.shape)
+            states[site.name] = job.models[site.name].start(params, shape)
+        else:
+            states[site.name] = _operator_start(job, equation, prepared, batch)
+    return states
+
+
+def _operator_start(
     job: Job,
-    live_equations: list[Equation],
-    constants: Values,
-    streams: frozenset[int],
-) -> dict[str, Any]:
-    """The states of all sites and operators before the first step, by name."""
-    return {
-        equation.place.name: start_state(job, equation, constants, streams)
-        for equation in live_equations
-        if equation.site is not None
-    }
+    equation: Equation,
+    prepared: Prepared,
+    batch: Any,
+) -> Any:
+    """The state of an operator before its first step."""
+    are_live = []
+    arguments = []  # of one step: values, or shapes of what is not known yet
+    for v in equation.inputs:
+        is_live = v in prepared.streams
+        are_live.append(is_live)
+        if is_live:
+            aval = job.network.avals[v]  # type: ignore[index]
+            shape = (batch, *aval.shape)
+            arguments.append(jax.ShapeDtypeStruct(shape, aval.dtype))
+        else:
+            arguments.append(read(prepared.constants, v))
+    function = operator(equation, tuple(are_live))
+    return job.snn.code.operator_state(function, arguments)
 
 
 def _schedules(job: Job) -> dict[str, Any]:
-    """The schedule of each site that fires, by name."""
-    return {
-        name: schedule(job.snn.code, model, job.steps)
-        for name, model in job.models.items()
-    }
+    """Name of a site that fires -> the ticks of its T steps, see `schedule`."""
+    schedules = {}
+    for site_name, model in job.models.items():
+        schedules[site_name] = schedule(job.snn.code, model, job.steps)
+    return schedules
 
 
 def _segment_rule(
@@ -188,12 +246,22 @@ def _segment_rule(
     end_states: dict[str, Any],
     observe: Observe | None = None,
 ) -> Callable:
-    """The rule of all sites in a segment; it writes the states after it by name."""
+    """The rule by which `evaluate` computes all sites and operators of a segment.
+
+    Args:
+        job: the simulation.
+        steps: of the segment.
+        ticks: site name -> its ticks at these steps.
+        states: name of a site or an operator -> its state before the segment.
+        end_states: gets the states after the segment, under the same names.
+        observe: called at each site that fires.
+    """
     code = job.snn.code
 
     def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
         name = site.name
         if not site.fires:
+            # An operator may have several inputs; its function comes behind them.
             *arguments, function = operands
             outputs, end_states[name] = code.operate(
                 function,
@@ -222,16 +290,19 @@ def check_state(state: Any, start: dict[str, Any]) -> None:
     """Raise unless a given state has the structure and shapes of that of the start."""
 
     def shapes(tree: Any) -> dict[str, str]:
+        """Path of a leaf -> its type and shape."""
         texts = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             texts[name_of(path)] = f"{leaf.dtype}{list(jnp.shape(leaf))}"
         return texts
 
-    state_shapes, start_shapes = shapes(state), shapes(start)
+    state_shapes = shapes(state)
+    start_shapes = shapes(start)
     same_classes = jax.tree.structure(state) == jax.tree.structure(start)
     if state_shapes == start_shapes and same_classes:
         return
-    state_texts, start_texts = [], []
+    state_texts = []
+    start_texts = []
     for name in state_shapes | start_shapes:
         if state_shapes.get(name) != start_shapes.get(name):
             state_texts.append(f"{name} {state_shapes.get(name)}")
@@ -271,17 +342,20 @@ def _scan(
     steps: int,
     segment_steps: int,
 ) -> tuple[Any, Any]:
-    """The state after T steps, and their outputs.
+    """The state after T steps, and their outputs, a pytree of arrays [T, ...].
 
     Args:
         segment_of: n -> a function of a state and the inputs of n steps, which returns
             the state after them and their outputs.
+        state: before the first step.
         inputs: a pytree of arrays [T, ...].
+        steps: T.
+        segment_steps: of each segment; the last one has what remains.
     """
     if segment_steps == steps:
         return segment_of(steps)(state, inputs)
     count, remainder = divmod(steps, segment_steps)
-    whole = count * segment_steps
+    whole = count * segment_steps  # steps of all whole segments
 
     def split(leaf: jax.Array) -> jax.Array:
         return leaf[:whole].reshape(count, segment_steps, *leaf.shape[1:])
@@ -308,21 +382,23 @@ def run_closed_form(job: Job) -> Any:
 
     A layer that has waited T steps fires as early as its levels allow.
     """
-    network, snn, code = job.network, job.snn, job.snn.code
-    x = mean_over_steps(job.x) if job.sequence else job.x
+    network = job.network
+    snn = job.snn
+    code = snn.code
+    x = job.x
+    if job.sequence:
+        x = mean_over_steps(x)
     values = network.arguments(snn.params, x)
-    spikes = [eq.outputs[0] for eq in network.equations if eq.fires]
+    spikes = [equation.outputs[0] for equation in network.equations if equation.fires]
     # Only what follows the last neurons on the way to an output has steps. The neurons
     # whose spikes it reads become trains again; of all others the mean is enough.
     readout = needed(network.equations, network.outputs, available=spikes)
-    read_by_readout = set(network.outputs)
-    for equation in readout:
-        read_by_readout.update(equation.inputs)
+    read_by_readout = _variables_read(readout, network.outputs)
     last_outputs = {}  # site name -> the variable of its spikes
     for equation in network.equations:
         if equation.fires and equation.outputs[0] in read_by_readout:
             last_outputs[equation.place.name] = equation.outputs[0]
-    trains: dict[int, jax.Array] = {}  # what the readout reads of each step
+    trains: dict[int, jax.Array] = {}  # variable -> spikes of each step, [T, B, ...]
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         model = snn.model_of(site.name)
@@ -336,14 +412,24 @@ def run_closed_form(job: Job) -> Any:
     evaluate(network.equations, values, rule)
     if job.answer:
         return network.results(values)
-    # What reaches the readout directly comes step by step.
     values |= trains
     if job.sequence:
+        # What reaches the readout directly comes step by step.
         values |= network.inputs(job.x)
-    sources = [*spikes, *network.x] if job.sequence else spikes
-    streams = streaming(readout, sources)
+    streams = streaming(readout, [*spikes, *job.x_streams])
     evaluate(readout, values, rule, streams=streams)
     return over_steps(job, values, streams)
+
+
+def _variables_read(
+    equations: Sequence[Equation],
+    outputs: Sequence[int | Static],
+) -> set[int | Static]:
+    """The variables that these equations read, and the outputs of the network."""
+    variables = set(outputs)
+    for equation in equations:
+        variables.update(equation.variables)
+    return variables
 
 
 def _spikes_with_mean(
@@ -354,7 +440,11 @@ def _spikes_with_mean(
 ) -> jax.Array:
     """The stream [T, B, ...] of neurons that fire after all of their input.
 
-    Its derivative is that of the ``mean``, which the closed form has.
+    Args:
+        job: the simulation.
+        site: of these neurons.
+        current: the mean current, [B, ...].
+        mean: of the stream; it is the closed form, whose derivative the stream has.
     """
     model = job.snn.model_of(site.name)
     params = job.snn.neurons[site.name]
@@ -364,8 +454,8 @@ def _spikes_with_mean(
     else:
         spikes = after_all_input(model, params, current, steps, code=code)
     stream = jax.lax.stop_gradient(code.stream(spikes))
-    zero_with_slope = mean - jax.lax.stop_gradient(mean)
-    return stream + zero_with_slope[None]
+    zero_with_gradient = mean - jax.lax.stop_gradient(mean)
+    return stream + zero_with_gradient[None]
 
 
 def _first_spikes(
@@ -377,7 +467,13 @@ def _first_spikes(
     """The spike train [T, B, ...] with this mean that fires as early as it can.
 
     Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
-    and, where N is negative, clip(N - t low, low, 0).
+    and, where N is negative, clip(N - t low, low, 0), counted from t = 0.
+
+    Args:
+        mean: [B, ...].
+        params: the threshold and the offset.
+        steps: T.
+        levels: (low, high).
     """
     threshold = wide(lead(params.threshold, mean.ndim + 1))
     spike_sum = subtract_offset(wide(mean[None]), params.offset) * steps
@@ -395,21 +491,21 @@ def _first_spikes(
 
 
 def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
-    """The mean over T of every output.
+    """The mean over T of every output, [B, ...].
+
+    The equations as far as the last neurons are the head, and run at all steps. What
+    lies behind them, the tail, is computed once, of means.
 
     Args:
-        run: computes a job at all steps, here as far as the last neurons. What lies
-            behind them is computed once, of means.
+        job: the simulation.
+        run: computes the outputs of a job at all steps.
     """
     network = job.network
     firing_positions = [i for i, eq in enumerate(network.equations) if eq.fires]
     head_equations = network.equations[: 1 + firing_positions[-1]]
-    in_time = streaming(head_equations, network.x if job.sequence else ())
+    in_time = streaming(head_equations, job.x_streams)
     tail = needed(network.equations, network.outputs, in_time)
-    read_by_tail = set(network.outputs)
-    for equation in tail:
-        read_by_tail.update(equation.variables)
-    head_outputs = tuple(in_time & read_by_tail)
+    head_outputs = tuple(in_time & _variables_read(tail, network.outputs))
     head = network._replace(
         equations=head_equations,
         outputs=head_outputs,
@@ -418,8 +514,9 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
     outputs = run(job._replace(network=head, answer=False))
     values = network.arguments(job.snn.params, job.constant_x)
     for v, output in zip(head_outputs, outputs, strict=True):
-        mean = wide(output).mean(0).astype(output.dtype)
-        values[v] = mean if is_floating(output) else output[-1]
+        values[v] = output[-1]  # a choice or a mask has no mean
+        if is_floating(output):
+            values[v] = wide(output).mean(0).astype(output.dtype)
     evaluate(tail, values, identity)
     return network.results(values)
 
@@ -435,9 +532,11 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
 def run_closed_training(job: Job) -> tuple[Any, Any]:
     """A function in training mode, once, on the values that neurons end with.
 
-    Its outputs [T, B, ...] are the answer at each step; aux is as fn gave it.
+    Returns:
+        Outputs [T, B, ...], the answer at every step, and aux as fn gave it.
     """
-    network, steps = job.network, job.steps
+    network = job.network
+    steps = job.steps
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         model = job.snn.model_of(site.name)
@@ -454,7 +553,11 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
     """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
-        job: with an x from `time_in_batch`, for so many ``devices``.
+        job: its x is from `time_in_batch`, for as many devices.
+        devices: how many share the batch.
+
+    Returns:
+        Outputs [T, B, ...], and aux as fn gave it.
     """
     code = job.snn.code
 
@@ -472,6 +575,7 @@ def run_training(job: Job, devices: int = 1) -> tuple[Any, Any]:
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
+        # In training mode an operator has one input, and that has steps.
         function = function._replace(has_time=(True,))
         outputs, _ = code.operate(function, [split(current)])
         (output,) = outputs
@@ -506,29 +610,32 @@ def mean_over_steps(x: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(lambda leaf: leaf.mean(0), x)
 
 
-def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
-    """Compute once what no step changes.
-
-    Returns:
-        Variable -> value, of all that no step changes; the variables that have a time
-        axis; the equations that compute these.
-    """
+def prepare(job: Job) -> Prepared:
+    """Compute once what no step changes: with a constant x also the first layer."""
     network = job.network
     values = network.arguments(job.snn.params, job.constant_x)
-    streams = streaming(network.equations, network.x if job.sequence else ())
-    # With a constant x the first layer is computed once, not at every step.
-    live_equations, constant_equations = [], []
+    streams = streaming(network.equations, job.x_streams)
+    live_equations = []
+    constant_equations = []
     for equation in network.equations:
-        is_live = bool(streams.intersection(equation.outputs))
-        equations = live_equations if is_live else constant_equations
-        equations.append(equation)
+        if streams.intersection(equation.outputs):
+            live_equations.append(equation)
+        else:
+            constant_equations.append(equation)
     evaluate(constant_equations, values, identity)
-    return values, streams, live_equations
+    return Prepared(values, streams, live_equations)
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int]) -> Any:
-    """What arrives of the outputs at each step, even of those no spike reaches."""
+    """What arrives of the network's outputs at each step, [T, B, ...].
+
+    Args:
+        job: the simulation.
+        values: variable -> value, of all outputs.
+        streams: which of them have a time axis.
+    """
     outputs: dict[Any, Any] = dict(values)
+    # No spike reaches these: they are the same at every step.
     for v in job.network.dependent.intersection(job.network.outputs) - streams:
         shape = (job.steps, *values[v].shape)
         outputs[v] = jnp.broadcast_to(values[v], shape)
@@ -538,28 +645,4 @@ def over_steps(job: Job, values: Values, streams: frozenset[int]) -> Any:
 
 def arriving(code: Code, output: jax.Array) -> jax.Array:
     """What arrives of an output [T, B, ...] at each step; a choice stays as it is."""
-    floating = jnp.issubdtype(output.dtype, jnp.floating)
-    return code.arriving(output) if floating else output
-
-
-def start_state(
-    job: Job,
-    equation: Equation,
-    values: Values,
-    streams: frozenset[int],
-) -> Any:
-    """State of a site or an operator before its first step; values as of `prepare`."""
-    site, batch = equation.place, batch_of(job.x, job.sequence)
-    if site.fires:
-        params = job.snn.neurons[site.name]
-        return job.models[site.name].start(params, (batch, *site.shape))
-    is_live = tuple(v in streams for v in equation.inputs)
-    arguments = []  # of one step
-    for v in equation.inputs:
-        if v in streams:
-            aval = job.network.avals[v]  # type: ignore[index]
-            shape = (batch, *aval.shape)
-            arguments.append(jax.ShapeDtypeStruct(shape, aval.dtype))
-        else:
-            arguments.append(read(values, v))
-    return job.snn.code.operator_state(operator(equation, is_live), arguments)
+    return code.arriving(output) if is_floating(output) else output

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from snnjax._ranges import COUNT
+from snnjax._checks import check_flags, check_function, check_inputs, check_wait
+from snnjax._ranges import COUNT, WHOLE
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code
-from snnjax.surrogate import Surrogate, dspike
+from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
 # Words of earlier versions, and what takes their place.
 _REPLACEMENTS = {
@@ -20,6 +21,7 @@ class Simulation(NamedTuple):
 
     Attributes:
         steps, wait: numbers, or None until they are those of an SNN.
+        returns_state: the argument ``state``; the others have its names.
     """
 
     fn: Callable
@@ -40,6 +42,16 @@ class Simulation(NamedTuple):
         return self.inputs == "sequence"
 
     @property
+    def batch_axis(self) -> int:
+        """The axis of the examples in x."""
+        return 1 if self.sequence else 0
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the examples in the outputs."""
+        return 0 if self.answer else 1
+
+    @property
     def sets_gradient(self) -> bool:
         """Whether surrogate or detach_reset differ from their defaults."""
         return self.surrogate is not dspike or self.detach_reset
@@ -51,7 +63,28 @@ class Simulation(NamedTuple):
         return is_number and self.steps is not None and self.execution < self.steps
 
 
-def check_execution(execution: Any) -> None:
+def check_arguments(sim: Simulation) -> None:
+    """Raise unless all arguments of `spiking` are in their ranges, and fit together."""
+    check_function(sim.fn)
+    if sim.steps is not None:
+        check_wait(sim.steps, 0 if sim.wait is None else sim.wait)
+    elif sim.wait is not None:  # and T is that of an SNN
+        WHOLE.check("wait", sim.wait)
+    check_inputs(sim.inputs)
+    check_flags(
+        detach_reset=sim.detach_reset,
+        has_aux=sim.has_aux,
+        answer=sim.answer,
+        state=sim.returns_state,
+    )
+    if sim.micro_batch is not None:
+        COUNT.check("micro_batch", sim.micro_batch)
+    check_surrogate(sim.surrogate)
+    _check_execution(sim.execution)
+    check_options(sim)
+
+
+def _check_execution(execution: Any) -> None:
     """Raise unless this is an execution."""
     if not isinstance(execution, str):
         COUNT.check("execution, if it is not 'auto' or 'closed_form',", execution)
@@ -68,7 +101,9 @@ def check_execution(execution: Any) -> None:
 def check_options(sim: Simulation, code: Code | None = None) -> None:
     """Raise for options that exclude each other, or that the SNN's code does not have.
 
-    Steps and wait of ``sim``, and the code, may be unknown yet.
+    Args:
+        sim: its steps and wait may be None, if they are not known yet.
+        code: of the SNN; None: it is not known yet.
     """
     if code is not None:
         _check_streaming(sim, code)
@@ -91,7 +126,7 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
 
 
 def _check_streaming(sim: Simulation, code: Code) -> None:
-    """Raise for options that need every step to be like the others."""
+    """Raise for options that need a code whose steps are alike, if it has none such."""
     requests = []
     if sim.sequence:
         requests.append(f"inputs={sim.inputs!r}")

@@ -19,10 +19,11 @@ def capture_step(
     Raises:
         ConversionError: as `snnjax.sites`, or a sequence x has no running mean.
     """
-    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
-    network = capture(fn, params, one_step)
-    if sequence:
-        check_streams(network)
+    if not sequence:
+        return capture(fn, params, x)
+    first_step = jax.tree.map(lambda leaf: leaf[0], x)
+    network = capture(fn, params, first_step)
+    check_streams(network)
     return network
 
 

@@ -15,16 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax import sharding
-from snnjax._checks import (
-    called_as,
-    check_examples,
-    check_flags,
-    check_function,
-    check_inputs,
-    check_numbers,
-    check_wait,
-)
-from snnjax._ranges import COUNT, WHOLE
+from snnjax._checks import called_as, check_examples, check_numbers, check_wait
 from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code, rate
@@ -46,11 +37,7 @@ from snnjax.simulation.executions import (
     run_training,
     time_in_batch,
 )
-from snnjax.simulation.options import (
-    Simulation,
-    check_execution,
-    check_options,
-)
+from snnjax.simulation.options import Simulation, check_arguments, check_options
 from snnjax.simulation.sequences import capture_step, check_sequence
 from snnjax.snn import (
     SNN,
@@ -102,7 +89,8 @@ def init(
     network = capture(fn, params, x, has_aux=has_aux)
     firing_sites = [site for site in network.sites if site.fires]
     site_models = models_of_sites(model, network.sites, lif())
-    code = rate() if code is None else code
+    if code is None:
+        code = rate()
     check_models(code, models_in(site_models))
     for site_model in models_in(site_models):
         _check_no_surrogate(site_model)
@@ -117,7 +105,7 @@ def init(
 
 
 def _keys(key: Any, count: int) -> Any:
-    """A random key for each of ``count`` sites, or None for each without a key."""
+    """A random key for each of ``count`` sites; None for each if there is no key."""
     if key is None:
         return [None] * count
     try:
@@ -214,31 +202,20 @@ def spiking(
     >>> spiking(fn)(snn, x).shape
     (4, 2, 1)
     """
-    check_function(fn)
-    if steps is not None:
-        check_wait(steps, 0 if wait is None else wait)
-    elif wait is not None:  # and T is that of an SNN
-        WHOLE.check("wait", wait)
-    check_inputs(inputs)
-    check_flags(detach_reset=detach_reset, has_aux=has_aux, answer=answer, state=state)
-    if micro_batch is not None:
-        COUNT.check("micro_batch", micro_batch)
-    check_surrogate(surrogate)
-    check_execution(execution)
     simulation = Simulation(
         fn=fn,
         steps=steps,
         wait=wait,
         surrogate=surrogate,
-        detach_reset=bool(detach_reset),
+        detach_reset=detach_reset,
         execution=execution,
         inputs=inputs,
         micro_batch=micro_batch,
-        has_aux=bool(has_aux),
-        answer=bool(answer),
-        returns_state=bool(state),
+        has_aux=has_aux,
+        answer=answer,
+        returns_state=state,
     )
-    check_options(simulation)
+    check_arguments(simulation)
 
     @called_as("snnjax.spiking(fn)(snn, x, state=None)")
     def spiking_fn(
@@ -278,18 +255,25 @@ def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
 
 
 def simulate(sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Any) -> Any:
-    """Check SNN and input, and run on the devices of x."""
+    """Check SNN and input, and run on the devices of x.
+
+    Args:
+        sim: how; its steps and wait may be None.
+        snn, x, state: the arguments of the function that `spiking` returns.
+
+    Returns:
+        The outputs, beside them the aux or the state if ``sim`` asks for it.
+    """
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
     check_options(sim, snn.code)
     check_values(snn)
-    batch_axis = 1 if sim.sequence else 0
-    check_examples(x, batch_axis)
+    check_examples(x, sim.batch_axis)
     check_numbers(x)
     if sim.sequence:
         check_sequence(x, sim.steps)
     x, snn = sharding.automatic(x, snn)
-    batch_sharding = sharding.batch_sharding(x, batch_axis)
+    batch_sharding = sharding.batch_sharding(x, sim.batch_axis)
     choice = choose(sim, snn, sharding.platform(x))
     if sim.returns_state:
         if batch_sharding is not None:
@@ -304,13 +288,15 @@ def simulate(sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Any) -> Any:
             "snnjax.spiking(fn, state=True)(snn, x, state=state)"
         )
     if sim.has_aux:
-        train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
+        # Outputs are split over the devices by their axis 1; aux is on all of them.
+        devices = sharding.size(batch_sharding)
+        train = functools.partial(simulate_training, sim, devices)
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
     run = sharding.on_each_device(
         functools.partial(_simulate_on_device, sim, choice),
         batch_sharding,
-        in_axes=(None, batch_axis),
-        out_axes=0 if sim.answer else 1,
+        in_axes=(None, sim.batch_axis),
+        out_axes=sim.output_axis,
     )
     return run(snn, x)
 
@@ -330,9 +316,10 @@ def _simulate_piece(
                 f"step is the last one of the whole; found {model.neuron!r} at site "
                 f"{name!r}; allowed: dead_zone and last_zone up to 1/2. Leave state out"
             )
-    if isinstance(sim.execution, str):  # "auto", since the closed form has no state
-        return run_in_time(job, sim.steps, state)
-    return run_in_time(job, sim.execution, state)
+    segment_steps: Any = sim.execution
+    if segment_steps == "auto":
+        segment_steps = sim.steps
+    return run_in_time(job, segment_steps, state)
 
 
 def _simulate_on_device(
@@ -342,25 +329,26 @@ def _simulate_on_device(
     x: chex.ArrayTree,
 ) -> Any:
     """The outputs of a device's own examples, as many at a time as fit."""
-    axis = 1 if sim.sequence else 0
-    batch = batch_of(x, axis)
+    batch = batch_of(x, sim.batch_axis)
     is_symbol = not isinstance(batch, int)  # where any batch is exported
-    group = None if is_symbol else choice.group
-    group_size = sim.micro_batch or group
-    if group_size is None:
-        return _simulate_group(sim, choice, snn, batch, x)
-    if is_symbol:
+    if is_symbol and sim.micro_batch is not None:
         raise ValueError(
-            f"micro_batch={group_size} needs a number of examples; found {batch}, a "
-            "symbol of jax.export. Leave micro_batch out, or export for one batch size"
+            f"micro_batch={sim.micro_batch} needs a number of examples; found {batch}, "
+            "a symbol of jax.export. Leave micro_batch out, or export for one batch "
+            "size"
         )
+    group_size = sim.micro_batch
+    if group_size is None:
+        group_size = choice.group
+    if group_size is None or is_symbol:
+        return _simulate_group(sim, choice, snn, batch, x)
     run = functools.partial(_simulate_group, sim, choice, snn, min(batch, group_size))
     if batch <= group_size:
         return run(x)
-    if group is not None:
+    if choice.group is not None:
         # Without recomputation the gradient would keep the states of all groups.
         run = jax.checkpoint(run)
-    return _in_groups(run, x, group_size, axis, out_axis=0 if sim.answer else 1)
+    return _in_groups(run, x, group_size, sim.batch_axis, sim.output_axis)
 
 
 def _simulate_group(
@@ -370,7 +358,10 @@ def _simulate_group(
     batch: Any,
     x: chex.ArrayTree,
 ) -> Any:
-    """The outputs of ``batch`` examples at once."""
+    """The outputs of all examples of x at once; ``batch`` is their number.
+
+    In `_in_groups` the shape of x does not tell it.
+    """
     job = _job(sim, snn, x)
     if choice.may_segment and leaves_cache(job.network, job.steps, batch):
         choice = choice.with_segments()
@@ -380,9 +371,17 @@ def _simulate_group(
 
 
 def _in_groups(run: Callable, x: Any, size: int, axis: int, out_axis: int) -> Any:
-    """Outputs of ``size`` examples at a time, which lie along ``out_axis``."""
+    """The outputs of all examples, computed for some of them at a time.
 
-    # lax.map maps a function of one example; vmap gives the batch back.
+    Args:
+        run: x -> outputs.
+        x: arrays with the examples along ``axis``.
+        size: examples at a time.
+        axis: of the examples in x.
+        out_axis: of the examples in the outputs.
+    """
+
+    # lax.map maps a function of one example, and computes ``size`` of them by vmap.
     def run_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
         return jax.tree.map(lambda y: y.squeeze(out_axis), run(batch))
@@ -398,11 +397,19 @@ def simulate_training(
     snn: SNN,
     x: chex.ArrayTree,
 ) -> tuple[Any, Any]:
-    """Outputs [T, B, ...] and aux in training mode, on devices that share the batch."""
+    """Outputs [T, B, ...] and aux in training mode.
+
+    Args:
+        sim: how; it has ``has_aux``.
+        devices: how many share the batch.
+        snn, x: the arguments of the function that `spiking` returns.
+    """
     if sim.execution == "closed_form":
-        x = mean_over_steps(x) if sim.sequence else x
+        if sim.sequence:
+            x = mean_over_steps(x)
         return run_closed_training(_job(sim, snn, x))
 
+    # fn gets the examples of all steps as one batch, [T B, ...].
     def all_examples(leaf: jax.Array) -> jax.Array:
         if not sim.sequence:
             leaf = jnp.broadcast_to(leaf, (sim.steps, *leaf.shape))
@@ -455,7 +462,10 @@ def _check_no_surrogate(model: Neuron) -> None:
 
 
 def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogate:
-    """The model of a site, with the surrogate of the simulation."""
+    """The model of a site, with the surrogate of the simulation.
+
+    If that gives no gradient, an error takes the place of a gradient of 0.
+    """
     model = snn.model_of(site.name)
     params = snn.neurons[site.name]
     _check_no_surrogate(model)
@@ -476,9 +486,14 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
 
 
 def _with_gradient_of(job: Job, execution: Execution, gradient_steps: int) -> Any:
-    """An execution whose derivative is that of ``gradient_steps`` steps at a time.
+    """The outputs by one execution, with the derivative of another one.
 
     Both give equal numbers.
+
+    Args:
+        job: the simulation.
+        execution: computes the outputs.
+        gradient_steps: steps at a time of the execution that is differentiated.
     """
 
     def run(execution: Execution, snn: SNN, x: chex.ArrayTree, constants: Any) -> Any:
@@ -491,5 +506,9 @@ def _with_gradient_of(job: Job, execution: Execution, gradient_steps: int) -> An
     gradient = functools.partial(run, gradient_steps)
     executed = jax.custom_vjp(functools.partial(run, execution))
     forward = functools.partial(jax.vjp, gradient)
-    executed.defvjp(forward, lambda pull, slopes: pull(slopes))
+
+    def backward(gradient_back: Callable, output_gradients: Any) -> Any:
+        return gradient_back(output_gradients)
+
+    executed.defvjp(forward, backward)
     return executed(job.snn, job.x, job.network.constants)
