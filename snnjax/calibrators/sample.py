@@ -145,9 +145,12 @@ class SampleRows:
             axis = activation.ndim + self.channel
             first_channel = xp.take(activation, np.arange(1), axis)
             effects = xp.ones_like(first_channel)
-        has_weight = effects > 0
-        low_candidates = xp.where(has_weight, activation, xp.inf)
-        high_candidates = xp.where(has_weight, activation, -xp.inf)
+        # Activations without weight become infinite, so that they are no ends.
+        distance = xp.where(effects > 0, 0, xp.inf).astype(np.float32)
+        # Images come first in memory. NumPy compares whole images in a tenth of the
+        # time that it takes for their channels.
+        low_candidates = (activation + distance).min(0, keepdims=True)
+        high_candidates = (activation - distance).max(0, keepdims=True)
         lowest: Any = per_channel(xp.min, low_candidates, self.channel)
         highest: Any = per_channel(xp.max, high_candidates, self.channel)
         site_ndim = activation.ndim - 1

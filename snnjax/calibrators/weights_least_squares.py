@@ -276,13 +276,17 @@ def _split(values: Any, unit: Any, weight: Any) -> _Split:
     It is not a part of `_along`, which XLA would then compile three times as long.
 
     Args:
-        values: [N, p, C]. They may be infinite where the weight is 0.
+        values: [N, p, C]. They need not be finite where the weight is 0.
         unit: of activations and currents.
         weight: of errors, [N, p, C].
     """
     xp = namespace(values)
     values = values / unit
-    fitted = xp.where(weight > 0, values, 0)
+    # NumPy multiplies by a mask in a fifth of the time of `where`. As infinity times 0
+    # is no number, values are brought into the range of their type first.
+    highest = xp.finfo(values.dtype).max
+    finite = xp.fmin(xp.fmax(values, -highest), highest)
+    fitted = finite * (weight > 0).astype(values.dtype)
     return _Split(fitted=fitted, held_out=values[_HELD_OUT])
 
 

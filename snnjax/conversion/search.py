@@ -105,7 +105,7 @@ def search(
     budget = _budget(calibration, recipes)
     zones = None if zone_model is None else ZONES
     prediction = _predict(calibration, recipes, budget, zones)
-    calibration = calibration._replace(curves=prediction.curves)
+    calibration = dataclasses.replace(calibration, curves=prediction.curves)
     if zone_model is not None and prediction.zone is not None:
         model = dataclasses.replace(zone_model, last_zone=prediction.zone)
         models = models_of_sites(
@@ -114,7 +114,7 @@ def search(
             default=model,
         )
         snn = dataclasses.replace(calibration.snn, model=models)
-        calibration = calibration._replace(snn=snn)
+        calibration = dataclasses.replace(calibration, snn=snn)
 
     # Several waits, and rounds of prices, may ask for the same fit.
     @functools.cache
@@ -217,7 +217,7 @@ def _fit(
         price: of all sites that have one; None: that of their own recipe.
     """
     snn = dataclasses.replace(calibration.snn, wait=wait)
-    calibration = calibration._replace(snn=snn, wait=wait)
+    calibration = dataclasses.replace(calibration, snn=snn, wait=wait)
     title = f"wait {wait}" if price is None else f"wait {wait}, price {price:.2g}"
     sweeps = sweeps_of_sites(_recipes_at(calibration, recipes, price))
     boundary = calibration.start()
@@ -225,7 +225,7 @@ def _fit(
         if len(sweeps) > 1:
             title = f"sweep {number} of {len(sweeps)}"
         fitted_snn, boundary = sweep(calibration, chains, title)
-        calibration = calibration._replace(snn=fitted_snn)
+        calibration = dataclasses.replace(calibration, snn=fitted_snn)
     exact_outputs = ann_outputs(calibration, boundary)
     return Outcome(
         snn=calibration.snn,

@@ -5,6 +5,8 @@ what is known between two stages: the values that later stages read, for each
 micro-batch, in the ANN and in the SNN.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -43,7 +45,8 @@ class Boundary(NamedTuple):
     spike_counts: list[list[jax.Array]]
 
 
-class Calibration(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Calibration:
     """What a sweep begins with.
 
     Attributes:
@@ -85,13 +88,13 @@ class Calibration(NamedTuple):
         """M, the neurons of all sites."""
         return sum(math.prod(site.shape) for site in self.sites)
 
-    @property
+    @functools.cached_property
     def needs_time(self) -> bool:
         """Whether sites have to know more than sums over time."""
         models = models_in(self.snn.model)
         return not needs_no_time(self.snn.code, self.steps, self.wait, models)
 
-    @property
+    @functools.cached_property
     def streams(self) -> frozenset[int]:
         """Variables that have a time axis in the SNN."""
         return streaming(self.network.equations) if self.needs_time else frozenset()

@@ -5,10 +5,11 @@ ones stay in memory if they take less than `CACHE_BYTES`.
 """
 
 import copy
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from snnjax.conversion.engine.segments import Current, Results, Work
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
 from snnjax.network.stages import LoneProduct, lone_products
+from snnjax.neurons.spike_trains import SpikeTrain
 
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
@@ -212,17 +214,40 @@ class SiteView(View):
     def _sources(
         self, *, parts: Parts, params: Values, streams: frozenset[int], stride: int
     ) -> list[jax.Array]:
-        """What the stage reads, for one image in ``stride``: means of streams."""
+        """What the stage reads, of every n-th image, n = ``stride``.
+
+        Args:
+            parts: values that depend on the images.
+            params: all others.
+            streams: variables with an axis of time; their means over T steps are given.
+            stride: n.
+        """
         sources = []
         for variable in self._stage.sources:
             if variable not in parts:
                 sources.append(params[variable])
-                continue
-            batches = parts[variable]
-            if variable in streams:
-                batches = [answer(self.steps, self.code, batch) for batch in batches]
-            sources.append(self.join(batches, stride=stride))
+            elif variable in streams:
+                sources.append(self._joined_means(parts[variable], stride))
+            else:
+                sources.append(self.join(parts[variable], stride=stride))
         return sources
+
+    def _joined_means(self, batches: Sequence[Any], stride: int) -> jax.Array:
+        """The values of a stream after T steps, of every n-th image: [N / n, ...].
+
+        Args:
+            batches: for each micro-batch a `SpikeTrain`, or values [T, B, ...].
+            stride: n.
+        """
+        first = batches[0]
+        stream: Any
+        if isinstance(first, SpikeTrain):
+            # All trains are of the same neurons, so that only their bits differ.
+            bits = self.join([train.bits for train in batches], 1, stride)
+            stream = dataclasses.replace(first, bits=bits)
+        else:
+            stream = self.join(batches, 1, stride)
+        return jax.device_put(answer(self.steps, self.code, stream))
 
 
 def by_variable(network: Network, weights: WeightsByPath) -> Values:
