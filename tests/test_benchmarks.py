@@ -142,17 +142,23 @@ def test_mlperf_tiny(light, monkeypatch, tmp_path, out):
     """Networks of two channels, random recordings, and noise for CIFAR-10."""
     rng = np.random.default_rng(0)
 
-    def layers(*shapes):
-        return [
-            (np.float32(rng.normal(size=s)), np.zeros(max(s[0], 2))) for s in shapes
-        ]
+    def layers(shapes):
+        """Kernels of these shapes, and their biases."""
+        pairs = []
+        for shape in shapes:
+            kernel = np.float32(rng.normal(size=shape))
+            pairs.append((kernel, np.zeros(max(shape[0], 2))))
+        return pairs
 
-    block = (2, 3, 3, 2), (2, 3, 3, 2)
+    convolution = (2, 3, 3, 2)
+    block = [convolution, convolution]
+    block_with_shortcut = [convolution, convolution, (2, 1, 1, 2)]
+    resnet = [(2, 3, 3, 3), *block, *block_with_shortcut, *block_with_shortcut, (10, 2)]
     networks = {
-        mlperf_tiny.DS_CNN: layers((2, 10, 4, 1), (1, 3, 3, 2), (2, 1, 1, 2), (12, 2)),
-        mlperf_tiny.RESNET_8: layers(
-            (2, 3, 3, 3), *block, *[*block, (2, 1, 1, 2)] * 2, (10, 2)
+        mlperf_tiny.DS_CNN: layers(
+            [(2, 10, 4, 1), (1, 3, 3, 2), (2, 1, 1, 2), (12, 2)]
         ),
+        mlperf_tiny.RESNET_8: layers(resnet),
     }
     monkeypatch.setattr(mlperf_tiny, "weights", lambda file: networks[file.name])
     monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 16)
@@ -213,7 +219,8 @@ def test_on_chips(small, monkeypatch, out):
 
 def test_silicon(monkeypatch, tmp_path, out):
     """Files of random numbers in the form of Intel's, Speck's and its recordings."""
-    h5py, nir = pytest.importorskip("h5py"), pytest.importorskip("nir")
+    h5py = pytest.importorskip("h5py")
+    nir = pytest.importorskip("nir")
     rng = np.random.default_rng(0)
     monkeypatch.setattr(silicon, "STEPS", 8)
     shapes = ((5, 5, 1, 16), (3, 3, 16, 32), (3, 3, 32, 64), (4, 4, 64, 10))
@@ -309,8 +316,8 @@ def test_sst2(light, monkeypatch, tmp_path, out):
 def test_throughput(out):
     sides = throughput.main(["--quick", "--rounds", "1", "--out", str(out)])["sides"]
     assert all(min(side["seconds"]) > 0 for side in sides.values())
-    every = throughput.sides(quick=False)
-    assert len({side.name for side in every}) == len(every)
+    all_sides = throughput.sides(quick=False)
+    assert len({side.name for side in all_sides}) == len(all_sides)
 
 
 def test_training(monkeypatch, out):
@@ -469,37 +476,51 @@ def test_mfccs_are_those_of_their_definition(tmp_path):
     wavfile.write(tmp_path / "a.wav", sequences.RATE, sound)
     read = sequences.samples(tmp_path / "a.wav")
     np.testing.assert_array_equal(read, [*sound, *[0] * 7000])
-    coefficients, n, k = sequences.mfccs(read), np.arange(480), np.arange(10)
+    coefficients = sequences.mfccs(read)  # (frames, coefficients)
     assert coefficients.shape == (49, 10)
-    mels = [2595 * math.log10(1 + f * 16000 / 512 / 700) for f in range(257)]
-    low, high = (2595 * math.log10(1 + f / 700) for f in (20, 4000))
-    width = (high - low) / 41
+
+    def mel(frequency):
+        return 2595 * math.log10(1 + frequency / 700)
+
+    n = np.arange(480)  # samples of a frame of 30 ms
+    k = np.arange(10)  # coefficients
+    mels = [mel(f * 16000 / 512) for f in range(257)]
+    low = mel(20)
+    width = (mel(4000) - low) / 41
     for frame in (0, 27, 48):  # whole, partly zeros, all zeros
         part = read[320 * frame : 320 * frame + 480] / sound.max()
         part = part * np.sin(np.pi * n / 480) ** 2
-        size = [abs(sum(part * np.exp(-2j * np.pi * f * n / 512))) for f in range(257)]
+        amplitudes = []
+        for f in range(257):
+            wave = np.exp(-2j * np.pi * f * n / 512)
+            amplitudes.append(abs(sum(part * wave)))
         total = 0
-        for b in range(40):
-            distances = [abs(mel - low - (b + 1) * width) / width for mel in mels]
-            band = sum(s * max(0, 1 - d) for s, d in zip(size, distances, strict=True))
-            total += math.log(band + 1e-6) * np.cos(np.pi * k * (b + 0.5) / 40)
+        for band in range(40):
+            center = low + (band + 1) * width
+            power = 0
+            for amplitude, frequency in zip(amplitudes, mels, strict=True):
+                power += amplitude * max(0, 1 - abs(frequency - center) / width)
+            cosines = np.cos(np.pi * k * (band + 0.5) / 40)
+            total += math.log(power + 1e-6) * cosines
         np.testing.assert_allclose(coefficients[frame], total / 20**0.5, atol=1e-5)
 
 
 def test_the_pages_have_the_medians_that_were_measured():
     def medians(name, measure):
-        """Of a measure of each side."""
+        """The median of a measure of each side, by the name of the side."""
         file = ROOT / "benchmarks" / "results" / f"{name}.json"
         sides = json.loads(file.read_text())["sides"]
         return {name: side[measure].get("median") for name, side in sides.items()}
 
     cnn = medians("converter_cnn", "samples_per_s")
     jelly = max(value for name, value in cnn.items() if "SpikingJelly" in name)
-    auto, sparxml = cnn["snnjax auto, micro-batch 16"], cnn["sparxml run_converted"]
+    auto = cnn["snnjax auto, micro-batch 16"]
+    sparxml = cnn["sparxml run_converted"]
     equal = medians("equal_accuracy", "images_per_s")
     fastest_peer = max(equal[name] for name in equal_accuracy.SPIKINGJELLY)
     speeds = medians("equal_accuracy", "speed_over")
-    closed, wait_1 = equal_accuracy.CLOSED_FORM, equal_accuracy.WAIT_1
+    closed = equal_accuracy.CLOSED_FORM
+    wait_1 = equal_accuracy.WAIT_1
     cnn_speeds = f"{auto:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml "
     cnn_speeds += f"{sparxml:.3g}, T passes of the ANN {cnn[converter_cnn.ANN]:.3g}"
     resnet_speeds = f"{equal[closed]:.3g} for digits in closed form, "
@@ -512,4 +533,5 @@ def test_the_pages_have_the_medians_that_were_measured():
         ("README.md", f"a wait of 1 processes {speeds[wait_1]:.0f} times as many"),
         ("README.md", f"no steps, it processes {speeds[closed]:.0f} times as many"),
     ):
-        assert sentence in " ".join((ROOT / page).read_text().split())
+        words = (ROOT / page).read_text().split()
+        assert sentence in " ".join(words)

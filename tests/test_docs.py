@@ -171,8 +171,8 @@ def test_a_tutorial_runs_and_shows_what_it_was_saved_with(file, tmp_path, monkey
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
-    for cell, before in zip(notebook.cells, saved.cells, strict=True):
-        assert _outputs(cell) == _outputs(before), cell.source
+    for cell, saved_cell in zip(notebook.cells, saved.cells, strict=True):
+        assert _outputs(cell) == _outputs(saved_cell), cell.source
     # Accuracies depend on the machine in their last digits.
     shown = re.findall(r"([\d.]+) % of \d+ test", str(notebook.cells))
     assert shown and min(map(float, shown)) > 94

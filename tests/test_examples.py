@@ -14,8 +14,8 @@ from examples import digits, inside_a_program, vmap_thresholds  # noqa: E402
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     full = digits.load()
-    few = digits.Digits(*(part[:300] for part in full))
-    monkeypatch.setattr(digits, "load", lambda: few)
+    first_images = digits.Digits(*(part[:300] for part in full))
+    monkeypatch.setattr(digits, "load", lambda: first_images)
 
 
 slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "haiku")]
@@ -74,7 +74,7 @@ def test_thresholds_of_the_conversion_are_near_the_best(capsys):
 
 
 def test_encoder_and_head_learn_together(capsys):
-    before, after, accuracy = inside_a_program.main()
-    assert after < 0.1 * before
+    first_loss, last_loss, accuracy = inside_a_program.main()
+    assert last_loss < 0.1 * first_loss
     assert accuracy > 0.7  # 0.1 is chance
     assert "step 60" in capsys.readouterr().out

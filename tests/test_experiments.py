@@ -334,8 +334,12 @@ def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
 
 
 def test_a_table_has_the_best_accuracy_within_so_many_steps(table):
-    files = ("convert_cifar10_resnet20_waits", "convert_cifar10_resnet20_radix_graded")
-    _, _, rate, radix, ann = table(*files, "--latency").splitlines()
+    text = table(
+        "convert_cifar10_resnet20_waits",
+        "convert_cifar10_resnet20_radix_graded",
+        "--latency",
+    )
+    _, _, rate, radix, ann = text.splitlines()
     assert rate.startswith("| `resnet20` | rate, binary | | | | | | 89.4 | 89.4 |")
     assert radix == "| | radix, graded | | 89.0 | 90.5 | 90.5 | 90.5 | 90.5 | 90.5 |"
     assert ann.count("90.8") == len(report.networks.LIMITS)

@@ -46,7 +46,11 @@ def golden():
 
 
 def weights():
-    return {k[2:]: jnp.asarray(v) for k, v in golden().items() if k[:2] == "w/"}
+    params = {}
+    for name, array in golden().items():
+        if name.startswith("w/"):
+            params[name.removeprefix("w/")] = jnp.asarray(array)
+    return params
 
 
 def norm(p, name, x):
@@ -103,7 +107,12 @@ def converted(steps):
 def simulation(steps):
     """(SNN, x) -> mean logits, and mean outputs of every site."""
     simulate = snnjax.spiking(watched, steps=steps, execution=steps)
-    return jax.jit(lambda *args: jax.tree.map(lambda a: a.mean(0), simulate(*args)))
+
+    @jax.jit
+    def means(snn, x):
+        return jax.tree.map(lambda output: output.mean(0), simulate(snn, x))
+
+    return means
 
 
 def simulated(recipe, steps):
@@ -116,7 +125,7 @@ def simulated(recipe, steps):
     return jax.device_get(simulation(steps)(snn, x))
 
 
-every = pytest.mark.parametrize(
+every_recipe = pytest.mark.parametrize(
     "recipe, steps", [(recipe, steps) for recipe in RECIPES for steps in (4, 16)]
 )
 
@@ -127,7 +136,7 @@ def test_the_network_is_the_authors():
     assert len(site_names()) == len(golden()["sites"])
 
 
-@every
+@every_recipe
 def test_parameters_are_the_authors(recipe, steps):
     for i, name in enumerate(site_names()):
         params = converted(steps)[recipe].neurons[name]
@@ -149,7 +158,7 @@ def test_parameters_are_the_authors(recipe, steps):
             np.testing.assert_allclose(np.abs(error[differs]), one_spike, rtol=1e-3)
 
 
-@every
+@every_recipe
 def test_mean_outputs_are_the_authors(recipe, steps):
     logits, outputs = simulated(recipe, steps)
     flips = 0

@@ -32,12 +32,13 @@ def small_squeezenet(folder, images=2, size=47):
     np.savez(folder / "squeezenet.npz", **arrays)
     colors = draw.integers(0, 256, (2, images, 3)).astype(np.uint8)
     splits = {}
-    for split, of_split in zip(("calibration", "test"), colors, strict=True):
-        files = [io.BytesIO() for _ in of_split]
-        for file, color in zip(files, of_split.tolist(), strict=True):
+    for split, image_colors in zip(("calibration", "test"), colors, strict=True):
+        contents = []
+        for color in image_colors.tolist():
+            file = io.BytesIO()
             picture = image.new("RGB", (size, size), tuple(color))
             picture.save(file, "JPEG", quality=100)
-        contents = [file.getvalue() for file in files]
+            contents.append(file.getvalue())
         splits[f"{split}_jpeg"] = np.frombuffer(b"".join(contents), np.uint8)
         splits[f"{split}_offsets"] = np.cumsum([0, *map(len, contents)])
         splits[f"{split}_labels"] = np.arange(images)
@@ -62,9 +63,9 @@ def test_squeezenet_reads_its_images_and_weights(tmp_path):
 
 def test_answers_are_compared():
     ann = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
-    same = imagenet.comparison(ann, ann, labels=[1, 0, 1])
-    assert same["agreement"] == 100 and same["divergence"] == 0
-    assert same["accuracy"] == pytest.approx(200 / 3)
+    with_itself = imagenet.comparison(ann, ann, labels=[1, 0, 1])
+    assert with_itself["agreement"] == 100 and with_itself["divergence"] == 0
+    assert with_itself["accuracy"] == pytest.approx(200 / 3)
     shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
     [first, *_] = imagenet.published_rows("mobilenet_v2")
@@ -91,7 +92,8 @@ def tiny():
     torch = pytest.importorskip("torch", reason="torchvision needs PyTorch")
     torchvision = pytest.importorskip("torchvision")
     pytest.importorskip("torchax")
-    models, nn = torchvision.models._api, torch.nn
+    nn = torch.nn
+    models = torchvision.models._api
     form = functools.partial(
         torchvision.transforms._presets.ImageClassification, crop_size=8, resize_size=10
     )
@@ -100,8 +102,9 @@ def tiny():
         V1 = models.Weights("https://a.b/tiny-1.pth", form, {})
 
     def tiny(*, weights: Tiny_Weights | None = None):
-        layers = nn.Conv2d(3, 6, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 1000)
-        return nn.Sequential(*layers)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 1000)
+        )
 
     models.register_model("tiny")(tiny)
     yield "tiny"

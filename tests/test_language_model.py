@@ -107,11 +107,10 @@ def file_of(**changes):
         "tokenizer.ggml.merges": ["a b"],
     }
     names = {"attn_norm": "attn_norm", "ffn_norm": "ffn_norm"} | example.NAMES
-    weights = {
-        f"blk.{i}.{name}.weight": p[own].T
-        for i, p in enumerate(PARAMS["blocks"])
-        for own, name in names.items()
-    }
+    weights = {}
+    for number, block in enumerate(PARAMS["blocks"]):
+        for name, name_in_file in names.items():
+            weights[f"blk.{number}.{name_in_file}.weight"] = block[name].T
     weights["token_embd.weight"] = PARAMS["embedding"][:3]
     weights["output_norm.weight"] = PARAMS["norm"]
     reader = SimpleNamespace(

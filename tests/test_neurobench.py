@@ -47,19 +47,22 @@ def network(p, x):
 @pytest.mark.parametrize("leak, reset", [(None, "subtract"), (0.75, "zero")])
 def test_the_metrics_are_those_of_neurobench(leak, reset):
     """Where neither weights nor pixels are zero."""
-    snntorch, torch = map(pytest.importorskip, ("snntorch", "torch"))
+    snntorch = pytest.importorskip("snntorch")
+    torch = pytest.importorskip("torch")
     benchmarks = pytest.importorskip("neurobench.benchmarks")
     from neurobench.metrics import static, workload
     from neurobench.models import SNNTorchModel
 
-    size, random = 2027 / 2048, np.random.default_rng(1)  # no potential is at it
-    x, kernel = eighths(3, (5, 6, 6, 2)) + 1 / 32, eighths(0, (3, 3, 2, 4)) + 1 / 32
-    dense = np.float32(random.normal(size=(4 * 6 * 6, 8)) / 4)
+    threshold = 2027 / 2048  # no potential is at it
+    x = eighths(3, (5, 6, 6, 2)) + 1 / 32
+    kernel = eighths(0, (3, 3, 2, 4)) + 1 / 32
+    draw = np.random.default_rng(1).normal
+    dense = np.float32(draw(size=(4 * 6 * 6, 8)) / 4)
     readout = eighths(2, (8, 3)) + 1 / 32
     p = {"conv": kernel, "dense": dense, "readout": readout}
-    model = snnjax.integrate_and_fire(threshold=size)
+    model = snnjax.integrate_and_fire(threshold=threshold)
     if leak is not None:
-        model = snnjax.lif(leak=leak, reset=reset, threshold=size)
+        model = snnjax.lif(leak=leak, reset=reset, threshold=threshold)
     snn = snnjax.init(network, p, x, model=model)
     metrics = neurobench(network, snn, x, steps=STEPS)
 
@@ -67,26 +70,39 @@ def test_the_metrics_are_those_of_neurobench(leak, reset):
         def forward(self, x):
             return super().forward(x), None
 
-    nn, options = torch.nn, {"init_hidden": True, "reset_mechanism": reset}
-    first, second = (snntorch.Leaky(leak or 1.0, size, **options) for _ in range(2))
-    layers = [nn.Conv2d(2, 4, 3, padding=1, bias=False), first, nn.Flatten()]
-    layers += [nn.Linear(4 * 6 * 6, 8, bias=False), second, nn.Linear(8, 3, bias=False)]
-    # A spike of theirs is 1: the next weights take the threshold over.
-    weights = {0: kernel.transpose(3, 2, 0, 1), 3: size * dense.T, 5: size * readout.T}
-    for i, array in weights.items():
-        layers[i].weight.data = torch.tensor(np.array(array))
+    def neurons():
+        beta = 1.0 if leak is None else leak
+        return snntorch.Leaky(beta, threshold, init_hidden=True, reset_mechanism=reset)
+
+    nn = torch.nn
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        neurons(),
+        nn.Flatten(),
+        nn.Linear(4 * 6 * 6, 8, bias=False),
+        neurons(),
+        nn.Linear(8, 3, bias=False),
+    ]
+    # A spike of snnTorch is 1: the next weights take the threshold over.
+    weights = {
+        0: kernel.transpose(3, 2, 0, 1),
+        3: threshold * dense.T,
+        5: threshold * readout.T,
+    }
+    for layer, array in weights.items():
+        layers[layer].weight.data = torch.tensor(np.array(array))
     frames = np.repeat(np.moveaxis(np.array(x), -1, 1)[:, None], STEPS, axis=1)
     data = torch.utils.data.TensorDataset(torch.tensor(frames), torch.zeros(len(x)))
     static_metrics = [static.ParameterCount, static.ConnectionSparsity]
-    of_activity = [workload.ActivationSparsity, workload.SynapticOperations]
+    workload_metrics = [workload.ActivationSparsity, workload.SynapticOperations]
     expected = benchmarks.Benchmark(
         SNNTorchModel(Step(*layers)),
         torch.utils.data.DataLoader(data, batch_size=len(x)),
         [],
         [lambda outputs: outputs.mean(1).argmax(-1)],
-        [static_metrics, of_activity],
+        [static_metrics, workload_metrics],
     ).run(quiet=True)
-    # Theirs has other numbers in its neurons than ours; the weights are the same.
+    # NeuroBench counts no numbers of neurons; the weights are the same.
     expected["ParameterCount"] += len(jax.tree.leaves(snn.neurons))
     assert expected["ConnectionSparsity"] == 0 < expected["ActivationSparsity"]
     for name, number in expected.items():

@@ -118,8 +118,9 @@ def test_the_commands_of_two_processes_train_and_convert_as_one_does(tmp_path):
     source, out, alone = (tmp_path / name for name in ("source", "out", "alone"))
     conversion = dataclasses.replace(CONVERT, checkpoint=str(source))
     code = BOTH.format(training=words(ANN, source), conversion=words(conversion, out))
-    first, other = finish(pythons(["-c", code]))
-    assert "epoch 2" in first and "light" in first and other == ""
+    printed, printed_by_second = finish(pythons(["-c", code]))
+    assert "epoch 2" in printed and "light" in printed
+    assert printed_by_second == ""
     expected = train_ann.train(dataclasses.replace(ANN, out=str(alone)))
     np.testing.assert_allclose(losses(source), losses(alone), rtol=1e-4)
     assert_near(load_source(source).variables, expected.variables)
@@ -194,13 +195,13 @@ def test_kills_at_any_moment_cost_an_epoch_at_most_and_no_bit(tmp_path):
     finish(start(config, whole, count=1))
     generator = np.random.default_rng(0)
     for _ in range(20):
-        known = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
+        epochs = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
         (worker,) = start(config, killed, count=1)
         time.sleep(generator.uniform(4, 12))
         worker.kill()
         worker.communicate()
         if (killed / "metrics.jsonl").exists():
-            assert len(losses(killed)) >= known - 1
+            assert len(losses(killed)) >= epochs - 1
     finish(start(config, killed, count=1))
     assert losses(killed) == losses(whole)
     assert_near(load_source(killed).variables, load_source(whole).variables, atol=0)

@@ -53,7 +53,10 @@ def test_it_is_the_nearest_of_its_values():
     x = np.random.default_rng(7).normal(size=(200, 3)).astype(np.float32) * 2
     maxima = 1.0, 0.7, np.float32([0.5, 1.0, 2.5])
     cases = [(maximum, levels) for maximum in maxima for levels in (1, 4, 7)]
-    runs = [lambda x, c=case: quantized_relu(x, *c) for case in cases]
+    runs = []
+    for maximum, levels in cases:
+        run = functools.partial(quantized_relu, maximum=maximum, levels=levels)
+        runs.append(run)
     for (maximum, levels), y in zip(cases, outputs_of(runs, x), strict=True):
         grid = np.asarray(maximum)[..., None] * np.arange(levels + 1) / levels
         grid = np.broadcast_to(grid, (3, levels + 1))
@@ -63,7 +66,8 @@ def test_it_is_the_nearest_of_its_values():
 
 
 def test_gradients_are_straight_through():
-    x, maximum = np.float32([-0.4, -0.1, 0.3, 0.9, 1.1, 1.5]), np.float32(1.0)
+    x = np.float32([-0.4, -0.1, 0.3, 0.9, 1.1, 1.5])
+    maximum = np.float32(1.0)
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
@@ -71,10 +75,10 @@ def test_gradients_are_straight_through():
         activation = functools.partial(quantized_relu, levels=4)
         return jax.value_and_grad(activation, argnums=(0, 1))(x, maximum)
 
-    y, (of_x, of_maximum) = slopes(x, maximum)
-    np.testing.assert_array_equal(of_x, [0, 1, 1, 1, 1, 0])
-    expected = np.where(np.asarray(of_x, bool), y - x, x > 1)
-    np.testing.assert_allclose(of_maximum, expected, atol=1e-6)
+    y, (slope, slope_of_maximum) = slopes(x, maximum)
+    np.testing.assert_array_equal(slope, [0, 1, 1, 1, 1, 0])
+    expected = np.where(np.asarray(slope, bool), y - x, x > 1)
+    np.testing.assert_allclose(slope_of_maximum, expected, atol=1e-6)
 
 
 def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network():
@@ -123,16 +127,17 @@ def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
 
 def test_gradients_know_channels_and_bfloat16():
     generator = np.random.default_rng(7)
-    x, maxima = np.float32(generator.normal(size=(50, 3))), np.float32([0.5, 1.0, 2.0])
+    x = np.float32(generator.normal(size=(50, 3)))
+    maxima = np.float32([0.5, 1.0, 2.0])
 
     def total(x, maxima):
         return quantized_relu(x, maxima, 4).sum()
 
     slopes = jax.grad(total, argnums=(0, 1))
-    runs = [slopes, jax.vmap(slopes, in_axes=1, out_axes=(1, 0))]
-    together, own = outputs_of(runs, x, maxima[None])
-    np.testing.assert_array_equal(together[0], own[0])
-    np.testing.assert_allclose(together[1][0], own[1][:, 0], rtol=1e-5)
+    by_channel = jax.vmap(slopes, in_axes=1, out_axes=(1, 0))
+    whole, channels = outputs_of([slopes, by_channel], x, maxima[None])
+    np.testing.assert_array_equal(whole[0], channels[0])
+    np.testing.assert_allclose(whole[1][0], channels[1][:, 0], rtol=1e-5)
     half = generator.normal(size=2000).astype(jnp.bfloat16)
     runs = [lambda x: quantized_relu(x, 1.0, 4), jax.grad(lambda x: total(x, 1.0))]
     y, slope = outputs_of(runs, half)
@@ -151,7 +156,8 @@ def test_in_bfloat16_it_is_the_same_function_and_exact_too():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
     weights = np.float32(RNG.normal(size=(4, 6, 4)))  # as many channels
-    maxima, x = np.float32([0.3, 1, 2, 4]), np.float32(RNG.normal(size=(20, 6)))
+    maxima = np.float32([0.3, 1, 2, 4])
+    x = np.float32(RNG.normal(size=(20, 6)))
 
     def towers(p, x):
         def tower(weights, maximum):

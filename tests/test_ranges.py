@@ -99,7 +99,7 @@ def test_a_traced_number_is_refused_since_its_value_is_not_known():
 def test_a_parameter_that_may_be_left_out_has_a_range_too():
     class Params(NamedTuple):
         leak: Annotated[float | None, LEAK] = None
-        other: Annotated[float, LEAK] | None = None
+        synaptic_leak: Annotated[float, LEAK] | None = None
         bias: float = 0.0
 
-    assert ranges_of(Params) == {"leak": LEAK, "other": LEAK}
+    assert ranges_of(Params) == {"leak": LEAK, "synaptic_leak": LEAK}

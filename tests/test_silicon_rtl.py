@@ -24,11 +24,15 @@ def core(commands):
 
     v <- v + sum of (weight x payload) >> 7;  a spike at v >= threshold
     """
-    v, currents, rest, threshold = np.zeros((4, catalyst.MOST_NEURONS), int)
+    v, currents, reset_potential, threshold = np.zeros((4, catalyst.MOST_NEURONS), int)
     threshold += 2**15 - 1
-    parameters = {0: threshold, 2: rest}
-    index, synapses, events, waiting = {}, {}, [], []
-    step = is_graded = 0
+    parameters = {0: threshold, 2: reset_potential}
+    index = {}  # neuron -> addresses of its synapses
+    synapses = {}  # address -> the neuron that it leads to, and its weight
+    events = []
+    waiting = []  # spikes of the step before: pairs of a neuron and its payload
+    step = 0
+    is_graded = 0
     for line in commands.splitlines():
         letter, *numbers = line.split()
         match letter, *map(int, numbers):
@@ -55,7 +59,7 @@ def core(commands):
                 payloads = np.clip(v - threshold, 1, 255)
                 waiting = [(n, payloads[n]) for n in np.flatnonzero(fires)]
                 events += [f"spike {step} {n} {payload}" for n, payload in waiting]
-                v[:] = np.where(fires | (v <= 0), rest, v)
+                v[:] = np.where(fires | (v <= 0), reset_potential, v)
                 currents[:] = 0
                 step += 1
     return "\n".join(events)
@@ -104,11 +108,12 @@ def counts_of(layers, x):
     """As the benchmark compares them, with the rule in place of the RTL."""
     program = catalyst.program_of(layers)
     counts = Counter()
-    ours = silicon_rtl.expected(layers, program, x)
-    for image, numbers in zip(ours, silicon_rtl.whole_x(layers, x), strict=True):
+    expected = silicon_rtl.expected(layers, program, x)  # of each image
+    whole_x = silicon_rtl.whole_x(layers, x)
+    for expected_run, numbers in zip(expected, whole_x, strict=True):
         events = core(program.commands(numbers))
-        theirs = catalyst.recorded(program, events)
-        counts += silicon_rtl.number_counts(image, theirs)
+        recorded_run = catalyst.recorded(program, events)
+        counts += silicon_rtl.number_counts(expected_run, recorded_run)
     return counts
 
 
@@ -165,13 +170,14 @@ def test_spikes_at_other_steps_are_mismatches():
     layers, x = perceptron(rate(), 4, 0, "zero")
     program = catalyst.program_of(layers)
     events = core(program.commands(silicon_rtl.whole_x(layers, x)[0]))
-    ours = silicon_rtl.expected(layers, program, x)[0]
+    expected_run = silicon_rtl.expected(layers, program, x)[0]
     for extra, count in (
         ("", 0),
         (f"\nspike 99 {program.groups['1'].fire[0, 0]} 1", 1),
     ):
-        theirs = catalyst.recorded(program, events + extra)
-        assert silicon_rtl.number_counts(ours, theirs)["mismatches"] == count
+        recorded_run = catalyst.recorded(program, events + extra)
+        counts = silicon_rtl.number_counts(expected_run, recorded_run)
+        assert counts["mismatches"] == count
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):

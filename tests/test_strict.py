@@ -109,8 +109,8 @@ def test_whole_numbers():
     integers = deploy.quantize(layers, images, weight_bits=8)
     outputs = deploy.outputs(integers, images).outputs
     trained_fn, start = deploy.trainable(integers)
-    same = compiled(trained_fn)(start, deploy.on_grid(integers, images))
-    np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
+    floats = compiled(trained_fn)(start, deploy.on_grid(integers, images))
+    np.testing.assert_allclose(outputs[-1], floats[-1], rtol=1e-5)
 
 
 class WithoutLevels(Wrapper):

@@ -28,8 +28,8 @@ def test_each_point_has_the_numbers_of_its_own_conversion():
 
 
 def test_it_prints_a_table():
-    head, *rows, below, of_examples = str(RESULT).splitlines()
-    assert of_examples == "spikes and energy of the first 100 examples"
+    head, *rows, below, last_line = str(RESULT).splitlines()
+    assert last_line == "spikes and energy of the first 100 examples"
     assert head.split()[:3] == ["T", "wait", "latency"]
     accuracy = f"{100 * RESULT.points[1].accuracies[-1]:.1f}"
     assert rows[1].split()[:4] == ["3", "1", "6", accuracy]

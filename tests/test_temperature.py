@@ -90,11 +90,12 @@ def test_a_temperature_stays_above_its_bound():
 
 
 def test_a_cosine_is_that_of_the_angle():
-    a, b = [jnp.array([3.0]), jnp.array([4.0])], [jnp.array([4.0]), jnp.array([3.0])]
+    three, four = jnp.array([3.0]), jnp.array([4.0])
     for first, second in [(1e-12, 1), (1, 1e12), (1e12, 1e12)]:
-        scaled = [first * part for part in a], [second * part for part in b]
-        np.testing.assert_allclose(cosine(*scaled), 0.96, rtol=1e-6)
-    assert cosine([0 * part for part in a], b) == 0
+        a = [first * three, first * four]
+        b = [second * four, second * three]
+        np.testing.assert_allclose(cosine(a, b), 0.96, rtol=1e-6)
+    assert cosine([0 * three, 0 * four], [four, three]) == 0
 
 
 def test_differences_are_divided_by_the_distance_that_rounding_leaves():

@@ -69,8 +69,8 @@ def numbers(module, x):
 def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
     fn, params = snnjax.torch.function(module, images(2))
     for batch in (2, 5):
-        ours = jax.jit(fn)(params, images(batch))
-        np.testing.assert_allclose(ours, numbers(module, images(batch)), atol=1e-6)
+        outputs = jax.jit(fn)(params, images(batch))
+        np.testing.assert_allclose(outputs, numbers(module, images(batch)), atol=1e-6)
     assert list(params) == list(module.state_dict())
     shared = {name: first for name, first in params.items() if isinstance(first, dict)}
     assert shared == {
@@ -132,13 +132,14 @@ def test_an_old_torchax_is_named_beside_the_one_that_is_needed(monkeypatch):
 def test_fn_is_pure_and_leaves_no_trace(module):
     fast = torch.backends.mha.get_fastpath_enabled()
     fn, params = snnjax.torch.function(module, images(2))
-    before, x = np.asarray(fn(params, images(2))), images(2)
+    x = images(2)
+    outputs = np.asarray(fn(params, x))
     weight = module[6].weight
     with torch.no_grad():
         weight += 1
     module.train()
     try:
-        np.testing.assert_array_equal(fn(params, x), before)
+        np.testing.assert_array_equal(fn(params, x), outputs)
         assert "forward" not in vars(module[6]) and module[6].weight is weight
     finally:
         module.eval()
@@ -185,8 +186,9 @@ REFUSED = {
     "training": (copy.deepcopy(DROPOUT), ValueError, MODE),
     "in part": (in_part(DROPOUT), ValueError, "the module 1 (Dropout) is in training"),
     "class": (nn.Linear, TypeError, "module is a type; allowed"),
-    **{name: (after_a_relu(f), *rest) for name, (f, *rest) in COMPUTED.items()},
 }
+for name, (function, error, message) in COMPUTED.items():
+    REFUSED[name] = after_a_relu(function), error, message
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -298,9 +300,9 @@ def test_a_file_of_onnx_converts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"images": images(2)}
     exec(code_of("ONNX"), names)
-    (theirs,) = reference.ReferenceEvaluator(file).run(None, {"x": images(2)})
+    (onnx_outputs,) = reference.ReferenceEvaluator(file).run(None, {"x": images(2)})
     np.testing.assert_allclose(
-        names["fn"](names["params"], images(2)), theirs, atol=1e-5
+        names["fn"](names["params"], images(2)), onnx_outputs, atol=1e-5
     )
     (site,) = snnjax.sites(names["fn"], names["params"], images(2))
     assert site.name == "Relu/relu"

@@ -48,7 +48,9 @@ measures = snnjax.measure(network, snn, images, params=params)
 for name, site in measures.sites.items():
     print(name, float(site.firing_rate))
 joules = snnjax.energy(measures).operations[0]
-own = snnjax.Recipe([calibrators.percentile_threshold(99.5), calibrators.half_charge()])
+recipe = snnjax.Recipe(
+    [calibrators.percentile_threshold(99.5), calibrators.half_charge()]
+)
 
 
 def my(view: calibrators.View, fit: calibrators.Fit) -> calibrators.Fit:
