@@ -1,15 +1,15 @@
-"""What a site learns of its place: name, parameters, depth and channels.
+"""Names, parameters, depths and channels of sites, by their place in the network.
 
 A site has the name of its module, e.g. ``Net/hidden/relu``. Without a module, it has
 that of the parameters that reach it. Equal names are numbered.
 
-Products with weights make channels. Later operations move the channel axis, or merge it
-with another axis. Thresholds are per channel.
+A product with weights makes the channels of a value, along one axis. Later operations
+move this axis, or merge it with another one. Thresholds are per channel.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 
@@ -20,7 +20,51 @@ from snnjax.network.capture.primitives import moved
 from snnjax.network.equations import Avals, Equation, Network, shape_of, spread_out
 from snnjax.network.sites import Sites
 
+# Kind of a site -> the last part of its name, where the two differ.
 _KINDS = {"max-pool": "max_pool", "clipped relu": "relu"}
+
+
+class _Weights(NamedTuple):
+    """Where a network's parameters are used.
+
+    They are behind an equation or a variable if they reach it without passing a site
+    that fires, or an operator.
+
+    Attributes:
+        equations: of the network.
+        paths: variable of each parameter -> its path.
+        avals: variable -> shape and dtype.
+        behind_equations: parameters behind each equation, in order of the equations.
+        behind_variables: variable -> parameters behind it.
+        first_uses: variable -> number of the first equation that reads it.
+    """
+
+    equations: Sequence[Equation]
+    paths: Mapping[int, str]
+    avals: Avals
+    behind_equations: list[frozenset[int]]
+    behind_variables: dict[Any, frozenset[int]]
+    first_uses: dict[int, int]
+
+    def paths_behind(self, i: int) -> tuple[str, ...]:
+        """Paths of the parameters behind equation i, the largest parameters first.
+
+        A kernel is then before its bias.
+        """
+
+        def order(v: int) -> tuple[int, int]:
+            size = math.prod(shape_of(self.avals, v))
+            return -size, v
+
+        return tuple(self.paths[v] for v in sorted(self.behind_equations[i], key=order))
+
+    def common_path(self, parameters: Iterable[int]) -> str:
+        """The path that parameters have in common, "" if there is none."""
+        return common_path([self.paths[v] for v in sorted(parameters)])
+
+    def last_used(self, parameters: Iterable[int]) -> str:
+        """The path of the parameter whose first use is the latest."""
+        return self.paths[max(parameters, key=lambda v: self.first_uses[v])]
 
 
 def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
@@ -34,33 +78,32 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
     equations = list(program.equations)
     facts = Facts(program)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    equation_weights, variable_weights = _weights_behind(equations, parameters)
+    weights = _weights(equations, parameters, avals)
     depths = _depths(equations)
     channels = _channels(facts)
-    names = _names(equations, equation_weights, parameters, avals)
     feeds = {}
-    for i, name in names.items():
+    for i, name in _names(weights).items():
         eq = equations[i]
         site = eq.place._replace(
             name=name,
-            parameters=_paths(equation_weights[i], parameters, avals),
+            parameters=weights.paths_behind(i),
             depth=depths[eq.outputs[0]],
             channel=_site_channel(eq, channels, avals),
             maximum_per_channel=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
         if site.fires:
-            feeds[name] = tuple(sorted(equation_weights[i]))
-    # Weights may reach an output or an operator without passing a site that fires. A
-    # fit of a site needs to know them, since it would change more than its own current.
-    readout_weights: set[int] = set()
+            feeds[name] = tuple(sorted(weights.behind_equations[i]))
+    # A fit of a site needs to know which weights reach an output or an operator, too:
+    # it would change more than the site's own current.
+    readout: set[int] = set()
     for v in program.outputs:
-        readout_weights.update(variable_weights.get(v, ()))
-    operator_weights: set[int] = set()
-    for eq, weights in zip(equations, equation_weights, strict=True):
+        readout.update(weights.behind_variables.get(v, ()))
+    operands: set[int] = set()
+    for eq, parameters_behind in zip(equations, weights.behind_equations, strict=True):
         is_operator = eq.body is not None
         if is_operator:
-            operator_weights.update(weights)
+            operands.update(parameters_behind)
     return Network(
         equations=tuple(equations),
         avals=avals,
@@ -72,13 +115,13 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         sites=Sites(eq.site for eq in equations if eq.site is not None),
         dependent=facts.dependent,
         feeds=feeds,
-        readout=frozenset(readout_weights),
-        operands=frozenset(operator_weights),
+        readout=frozenset(readout),
+        operands=frozenset(operands),
     )
 
 
 def _depths(equations: Sequence[Equation]) -> dict[int, int]:
-    """Variable -> number of firing sites on the longest way to it; 0 if it is none."""
+    """Variable -> number of firing sites on the longest way from x to it."""
     depths: dict[int, int] = {}
     for eq in equations:
         depth = max((depths.get(v, 0) for v in eq.variables), default=0)
@@ -88,125 +131,63 @@ def _depths(equations: Sequence[Equation]) -> dict[int, int]:
     return depths
 
 
-def _weights_behind(
-    equations: Sequence[Equation], parameters: Mapping[int, str]
-) -> tuple[list[frozenset[int]], dict[Any, frozenset[int]]]:
-    """The parameters behind each equation, and behind each variable.
+def _weights(
+    equations: Sequence[Equation], parameters: Mapping[int, str], avals: Avals
+) -> _Weights:
+    """Where the parameters of these equations are used.
 
-    They reach it without passing a site that fires, or an operator.
+    Args:
+        parameters: variable -> path.
     """
-    variable_weights: dict[Any, frozenset[int]] = {}
+    behind_variables: dict[Any, frozenset[int]] = {}
     for v in parameters:
-        variable_weights[v] = frozenset([v])
-    equation_weights = []
-    for eq in equations:
-        weights: set[int] = set()
+        behind_variables[v] = frozenset([v])
+    behind_equations = []
+    first_uses: dict[int, int] = {}
+    for i, eq in enumerate(equations):
+        behind: set[int] = set()
         for v in eq.variables:
-            weights.update(variable_weights.get(v, ()))
-        equation_weights.append(frozenset(weights))
+            first_uses.setdefault(v, i)
+            behind.update(behind_variables.get(v, ()))
+        behind_equations.append(frozenset(behind))
         # Weights before a spike or an operator are not those of the next site: a fit of
         # that site may not change them.
         if eq.fires or eq.body:
-            weights = set()
-        variable_weights.update(dict.fromkeys(eq.outputs, frozenset(weights)))
-    return equation_weights, variable_weights
-
-
-def _paths(
-    weights: frozenset[int], parameters: Mapping[int, str], avals: Avals
-) -> tuple[str, ...]:
-    """Paths of parameters, the largest first, so that a kernel is before its bias."""
-
-    def order(v: int) -> tuple[int, int]:
-        size = math.prod(shape_of(avals, v))
-        return -size, v
-
-    return tuple(parameters[v] for v in sorted(weights, key=order))
+            behind = set()
+        behind_variables.update(dict.fromkeys(eq.outputs, frozenset(behind)))
+    return _Weights(
+        equations=equations,
+        paths=parameters,
+        avals=avals,
+        behind_equations=behind_equations,
+        behind_variables=behind_variables,
+        first_uses=first_uses,
+    )
 
 
 # ----------------------------------------------------------------------------- names
 
 
-def _names(
-    equations: Sequence[Equation],
-    equation_weights: Sequence[frozenset[int]],
-    parameters: Mapping[int, str],
-    avals: Avals,
-) -> dict[int, str]:
-    """Number of each equation with a site -> the site's name.
+def _names(weights: _Weights) -> dict[int, str]:
+    """Number of each equation with a site -> the site's name, a path.
 
-    Args:
-        equation_weights: parameters behind each equation.
-        parameters: variable -> path.
+    The path is that of the module, as ``Net/hidden``, and the kind of the site.
     """
-    first_use: dict[int, int] = {}
-    for i, eq in enumerate(equations):
-        for v in eq.variables:
-            first_use.setdefault(v, i)
-
-    def folder(path: str) -> str:
-        """The path without its last part."""
-        return path.rpartition("/")[0]
-
-    def last_used(variables: Iterable[int]) -> str:
-        """The path of the parameter whose first use is the latest."""
-        return parameters[max(variables, key=lambda v: first_use[v])]
-
-    def module_of_weights(weights: frozenset[int]) -> str:
-        """The path above all of these, or above the kernel that is used last."""
-        common = common_path([parameters[v] for v in sorted(weights)])
-        kernels = [v for v in weights if is_kernel(avals[v])]
-        if common or not kernels:
-            return common
-        path = last_used(kernels)
-        return folder(path) or path
-
-    def first_multiplier(i: int) -> str:
-        """The parameter by which the output of equation ``i`` is multiplied first."""
-        reached_values = set(equations[i].outputs)
-        for eq, weights in zip(
-            equations[i + 1 :], equation_weights[i + 1 :], strict=True
-        ):
-            if reached_values.intersection(eq.variables):
-                if weights:
-                    return common_path([parameters[v] for v in sorted(weights)])
-                reached_values.update(eq.outputs)
-        return ""
-
-    def module_without_scope(i: int, eq: Equation) -> str:
-        """What stands for the module of a function that names none."""
-        weights = equation_weights[i]
-        module = module_of_weights(weights)
-        if eq.body and weights:
-            # Behind the operator of a residual block are the parameters of all earlier
-            # blocks too, since the residual sum carries them. The path that they have
-            # in common is short. The parameter that is used last lies in this block:
-            # its folder is the module, if it is deeper than the common path.
-            block = folder(last_used(weights))
-            is_deeper = block.count("/") > module.count("/")
-            if is_deeper:
-                module = block
-        if not module and eq.place.is_encoder:
-            module = first_multiplier(i)
-        return module
-
     names = {}
-    for i, eq in enumerate(equations):
+    for i, eq in enumerate(weights.equations):
         if eq.site is None:
             continue
-        # Equinox gives the names of its own classes.
-        parts = [
-            part for part in eq.path.split("/") if part and not part.startswith("eqx.")
-        ]
-        # The turns of a scan over layers are "[0]", "[1]", ...: they name no module.
+        parts = []
         has_module = False
-        for number, part in enumerate(parts):
+        for part in eq.path.split("/"):
             if part.startswith("["):
-                parts[number] = part[1:-1]
-            else:
+                # The turns of a scan over layers are "[0]", "[1]", ...: no modules.
+                parts.append(part[1:-1])
+            elif part and not part.startswith("eqx."):  # a class of Equinox itself
+                parts.append(part)
                 has_module = True
         if not has_module:
-            module = module_without_scope(i, eq)
+            module = _module_by_weights(i, weights)
             if module:
                 parts.append(module)
         parts.append(_KINDS.get(eq.place.kind, eq.place.kind))
@@ -214,11 +195,58 @@ def _names(
     return dict(zip(names, distinct(list(names.values())), strict=True))
 
 
+def _module_by_weights(i: int, weights: _Weights) -> str:
+    """The path that stands for the module of equation i, by its weights; "" for none.
+
+    It is the path that all weights behind the equation have in common, or that of the
+    module of the kernel that is used last.
+    """
+    parameters = weights.behind_equations[i]
+    module = weights.common_path(parameters)
+    if not module:
+        kernels = [v for v in parameters if is_kernel(weights.avals[v])]
+        if kernels:
+            path = weights.last_used(kernels)
+            module = _folder(path) or path
+    eq = weights.equations[i]
+    if eq.body and parameters:
+        # Behind the operator of a residual block are the parameters of all earlier
+        # blocks too, since the residual sum carries them. The path that they have in
+        # common is short. The parameter that is used last lies in this block: its
+        # folder is the module, if it is deeper than the common path.
+        block = _folder(weights.last_used(parameters))
+        if block.count("/") > module.count("/"):
+            module = block
+    if not module and eq.place.is_encoder:
+        module = _first_multiplier(i, weights)
+    return module
+
+
+def _folder(path: str) -> str:
+    """The path without its last part."""
+    return path.rpartition("/")[0]
+
+
+def _first_multiplier(i: int, weights: _Weights) -> str:
+    """The path of the weights that the output of equation i meets first; "" for none.
+
+    An encoder has no weights behind it, and takes the name of those before it.
+    """
+    reached_values = set(weights.equations[i].outputs)
+    for number in range(i + 1, len(weights.equations)):
+        eq = weights.equations[number]
+        if reached_values.intersection(eq.variables):
+            if weights.behind_equations[number]:
+                return weights.common_path(weights.behind_equations[number])
+            reached_values.update(eq.outputs)
+    return ""
+
+
 # -------------------------------------------------------------------------- channels
 
 
 def _channels(facts: Facts) -> dict[int, int]:
-    """Variable -> axis that counts its channels, as far as that is known."""
+    """Variable -> axis that counts its channels, 0, 1, ..; without those not known."""
     channels: dict[int, int] = {}
     for eq in spread_out(facts.equations):
         if facts.dependent.intersection(eq.variables):
@@ -253,26 +281,31 @@ def _channel_axis(eq: Equation, facts: Facts, channels: dict[int, int]) -> int |
 
 
 def _dot_channel(eq: Equation, facts: Facts) -> int | None:
-    """The last free axis of the weights, where a product puts it.
+    """The axis of a matrix product that is the last free axis of its weights.
 
-    The result has the axes of the batch first, then the free axes of both operands.
+    The result has the batch axes first, then the free axes of the first and those of
+    the second operand. An axis is free if it is neither a batch axis nor contracted.
+    None if no operand is weights with a free axis.
     """
     contracted, batch = eq.options["dimension_numbers"]
-    axis = len(batch[0])
+    axis_count = len(batch[0])  # axes of the result so far
     channel = None
     for side, v in enumerate(eq.inputs[:2]):
-        paired_axes = {*contracted[side], *batch[side]}
-        free_count = len(shape_of(facts.program.avals, v)) - len(paired_axes)
-        axis += free_count
+        paired_count = len(contracted[side]) + len(batch[side])
+        free_count = len(shape_of(facts.program.avals, v)) - paired_count
+        axis_count += free_count
         if v not in facts.dependent and free_count > 0:
-            channel = axis - 1
+            channel = axis_count - 1
     return channel
 
 
 def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
-    """The axis along which a site is fitted, from the end; -1 if it is unknown.
+    """The axis of a site's channels, from the end: -1, ..; -1 if it is unknown.
 
     Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
+
+    Args:
+        channels: variable -> channel axis, 0, 1, ..
     """
     if eq.place.is_encoder:
         return -1

@@ -1,5 +1,7 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
+The steps, in order:
+
 trace       fn is called for its jaxpr (``trace.py``)
 flatten     that becomes numbered equations, with every call inlined (``jaxprs.py``)
 grow        traces of one and of several examples show where they meet (``examples.py``)
@@ -161,19 +163,20 @@ def capture(
     check_leaves(params)
     check_examples(x)
     count = batch_of(x)
-    program_of = functools.partial(_program, fn, params, x)
+    trace_examples = functools.partial(_program, fn, params, x)
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
-        program, result = program_of(count)
+        program, result = trace_examples(count)
         answers = _answers(result)
-        growth = Growth(program, program_of(2 * count)[0])
+        larger_program, _ = trace_examples(2 * count)
+        growth = Growth(several=program, second=larger_program)
         mixing = []
         program = with_sites(program, growth.statistics())
     else:
-        program, result = program_of(1)
+        program, result = trace_examples(1)
         answers = result
-        growth = _growth(program, program_of, count)
+        growth = _growth(program, trace_examples, count)
         mixing = list(growth.problems())
         program = with_operators(with_encoders(with_sites(program)))
         program = without_example_axis(program, growth.several)
@@ -193,7 +196,9 @@ def capture(
         raise
     check_images(network, facts, x)
     equations = network.equations
-    if not inline_all and not facts.leaving:  # an operator may hold parts of calls
+    # An operator may hold parts of calls, which could then not be restored.
+    if not inline_all and not facts.leaving:
+        # Memory for gradients is short in training, so a remat stays one there.
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
         equations = folded(equations, program.calls, names)
     if not has_aux:
@@ -214,7 +219,7 @@ def _answers(result: Any) -> Any:
 
 
 def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
-    """The equations, mapped over inputs that differ from example to example."""
+    """The equations, each with the inputs that differ from example to example."""
     mapped_equations = []
     for eq in equations:
         mapped = tuple(v in facts.dependent for v in eq.inputs)
@@ -225,38 +230,43 @@ def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
 def _program(
     fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, size: int
 ) -> tuple[Program, Any]:
-    """The equations of fn for so many examples, and the shapes of its result."""
+    """The equations of fn for ``size`` examples, and the shapes of its result.
+
+    Raises:
+        ConversionError: fn takes x, but not ``size`` examples.
+    """
     try:
         closed_jaxpr, result = trace(fn, params, shapes_of(x, size))
     except Exception as error:
         failure = error
     else:
         return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
-    # If fn fails for the user's own x too, the mistake is told with that. Otherwise it
-    # takes one number of examples only.
+    # If fn fails for the user's own x too, this raises an error with its shape.
+    # Otherwise fn takes one number of examples only.
     trace(fn, params, shapes_of(x))
     check_has_batch(x)
     raise hard_coded(x, size, failure)
 
 
-def _growth(one: Program, program_of: Callable, size: int) -> Growth:
+def _growth(one: Program, trace_examples: Callable, size: int) -> Growth:
     """How the arrays of fn grow with the number of examples.
 
     As a rule fn has the same equations for one example as for ``size``. Where it has
-    not, as by a squeeze of all axes of size 1, ``size`` is compared with one more.
+    not, as by a squeeze of all axes of size 1, ``size`` is compared with ``size + 1``.
 
     Args:
         one: fn of one example.
-        program_of: number of examples -> fn of so many, and the shapes of its result.
+        trace_examples: number of examples -> program of fn for so many, and the shapes
+            of its result.
         size: the user's number of examples.
     """
     # fn may treat two or three examples in another way than more of them, and a
     # symbolic size is no number. So four examples stand for all of these.
     if not isinstance(size, int) or size < 4:
         size = 4
-    several, _ = program_of(size)
+    several, _ = trace_examples(size)
     growth = Growth(several=several, second=one)
     if growth.is_clean():
         return growth
-    one_more, _ = program_of(size + 1)
-    return Growth(several=several, second=one_more, one=one)
+    larger, _ = trace_examples(size + 1)
+    return Growth(several=several, second=larger, one=one)

@@ -163,10 +163,12 @@ def check(
     """Raise `ConversionError` unless every activation can be converted.
 
     Args:
-        network, facts: with every call inlined.
+        network: with every call inlined.
+        facts: of the network.
         x: what it was captured for.
-        mixing: equations by which one example would reach another, and the kind.
-        wrong_outputs: shapes of answers whose first axis is not the batch.
+        mixing: equations by which one example would reach another, or None for the
+            function as a whole, and the kind of the obstacle.
+        wrong_outputs: shapes of answers whose first axis is not the batch, as text.
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
@@ -194,13 +196,17 @@ def check(
 
 
 def _problems(obstacles: Sequence[tuple[Equation | None, str]]) -> list[Problem]:
-    """A problem for each place and kind, with the names of all operations there."""
-    operations: dict[tuple[str, str], list[str]] = {}
+    """A problem for each path and kind of obstacle, with all operations there.
+
+    Args:
+        obstacles: equations, or None for the function as a whole, and the kind.
+    """
+    operations: dict[tuple[str, str], list[str]] = {}  # (path, kind) -> names
     for eq, kind in obstacles:
-        path, name = ("", "") if eq is None else (eq.path, eq.name)
+        path = "" if eq is None else eq.path
         names = operations.setdefault((path, kind), [])
-        if name and name not in names:
-            names.append(name)
+        if eq is not None and eq.name and eq.name not in names:
+            names.append(eq.name)
     problems = []
     for (path, kind), names in operations.items():
         reason, remedy = _EXPLANATIONS[kind]
@@ -209,7 +215,7 @@ def _problems(obstacles: Sequence[tuple[Equation | None, str]]) -> list[Problem]
 
 
 def check_streams(network: Network) -> None:
-    """Raise if an x that changes over time gives values without a running mean."""
+    """Raise if x cannot change over time, since some values have no running mean."""
     problems = []
     for equation in network.equations:
         body = equation.body
@@ -230,14 +236,16 @@ def check_streams(network: Network) -> None:
 
 
 def _all_floating(variables: Iterable[int], network: Network) -> bool:
+    """Whether all variables are of floating point."""
     return all(network.avals[v].dtype.kind in FLOATING for v in variables)
 
 
 def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
-    """Which explanation applies to an equation; None if nothing is in its way."""
+    """The kind of obstacle that an equation is, a key of `_EXPLANATIONS`; or None."""
     kind = facts.why_not_affine[equation.outputs[0]]
     if kind != OPERATOR:
         return kind
+    # Inside of an operator truth values are allowed, but it must not return any.
     results = facts.leaving.intersection(equation.outputs) & facts.spike_dependent
     return None if _all_floating(results, network) else "decision"
 
@@ -245,7 +253,7 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
 def _shape_problems(
     network: Network, wrong_outputs: Iterable[str]
 ) -> Iterator[Problem]:
-    """Sites of single numbers, and outputs whose first axis is not the batch."""
+    """Problems of sites without features, and of outputs without the batch first."""
     for eq in network.equations:
         if eq.fires and not eq.place.shape:
             reason = "a site has a batch of single numbers"
@@ -287,8 +295,9 @@ def check_images(network: Network, facts: Facts, x: Any) -> None:
 
 
 def check_has_batch(x: Any) -> None:
-    """Raise if each example of x would be a single number, and not a choice."""
+    """Raise if each example of x would be a single number of floating point."""
     leaves = jax.tree.leaves(x)
+    # Whole numbers may be tokens, one for each example.
     if all(len(leaf.shape) == 1 and leaf.dtype.kind in FLOATING for leaf in leaves):
         reason = (
             f"x has shape {tuple(leaves[0].shape)}, but its first axis must be the "
@@ -299,7 +308,11 @@ def check_has_batch(x: Any) -> None:
 
 
 def hard_coded(x: Any, size: int, error: Exception) -> ConversionError:
-    """The error of an fn that takes x as it is, but not ``size`` examples."""
+    """The error of a function that takes x, but not ``size`` examples.
+
+    Args:
+        error: what fn raised for ``size`` examples.
+    """
     examples = "example" if batch_of(x) == 1 else "examples"
     reason = (
         f"fn takes {batch_of(x)} {examples} and not {size}, so it holds their number "
