@@ -34,17 +34,20 @@ def module(make, x=PIXELS):
             return nn.relu(nn.Dense(2)(x))
 
     net = Model()
-    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    variables, rngs = jax.jit(net.init)(keys, x), {"dropout": jax.random.key(1)}
+    key = jax.random.key(0)
+    variables = jax.jit(net.init)({"params": key, "dropout": key}, x)
 
     def fn(variables, x):
-        return net.apply(variables, x, mutable=["batch_stats"], rngs=rngs)[0]
+        rngs = {"dropout": jax.random.key(1)}
+        outputs, _ = net.apply(variables, x, mutable=["batch_stats"], rngs=rngs)
+        return outputs
 
     return fn, variables, x
 
 
 def squeeze_excite(x):
-    gate = nn.sigmoid(nn.Dense(4)(nn.relu(nn.Dense(2)(x.mean((1, 2))))))
+    squeezed = nn.relu(nn.Dense(2)(x.mean((1, 2))))
+    gate = nn.sigmoid(nn.Dense(4)(squeezed))
     return x * gate[:, None, None]
 
 
@@ -59,9 +62,14 @@ def spread_out(x, maximum):
 
 
 def recurrent(x):
-    """A state that goes along the axis of features."""
-    zero = jnp.zeros_like(x[:, 0])
-    return jax.lax.scan(lambda h, now: (relu(h + now),) * 2, zero, x.T)[1].T
+    """A state [B] that goes along the axis of features of x [B, features]."""
+
+    def step(state, feature):
+        state = relu(state + feature)
+        return state, state
+
+    _, states = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), x.T)
+    return states.T
 
 
 def pooled_from_an_array(x):
@@ -70,9 +78,18 @@ def pooled_from_an_array(x):
 
 
 def counted(x):
-    return jax.lax.while_loop(
-        lambda s: s[0] < 3, lambda s: (s[0] + 1, relu(s[1])), (0, x)
-    )[1]
+    """Three ReLUs by a loop whose length JAX does not know."""
+
+    def goes_on(state):
+        count, _ = state
+        return count < 3
+
+    def step(state):
+        count, x = state
+        return count + 1, relu(x)
+
+    _, x = jax.lax.while_loop(goes_on, step, (0, x))
+    return x
 
 
 def branched(x):
@@ -204,6 +221,70 @@ def operations_refused():
     ):
         for name, (function, operations, remedy) in rows.items():
             yield unconvertible_operation(name, build(function), operations, remedy)
+
+
+# Function of x [B, 6] between two operators, and a part of the message.
+LOOP = "remedy: use a loop of fixed length"
+RECURRENCE = 'remedy: pass that axis as the steps, by inputs="sequence"'
+BATCH = (
+    "one example would reach another.*\n *remedy: keep the examples of a batch apart"
+)
+BETWEEN_OPERATORS = {
+    "recurrence": (recurrent, RECURRENCE),
+    "while": (counted, LOOP),
+    "cond": (branched, LOOP),
+    "sort": (lambda x: jnp.sort(x, -1), "remedy: return the logits from fn"),
+    "rounding to int8": (
+        lambda x: x.astype(jnp.int8).astype(x.dtype),
+        "remedy: keep activations in float32",
+    ),
+    "difference from the mean": (lambda x: x - x.mean(0), BATCH),
+}
+# The same for a function of the input [B, 8] alone, which might mix examples.
+OF_THE_INPUT = {
+    "recurrence": (recurrent, RECURRENCE),
+    "while": (counted, LOOP),
+    "Fourier transform": (
+        lambda x: jnp.fft.fft(x, axis=0).real,
+        "fft, real\n.*\n *remedy: compute it outside fn",
+    ),
+    "orthogonalization": (
+        lambda x: jnp.linalg.qr(x)[0],
+        "fn takes 4 examples and not 1, so it holds their number",
+    ),
+    "histogram": (
+        lambda x: jnp.zeros(9).at[x[:, 0].astype(int)].add(1)[:, None] * jnp.ones(6),
+        BATCH,
+    ),
+    "sort of the batch": (lambda x: jnp.sort(x, 0), BATCH),
+    "order of the batch": (lambda x: x[jnp.argsort(x[:, 0])], BATCH),
+}
+
+
+def before_all_sites(function):
+    def fn(p, x):
+        return relu(function(x)[:, :4] @ p["w1"]) @ p["w2"]
+
+    return fn, FLAT, jnp.tile(VECTORS, (1, 2))
+
+
+def between_operators(function):
+    return between(lambda x: jnp.tanh(function(jnp.tanh(x))))
+
+
+def operations_beside_refused():
+    for place, build, table in (
+        ("between operators", between_operators, BETWEEN_OPERATORS),
+        ("of the input", before_all_sites, OF_THE_INPUT),
+    ):
+        for name, (function, message) in table.items():
+            yield unconvertible(f"{name} {place}", *build(function), message)
+    for name, call in {
+        "init": lambda: snnjax.init(*between(recurrent)),
+        "convert": lambda: snnjax.convert(*between(recurrent), steps=4),
+    }.items():
+        message = f"scan(.|\n)*{RECURRENCE}"
+        yield Refusal(f"recurrence in {name}", call, message, snnjax.ConversionError)
 
 
 # ------------------------------------------------ examples that would reach another
@@ -430,7 +511,8 @@ def activations_refused():
 
 # ------------------------------------------------------------------ users' mistakes
 
-FEATURES, IMAGES = np.ones((4, 5), "float32"), np.ones((4, 8, 8, 3), "float32")
+FEATURES = np.ones((4, 5), "float32")
+IMAGES = np.ones((4, 8, 8, 3), "float32")
 LABELS = np.arange(4)
 PARAMS = {"hidden": jnp.ones((5, 6)), "readout": jnp.ones((6, 3))}
 
@@ -603,6 +685,7 @@ def mistakes_refused():
 
 ROWS = [
     *operations_refused(),
+    *operations_beside_refused(),
     *meetings_refused(),
     *shapes_refused(),
     *ARGUMENTS,

@@ -143,9 +143,14 @@ def encoded(p, x):
 
 
 def moved_maximum(p, x):
-    """The maxima are along the last axis of x, the first of their own."""
-    along = jax.vmap(lambda v, m: snnjax.quantized_relu(v, m, LEVELS), (1, 0), 1)
-    return jax.vmap(lambda x: along(x, p[1]).sum(0))(x @ p[0])
+    """Two `jax.vmap` move the maxima from the last axis of x to another one."""
+    weights, maxima = p
+
+    def quantize(column, maximum):
+        return snnjax.quantized_relu(column, maximum, LEVELS)
+
+    by_column = jax.vmap(quantize, in_axes=(1, 0), out_axes=1)
+    return jax.vmap(lambda rows: by_column(rows, maxima).sum(0))(x @ weights)
 
 
 def maximum_in_params(p, x):

@@ -181,7 +181,7 @@ def simulate_with(**numbers):
 
 def check_gain():
     """The range of a parameter of one's own."""
-    snn = test_descent.fresh(test_descent.OwnModel())
+    snn = test_descent.fresh(test_descent.ModelWithGain())
     params = snn.neurons["w/relu"]._replace(gain=np.float32(0.8))
     check_values(dataclasses.replace(snn, neurons={"w/relu": params}))
 
