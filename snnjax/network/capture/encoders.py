@@ -1,8 +1,9 @@
 """Encoders: signed neurons between an operator and a product with weights.
 
-If a value depends on an operator since the last neuron, and enters a product with
-weights, an encoder is put before the product. Products that read the same value share
-its encoder. All other equations read the unencoded value.
+Spikes of a neuron stay spikes on the way to a product, unless an operator makes other
+numbers of them. Such a value gets an encoder before the product. Products that read the
+same value share its encoder. All other equations read the unencoded value. A move is a
+rearrangement of the numbers of one array, such as a reshape.
 """
 
 import itertools
@@ -20,7 +21,7 @@ def with_encoders(program: Program) -> Program:
     """The program with an encoder on every value that needs one."""
     facts = Facts(program)
     avals = program.avals
-    encoded_values = _to_be_encoded(facts)
+    encoded_values = _values_to_encode(facts)
     spikes: dict[Any, Any] = {}  # value -> the output of its encoder
     equations = []
     for eq in program.equations:
@@ -45,7 +46,7 @@ def with_encoders(program: Program) -> Program:
 
 
 def _leads_to_products(eq: Equation, facts: Facts) -> bool:
-    """Whether it is a product with weights, or a move that leads to products only."""
+    """Whether an equation is a product with weights, or moves a value to those only."""
     if facts.is_product(eq):
         return True
     if eq.name not in REARRANGEMENTS or eq.site is not None:
@@ -59,7 +60,7 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
     return bool(readers)
 
 
-def _to_be_encoded(facts: Facts) -> set[int]:
+def _values_to_encode(facts: Facts) -> set[int]:
     """Values that enter a product with weights and need an encoder before it.
 
     A value needs one if it depends on an operator since the last neuron or encoder.
@@ -67,8 +68,10 @@ def _to_be_encoded(facts: Facts) -> set[int]:
     is still the analog input, which the first weights read unencoded.
     """
     encoded_values: set[int] = set()
-    operator_values: set[int] = set()  # by an operator, since the last neuron
-    weighted_values: set[int] = set()  # behind a neuron, or a product with weights
+    # Values that depend on an operator since the last neuron or encoder.
+    operator_values: set[int] = set()
+    # Values that depend on a neuron or a product with weights.
+    weighted_values: set[int] = set()
     for eq in facts.equations:
         if eq.fires:
             weighted_values.update(eq.outputs)
@@ -94,15 +97,13 @@ def _to_be_encoded(facts: Facts) -> set[int]:
 
 
 def _moved_from(v: int, facts: Facts) -> list[int]:
-    """[v, what v was moved from, what that was moved from, ...].
-
-    A move is a rearrangement of the numbers of one array. A conversion of truth values
-    to numbers, also in the table of rearrangements, is an operator and no move.
-    """
+    """The values that v was moved from, backwards: v, its source, and that one's."""
     chain = [v]
     while chain[-1] in facts.makers:
         eq = facts.makers[chain[-1]]
         sources = facts.dependent.intersection(eq.variables)
+        # A conversion of truth values to numbers is a rearrangement by the table of
+        # primitives, but an operator and no move.
         is_move = eq.name in REARRANGEMENTS and not facts.is_operator(eq)
         if not is_move or len(sources) != 1:
             break
@@ -113,12 +114,14 @@ def _moved_from(v: int, facts: Facts) -> list[int]:
 def _common_source(sources: Sequence[int], facts: Facts) -> int:
     """The value to encode for a product: its operand, or what that was moved from.
 
-    An attention multiplies one value x of three shapes by weights:
+    An attention multiplies one value x by weights, in three shapes:
 
         q = x @ wq    k = transpose(x) @ wk    v = reshape(x) @ wv
 
-    One encoder of x serves all of them, where three would send the same spikes. So we
-    go back from the operand, the first of ``sources``, move by move.
+    One encoder of x serves all three, where three would send the same spikes.
+
+    Args:
+        sources: the operand, and what it was moved from, see `_moved_from`.
     """
     common_source = sources[0]
     for moved_value, source in itertools.pairwise(sources):

@@ -1,9 +1,10 @@
-"""What the capture knows of JAX's primitives: a table, and how they move axes.
+"""Primitives of JAX: a table of what the capture knows of each, and how they move axes.
 
-    f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
+    f(sum_t s_t / T) = sum_t f(s_t) / T    for spikes s_t of T steps
 
-A primitive that no row names may do anything, so that a network with it is refused. To
-allow one, add its name to the row of primitives that behave like it.
+holds for every affine f and no other, so an affine primitive may be applied to the
+spikes of each step. A primitive that no row names may do anything, so that a network
+with it is refused. To allow one, add its name to the row of those that behave like it.
 """
 
 import math
@@ -14,22 +15,23 @@ from snnjax.network.equations import Shape
 
 OPERATOR = "operator"  # not affine, and computed on running means
 
-_NONE, _ALL = range(0), range(2**31)  # of the operands
+_NONE, _ALL = range(0), range(2**31)  # positions of operands
 
 
 class Primitive(NamedTuple):
     """How a primitive acts on operands that depend on the input.
 
     Attributes:
-        affine_in: operands in which it is affine together. The others choose or scale.
+        affine_in: positions of the operands in which it is affine together. The other
+            operands choose or scale.
         affine_in_each: it is affine in each operand, if only one depends on the input.
         otherwise: what an equation is that is not affine: `OPERATOR`, or the kind of
-            the refusal (`check`).
+            the refusal (``check.py``).
         rearranges: it moves the numbers of one array, and computes none.
         pointwise: it computes number by number.
-        piecewise: a polynomial describes it piece by piece.
-        compares: it is where such pieces meet.
-        along: name of its parameter for the axes along which it works.
+        piecewise: it is a polynomial in every piece of its domain.
+        compares: it decides in which piece a number lies.
+        along: name of its parameter for the axes along which it works, "" for none.
     """
 
     affine_in: Container[int] = _NONE
@@ -103,7 +105,7 @@ REARRANGEMENTS = frozenset(name for name, row in _TABLE.items() if row.rearrange
 
 
 def primitive(name: str) -> Primitive:
-    """The row of a primitive; of an unknown one, that nothing holds."""
+    """The row of a primitive; one that is unknown has a row in which nothing holds."""
     return _TABLE.get(name, Primitive())
 
 
@@ -116,15 +118,19 @@ def moved(
     *,
     last: bool = False,
 ) -> int | None:
-    """Where an axis of the operand lies in the result; None if that is unknown.
+    """The axis of a primitive's result that an axis of its operand becomes.
+
+    None if that is unknown, or if the axis is reduced.
 
     Args:
-        name, params: the primitive and its parameters.
-        axis, shape: of the operand.
+        name: of the primitive.
+        params: its parameters.
+        axis: of the operand, from 0 on.
+        shape: of the operand.
         new_shape: of the result.
         last: take the last of several possible axes, not the first.
     """
-    if name == "transpose":
+    if name == "transpose":  # axis i of the result is axis permutation[i]
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
@@ -134,28 +140,30 @@ def moved(
         return axis + 1 if axis >= params["axis"] else axis
     if name == "unstack":
         return _axis_without([params["axis"]], axis)
+    # Any other primitive keeps its axes, or merges and splits them as a reshape does.
     if len(shape) == len(new_shape) and name != "reshape":
         return axis
     return _reshaped_axis(axis, shape, new_shape, last)
 
 
 def _axis_without(removed_axes: Sequence[int], axis: int) -> int | None:
-    """The place of an axis after others are removed; None if it is removed itself."""
+    """The number of an axis after some are removed; None if it is removed itself."""
     if axis in removed_axes:
         return None
-    return axis - sum(removed < axis for removed in removed_axes)
+    return axis - len([removed for removed in removed_axes if removed < axis])
 
 
 def _reshaped_axis(axis: int, shape: Shape, new_shape: Shape, last: bool) -> int | None:
-    """The axis of the result that is this axis of a reshape's operand.
+    """The axis of a reshape's result that is an axis of its operand; None for none.
 
-    A reshape keeps an axis if size and stride are the same in row-major order.
+    A reshape keeps an axis if its size and its stride in row-major order are the same.
+    Several axes may be, if some have size 1: ``last`` says which of them counts.
     """
     stride = math.prod(shape[axis + 1 :])
-    places = []
+    axes = []
     for new_axis, size in enumerate(new_shape):
         if size == shape[axis] and math.prod(new_shape[new_axis + 1 :]) == stride:
-            places.append(new_axis)
-    if not places:
+            axes.append(new_axis)
+    if not axes:
         return None
-    return places[-1] if last else places[0]
+    return axes[-1] if last else axes[0]

@@ -1,8 +1,8 @@
-"""One call of the user's function, for its jaxpr, and what its errors lack.
+"""Tracing: one call of the user's function gives its jaxpr, or an error with remedies.
 
-The function fails here first if it does not fit params and x. Sentences behind its own
-error say with what it was called, and the way out of common mistakes. They become a
-part of the message of a TypeError or ValueError, and a note of any other error.
+The function fails here first if it does not fit params and x. Sentences are added to
+its own error, which say with what it was called, and the way out of common mistakes.
+They become a part of the message of a TypeError or ValueError, and a note of any other.
 """
 
 import functools
@@ -17,22 +17,22 @@ from snnjax._trees import paths_of
 
 
 def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
-    """The jaxpr of a function, and the shapes of its result.
+    """The closed jaxpr of a function, and the shapes and types of its result.
 
     Args:
-        x: shapes and types of the examples.
+        x: shapes and types of the examples, `jax.ShapeDtypeStruct`.
     """
 
     # JAX remembers the traces of a function object, and so the arrays that fn closed
-    # over at its first call; this one is new each time. JAX names the place of the
-    # wrapped function in its messages, so that users find their own file.
+    # over at its first call. A new function each time sees the arrays of today. It
+    # wraps fn, so that JAX's messages name the user's own file.
     @functools.wraps(fn)
     def new_function(params, x):
         return fn(params, x)
 
     try:
         return jax.make_jaxpr(new_function, return_shape=True)(params, x)
-    except Exception as error:  # the user's own function failed: say with what
+    except Exception as error:  # the user's own function failed
         sentences = [_call_in_words(params, x), *_remedies(error, params, x)]
         note = " ".join(sentences)
         # A message can only be extended in a new exception. That is made of these two
@@ -59,7 +59,7 @@ def _call_in_words(params: chex.ArrayTree, x: Any) -> str:
 
 
 def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
-    """A sentence for each common mistake that the error and the shapes speak for."""
+    """A sentence for each common mistake that the error and the shapes point to."""
     remedies = []
     if not jax.tree.leaves(params):
         remedies.append("params hold no array: give the trained parameters, before x.")
@@ -95,7 +95,7 @@ def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
 
 
 def _shapes(params: chex.ArrayTree, limit: int = 4) -> str:
-    """Names and shapes of the first parameters."""
+    """Paths and shapes of the first parameters, at most ``limit`` of them, as text."""
     leaves = jax.tree_util.tree_leaves(params)
     shapes = []
     for path, leaf in zip(paths_of(params), leaves, strict=True):
