@@ -137,8 +137,7 @@ def check_values(site: Site, start: Fit, end: Fit) -> None:
             continue
         limits = ranges.get(name, Range())
         if not limits.holds(parameter).all():
-            allowed = limits.describe(name) if name in ranges else "finite numbers"
             raise ValueError(
                 f"the recipe gave site {site.name!r} {name} from {parameter.min()} to "
-                f"{parameter.max()}; allowed: {allowed}"
+                f"{parameter.max()}; allowed: {limits.describe(name)}"
             )

@@ -60,7 +60,7 @@ class Sample(NamedTuple):
         above = _without_offset(self.highest, offset)
         below = -_without_offset(self.lowest, offset)
         maxima = np.maximum(above, below)
-        # A channel without any weight has the ends -inf and inf.
+        # In a channel without any weight, both are minus infinity.
         return np.maximum(maxima, 0)
 
     def tail(self, offset: Any) -> Tail:

@@ -113,28 +113,6 @@ def _magnitudes(activation: jax.Array, effects: Any, offset: Any) -> jax.Array:
     return jnp.where(effects > 0, magnitudes, 0)
 
 
-def _least_squares(shift: float) -> Statistic:
-    """The statistic `formulas.least_squares`, for as many values as a neuron can send.
-
-    The formula is for binary neurons, which send T values above 0. Here its T is
-    `View.values`. The errors are those of the sample; the largest activation is that of
-    all positions.
-    """
-
-    def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
-        offset = fit.neurons.offset
-        return formulas.least_squares(
-            view.sample.magnitudes(offset),
-            view.values,
-            per,
-            shift,
-            weight=view.sample.weight,
-            maxima=view.sample.maxima(offset),
-        )
-
-    return statistic
-
-
 # ------------------------------------------------------------- the papers' names
 
 
@@ -157,8 +135,10 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
 def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrator:
     """V_th = `formulas.least_squares` / `View.high`: Li et al., ICML 2021 (shift = 0).
 
-    The T of the formula is `View.values`: how many values a neuron can send. Errors
-    are compared on 2^15 activations of a channel, or on all if there are fewer.
+    The formula is for binary neurons, which send T values above 0. Here its T is
+    `View.values`, how many values a neuron can send. Errors are compared on 2^15
+    activations of a channel, or on all if there are fewer; the largest activation is
+    that of all.
 
     Args:
         per: "layer", one threshold for the site, or "channel".
@@ -178,7 +158,20 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
     that of coarser steps up to 15.
     """
     Range(0, 1, open_most=True).check("shift", shift)
-    return threshold(_least_squares(float(shift)), per)
+    shift = float(shift)  # It is a static argument, and an array has no hash.
+
+    def statistic(view: View, fit: Fit, per: Per) -> jax.Array:
+        offset = fit.neurons.offset
+        return formulas.least_squares(
+            view.sample.magnitudes(offset),
+            view.values,
+            per,
+            shift,
+            weight=view.sample.weight,
+            maxima=view.sample.maxima(offset),
+        )
+
+    return threshold(statistic, per)
 
 
 @named
