@@ -23,7 +23,10 @@ OPTIONAL = {  # package: (extra, what it is for)
 
 
 def report() -> str:
-    """Lines of text; finding the devices starts JAX's backend."""
+    """Lines of text about versions, packages and devices.
+
+    To find the devices, JAX starts its backend.
+    """
     lines = [
         f"snnjax {snnjax.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}"
@@ -39,11 +42,12 @@ def report() -> str:
 
 
 def _devices() -> str:
+    """JAX's backend and devices in a line, e.g. "backend gpu: 2 x NVIDIA H100"."""
     try:
         kinds = [device.device_kind for device in jax.devices()]
-    except (RuntimeError, AssertionError) as error:  # what a report is needed for
+    except (RuntimeError, AssertionError) as error:  # the report shows it
         return f"JAX finds no devices: {str(error) or type(error).__name__}"
-    counts = (f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    counts = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]
     return f"backend {jax.default_backend()}: {', '.join(counts)}"
 
 

@@ -1,4 +1,4 @@
-"""Checks at the door: what was found, what is allowed, and the way out."""
+"""Checks of arguments: errors say what was found, what is allowed, and a remedy."""
 
 import functools
 import inspect
@@ -24,7 +24,11 @@ AS_FLOATING = (
 
 
 def called_as(form: str) -> Callable[[_F], _F]:
-    """Make the error of a wrong call end with the right form, after Python's words."""
+    """A decorator, by which the error of a wrong call ends with its right form.
+
+    Python says what is wrong with the call, such as a missing argument. Then follows
+    "allowed: ``form``".
+    """
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)
@@ -44,7 +48,7 @@ def called_as(form: str) -> Callable[[_F], _F]:
 
 def warn(message: str) -> None:
     """Warn at the user's line: the innermost one that is not the library's."""
-    level = 1
+    level = 1  # frames from here to that line, as ``warnings.warn`` counts them
     frame = sys._getframe()
     while frame is not None and frame.f_globals["__name__"].startswith("snnjax."):
         level += 1
@@ -61,15 +65,15 @@ def check_function(fn: Any) -> None:
         )
     # Modules of PyTorch and flax.linen are called with x alone.
     libraries = {parent.__module__.split(".")[0] for parent in type(fn).__mro__}
-    way_out = ""
+    remedy = ""
     if "torch" in libraries:
-        way_out = "fn, params = snnjax.torch.function(module, x)"
+        remedy = "fn, params = snnjax.torch.function(module, x)"
     elif hasattr(fn, "apply"):
-        way_out = "model.apply, with the variables of model.init as params"
-    if way_out:
+        remedy = "model.apply, with the variables of model.init as params"
+    if remedy:
         raise ValueError(
             f"fn is the module {type(fn).__name__}; allowed: a function fn(params, x) "
-            f"-> outputs, here {way_out}"
+            f"-> outputs, here {remedy}"
         )
     if not takes(fn, None, None):
         name = getattr(fn, "__name__", type(fn).__name__)
@@ -81,7 +85,10 @@ def check_function(fn: Any) -> None:
 
 
 def takes(function: Callable, *args: Any, **options: Any) -> bool:
-    """Whether a function may be called so: its signature allows it, or is unknown."""
+    """Whether a function may be called with these arguments.
+
+    Its signature must allow them, or be unknown.
+    """
     try:
         inspect.signature(function).bind(*args, **options)
     except TypeError:
@@ -111,11 +118,13 @@ def check_leaves(params: Any) -> None:
 
 
 def check_examples(x: Any, axis: int = 0) -> None:
-    """Raise unless x is arrays [batch, ...] as a network takes them, or their shapes.
+    """Raise unless x is what a network takes: arrays [batch, ...], or their shapes.
 
-    Floating point, or whole numbers and truth values that choose, as tokens and masks.
+    They are of floating point, or whole numbers and truth values that choose, such as
+    tokens and masks.
 
     Args:
+        x: a pytree.
         axis: of the batch; 1 for a sequence [T, batch, ...].
     """
     leaves = jax.tree_util.tree_leaves_with_path(x)
@@ -133,6 +142,13 @@ def check_examples(x: Any, axis: int = 0) -> None:
 
 
 def _check_example(name: str, leaf: Any, axis: int) -> None:
+    """Raise unless a leaf of x is allowed, see `check_examples`.
+
+    Args:
+        name: of the leaf, for messages.
+        leaf: an array or its shape.
+        axis: of the batch.
+    """
     form = "[T, batch, ...]" if axis else "[batch, ...]"
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise ValueError(
@@ -156,7 +172,7 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
 
 
 def _check_library(name: str, leaf: Any) -> None:
-    """Raise for a tensor of another library, whose type NumPy does not know."""
+    """Raise if a leaf is a tensor of a library whose types NumPy does not know."""
     try:
         jnp.issubdtype(getattr(leaf, "dtype", float), jnp.floating)
     except TypeError:
@@ -211,7 +227,7 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def check_inputs(inputs: Any) -> None:
-    """Raise unless this says how x enters a network."""
+    """Raise unless this says how x enters a network: "constant" or "sequence"."""
     if inputs == "poisson":  # of earlier versions
         raise ValueError(
             "inputs is 'poisson'; allowed: 'constant', 'sequence'. Draw the spikes, "
@@ -222,7 +238,8 @@ def check_inputs(inputs: Any) -> None:
 
 
 def check_chip(chip: Any) -> None:
-    """Raise unless this is a profile, whose class snnjax.deploy has when it is used."""
+    """Raise unless this is the profile of a chip."""
+    # An attribute tells its class, since snnjax.deploy is imported only when needed.
     if not hasattr(type(chip), "defaults"):
         raise ValueError(
             f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
@@ -231,14 +248,19 @@ def check_chip(chip: Any) -> None:
 
 
 def check_flags(**flags: bool) -> None:
-    """Raise unless each is True or False."""
+    """Raise unless the flags, by the names of their arguments, are True or False."""
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
             raise ValueError(f"{name} is {flag!r}; allowed: True or False")
 
 
 def check_finite(what: str, arrays: Sequence[Any]) -> None:
-    """Raise unless all numbers of these arrays are finite."""
+    """Raise unless all numbers of these arrays are finite.
+
+    Args:
+        what: the arrays, as the subject of the message.
+        arrays: of any shapes.
+    """
     size = 0
     finite_counts = []
     # Each array is read once: if it lies in a file, reading it takes long. The counts
@@ -257,14 +279,21 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
 
 
 def count(test: str, array: Any) -> Any:
-    """How many numbers pass a test of JAX; a device does not make us wait for it."""
-    with jax.ensure_compile_time_eval():  # it may be closed over in a jit
-        return _counted(test, array)
+    """How many numbers pass a test, as an array [] that may still be computed.
+
+    Args:
+        test: a function of JAX and NumPy by name, such as "isnan".
+        array: of any shape.
+    """
+    # A concrete array that a function closes over is counted inside of jit, too.
+    with jax.ensure_compile_time_eval():
+        return _count(test, array)
 
 
 @functools.partial(by_numpy_or_xla, static=1)
-def _counted(test: str, array: Any) -> Any:
-    return getattr(namespace(array), test)(array).sum()
+def _count(test: str, array: Any) -> Any:
+    passes = getattr(namespace(array), test)
+    return passes(array).sum()
 
 
 def check_labels(outputs: Any, labels: Any) -> None:
@@ -291,12 +320,13 @@ def check_labels(outputs: Any, labels: Any) -> None:
     # Labels that are traced, or on devices of other processes, cannot be read.
     if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
         return
-    if label_shape[0] == 0:
-        return
     numbers = np.asarray(labels)
+    if numbers.size == 0:
+        return
     lowest, highest = numbers.min(), numbers.max()
-    if lowest < 0 or highest >= shape[-1]:
+    last_class = shape[-1] - 1
+    if lowest < 0 or highest > last_class:
         raise ValueError(
-            f"labels range from {lowest} to {highest}; allowed: 0 to {shape[-1] - 1}, "
+            f"labels range from {lowest} to {highest}; allowed: 0 to {last_class}, "
             "the classes of the outputs"
         )

@@ -1,6 +1,7 @@
 """Values by site: what a dictionary of names and patterns says of each site.
 
-The site's own name counts first, then the first pattern of ``fnmatch`` that matches it.
+A key that is the name of a site counts before patterns. Among patterns, as of
+``fnmatch``, the first that matches the name counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,14 @@ def matching(
     """Site name -> its value, for all sites in their order.
 
     Args:
-        what: the name of the argument, for messages.
-        default: of sites that no pattern matches; None: there is none.
+        values: name or pattern of sites -> value.
+        site_names: of all sites.
+        what: name of the argument that holds the values, for messages.
+        default: value of sites that no pattern matches; None: each must have one.
+
+    Raises:
+        ValueError: no values; a key that is no text or counts for no site; or a site
+            without a value.
 
     >>> matching({"head": 1, "*": 2}, ["stem", "head"], "recipe")
     {'stem': 2, 'head': 1}
@@ -29,8 +36,8 @@ def matching(
                 f"{what} has the key {key!r}; allowed: patterns of site names, e.g. "
                 "'readout/*'"
             )
-    patterns = {name: _first_match(values, name) for name in site_names}
-    unused_patterns = [p for p in values if p not in patterns.values()]
+    patterns = {name: _first_match(values, name) for name in site_names}  # by site
+    unused_patterns = [key for key in values if key not in patterns.values()]
     if unused_patterns:
         raise ValueError(
             f"the patterns {', '.join(map(repr, unused_patterns))} of {what} match no "
@@ -42,14 +49,14 @@ def matching(
             f"{what} has no pattern for {', '.join(unmatched_names)}; allowed: one for "
             f"every site, e.g. '*' for the rest; {sites}"
         )
-    return {
-        name: default if pattern is None else values[pattern]
-        for name, pattern in patterns.items()
-    }
+    values_by_site = {}
+    for name, pattern in patterns.items():
+        values_by_site[name] = default if pattern is None else values[pattern]
+    return values_by_site
 
 
 def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:
-    """The pattern that counts for a site; None if none matches its name."""
+    """The key that counts for the site of this name; None if none matches it."""
     if name in patterns:
         return name
     for pattern in patterns:

@@ -13,6 +13,7 @@ _OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 
 @functools.cache
 def _options() -> dict[str, Any] | None:
+    """The compiler options that this version of XLA has on this machine."""
     if jax.default_backend() != "cpu":
         return None
     try:
@@ -23,14 +24,16 @@ def _options() -> dict[str, Any] | None:
 
 
 def jit(function: Callable, **options: Any) -> Callable:
-    """``jax.jit`` for a function that no other program calls.
+    """``jax.jit`` with compiler options, for a function that is not called in a jit.
 
     >>> int(jit(lambda x: x + 1)(2))
     3
     """
 
+    # Only at its first call: the options ask JAX for its devices, and an import must
+    # not start them.
     @functools.cache
-    def compiled() -> Callable:  # at the first call, when JAX knows its devices
+    def compiled() -> Callable:
         return jax.jit(function, compiler_options=_options(), **options)
 
     @functools.wraps(function)

@@ -30,7 +30,8 @@ def shown(
     and then at most one every five seconds. Only the first process shows anything.
 
     Args:
-        items: without a length there is no bar, only the number of the item.
+        items: what is worked on. Without a length of them there is no bar, only the
+            number of the item.
         title: shown before the bar.
         noun: what an item is, such as "site".
         about: item -> what is said about it behind its number.
@@ -50,14 +51,16 @@ def shown(
 
 
 class _Bar:
-    """A line of stderr that is written again and again."""
+    """A line of stderr that is written again and again; subclasses overwrite it."""
 
     def is_due(self) -> bool:
+        """Whether the next item is shown: a bar shows all of them."""
         return True
 
     def show(
         self, title: str, noun: str, number: int, count: int | None, detail: str
     ) -> None:
+        """Show that item ``number`` of ``count`` begins, see `shown`."""
         if count is None:
             line = f"{title}{noun} {number}: {detail}"
         else:
@@ -74,6 +77,8 @@ class _Bar:
 
 
 class _TerminalBar(_Bar):
+    """The line of a terminal, of which an escape sequence erases what is left."""
+
     def overwrite(self, line: str) -> None:
         # A line that wraps could not be overwritten. The last column stays free, since
         # some terminals wrap as soon as it is used.
@@ -87,10 +92,11 @@ class _NotebookBar(_Bar):
     """Notebooks know ``\\r``, but no escape sequence that erases a line."""
 
     def __init__(self):
-        self.shown_length = 0
+        self.shown_length = 0  # characters of the line that is shown
 
     def overwrite(self, line: str) -> None:
         line = line[:_NOTEBOOK_COLUMNS]
+        # Spaces cover the end of a longer line that was shown before.
         text = f"\r{line.ljust(self.shown_length)}"
         if not line:
             text += "\r"  # what is printed next starts at the left
@@ -103,15 +109,17 @@ class _LogLines:
 
     def __init__(self):
         self.logger = logging.getLogger("snnjax")
-        self.next_time = -float("inf")
+        self.next_time = -float("inf")  # of ``time.monotonic``, for the next line
 
     def is_due(self) -> bool:
+        """Whether the next item gets a line."""
         is_read = self.logger.isEnabledFor(logging.INFO)
         return is_read and time.monotonic() >= self.next_time
 
     def show(
         self, title: str, noun: str, number: int, count: int | None, detail: str
     ) -> None:
+        """Write that item ``number`` of ``count`` begins, see `shown`."""
         position = f"{number}" if count is None else f"{number} of {count}"
         self.logger.info("%s%s %s: %s", title, noun, position, detail)
         self.next_time = time.monotonic() + _SECONDS_BETWEEN_LOG_LINES

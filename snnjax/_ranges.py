@@ -2,8 +2,9 @@
 
     threshold: Annotated[float, POSITIVE]
 
-The declaration stands where the number is. The check at the door, the message of its
-error and the optimizer that keeps a trained parameter within read the same one.
+The declaration stands where the number is declared. It is read by the check of an
+argument, by the message of its error, and by the optimizer that keeps a trained
+parameter in its range.
 """
 
 import math
@@ -20,12 +21,12 @@ from jax.core import Tracer
 class Range:
     """An interval of finite numbers, of a parameter: ``Annotated[Array, Range(0, 1)]``.
 
-    `snnjax.training.optimizer` keeps such a parameter of a neuron model within.
+    `snnjax.training.optimizer` keeps such a parameter of a neuron model within it.
 
     Attributes:
         least, most: its ends.
         open_least, open_most: whether an end is excluded.
-        whole: whether only whole numbers are meant.
+        whole: whether only whole numbers are allowed.
 
     >>> LEAK.describe("leak"), POSITIVE.describe("threshold")
     ('0 < leak <= 1', '> 0, and finite')
@@ -40,16 +41,21 @@ class Range:
     whole: bool = False
 
     def __post_init__(self):
+        # An interval of one number holds both of its ends.
         is_open = self.open_least or self.open_most
         if not (self.least < self.most or (self.least == self.most and not is_open)):
             ends = f"from {self.least} to {self.most}"
             raise ValueError(f"a Range {ends} is empty; allowed: least <= most")
 
     def describe(self, name: str) -> str:
-        """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``."""
-        kind = "a whole number " if self.whole else ""
+        """What is allowed, as a user reads it, e.g. ``0 < leak <= 1``.
+
+        Args:
+            name: of the number.
+        """
         if self == Range():
             return "a finite number"
+        kind = "a whole number " if self.whole else ""
         if self.most == math.inf:
             sign = ">" if self.open_least else ">="
             lower_end = f"{sign} {self.least:g}"
@@ -59,11 +65,9 @@ class Range:
         return f"{kind}{self.least:g} {lower_sign} {name} {upper_sign} {self.most:g}"
 
     def holds(self, numbers: Any) -> Any:
-        """Which of the numbers are within.
-
-        Parameters are float32, so its ends are also what float32 makes of them, where
-        that lies outside.
-        """
+        """Which of the numbers lie in the interval, a bool array of their shape."""
+        # Parameters are float32. If an end rounded to float32 lies outside, it counts
+        # as the end.
         lower_end = min(self.least, float(np.float32(self.least)))
         upper_end = max(self.most, float(np.float32(self.most)))
         if self.open_least:
@@ -77,7 +81,12 @@ class Range:
         return is_above & is_below & np.isfinite(numbers)
 
     def check(self, name: str, number: Any) -> None:
-        """Raise unless this is one concrete number within."""
+        """Raise unless this is one concrete number in the interval.
+
+        Args:
+            name: of the number, for messages.
+            number: of Python, NumPy or JAX.
+        """
         if isinstance(number, Tracer):
             raise ValueError(
                 f"{name} is traced, so its value is not known yet; allowed: a number "
@@ -98,7 +107,9 @@ WHOLE = Range(0, whole=True)  # from 0 on
 
 
 def ranges_of(declared: Any) -> Mapping[str, Range]:
-    """Name -> range, of what a class or a function annotates with one.
+    """Name -> range, of the fields of a class, or of the arguments of a function.
+
+    Names whose annotation has no range are left out.
 
     >>> from typing import Annotated, NamedTuple
     >>> class Params(NamedTuple):

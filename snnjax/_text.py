@@ -22,7 +22,7 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -48,29 +48,30 @@ class Table(NamedTuple):
     below: str = ""
 
     def __str__(self) -> str:
-        return "\n".join(filter(None, (self.above, columns(self.rows), self.below)))
+        parts = [self.above, columns(self.rows), self.below]
+        return "\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The table in HTML, as a notebook shows it."""
         lines = []
         for number, row in enumerate(self.rows):
-            tag = "td" if number else "th"
-            cells = (f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            tag = "th" if number == 0 else "td"
+            cells = [f"<{tag}>{escape(cell)}</{tag}>" for cell in row]
             lines.append(f"<tr>{''.join(cells)}</tr>")
         table = f"<table>{''.join(lines)}</table>"
-        return _divisions(self.above) + table + _divisions(self.below)
+        return _html_lines(self.above) + table + _html_lines(self.below)
 
 
-def _divisions(text: str) -> str:
+def _html_lines(text: str) -> str:
     """Lines of text in HTML."""
     return "".join(f"<div>{escape(line)}</div>" for line in text.splitlines())
 
 
 def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
-    """The range of an array, times a factor, and its shape.
+    """The lowest and the highest number of an array, times a factor, and its shape.
 
     An array whose numbers cannot be read, e.g. a tracer, is shown by its type and
-    shape. None is "-".
+    shape. None is "-", and a text is returned as it is.
 
     >>> numbers(np.float32(0.5)), numbers(np.array([1.0, 2.0, 4.0])), numbers(None)
     ('0.5', '1..4 [3]', '-')
@@ -92,13 +93,16 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
 
 
 def has_numbers(array: Any) -> bool:
-    """Whether numbers can be read: not of a tracer, nor from other processes."""
+    """Whether this is an array, or a number, whose numbers this process can read.
+
+    Tracers have none yet, random keys are no numbers, and of an array that several
+    processes hold none of them has all.
+    """
     if isinstance(array, Tracer | jax.ShapeDtypeStruct):
         return False
     if isinstance(array, jax.Array):
-        return array.is_fully_addressable and not jnp.issubdtype(
-            array.dtype, jax.dtypes.extended
-        )
+        is_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+        return array.is_fully_addressable and not is_key
     return isinstance(array, int | float | np.ndarray | np.generic)
 
 
@@ -106,7 +110,7 @@ P = ParamSpec("P")
 
 
 def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
-    """Name each function that `make` returns after the call that made it.
+    """A decorator that names each function which ``make`` returns after its call.
 
     >>> @named
     ... def adder(n, *, sign=1):
@@ -118,9 +122,10 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
     @functools.wraps(make)
     def make_named(*args: P.args, **options: P.kwargs) -> Callable:
         function = make(*args, **options)
-        texts = [name_of_value(value) for value in args]
-        texts += [f"{name}={name_of_value(value)}" for name, value in options.items()]
-        function.__name__ = f"{make.__name__}({', '.join(texts)})"
+        arguments = [name_of_value(value) for value in args]
+        for name, value in options.items():
+            arguments.append(f"{name}={name_of_value(value)}")
+        function.__name__ = f"{make.__name__}({', '.join(arguments)})"
         function.__qualname__ = function.__name__
         return function
 
@@ -128,12 +133,12 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
 
 
 def name_of_value(value: Any) -> str:
-    """The name of a function, which `named` may have set; otherwise the repr."""
+    """The name of a function, which `named` may have set; the repr of anything else."""
     return value.__name__ if hasattr(value, "__name__") else repr(value)
 
 
 def repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
-    """``_repr_pretty_`` of a class whose ``str`` is what notebooks show."""
+    """``_repr_pretty_`` of IPython for a class whose ``str`` notebooks should show."""
     printer.text(str(self))
 
 
@@ -141,7 +146,10 @@ Shown = TypeVar("Shown")
 
 
 def shown_as_table(cls: type[Shown]) -> type[Shown]:
-    """Make ``print`` and notebooks show the `Table` that ``value._table()`` returns."""
+    """A decorator of a class, by which ``print`` and notebooks show its table.
+
+    The method ``_table`` of the class returns the `Table`.
+    """
     methods = {
         "__str__": lambda self: str(self._table()),
         "_repr_html_": lambda self: self._table()._repr_html_(),

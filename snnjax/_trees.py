@@ -23,8 +23,8 @@ def paths_of(tree: Any) -> list[str]:
 
     A name is the path without what libraries add to it: the attribute ``value`` of an
     nnx variable, and the ``~`` by which haiku marks modules that ``__init__`` made. No
-    two leaves have the same name: where two would, both keep their whole paths, and a
-    key that holds a slash itself may ask for a number behind the name.
+    two leaves have the same name. If two would, both keep their whole paths. If these
+    are equal, since a key holds a slash, a number is added.
 
     >>> paths_of({"net/~/linear": {"w": 1}, "other": {"w": 2}})
     ['net/linear/w', 'other/w']
@@ -35,15 +35,17 @@ def paths_of(tree: Any) -> list[str]:
     """
     paths = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     short_names = [path.removesuffix("/value").replace("/~/", "/") for path in paths]
-    uses = collections.Counter(short_names)
+    counts = collections.Counter(short_names)
     names = []
     for path, short_name in zip(paths, short_names, strict=True):
-        names.append(path if uses[short_name] > 1 else short_name)
+        names.append(path if counts[short_name] > 1 else short_name)
     return distinct(names)
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind each that is a repetition.
+    """The names, with a number added to each that repeats an earlier one.
+
+    A new name is unlike all names, earlier and later ones.
 
     >>> distinct(["relu", "relu", "relu_1"])
     ['relu', 'relu_2', 'relu_1']
@@ -64,27 +66,29 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def common_path(paths: Sequence[str]) -> str:
-    """The longest path above all of the paths; a single path is its own.
+    """The longest path that all paths begin with; of a single path, the path itself.
 
     >>> common_path(["block/conv/kernel", "block/norm/scale"])
     'block'
     """
-    return "/".join(os.path.commonprefix([path.split("/") for path in paths]))
+    # Despite its name, this function also takes lists, of which it compares the items.
+    common_keys = os.path.commonprefix([path.split("/") for path in paths])
+    return "/".join(common_keys)
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether a leaf (array, number or shape) has real numbers."""
+    """Whether a leaf (array, number or shape) is of floating point."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating)
 
 
 def is_kernel(leaf: Any) -> bool:
-    """Whether a parameter weighs something: floating, with two axes or more."""
+    """Whether a parameter is a kernel: floating, with two axes or more."""
     return getattr(leaf, "ndim", 0) >= 2 and is_floating(leaf)
 
 
 def batch_of(x: Any, axis: int = 0) -> int:
-    """How many examples x holds.
+    """The number of examples in x, which lie along ``axis`` of all arrays.
 
     >>> batch_of({"tokens": jnp.zeros((3, 7), int), "mask": jnp.ones((3, 7))})
     3
@@ -93,7 +97,11 @@ def batch_of(x: Any, axis: int = 0) -> int:
 
 
 def shapes_of(x: Any, size: int | None = None) -> Any:
-    """Shapes and types of x, or of so many examples of it, for a trace.
+    """The shapes and types of x, to trace a function with.
+
+    Args:
+        x: a pytree of arrays, with the examples along axis 0.
+        size: number of examples in the result; None: as many as in x.
 
     >>> shapes_of(jnp.zeros((3, 7)), 2).shape
     (2, 7)

@@ -4,6 +4,11 @@
     quantized_relu(x, maximum, L) = maximum / L clip(floor(L x / maximum + 1/2), 0, L)
     encode(x) = x
 
+Each has a public function, which checks its arguments, and a function with a derivative
+of its own, by whose unique name the capture recognizes the activation in a network.
+x is [B, ..., C]; a maximum is a scalar, or an array with as many axes and a number for
+each channel.
+
 Sources: Deng and Gu, ICLR 2021 ("threshold ReLU"); Bu, Fang, Ding, Dai, Yu and Huang,
 ICLR 2022 ("quantization clip-floor-shift", QCFS).
 """
@@ -54,7 +59,8 @@ def snnjax_clipped_relu(x, maximum):
 
 @snnjax_clipped_relu.defjvp
 def _clipped_relu_jvp(primals, tangents):
-    (x, maximum), (dx, dmaximum) = primals, tangents
+    x, maximum = primals
+    dx, dmaximum = tangents
     limit = jnp.asarray(maximum, x.dtype)
     x_slope = ((x >= 0) & (x <= limit)).astype(x.dtype)
     maximum_slope = (x > limit).astype(x.dtype)
@@ -106,25 +112,34 @@ def snnjax_quantized_relu(x, maximum, levels):
 
 @snnjax_quantized_relu.defjvp
 def _quantized_relu_jvp(primals, tangents):
-    (x, maximum, levels), (dx, dmaximum, _) = primals, tangents
+    x, maximum, levels = primals
+    dx, dmaximum, _ = tangents
     y = snnjax_quantized_relu(x, maximum, levels)
     level = _level(x, maximum, levels)
     is_inside = (level >= 0) & (level <= levels.astype(level.dtype))
     x_slope = is_inside.astype(x.dtype)
-    rounding = (y - x) / jnp.asarray(maximum, x.dtype)
-    is_above = (level > 0).astype(x.dtype)  # where it is outside
-    maximum_slope = jnp.where(is_inside, rounding, is_above)
+    # Outside, y is the maximum above the highest level and 0 below the lowest one.
+    inside_slope = (y - x) / jnp.asarray(maximum, x.dtype)
+    outside_slope = (level > 0).astype(x.dtype)
+    maximum_slope = jnp.where(is_inside, inside_slope, outside_slope)
     return y, x_slope * dx + _times(maximum_slope, dmaximum)
 
 
 def _times(slope: jax.Array, dmaximum: jax.Array) -> jax.Array:
-    """slope dmaximum, in the dtype of the slope; the transpose sums in float32."""
+    """slope dmaximum, in the type of the slope.
+
+    The product is computed in float32 or wider: its transpose, the gradient of the
+    maximum, sums over all numbers of x.
+    """
     dtype = wide_dtype(slope)
     return (slope.astype(dtype) * dmaximum.astype(dtype)).astype(slope.dtype)
 
 
 def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
-    """The index of the nearest value, before the clip; in float32, as in a neuron."""
+    """floor(L x / maximum + 1/2), the whole number of the nearest value, not clipped.
+
+    It is computed in float32 or wider, as in a neuron.
+    """
     dtype = wide_dtype(x)
     x = jnp.asarray(x, dtype)
     maximum = jnp.asarray(maximum, dtype)
@@ -133,12 +148,17 @@ def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
 
 
 def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | float:
-    """The maximum as floating point; raise if its value is known and out of range.
+    """The maximum as a float, or as a floating array with as many axes as x.
 
-    An array gets as many axes as x, so ``vmap`` adds its axis at the same place.
+    With as many axes, ``vmap`` adds its axis at the same place in both.
+
+    Raises:
+        ValueError: no number or array, a shape that does not broadcast to x, or a known
+            value out of range.
     """
     as_array = getattr(maximum, "__jax_array__", None)  # of a variable of nnx
-    maximum = maximum if as_array is None else as_array()
+    if as_array is not None:
+        maximum = as_array()
     if not isinstance(maximum, int | float | np.number | np.ndarray | jax.Array):
         raise ValueError(
             f"maximum is {maximum!r}; allowed: a number, or an array of one per channel"
@@ -147,6 +167,7 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
         # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
         with np.errstate(over="ignore", under="ignore"):
             numbers = np.asarray(maximum, np.float32)  # the type of the activation
+        # XLA may take smaller numbers for 0.
         is_normal = numbers >= np.finfo(np.float32).tiny
         if not np.all(np.isfinite(numbers) & is_normal):
             raise ValueError(

@@ -2,9 +2,12 @@
 
     M(t) = w_1 V k(1) + .. + w_t V k(t)      decoded value, what a neuron has sent
 
-With rate coding w_t = 1/T, and every constant arrives in T equal shares, one at each
-step. With every other code constants arrive in full at the first step, so a network's
-variable at step t is the ANN's own function of the decoded values at t.
+k(t) is the level of the spike at step t, a whole number, and V the threshold. With rate
+coding w_t = 1/T, and every constant arrives in T equal shares, one at each step. With
+every other code constants arrive in full at the first step, so a network's variable at
+step t is the ANN's own function of the decoded values at t. A stream holds the values
+of a variable over time, [T, B, ...].
+
 Sources: Gu, Gu, Shen and Huang, 2024, arXiv 2408.17245 (signed spikes whose weights
 halve, a wait of one step); Kim et al., Neurocomputing 2018 (weighted spikes); Wang et
 al., 2021 (radix encoding); Ercegovac and Trivedi, 1977 (signed digits, the most
@@ -64,7 +67,10 @@ class Code:
         return sizes
 
     def reach(self, steps: int) -> float:
-        """w_1 + .. + w_T: the largest value of a neuron, in units of high V_th."""
+        """w_1 + .. + w_T: the value of a neuron that sends level 1 at every step.
+
+        It is in units of V_th.
+        """
         return math.fsum(self.weights(steps))
 
     def finest(self, steps: int) -> float:
@@ -77,6 +83,11 @@ class Code:
         That holds for a neuron that knows all of its input, if all weights are
         multiples of w_T and there are no gaps, see `has_gaps`.
 
+        Args:
+            levels: (low, high), the whole numbers that a spike may be.
+            dead_zone: part of a spike below which a neuron is silent.
+            steps: T.
+
         >>> radix().is_nearest((0, 1), 0, 4), radix(base=4).is_nearest((0, 1), 0, 4)
         (True, False)
         """
@@ -85,17 +96,24 @@ class Code:
         return bool(are_multiples) and not self.has_gaps(levels, dead_zone, steps)
 
     def has_gaps(self, levels: tuple[int, int], dead_zone: float, steps: int) -> bool:
-        """Whether the digits to come cannot always send what is left after a step.
+        """Whether later digits cannot always send what is left after a step.
+
+        Args:
+            levels: (low, high), the whole numbers that a spike may be.
+            dead_zone: part of a spike below which a neuron is silent.
+            steps: T.
 
         >>> radix(base=4).has_gaps((0, 1), 0, 4), radix(base=4).has_gaps((0, 3), 0, 4)
         (True, False)
         """
+        # [T], in units of w_T, as are all numbers below.
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
-        # The sum of all later weights. It is summed from the last one on, which the
-        # first ones would round away.
-        weights_from_last = weights[:0:-1]
-        later_sum = np.append(np.cumsum(weights_from_last)[::-1], 0)
+        # For each step the sum of the later weights. It is summed from the last weight
+        # on, since the first ones are so large that small ones would be rounded away.
+        later_weights_from_last = weights[:0:-1]
+        later_sum = np.append(np.cumsum(later_weights_from_last)[::-1], 0)
         low, high = levels
+        # The remainder is the most that a step may leave, the level what sends it.
         if low == 0:
             # A neuron without negative levels rounds down to what it can send.
             remainder = weights - 1 / 2
@@ -103,13 +121,14 @@ class Code:
         else:
             remainder = max(1 / 2, dead_zone) * weights
             level = min(-low, high)
+        # Half a unit may stay: the value is then still the nearest one.
         sendable = level * later_sum + 1 / 2
         is_gap = remainder > sendable * (1 + 1e-6)
-        return bool(is_gap[:-1].any())
+        return bool(is_gap[:-1].any())  # nothing comes after the last step
 
     @property
     def levels(self) -> tuple[int, int]:
-        """The levels of the neurons that `snnjax.convert` takes by default."""
+        """(low, high) of the neurons that `snnjax.convert` takes by default."""
         return -1, 1
 
     def dead_zone(self, levels: tuple[int, int]) -> float:
@@ -121,10 +140,11 @@ class Code:
         >>> radix().dead_zone((-1, 1)) == 2 / 3, radix().dead_zone((0, 1))
         (True, 0.0)
         """
-        return 2 / 3 if levels[0] < 0 else 0.0
+        low, _ = levels
+        return 2 / 3 if low < 0 else 0.0
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
-        """The least wait from which on a layer loses little to input that comes late.
+        """The shortest wait with which a layer loses little by input that comes late.
 
         A digit of levels (0, n) cannot be corrected: a neuron needs all of its input
         before the first one, a wait of T - 1. A negative level corrects earlier digits,
@@ -135,7 +155,8 @@ class Code:
         >>> radix().least_wait((-3, 3), 4), rate().least_wait((0, 1), 4)
         (0, 0)
         """
-        return steps - 1 if levels[0] == 0 else min(1, steps - 1)
+        low, _ = levels
+        return steps - 1 if low == 0 else min(1, steps - 1)
 
     def full_wait(self, steps: int) -> int:
         """The wait at which a layer has all of its input before its first decision.
@@ -181,7 +202,7 @@ class Code:
         return True
 
     def constant_steps(self, steps: int) -> int:
-        """At how many steps, from the first one on, a constant arrives in equal shares.
+        """The number of equal shares of a constant, which arrive from step 1 on.
 
         A constant is a bias, an offset or an input that does not change.
 
@@ -191,14 +212,15 @@ class Code:
         return 1
 
     def is_streaming(self, wait: int = 0) -> bool:
-        """Whether a network with this wait treats every step as all the others.
+        """Whether every step of a network with this wait is like all others.
 
-        Then it can run for any number of steps at a time, on inputs that change.
+        Such a network can run for any number of steps at a time, and on inputs that
+        change.
         """
         return False
 
     def check_streaming(self, request: str) -> None:
-        """Raise unless a network without a wait is streaming.
+        """Raise unless a network without a wait is streaming, see `is_streaming`.
 
         Args:
             request: what needs a streaming network, the subject of the error message.
@@ -229,7 +251,8 @@ class Code:
 
         Args:
             operator: as for `operator_state`.
-            arguments: streams [T, B, ...] where they change in time, see `stream`.
+            arguments: of the operator: streams [T, B, ...] if they change in time,
+                otherwise [B, ...].
             state: before these steps; None: before the first step.
 
         Returns:
@@ -238,24 +261,33 @@ class Code:
         return operator.apply_to_values(*arguments), state
 
     def stream(self, spikes: jax.Array) -> jax.Array:
-        """Spikes [T, ...] -> what equations read: decoded values, or the spikes."""
-        dtype, steps = spikes.dtype, len(spikes)
-        return (running_sum(wide(spikes)) / steps).astype(dtype)
+        """The stream [T, ...] that equations read of neurons that send these spikes.
+
+        It holds the decoded value after each step, or with rate coding the spikes.
+
+        Args:
+            spikes: [T, ...], with sizes T w_t k(t) V.
+        """
+        decoded = running_sum(wide(spikes)) / len(spikes)
+        return decoded.astype(spikes.dtype)
 
     def arriving(self, stream: jax.Array) -> jax.Array:
-        """A variable that is a `stream` -> what arrives at each step: the inverse."""
+        """What arrives at each step, [T, ...], of a stream: the inverse of `stream`."""
         earlier = jnp.concatenate([jnp.zeros_like(stream[:1]), stream[:-1]])
         return len(stream) * (stream - earlier)
 
     def result(self, stream: jax.Array) -> jax.Array:
-        """The value after T steps, of a variable that is a `stream`."""
+        """The value of a variable after T steps, [...], from its stream [T, ...]."""
         return stream[-1]
 
     def answers(self, outputs: Any) -> Any:
         """The answer after each step, [T, B, ...], of what `snnjax.spiking` returns.
 
-        An early answer comes from the digits so far. `outputs` has all T steps. What is
-        not of floating point, a choice, count or mask, is an answer already.
+        An early answer comes from the digits so far. What is not of floating point, a
+        choice, count or mask, is an answer already.
+
+        Args:
+            outputs: a pytree of arrays [T, B, ...], of all T steps.
 
         >>> import jax.numpy as jnp
         >>> outputs = jnp.array([2.0, 0.0, 1.0, 1.0])
@@ -270,6 +302,7 @@ class Code:
         return jax.tree.map(answer, outputs)
 
     def _means(self, output: jax.Array) -> jax.Array:
+        """The answer after each step from outputs [T, B, ...] of floating point."""
         return self.stream(wide(output))
 
 
@@ -342,8 +375,8 @@ class _Rate(Code):
 
     def _means(self, output: jax.Array) -> jax.Array:
         output = wide(output)
-        counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
-        return jnp.cumsum(output, axis=0) / per_step(counts, output.ndim)
+        step_counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
+        return jnp.cumsum(output, axis=0) / per_step(step_counts, output.ndim)
 
     def __repr__(self) -> str:
         return "rate()"
@@ -362,8 +395,10 @@ class _Radix(Code):
         return -digit, digit
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
-        # Levels that reach three digits correct all that comes later (docs/codes.md).
-        is_redundant = min(-levels[0], levels[1]) >= 3 * (self.base - 1)
+        # Levels up to three times the largest digit of the base correct so much that no
+        # wait is needed (docs/codes.md).
+        low, high = levels
+        is_redundant = min(-low, high) >= 3 * (self.base - 1)
         return 0 if is_redundant else super().least_wait(levels, steps)
 
     def __repr__(self) -> str:

@@ -20,7 +20,14 @@ _BATCH = 3  # examples in the shapes of this check
 
 
 class _StepShapes(NamedTuple):
-    """Shapes of what one step reads, a current and a state, and of what it returns."""
+    """Shapes and types of what one step reads and returns.
+
+    Attributes:
+        current: of the neurons of a site, [B, ...].
+        state: a pytree, before the step.
+        next_state: after the step, with the same structure if all is well.
+        spikes: what the model returns as spikes.
+    """
 
     current: jax.ShapeDtypeStruct
     state: Any
@@ -31,7 +38,10 @@ class _StepShapes(NamedTuple):
 def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     """Raise unless a step keeps the state's shapes and gives a spike per neuron.
 
-    The parameters may be their shapes.
+    Args:
+        neuron: the model.
+        params: of the neurons of the site, or their shapes.
+        site: the place of the neurons.
     """
     step = _step_shapes(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"
@@ -63,8 +73,13 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
 def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
     """Whether the spikes of a step have a derivative in the state or the current.
 
-    This reads the equations, not their values, so a derivative that happens to be 0
-    counts.
+    This reads the equations of the gradient, not its values: a gradient that depends on
+    that of the spikes counts, even if it happens to be 0.
+
+    Args:
+        neuron: the model.
+        params: of the neurons of the site, or their shapes.
+        site: the place of the neurons.
     """
 
     def gradients(params, state, current, spike_gradient):

@@ -72,7 +72,7 @@ def _first_array(x: Any) -> Any:
 
 
 def size(sharding: NamedSharding | None) -> int:
-    """Number of parts that a batch is split into; 1 for None.
+    """Number of parts into which a batch is split by this batch sharding; 1 for None.
 
     >>> import jax
     >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -88,7 +88,7 @@ def size(sharding: NamedSharding | None) -> int:
 
 
 def platform(x: Any) -> str:
-    """Where x is computed: "cpu", "gpu" or "tpu".
+    """Where something is computed from x: "cpu", "gpu" or "tpu".
 
     The devices of x decide, inside ``jit`` those of its mesh; without one, and for
     NumPy arrays, JAX's default device decides.
@@ -98,10 +98,11 @@ def platform(x: Any) -> str:
         device = getattr(jax.typeof(array).sharding.mesh, "abstract_device", None)
         if device is not None:
             # Kinds of devices are "cpu", "TPU v5 lite", "NVIDIA H100", ...
-            vendor = device.device_kind.lower()[:3]
-            return vendor if vendor in ("cpu", "tpu") else "gpu"
+            beginning = device.device_kind.lower()[:3]
+            return beginning if beginning in ("cpu", "tpu") else "gpu"
     elif isinstance(array, jax.Array):
-        return next(iter(array.devices())).platform
+        first_device, *_ = array.devices()
+        return first_device.platform
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None:
         return jax.default_backend()
@@ -116,7 +117,7 @@ def put(tree: _Tree, sharding: jax.sharding.Sharding | None) -> _Tree:
 
 
 def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
-    """Arrays on the mesh of a sharding.
+    """The arrays of a pytree on the mesh of a sharding; None: as they are.
 
     An array that is sharded over these devices keeps its spec; each device gets a copy
     of every other one. Traced arrays stay as they are.
@@ -136,23 +137,24 @@ def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
         if isinstance(leaf, Tracer):  # as of params in a gradient with concrete images
             return leaf
         spec = PartitionSpec()  # a copy on each device
-        present = getattr(leaf, "sharding", None)
+        leaf_sharding = getattr(leaf, "sharding", None)
         if (
-            isinstance(present, NamedSharding)
-            and present.device_set == sharding.device_set
-            and present.mesh.axis_names == mesh.axis_names
+            isinstance(leaf_sharding, NamedSharding)
+            and leaf_sharding.device_set == sharding.device_set
+            and leaf_sharding.mesh.axis_names == mesh.axis_names
         ):
-            spec = present.spec
+            spec = leaf_sharding.spec
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(moved, tree)
 
 
 def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
-    """x and the trees on one mesh with Auto axes: that of x, or of the first tree.
+    """x and the trees on one mesh, with Auto axes.
 
-    ``jax.make_mesh`` makes Explicit axes, along which arrays cannot be reshaped and
-    padded, as fits do. Without a mesh, and while tracing, all arrays stay.
+    The mesh is that of x, or otherwise of the first tree that has one. Without a mesh,
+    and while tracing, all arrays stay as they are. ``jax.make_mesh`` makes Explicit
+    axes, along which arrays cannot be reshaped and padded, as fits do.
 
     Raises:
         ValueError: inside ``jax.set_mesh`` of a mesh with Explicit axes, which would
@@ -163,7 +165,7 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
         sharding = batch_sharding(tree)
         if sharding is not None:
             break
-    # While tracing, the mesh is an AbstractMesh.
+    # While tracing, the mesh is an AbstractMesh, which is no Mesh.
     if sharding is None or not isinstance(sharding.mesh, Mesh):
         return (x, *trees)
     context = jax.sharding.get_abstract_mesh()
@@ -186,11 +188,17 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
 
 
 def along(axis: int | None, sharding: NamedSharding) -> NamedSharding:
-    """A batch sharding for arrays whose batch is on this axis; None: they have none."""
+    """The sharding of arrays whose batch is on another axis than 0.
+
+    Args:
+        axis: of the batch; None: the arrays have no batch, and each device has a copy.
+        sharding: of a batch on axis 0.
+    """
     if axis is None:
         spec = PartitionSpec()
     else:
-        spec = PartitionSpec(*[None] * axis, *sharding.spec)
+        axes_in_front = [None] * axis
+        spec = PartitionSpec(*axes_in_front, *sharding.spec)
     return NamedSharding(sharding.mesh, spec)
 
 
@@ -200,27 +208,33 @@ def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
 
 
 def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array:
-    """A traced array whose examples, along ``axis``, the devices share.
+    """A traced array whose examples are shared among the devices.
 
-    If they cannot have equally many of the examples, each gets a copy of all.
+    If the devices cannot have equally many examples, each gets a copy of all.
+
+    Args:
+        x: the array.
+        axis: of its examples.
+        sharding: how devices share a batch on axis 0; None: x is returned as it is.
     """
     if sharding is None:
         return x
     is_even = x.shape[axis] % size(sharding) == 0
-    spread = along(axis if is_even else None, sharding)
-    return jax.lax.with_sharding_constraint(x, spread)
+    shared_axis = axis if is_even else None
+    return jax.lax.with_sharding_constraint(x, along(shared_axis, sharding))
 
 
 def on_each_device(
     function: Callable, sharding: NamedSharding | None, in_axes: Any, out_axes: Any
 ) -> Callable:
-    """``function`` on each device's own examples.
+    """A function that each device computes of its part of the examples.
 
     Args:
         function: of arrays; no example may affect another.
         sharding: from `batch_sharding`; None: returns the function itself.
-        in_axes: batch axis per argument, or per leaf of it; None: it has no batch.
-        out_axes: batch axis per result, likewise.
+        in_axes: the batch axis of each argument, or of each leaf of an argument; None:
+            it has no batch.
+        out_axes: likewise of each result.
 
     >>> import jax, jax.numpy as jnp
     >>> batch = jax.NamedSharding(jax.make_mesh((1,), ("data",)), jax.P("data"))
@@ -240,20 +254,23 @@ def on_each_device(
         mesh=sharding.mesh,
         in_specs=specs(in_axes),
         out_specs=specs(out_axes),
-        check_vma=False,  # Loops start from zeros, which do not vary over devices yet.
+        # The check refuses loops that start from zeros, which are the same on all
+        # devices, and go on with numbers that differ.
+        check_vma=False,
     )
 
 
 def on_all_devices(
     function: Callable, sharding: NamedSharding | None, out_axes: Any
 ) -> Callable:
-    """``function`` of all examples together, such as a norm over the batch.
+    """A function of all examples together, such as a norm over the batch.
 
     XLA shares its work among the devices. Along Explicit axes of a mesh JAX asks for
     the sharding of each reshaped array, so these axes are Auto while the function runs.
 
     Args:
-        sharding: how devices share the examples; None: no mesh.
+        function: of arrays.
+        sharding: how devices share the examples; None: returns the function itself.
         out_axes: the batch axis of each result; None: it has no batch.
     """
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
@@ -262,7 +279,10 @@ def on_all_devices(
 
 
 def _shardings(axes: Any, sharding: NamedSharding) -> Any:
-    """The sharding for each batch axis in a pytree; None: no batch."""
-    return jax.tree.map(
-        lambda axis: along(axis, sharding), axes, is_leaf=lambda axis: axis is None
-    )
+    """The sharding for each batch axis in a pytree ``axes``; None: no batch."""
+
+    def is_none(axis: Any) -> bool:
+        return axis is None
+
+    # JAX takes None for a tree without leaves, unless it is told otherwise.
+    return jax.tree.map(lambda axis: along(axis, sharding), axes, is_leaf=is_none)
