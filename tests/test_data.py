@@ -146,7 +146,8 @@ def test_missing_data_names_the_ways_out(tmp_path):
 def test_augment_depends_on_its_key_alone():
     for dtype in (np.uint8, np.float32):
         images = np.arange(64 * 6 * 5 * 2).reshape(64, 6, 5, 2).astype(dtype)
-        first_key, second_key = jax.random.key(0), jax.random.key(1)
+        first_key = jax.random.key(0)
+        second_key = jax.random.key(1)
         crops = data.augment(first_key, images, flip=True, padding=2)
         assert crops.shape == images.shape and crops.dtype == dtype
         repeated = data.augment(first_key, images, flip=True, padding=2)

@@ -197,20 +197,21 @@ def test_the_leaky_neuron_of_snntorch_that_resets_to_zero_is_lif():
     torch = pytest.importorskip("torch")
     currents = np.random.default_rng(0).normal(0.5, 0.5, (50, 20)).astype(np.float32)
 
-    def theirs(reset):
+    def by_snntorch(reset):
         leaky = snntorch.Leaky(beta=0.75, reset_mechanism=reset)
-        potential, spikes = leaky.init_leaky(), []
+        potential = leaky.init_leaky()
+        spikes = []
         for current in torch.tensor(currents):
             spike, potential = leaky(current, potential)
             spikes.append(spike.detach().numpy())
         return np.stack(spikes)
 
-    def ours(reset):
+    def by_snnjax(reset):
         neuron = neurons.lif(leak=0.75, reset=reset)
         return neurons.unroll(neuron, neuron.init(), currents)
 
-    np.testing.assert_array_equal(theirs("zero"), ours("zero"))
-    assert (theirs("subtract") != ours("subtract")).any()
+    np.testing.assert_array_equal(by_snntorch("zero"), by_snnjax("zero"))
+    assert (by_snntorch("subtract") != by_snnjax("subtract")).any()
 
 
 def test_sites_of_equinox_are_named_after_attributes_and_not_after_classes():

@@ -22,7 +22,8 @@ PAPER = {
 
 
 def test_every_entry_has_a_source_and_a_place_in_the_table():
-    names = [(e["method"], e["network"], e["dataset"], e["source"]) for e in ENTRIES]
+    fields = ("method", "network", "dataset", "source")
+    names = [tuple(entry[field] for field in fields) for entry in ENTRIES]
     assert len(set(names)) == len(names)
     for entry in ENTRIES:
         assert SOURCE.search(entry["source"]), entry
@@ -35,9 +36,12 @@ def test_every_entry_has_a_source_and_a_place_in_the_table():
 
 
 def rows_of(table):
-    head, _, *rows = (line[2:-2].split(" |") for line in table.splitlines())
-    titles = [title.strip() for title in head]
-    return [dict(zip(titles, map(str.strip, cells), strict=True)) for cells in rows]
+    """A dictionary of cells by title for each row of a table in Markdown."""
+    lines = []
+    for line in table.splitlines():
+        lines.append([cell.strip() for cell in line[2:-2].split(" |")])
+    titles, _, *rows = lines
+    return [dict(zip(titles, cells, strict=True)) for cells in rows]
 
 
 def test_rows_of_papers_and_ours_are_sorted_by_the_points_lost(tmp_path, monkeypatch):

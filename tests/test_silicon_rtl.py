@@ -52,7 +52,8 @@ def core(commands):
                 for source, payload in waiting[:64]:
                     for address in index.get(source, ()):
                         target, weight = synapses[address]
-                        weight = weight * payload >> 7 if is_graded else weight
+                        if is_graded:
+                            weight = weight * payload >> 7
                         currents[target] += weight
                 v += currents
                 fires = v >= threshold
@@ -69,17 +70,24 @@ def perceptron(code, steps, wait, reset="subtract", sizes=(8, 12, 6), **model):
     """Layers of random whole numbers, in which the encoder's share the divisor 5."""
     generator = np.random.default_rng(1)
     model = snnjax.integrate_and_fire(reset=reset, **model)
-    first = 1 if code == rate() else 2 ** (1 - steps)  # a unit of a bias
-    nodes, source = [Input("x", (), (8,), np.ones(()))], "x"
-    for n, (size, before) in enumerate(zip(sizes, (8, *sizes), strict=False)):
-        weight = generator.integers(-3, 4, (size, before))
-        bias, least = generator.integers(-1, 2, size) * first, 3
-        if n == 0:
-            weight, bias, least = 5 * np.eye(size), np.zeros(size), 35
-        start = generator.integers(0, 3, size) * (
-            1 if code == rate() else steps * first
-        )
-        threshold = least + generator.integers(0, 4, size) * (5 if n == 0 else 1)
+    # Units of a bias and of an initial potential; digits enter once, not at each step.
+    bias_unit = 1
+    start_unit = 1
+    if code != rate():
+        bias_unit = 2 ** (1 - steps)
+        start_unit = steps * bias_unit
+    nodes = [Input("x", (), (8,), np.ones(()))]
+    source = "x"
+    fan_in = 8
+    for n, size in enumerate(sizes):
+        weight = generator.integers(-3, 4, (size, fan_in))
+        bias = generator.integers(-1, 2, size) * bias_unit
+        start = generator.integers(0, 3, size) * start_unit
+        threshold = 3 + generator.integers(0, 4, size)
+        if n == 0:  # the encoder: one weight, and thresholds that 5 divides
+            weight = 5 * np.eye(size)
+            bias = np.zeros(size)
+            threshold = 35 + 5 * (threshold - 3)
         nodes += [
             Dense(f"{n}/0", (source,), weight * 1.0, None),
             Population(
@@ -93,8 +101,9 @@ def perceptron(code, steps, wait, reset="subtract", sizes=(8, 12, 6), **model):
             ),
         ]
         source = str(n)
+        fan_in = size
     weight = generator.integers(-3, 4, (3, sizes[-1])) * 1.0
-    bias = generator.integers(-2, 3, 3) * first * 1.0
+    bias = generator.integers(-2, 3, 3) * bias_unit * 1.0
     nodes += [
         Dense("out/0", (source,), weight, None),
         Output("out", ("out/0",), (3,), bias, np.full((), 0.5)),

@@ -115,9 +115,11 @@ def digits_file(tmp_path):
     save_file = pytest.importorskip("safetensors.numpy").save_file
     model = models.build("events", 10)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    arrays = flatten_dict(variables, sep="/")
+    arrays = {}
+    for path, array in flatten_dict(variables, sep="/").items():
+        arrays[path] = np.array(array, order="C")
     file = tmp_path / "digits.safetensors"
-    save_file({path: np.array(x, order="C") for path, x in arrays.items()}, file)
+    save_file(arrays, file)
     return file, variables
 
 

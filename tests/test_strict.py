@@ -45,8 +45,11 @@ def example(dtype=jnp.float32):
     draw = np.random.default_rng(0).normal
     shapes = {"conv": (3, 3, 2, 4), "hidden": (16, 8), "readout": (8, 3)}
     shapes |= {"bias": (8,), "x": (6, 4, 4, 2)}
-    params = {name: jnp.asarray(draw(size=s), dtype) for name, s in shapes.items()}
-    return params, params.pop("x")
+    params = {}
+    for name, shape in shapes.items():
+        params[name] = jnp.asarray(draw(size=shape), dtype)
+    x = params.pop("x")
+    return params, x
 
 
 RECIPES = {
@@ -56,8 +59,11 @@ RECIPES = {
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
-QUICK = [("best", 0, jnp.float32), ("advanced", 1, jnp.bfloat16)]
-QUICK += [("spikes", 0, jnp.bfloat16)]
+QUICK = [
+    ("best", 0, jnp.float32),
+    ("advanced", 1, jnp.bfloat16),
+    ("spikes", 0, jnp.bfloat16),
+]
 slow = pytest.mark.slow
 
 

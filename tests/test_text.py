@@ -40,7 +40,8 @@ def test_an_snn_is_a_table_of_its_neurons():
     assert max(map(len, text.splitlines())) <= 120
     for name, params in snn.neurons.items():
         thresholds = np.asarray(params.threshold)
-        low, high = thresholds.min(), thresholds.max()
+        low = thresholds.min()
+        high = thresholds.max()
         cell = f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
         assert line_of(text, f"{name} ")[1:3] == ["0:1", cell]
 

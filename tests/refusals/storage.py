@@ -184,8 +184,8 @@ def run_program_of_several(x):
 
 def load_other_model():
     snn = models.fresh({FIRST: Recurrent(MyNeuron()), "*": lif()})
-    other = {FIRST: Recurrent(MyNeuron(0.25)), "*": lif()}
-    through_file(snn, model=other)
+    with_other_factor = {FIRST: Recurrent(MyNeuron(0.25)), "*": lif()}
+    through_file(snn, model=with_other_factor)
 
 
 def load_like_other_model():
@@ -201,13 +201,13 @@ def run_unknown_model():
 
 def programs_refused():
     x = np.asarray(DENSE.x)
-    for name, other_x in {
+    for name, wrong_x in {
         "three features": x[:, :3],
         "an example": x[0],
         "bfloat16": x.astype(jnp.bfloat16),
         "no example": x[:0],
     }.items():
-        call = functools.partial(run_program, other_x)
+        call = functools.partial(run_program, wrong_x)
         message = r"the program .* takes \[batch, 4\] of f"
         yield Refusal(f"a program of {name}", call, message)
 
