@@ -107,8 +107,8 @@ def calibrate_weights(
                 dynamics=view.dynamics,
             )
         fitted_weights = dict(fit.weights)
-        for path, weight, is_free in zip(fit.weights, weights, free, strict=True):
-            if is_free:
+        for path, weight in zip(fit.weights, weights, strict=True):
+            if path not in view.shared:
                 fitted_weights[path] = weight
         return fit._replace(weights=fitted_weights)
 
@@ -163,13 +163,14 @@ def _adam_step(
     update: Any
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         update, state = _ADAM.update(gradient, state)
-    step = []
+    results = []
     for direction, weight, is_free in zip(update, weights, free, strict=True):
         if is_free:
-            step.append((-rate * wide(direction)).astype(weight.dtype))
-        else:
-            step.append(jnp.zeros_like(weight))
-    return optax.apply_updates(weights, tuple(step)), state
+            # The product of the rate and a direction of bfloat16 is rounded once.
+            step = -rate * wide(direction)
+            weight = weight + step.astype(weight.dtype)
+        results.append(weight)
+    return tuple(results), state
 
 
 def _shuffled(

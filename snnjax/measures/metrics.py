@@ -224,8 +224,8 @@ def measure(
     neuron_counts = [math.prod(site.shape) for site in sites]
     neurons = sum(neuron_counts)
     # In the order of execution, because jit sorts the keys of a dict.
-    ordered = {site.name: site_measures[site.name] for site in sites}
-    rates = jnp.stack([measures.firing_rate for measures in ordered.values()])
+    ordered = {site.name: _without_none(site_measures[site.name]) for site in sites}
+    rates = jnp.stack([site.firing_rate for site in ordered.values()])
     # The mean over all neurons weights each site by its neurons.
     firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neurons
     if has_numbers(firing_rate) and firing_rate == 0:
@@ -235,7 +235,7 @@ def measure(
         )
     fields = counts | _information(snn, sites, neuron_counts, steps)
     return Measures(
-        sites={name: _without_none(measures) for name, measures in ordered.items()},
+        sites=ordered,
         firing_rate=firing_rate,
         neurons=jnp.asarray(neurons),
         steps=jnp.asarray(steps),
