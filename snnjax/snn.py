@@ -30,7 +30,8 @@ from snnjax.neurons.protocol import chain, check_model
 from snnjax.neurons.wrappers import off_grid
 
 # Labels of leaves in training, beside the names of neurons' parameters.
-WEIGHTS, FROZEN = "weights", "frozen"
+WEIGHTS = "weights"
+FROZEN = "frozen"
 
 
 @functools.partial(
@@ -134,15 +135,15 @@ class SNN:
             title.append(repr(self.code))
         title.append(f"{self._size()} numbers in params")
 
-        cells_of_sites = {}
+        texts_of_sites = {}  # name of a site -> field -> text
         fields: dict[str, None] = {}  # of all sites, each once, in order
         for name, params in self.neurons.items():
-            cells_of_sites[name] = _cells(params)
-            fields |= dict.fromkeys(cells_of_sites[name])
+            texts_of_sites[name] = _parameter_texts(params)
+            fields |= dict.fromkeys(texts_of_sites[name])
         field_titles = [field.replace("_", " ") for field in fields]
         rows = [["site", "levels", *field_titles]]
         models = dict(getattr(self.model, "models", ()))
-        for name, cells in cells_of_sites.items():
+        for name, texts in texts_of_sites.items():
             # A table must not fail for neurons whose sites were renamed.
             model = models.get(name, self.model)
             levels = getattr(model, "levels", None)
@@ -151,32 +152,37 @@ class SNN:
             else:
                 lowest_level, highest_level = levels
                 levels_text = f"{lowest_level}:{highest_level}"
-            row = [name, levels_text]
-            for field in fields:
-                row.append(cells.get(field, "-"))
-            rows.append(row)
-        title_text = ", ".join(title)
-        return Table(rows, above=title_text, below=self.fit)
+            cells = [texts.get(field, "-") for field in fields]
+            rows.append([name, levels_text, *cells])
+        return Table(rows, above=", ".join(title), below=self.fit)
 
 
-def _cells(params: Any) -> dict[str, str]:
-    """Field -> numbers, of the parameters of a site; those of a model within it too."""
-    cells = {}
+def _parameter_texts(params: Any) -> dict[str, str]:
+    """Name of a parameter of a site -> its numbers as text, see `numbers`.
+
+    The parameters of a model within another one are among them.
+    """
+    texts = {}
     for field, value in params._asdict().items():
         if hasattr(value, "_asdict"):
-            for name, text in _cells(value).items():
+            for name, text in _parameter_texts(value).items():
                 # The model within may have a field of the same name.
                 title = f"{field} {name}" if name in params._fields else name
-                cells[title] = text
+                texts[title] = text
         elif value is not None:
-            cells[field] = numbers(value)
-    return cells
+            texts[field] = numbers(value)
+    return texts
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
-    """A model for all sites, or a `BySite`, see `resolve_models`.
+    """The models of all sites that fire, as `SNN.model` holds them.
 
     Encoders get levels of both signs.
+
+    Args:
+        neuron: a model, or name or pattern of sites -> model, see `resolve_models`.
+        sites: of the network.
+        default: model of sites that no pattern matches.
     """
     firing_sites = [site for site in sites if site.fires]
     names = [site.name for site in firing_sites]
@@ -201,7 +207,12 @@ def check_snn(snn: SNN) -> None:
 
 
 def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int]:
-    """Steps and wait of a run; None means the value that the SNN was fitted to.
+    """The steps and the wait of a run, two whole numbers.
+
+    Args:
+        snn: the network.
+        steps: T; None: that of the SNN.
+        wait: None: that of the SNN, or 0 if it has none.
 
     Raises:
         ValueError: this is not an SNN; steps or wait are out of range; or differ from
@@ -210,7 +221,8 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     """
     check_snn(snn)
     check_code(snn.code)
-    steps = snn.steps if steps is None else steps
+    if steps is None:
+        steps = snn.steps
     if steps is None:
         raise ValueError(
             "this SNN is from snnjax.init and was fitted to no number of steps: give "
@@ -233,7 +245,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 
 def _has_counting_neurons(snn: SNN) -> bool:
-    """Whether IF neurons count over all steps; leaky ones forget."""
+    """Whether an SNN has IF neurons, which count over all steps; leaky ones forget."""
     for name, params in snn.neurons.items():
         model = off_grid(snn.model_of(name))
         if is_plain(model) and params.leak is None:
@@ -272,10 +284,8 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
                 " Take model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )
-        has_zones = False
-        for part in chain(model):
-            if getattr(part, "has_zones", False):
-                has_zones = True
+        # Of the model itself, and of each one within it.
+        has_zones = any(getattr(part, "has_zones", False) for part in chain(model))
         if has_zones and not is_plain(model):
             raise ValueError(
                 f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "
@@ -290,22 +300,23 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
     for model in models_in(snn.model):
         check_model(model, "the SNN's model")
     for site in sites:
-        if site.fires:
-            model = snn.model_of(site.name)
-            params = snn.neurons[site.name]
-            has_leak = getattr(params, "leak", None) is not None
-            if snn.code.keeps_charge and has_leak:
-                raise ValueError(
-                    f"the neurons of site {site.name!r} have a leak, and those of the "
-                    f"code {snn.code!r} must keep what is missing; allowed: leak None"
-                )
-            _check_site(model, params, site)
-            if not is_plain(model):
-                check_protocol(model, params, site)
+        if not site.fires:
+            continue
+        model = snn.model_of(site.name)
+        params = snn.neurons[site.name]
+        has_leak = getattr(params, "leak", None) is not None
+        if snn.code.keeps_charge and has_leak:
+            raise ValueError(
+                f"the neurons of site {site.name!r} have a leak, and those of the "
+                f"code {snn.code!r} must keep what is missing; allowed: leak None"
+            )
+        _check_site(model, params, site)
+        if not is_plain(model):
+            check_protocol(model, params, site)
 
 
 def check_values(snn: SNN) -> None:
-    """Raise if known values are out of range.
+    """Raise if values are out of range; traced ones are not known and not checked.
 
     Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
     thresholds and temperatures > 0 and leaks in (0, 1].
@@ -342,12 +353,8 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     if missing or unknown:
         advice = ""
         # The last part of a name says what the site is: "relu", or "encoder_2".
-        has_encoders = False
-        for name in missing | unknown:
-            *_, kind = name.split("/")
-            if kind.startswith("encoder"):
-                has_encoders = True
-        if has_encoders:
+        kinds = [name.split("/")[-1] for name in missing | unknown]
+        if any(kind.startswith("encoder") for kind in kinds):
             advice = (
                 ". Perhaps one of the two is in training mode (has_aux), where a "
                 "network has no encoders. Train networks with operators in inference "
@@ -382,8 +389,9 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
     A parameter broadcasts to the site's shape, or has the shape that ``init`` gives it,
     as a recurrent kernel does.
     """
+    # The parameters that the model makes itself, or their shapes.
     if is_plain(model):
-        # Its parameters broadcast, so that their names are enough.
+        # Those of IF and LIF all broadcast, so that their names are enough.
         no_arrays = [None] * len(NeuronParams._fields)
         fresh = NeuronParams._make(no_arrays)
     else:
@@ -410,7 +418,12 @@ def _check_site(model: Any, params: Any, site: Site) -> None:
 
 
 def _check_fresh(fresh: Any, where: str) -> None:
-    """Raise unless a model makes NamedTuples of arrays, whose names mean no others."""
+    """Raise unless a model makes NamedTuples of arrays, with names that may be used.
+
+    Args:
+        fresh: the parameters that the model makes, or their shapes.
+        where: the model and its site, for messages.
+    """
     if () in _fields(fresh):
         raise ValueError(
             f"the params of {where} are a {type(fresh).__name__}; allowed: a "
@@ -435,7 +448,10 @@ def _check_fresh(fresh: Any, where: str) -> None:
 
 
 def _fields(params: Any) -> list[tuple[str, ...]]:
-    """Names of parameters, and those of a model inside; () if there are no names."""
+    """Names of parameters: of a model, then of the one within it, and so on.
+
+    What is no NamedTuple has no names: ().
+    """
     fields = []
     for part in chain(params):
         fields.append(getattr(part, "_fields", ()))
@@ -476,7 +492,13 @@ def ranges_in(params: Any) -> dict[str, Range]:
 
 
 def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
-    """Raise unless all numbers are in the range, or finite if there is none."""
+    """Raise unless all numbers are in a range.
+
+    Args:
+        what: the numbers, for messages; its first word is the name of a parameter.
+        limits: the range; None: all finite numbers are allowed.
+        numbers: of any shape.
+    """
     numbers = numbers.astype(np.float64)
     if limits is None:
         within = np.isfinite(numbers)
@@ -492,6 +514,6 @@ def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
 
 
 def _readable(leaf: Any) -> bool:
-    """Whether the numbers of a leaf are concrete, and all of them on this process."""
+    """Whether the numbers of a leaf are concrete, and this process has all of them."""
     is_known = not isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
     return is_known and getattr(leaf, "is_fully_addressable", True)

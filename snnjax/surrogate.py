@@ -90,23 +90,24 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
     """
 
     @jax.custom_jvp
-    @functools.wraps(derivative)  # with its names and defaults of the arguments
+    # With the names and the defaults of the derivative's arguments.
+    @functools.wraps(derivative)
     def function(x, sharpness):
         del sharpness
         return _step(x)
 
     @function.defjvp
     def jvp(primals, tangents):
-        (x, sharpness), (dx, _) = primals, tangents
-        # x and sharpness get one type and number of axes, as JAX's strict settings
-        # require.
+        x, sharpness = primals
+        dx, _ = tangents
+        # JAX's strict settings ask for one type and one number of axes of both.
         aligned = lead(sharpness, x.ndim)
         dtype = x.dtype
         if not aligned.weak_type:  # that of a Python number adapts to x
             dtype = promoted(dtype, aligned.dtype)
         aligned = aligned.astype(dtype)
         slope = derivative(x.astype(dtype), aligned)  # type: ignore[call-arg]
-        # Not _step(x), which has no derivative of its own for a second one.
+        # Not _step(x): a second derivative is that of `function`, not of a comparison.
         return function(x, sharpness), jnp.asarray(slope, x.dtype) * dx
 
     @step
@@ -118,6 +119,7 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
 
 
 def _step(x: jax.Array) -> jax.Array:
+    """1[x >= 0] in the type of x."""
     return (x >= 0).astype(x.dtype)
 
 
@@ -221,11 +223,14 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
     takes_x = takes(surrogate, None)
     takes_temperature = takes(surrogate, None, None)
     if temperature is None:
-        form, is_allowed = "(x) or (x, temperature)", takes_x or takes_temperature
+        form = "(x) or (x, temperature)"
+        is_allowed = takes_x or takes_temperature
     elif temperature:
-        form, is_allowed = "(x, temperature)", takes_temperature
+        form = "(x, temperature)"
+        is_allowed = takes_temperature
     else:
-        form, is_allowed = "(x)", takes_x
+        form = "(x)"
+        is_allowed = takes_x
     if not is_allowed:
         raise ValueError(
             f"surrogate {surrogate!r} cannot be called as surrogate{form}, as these "
@@ -248,11 +253,11 @@ def is_step(spike: Surrogate) -> bool:
 
 
 def holds_tracer(spike: Surrogate) -> bool:
-    """Whether the function's closure or a partial's arguments hold a traced value."""
+    """Whether a spike function closes over a traced value, or a partial has one."""
     if isinstance(spike, functools.partial):
-        values = jax.tree.leaves((spike.args, spike.keywords))
         if holds_tracer(spike.func):
             return True
+        values = jax.tree.leaves((spike.args, spike.keywords))
     else:
         cells = getattr(spike, "__closure__", None) or ()
         values = [cell.cell_contents for cell in cells]

@@ -29,12 +29,20 @@ AT_A_TIME = 250  # examples that are simulated together
 
 
 class Point(NamedTuple):
-    """A conversion for one T."""
+    """A conversion for one T.
+
+    Attributes:
+        snn: the converted network.
+        accuracies: [T], 0..1, after each step, on all examples.
+        latency: steps until the answer, T + depth x wait.
+        measures: spikes and operations of the first 100 examples.
+        energy: of the ANN and the SNN for these examples.
+    """
 
     snn: SNN
-    accuracies: np.ndarray  # 0..1, after each of the T steps, on all examples
-    latency: int  # steps until the answer, T + depth x wait
-    measures: Measures  # on the first 100 examples
+    accuracies: np.ndarray
+    latency: int
+    measures: Measures
     energy: Energy
 
 
@@ -46,23 +54,32 @@ class Sweep(NamedTuple):
     points: tuple[Point, ...]
 
     def _table(self) -> Table:
-        head = "T wait latency accuracy_% lost spikes energy_% with_memory_%"
-        rows = [[name.replace("_", " ") for name in head.split()]]
+        head = [
+            "T",
+            "wait",
+            "latency",
+            "accuracy %",
+            "lost",
+            "spikes",
+            "energy %",
+            "with memory %",
+        ]
+        rows = [head]
         for point in self.points:
             accuracy = point.accuracies[-1]
-            operations, memory = point.energy.operations, point.energy.memory
-            rows.append(
-                [
-                    str(point.snn.steps),
-                    str(point.snn.wait),
-                    str(point.latency),
-                    f"{100 * accuracy:.1f}",
-                    f"{100 * (self.ann - accuracy):.1f}",
-                    f"{float(point.measures.spikes):.2f}",
-                    f"{100 * operations.spiking / operations.ann:.0f}",
-                    f"{100 * memory.spiking / memory.ann:.0f}",
-                ]
-            )
+            operations = point.energy.operations
+            memory = point.energy.memory
+            row = [
+                str(point.snn.steps),
+                str(point.snn.wait),
+                str(point.latency),
+                f"{100 * accuracy:.1f}",
+                f"{100 * (self.ann - accuracy):.1f}",
+                f"{float(point.measures.spikes):.2f}",
+                f"{100 * operations.spiking / operations.ann:.0f}",
+                f"{100 * memory.spiking / memory.ann:.0f}",
+            ]
+            rows.append(row)
         below = (
             f"ANN {100 * self.ann:.1f} %; energy in percent of the ANN's, by "
             "operations and with memory\n"
@@ -114,16 +131,17 @@ def sweep(
     def examples(start: int, count: int) -> chex.ArrayTree:
         return jax.tree.map(lambda leaf: leaf[start : start + count], x)
 
-    def accuracies_after_steps(run: Callable, weights: Any) -> np.ndarray:
+    def accuracies_after_steps(run: Callable, network: Any) -> np.ndarray:
+        """The accuracy after each step, [T], of ``run(network, x) -> outputs``."""
         parts = []
         for start in range(0, batch_of(x), AT_A_TIME):
-            part = run(weights, examples(start, AT_A_TIME))
+            part = run(network, examples(start, AT_A_TIME))
             parts.append(part)
         outputs = jnp.concatenate(parts, axis=1)  # [T, B, classes]
         # Outside of jit, where the labels are checked.
         return np.asarray(accuracy(outputs, labels))
 
-    # The ANN's outputs are those of one step.
+    # The outputs of the ANN, with an axis of one step.
     run_ann = jax.jit(lambda params, x: fn(params, x)[None])
     simulate = jax.jit(spiking(fn))
     (ann_accuracy,) = accuracies_after_steps(run_ann, params)
