@@ -1,7 +1,8 @@
 """A slow oracle in NumPy: plain loops over time steps and neurons, no JAX.
 
-Written from the papers' formulas alone, to be read beside them. Arrays are float64
-unless the caller's are not.
+Written from the papers' formulas alone, to be read beside them. T is the number of
+steps, B of images, C of channels. A spike is an array entry of its height: threshold
+times level. Arrays are float64 unless the caller's are not.
 """
 
 import numpy as np
@@ -22,26 +23,42 @@ def neuron(
     rectifies=True,
     lowest=-np.inf,
 ):
-    """Spikes [T] of one neuron that waits ``wait`` steps before it may fire.
+    """Spikes, a list of T heights, of one neuron that waits before it may fire.
 
-    A spike of level 1 at step t is worth ``sizes[t]`` thresholds: 1 with rate coding.
+    Args:
+        currents: [T].
+        start: potential before the first step.
+        wait: steps that the neuron only integrates. Steps after T have no current.
+        levels: (lowest, highest) level of a spike.
+        dead_zone: a potential that lacks less than this part of a spike sends none.
+        last_zone: the same at the last step.
+        sizes: thresholds that a spike of level 1 is worth at each step, [T]; None: 1
+            at every step, as with rate coding.
+        rectifies: the sum of all spikes is never negative.
+        lowest: the potential is clamped to so many thresholds from below.
     """
-    steps, v, spikes, sent = len(currents), start, [], 0
+    steps = len(currents)
     low, high = levels
     sizes = np.ones(steps) if sizes is None else np.asarray(sizes)
-    finest = sizes[-1] * threshold
+    finest_size = sizes[-1] * threshold
+    v = start
+    sent = 0  # sum of the spikes so far
+    spikes = []
     for step in range(steps + wait):
-        v = leak * v + (currents[step] if step < steps else 0 * currents[0])
-        v = max(v, lowest * threshold)
+        current = currents[step] if step < steps else 0 * currents[0]
+        v = max(leak * v + current, lowest * threshold)
         if step < wait:
             continue
         size = sizes[step - wait] * threshold
-        missing = v - finest / 2
-        ahead = (size - finest) / 2 if low < 0 else 0
-        least = max(low, -np.floor(sent / size + 1e-3)) if rectifies else low
-        level = int(min(max(np.floor((v + ahead) / size), least), high))
-        zone = dead_zone if step - wait < steps - 1 else last_zone
-        if abs(missing) < zone * size:
+        # Signed spikes round to the nearest level, and others down.
+        ahead = (size - finest_size) / 2 if low < 0 else 0
+        lowest_level = low
+        if rectifies:
+            lowest_level = max(low, -np.floor(sent / size + 1e-3))
+        level = int(min(max(np.floor((v + ahead) / size), lowest_level), high))
+        is_last = step - wait == steps - 1
+        zone = last_zone if is_last else dead_zone
+        if abs(v - finest_size / 2) < zone * size:
             level = 0
         sent += level * size
         spikes.append(level * size)
@@ -63,15 +80,25 @@ def population(
     kernel=None,
     wait=0,
 ):
-    """Spikes [T, N] of N neurons with a synapse, an adaptation and a recurrence."""
+    """Spikes [T, N] of N neurons with a synapse, an adaptation and a recurrence.
+
+    Args:
+        currents: [T, N].
+        kernel: weights of the recurrence from neuron m to neuron n, [N, N].
+        wait: steps that the neurons only integrate.
+    """
     steps, count = currents.shape
-    v, i, w, last, spikes = *np.zeros((4, count)), []
+    v = np.zeros(count)  # potentials
+    i = np.zeros(count)  # currents of the synapses
+    w = np.zeros(count)  # adaptation
+    last = np.zeros(count)  # spikes of the step before
+    spikes = []
     kernel = np.zeros((count, count)) if kernel is None else kernel
     for step in range(steps + wait):
         arriving = currents[step] if step < steps else np.zeros(count)
         for n in range(count):
-            back = sum(last[m] * kernel[m, n] for m in range(count))
-            i[n] = synaptic_leak * i[n] + arriving[n] + back
+            recurrent = sum(last[m] * kernel[m, n] for m in range(count))
+            i[n] = synaptic_leak * i[n] + arriving[n] + recurrent
             v[n] = leak * v[n] + i[n] - w[n]
         if step < wait:
             continue
@@ -88,15 +115,19 @@ def population(
 
 
 def simulate(currents, threshold, *, bias=0.0, start=0.0, **options):
-    """Spikes [T, B, ...] of a layer; the rest broadcasts over [B, ...].
+    """Spikes [T, B, ...] of a layer of neurons.
 
-    The bias comes at every step, or at the first one, T times, if sizes are given.
+    Args:
+        currents: [T, B, ...].
+        threshold, bias, start: broadcast over [B, ...].
+        options: of `neuron`.
     """
     bias = np.asarray(bias, currents.dtype)
     if options.get("sizes") is None:
         currents = currents + bias
-    else:
-        currents = np.concatenate([currents[:1] + len(currents) * bias, currents[1:]])
+    else:  # the code lets a constant arrive at the first step, T times
+        currents = np.array(currents)
+        currents[0] += len(currents) * bias
     threshold = np.broadcast_to(threshold, currents.shape[1:])
     start = np.broadcast_to(start, currents.shape[1:])
     spikes = np.zeros_like(currents)
@@ -125,11 +156,12 @@ def per_channel(function, activation):
 
 
 def max_threshold(activation):
+    """The largest activation."""
     return max(activation.flat)
 
 
 def percentile_threshold(activation, p):
-    """The number below which p percent lie, linear between neighbors."""
+    """The number below which p percent of the activations lie, by interpolation."""
     ordered = sorted(activation.flat)
     place = p / 100 * (len(ordered) - 1)
     below = int(np.floor(place))
@@ -138,32 +170,32 @@ def percentile_threshold(activation, p):
 
 
 def squared_error(activation, steps, threshold, shift=0.0):
+    """Sum of the squared errors that T spikes of a threshold make."""
     error = clip_floor(activation, steps, threshold, shift) - activation
     return sum(e**2 for e in error.flat)
 
 
 def least_squares_threshold(activation, steps, shift=0.0):
     """The best of 95 candidates: max, 0.99 max, ..., 0.06 max."""
-    best, least = None, np.inf
-    for i in range(95):
-        candidate = max_threshold(activation) * (1 - 0.01 * i)
-        error = squared_error(activation, steps, candidate, shift)
-        if error < least:
-            best, least = candidate, error
-    return best
+    candidates = [max_threshold(activation) * (1 - 0.01 * i) for i in range(95)]
+    return min(
+        candidates,
+        key=lambda threshold: squared_error(activation, steps, threshold, shift),
+    )
 
 
 def bias_shift(threshold, steps):
+    """Half of a spike, V / 2T, which makes flooring rounding."""
     return threshold / (2 * steps)
 
 
 def bias_correction(activation, output):
-    """[C]: mean over images and positions of what the channel lacks."""
+    """[C]: mean over images and positions of activation minus output, [B, ..., C]."""
     return per_channel(np.mean, activation - output)
 
 
 def potential_correction(activation, output, steps):
-    """[...]: T times the mean over images of what the neuron lacks."""
+    """[...]: T times the mean over images of activation minus output, [B, ...]."""
     total = np.zeros(activation.shape[1:])
     for a, s in zip(activation, output, strict=True):
         total += a - s
@@ -171,22 +203,31 @@ def potential_correction(activation, output, steps):
 
 
 def max_pool(stream, pool):
-    """Increments of the pooled running sum, step by step."""
-    total, before, out = np.zeros_like(stream[0]), 0.0, []
+    """Increments of the pooled running sum of a stream [T, B, ...], step by step."""
+    total = np.zeros_like(stream[0])
+    last_pooled = 0.0
+    increments = []
     for spikes in stream:
         total = total + spikes
-        now = pool(total)
-        out.append(now - before)
-        before = now
-    return np.stack(out)
+        pooled = pool(total)
+        increments.append(pooled - last_pooled)
+        last_pooled = pooled
+    return np.stack(increments)
 
 
 def light(kernels, biases, x, steps):
-    """The ICML 2021 light pipeline on a dense net: thresholds, biases, mean logits.
+    """The ICML 2021 light pipeline on a dense net.
 
-    ``biases`` of the result are what is added to the trained ones.
+    Args:
+        kernels: [inputs, outputs] of each layer; the last layer has no neurons.
+        biases: of each layer, trained.
+        x: [B, inputs].
+
+    Returns:
+        The thresholds of the layers, what is added to their biases, and mean logits.
     """
-    ann, spikes = x, np.stack([x] * steps)
+    ann = x
+    spikes = np.stack([x] * steps)  # [T, B, inputs]
     thresholds, added = [], []
     for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
         ann = np.maximum(ann @ kernel + bias, 0)
@@ -202,8 +243,9 @@ def light(kernels, biases, x, steps):
 
 
 def potentials(currents, spikes, threshold, leak, reset):
-    """v [T, ...] as it stands when the neuron decides, from what it then did."""
-    v, history = np.zeros_like(currents[0]), []
+    """Potentials [T, ...] before each spike, from currents and spikes, [T, ...]."""
+    v = np.zeros_like(currents[0])
+    history = []
     for current, fired in zip(currents, spikes, strict=True):
         v = leak * v + current
         history.append(v)
@@ -214,75 +256,110 @@ def potentials(currents, spikes, threshold, leak, reset):
 def backward(v, spikes, upstream, threshold, leak, reset, slope, detach):
     """Gradient of the currents from that of the spikes, back through time by hand.
 
-    ``slope`` is the surrogate's derivative in (v - V_th) / (2 V_th).
+    Args:
+        v: potentials before each spike, [T, ...].
+        spikes: their heights, [T, ...].
+        upstream: gradient of the spikes, [T, ...].
+        slope: the surrogate's derivative in (v - V_th) / (2 V_th).
+        detach: no gradient flows through the reset.
     """
-    later, of_currents = 0.0, np.zeros_like(upstream)
+    gradient = np.zeros_like(upstream)
+    later_gradient = 0.0  # of the potential after the spike
     for t in reversed(range(len(upstream))):
+        # d spike / d v, in spikes of height 1
         height = slope((v[t] - threshold) / (2 * threshold)) / (2 * threshold)
-        through = 0.0 if detach else height
+        reset_height = 0.0 if detach else height
+        # d (v after the spike) / d v
         if reset == "subtract":
-            passed_on = 1 - threshold * through
+            passed_on = 1 - threshold * reset_height
         else:
-            passed_on = (spikes[t] == 0) - v[t] * through
-        of_currents[t] = upstream[t] * threshold * height + later * passed_on
-        later = leak * of_currents[t]
-    return of_currents
+            passed_on = (spikes[t] == 0) - v[t] * reset_height
+        gradient[t] = upstream[t] * threshold * height + later_gradient * passed_on
+        later_gradient = leak * gradient[t]
+    return gradient
 
 
 def dense_gradients(kernels, x, threshold, leak, reset, slope, detach):
-    """Gradients of sum_t |O(t)|^2 / 2 for spiking dense layers and a linear readout."""
-    options = dict(leak=leak, reset=reset)
-    inputs, layers, spikes = [x], [], x
+    """Gradients of sum_t |O(t)|^2 / 2 for spiking dense layers and a linear readout.
+
+    Args:
+        kernels: [inputs, outputs] of each layer; the last one is the readout.
+        x: input of each step, [T, B, inputs].
+    """
+    inputs = [x]  # of each layer; the spikes of one are the inputs of the next
+    layer_potentials = []
     for kernel in kernels[:-1]:
-        currents = spikes @ kernel
-        spikes = simulate(currents, threshold, **options)
-        layers.append((potentials(currents, spikes, threshold, leak, reset), spikes))
+        currents = inputs[-1] @ kernel
+        spikes = simulate(currents, threshold, leak=leak, reset=reset)
+        v = potentials(currents, spikes, threshold, leak, reset)
+        layer_potentials.append(v)
         inputs.append(spikes)
-    gradient = spikes @ kernels[-1]
-    of_kernels = [np.einsum("tbi,tbo->io", spikes, gradient)]
-    for i in reversed(range(len(layers))):
-        upstream = gradient @ kernels[i + 1].T
-        v, fired = layers[i]
-        gradient = backward(v, fired, upstream, threshold, leak, reset, slope, detach)
-        of_kernels.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
-    return of_kernels
+    gradient = inputs[-1] @ kernels[-1]  # of the outputs: the outputs themselves
+    kernel_gradients = [np.einsum("tbi,tbo->io", inputs[-1], gradient)]
+    for i in reversed(range(len(layer_potentials))):
+        gradient = backward(
+            layer_potentials[i],
+            inputs[i + 1],
+            gradient @ kernels[i + 1].T,
+            threshold,
+            leak,
+            reset,
+            slope,
+            detach,
+        )
+        kernel_gradients.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
+    return kernel_gradients
 
 
 def least_squares_weights(activation, spikes, kernel, damping, images):
-    """Kernel [I, C] of mean spikes [N, P, I] by the normal equations, centred.
+    """The refitted kernel [I, C], by centred and damped normal equations.
 
     Args:
+        activation: of the ANN, [N, P, C], for N images and P positions.
+        spikes: mean inputs of the product, [N, P, I].
+        kernel: before the fit, [I, C].
+        damping: in units of the mean power of the currents per squared weight.
         images: those that count, bool [N].
     """
     current = spikes @ kernel
     top = activation.max((0, 1))
-    silent = (activation <= 0) & (current <= 0)
-    counts = ~silent & ~((activation >= top) & (current >= top))
-    counts &= images[:, None, None]
-    columns, grams, powers = [], [], 0.0
+    # What is silent, or at the top, in both networks says nothing about the weights.
+    is_silent = (activation <= 0) & (current <= 0)
+    is_at_top = (activation >= top) & (current >= top)
+    counts = ~is_silent & ~is_at_top & images[:, None, None]
+    grams, right_sides, power = [], [], 0.0
     for c in range(kernel.shape[1]):
         rows = spikes[counts[..., c]]
         rows = rows - rows.mean(0)
-        lacking = (activation - current)[counts[..., c], c]
-        grams.append((rows.T @ rows, rows.T @ (lacking - lacking.mean())))
-        powers += ((rows @ kernel[:, c]) ** 2).sum()
-    k = powers / (kernel**2).sum()
-    for c, (gram, right) in enumerate(grams):
-        step = np.linalg.solve(gram + damping * k * np.eye(len(gram)), right)
-        columns.append(kernel[:, c] + step)
+        error = (activation - current)[counts[..., c], c]
+        grams.append(rows.T @ rows)
+        right_sides.append(rows.T @ (error - error.mean()))
+        power += ((rows @ kernel[:, c]) ** 2).sum()
+    ridge = damping * power / (kernel**2).sum() * np.eye(len(kernel))
+    columns = []
+    for c, gram in enumerate(grams):
+        change = np.linalg.solve(gram + ridge, right_sides[c])
+        columns.append(kernel[:, c] + change)
     return np.stack(columns, 1)
 
 
 def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
-    """Connections of each pixel [H, W, C] of a convolution, counted one by one."""
+    """Connections of each input [H, W, C] of a convolution, counted one by one.
+
+    Args:
+        shape: of the input, (H, W, C).
+        kernel: its shape, (height, width, inputs of a group, outputs).
+        padding: (before, after) for rows and for columns.
+    """
     counts = np.zeros(shape, int)
-    outputs = [
-        (n + sum(pads) - k) // stride + 1
-        for n, k, pads in zip(shape, kernel, padding, strict=False)
-    ]
-    for out in np.ndindex(*outputs):
+    output_shape = []
+    for axis in (0, 1):
+        room = shape[axis] + sum(padding[axis]) - kernel[axis]
+        output_shape.append(room // stride + 1)
+    for output in np.ndindex(*output_shape):
         for tap in np.ndindex(*kernel[:2]):
-            row, column = (out[d] * stride + tap[d] - padding[d][0] for d in (0, 1))
+            row = output[0] * stride + tap[0] - padding[0][0]
+            column = output[1] * stride + tap[1] - padding[1][0]
             if 0 <= row < shape[0] and 0 <= column < shape[1]:
                 counts[row, column] += kernel[3] // groups
     return counts
@@ -291,11 +368,17 @@ def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
 def windows(x, size, stride, padding, dilation=(1, 1)):
     """Windows [B, C, H', W', h, w] of images [B, C, H, W].
 
-    ``padding``: for rows and columns, a number for both sides or one for each.
+    Args:
+        size: of a window, (h, w).
+        stride: (rows, columns) from a window to the next.
+        padding: for rows and columns, a number for both sides or one for each.
+        dilation: (rows, columns) from an entry of a window to the next.
     """
-    (high, wide), (down, right) = np.int64(dilation), np.int64(stride)
-    reach = tuple((np.int64(size) - 1) * (high, wide) + 1)
+    row_stride, column_stride = stride
+    row_dilation, column_dilation = dilation
+    # Pixels that a window extends over, holes included.
+    extent = tuple((np.int64(size) - 1) * dilation + 1)
     zeros = np.broadcast_to(np.int64(padding).reshape(2, -1), (2, 2))
     padded = np.pad(x, ((0, 0), (0, 0), *zeros.tolist()))
-    view = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))
-    return view[:, :, ::down, ::right, ::high, ::wide]
+    view = np.lib.stride_tricks.sliding_window_view(padded, extent, (2, 3))
+    return view[:, :, ::row_stride, ::column_stride, ::row_dilation, ::column_dilation]
