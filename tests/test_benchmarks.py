@@ -99,18 +99,18 @@ def noise(rng, shape=sequences.RATE):
 # ---------------------------------------------------------------------------- smoke
 
 
-def test_calibration(small, out):
+def test_calibration_reads_the_images_five_times(small, out):
     line = ["--quick", "--images", "16", "--rounds", "2", "--out", str(out)]
     (side,) = calibration.main(line)["sides"].values()
     assert side["passes"] == pytest.approx(5 * side["over_t"])
 
 
-def test_cold_start(out):
+def test_a_cold_start_counts_programs_and_seconds_of_compilation(out):
     (side,) = cold_start.main(["--quick", "--out", str(out)])["sides"].values()
     assert side["programs"] > 0 and 0 < side["compile_seconds"] < side["seconds"]
 
 
-def test_converter_cnn(monkeypatch, out):
+def test_missing_peers_of_the_converted_cnn_have_a_reason(monkeypatch, out):
     peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
     prepare = functools.partial(converter_cnn.prepare, steps=16, batch=2, size=8)
     time_in_this_process(monkeypatch, prepare, missing=peers)
@@ -122,7 +122,9 @@ def test_converter_cnn(monkeypatch, out):
     assert "not installed" in out.with_suffix(".md").read_text()
 
 
-def test_equal_accuracy(small, light, monkeypatch, tmp_path, out):
+def test_equal_accuracy_compares_modes_that_lose_no_more(
+    small, light, monkeypatch, tmp_path, out
+):
     """With the ANN in the place of one mode of SpikingJelly."""
     monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
     there, *missing = equal_accuracy.SPIKINGJELLY
@@ -138,7 +140,7 @@ def test_equal_accuracy(small, light, monkeypatch, tmp_path, out):
     assert all(sides[name]["facts"]["steps"] == 2 for name in equal_accuracy.SNNJAX)
 
 
-def test_mlperf_tiny(light, monkeypatch, tmp_path, out):
+def test_networks_of_mlperf_tiny_have_a_row_each(light, monkeypatch, tmp_path, out):
     """Networks of two channels, random recordings, and noise for CIFAR-10."""
     rng = np.random.default_rng(0)
 
@@ -180,7 +182,7 @@ def test_mlperf_tiny(light, monkeypatch, tmp_path, out):
     assert mlperf_tiny.main(line)["sides"] == sides
 
 
-def test_nmnist(light, tmp_path, out):
+def test_a_graph_of_nir_is_tested_on_recordings_of_nmnist(light, tmp_path, out):
     nir = pytest.importorskip("nir")
     rng = np.random.default_rng(0)
     ones, zeros = np.ones((3, 4, 4)), np.zeros((3, 4, 4))
@@ -209,7 +211,7 @@ def test_nmnist(light, tmp_path, out):
     assert {"snnjax, reset zero", "snnjax, reset subtract"} < sides.keys()
 
 
-def test_on_chips(small, monkeypatch, out):
+def test_akida_computes_floats_and_whole_numbers_alike(small, monkeypatch, out):
     """Akida computes floats and whole numbers alike; a second run reads its row."""
     ann, akida = on_chips.main(["--quick", "--out", str(out)])["sides"].values()
     assert akida["floats"] == akida["whole"] == ann["floats"]
@@ -217,7 +219,9 @@ def test_on_chips(small, monkeypatch, out):
     assert len(on_chips.main(["--quick", "--out", str(out)])["sides"]) == 2
 
 
-def test_silicon(monkeypatch, tmp_path, out):
+def test_files_of_loihi_and_speck_are_checked_against_whole_numbers(
+    monkeypatch, tmp_path, out
+):
     """Files of random numbers in the form of Intel's, Speck's and its recordings."""
     h5py = pytest.importorskip("h5py")
     nir = pytest.importorskip("nir")
@@ -267,7 +271,7 @@ def test_silicon(monkeypatch, tmp_path, out):
     assert sum(name.startswith("Loihi 1, MobileNet: ") for name in compared) == 4
 
 
-def test_silicon_lsnn(tmp_path, monkeypatch, out):
+def test_files_of_an_lsnn_are_checked_against_whole_numbers(tmp_path, monkeypatch, out):
     rng = np.random.default_rng(0)
     for name, shape in zip(silicon_lsnn.WEIGHTS, silicon_lsnn.SHAPES, strict=True):
         weights = rng.integers(-120, 130, shape) * (rng.random(shape) < 0.2)
@@ -281,7 +285,7 @@ def test_silicon_lsnn(tmp_path, monkeypatch, out):
     assert "estimate: energies of the chip" in result["sides"]
 
 
-def test_speck_power(out):
+def test_a_spike_on_speck_costs_more_than_its_additions(out):
     """A spike on Speck costs more than its additions."""
     sides = speck_power.main(["--out", str(out)])["sides"]
     *measured, operations, memory = sides.values()
@@ -291,7 +295,9 @@ def test_speck_power(out):
         assert 10 * operations["most"] < row["most"] < memory["most"] < row["fewest"]
 
 
-def test_sst2(light, monkeypatch, tmp_path, out):
+def test_a_transformer_on_phrases_has_rows_of_ann_and_spikes(
+    light, monkeypatch, tmp_path, out
+):
     """A transformer of few features on a handful of phrases."""
     monkeypatch.setattr(sst2, "LENGTH", 6)
     monkeypatch.setattr(sst2, "EPOCHS", 1)
@@ -313,14 +319,14 @@ def test_sst2(light, monkeypatch, tmp_path, out):
 
 
 @pytest.mark.slow
-def test_throughput(out):
+def test_throughput_has_seconds_of_each_side_and_no_side_twice(out):
     sides = throughput.main(["--quick", "--rounds", "1", "--out", str(out)])["sides"]
     assert all(min(side["seconds"]) > 0 for side in sides.values())
     all_sides = throughput.sides(quick=False)
     assert len({side.name for side in all_sides}) == len(all_sides)
 
 
-def test_training(monkeypatch, out):
+def test_libraries_of_training_agree_in_their_answers(monkeypatch, out):
     """The same network and input in each library: the answers of two agree."""
     (size,) = training.QUICK
     missing = [f"{side}: {size.name}" for side in ("Spyx, recurrent", "sparxml")]
@@ -345,7 +351,7 @@ timing.serve(prepare, ())
 """
 
 
-def test_worker_processes():
+def test_each_side_runs_in_a_process_and_a_missing_peer_says_so():
     """The real protocol: one process per side, a missing peer says so."""
     bodies = {
         "there": "return lambda: print('noise'), {}",
@@ -378,7 +384,7 @@ def test_checks_that_every_step_is_run():
         timing.check_steps(outputs[:3], 4)
 
 
-def test_targets():
+def test_a_target_is_met_at_most_or_at_least():
     assert timing.target("seconds", 4.0, at_most=5)["met"]
     assert not timing.target("speed", 3.4, at_least=3.5)["met"]
 
@@ -436,7 +442,9 @@ def test_a_file_that_is_something_else_ends_a_check_with_a_sentence(tmp_path):
         ("yes/cut.wav", 16_000, 16_000, "from header. Download it anew"),
     ],
 )
-def test_bad_recordings_for_mlperf(file, rate, shape, message, tmp_path, monkeypatch):
+def test_bad_recordings_for_mlperf_end_with_what_is_allowed(
+    file, rate, shape, message, tmp_path, monkeypatch
+):
     has_few = "allowed: more" in message
     monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 256 if has_few else 0)
     path = tmp_path / file

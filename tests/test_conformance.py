@@ -106,7 +106,7 @@ def check(program, layers, x):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_akida(bits):
+def test_akida_sends_the_spikes_of_whole_numbers(bits):
     pytest.importorskip("akida")
     options = {"steps": 1, "levels": (0, 2**bits - 1), "largest_x": 255}
     check(chip_programs.akida, *drawn(**options))
@@ -121,7 +121,7 @@ SPECK = {"levels": (0, 255), "per": "layer", "has_biases": False, "weight": 127}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_sinabs(name):
+def test_sinabs_sends_the_spikes_of_whole_numbers(name):
     pytest.importorskip("sinabs")
     check(chip_programs.sinabs, *drawn(**OPTIONS[name], has_branches=True))
 
@@ -134,7 +134,7 @@ def test_the_quantizer_of_dynapcnn_changes_nothing():
         chip_programs.dynapcnn(layers, x)
 
 
-def test_the_rules_of_chips():
+def test_the_rules_of_chips_give_the_spikes_of_whole_numbers():
     check(
         chip_programs.loihi,
         *drawn(reset="zero", weight=31, largest_x=15, has_branches=True),

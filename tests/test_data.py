@@ -24,7 +24,7 @@ def _write_folder(root, sizes=((4, 3),), mode="RGB", suffix="png", times=1):
                 image.save(folder / f"{index}.{suffix}")
 
 
-def test_digits():
+def test_digits_are_split_and_normalized():
     digits = data.load("digits")
     assert digits.train_images.shape == (1297, 8, 8, 1)
     assert digits.test_images.shape == (500, 8, 8, 1)
@@ -42,7 +42,7 @@ def test_digits():
 
 
 @pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
-def test_folder(tmp_path, mode, channels):
+def test_a_folder_of_images_is_a_data_set(tmp_path, mode, channels):
     _write_folder(tmp_path / "pets", mode=mode, times=10)
     (tmp_path / "pets/train/.ipynb_checkpoints").mkdir()  # what is hidden is not read
     (tmp_path / "pets/train/cat/._0.png").write_bytes(b"not an image")
@@ -64,7 +64,7 @@ def test_folder(tmp_path, mode, channels):
     np.testing.assert_array_equal(reloaded.train_labels, pets.train_labels)
 
 
-def test_folder_errors(tmp_path):
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     for name, options in {
         "broken": {"suffix": "jpg"},
         "sizes": {"sizes": ((4, 3), (5, 3))},
@@ -96,7 +96,7 @@ def test_folder_errors(tmp_path):
             data.load(str(tmp_path / name))
 
 
-def test_prepared_tfds(tmp_path):
+def test_data_that_tfds_has_prepared_are_read(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
 

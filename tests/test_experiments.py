@@ -63,7 +63,7 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     assert names == ["Plain/relu", "Plain/relu_1"]
 
 
-def test_all_files_are_written(converted):
+def test_a_conversion_writes_all_of_its_files(converted):
     config, results, _ = converted
     out, facts = Path(config.out), facts_of(config)
     assert facts["config"]["steps"] == [4]

@@ -73,7 +73,7 @@ def test_answers_are_compared():
 
 
 @pytest.mark.slow
-def test_squeezenet(capsys, tmp_path, monkeypatch):
+def test_squeezenet_has_rows_and_sites(capsys, tmp_path, monkeypatch):
     small_squeezenet(tmp_path, images=3)
     monkeypatch.setattr(imagenet, "HELD_OUT", 1)
     out = tmp_path / "squeezenet.json"
@@ -132,7 +132,9 @@ def made_set(folder, module, transforms):
         file.rename(folder / "val" / WNIDS[label] / file.name)
 
 
-def test_validation_set(tiny, tmp_path, monkeypatch, capsys):
+def test_a_network_of_torchvision_is_tested_on_the_validation_set(
+    tiny, tmp_path, monkeypatch, capsys
+):
     import torch
     import torchvision
 

@@ -18,7 +18,7 @@ def _shape(name):
     return (2, 8, 8, 1) if name == "digits_resnet" else (2, 32, 32, 3)
 
 
-def test_logits_and_normalization():
+def test_every_model_has_logits_and_norms_only_if_it_is_asked():
     """Of each family, in training and in inference; the next test has deeper ones."""
     deeper = {"resnet18", "resnet56"}
     networks = [(name, True) for name in models.NAMES if name not in deeper]
@@ -33,7 +33,7 @@ def test_logits_and_normalization():
         assert logits.shape == training.shape == (2, 7)
 
 
-def test_numbers_of_parameters():
+def test_models_have_as_many_parameters_as_their_papers_say():
     """Of He et al. 2016, table 6, with BatchNorm."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     for name, millions in (

@@ -134,7 +134,7 @@ def allowed(x):
 
 
 @pytest.mark.parametrize("x", INPUTS)
-def test_allowed(x):
+def test_other_operations_are_operators_that_compute_what_they_did(x):
     for name, net in allowed(x).items():
         sites = snnjax.sites(*net[:3])
         assert any(not site.fires for site in sites), name

@@ -151,7 +151,7 @@ def test_the_core_sends_the_spikes_of_whole_numbers(name):
 
 
 @pytest.mark.parametrize("zones", [{"last_zone": 0.9}, {"dead_zone": 0.7}])
-def test_dead_zones(zones):
+def test_a_core_computes_dead_zones_and_last_zones(zones):
     layers, x = perceptron(radix(), 4, 1, **SIGNED, **zones)
     counts = counts_of(layers, x)
     plain, _ = perceptron(radix(), 4, 1, **SIGNED)
@@ -159,14 +159,14 @@ def test_dead_zones(zones):
     assert 0 < counts["not_0"] < counts_of(plain, x)["not_0"]
 
 
-def test_convolutions_and_pools():
+def test_a_core_computes_convolutions_and_pools():
     layers, x = drawn(reset="zero", weight=15)
     counts = counts_of(layers, x[:2])
     assert counts["mismatches"] == 0 and counts["equal"] == counts["sums"] == 4
     assert counts["not_0"] > counts["spikes"] / 20
 
 
-def test_synapses_are_counted(monkeypatch):
+def test_more_synapses_than_a_core_has_are_refused(monkeypatch):
     layers, _ = perceptron(rate(), 4, 0)
     for name in ("MOST_SYNAPSES", "MOST_FAN_OUT"):
         with monkeypatch.context() as patch:
@@ -189,7 +189,9 @@ def test_spikes_at_other_steps_are_mismatches():
         assert counts["mismatches"] == count
 
 
-def test_the_command(monkeypatch, capsys, tmp_path):
+def test_the_command_writes_a_row_that_a_second_run_reads(
+    monkeypatch, capsys, tmp_path
+):
     """With the rule in the place of Icarus."""
     options = ["--rtl", str(tmp_path), "--quick", "--only", "CNN: rate"]
 

@@ -77,7 +77,7 @@ slow = pytest.mark.slow
         for quick in [(recipe, wait, dtype) in QUICK]
     ],
 )
-def test_conversions_and_measures(recipe, wait, dtype):
+def test_conversions_and_measures_run_under_strict_settings(recipe, wait, dtype):
     params, x = example(dtype)
     snn = snnjax.convert(
         network, params, x, steps=STEPS, recipe=RECIPES[recipe], wait=wait
@@ -89,7 +89,7 @@ def test_conversions_and_measures(recipe, wait, dtype):
     assert snnjax.accuracy(outputs, LABELS).shape == (STEPS,)
 
 
-def test_other_measures_and_files(tmp_path):
+def test_other_measures_and_files_run_under_strict_settings(tmp_path):
     params, x = example()
     snn, options = snnjax.init(network, params, x), {"steps": STEPS}
     assert neurobench(network, snn, x, **options)["Footprint"]
@@ -99,7 +99,7 @@ def test_other_measures_and_files(tmp_path):
     np.testing.assert_allclose(snnjax.load(path).run(x), outputs, rtol=1e-6)
 
 
-def test_whole_numbers():
+def test_whole_numbers_run_under_strict_settings():
     """Of images and of vectors; digits of either sign, and through the rounding."""
     params, images = example()
 
@@ -146,7 +146,7 @@ INPUTS = ("constant", "sequence")
 
 
 @pytest.mark.parametrize("shift", [0, pytest.param(1, marks=slow)])
-def test_gradients(shift):
+def test_gradients_run_under_strict_settings(shift):
     """Every execution, each with another kind of input; if slow, all of both."""
     params, x = example(jnp.bfloat16)
     snn = snnjax.init(network, params, x, model=snnjax.lif(temperature=3.0))

@@ -26,7 +26,7 @@ def trained(small_network, digits, tmp_path_factory):
     return out, source
 
 
-def test_learns_logs_and_is_loaded(trained, digits):
+def test_a_training_learns_logs_and_is_loaded(trained, digits):
     out, source = trained
     first, second = training_loop.read_log(out)
     assert second["loss"] < first["loss"]

@@ -46,7 +46,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_learns_logs_and_draws(trained):
+def test_a_training_learns_logs_and_draws(trained):
     out, snn = trained
     first, last = log = training_loop.read_log(out)
     assert last["loss"] < 0.95 * first["loss"]
