@@ -2,9 +2,14 @@
 
     fn, snn  --layers, quantize-->  layers of whole numbers, x  --run-->  Trace
 
-``streams.py`` has what its maps and neurons compute. All numbers are int32. Sums of
-products are computed in float32 where that is exact, below 2^24, because it is several
-times faster.
+``streams.py`` has what its maps and neurons compute, and says what a unit, a level, a
+multiple and a constant are. All numbers are int32. Sums of products are computed in
+float32 where that is exact, below 2^24, because it is several times faster.
+
+inputs: "constant" for an x [B, ...] that arrives at all steps, or "sequence" for an x
+[T, B, ...] whose x[t] arrives at step t.
+delay: the steps that a spike needs from a population to its readers.
+bound: the largest size that a number can have, whatever x is.
 """
 
 import dataclasses
@@ -21,8 +26,18 @@ from snnjax._checks import check_choice, check_numbers
 from snnjax._ranges import Range
 from snnjax.deploy.integers import streams, timing
 from snnjax.deploy.integers.timing import arithmetic_of
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import shape_of_x
+from snnjax.deploy.lowering.values import (
+    Convolution,
+    Dense,
+    Input,
+    Layers,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+    check_layers,
+)
 from snnjax.neurons.gradients import without_surrogate
 
 Inputs = Literal["constant", "sequence"]
@@ -56,7 +71,7 @@ class Trace(NamedTuple):
 
 
 def run(
-    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+    layers: Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
 ) -> Trace:
     """Compute a batch as a chip does, in whole numbers, and keep all spikes.
 
@@ -96,13 +111,13 @@ def run(
 
 
 def outputs(
-    layers: values.Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
+    layers: Layers, x: Any, *, inputs: Inputs = "constant", delay: int = 0
 ) -> Trace:
-    """`run` for large batches: the outputs and counts, no spikes and no potentials."""
+    """`run` for large batches: its trace has no spikes and no potentials."""
     return _compute(layers, x, inputs, delay, keep=False)
 
 
-def on_grid(layers: values.Layers, x: Any) -> jax.Array:
+def on_grid(layers: Layers, x: Any) -> jax.Array:
     """x as a chip reads it: rounded to multiples of its unit, and clipped.
 
     What `snnjax.deploy.as_function` makes of whole numbers takes such an x.
@@ -124,25 +139,41 @@ def on_grid(layers: values.Layers, x: Any) -> jax.Array:
     return unit * whole.astype(jnp.float32)
 
 
-def check_x(layers: values.Layers, x: Any, batch_axes: str = "B") -> None:
-    """Raise unless x is an array of examples of the network, behind these axes."""
+def check_x(layers: Layers, x: Any, batch_axes: str = "B") -> None:
+    """Raise unless x has the shape [B, ...] of the network, and finite numbers.
+
+    Args:
+        layers: the network.
+        x: its input.
+        batch_axes: the names of the axes before those of an example, "B" or "T, B".
+    """
     if not hasattr(x, "shape"):
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
     shape = shape_of_x(layers)
-    count = batch_axes.count(",") + 1
-    batch_shape, example_shape = x.shape[:count], x.shape[count:]
+    batch_ndim = batch_axes.count(",") + 1
+    batch_shape = x.shape[:batch_ndim]
+    example_shape = x.shape[batch_ndim:]
     if example_shape != shape or 0 in batch_shape:
-        allowed = f"[{batch_axes}, {', '.join(map(str, shape))}], {batch_axes} >= 1"
-        message = f"x has shape {x.shape}; allowed: {allowed}"
-        if len(shape) == 3 and example_shape == (shape[2], *shape[:2]):
-            message += f". Put its channels last: np.moveaxis(x, {count}, -1)"
+        sizes = ", ".join(map(str, shape))
+        message = (
+            f"x has shape {x.shape}; allowed: [{batch_axes}, {sizes}], "
+            f"{batch_axes} >= 1"
+        )
+        if len(shape) == 3:
+            rows, columns, channels = shape
+            if example_shape == (channels, rows, columns):
+                message += f". Put its channels last: np.moveaxis(x, {batch_ndim}, -1)"
         raise ValueError(message)
     check_numbers(x)
 
 
 def check_whole(layers: Any) -> None:
-    """Raise unless these are layers of whole numbers, with their values at hand."""
-    values.check_layers(layers, "whole")
+    """Raise unless these are layers of whole numbers that can be computed.
+
+    Their values must be known now, since checks and bounds need them, and a leak needs
+    a rule of rounding.
+    """
+    check_layers(layers, "whole")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layers)):
         raise ValueError(
             "layers are traced; allowed: layers that a jitted function closes over, "
@@ -156,10 +187,14 @@ def check_whole(layers: Any) -> None:
         )
 
 
-def with_steps(
-    layers: values.Layers, x: Any, inputs: Inputs, delay: int = 0
-) -> values.Layers:
-    """The layers with a T: that of a sequence x, or their own.
+def with_steps(layers: Layers, x: Any, inputs: Inputs, delay: int = 0) -> Layers:
+    """The layers with the number of steps that x has as a sequence, or their own.
+
+    Args:
+        layers: the network.
+        x: [B, ...], or a sequence [T, B, ...].
+        inputs: which of both x is, "constant" or "sequence".
+        delay: steps that a spike needs from a population to its readers.
 
     Raises:
         ValueError: x does not fit the layers; a sequence or a delay where steps are not
@@ -168,7 +203,8 @@ def with_steps(
     check_choice("inputs", inputs, ("constant", "sequence"))
     is_sequence = inputs == "sequence"
     check_x(layers, x, "T, B" if is_sequence else "B")
-    # Each step must be like all others, and neurons fire from the first.
+    # With a sequence or a delay, what arrives at a step may come from any other one. So
+    # steps must be alike, and neurons must fire from the first one on.
     is_streaming = layers.code.is_streaming(layers.wait or 0)
     if (is_sequence or delay) and not is_streaming:
         raise ValueError(
@@ -195,67 +231,74 @@ class Bounds(NamedTuple):
     """Bounds of all whole numbers at one step: sum_i |W_ji| max |x_i|.
 
     Attributes:
-        sent: node -> the largest number or partial sum that it sends.
-        received: population -> the largest sum of the currents of a neuron.
+        sent: name of a node -> the largest size of a number that it sends, and of the
+            partial sums on the way to it.
+        received: name of a population -> the largest size of what a neuron receives
+            from its sources and from itself.
     """
 
     sent: dict[str, int]
     received: dict[str, int]
 
 
-def largest_numbers(layers: values.Layers) -> Bounds:
-    """The bounds of layers, from the input to the outputs."""
+def largest_numbers(layers: Layers) -> Bounds:
+    """The bounds of whole layers, in multiples of x's unit and in levels of spikes."""
     sent: dict[str, int] = {}
     received: dict[str, int] = {}
     for node in layers.nodes:
+        # A node reads the sum of its sources.
         largest = sum(sent[source] for source in node.sources)
         match node:
-            case values.Input():
+            case Input():
                 largest = arithmetic_of(layers).largest_input
-            case values.Population(model=model):
+            case Population(model=model):
                 received[node.name] = largest + streams.largest_recurrent_sum(node)
-                largest = max(map(abs, without_surrogate(model).levels))
-            case values.SumPool(window=window):
+                low, high = without_surrogate(model).levels
+                largest = max(-low, high)
+            case SumPool(window=window):
                 largest *= int(np.prod(window))
-            case values.Scale(weight=weight):
+            case Scale(weight=weight):
                 largest = int(largest * np.abs(weight).max())
-            case values.Convolution(weight=weight) | values.Dense(weight=weight):
-                sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
-                largest = int(largest * sums.max())
+            case Convolution(weight=weight) | Dense(weight=weight):
+                row_sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
+                largest = int(largest * row_sums.max())
         sent[node.name] = largest
     return Bounds(sent, received)
 
 
-def _check_sums(layers: values.Layers, bounds: Bounds) -> None:
-    """Raise if a sum could reach 2^30 in units of a potential.
+def _check_sums(layers: Layers, bounds: Bounds) -> None:
+    """Raise if a sum could reach 2^30 times the smallest potential.
 
-    That unit is 2^-fraction_bits of a unit of the weights.
+    That is 2^-fraction_bits of a unit.
     """
-    times = timing.timing(layers)
-    units = _largest_worth(times)
+    factor = _largest_multiple(timing.timing(layers))
     largest_by_name = dict(bounds.sent)
     for population, largest in bounds.received.items():
         largest_by_name[f"currents of {population}"] = largest
     name = max(largest_by_name, key=lambda name: largest_by_name[name])
     # A potential and a sum are added in int32, which holds numbers below 2^31.
     bits = 30 - timing.fraction_bits(layers)
-    if largest_by_name[name] * units >= 2**bits:
+    if largest_by_name[name] * factor >= 2**bits:
         raise ValueError(
-            f"the sum at {name!r} can reach {largest_by_name[name]} x {units}, which "
+            f"the sum at {name!r} can reach {largest_by_name[name]} x {factor}, which "
             f"is beyond 2^{bits}, and potentials are simulated in 32 bits; allowed: "
             "fewer bits of weights or inputs, or fewer steps of a code"
         )
 
 
-def _check_potentials(layers: values.Layers, bounds: Bounds) -> None:
-    """Raise if a potential could reach 2^31 units before the register limits it."""
+def _check_potentials(layers: Layers, bounds: Bounds) -> None:
+    """Raise if a potential could reach 2^31 before the register limits it.
+
+    It is counted in the smallest potential, 2^-fraction_bits of a unit.
+    """
     times = timing.timing(layers)
+    # A register holds v / m_n, so v itself may be m_n times as large.
     register = 2 ** (arithmetic_of(layers).state_bits - 1) * int(times.arriving.max())
     bits = 31 - timing.fraction_bits(layers)
     for node in layers.populations:
         # The currents and the bias of a step are added to a potential. Before the first
         # step that is v(0), which may lie outside of the register.
-        currents = bounds.received[node.name] * _largest_worth(times)
+        currents = bounds.received[node.name] * _largest_multiple(times)
         bias = float(np.abs(node.bias).max()) / layers.bias_unit
         start = float(np.abs(node.initial_potential).max()) / layers.potential_unit
         largest = currents + bias + max(register, start)
@@ -269,18 +312,16 @@ def _check_potentials(layers: values.Layers, bounds: Bounds) -> None:
             )
 
 
-def _largest_worth(times: timing.Timing) -> int:
-    """The most units that a number stands for when it arrives."""
+def _largest_multiple(times: timing.Timing) -> int:
+    """The most units that a level, or a multiple of x's unit, is worth at a step."""
     return max(int(times.inputs.max()), int(times.arriving.max()))
 
 
 # ------------------------------------------------------------------------- computation
 
 
-def _compute(
-    layers: values.Layers, x: Any, inputs: Inputs, delay: int, keep: bool
-) -> Trace:
-    """`run`, without spikes and potentials unless ``keep`` asks for them."""
+def _compute(layers: Layers, x: Any, inputs: Inputs, delay: int, keep: bool) -> Trace:
+    """`run`; the trace has spikes and potentials if ``keep`` is True."""
     check_whole(layers)
     layers = with_steps(layers, x, inputs, delay)
     timing.check_state(layers)
@@ -318,10 +359,10 @@ def _run(
     in_time: bool,
     delay: int,
 ) -> Trace:
-    """All nodes, one after the other, in their order of execution.
+    """The trace of all nodes, computed in their order of execution.
 
     Args:
-        structure: of the layers.
+        structure: pytree structure of the layers.
         arrays: node -> its `streams.whole_arrays`.
         x: float [B, ...], or with ``in_time`` [T, B, ...].
         inexact: maps whose sums are computed in int32, since float32 rounds them.
@@ -331,38 +372,40 @@ def _run(
     layers = streams.without_arrays(structure)
     times = timing.timing(layers)
     arithmetic = arithmetic_of(layers)
-    sent: dict[str, streams.Stream] = {}
-    outputs: dict[str, jax.Array] = {}
-    activity: dict[str, streams.Fired] = {}
-    clipped = jnp.zeros((), jnp.int32)
+    sent: dict[str, streams.Stream] = {}  # by the name of the sender
+    outputs: dict[str, jax.Array] = {}  # floats [T, B, ...]
+    activity: dict[str, streams.Fired] = {}  # of populations
+    clipped = jnp.zeros((), jnp.int32)  # how many elements of x
     for node in layers.nodes:
         numbers = arrays[node.name]
         stream = streams.add_streams([sent[source] for source in node.sources])
         match node:
-            case values.Input():
+            case Input():
                 whole, clipped = streams.whole_input(x, numbers["unit"], arithmetic)
                 sent[node.name] = streams.input_stream(whole, in_time)
-            case values.Population(model=model):
+            case Population(model=model):
                 currents = streams.received_currents(stream, times)
                 neuron = without_surrogate(model)
                 fired = streams.all_steps(neuron, times, arithmetic, numbers, currents)
                 activity[node.name] = fired
                 sent[node.name] = streams.Stream(None, _delayed(fired.spikes, delay))
-            case values.Output():
+            case Output():
                 currents = streams.received_currents(stream, times)
                 units = streams.with_bias(currents, numbers["bias"], times)
-                worth = lead(layers.potential_unit * numbers["unit"], units.ndim)
-                outputs[node.name] = units.astype(jnp.float32) * worth
-            case _:
+                # "unit" is what a whole sum of the output stands for.
+                unit = lead(layers.potential_unit * numbers["unit"], units.ndim)
+                outputs[node.name] = units.astype(jnp.float32) * unit
+            case _:  # a linear map
                 in_float32 = node.name not in inexact
                 sent[node.name] = streams.map_stream(node, numbers, stream, in_float32)
     return _trace(outputs, activity, clipped, keep)
 
 
 def _delayed(spikes: jax.Array, delay: int) -> jax.Array:
-    """Spikes [T, ...] that arrive so many steps later, the last of them never."""
-    late = [(delay, 0)] + [(0, 0)] * (spikes.ndim - 1)
-    return jnp.pad(spikes[: len(spikes) - delay], late)
+    """Spikes [T, B, ...] as they arrive ``delay`` steps later, the last ones never."""
+    in_time = spikes[: len(spikes) - delay]
+    silence = jnp.zeros_like(spikes[:delay])
+    return jnp.concatenate([silence, in_time])
 
 
 def _trace(
@@ -371,16 +414,30 @@ def _trace(
     clipped: jax.Array,
     keep: bool,
 ) -> Trace:
-    """What `run` returns; ``keep`` says whether with spikes and potentials."""
-    kept = activity if keep else {}
+    """What `run` returns; with spikes and potentials if ``keep`` is True.
+
+    Args:
+        outputs: of the network by name, float [T, B, ...].
+        activity: what each population did, by name.
+        clipped: number of elements of x that were clipped.
+    """
+    spikes = {}
+    potentials = {}
+    if keep:
+        for name, fired in activity.items():
+            spikes[name] = fired.spikes
+            potentials[name] = fired.potentials
     extremes = {}
     for name, fired in activity.items():
         lowest, highest = fired.extremes
         extremes[name] = (lowest.min(), highest.max())
+    result: Any = outputs
+    if len(outputs) == 1:
+        (result,) = outputs.values()
     return Trace(
-        outputs=next(iter(outputs.values())) if len(outputs) == 1 else outputs,
-        spikes={name: fired.spikes for name, fired in kept.items()},
-        potentials={name: fired.potentials for name, fired in kept.items()},
+        outputs=result,
+        spikes=spikes,
+        potentials=potentials,
         extremes=extremes,
         overflows={name: fired.overflows for name, fired in activity.items()},
         below={name: fired.below for name, fired in activity.items()},

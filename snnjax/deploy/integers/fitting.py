@@ -28,8 +28,18 @@ from snnjax.deploy.integers import programs, rounding, streams
 from snnjax.deploy.integers.programs import Moments, StreamPair
 from snnjax.deploy.integers.streams import Stream
 from snnjax.deploy.integers.timing import arithmetic_of, timing, widest
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import channels_first, channels_last
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Arithmetic,
+    Dense,
+    Layers,
+    Output,
+    Population,
+    Receiver,
+    Scale,
+    maps_to_itself,
+)
 
 _DAMPING = 0.1  # d of W*, over the mean variance
 # The largest share of a register that potentials of calibration images may use. Other
@@ -42,7 +52,7 @@ _SCALE_BITS = 8  # least bits of weights that scale spikes one by one
 class Incoming(NamedTuple):
     """A map into a receiver, and what it reads in both networks."""
 
-    map: values.Affine
+    map: Affine
     sent: StreamPair
 
 
@@ -61,8 +71,8 @@ class ReceiverData(NamedTuple):
         levels: what a population sends in the float network; None of an output.
     """
 
-    layers: values.Layers
-    node: values.Receiver
+    layers: Layers
+    node: Receiver
     incoming: Sequence[Incoming]
     parts: Sequence[rounding.Part]
     thresholds: np.ndarray
@@ -86,8 +96,8 @@ class FittedReceiver(NamedTuple):
         clippings: a phrase for each map whose weights are clipped.
     """
 
-    node: values.Receiver
-    maps: list[values.Affine]
+    node: Receiver
+    maps: list[Affine]
     sent: StreamPair | None
     clippings: list[str]
 
@@ -96,8 +106,8 @@ class FittedReceiver(NamedTuple):
 
 
 def receiver_data(
-    layers: values.Layers,
-    node: values.Receiver,
+    layers: Layers,
+    node: Receiver,
     incoming: Sequence[Incoming],
     bits: int,
     rule: rounding.ScaleRule,
@@ -114,12 +124,12 @@ def receiver_data(
     currents, moments = _currents_and_moments(layers, incoming)
     levels = None
     incoming = list(incoming)
-    if isinstance(node, values.Population):
+    if isinstance(node, Population):
         levels = programs.float_levels(layers, node, currents)
         # What whole neurons send to themselves is not known before their kernel is. So
         # a recurrent kernel is fitted to the spikes of the float network.
         spikes = StreamPair(floats=levels, whole=levels)
-        recurrent = [Incoming(kernel, spikes) for kernel in values.maps_to_itself(node)]
+        recurrent = [Incoming(kernel, spikes) for kernel in maps_to_itself(node)]
         if recurrent:
             _, recurrent_moments = _currents_and_moments(layers, recurrent)
             incoming += recurrent
@@ -129,7 +139,7 @@ def receiver_data(
     parts = []
     for (affine, sent), moment in zip(incoming, moments, strict=True):
         map_bits = bits
-        if isinstance(affine, values.Scale):
+        if isinstance(affine, Scale):
             # Its weights are the sizes of the sender's spikes, and often several times
             # as large as those of a convolution beside it. So they have more bits.
             map_bits = max(bits, _SCALE_BITS)
@@ -152,7 +162,7 @@ def receiver_data(
 
 
 def _currents_and_moments(
-    layers: values.Layers, incoming: Sequence[Incoming]
+    layers: Layers, incoming: Sequence[Incoming]
 ) -> tuple[jax.Array, list[Moments]]:
     """Float currents [T, N, ...] through some maps, and the moments of each map."""
     maps = [entry.map for entry in incoming]
@@ -160,16 +170,16 @@ def _currents_and_moments(
     return programs.currents_and_moments(layers, maps, sent)
 
 
-def _row_thresholds(node: values.Receiver) -> np.ndarray:
+def _row_thresholds(node: Receiver) -> np.ndarray:
     """V of each row, [O]: the mean over an image's channel; 1 of an output."""
     row_count = node.shape[0]
-    if not isinstance(node, values.Population):
+    if not isinstance(node, Population):
         return np.ones(row_count)
     per_neuron = np.broadcast_to(node.threshold, node.shape)
     return per_neuron.reshape(row_count, -1).mean(axis=1)
 
 
-def _with_row_weights(scale: values.Scale, row_count: int) -> values.Scale:
+def _with_row_weights(scale: Scale, row_count: int) -> Scale:
     """The map with a weight for each of its rows, where one was shared by all."""
     row_shape = (row_count,) + (1,) * (len(scale.shape) - 1)
     return dataclasses.replace(scale, weight=scale.weight * np.ones(row_shape))
@@ -202,12 +212,12 @@ def fit_receiver(data: ReceiverData) -> FittedReceiver:
         ValueError: weights or thresholds that would all be rounded to 0, or potentials
             that fit at no scale.
     """
-    if isinstance(data.node, values.Output):
+    if isinstance(data.node, Output):
         return _fit_output(data, data.node)
     return _fit_population(data, data.node)
 
 
-def _fit_output(data: ReceiverData, output: values.Output) -> FittedReceiver:
+def _fit_output(data: ReceiverData, output: Output) -> FittedReceiver:
     """The output as whole numbers. It has no potential, so theta only scales sums."""
     theta = rounding.search_theta(
         data.parts,
@@ -226,9 +236,7 @@ def _fit_output(data: ReceiverData, output: values.Output) -> FittedReceiver:
     return FittedReceiver(whole, maps, sent=None, clippings=[])
 
 
-def _fit_population(
-    data: ReceiverData, population: values.Population
-) -> FittedReceiver:
+def _fit_population(data: ReceiverData, population: Population) -> FittedReceiver:
     """A population at the best scale whose potentials fit into its register."""
     layers = data.layers
     arithmetic = arithmetic_of(layers)
@@ -279,13 +287,13 @@ class _Attempt(NamedTuple):
         currents: what arrives through them without the bias, [T, N, ...].
     """
 
-    node: values.Population
-    maps: list[values.Affine]
+    node: Population
+    maps: list[Affine]
     currents: jax.Array
 
 
 def _population_at(
-    data: ReceiverData, population: values.Population, theta: np.ndarray
+    data: ReceiverData, population: Population, theta: np.ndarray
 ) -> _Attempt:
     """The whole numbers of a population at the thresholds theta, [O]."""
     maps = _whole_maps(data, theta)
@@ -295,7 +303,7 @@ def _population_at(
     currents = _whole_currents(data, feedforward)
     whole = _whole_population(data, population, theta, currents)
     for kernel in maps[source_count:]:
-        assert isinstance(kernel, values.Dense)
+        assert isinstance(kernel, Dense)
         whole = dataclasses.replace(whole, recurrent=kernel)
     return _Attempt(whole, feedforward, currents)
 
@@ -309,7 +317,7 @@ def _largest_theta_of_sums(data: ReceiverData) -> np.ndarray:
     return 2.0**26 * data.thresholds / np.maximum(peaks, 1e-20)
 
 
-def _whole_maps(data: ReceiverData, theta: np.ndarray) -> list[values.Affine]:
+def _whole_maps(data: ReceiverData, theta: np.ndarray) -> list[Affine]:
     """The maps into the receiver at thresholds theta, [O], rounded.
 
     Raises:
@@ -330,15 +338,13 @@ def _whole_maps(data: ReceiverData, theta: np.ndarray) -> list[values.Affine]:
     return maps
 
 
-def _whole_currents(data: ReceiverData, maps: Sequence[values.Affine]) -> jax.Array:
+def _whole_currents(data: ReceiverData, maps: Sequence[Affine]) -> jax.Array:
     """What arrives through whole maps from others, without a bias: [T, N, ...]."""
     sent = [entry.sent.whole for entry in data.incoming[: len(maps)]]
     return programs.arriving_currents(data.layers, maps, sent)
 
 
-def _peak_potentials(
-    activity: streams.Fired, arithmetic: values.Arithmetic
-) -> np.ndarray:
+def _peak_potentials(activity: streams.Fired, arithmetic: Arithmetic) -> np.ndarray:
     """The largest size of a potential in each row, [O].
 
     With "saturate" the lowest ones do not count: a neuron far below its threshold is
@@ -397,10 +403,10 @@ def _charge(data: ReceiverData, theta: np.ndarray, currents: jax.Array) -> Charg
 
 def _whole_population(
     data: ReceiverData,
-    population: values.Population,
+    population: Population,
     theta: np.ndarray,
     currents: jax.Array,
-) -> values.Population:
+) -> Population:
     """The population at thresholds theta, [O], without its recurrent kernel.
 
     ``currents`` are what arrives through whole maps without a bias, [T, N, ...].

@@ -7,6 +7,13 @@ calibration images send in the network of whole numbers so far: s_j and W by
 ``rounding.py``, c_j such that the mean current is that of the float network. What a
 bias cannot hold goes into the initial potential. The readout divides by s_j.
 `memory` says what a chip needs to hold them.
+
+V_j is the threshold of neuron j, w_ji a weight and b_j its bias in the float layers;
+Theta_j, W_ji and B_j are the whole numbers in their place, s_j is their scale.
+
+receiver: a population or an output.
+unit of x: a chip reads x as whole multiples of it.
+N counts the calibration images; ``in_time`` says that x is a sequence, [T, N, ...].
 Source: the scale of a neuron: arXiv 2305.09850; rounding with the second moment of what
 the weights read: GPTQ, arXiv 2210.17323.
 """
@@ -30,14 +37,28 @@ from snnjax.deploy.integers import exact, fitting, rounding, streams
 from snnjax.deploy.integers.fitting import Incoming
 from snnjax.deploy.integers.programs import StreamPair, map_pair
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
-from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import compact, is_channelwise
 from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
+from snnjax.deploy.lowering.values import (
+    Arithmetic,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Leak,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+    check_layers,
+)
 from snnjax.network.capture.check import ConversionError, Problem
 
 
 def quantize(
-    layers: values.Layers,
+    layers: Layers,
     images: Any,
     *,
     weight_bits: int | Mapping[str, int] | None = None,
@@ -47,7 +68,7 @@ def quantize(
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
     inputs: exact.Inputs = "constant",
-) -> values.Layers:
+) -> Layers:
     """Layers of whole numbers, which a digital chip computes bit for bit.
 
     A neuron's weights, threshold, bias and initial potential are multiplied by one
@@ -109,10 +130,11 @@ def quantize(
         overflow=overflow,
     )
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
-        images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    values.check_layers(layers, "float")
+        # Pixels are often whole numbers, which the check of images would refuse.
+        images = np.asarray(images, np.float32)
+    check_layers(layers, "float")
     check_examples(images)
-    fitted_steps = layers.steps
+    fitted_steps = layers.steps  # before those of a sequence replace them
     layers = exact.with_steps(layers, images, inputs)
     if inputs == "sequence":
         _check_time_first(images, fitted_steps)
@@ -122,7 +144,7 @@ def quantize(
     if input_bits is None:
         input_bits = _input_bits(layers, bits)
     Range(2, 16, whole=True).check("input_bits", input_bits)
-    arithmetic = values.Arithmetic(
+    arithmetic = Arithmetic(
         weight_bits=max(bits.values()),
         input_bits=input_bits,
         state_bits=options.state_bits,
@@ -142,38 +164,50 @@ def quantize(
 
 
 class _Options(NamedTuple):
-    """Arguments of `quantize`, given or by a chip, and the rule of a leak."""
+    """Arguments of `quantize`, given or by a chip.
+
+    ``leak`` is how the chip rounds a leak; None: it states nothing.
+    """
 
     weight_bits: int | Mapping[str, int]
     state_bits: int
     scale: rounding.ScaleRule
     overflow: Literal["saturate", "wrap"]
-    leak: values.Leak | None
+    leak: Leak | None
 
 
 def _options(chip: Chip | None, **arguments: Any) -> _Options:
-    """The arguments: those that are not None, or else the chip's, or the defaults."""
-    chip = Chip("none") if chip is None else chip  # which states nothing
+    """The ``arguments`` that are not None, or else the chip's, or the defaults."""
+    if chip is None:
+        chip = Chip("none")  # It states nothing.
     check_chip(chip)
+    # A chip may allow several numbers of bits: the largest one up to 8 is taken.
     stated_bits = chip.weight_bits or (8,)
-    up_to_eight = [bits for bits in stated_bits if bits <= 8]
-    # One threshold per population needs one scale.
-    is_shared = chip.thresholds == "layer" and chip.scale == "channel"
+    weight_bits = min(stated_bits)
+    for bits in stated_bits:
+        if weight_bits < bits <= 8:
+            weight_bits = bits
+    scale = chip.scale or "channel"
+    if chip.thresholds == "layer" and scale == "channel":
+        # Neurons that share a threshold share its scale.
+        scale = "layer"
     options = _Options(
-        weight_bits=max(up_to_eight) if up_to_eight else min(stated_bits),
+        weight_bits=weight_bits,
         state_bits=chip.state_bits or 16,
-        scale="layer" if is_shared else chip.scale or "channel",
+        scale=scale,
         overflow=chip.overflow or "saturate",
-        leak=chip.leak if isinstance(chip.leak, values.Leak) else None,
+        leak=chip.leak if isinstance(chip.leak, Leak) else None,
     )
     stated = {name: value for name, value in arguments.items() if value is not None}
     return options._replace(**stated)
 
 
-def _bits_of_receivers(layers: values.Layers, options: _Options) -> Mapping[str, int]:
-    """Name of each receiver -> bits of its weights."""
-    bits = options.weight_bits
-    by_pattern = bits if isinstance(bits, Mapping) else {"*": bits}
+def _bits_of_receivers(layers: Layers, options: _Options) -> Mapping[str, int]:
+    """Name of each receiver -> bits of its weights, by the first pattern it matches."""
+    by_pattern = options.weight_bits
+    if not isinstance(by_pattern, Mapping):
+        by_pattern = {"*": by_pattern}
+    # With one bit the range of "range", -2^(b-1) .. 2^(b-1) - 1, ends at 0.
     fewest = 2 if options.scale == "range" else 1
     for pattern, number in by_pattern.items():
         name = "weight_bits" if pattern == "*" else f"weight_bits of {pattern!r}"
@@ -182,51 +216,64 @@ def _bits_of_receivers(layers: values.Layers, options: _Options) -> Mapping[str,
     return matching(by_pattern, receivers, "weight_bits")
 
 
-def _input_bits(layers: values.Layers, bits: Mapping[str, int]) -> int:
-    """Bits of x that leave its weights theirs, beside a kernel of the same scale."""
-    connections, entrance = layers.connections, layers.input.name
-    readers = {way.receiver for way in connections if way.sender == entrance}
-    recurrent = {way.receiver for way in connections if way.is_recurrent}
-    fewest = 8
-    for name in readers & recurrent:
-        fewest = min(fewest, max(4, bits[name]))
-    return fewest
+def _input_bits(layers: Layers, bits: Mapping[str, int]) -> int:
+    """The bits of x where none are given, see `quantize`."""
+    readers_of_x = set()
+    recurrent = set()
+    for connection in layers.connections:
+        if connection.sender == layers.input.name:
+            readers_of_x.add(connection.receiver)
+        if connection.is_recurrent:
+            recurrent.add(connection.receiver)
+    input_bits = 8
+    for name in readers_of_x & recurrent:
+        input_bits = min(input_bits, max(4, bits[name]))
+    return input_bits
 
 
 # --------------------------------------------------------------------- whole networks
 
 
 def _whole(
-    layers: values.Layers,
+    layers: Layers,
     x: jax.Array,
     in_time: bool,
     bits: Mapping[str, int],
     scale: rounding.ScaleRule,
-) -> values.Layers:
-    """The layers with whole numbers, fitted in the order of execution."""
+) -> Layers:
+    """The layers with whole numbers, fitted in the order of execution.
+
+    Args:
+        layers: floats, in which each map has one receiver.
+        x: calibration images, [N, ...], or with ``in_time`` [T, N, ...].
+        in_time: whether x is a sequence.
+        bits: name of each receiver -> bits of its weights.
+        scale: see `quantize`.
+    """
     _check_units(layers)
-    nodes: list[values.Node] = []
+    nodes: list[Node] = []
     clippings: list[str] = []
-    # What each node sends, and each map that no receiver has read yet.
-    pairs: dict[str, StreamPair] = {}
-    incoming: dict[str, Incoming] = {}
+    pairs: dict[str, StreamPair] = {}  # what the input, pools and populations send
+    incoming: dict[str, Incoming] = {}  # each map that its receiver has not read yet
     sums_of_x = _sums_of_x(layers)
     unit_of_x = np.ones(())
     for node in layers.nodes:
-        # Of a receiver nothing is in ``pairs``: its sources are maps.
-        arriving = _total([pairs[source] for source in node.sources if source in pairs])
+        # The sources of a receiver are maps with weights, of which ``pairs`` has none.
+        sent = [pairs[source] for source in node.sources if source in pairs]
+        arriving = _total(sent)
         match node:
-            case values.Input():
+            case Input():
                 whole, pairs[node.name] = _whole_input(node, x, in_time, layers)
                 unit_of_x = whole.unit
                 nodes.append(whole)
-            case values.Convolution() | values.Dense() | values.Scale():
+            case Convolution() | Dense() | Scale():
                 if sums_of_x.issuperset(node.sources):
                     # x is divided by its unit, so weights that read it are multiplied.
                     node = dataclasses.replace(node, weight=node.weight * unit_of_x)
                 incoming[node.name] = Incoming(node, arriving)
-            case values.Population() | values.Output():
-                # Nothing else reads these maps, so what they read is given free.
+            case Population() | Output():
+                # Nothing else reads these maps. Without them, the memory of what they
+                # read is free again.
                 maps = [incoming.pop(source) for source in node.sources]
                 data = fitting.receiver_data(layers, node, maps, bits[node.name], scale)
                 fitted = fitting.fit_receiver(data)
@@ -234,7 +281,7 @@ def _whole(
                 clippings += fitted.clippings
                 if fitted.sent is not None:
                     pairs[node.name] = fitted.sent
-            case values.SumPool() | values.Flatten():
+            case SumPool() | Flatten():
                 pairs[node.name] = map_pair(node, arriving)
                 nodes.append(node)
     if clippings:
@@ -246,22 +293,23 @@ def _whole(
 
 
 def _total(pairs: Sequence[StreamPair]) -> StreamPair:
-    """The sums of what several nodes send."""
+    """The sums of what several nodes send, in both networks."""
     floats = streams.add_streams([pair.floats for pair in pairs])
-    return StreamPair(floats, streams.add_streams([pair.whole for pair in pairs]))
+    whole = streams.add_streams([pair.whole for pair in pairs])
+    return StreamPair(floats, whole)
 
 
-def _sums_of_x(layers: values.Layers) -> set[str]:
-    """Names of the input and of its pools, which have the unit of x."""
+def _sums_of_x(layers: Layers) -> set[str]:
+    """Names of the input and of pools behind it, whose numbers are multiples of x's."""
     names = {layers.input.name}
     for node in layers.nodes:
-        is_sum = isinstance(node, values.SumPool | values.Flatten)
+        is_sum = isinstance(node, SumPool | Flatten)
         if is_sum and names.intersection(node.sources):
             names.add(node.name)
     return names
 
 
-def _check_units(layers: values.Layers) -> None:
+def _check_units(layers: Layers) -> None:
     """Raise if a node reads sums of x and of spikes."""
     sums_of_x = _sums_of_x(layers)
     for node in layers.nodes:
@@ -276,18 +324,24 @@ def _check_units(layers: values.Layers) -> None:
 
 
 def _whole_input(
-    node: values.Input, x: jax.Array, in_time: bool, layers: values.Layers
-) -> tuple[values.Input, StreamPair]:
-    """The input with its unit: 1 for whole numbers, or that of the largest element."""
+    node: Input, x: jax.Array, in_time: bool, layers: Layers
+) -> tuple[Input, StreamPair]:
+    """The input with its unit, and what it sends.
+
+    The unit is 1 if x has whole numbers that fit into the bits of x. Else the largest
+    element of x becomes the largest number of these bits.
+    """
     arithmetic = arithmetic_of(layers)
     largest = arithmetic.largest_input
     peak = float(jnp.abs(x).max())
     is_whole = peak <= largest and bool((x == jnp.round(x)).all())
     unit = 1.0 if is_whole or peak == 0 else peak / largest
-    # With so few bits in the unit, multiples of it are exact in float32.
+    # A float32 has 24 bits. If the unit has no more than those which x leaves of them,
+    # all multiples of it are exact. It is rounded up, so that x still fits.
     mantissa, exponent = np.frexp(unit)
-    places = 2.0 ** (23 - arithmetic.input_bits)
-    unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
+    steps_of_mantissa = 2.0 ** (23 - arithmetic.input_bits)
+    mantissa = np.ceil(mantissa * steps_of_mantissa) / steps_of_mantissa
+    unit = np.ldexp(mantissa, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
     node = dataclasses.replace(node, unit=np.asarray(unit))
     floats = streams.input_stream(x / unit, in_time)
@@ -307,7 +361,7 @@ def _check_time_first(images: Any, steps: int | None) -> None:
         )
 
 
-def _check_runs(layers: values.Layers, chip: Chip) -> None:
+def _check_runs(layers: Layers, chip: Chip) -> None:
     """Raise if the report of a chip says that it does not run the layers."""
     problems = []
     for row in report(layers, chip).rows:
@@ -319,8 +373,8 @@ def _check_runs(layers: values.Layers, chip: Chip) -> None:
         raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
-def _check_numbers(layers: values.Layers, options: _Options, chip: Chip | None) -> None:
-    """Raise if the layers have numbers or neurons that cannot be rounded."""
+def _check_numbers(layers: Layers, options: _Options, chip: Chip | None) -> None:
+    """Raise if the float layers have numbers or neurons that cannot be rounded."""
     check_choice("scale", options.scale, get_args(rounding.ScaleRule))
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
@@ -350,15 +404,15 @@ class Memory(NamedTuple):
     """Bytes of a network.
 
     Attributes:
-        weights: of all maps; a convolution's kernel counts once.
-        potentials: one of each neuron.
+        weights: bytes of the weights of all maps; a convolution's kernel counts once.
+        potentials: bytes of the potentials, one for each neuron.
     """
 
     weights: float
     potentials: float
 
 
-def memory(layers: values.Layers) -> Memory:
+def memory(layers: Layers) -> Memory:
     """Bytes of the weights and potentials of layers: numbers times their bits / 8.
 
     A weight takes the bits of the largest one of its map, a potential
@@ -375,14 +429,17 @@ def memory(layers: values.Layers) -> Memory:
     >>> memory(layers).weights, memory(integers).weights
     (768.0, 96.0)
     """
-    values.check_layers(layers)
-    arithmetic = layers.arithmetic
-    bits = 0
+    check_layers(layers)
+    is_whole = layers.arithmetic is not None
+    weight_bits = 0
     for weight in layers.weights:
-        bits += weight.size * (32 if arithmetic is None else _bits_of_weight(weight))
-    neurons = sum(math.prod(population.shape) for population in layers.populations)
-    state_bits = 32 if arithmetic is None else arithmetic.state_bits
-    return Memory(bits / 8, neurons * state_bits / 8)
+        bits = _bits_of_weight(weight) if is_whole else 32
+        weight_bits += weight.size * bits
+    neuron_count = sum(math.prod(node.shape) for node in layers.populations)
+    bits = 32
+    if layers.arithmetic is not None:
+        bits = layers.arithmetic.state_bits
+    return Memory(weights=weight_bits / 8, potentials=neuron_count * bits / 8)
 
 
 def _bits_of_weight(weight: np.ndarray) -> int:

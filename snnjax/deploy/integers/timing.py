@@ -2,9 +2,12 @@
 
     m_t = w_t / w_T          units of a spike of step t, 1 with rate coding
 
-A unit of a potential stands for T w_T. The constant x arrives in full at the first
-step, 1 / w_T units for each of its own, and a bias in units of w_T, since it arrives
-once. With rate coding both arrive at every step.
+w_t is the weight of a spike of step t, and w_T the last one; m_t is called a multiple.
+A unit is what 1 stands for in a whole potential, T w_T. The constant x arrives in full
+at the first step, 1 / w_T units for each of its own, and a bias in units of w_T, since
+it arrives once. With rate coding both arrive at every step.
+
+A neuron that waits fires at the steps t = n - wait, where n = 1 .. T + wait counts all.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from snnjax._arrays import per_step
 from snnjax.codes import Code
 from snnjax.deploy.lowering.values import Arithmetic, Layers, Population, check_layers
 from snnjax.neurons.gradients import without_surrogate
@@ -22,8 +26,8 @@ from snnjax.neurons.schedule import dead_zones
 class Timing(NamedTuple):
     """What a code does at each step of a population of whole numbers, in units.
 
-    x and biases arrive within T steps. Spikes arrive and leave within T + wait. `code`,
-    `steps` and `wait` are those of `Layers`.
+    x and biases arrive within T steps, and their numbers are arrays [T]. Spikes arrive
+    and leave within T + wait steps. `code`, `steps` and `wait` are those of `Layers`.
 
     >>> import snnjax
     >>> times = Timing(snnjax.codes.radix(), 4, 1)
@@ -39,7 +43,7 @@ class Timing(NamedTuple):
 
     @property
     def multiples(self) -> np.ndarray:
-        """m_1 .. m_T: the weights of the code in units of the last one.
+        """m_1 .. m_T, [T]: the weights of the code in units of the last one.
 
         Raises:
             ValueError: they are no whole numbers, or a constant is no multiple of the
@@ -70,19 +74,26 @@ class Timing(NamedTuple):
 
     @property
     def arriving(self) -> np.ndarray:
-        """m_n, units of a spike that arrives; that of step T after the last one."""
+        """m_n, [T + wait]: units of a spike that arrives at step n.
+
+        After step T nothing arrives, and registers stay at the multiple of step T.
+        """
         return np.pad(self.multiples, (0, self.wait), "edge")
 
     @property
     def firing(self) -> np.ndarray:
-        """m_t of the spike that is sent; 0 before the first one."""
+        """m_t of the spike that is sent at each step, [T + wait]; 0 in the wait."""
         return np.pad(self.multiples, (self.wait, 0))
 
     def bars(self, model: Any, threshold: np.ndarray) -> np.ndarray:
         """The least whole |2 v - V| at which a neuron fires at each step, [T, ...].
 
-        It is 2 z_t m_t V, rounded up. z_t is the dead zone, 0 for none, m_t the
-        multiple of V at this step.
+        It is 2 z_t m_t V, rounded up. z_t is the dead zone, a fraction of a spike of
+        level 1, and 0 for none; m_t V is the size of such a spike in units.
+
+        Args:
+            model: of the neurons.
+            threshold: whole V, of any shape.
         """
         bars = []
         zones = dead_zones(without_surrogate(model), self.steps)
@@ -110,7 +121,7 @@ class Timing(NamedTuple):
                 "numbers, of snnjax.deploy.quantize(layers, images).populations"
             )
         v_th = np.broadcast_to(population.threshold, population.shape).astype(np.int64)
-        multiples = self.multiples.reshape(-1, *[1] * v_th.ndim)
+        multiples = per_step(self.multiples, 1 + v_th.ndim)
         # Outside of the dead zone: 2 v - V >= bar, or V - 2 v >= bar.
         bars = self.bars(population.model, v_th)
         above = _ceil_quotient(v_th + bars, 2)
@@ -124,7 +135,7 @@ class Timing(NamedTuple):
 
     @property
     def _units_of_constant(self) -> float:
-        """Units of a constant of 1 when it arrives."""
+        """How many times w_T a constant of 1 is at each step at which it arrives."""
         share = 1 / self.code.constant_steps(self.steps)
         return share / self.code.finest(self.steps)
 
@@ -166,9 +177,10 @@ def widest(layers: Layers) -> Layers:
 
 
 def largest_state_bits(layers: Layers) -> int:
-    """The most bits of a potential at which 4 m_1 of them fit into 32 bits.
+    """The largest number of bits of a register that 32 bits can simulate.
 
-    The sums of `streams.all_steps` need that.
+    A potential is up to m_1 times what its register holds. The sums in
+    `streams.all_steps` are up to four times as large, and leaks add fraction bits.
     """
     first_multiple = int(timing(layers).multiples[0])
     return 30 - (first_multiple - 1).bit_length() - fraction_bits(layers)

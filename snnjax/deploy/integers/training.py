@@ -3,7 +3,8 @@
     W = clip(round(L w), -L, L)      dW/dw = L, the straight-through gradient
 
 L is the largest weight of a map, so that w lies in [-1, 1]. Thresholds, initial
-potentials and recurrent kernels keep their whole numbers. Source of the gradient:
+potentials and recurrent kernels keep their whole numbers. For biases L is the largest
+weight that their receiver reads. Source of the gradient:
 Bengio, Léonard and Courville, arXiv 1308.3432.
 """
 
@@ -15,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._arrays import straight_through
 from snnjax._checks import check_finite
 from snnjax.deploy.integers.exact import check_whole
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import as_function, params_of, with_params
 from snnjax.snn import SNN
 
-Params = dict[str, dict[str, jax.Array]]
+Params = dict[str, dict[str, jax.Array]]  # node -> "weight", "bias" ... -> array
 
 
 def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
@@ -81,11 +83,16 @@ def with_weights(layers: values.Layers, params: Params) -> values.Layers:
     expected = jax.tree.map(np.shape, _divided(layers))
     shapes = jax.tree.map(np.shape, params)
     if shapes != expected:
-        shapes = shapes if isinstance(shapes, dict) else {}
-        names = [n for n in expected | shapes if shapes.get(n) != expected.get(n)]
+        if not isinstance(shapes, dict):
+            shapes = {}
+        names = []
+        problems = []
+        for name in expected | shapes:
+            if shapes.get(name) != expected.get(name):
+                names.append(repr(name))
+                problems.append(str(shapes.get(name, "missing")))
         raise ValueError(
-            f"params of {', '.join(map(repr, names))} are "
-            f"{', '.join(str(shapes.get(n, 'missing')) for n in names)}; allowed: the "
+            f"params of {', '.join(names)} are {', '.join(problems)}; allowed: the "
             "structure and shapes of snnjax.deploy.trainable(layers)[1].params"
         )
     check_finite("params", jax.tree.leaves(params))
@@ -95,7 +102,7 @@ def with_weights(layers: values.Layers, params: Params) -> values.Layers:
 
 
 def _divided(layers: values.Layers) -> Params:
-    """Weights and biases over their L."""
+    """Node -> its weight and bias, whole numbers divided by their L."""
     largest = _largest_weights(layers)
     divided: Params = {}
     for name, arrays in params_of(layers).items():
@@ -121,7 +128,11 @@ def _largest_weights(layers: values.Layers) -> dict[str, float]:
 
 
 def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
-    """(node, its arrays) -> whole weights, and biases that are whole multiples."""
+    """The function (name of a node, its arrays) -> the arrays, rounded.
+
+    It takes what `_divided` returns. Its weights are whole numbers, its biases whole
+    multiples of `Layers.bias_unit`, and their gradient is straight-through.
+    """
     largest = _largest_weights(layers)
     bias_unit = layers.bias_unit
     # With one bit a weight is 1 or -1, never 0.
@@ -131,9 +142,6 @@ def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], An
         if is_matrix and (np.abs(node.weight) == 1).all():
             binary.add(node.name)
 
-    def straight_through(value: jax.Array, whole: jax.Array) -> jax.Array:
-        return value + jax.lax.stop_gradient(whole - value)
-
     def rounded(name: str, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         results = {}
         if "weight" in arrays:
@@ -142,11 +150,11 @@ def _rounding(layers: values.Layers) -> Callable[[str, dict[str, jax.Array]], An
                 whole = jnp.where(weight < 0, -1.0, 1.0)
             else:
                 whole = jnp.round(weight)
-            results["weight"] = straight_through(weight, whole)
+            results["weight"] = straight_through(whole, weight)
         if "bias" in arrays:
             bias = arrays["bias"] * largest[name]
             whole = bias_unit * jnp.round(bias / bias_unit)
-            results["bias"] = straight_through(bias, whole)
+            results["bias"] = straight_through(whole, bias)
         return results
 
     return rounded
