@@ -130,7 +130,7 @@ def quantize(
         overflow=overflow,
     )
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
-        # Pixels are often whole numbers, which the check of images would refuse.
+        # Whole numbers are pixels here. As tokens or masks they would be refused.
         images = np.asarray(images, np.float32)
     check_layers(layers, "float")
     check_examples(images)
