@@ -82,7 +82,13 @@ def _checked_weights(
 
 
 def _checked_neurons(site: Site, neurons: NeuronParams, prefix: str) -> NeuronParams:
-    """The neurons with parameters in NumPy's float32, which broadcast to the site."""
+    """The neurons with parameters in NumPy's float32, which broadcast to the site.
+
+    Args:
+        site: of the neurons.
+        neurons: what a calibrator returned.
+        prefix: begins the message of an error.
+    """
     if neurons.leak is not None or neurons.temperature is not None:
         raise ValueError(
             f"{prefix} a leak or a temperature; allowed: None for both, since convert "

@@ -137,6 +137,14 @@ class SampleRows:
     def __call__(
         self, current: None, activation: Any, effects: Any, positions: Any
     ) -> Sample:
+        """The sample of B images.
+
+        Args:
+            current: not read.
+            activation: of the ANN, [B, ...].
+            effects: how much errors count, [B, ...] with one channel; None: all alike.
+            positions: [p]; None: all of them.
+        """
         del current
         xp = namespace(activation)
         activation = activation.astype(np.float32, copy=False)
@@ -177,6 +185,7 @@ class CurrentRows:
     def __call__(
         self, current: Any, activation: Any, effects: Any, positions: Any
     ) -> Any:
+        """The currents of B images; the arguments are those of `SampleRows`."""
         del effects
         site_ndim = activation.ndim - 1  # that of the current may count steps, too
         return _rows(current, positions, site_ndim, self.channel)

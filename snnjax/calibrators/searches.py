@@ -196,7 +196,13 @@ def _search(
 
 
 def _checked_numbers(name: str, numbers: Iterable[float], limits: Range) -> list[float]:
-    """The numbers, one or more within the limits; raise for anything else."""
+    """The numbers of an argument, one or more; raise for anything else.
+
+    Args:
+        name: of the argument, for the message.
+        numbers: what was given.
+        limits: that each number has to keep.
+    """
     try:
         array = np.asarray(list(numbers))
     except (TypeError, ValueError):
@@ -256,7 +262,14 @@ def _trials(
 def _search_errors(
     view: View, fit: Fit, trials: _Trials, pace_weight: float
 ) -> np.ndarray:
-    """The sums that the search minimizes, over the squared unit: [K, C]."""
+    """The sums that the search minimizes, over the squared unit: [K, C].
+
+    Args:
+        view: of the site.
+        fit: its neurons, before the search, and its weights.
+        trials: the K candidates.
+        pace_weight: q.
+    """
     chunks = _chunks_of_sample(view, fit)
     residual_sums, _ = _sums(view.dynamics, trials, chunks, pace_weight)
     # Candidates compete with the bias that corrects their mean error.
@@ -355,6 +368,12 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two sums over the sample for each candidate, [K, C] both.
 
+    Args:
+        dynamics: of the site.
+        trials: the K candidates.
+        chunks: the sample.
+        pace_weight: q.
+
     Returns:
         sum w (a - s), and sum w (a - s)^2 + q sum w (a - p)^2 over the squared unit.
     """
@@ -419,9 +438,11 @@ def _sums_in_chunk(
     """
 
     def sums_of_candidate(candidate: tuple[NeuronParams, jax.Array]) -> tuple:
+        """Both sums of one candidate over all blocks, [L] each."""
         parameters, factor = candidate  # [L] and []
 
         def add(sums: tuple, block: _Chunks) -> tuple:
+            """Both sums with one block added, for a scan over the blocks."""
             start = factor * block.start + parameters.initial_potential
             neuron = parameters._replace(initial_potential=start)
             mean, pace = dynamics.mean_and_pace(neuron, block.current)

@@ -464,7 +464,14 @@ class _Search(NamedTuple):
 def _start(
     layer: _Layer, target: Target, damping: float, rectified: bool
 ) -> tuple[_Problem, _Search]:
-    """The problem, and the search before its first step."""
+    """The problem, and the search before its first step.
+
+    Args:
+        layer: with W_0.
+        target: what the weights should give.
+        damping: how much a change of the weights costs.
+        rectified: whether the target is the result of a ReLU.
+    """
     current, change = _along(layer, layer.weights, layer.weights)
     free_weights = []
     for weight, is_free in zip(layer.weights, layer.free, strict=True):

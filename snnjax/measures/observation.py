@@ -103,6 +103,7 @@ def values_at_level(
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
+        """What the neurons of a site send, whatever their current [B, ...] is."""
         if level == 0 and field(params, "threshold") is None:
             # Silent neurons need no size of a spike: any number times 0 is right.
             spike_size = jnp.zeros(())
