@@ -31,7 +31,6 @@ from snnjax.neurons.unroll import mean_and_pace, spike_train
 from snnjax.surrogate import triangle
 
 STEPS = 5  # few steps would be computed outside of a loop, in larger programs
-LEVELS = [(0, 1), (-1, 1), (0, 3), (-2, 3), (-100, 100)]
 
 
 def params(neuron):
@@ -59,12 +58,17 @@ def oracle(neuron, parameters, into, **options):
 
 # Every range of levels with both resets, with and without a wait; the dead zone's and
 # the leak's own code does not depend on them.
-AT_A_SITE = [
-    *(
-        (integrate_and_fire(levels=levels, reset=reset), wait)
-        for reset, waits in (("subtract", (0, 2, 5, 0, 5)), ("zero", (2, 0, 2, 5, 2)))
-        for levels, wait in zip(LEVELS, waits, strict=True)
-    ),
+AT_A_SITE = [  # model and wait
+    (integrate_and_fire(levels=(0, 1)), 0),
+    (integrate_and_fire(levels=(-1, 1)), 2),
+    (integrate_and_fire(levels=(0, 3)), 5),
+    (integrate_and_fire(levels=(-2, 3)), 0),
+    (integrate_and_fire(levels=(-100, 100)), 5),
+    (integrate_and_fire(levels=(0, 1), reset="zero"), 2),
+    (integrate_and_fire(levels=(-1, 1), reset="zero"), 0),
+    (integrate_and_fire(levels=(0, 3), reset="zero"), 2),
+    (integrate_and_fire(levels=(-2, 3), reset="zero"), 5),
+    (integrate_and_fire(levels=(-100, 100), reset="zero"), 2),
     (integrate_and_fire(), STEPS),
     (integrate_and_fire(levels=(-1, 1)), STEPS),
     (integrate_and_fire(levels=(-1, 1), dead_zone=0.75), 0),
@@ -124,7 +128,8 @@ def test_the_derivative_is_the_sum_of_those_of_all_levels(levels, reset, x64):
     into = np.random.default_rng(0).normal(0.3, 1, (2, 3))
 
     def output(into):
-        state, total = neuron.start(parameters, into.shape[1:]), 0.0
+        state = neuron.start(parameters, into.shape[1:])
+        total = 0.0
         for current in into:
             state = neuron.integrate(parameters, state, current)
             state, spikes = neuron.fire(parameters, state, relaxed_dspike)

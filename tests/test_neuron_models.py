@@ -249,14 +249,20 @@ def test_gradients_of_soft_spikes_are_their_differences(x64):
     simulate = snnjax.spiking(NET.fn, steps=STEPS, surrogate=networks.relaxed_dspike)
     loss = jax.jit(jax.value_and_grad(lambda snn: (simulate(snn, x) ** 2).sum()))
     _, slope = loss(snn)
-    generator, h = np.random.default_rng(0), 1e-6
-    way = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), snn)
-    ahead, behind = (
-        float(loss(jax.tree.map(lambda a, b, c=c: a + c * b, snn, way))[0])
-        for c in (h, -h)
-    )
-    along = sum(jax.tree.leaves(jax.tree.map(np.vdot, slope, way)))
-    assert (ahead - behind) / (2 * h) == pytest.approx(float(along), 1e-4)
+    generator = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), snn)
+
+    def loss_at(distance):
+        """Of the SNN that is so far away in this direction."""
+        moved = jax.tree.map(lambda leaf, d: leaf + distance * d, snn, direction)
+        value, _ = loss(moved)
+        return float(value)
+
+    h = 1e-6
+    difference = (loss_at(h) - loss_at(-h)) / (2 * h)
+    products = jax.tree.map(np.vdot, slope, direction)
+    expected = float(sum(jax.tree.leaves(products)))
+    assert difference == pytest.approx(expected, 1e-4)
     for params in slope.neurons.values():  # every parameter matters
         assert all(np.any(leaf) for leaf in jax.tree.leaves(params))
 
@@ -525,8 +531,9 @@ def test_a_file_of_another_model_needs_it_or_holds_its_program(tmp_path):
     np.testing.assert_array_equal(stored.run(NET.x), expected)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
-    for same in (again, dataclasses.replace(stored.snn, model=snn.model)):
-        np.testing.assert_array_equal(run(same), expected)
+    with_model = dataclasses.replace(stored.snn, model=snn.model)
+    for loaded in (again, with_model):
+        np.testing.assert_array_equal(run(loaded), expected)
 
 
 def test_a_function_in_training_mode_takes_any_model():

@@ -53,12 +53,16 @@ RELU, ENCODER = "in/relu", "out/encoder"
 
 def errors_of_grids(a, intervals):
     """Pairs (middle, error) of all grids that are compared, for the values a [N]."""
-    shares = np.arange(15) / 20
-    for g in shares:
-        for h in shares[g + shares < 1 - 1e-6]:
-            ends = np.array([a.min(), a.max()]) + np.ptp(a) * np.array([g, -h])
-            grid = np.linspace(*ends, intervals + 1)
-            yield ends.mean(), (np.abs(a[:, None] - grid).min(1) ** 2).sum()
+    # A grid leaves out a part of the range below, and another one above.
+    cuts = np.arange(15) / 20
+    size = np.ptp(a)
+    for low_cut in cuts:
+        for high_cut in cuts[low_cut + cuts < 1 - 1e-6]:
+            low = a.min() + size * low_cut
+            high = a.max() - size * high_cut
+            grid = np.linspace(low, high, intervals + 1)
+            distances = np.abs(a[:, None] - grid).min(1)
+            yield (low + high) / 2, (distances**2).sum()
 
 
 def test_the_middle_is_that_of_the_nearest_grid():
@@ -69,21 +73,24 @@ def test_the_middle_is_that_of_the_nearest_grid():
     all_middles = outputs_of(runs, a)
     for intervals, middles in zip(sizes, all_middles, strict=True):
         for channel, middle in zip(a.T, middles, strict=True):
-            grids = list(errors_of_grids(channel, intervals))
-            least = min(error for _, error in grids)
+            places, errors = np.array(list(errors_of_grids(channel, intervals))).T
             # Several grids may have this middle.
-            own = min(error for place, error in grids if abs(place - middle) < 1e-4)
-            assert own <= least * (1 + 1e-4)
+            error_there = errors[np.abs(places - middle) < 1e-4].min()
+            assert error_there <= errors.min() * (1 + 1e-4)
 
 
 def test_channels_may_lie_on_any_axis_and_may_be_constant():
     a = np.float32(np.random.default_rng(7).normal(size=(40, 3, 5)))
     a[:, 1] = 2
-    last, middle = (
-        lambda a: formulas.middle(jnp.moveaxis(a, 1, -1), 8),
-        lambda a: formulas.middle(a, 8, channel=-2),
-    )
-    expected, middles = outputs_of([last, middle], a)
+
+    def moved_to_the_last_axis(a):
+        return formulas.middle(jnp.moveaxis(a, 1, -1), 8)
+
+    def on_the_middle_axis(a):
+        return formulas.middle(a, 8, channel=-2)
+
+    runs = [moved_to_the_last_axis, on_the_middle_axis]
+    expected, middles = outputs_of(runs, a)
     np.testing.assert_array_equal(middles, expected)
     assert expected[1] == 2
 
@@ -94,13 +101,14 @@ def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output():
     offset = np.float32([0.5, -1.25, 0.0])
     params = encoder.init()._replace(bias=np.float32(0.125))
 
-    def pair(wait):
+    def with_and_without_offset(currents, wait):
         run = functools.partial(unroll, encoder, wait=wait)
-        own = params._replace(offset=offset)
-        return lambda i: (run(own, i), run(params, i - offset) + offset)
+        spikes = run(params._replace(offset=offset), currents)
+        return spikes, run(params, currents - offset) + offset
 
-    for own, expected in outputs_of(map(pair, (0, 2, STEPS)), currents):
-        np.testing.assert_allclose(own, expected, atol=1e-6)
+    runs = [functools.partial(with_and_without_offset, wait=w) for w in (0, 2, STEPS)]
+    for spikes, expected in outputs_of(runs, currents):
+        np.testing.assert_allclose(spikes, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("wait", [0, STEPS])
@@ -108,10 +116,9 @@ def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    others = ("closed_form",) if wait else (1, 3)
-    executions = ("auto", *others)
-    expected, *others = by_executions(gelu_network, executions, snn, X)
-    for outputs in others:
+    executions = ("auto", "closed_form") if wait else ("auto", 1, 3)
+    expected, *results = by_executions(gelu_network, executions, snn, X)
+    for outputs in results:
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), atol=1e-5)
 
 
@@ -130,8 +137,9 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     def relu_network(p, x):
         return jax.nn.relu(jax.nn.relu(x @ p["in"]) @ p["up"]) @ p["out"]
 
-    pair = (fitted(relu_network, recipe=recipe) for recipe in (WITH, WITHOUT))
-    jax.tree.map(np.testing.assert_array_equal, *pair)
+    with_offsets = fitted(relu_network, recipe=WITH)
+    without = fitted(relu_network, recipe=WITHOUT)
+    jax.tree.map(np.testing.assert_array_equal, with_offsets, without)
 
 
 def mean_errors(fn, images, **options):
@@ -162,13 +170,10 @@ def test_an_offset_is_no_spike_and_no_addition(largest):
     spikes = sum(np.count_nonzero(train) for train in trains.values())
     neurons = sum(train[0].size for train in trains.values())
     np.testing.assert_allclose(measures.firing_rate, spikes / STEPS / neurons, 1e-5)
-    operations, additions = (
-        sum(
-            np.sum(count(trains[name])) * fan_out / len(X)
-            for name, fan_out in {ENCODER: 3, RELU: PARAMS["up"].shape[1]}.items()
-        )
-        for count in (np.count_nonzero, np.abs)
-    )
+    operations = additions = 0
+    for name, fan_out in ((ENCODER, 3), (RELU, PARAMS["up"].shape[1])):
+        operations += np.count_nonzero(trains[name]) * fan_out / len(X)
+        additions += np.abs(trains[name]).sum() * fan_out / len(X)
     np.testing.assert_allclose(measures.synaptic_operations, operations, 1e-5)
     np.testing.assert_allclose(measures.synaptic_additions, additions, 1e-5)
     if largest == 1:
@@ -210,19 +215,19 @@ def test_a_value_far_from_zero_uses_all_levels():
 )
 def test_an_offset_of_zero_changes_no_count(fn):
     snn = fitted(fn, recipe=snnjax.light())
-    zero = {
-        name: p._replace(offset=jnp.zeros(())) if name.endswith("encoder") else p
-        for name, p in snn.neurons.items()
-    }
-    assert zero != snn.neurons
-    counts = []
-    for neurons in (snn.neurons, zero):
-        snn = dataclasses.replace(snn, neurons=neurons)
-        measure = functools.partial(snnjax.measure, fn, params=PARAMS)
+    neurons = dict(snn.neurons)
+    for name in neurons:
+        if name.endswith("encoder"):
+            neurons[name] = neurons[name]._replace(offset=jnp.zeros(()))
+    assert neurons != snn.neurons
+    measure = functools.partial(snnjax.measure, fn, params=PARAMS)
+
+    def counts(snn):
         (measures,) = outputs_of([measure], snn, X)
         bench = snnjax.measures.neurobench(fn, snn, X)["SynapticOperations"]
-        counts.append((float(measures.synaptic_operations), bench))
-    assert counts[0] == counts[1]
+        return float(measures.synaptic_operations), bench
+
+    assert counts(snn) == counts(dataclasses.replace(snn, neurons=neurons))
 
 
 def test_in_bfloat16_levels_are_within_their_range():

@@ -113,7 +113,8 @@ def test_with_the_answer_alone_the_readout_has_no_time_axis():
         simulate = snnjax.spiking(DENSE.fn, steps=STEPS, **options)
         return str(jax.make_jaxpr(simulate)(FITTED, VECTORS))
 
-    in_time = f"f32[{STEPS},{len(VECTORS)},{DENSE.fn(DENSE.params, VECTORS).shape[1]}]"
+    batch, size = DENSE.fn(DENSE.params, VECTORS).shape
+    in_time = f"f32[{STEPS},{batch},{size}]"
     for execution in (1, STEPS):
         assert in_time in shapes(execution=execution)
         assert in_time not in shapes(execution=execution, answer=True)
@@ -154,17 +155,21 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
 def test_a_dense_network_is_the_oracles(reset):
     snn = dataclasses.replace(snn_of("dense"), model=integrate_and_fire(reset=reset))
     p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
-    first, second = (
-        {
-            "threshold": np.asarray(n.threshold),
-            "bias": np.asarray(n.bias),
-            "start": np.asarray(n.initial_potential),
-        }
-        for n in snn.neurons.values()
-    )
-    currents = np.stack([np.asarray(VECTORS) @ p["w1"] + p["b1"]] * STEPS)
-    spikes = reference.simulate(currents, **first, reset=reset, wait=2)
-    spikes = reference.simulate(spikes @ p["w2"], **second, reset=reset, wait=2)
+    first, second = snn.neurons.values()
+
+    def spikes_of(currents, neurons):
+        return reference.simulate(
+            currents,
+            np.asarray(neurons.threshold),
+            bias=np.asarray(neurons.bias),
+            start=np.asarray(neurons.initial_potential),
+            reset=reset,
+            wait=2,
+        )
+
+    current = np.asarray(VECTORS) @ p["w1"] + p["b1"]
+    spikes = spikes_of(np.stack([current] * STEPS), first)
+    spikes = spikes_of(spikes @ p["w2"], second)
     np.testing.assert_array_equal(run(snn, wait=2), spikes @ p["w3"])
 
 
@@ -183,18 +188,13 @@ def test_a_max_pool_in_time_is_the_oracles():
     assert str(jax.make_jaxpr(POOL)(stream)).count("reduce_window_max") == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dense",
-        "max-pool before",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in NETWORKS
-            if name not in ("dense", "max-pool before")
-        ),
-    ],
-)
+QUICK = ["dense", "max-pool before"]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in QUICK
+]
+
+
+@pytest.mark.parametrize("name", QUICK + SLOW)
 def test_rates_approach_the_ann(name):
     net, recipe = NETWORKS[name], snnjax.max_activation()
     snn = networks.converted(*net[:3], steps=512, recipe=recipe)
@@ -237,10 +237,9 @@ def test_vmap_over_thresholds_tries_several_networks():
     scales = np.array([1.0, 2.0, 4.0], np.float32)
 
     def scaled(scale):
-        neurons = {
-            name: n._replace(threshold=scale * n.threshold)
-            for name, n in snn.neurons.items()
-        }
+        neurons = {}
+        for name, params in snn.neurons.items():
+            neurons[name] = params._replace(threshold=scale * params.threshold)
         scaled = dataclasses.replace(snn, neurons=neurons)
         return snnjax.spiking(DENSE.fn, steps=STEPS)(scaled, VECTORS)
 
@@ -316,10 +315,11 @@ def test_a_traced_temperature_may_decide_what_is_fired():
 
     slope = jax.grad(loss, has_aux=True)
     for spike in (networks.relaxed_dspike, dspike):
-        of = functools.partial(functools.partial, slope, spike=spike)
-        auto, layers = networks.outputs_of(
-            [of(execution=e) for e in ("auto", STEPS)], 2.0
-        )
+        runs = [
+            functools.partial(slope, spike=spike, execution=execution)
+            for execution in ("auto", STEPS)
+        ]
+        auto, layers = networks.outputs_of(runs, 2.0)
         assert_close(auto, layers, rtol=1e-5, atol=1e-5)
         is_soft = spike is networks.relaxed_dspike
         assert (auto[0] != 0) == is_soft  # a hard spike hides the temperature
@@ -348,10 +348,10 @@ def test_a_declared_step_has_a_closed_form():
 def test_spikes_of_a_bfloat16_network_are_bfloat16():
     params = {name: w.astype(jnp.bfloat16) for name, w in FLAT.items()}
     narrow = dataclasses.replace(snn_of("dense"), params=params)
-    outputs_of_it = run(narrow, VECTORS.astype(jnp.bfloat16))
-    assert outputs_of_it.dtype == jnp.bfloat16
+    narrow_outputs = run(narrow, VECTORS.astype(jnp.bfloat16))
+    assert narrow_outputs.dtype == jnp.bfloat16
     expected = outputs("dense", wait=0, execution=1)
-    np.testing.assert_array_equal(outputs_of_it.astype(np.float32), expected)
+    np.testing.assert_array_equal(narrow_outputs.astype(np.float32), expected)
 
 
 def test_wider_parameters_make_wider_membranes(x64):
@@ -441,7 +441,9 @@ def test_a_stream_in_pieces_has_the_outputs_of_the_whole(name):
     whole = networks.compiled(net.fn, steps=STEPS, inputs="sequence")(snn, x)
     for execution in ("auto", 1, 1):
         options = {"steps": 2, "inputs": "sequence", "execution": execution}
-        piece, state, parts = networks.compiled(net.fn, state=True, **options), None, []
+        piece = networks.compiled(net.fn, state=True, **options)
+        state = None
+        parts = []
         for start in range(0, STEPS, 2):
             outputs, state = piece(snn, x[start : start + 2], state=state)
             parts.append(outputs)
@@ -455,9 +457,14 @@ def test_a_truncated_gradient_ends_at_the_state():
     def loss(snn, state):
         return (piece(snn, VECTORS, state=state)[0] ** 2).mean()
 
-    through = jax.grad(lambda snn: loss(snn, piece(snn, VECTORS)[1]))(IF)
-    cut = jax.grad(lambda snn: loss(snn, jax.lax.stop_gradient(state)))(IF)
-    assert any(
-        np.any(a != b)
-        for a, b in zip(*map(jax.tree.leaves, (through, cut)), strict=True)
-    )
+    def whole_loss(snn):
+        _, state = piece(snn, VECTORS)
+        return loss(snn, state)
+
+    def truncated_loss(snn):
+        return loss(snn, jax.lax.stop_gradient(state))
+
+    whole = jax.grad(whole_loss)(IF)
+    truncated = jax.grad(truncated_loss)(IF)
+    differences = jax.tree.map(lambda a, b: np.any(a != b), whole, truncated)
+    assert any(jax.tree.leaves(differences))
