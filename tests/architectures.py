@@ -25,19 +25,27 @@ gelu = partial(nn.gelu, approximate=False)
 
 
 def varied(path, leaf):
-    """A parameter of this shape: no scale is 1 and no offset 0. Faster than init."""
+    """A random parameter of a leaf's shape: no scale is 1, and no offset is 0.
+
+    It takes less time than the module's own initialization.
+    """
     generator = np.random.default_rng(zlib.crc32(str(path).encode()))
     name = path[-1].key
     if name in ("scale", "var"):
         return np.float32(generator.uniform(0.5, 1.5, leaf.shape))
-    size = (
-        0.1 if name in ("bias", "mean") else 1.5 / np.sqrt(leaf.size / leaf.shape[-1])
-    )
-    return np.float32(size * generator.normal(size=leaf.shape))
+    if name in ("bias", "mean"):
+        deviation = 0.1
+    else:
+        fan_in = leaf.size / leaf.shape[-1]
+        deviation = 1.5 / np.sqrt(fan_in)
+    return np.float32(deviation * generator.normal(size=leaf.shape))
 
 
-def of_linen(x):
-    """A linen module's compact method as a network."""
+def linen_network(x):
+    """A decorator: the body of a linen module's compact method as an architecture.
+
+    It is stored in `ARCHITECTURES` by its name. ``x`` is the input that it takes.
+    """
 
     def decorate(body):
         class Net(nn.Module):
@@ -55,17 +63,18 @@ def of_linen(x):
     return decorate
 
 
-ARCHITECTURES = {}
+ARCHITECTURES = {}  # name -> make
 
 
 def pooled(x, size=2):
+    """The means of windows of size x size pixels, [B, H, W, C]."""
     return nn.avg_pool(x, (size, size), (size, size))
 
 
 # ------------------------------------------------------------------ convolutions
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def DenseNet(x):
     x = conv(8, (3, 3))(x)
     for _ in range(2):
@@ -75,7 +84,7 @@ def DenseNet(x):
     return nn.Dense(3)(nn.relu(norm()(x)).mean((1, 2)))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def Inception(x):
     branches = [
         nn.relu(nn.Conv(4, (1, 1))(x)),
@@ -86,7 +95,7 @@ def Inception(x):
     return nn.Dense(3)(jnp.concatenate(branches, -1).mean((1, 2)))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def MobileNet_v2(x):
     x = nn.relu6(norm()(conv(8, (3, 3))(x)))
     y = nn.relu6(norm()(conv(16, (1, 1))(x)))
@@ -101,7 +110,7 @@ def excited(x, activation, gate):
     return x * gate(scale)[:, None, None]
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def MobileNet_v3(x):
     x = nn.hard_swish(norm()(conv(8, (3, 3))(x)))
     y = nn.hard_swish(norm()(conv(16, (1, 1))(x)))
@@ -110,7 +119,7 @@ def MobileNet_v3(x):
     return nn.Dense(3)(x.mean((1, 2)))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def EfficientNet(x):
     x = nn.silu(norm()(conv(8, (3, 3))(x)))
     y = nn.silu(norm()(conv(16, (1, 1))(x)))
@@ -119,7 +128,7 @@ def EfficientNet(x):
     return nn.Dense(3)(nn.silu(norm()(conv(16, (1, 1))(x))).mean((1, 2)))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def RegNetY(x):
     x = nn.relu(norm()(conv(8, (3, 3))(x)))
     y = nn.relu(norm()(conv(8, (1, 1))(x)))
@@ -128,7 +137,7 @@ def RegNetY(x):
     return nn.Dense(3)(nn.relu(x + y).mean((1, 2)))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def ConvNeXt(x):
     x = nn.LayerNorm()(nn.Conv(8, (2, 2), 2)(x))
     y = nn.LayerNorm()(nn.Conv(8, (7, 7), feature_group_count=8)(x))
@@ -136,7 +145,7 @@ def ConvNeXt(x):
     return nn.Dense(3)(nn.LayerNorm()((x + 0.5 * y).mean((1, 2))))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def U_Net(x):
     def layer(x, channels):
         return nn.silu(nn.GroupNorm(2)(nn.Conv(channels, (3, 3))(x)))
@@ -147,7 +156,7 @@ def U_Net(x):
     return nn.Conv(2, (1, 1))(layer(jnp.concatenate([fine, upper], -1), 4))
 
 
-@of_linen(SIGNALS)
+@linen_network(SIGNALS)
 def WaveNet(x):
     x, outputs = nn.Dense(8)(x), []
     for dilation in (1, 2):
@@ -160,7 +169,7 @@ def WaveNet(x):
     return nn.Dense(3)(nn.relu(sum(outputs)).mean(1))
 
 
-@of_linen(SIGNALS)
+@linen_network(SIGNALS)
 def PointNet(x):
     for channels in (8, 16):
         x = nn.relu(norm()(nn.Dense(channels)(x)))
@@ -175,7 +184,7 @@ def patches(x, size=4, features=8):
 
 
 def attended(x, heads=2, *, mask=None, bias=0.0):
-    """Softmax attention between tokens, with a bias per pair of them."""
+    """Softmax attention between tokens, [B, N, C], with a bias per pair of them."""
     q, k, v = (nn.DenseGeneral((heads, x.shape[-1] // heads))(x) for _ in range(3))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1]) + bias
     if mask is not None:
@@ -193,7 +202,7 @@ def pre_norm(x, **options):
     return x + mlp(nn.LayerNorm()(x))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def MLP_Mixer(x):
     x = patches(x)
     y = mlp(nn.LayerNorm()(x).mT)
@@ -202,7 +211,7 @@ def MLP_Mixer(x):
     return nn.Dense(3)(nn.LayerNorm()(x).mean(1))
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def gMLP(x):
     x = patches(x)
     y = gelu(nn.Dense(16)(nn.LayerNorm()(x)))
@@ -223,14 +232,14 @@ class WithTokens(nn.Module):
         return jnp.concatenate([jnp.tile(tokens, (x.shape[0], 1, 1)), x], 1)
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def ViT(x):
     x = WithTokens(1)(patches(x))
     x = x + np.random.default_rng(3).normal(size=x.shape[1:]).astype("f4")
     return nn.Dense(3)(nn.LayerNorm()(pre_norm(x))[:, 0])
 
 
-@of_linen(IMAGES)
+@linen_network(IMAGES)
 def Swin(x):
     x = nn.Conv(8, (2, 2), 2)(x)
     rolled = jnp.roll(nn.LayerNorm()(x), (-1, -1), (1, 2))
@@ -241,7 +250,7 @@ def Swin(x):
     return nn.Dense(3)((x + mlp(nn.LayerNorm()(x))).mean((1, 2)))
 
 
-@of_linen(SIGNALS)
+@linen_network(SIGNALS)
 def Conformer(x):
     x = nn.Dense(8)(x)
     x = x + 0.5 * mlp(nn.LayerNorm()(x), activation=nn.silu)
@@ -252,7 +261,7 @@ def Conformer(x):
     return nn.Dense(3)(nn.LayerNorm()(x).mean(1))
 
 
-@of_linen({"tokens": TOKENS, "mask": TOKENS > 2})
+@linen_network({"tokens": TOKENS, "mask": TOKENS > 2})
 def BERT(x):
     mask = x["mask"]
     positions = nn.Embed(6, 8, name="positions")(jnp.arange(6))
@@ -262,13 +271,13 @@ def BERT(x):
     return nn.Dense(3)(nn.tanh(nn.Dense(8)(y[:, 0])))
 
 
-@of_linen(TOKENS)
+@linen_network(TOKENS)
 def GPT(tokens):
     x = pre_norm(nn.Embed(20, 8)(tokens), mask=np.tril(np.ones((6, 6), bool)))
     return nn.Dense(20)(nn.LayerNorm()(x))
 
 
-@of_linen(TOKENS)
+@linen_network(TOKENS)
 def T5(tokens):
     distance = np.clip(np.arange(6)[:, None] - np.arange(6), -3, 3) + 3
     bias = nn.Embed(7, 2)(distance).transpose(2, 0, 1)
@@ -282,6 +291,7 @@ def T5(tokens):
 
 
 def architecture(make):
+    """A decorator that stores ``make`` in `ARCHITECTURES` by its name."""
     ARCHITECTURES[make.__name__.strip("_").replace("_", " ")] = make
     return make
 
@@ -358,8 +368,8 @@ def nnx_transformer():
             return self.out(jnp.tanh(x).mean(1))
 
     net = nnx.jit(lambda: Net(nnx.Rngs(0)))()
-    graph, params, rest = nnx.split(net, nnx.Param, ...)
-    return lambda p, x: nnx.merge(graph, p, rest)(x), params, SIGNALS
+    graph, params, state = nnx.split(net, nnx.Param, ...)
+    return lambda p, x: nnx.merge(graph, p, state)(x), params, SIGNALS
 
 
 @architecture
@@ -386,5 +396,5 @@ def equinox_transformer():
             return jax.vmap(self.out)(x + self.attention(y, y, y)).mean(0)
 
     net = eqx.filter_jit(Net)(jax.random.key(0))
-    arrays, rest = eqx.partition(net, eqx.is_array)
-    return lambda p, x: jax.vmap(eqx.combine(p, rest))(x), arrays, SIGNALS
+    arrays, static = eqx.partition(net, eqx.is_array)
+    return lambda p, x: jax.vmap(eqx.combine(p, static))(x), arrays, SIGNALS

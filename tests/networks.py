@@ -80,8 +80,8 @@ def together(nets):
     def fn(params, x):
         return {name: net.fn(params[name], x) for name, net in nets.items()}
 
-    (x, *others) = [net.x for net in nets.values()]
-    assert all(other is x for other in others)
+    x = next(iter(nets.values())).x
+    assert all(net.x is x for net in nets.values())
     params = {name: net.params for name, net in nets.items()}
     return Net(fn, params, x, sum(net.sites for net in nets.values()))
 
@@ -101,7 +101,11 @@ def outputs_of(functions, *arguments):
 
 
 def quantized_ann(fn):
-    """(snn, x) -> what an SNN with a wait of T gives: the ANN with quantized values."""
+    """(snn, x) -> the outputs [B, ...] of an SNN with a wait of T, without simulating.
+
+    They are those of the ANN with quantized values: a neuron then sends as many spikes
+    as its mean current holds, between none and T, or -T and T at an encoder.
+    """
 
     def run(snn, x):
         def quantized(site, x, *operands):
@@ -109,10 +113,10 @@ def quantized_ann(fn):
                 return identity(site, x, *operands)
             p = snn.neurons[site.name]
             offset = 0 if p.offset is None else p.offset
-            drive = snn.steps * (x + p.bias - offset) + p.initial_potential
-            low = -snn.steps if site.is_encoder else 0
-            level = jnp.clip(jnp.floor(drive / p.threshold), low, snn.steps)
-            return offset + level * p.threshold / snn.steps
+            potential = snn.steps * (x + p.bias - offset) + p.initial_potential
+            lowest = -snn.steps if site.is_encoder else 0
+            spikes = jnp.clip(jnp.floor(potential / p.threshold), lowest, snn.steps)
+            return offset + spikes * p.threshold / snn.steps
 
         return with_activation(fn, quantized)(snn.params, x)
 
@@ -147,12 +151,14 @@ def halves(net, seed=0, **changes):
 
 
 def weights(**shapes):
-    """One array of `eighths` per name, with its own seed."""
-    names_and_shapes = enumerate(shapes.items())
-    return {name: eighths(i, shape) for i, (name, shape) in names_and_shapes}
+    """An array of `eighths` for each name, whose seed is its place."""
+    arrays = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        arrays[name] = eighths(seed, shape)
+    return arrays
 
 
-# The refined part of `best()` with all errors alike: for what a test says of one sweep.
+# The calibrators of the refined part of `best()`, as one sweep.
 REFINED = snnjax.Recipe(
     [
         calibrators.least_squares_weights(),
@@ -178,6 +184,7 @@ def conv(
     dilation=1,
     order=("NHWC", "HWIO", "NHWC"),
 ):
+    """A convolution of images; ``order`` names the axes of x, kernel and result."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -190,11 +197,14 @@ def conv(
 
 
 def max_pool(x, size=2, stride=2, padding="VALID"):
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    """The largest number in windows of size x size pixels, [B, H, W, C]."""
+    window = (1, size, size, 1)
+    strides = (1, stride, stride, 1)
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
 
 
 def average_pool(x, size=2):
+    """The mean of windows of size x size pixels that do not overlap, [B, H, W, C]."""
     window = (1, size, size, 1)
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
     return total / size**2
@@ -288,8 +298,8 @@ def clipped(p, x):
 def stacked(p, x):
     """Activations stacked on a new axis, tiled, and taken apart again."""
     x = relu(x @ p["w1"])
-    both = jnp.stack([x, relu(x @ p["w2"])], axis=1)
-    first, second = jnp.unstack(jnp.tile(both, (1, 1, 2)), axis=1)
+    pair = jnp.stack([x, relu(x @ p["w2"])], axis=1)
+    first, second = jnp.unstack(jnp.tile(pair, (1, 1, 2)), axis=1)
     return (first - second) @ p["wide"] @ p["w3"]
 
 

@@ -111,19 +111,27 @@ def test_identity_rule_has_the_networks_outputs_bit_for_bit_and_its_gradients():
         outputs = fn(params, xs)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(outputs)), outputs
 
-    (slopes, outputs), (expected_slopes, expected) = (
-        jax.jit(jax.grad(functools.partial(loss, f), (0, 1), has_aux=True))(params, xs)
-        for f in (with_activation(fn, identity), fn)
-    )
-    assert_trees_all_equal(outputs, expected)
-    for of_leaves, of_ann in zip(slopes, expected_slopes, strict=True):
+    def slopes_and_outputs(fn):
+        run = jax.grad(functools.partial(loss, fn), (0, 1), has_aux=True)
+        return jax.jit(run)(params, xs)
+
+    slopes, outputs = slopes_and_outputs(with_activation(fn, identity))
+    ann_slopes, ann_outputs = slopes_and_outputs(fn)
+    assert_trees_all_equal(outputs, ann_outputs)
+    for argument in (0, 1):  # params and xs
         for name in nets:
             tolerance = 1e-2 if name in ("bfloat16", "linen") else 1e-5
-            leaves = jax.tree.leaves(of_leaves[name]), jax.tree.leaves(of_ann[name])
-            for slope, known in zip(*leaves, strict=True):
-                atol = tolerance * np.abs(known).max()
-                np.testing.assert_allclose(slope, known, tolerance, atol, err_msg=name)
-            assert any(np.any(leaf) for leaf in leaves[1]), name
+            leaves = jax.tree.leaves(slopes[argument][name])
+            ann_leaves = jax.tree.leaves(ann_slopes[argument][name])
+            for leaf, ann_leaf in zip(leaves, ann_leaves, strict=True):
+                np.testing.assert_allclose(
+                    leaf,
+                    ann_leaf,
+                    rtol=tolerance,
+                    atol=tolerance * np.abs(ann_leaf).max(),
+                    err_msg=name,
+                )
+            assert any(np.any(ann_leaf) for ann_leaf in ann_leaves), name
 
 
 def test_every_activation_is_a_site_that_the_rule_sees_once_in_order(net):
@@ -176,9 +184,9 @@ def test_names_follow_the_modules():
 def test_clipped_relu_has_the_papers_derivative():
     x = np.float32([-0.1, 0.0, 0.5, 1.0, 1.1])
     jacobian = jax.jit(jax.jacobian(snnjax.clipped_relu, argnums=(0, 1)))
-    slope, of_maximum = jacobian(x, 1.0)
+    slope, maximum_slope = jacobian(x, 1.0)
     np.testing.assert_array_equal(np.diag(slope), [0, 1, 1, 1, 0])
-    np.testing.assert_array_equal(of_maximum, [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(maximum_slope, [0, 0, 0, 0, 1])
 
 
 def test_a_maximum_may_be_a_whole_number_or_closed_over_inside_jit():
@@ -244,18 +252,21 @@ def test_what_stays_within_an_example_is_allowed():
     x = np.asarray(eighths(2, (4, 3, 2)))
     first_alone = x * np.float32(np.arange(4) == 0)[:, None, None]
     simulate = networks.compiled(fn, steps=4)
-    outputs, others = jax.device_get([simulate(snn, x), simulate(snn, first_alone)])
+    outputs, changed_outputs = jax.device_get(
+        [simulate(snn, x), simulate(snn, first_alone)]
+    )
     for name in WITHIN:
-        first, rest = outputs[name][:, 0], outputs[name][:, 1:]
-        np.testing.assert_array_equal(first, others[name][:, 0], err_msg=name)
-        assert np.any(first) and np.any(rest != others[name][:, 1:]), name
+        output, changed = outputs[name], changed_outputs[name]  # [T, B, ...]
+        np.testing.assert_array_equal(output[:, 0], changed[:, 0], err_msg=name)
+        assert np.any(output[:, 0]), name
+        assert np.any(output[:, 1:] != changed[:, 1:]), name
 
 
 def with_own_derivative(f):
     """``f`` with a derivative of its own, which is the usual one."""
-    same = jax.custom_jvp(f)
-    same.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
-    return same
+    custom = jax.custom_jvp(f)
+    custom.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
+    return custom
 
 
 def test_a_call_hides_neither_products_nor_channels():
@@ -298,12 +309,11 @@ def test_vmap_may_leave_the_batch_behind():
 
     (site,) = snnjax.sites(fn, kernels, x)
     assert (site.shape, site.channel) == ((6,), -1)
-    pair = [
-        networks.converted(f, kernels, x, steps=4, recipe=SHORT) for f in (fn, usual)
-    ]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *pair)
-    runs = [snnjax.spiking(f) for f in (fn, usual)]
-    np.testing.assert_allclose(*outputs_of(runs, pair[0], x), atol=1e-6)
+    convert = functools.partial(networks.converted, steps=4, recipe=SHORT)
+    snn = convert(fn, kernels, x)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, snn, convert(usual, kernels, x))
+    close(*outputs_of([snnjax.spiking(fn), snnjax.spiking(usual)], snn, x))
 
 
 def test_a_barrier_leaves_each_array_its_own_axes():
@@ -393,16 +403,21 @@ def between_products(activation):
 
 
 def test_a_relu_is_a_site_however_it_is_written():
-    for table, known in ((RELUS, relu), (CLIPPED, lambda x: jnp.clip(relu(x), 0, 0.5))):
-        networks = [between_products(activation) for activation in table.values()]
-        expected, *others = (snnjax.sites(fn, FLAT, VECTORS) for fn in networks)
-        assert all(sites == expected for sites in others)
-        assert expected.grade == "binary"
-        runs = [with_activation(fn, identity) for fn in networks]
-        ann, *outputs = outputs_of([between_products(known), *runs], FLAT, VECTORS)
-        for name, of_network in zip(table, outputs, strict=True):
-            np.testing.assert_array_equal(of_network, ann, err_msg=name)
-    assert [site.kind for site in expected] == ["clipped relu"]
+    for table, activation, kind in (
+        (RELUS, relu, "relu"),
+        (CLIPPED, lambda x: jnp.clip(relu(x), 0, 0.5), "clipped relu"),
+    ):
+        networks = [between_products(written) for written in table.values()]
+        for fn in networks:
+            sites = snnjax.sites(fn, FLAT, VECTORS)
+            assert sites == snnjax.sites(networks[0], FLAT, VECTORS)
+            assert [site.kind for site in sites] == [kind]
+            assert sites.grade == "binary"
+        runs = [between_products(activation)]
+        runs += [with_activation(fn, identity) for fn in networks]
+        ann_output, *outputs = outputs_of(runs, FLAT, VECTORS)
+        for name, output in zip(table, outputs, strict=True):
+            np.testing.assert_array_equal(output, ann_output, err_msg=name)
 
 
 def test_a_clip_keeps_its_maximum_and_a_max_that_others_read_stays_a_site():
@@ -466,8 +481,8 @@ for name, curve in {
     "SiLU": jax.nn.silu,
     "sum with tanh": lambda x: x + jnp.tanh(x),
 }.items():
-    of_relu = lambda x, curve=curve: curve(jnp.clip(x, 0, 3))  # noqa: E731
-    FIRING[f"{name} of a ReLU"] = of_relu, ["clipped relu", "encoder"]
+    composed = lambda x, curve=curve: curve(jnp.clip(x, 0, 3))  # noqa: E731
+    FIRING[f"{name} of a ReLU"] = composed, ["clipped relu", "encoder"]
 
 
 def test_a_maximum_with_0_that_serves_another_function_is_no_site():
@@ -512,13 +527,13 @@ def test_sites_says_what_is_near_a_relu_and_what_that_costs():
 def test_custom_derivatives_are_kept():
     """Those of the identity, and of what reads parameters alone."""
 
-    def of_own(forward, sign):
+    def with_slope(forward, slope):
         f = jax.custom_vjp(forward)
-        f.defvjp(lambda x: (forward(x), None), lambda _, g: (sign * g,))
+        f.defvjp(lambda x: (forward(x), None), lambda _, g: (slope * g,))
         return f
 
-    reversed_gradient = of_own(lambda x: x, -1)
-    rounded = of_own(lambda w: jnp.round(w), 1)
+    reversed_gradient = with_slope(lambda x: x, -1)
+    rounded = with_slope(lambda w: jnp.round(w), 1)
 
     def fn(p, x):
         return reversed_gradient(relu(x @ p["w1"])) @ rounded(p["w3"])

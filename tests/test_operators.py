@@ -133,16 +133,17 @@ def firing(fn, x=X):
 
 
 def oracle(function, *streams):
-    """Increments of a function of running means, step by step."""
-    outputs, before = [], 0.0
+    """Increments [T, ...] of a function of the running means of streams [T, ...]."""
+    increments, last_total = [], 0.0
     for t in range(1, 1 + len(streams[0])):
         means = [stream[:t].mean(0) for stream in streams]
         total = t * np.asarray(function(*means), float)
-        outputs.append(total - before)
-        before = total
-    return np.array(outputs)
+        increments.append(total - last_total)
+        last_total = total
+    return np.array(increments)
 
 
+# Name -> a function, and how many streams it takes.
 FUNCTIONS = {
     "softmax": (jax.nn.softmax, 1),
     "norm": (norm, 1),
@@ -155,10 +156,9 @@ FUNCTIONS = {
 
 def test_increments_are_those_of_the_formula():
     generator = np.random.default_rng(2)
-    draw = functools.partial(generator.normal, size=(7, 2, 3, 4))
-    streams = {
-        n: np.float32([draw() for _ in range(k)]) for n, (_, k) in FUNCTIONS.items()
-    }
+    streams = {}  # [streams, T, B, ...]
+    for name, (_, count) in FUNCTIONS.items():
+        streams[name] = np.float32(generator.normal(size=(count, 7, 2, 3, 4)))
 
     @jax.jit
     def run(streams):
@@ -294,12 +294,11 @@ def test_sites_that_fell_away_do_not_lend_their_numbers():
 @pytest.mark.parametrize("name", ["mixed", TRANSFORMER])
 def test_executions_agree(name):
     fn, snn = fitted(name)
-    executions = [STEPS, 1, 3]
-    expected, *others = by_executions(fn, executions, snn, X)
-    for outputs, execution in zip(others, executions[1:], strict=True):
+    at_once, by_step, in_threes = by_executions(fn, [STEPS, 1, 3], snn, X)
+    for outputs in (by_step, in_threes):
         # A potential within rounding of its threshold may differ in a spike.
-        close = np.abs(outputs.mean(0) - expected.mean(0)) < 1e-4
-        assert close.mean() > 0.9, execution
+        is_close = np.abs(outputs.mean(0) - at_once.mean(0)) < 1e-4
+        assert is_close.mean() > 0.9
 
 
 def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
@@ -310,17 +309,15 @@ def test_with_a_wait_of_t_an_snn_is_the_quantized_ann():
         assert (np.abs(output.mean(0) - expected) < 1e-4).mean() > 0.9
 
 
-def lone_kernels(fn, p=PARAMS, x=X):
+def lone_kernels(fn):
     """Site -> paths of the kernels that are refitted on the way to it."""
-    network = capture(fn, p, x, inline_all=True)
+    network = capture(fn, PARAMS, X, inline_all=True)
     stages = cut_at_sites(network)
-    return {
-        stage.place.name: [
-            network.parameters[product.kernel]
-            for product in lone_products(network, stages, i)
-        ]
-        for i, stage in enumerate(stages[:-1])
-    }
+    kernels = {}
+    for i, stage in enumerate(stages[:-1]):
+        products = lone_products(network, stages, i)
+        kernels[stage.place.name] = [network.parameters[p.kernel] for p in products]
+    return kernels
 
 
 def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
@@ -335,10 +332,9 @@ def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
         "v/encoder": ["q"],
         "out/encoder": ["o"],
     }
-    by_product = lone_kernels(transformer)
-    assert by_product["o/encoder"] == ["q", "k", "v"] and by_product["up/encoder"] == [
-        "o"
-    ]
+    transformer_kernels = lone_kernels(transformer)
+    assert transformer_kernels["o/encoder"] == ["q", "k", "v"]
+    assert transformer_kernels["up/encoder"] == ["o"]
 
 
 def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
@@ -380,8 +376,8 @@ def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     trains, measures = outputs_of(runs, snn, X)
     assert trains[name].min() < 0 and trains[name].sum(0).min() < 0
     site = measures.sites[name]
-    parts = site.inherited, site.clipping, site.flooring, site.unevenness
-    assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
+    errors = [site.inherited, site.clipping, site.flooring, site.unevenness]
+    assert np.isfinite(errors).all() and site.firing_rate > 0
 
 
 @pytest.mark.parametrize("name", ["gated", TRANSFORMER])
@@ -423,11 +419,14 @@ def test_a_convolution_after_a_norm_is_encoded_per_channel():
 def test_sequences_pass_operators():
     fn, snn = fitted("gated")
     snn = dataclasses.replace(snn, steps=None, wait=None)
-    of_sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")
-    repeated = lambda snn, x: of_sequence(snn, jnp.stack([x] * STEPS))  # noqa: E731
-    runs = [repeated, snnjax.spiking(fn, steps=STEPS)]
-    sequence, constant = outputs_of(runs, snn, X)
-    np.testing.assert_allclose(sequence, constant, rtol=1e-4, atol=1e-4)
+    simulate_sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")
+
+    def simulate_repeated(snn, x):
+        return simulate_sequence(snn, jnp.stack([x] * STEPS))
+
+    runs = [simulate_repeated, snnjax.spiking(fn, steps=STEPS)]
+    repeated, constant = outputs_of(runs, snn, X)
+    np.testing.assert_allclose(repeated, constant, rtol=1e-4, atol=1e-4)
 
 
 # --------------------------------------------------- numbers that are hard to average
@@ -546,9 +545,9 @@ def test_a_max_pool_beside_an_operator_is_part_of_it():
     def fn(p, x):
         x = relu(x.reshape(-1, 2, 3, 5) @ p["in"])
         x = jnp.pad(x @ p["q"], ((0, 0), (0, 0), (0, 1), (0, 0)))
-        both = [max_pool(jax.nn.gelu(x)), norm(max_pool(relu(x)))]
-        both = jnp.stack([relu(y @ p["k"]).mean((1, 2)) for y in both], 1)
-        return both @ p["out"]
+        pooled = [max_pool(jax.nn.gelu(x)), norm(max_pool(relu(x)))]
+        means = jnp.stack([relu(y @ p["k"]).mean((1, 2)) for y in pooled], 1)
+        return means @ p["out"]
 
     near_the_ann(fn, PARAMS, X, atol=0.1)
 
