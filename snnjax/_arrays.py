@@ -52,7 +52,7 @@ def running_sum(array: jax.Array) -> jax.Array:
     return sums
 
 
-def lead(array: Any, ndim: int) -> jax.Array:
+def lead(array: Any, ndim: int) -> Any:
     """The array with axes of size 1 in front, such that it has ``ndim`` axes.
 
     A scalar stays a scalar, and an array of NumPy stays one of NumPy.
