@@ -126,6 +126,9 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
     def add(total: jax.Array, fired: jax.Array, integrated: jax.Array) -> jax.Array:
         return total + wide(fired) + wide(integrated)
 
+    def u_at(t: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[t], u)
+
     spread_params = spread(params)
 
     def step_back(carry: Any, inputs: Any) -> Any:
@@ -136,9 +139,8 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
         """
         v_gradient, params_gradient = carry
         t, current, spike_gradient = inputs
-        u_now = jax.tree.map(lambda leaf: leaf[t], u)
-        u_before = jax.tree.map(lambda leaf: leaf[t - 1], u)
-        v, _ = fire_step(spread_params, u_before)
+        u_now = u_at(t)
+        v, _ = fire_step(spread_params, u_at(t - 1))
         # Before the first step is the start; u[t - 1] is there the last one's.
         v = jax.tree.map(functools.partial(jnp.where, t == 0), start, v)
         _, fire_back = jax.vjp(fire_step, spread_params, u_now)

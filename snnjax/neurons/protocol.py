@@ -148,7 +148,10 @@ def fire(neuron: Any, params: Any, state: Any, spike: Surrogate | None = None) -
 
 def takes_surrogate(neuron: Any) -> bool:
     """Whether a model, and each that it wraps, fires by the surrogate given to it."""
-    return all(takes(part.fire, None, None, spike=None) for part in chain(neuron))
+    for model in chain(neuron):
+        if not takes(model.fire, None, None, spike=None):
+            return False
+    return True
 
 
 def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:

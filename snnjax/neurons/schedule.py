@@ -153,9 +153,10 @@ def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
         (V_t - V_T) / 2    if low < 0: rounds d, since v + lift = d + V_t / 2
         -d                 in the dead zone: half a spike is left, whose floor is 0
     """
-    model = chain(neuron)[-1]  # the IF neuron inside wrappers
+    models = chain(neuron)
+    model = models[-1]  # the IF neuron inside wrappers
     threshold = like(params.threshold, v)
-    margin = max(getattr(part, "margin", 0.0) for part in chain(neuron))
+    margin = max(getattr(wrapper, "margin", 0.0) for wrapper in models)
     lift = jnp.full_like(v, margin)
     if model.levels[0] < 0:
         lift += like(tick.size - tick.finest, v) / 2 * threshold

@@ -219,6 +219,7 @@ def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
     """
     shifts = jnp.asarray(_shifts(levels), jnp.uint8)
     largest_index = jnp.uint8(2 ** (8 // len(shifts)) - 1)
-    # [bytes, 1, ...] and [1, steps of a byte, 1 ...]
-    indices = bits[:, None] >> per_step(shifts, bits.ndim)[None] & largest_index
-    return indices.reshape(-1, *bits.shape[1:])[:count]
+    shifts = per_step(shifts, bits.ndim)[None]  # [1, steps of a byte, 1, ...]
+    indices = bits[:, None] >> shifts & largest_index  # [bytes, steps of a byte, ...]
+    indices = indices.reshape(-1, *bits.shape[1:])
+    return indices[:count]

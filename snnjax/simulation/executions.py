@@ -360,9 +360,12 @@ def _scan(
     def split(leaf: jax.Array) -> jax.Array:
         return leaf[:whole].reshape(count, segment_steps, *leaf.shape[1:])
 
+    def join(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(whole, *leaf.shape[2:])
+
     segments = jax.tree.map(split, inputs)
     state, outputs = jax.lax.scan(segment_of(segment_steps), state, segments, count)
-    outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
+    outputs = jax.tree.map(join, outputs)
     if remainder:
         last_inputs = jax.tree.map(lambda leaf: leaf[whole:], inputs)
         state, last_outputs = segment_of(remainder)(state, last_inputs)
@@ -501,8 +504,11 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
         run: computes the outputs of a job at all steps.
     """
     network = job.network
-    firing_positions = [i for i, eq in enumerate(network.equations) if eq.fires]
-    head_equations = network.equations[: 1 + firing_positions[-1]]
+    head_size = 0
+    for number, equation in enumerate(network.equations, start=1):
+        if equation.fires:
+            head_size = number
+    head_equations = network.equations[:head_size]
     in_time = streaming(head_equations, job.x_streams)
     tail = needed(network.equations, network.outputs, in_time)
     head_outputs = tuple(in_time & _variables_read(tail, network.outputs))
