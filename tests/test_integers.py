@@ -26,97 +26,124 @@ from snnjax.neurons.gradients import without_surrogate
 def chip(layers, x, in_time=False):
     """Spikes of each population and sums of each output, in whole numbers of 64 bits.
 
-    Channels first. Potentials are in units of the last spike of a code. ``in_time``: x
-    is a sequence [T, B, ...].
+    Spikes are levels [T, B, ...] by name, and sums over all steps [B, ...], channels
+    first. Potentials are in units of the last spike of a code. ``in_time``: x is a
+    sequence [T, B, ...].
     """
-    layers = dataclasses.replace(layers, steps=len(x)) if in_time else layers
-    steps, clock = layers.steps, layers.code == snnjax.codes.rate()
+    if in_time:
+        layers = dataclasses.replace(layers, steps=len(x))
+    steps = layers.steps
     weights = [Fraction(w).limit_denominator(10**6) for w in layers.code.weights(steps)]
-    m, last = [int(w / weights[-1]) for w in weights], float(weights[-1])
-    arrivals = steps if clock else 1  # of x and of biases
-    values, spikes, sums = {}, {}, {}
+    multiples = [int(weight / weights[-1]) for weight in weights]
+    if layers.code == snnjax.codes.rate():
+        # x and biases arrive at every step.
+        arrivals, constant, bias_unit, potential_unit = steps, 1, 1, 1
+    else:
+        # x and biases arrive at the first step, in full.
+        last_weight = float(weights[-1])
+        arrivals, constant = 1, int(1 / weights[-1])
+        bias_unit, potential_unit = last_weight, steps * last_weight
+    values, spikes, sums = {}, {}, {}  # values: what each node sends, [T, B, ...]
     for node in layers.nodes:
         arriving = sum(values[source] for source in node.sources)
         if isinstance(node, Input):
-            limit = layers.arithmetic.largest_input
-            whole = np.clip(np.rint(x / np.float32(node.unit)), -limit, limit)
-            if len(node.shape) == 3:
-                whole = np.moveaxis(whole, -1, 1 + in_time)
+            x = whole_x(node, layers.arithmetic, x, channel_axis=1 + in_time)
             if in_time:
-                values[node.name] = whole.astype(np.int64)
-                continue
-            values[node.name] = np.zeros((steps, *whole.shape), np.int64)
-            values[node.name][:arrivals] = whole * (
-                1 if clock else int(1 / weights[-1])
-            )
+                values[node.name] = x
+            else:
+                values[node.name] = np.zeros((steps, *x.shape), np.int64)
+                values[node.name][:arrivals] = constant * x
         elif isinstance(node, Population | Output):
-            bias = np.rint(node.bias / (1 if clock else last)).astype(np.int64)
-            arriving[:arrivals] += bias
+            arriving[:arrivals] += np.rint(node.bias / bias_unit).astype(np.int64)
             if isinstance(node, Output):
                 sums[node.name] = arriving.sum(0)
                 continue
-            start = node.initial_potential / (1 if clock else steps * last)
-            spikes[node.name] = fire(layers, node, start, arriving, m)
-            worth = np.array(m).reshape(-1, *[1] * (arriving.ndim - 1))
-            values[node.name] = worth * spikes[node.name]
+            start = node.initial_potential / potential_unit
+            levels = fire(layers, node, start, arriving, multiples)
+            spikes[node.name] = levels
+            spike_sizes = np.array(multiples).reshape(-1, *[1] * (levels.ndim - 1))
+            values[node.name] = spike_sizes * levels
         else:
             values[node.name] = np.array([linear(node, step) for step in arriving])
     return spikes, sums
 
 
-def fire(layers, node, start, arriving, m):
-    """The levels of neurons: nearest to what is missing."""
-    model, wait = without_surrogate(node.model), layers.wait or 0
+def whole_x(node, arithmetic, x, channel_axis):
+    """x in multiples of its unit, clipped; an image's channels move to their axis."""
+    limit = arithmetic.largest_input
+    whole = np.clip(np.rint(x / np.float32(node.unit)), -limit, limit)
+    if len(node.shape) == 3:
+        whole = np.moveaxis(whole, -1, channel_axis)
+    return whole.astype(np.int64)
+
+
+def fire(layers, node, start, arriving, multiples):
+    """The levels of neurons, [T, B, ...]: each nearest to what is missing.
+
+    ``start`` are v(0), ``arriving`` what arrives at the T steps, ``multiples`` how many
+    units a spike of each of these steps is.
+    """
+    model = without_surrogate(node.model)
     low, high = model.levels
-    zones = [model.dead_zone] * (len(m) - 1) + [model.last_zone]
-    threshold, v = (np.rint(a).astype(np.int64) for a in (node.threshold, start))
-    leak = None if node.leak is None else np.asarray(node.leak)
-    parts = 1 if leak is None else 2**layers.arithmetic.leak.fraction
-    whole_threshold, threshold, v = threshold, parts * threshold, parts * v
-    sent, levels, last = 0, [], np.zeros_like(arriving[0])
-    for n in range(len(m) + wait):
-        if leak is not None:
-            v = left(layers.arithmetic.leak, v, leak)
-        v = v + parts * (arriving[n] if n < len(m) else 0)
+    steps, wait = len(multiples), layers.wait or 0
+    zones = [model.dead_zone] * (steps - 1) + [model.last_zone]
+    whole_threshold = np.rint(node.threshold).astype(np.int64)
+    # A leak leaves fractions of a unit, so that all numbers are counted in parts of it.
+    parts = 1 if node.leak is None else 2**layers.arithmetic.leak.fraction
+    threshold = parts * whole_threshold
+    v = parts * np.rint(start).astype(np.int64)
+    sent = 0  # in units
+    levels = []
+    last_levels = np.zeros_like(arriving[0])
+    for step in range(steps + wait):
+        if node.leak is not None:
+            v = left(layers.arithmetic.leak, v, np.asarray(node.leak))
+        if step < steps:
+            v = v + parts * arriving[step]
         if node.recurrent is not None:
-            v = v + parts * linear(node.recurrent, last)
-        limit = parts * 2 ** (layers.arithmetic.state_bits - 1) * m[min(n, len(m) - 1)]
+            v = v + parts * linear(node.recurrent, last_levels)
+        # The register is shifted with the spikes that arrive.
+        arriving_multiple = multiples[min(step, steps - 1)]
+        limit = parts * 2 ** (layers.arithmetic.state_bits - 1) * arriving_multiple
         if layers.arithmetic.overflow == "wrap":
             v = (v + limit) % (2 * limit) - limit
         else:
             v = np.clip(v, -limit, limit - 1)
-        if n < wait:
+        if step < wait:
             continue
-        size = m[n - wait] * threshold
-        missing = 2 * v - threshold  # twice, as the size below
-        k = v // size if low == 0 else (missing + size) // (2 * size)
-        zone = Fraction(zones[n - wait]).limit_denominator(1000)
-        is_silent = abs(missing) * zone.denominator < 2 * zone.numerator * size
+        multiple = multiples[step - wait]
+        size = multiple * threshold  # of a spike of level 1
+        twice_missing = 2 * v - threshold
+        if low == 0:
+            k = v // size
+        else:
+            k = (twice_missing + size) // (2 * size)
+        zone = Fraction(zones[step - wait]).limit_denominator(1000)
+        is_silent = abs(twice_missing) * zone.denominator < 2 * zone.numerator * size
         k = np.clip(np.where(is_silent, 0, k), low, high)
         if low < 0:
-            k = np.maximum(k, -(sent // m[n - wait]))
-            sent = sent + m[n - wait] * k
+            # No neuron takes back more than it has sent.
+            k = np.maximum(k, -(sent // multiple))
+            sent = sent + multiple * k
         v = np.where(k == 0, v, 0) if model.reset == "zero" else v - size * k
         if model.lowest is not None:  # as on Speck, after the reset
             bound = np.rint(model.lowest * whole_threshold).astype(np.int64)
             v = np.maximum(v, parts * bound)
         levels.append(k)
-        last = k
+        last_levels = k
     return np.array(levels)
 
 
 def left(rule, v, leak):
     """What a leak leaves, neuron by neuron, in Python's whole numbers."""
-    results = np.zeros_like(
-        np.broadcast_to(v, np.broadcast_shapes(v.shape, leak.shape))
-    )
-    for index, number in np.ndenumerate(results + v):
-        factor = float(np.broadcast_to(leak, results.shape)[index])
-        number = int(number)
+    v, leak = np.broadcast_arrays(v, leak)
+    results = np.zeros_like(v)
+    for index, factor in np.ndenumerate(leak):
+        number = int(v[index])
         if rule.form == "shift":
-            results[index] = number - (number >> round(-np.log2(1 - factor)))
+            results[index] = number - (number >> round(-np.log2(1 - float(factor))))
         else:  # Lava b6822fbc, proc/lif/models.py: of both signs towards 0
-            size = abs(number) * round(4096 * factor) >> 12
+            size = abs(number) * round(4096 * float(factor)) >> 12
             results[index] = size if number > 0 else -size
     return results
 
