@@ -167,19 +167,30 @@ def linear(node, x):
 
 
 def channels_first(array):
+    """[T, B, ..., C] of an image as [T, B, C, ...]."""
     return np.moveaxis(array, -1, 2) if array.ndim == 5 else np.asarray(array)
+
+
+def check_spikes(trace, spikes):
+    """A trace has exactly the spikes that `chip` sends, and every population fires."""
+    assert trace.spikes.keys() == spikes.keys()
+    for name, levels in spikes.items():
+        np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels, name)
+        assert levels.any(), name
 
 
 # -------------------------------------------------------------------------- executions
 
-FEW = {  # what differs to a chip
+FEW = {  # networks that differ to a chip
     "images": ("convolutions", "zero padding", "batch norm"),
     "vectors": ("dense", "bare pre-activation", "input skip", "several outputs"),
 }
 # Others have two linear maps in a row, which no product replaces.
 HOLDS = {n: net for n, net in AFFINE.items() if n not in ("pre-activation", "stacked")}
 RADIX = snnjax.codes.radix()
-CASES = {  # networks, code and neurons as in `fitted`, another execution
+# Inputs of the networks, then code, levels, reset, wait and so on as in `fitted`, then
+# an execution beside "auto" that has to send the same.
+CASES = {
     "radix": ("images", (RADIX, (-1, 1), "subtract", 1, (2 / 3, 0.75)), None),
     "rate": ("vectors", (RATE, (0, 1), "subtract", 0), 1),
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
@@ -205,35 +216,50 @@ def networks_of(inputs, names=tuple(HOLDS)):
     return together({n: HOLDS[n] for n in names if HOLDS[n].x is x})
 
 
-@pytest.mark.parametrize(("case", "every"), [*QUICK, *EVERY])
-def test_a_chip_and_every_execution_send_the_same_spikes(case, every):
-    """The closed form needs a wait, and has the mean."""
+@pytest.mark.parametrize(("case", "all_inputs"), [*QUICK, *EVERY])
+def test_a_chip_and_every_execution_send_the_same_spikes(case, all_inputs):
+    """With ``all_inputs`` all networks of these inputs, in place of a few."""
     inputs, neurons, execution = CASES[case]
-    net = networks_of(every) if every else networks_of(inputs, FEW[inputs])
+    if all_inputs:
+        net = networks_of(all_inputs)
+    else:
+        net = networks_of(inputs, FEW[inputs])
     layers = deploy.layers(net.fn, fitted(net, *neurons), net.x)
     integers = deploy.quantize(layers, net.x, weight_bits=5)
     spikes, sums = chip(integers, np.asarray(net.x))
     trace = deploy.run(integers, net.x)
-    for site, levels in spikes.items():
-        np.testing.assert_array_equal(channels_first(trace.spikes[site]), levels, site)
-        assert levels.any(), site
+    check_spikes(trace, spikes)
     assert sum(map(int, trace.overflows.values())) == 0
     for output in integers.outputs:
-        worth = np.asarray(output.unit).ravel() * integers.potential_unit
-        total = np.moveaxis(sums[output.name], 1, -1) * worth
+        unit = np.asarray(output.unit).ravel() * integers.potential_unit
+        total = np.moveaxis(sums[output.name], 1, -1) * unit
         result = np.asarray(trace.outputs[output.name]).sum(0)
         np.testing.assert_allclose(result, total, 1e-5, 1e-5)
     fn, snn = deploy.as_function(integers)
     runs = [functools.partial(snnjax.measures.spike_trains, fn), snnjax.spiking(fn)]
-    runs += [snnjax.spiking(fn, execution=execution)] if execution else []
-    sent, *results = networks.outputs_of(runs, snn, deploy.on_grid(integers, net.x))
+    if execution:
+        runs.append(snnjax.spiking(fn, execution=execution))
+    sent, outputs, *more_outputs = networks.outputs_of(
+        runs, snn, deploy.on_grid(integers, net.x)
+    )
     for site in trace.spikes:
         np.testing.assert_array_equal(sent[site], np.asarray(trace.spikes[site]))
-    for i, outputs in enumerate(results):
-        is_mean = i and execution == "closed_form"
-        for a, b in zip(*map(jax.tree.leaves, (outputs, trace.outputs)), strict=True):
-            a, b = (a.mean(0), b.mean(0)) if is_mean else (a, b)
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    check_close(outputs, trace.outputs)
+    for outputs_of_execution in more_outputs:
+        expected = trace.outputs
+        if execution == "closed_form":
+            # It has the mean over all steps alone.
+            outputs_of_execution, expected = jax.tree.map(
+                lambda array: array.mean(0), (outputs_of_execution, expected)
+            )
+        check_close(outputs_of_execution, expected)
+
+
+def check_close(outputs, expected):
+    """All outputs of a network are the expected ones, up to float32."""
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True)
+    for array, expected_array in pairs:
+        np.testing.assert_allclose(array, expected_array, rtol=1e-5, atol=1e-5)
 
 
 def perceptron(p, x):
@@ -355,13 +381,12 @@ def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
     assert integers.arithmetic.leak == rule
     spikes, _ = chip(integers, np.asarray(net.x))
     trace = deploy.run(integers, net.x)
-    kept = {**snn.neurons}
+    check_spikes(trace, spikes)
     fn, floats = deploy.as_function(layers)
     sent = snnjax.measures.spike_trains(fn, floats, net.x)
-    for name, levels in spikes.items():
-        np.testing.assert_array_equal(trace.spikes[name], levels)
-        assert levels.any() and kept
+    for name in spikes:
         if rule.form == "factor" and name in sent:
+            # A shift cannot have these factors, so it is not near the floats.
             assert np.mean(trace.spikes[name] != (sent[name] != 0)) < 0.1
     for population in integers.populations:
         np.testing.assert_array_equal(population.leak, rule.rounded(population.leak))
@@ -373,12 +398,12 @@ def test_spikes_that_are_delayed_arrive_later():
     integers, _ = tiny()
     trace = deploy.run(integers, VECTORS, delay=2)
     (name,) = trace.spikes
-    now = deploy.run(integers, VECTORS)
-    np.testing.assert_array_equal(trace.spikes[name], now.spikes[name])
-    shifted = np.zeros_like(now.outputs)
-    quiet = deploy.run(integers, VECTORS, delay=4).outputs  # nothing ever arrives
-    assert (np.asarray(quiet) == np.asarray(quiet)[0, 0]).all()
-    shifted[:2], shifted[2:] = quiet[:2], now.outputs[:2]
+    undelayed = deploy.run(integers, VECTORS)
+    np.testing.assert_array_equal(trace.spikes[name], undelayed.spikes[name])
+    # After T = 4 steps nothing arrives, so the outputs are those of the bias alone.
+    quiet = np.asarray(deploy.run(integers, VECTORS, delay=4).outputs)
+    assert (quiet == quiet[0, 0]).all()
+    shifted = np.concatenate([quiet[:2], undelayed.outputs[:2]])
     np.testing.assert_allclose(trace.outputs, shifted, rtol=1e-6)
 
 
@@ -394,9 +419,7 @@ def test_a_sequence_has_the_spikes_of_a_chip(scale):
         spikes, sums = chip(integers, events, in_time=True)
         trace = deploy.run(integers, events, inputs="sequence")
         again = deploy.outputs(clockless, events, inputs="sequence")
-        for name, levels in spikes.items():
-            np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
-            assert levels.any()
+        check_spikes(trace, spikes)
         np.testing.assert_array_equal(again.outputs, trace.outputs)
         unit = integers.outputs[0].unit
         np.testing.assert_allclose(trace.outputs.sum(0), sums["output"] * unit, 1e-5)
@@ -462,15 +485,18 @@ def test_the_scale_of_a_range_is_that_of_sinabs():
     layers = changed(layers, threshold=lambda n: np.full(n.shape, 0.7))
     integers = deploy.quantize(layers, x[0], scale="range")
     receivers = {node.name: node for node in integers.receivers}
-    for before, after in zip(layers.connections, integers.connections, strict=True):
-        w, whole = before.maps[-1].weight, after.maps[-1].weight
-        s = min(-128 / w.min(), 127 / w.max())
-        np.testing.assert_array_equal(whole, np.round(w * s))
+    ways = zip(layers.connections, integers.connections, strict=True)
+    for float_way, whole_way in ways:
+        weight = float_way.maps[-1].weight
+        whole = whole_way.maps[-1].weight
+        scale = min(-128 / weight.min(), 127 / weight.max())
+        np.testing.assert_array_equal(whole, np.round(weight * scale))
         assert whole.min() == -128 or whole.max() == 127
-        if isinstance(node := receivers[after.receiver], Population):
-            assert node.threshold == np.round(0.7 * s)
+        node = receivers[whole_way.receiver]
+        if isinstance(node, Population):
+            assert node.threshold == np.round(0.7 * scale)
         else:
-            np.testing.assert_allclose(node.unit, 1 / s)
+            np.testing.assert_allclose(node.unit, 1 / scale)
     shared = deploy.quantize(layers, x[0], scale="layer").populations[0].threshold
     assert shared.size == 1
     with pytest.warns(UserWarning, match="times the scale of its weights"):
@@ -507,9 +533,7 @@ def test_numbers_that_nothing_was_fitted_to_are_computed_as_a_chip_does():
     integers = with_random_numbers(0, deploy.quantize(layers, x[0]))
     spikes, sums = chip(integers, x, in_time=True)
     trace = deploy.run(integers, x, inputs="sequence")
-    for name, levels in spikes.items():
-        np.testing.assert_array_equal(channels_first(trace.spikes[name]), levels)
-        assert levels.any()
+    check_spikes(trace, spikes)
     np.testing.assert_array_equal(trace.outputs.sum(0), sums["output"])
     assert integers.populations[0].model.lowest == -1
     assert deploy.report(integers, deploy.speck())["output"].verdict == "approximately"
@@ -535,11 +559,19 @@ def test_a_bound_far_below_the_register_bounds_nothing():
 def one_neuron(arithmetic, *, threshold, lowest=None, bias=0, start=0):
     """x -> one neuron of levels (0, 1), of whole numbers."""
     neuron = snnjax.integrate_and_fire(lowest=lowest)
-    numbers = (np.float64(number) for number in (threshold, start, bias))
+    population = Population(
+        "relu",
+        sources=("weight",),
+        shape=(1,),
+        model=neuron,
+        threshold=np.float64(threshold),
+        initial_potential=np.float64(start),
+        bias=np.float64(bias),
+    )
     nodes = (
         Input("input", (), (1,), unit=np.ones(())),
         Dense("weight", ("input",), np.ones((1, 1)), None),
-        Population("relu", ("weight",), (1,), neuron, *numbers),
+        population,
         Output("output", ("relu",), (1,), np.zeros(()), np.ones(())),
     )
     return deploy.Layers(nodes, arithmetic=arithmetic)
@@ -598,9 +630,7 @@ def test_each_map_of_a_shortcut_has_its_own_numbers():
     integers = with_random_numbers(3, deploy.quantize(layers, VECTORS))
     spikes, _ = chip(integers, np.asarray(VECTORS))
     trace = deploy.run(integers, VECTORS)
-    for name, levels in spikes.items():
-        np.testing.assert_array_equal(trace.spikes[name], levels)
-        assert levels.any()
+    check_spikes(trace, spikes)
 
 
 def test_feedback_lowers_the_error_that_the_data_see():
@@ -623,15 +653,16 @@ def test_feedback_lowers_the_error_that_the_data_see():
 def test_scales_minimize_the_error_and_keep_their_limits():
     generator = np.random.default_rng(1)
     rows = generator.normal(size=(6, 30))
-    power, most = generator.uniform(size=30), np.array([2.0, 5, 9, 90, 900, 1e9])
-    parts = [rounding.Part(rows, 4, np.diag(power)[None])]
+    variance = generator.uniform(size=30)
+    limits = np.array([2.0, 5, 9, 90, 900, 1e9])
+    parts = [rounding.Part(rows, 4, np.diag(variance)[None])]
 
     def error(theta):
         restored = rounding.to_grid(rows * theta[:, None], 4) / theta[:, None]
-        return (power * (rows - restored) ** 2).sum(1)
+        return (variance * (rows - restored) ** 2).sum(1)
 
-    theta = rounding.search_theta(parts, most, "channel")
-    assert (theta <= most).all() and np.array_equal(theta, np.rint(theta))
+    theta = rounding.search_theta(parts, limits, "channel")
+    assert (theta <= limits).all() and np.array_equal(theta, np.rint(theta))
     free = rounding.search_theta(parts, np.full(6, 1e9), "channel", is_whole=False)
     by_largest = 7 / np.abs(rows).max(1)
     assert (error(free) <= error(by_largest) + 1e-9).all()
@@ -656,30 +687,46 @@ def test_quotients_are_those_of_whole_numbers():
     far = rng.integers(-(2**30), 2**30, 1000)
     for low, high in ((0, 1), (-1, 1), (-3, 3), (0, 255), (-127, 127)):
         for numbers in (near, far):
-            arrays = np.int32(numbers), np.int32(divisors)
-            quotients = streams._quotient(*arrays, low, high)
+            quotients = streams._quotient(
+                np.int32(numbers), np.int32(divisors), low, high
+            )
             expected = np.clip(numbers // divisors, low, high)
             np.testing.assert_array_equal(quotients, expected)
 
 
 def test_thresholds_are_where_neurons_fire():
     """The least v that sends 1, and after a first 1 the least -v that sends -1."""
-    v, signed = np.arange(80), {"levels": (-1, 1), "dead_zone": 0.7, "last_zone": 0.9}
+    potentials = np.arange(80)
     arithmetic = deploy.Arithmetic(8, 8, 20, "wrap")
-    for options in ({}, {"levels": (0, 3)}, signed):
-        model = snnjax.integrate_and_fire(**options)
-        numbers = np.full((), 7.0), np.zeros(()), np.zeros(())
-        node = Population("n", (), (80,), model, *numbers)
+    for model in (
+        snnjax.integrate_and_fire(),
+        snnjax.integrate_and_fire(levels=(0, 3)),
+        snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=0.7, last_zone=0.9),
+    ):
+        node = Population(
+            "n",
+            sources=(),
+            shape=(80,),
+            model=model,
+            threshold=np.full((), 7.0),
+            initial_potential=np.zeros(()),
+            bias=np.zeros(()),
+        )
         layers = deploy.Layers((node,), 3, 0, snnjax.codes.radix(), arithmetic)
         rows = deploy.timing(layers).thresholds(node)
         assert len(rows) == 1 + (model.levels[0] < 0)
         for t in range(3):
-            for sign, least in zip((1, -1)[: 2 if t else 1], rows, strict=False):
-                currents = jnp.zeros((3, 1, 80), int).at[0].set((sign < 0) * 4 * 7)
-                fired = streams.fire(node, layers, currents.at[t].set(sign * v))
-                sent = fired.spikes[t, 0] * sign > 0
-                assert sent.any()
-                np.testing.assert_array_equal(sent, v >= least[t])
+            # At the first step there is no spike yet that a negative one takes back.
+            signs = (1,) if t == 0 else (1, -1)
+            for sign, thresholds in zip(signs, rows, strict=False):
+                currents = jnp.zeros((3, 1, 80), int)
+                if sign < 0:
+                    currents = currents.at[0].set(4 * 7)  # a first spike
+                currents = currents.at[t].set(sign * potentials)
+                fired = streams.fire(node, layers, currents)
+                is_sent = fired.spikes[t, 0] * sign > 0
+                assert is_sent.any()
+                np.testing.assert_array_equal(is_sent, potentials >= thresholds[t])
 
 
 def test_readouts_of_any_size_are_computed():
@@ -769,8 +816,7 @@ def test_two_maps_in_a_row_are_multiplied():
     assert all(len(c.maps) == 1 for c in integers.connections)
     spikes, _ = chip(integers, np.asarray(VECTORS))
     trace = deploy.run(integers, VECTORS)
-    for name in spikes:
-        np.testing.assert_array_equal(trace.spikes[name], spikes[name])
+    check_spikes(trace, spikes)
 
 
 def test_the_closed_form_of_digits_has_the_outputs_of_a_chip():
