@@ -34,7 +34,7 @@ class _Weights(NamedTuple):
         equations: of the network.
         paths: variable of each parameter -> its path.
         avals: variable -> shape and dtype.
-        behind_equations: parameters behind each equation, in order of the equations.
+        behind_equations: for each equation, in order, the parameters behind it.
         behind_variables: variable -> parameters behind it.
         first_uses: variable -> number of the first equation that reads it.
     """
@@ -49,14 +49,15 @@ class _Weights(NamedTuple):
     def paths_behind(self, i: int) -> tuple[str, ...]:
         """Paths of the parameters behind equation i, the largest parameters first.
 
-        A kernel is then before its bias.
+        A kernel is then before its bias. Parameters of one size keep their order.
         """
 
-        def order(v: int) -> tuple[int, int]:
-            size = math.prod(shape_of(self.avals, v))
-            return -size, v
+        def negative_size(v: int) -> int:
+            return -math.prod(shape_of(self.avals, v))
 
-        return tuple(self.paths[v] for v in sorted(self.behind_equations[i], key=order))
+        parameters = sorted(self.behind_equations[i])
+        parameters.sort(key=negative_size)
+        return tuple(self.paths[v] for v in parameters)
 
     def common_path(self, parameters: Iterable[int]) -> str:
         """The path that parameters have in common, "" if there is none."""

@@ -356,8 +356,11 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
                     argument = relus[source].x
                     if new_curves & sources.get(argument, {argument}):
                         summands.add(source)
-        sources[result] = set().union(*(sources.get(v, {v}) for v in inputs))
-        curves[result] = set().union(*(curves.get(v, ()) for v in inputs))
+        sources[result] = set()
+        curves[result] = set()
+        for v in inputs:
+            sources[result] |= sources.get(v, {v})
+            curves[result] |= curves.get(v, set())
         if facts.is_operator(eq):
             curves[result] = sources[result]
     return summands
