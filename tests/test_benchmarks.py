@@ -127,16 +127,16 @@ def test_equal_accuracy_compares_modes_that_lose_no_more(
 ):
     """With the ANN in the place of one mode of SpikingJelly."""
     monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
-    there, *missing = equal_accuracy.SPIKINGJELLY
+    installed, *missing = equal_accuracy.SPIKINGJELLY
 
     def prepare(side):
-        side = equal_accuracy.ANN if side == there else side
+        side = equal_accuracy.ANN if side == installed else side
         return equal_accuracy.snnjax_or_ann(side, tmp_path)
 
     time_in_this_process(monkeypatch, prepare, missing)
     files = ["--folder", str(tmp_path), "--out", str(out)]
     sides = equal_accuracy.main(["--quick", *files])["sides"]
-    assert sides[there]["speed_over"] == {"best": 1, "median": 1}
+    assert sides[installed]["speed_over"] == {"best": 1, "median": 1}
     assert all(sides[name]["facts"]["steps"] == 2 for name in equal_accuracy.SNNJAX)
 
 
@@ -212,11 +212,11 @@ def test_a_graph_of_nir_is_tested_on_recordings_of_nmnist(light, tmp_path, out):
 
 
 def test_akida_computes_floats_and_whole_numbers_alike(small, monkeypatch, out):
-    """Akida computes floats and whole numbers alike; a second run reads its row."""
-    ann, akida = on_chips.main(["--quick", "--out", str(out)])["sides"].values()
+    line = ["--quick", "--out", str(out)]
+    ann, akida = on_chips.main(line)["sides"].values()
     assert akida["floats"] == akida["whole"] == ann["floats"]
-    monkeypatch.setattr(on_chips, "table_row", pytest.fail)
-    assert len(on_chips.main(["--quick", "--out", str(out)])["sides"]) == 2
+    monkeypatch.setattr(on_chips, "table_row", pytest.fail)  # a second run reads it
+    assert len(on_chips.main(line)["sides"]) == 2
 
 
 def test_files_of_loihi_and_speck_are_checked_against_whole_numbers(
@@ -263,8 +263,10 @@ def test_files_of_loihi_and_speck_are_checked_against_whole_numbers(
     # An event has 5 bytes: x, y, the sign and the time.
     events = rng.integers(0, 34, (300, 5)).astype(np.uint8)
     (tmp_path / silicon.RECORDINGS[0]).write_bytes(events.tobytes())
-    files = [part for name in silicon.FOLDERS for part in (f"--{name}", str(tmp_path))]
-    sides = silicon.main([*files, "--quick", "--out", str(out)])["sides"]
+    line = ["--quick", "--out", str(out)]
+    for name in silicon.FOLDERS:
+        line += [f"--{name}", str(tmp_path)]
+    sides = silicon.main(line)["sides"]
     compared = {name: row["compared"] for name, row in sides.items()}
     assert compared.pop("Speck: event by event") == 3 * 17 * 17
     assert sum(name.startswith("Loihi 1: ") for name in compared) == 9
@@ -286,7 +288,6 @@ def test_files_of_an_lsnn_are_checked_against_whole_numbers(tmp_path, monkeypatc
 
 
 def test_a_spike_on_speck_costs_more_than_its_additions(out):
-    """A spike on Speck costs more than its additions."""
     sides = speck_power.main(["--out", str(out)])["sides"]
     *measured, operations, memory = sides.values()
     # 540 ms at 9.5 mW, .42 of them at rest, for a million spikes.

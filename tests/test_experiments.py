@@ -109,10 +109,15 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert restored.card["accuracy"] == saved.accuracies[0][-1]  # of this very SNN
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == saved.accuracies[0][-1]
-    with pytest.raises(ValueError, match="test_images 600 exceeds the 500 images of"):
-        convert.restore(dataclasses.replace(again, test_images=600), data=data)
     file = Path(config.out) / "snn.safetensors"
     assert load_snn(file).card["calibration"]["shape"] == [64, 8, 8, 1]
+
+
+def test_a_checkpoint_takes_no_more_and_no_larger_images_than_there_are(converted):
+    config, _, data = converted
+    many_images = Convert(restore=config.out, test_images=600)
+    with pytest.raises(ValueError, match="test_images 600 exceeds the 500 images of"):
+        convert.restore(many_images, data=data)
     larger = data._replace(train_images=np.zeros((200, 9, 9, 1), np.uint8))
     with pytest.raises(ValueError, match="takes images of"):
         convert.run(config, data=larger)
@@ -155,13 +160,16 @@ def test_the_command_of_the_gallery_draws_every_figure():
     assert radix <= set(names)
 
 
-def test_source_networks_are_one_table(converted, tmp_path, capsys):
+def test_source_networks_are_one_table(converted, capsys):
     trained = Path(converted[0].checkpoint)
     sources.main([str(trained)])  # tests/test_pages.py compares that of the published
     *_, row = capsys.readouterr().out.splitlines()
     numbers = sum(a.size for a in jax.tree.leaves(load_source(trained).variables))
     size = f"{numbers / 1e6:.2f} M"
     assert re.fullmatch(rf"\| `events` \| {size} \|.*\| 4 \| \d+ \| JAX \|", row)
+
+
+def test_a_folder_without_a_source_network_has_no_table(tmp_path):
     (tmp_path / "config.json").write_text("{}")  # of a training, and no card
     for folder, message in (
         (tmp_path, "has no source networks"),
@@ -191,61 +199,84 @@ def table(capsys):
     return printed
 
 
-def test_tables_of_published_results(table):
-    tuned = str(published("finetune_cifar10_resnet20_2_averages_kept"))
-    facts = json.loads(Path(tuned).read_text())
-    accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
-    text = table(tuned)
-    assert (
-        f"| `resnet20` | `best, 5 epochs, averages kept, binary` | 0 | {accuracy} |"
-        in text
-    )
-    assert len(text.splitlines()) == 4  # head, line, the row, the ANN
-    text = table(str(published("resnet20_best")), tuned)
-    by_steps = {r.steps: r for r in report.read_results(published("resnet20_best"))[1]}
-    first = report.results.percent(by_steps[1])
-    assert f"`best, binary` | 0 | {first} |" in text  # not there twice
+TUNED = published("finetune_cifar10_resnet20_2_averages_kept")
+BEST = "convert_cifar10_resnet20_best"
+TUNED_AT_1 = "finetune_cifar10_resnet20_1"
 
-    names = ["convert_cifar10_resnet20_best", "finetune_cifar10_resnet20_1"]
-    lines = table(names[0], "--steps", "2", "8", "--costs").splitlines()[2:]
+
+def percents_of_the_best_resnet20():
+    """T -> the accuracy as a table shows it."""
+    rows = report.read_results(published("resnet20_best")).rows
+    return {row.steps: report.results.percent(row) for row in rows}
+
+
+def test_the_table_of_a_fine_tuning_has_its_last_accuracy(table):
+    facts = json.loads(TUNED.read_text())
+    accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
+    text = table(TUNED)
+    name = "`best, 5 epochs, averages kept, binary`"
+    assert f"| `resnet20` | {name} | 0 | {accuracy} |" in text
+    assert len(text.splitlines()) == 4  # head, line, the row, the ANN
+
+
+def test_a_row_of_two_files_is_in_their_table_once(table):
+    text = table(published("resnet20_best"), TUNED)
+    accuracy = percents_of_the_best_resnet20()[1]
+    assert text.count(f"`best, binary` | 0 | {accuracy} |") == 1
+
+
+def test_a_table_has_the_steps_that_were_asked_for(table):
+    lines = table(BEST, "--steps", "2", "8", "--costs").splitlines()[2:]
     assert [line.split("|")[4].strip() for line in lines] == ["2", "8"]
-    assert "| | `best, 5 epochs, binary` | 0 | 78.4 | |" in table(
-        *names, "--steps", "1", "8"
-    )
-    assert "`best, 5 epochs, binary, T = 1`" in table(
-        names[1], "--epochs", "--steps", "1"
-    )
-    *_, best = table(names[0], "--summary", "--steps", "2", "8").splitlines()
-    highest = report.results.percent(by_steps[8])
-    assert f"| `resnet20` | `best, binary` | 8 | 8 | {highest} | | 90.8 |" in best
+    text = table(BEST, TUNED_AT_1, "--steps", "1", "8")
+    assert "| | `best, 5 epochs, binary` | 0 | 78.4 | |" in text
+    text = table(TUNED_AT_1, "--epochs", "--steps", "1")
+    assert "`best, 5 epochs, binary, T = 1`" in text
+
+
+def test_a_summary_ends_with_the_best_row(table):
+    *_, best = table(BEST, "--summary", "--steps", "2", "8").splitlines()
+    accuracy = percents_of_the_best_resnet20()[8]
+    assert f"| `resnet20` | `best, binary` | 8 | 8 | {accuracy} | | 90.8 |" in best
+
+
+def test_a_table_that_the_files_do_not_have_is_refused():
+    steps_2 = [BEST, TUNED_AT_1, "--steps", "2"]
     for words, message in (
-        ([*names, "--steps", "2"], "resnet20 have rows of T = 1 only; ask for one of"),
-        ([names[0], "--epochs"], "none of these files is of a fine-tuning"),
-        ([names[0], "--epochs", "--costs"], "2"),  # one table at a time
+        (steps_2, "resnet20 have rows of T = 1 only; ask for one of"),
+        ([BEST, "--epochs"], "none of these files is of a fine-tuning"),
+        ([BEST, "--epochs", "--costs"], "2"),  # one table at a time
     ):
         with pytest.raises(SystemExit, match=message):
             results.main(words)
 
 
-def test_files_of_one_network_share_a_table_or_contradict_each_other(
-    table, tmp_path, capsys
-):
+def write_part(file, **changes):
+    """The published results of vgg8 with other fields."""
+    facts = json.loads(published("vgg8").read_text())
+    file.write_text(json.dumps(facts | changes))
+
+
+def test_files_of_one_network_share_a_table(table, tmp_path):
     file = published("vgg8")
-    whole, costs = table(file), table(file, "--costs")
+    costs = table(file, "--costs")
     assert table(file, file, "--costs") == costs  # a file twice has one row
-    facts = json.loads(file.read_text())
-    rows = facts["results"]
-    parts = [tmp_path / "metrics.json", tmp_path / "other.json"]
-
-    def write(part, **changes):
-        part.write_text(json.dumps(facts | changes))
-
-    write(parts[0], results=rows[::2])
-    write(parts[1], results=rows[1::2])
+    rows = json.loads(file.read_text())["results"]
+    write_part(tmp_path / "metrics.json", results=rows[::2])
+    second = tmp_path / "other.json"
+    write_part(second, results=rows[1::2])
     # A folder stands for its metrics.json.
-    assert sorted(table(tmp_path, parts[1]).split()) == sorted(whole.split())
-    write(parts[1], results=[row | {"seconds": None} for row in rows])  # interrupted
-    assert table(parts[1]) == whole
+    whole = table(file)
+    assert sorted(table(tmp_path, second).split()) == sorted(whole.split())
+    interrupted = [row | {"seconds": None} for row in rows]
+    write_part(second, results=interrupted)
+    assert table(second) == whole
+
+
+def test_files_that_contradict_each_other_share_no_table(tmp_path, capsys):
+    rows = json.loads(published("vgg8").read_text())["results"]
+    parts = [tmp_path / "metrics.json", tmp_path / "other.json"]
+    write_part(parts[0], results=rows[::2])
     four_steps = [row for row in rows[::2] if row["steps"] == 4]
     less_accurate = [row | {"accuracies": [[0.5] * 4]} for row in four_steps]
     later = [row | {"latency": 99} for row in four_steps]
@@ -256,7 +287,7 @@ def test_files_of_one_network_share_a_table_or_contradict_each_other(
         ({"ann_accuracy": 0.5}, "ANN vgg8 differs .*: 91.000 % and 50.000 %"),
         ({"test_images": 100}, f"images of vgg8 differs .*: {numbers}"),
     ):
-        write(parts[1], **changes)
+        write_part(parts[1], **changes)
         for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
             with pytest.raises(SystemExit, match=message):
                 results.main([*map(str, parts), *option])
