@@ -206,7 +206,7 @@ TUNED_AT_1 = "finetune_cifar10_resnet20_1"
 
 def percents_of_the_best_resnet20():
     """T -> the accuracy as a table shows it."""
-    rows = report.read_results(published("resnet20_best")).rows
+    rows = report.read_results(published("resnet20_best")).results
     return {row.steps: report.results.percent(row) for row in rows}
 
 
