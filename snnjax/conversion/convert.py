@@ -14,7 +14,6 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from snnjax import sharding
@@ -167,7 +166,7 @@ def convert(
     # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX.
     neurons = {}
     for name, parameters in snn.neurons.items():
-        neurons[name] = jax.tree.map(jnp.asarray, parameters)
+        neurons[name] = jax.device_put(parameters)
     converted = dataclasses.replace(snn, neurons=neurons)
     return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
 

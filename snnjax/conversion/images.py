@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
@@ -80,7 +79,8 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         ValueError: images of a wrong shape or type, traced or not finite.
     """
     check_examples(x)
-    arrays = jax.tree.map(jnp.asarray, x)
+    # Unlike `jnp.asarray`, it compiles no program.
+    arrays = jax.device_put(x)
     # Inside of jit these are traced, even if the caller's arrays have numbers.
     _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
@@ -103,7 +103,10 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
 def _as_jax_array(leaf: Any) -> Any:
     """NumPy's arrays and Python's numbers as what they are to JAX."""
     is_number = isinstance(leaf, np.ndarray | numbers.Number)
-    return jnp.asarray(leaf) if is_number else leaf
+    if not is_number:
+        return leaf
+    # The SNN must not change where the caller changes NumPy's array later.
+    return jax.device_put(leaf, may_alias=False)
 
 
 def _check_concrete(name: str, tree: Any) -> None:

@@ -137,7 +137,7 @@ class IntegrateAndFire:
         A number becomes an array of shape [], an array keeps its shape, which
         broadcasts to ``shape``, and a `Uniform` is drawn for each channel, [C].
         """
-        zero = jnp.zeros((), jnp.float32)
+        zero = jnp.float32(0)  # `jnp.zeros` would compile a program
         return NeuronParams(
             threshold=parameter(self, "threshold", shape, key),
             bias=zero,
