@@ -22,6 +22,11 @@ from snnjax.network.capture.jaxprs import TORCH_SCOPE
 
 __all__ = ["function", "state_dict"]
 
+# The first torchax that runs with PyTorch 2.13 and later.
+_NEEDED_TORCHAX = "0.0.14.dev20261026"
+# How much outputs in JAX may differ from PyTorch's, as a part of the largest output.
+_TOLERANCE = 1e-3
+
 
 def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
     """``fn(params, x)`` that computes what a PyTorch module computes, and its params.
@@ -32,20 +37,20 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
 
     Args:
         module: a ``torch.nn.Module`` in evaluation mode, on any device.
-        example: what the module takes, as arrays or tensors; two images will do. Both
-            compute it, and must agree.
+        example: what the module takes, as arrays or tensors; two images will do. The
+            module and ``fn`` both compute it, and must agree.
 
     Returns:
         ``fn`` takes x as the module does, e.g. images [B, C, H, W], as an array of JAX
         or NumPy. Several inputs are a tuple. ``params`` is a copy of
         ``module.state_dict()``, as arrays of JAX. A tensor of several names is under
-        the first one; ``{first: None}``, which has no leaf, is under each other one.
+        the first one. Under each other name is ``{first: None}``, which has no leaf.
 
     Raises:
         ImportError: torchax is missing, or too old for this PyTorch.
-        TypeError: it is no module.
-        ValueError: it is in training mode, or the function's outputs for the example
-            differ from the module's by more than a thousandth of the largest one.
+        TypeError: ``module`` is no module.
+        ValueError: the module is in training mode, or the function's outputs for the
+            example differ from the module's by more than a thousandth of the largest.
 
     When ``fn`` is called, PyTorch, torchax or JAX may raise any error: torchax lacks an
     operation, say, or an ``if`` depends on x. A note names the innermost module.
@@ -59,26 +64,27 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
     """
     with _torchax() as (torch, environment):
         _check_module(module, torch)
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        # PyTorch lists a tensor of several names under the first one alone.
+        tensors = dict(module.named_parameters())
+        tensors.update(module.named_buffers())
         first_names = {id(tensor): name for name, tensor in tensors.items()}
         sources = _sources(module, first_names)
-        in_state_dict = {
-            name: first_names.get(id(tensor), name)
-            for name, tensor in module.state_dict(keep_vars=True).items()
-        }
-        # JAX may share memory with what it reads.
+        # A copy, because JAX may share memory with what it reads.
         copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         arrays = environment.t2j_copy(copies)
-        # deepcopy takes from its memo what it must not copy: empty tensors.
-        memo = {id(t): t.detach().to("meta") for t in tensors.values()}
+        # deepcopy takes what its memo holds in place of a copy: here, for each tensor,
+        # one without numbers.
+        memo = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
         weightless = copy.deepcopy(module, memo)
+        tensors_by_all_names = module.state_dict(keep_vars=True)
     for name, submodule in weightless.named_modules():
         submodule.forward = _within(submodule.forward, name, type(submodule).__name__)
-    params = {
-        name: arrays[name] if name == first else {first: None}
-        for name, first in in_state_dict.items()
-    }
-    constants = {name: a for name, a in arrays.items() if name not in in_state_dict}
+    params: dict[str, Any] = {}
+    for name, tensor in tensors_by_all_names.items():
+        first_name = first_names.get(id(tensor), name)
+        params[name] = arrays[name] if name == first_name else {first_name: None}
+    # Buffers that are no part of the state_dict, as their module declares.
+    constants = {name: array for name, array in arrays.items() if name not in params}
 
     def fn(params: Mapping[str, Any], x: chex.ArrayTree) -> chex.ArrayTree:
         """The module's outputs for x.
@@ -94,11 +100,9 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
         inputs = x if isinstance(x, tuple) else (x,)
         with _torchax() as (torch, environment):
             named_tensors, inputs = environment.j2t_iso((named_arrays, inputs))
+            # Tied weights: several names in the module have one source.
+            tensors = {name: named_tensors[source] for name, source in sources.items()}
             with environment, torch.device("jax"), torch.no_grad():
-                # Tied weights: several names in the module share one source.
-                tensors = {}
-                for name, source in sources.items():
-                    tensors[name] = named_tensors[source]
                 outputs = torch.func.functional_call(
                     weightless, tensors, inputs, tie_weights=False
                 )
@@ -123,19 +127,25 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
     with _torchax() as (torch, _):
         cpu = jax.local_devices(backend="cpu")[0]
         arrays = jax.device_put(dict(params), cpu)
-        tensors, first_names = {}, {}
+        tensors = {}
+        for name, array in arrays.items():
+            if not isinstance(array, Mapping):
+                tensors[name] = torch.from_dlpack(array).clone()
         for name, array in arrays.items():
             if isinstance(array, Mapping):
                 # Another name of a shared tensor: ``{first: None}``, see `function`.
-                (first_names[name],) = array
-            else:
-                tensors[name] = torch.from_dlpack(array).clone()
-        return {name: tensors[first_names.get(name, name)] for name in arrays}
+                (first_name,) = array
+                tensors[name] = tensors[first_name]
+        return tensors
 
 
 @contextlib.contextmanager
 def _torchax() -> Iterator[tuple[Any, Any]]:
-    """PyTorch, and an environment of torchax, without effects on either or on JAX."""
+    """Gives (PyTorch, an environment of torchax), and restores the settings of all.
+
+    The environment converts tensors into arrays of JAX (``t2j``) and back (``j2t``), by
+    a copy or in the memory where they are (``iso``).
+    """
     try:
         # The import is by name because a type checker that has no PyTorch would
         # resolve ``import torch`` to this file.
@@ -144,14 +154,14 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
         torchax: Any = importlib.import_module("torchax")
     except (ImportError, AttributeError) as error:
         # An old torchax may ask PyTorch for names that it lacks: an AttributeError.
-        versions = {name: version_of(name) for name in ("torch", "torchax")}
-        packages = ", ".join(
-            f"{n} {v}" if v else f"no {n}" for n, v in versions.items()
-        )
+        packages = []
+        for name in ("torch", "torchax"):
+            version = version_of(name)
+            packages.append(f"{name} {version}" if version else f"no {name}")
         raise ImportError(
             "modules of PyTorch need torchax, with PyTorch from 2.13 on "
-            f"torchax >= {_NEEDED}; found {packages} ({error}). Install them by pip "
-            'install --upgrade "snnjax[torch]"'
+            f"torchax >= {_NEEDED_TORCHAX}; found {', '.join(packages)} ({error}). "
+            'Install them by pip install --upgrade "snnjax[torch]"'
         ) from error
     # PyTorch's fast path of attention is one operation, into which torchax cannot see.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -168,13 +178,15 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
         torch.backends.mha.set_fastpath_enabled(is_fast)
 
 
-# The first torchax that runs with PyTorch 2.13 and later.
-_NEEDED = "0.0.14.dev20261026"
-
-
 def _check_equal(module: Any, example: Any, fn: Callable) -> None:
-    """Raise unless both compute the same: operations of torchax may have faults."""
+    """Raise unless ``fn(x)`` is what the module computes: torchax may have faults.
+
+    Args:
+        example: x, or a tuple of several inputs, as tensors or arrays.
+        fn: takes x as arrays of JAX.
+    """
     with _torchax() as (torch, environment):
+        # The module may have no parameters; it then computes on the CPU.
         device = next((p.device for p in module.parameters()), None)
 
         def tensor(x: Any) -> Any:
@@ -182,22 +194,28 @@ def _check_equal(module: Any, example: Any, fn: Callable) -> None:
             return x.clone().to(device)  # a module may change its input in place
 
         x = jax.tree.map(tensor, example)
+        # The arrays are made first, for the same reason.
         arrays = environment.t2j_copy(jax.tree.map(lambda x: x.cpu(), x))
+        inputs = x if isinstance(x, tuple) else (x,)
         with torch.no_grad():
-            expected = module(*(x if isinstance(x, tuple) else (x,)))
+            expected = module(*inputs)
+        # Outputs may be in containers that only PyTorch knows.
         expected = torch.utils._pytree.tree_map(lambda y: y.cpu(), expected)
         expected = environment.t2j_copy(expected)
     output_leaves = jax.tree.leaves(fn(arrays))
     expected_leaves = jax.tree.leaves(expected)
     for output, expected_output in zip(output_leaves, expected_leaves, strict=True):
-        is_floating = jnp.issubdtype(expected_output.dtype, jnp.floating)
-        precision = float(jnp.finfo(expected_output.dtype).eps) if is_floating else 0.0
-        tolerance = max(_TOLERANCE, 4 * precision)
+        tolerance = _TOLERANCE
+        if jnp.issubdtype(expected_output.dtype, jnp.floating):
+            # bfloat16 is rounded to 1/128: four roundings may add up.
+            rounding = float(jnp.finfo(expected_output.dtype).eps)
+            tolerance = max(tolerance, 4 * rounding)
         # In float64, so that the comparison rounds nothing.
         output = np.asarray(output, np.float64)
         expected_output = np.asarray(expected_output, np.float64)
         error = np.abs(output - expected_output).max()
         largest = np.abs(expected_output).max()
+        # "not <=", so that a NaN is an error.
         if not error <= tolerance * largest:
             raise ValueError(
                 f"the outputs for the example differ by {error:.3g}, and the largest "
@@ -208,24 +226,29 @@ def _check_equal(module: Any, example: Any, fn: Callable) -> None:
             )
 
 
-_TOLERANCE = 1e-3  # of the largest output, or four roundings of bfloat16
-
-
 def _sources(module: Any, first_names: Mapping[int, str]) -> dict[str, str]:
-    """Name of a tensor in its own module -> its first name.
+    """Each name of a tensor in the modules that hold it -> the first of its names.
 
     PyTorch's own way to find shared tensors leaves one of them in the module if a
     module is shared as well.
+
+    Args:
+        first_names: id of each tensor -> its first name.
     """
     sources = {}
     for path, submodule in module.named_modules():
-        parts = submodule.named_parameters(recurse=False, remove_duplicate=False)
-        for name, tensor in [*parts, *submodule.named_buffers(recurse=False)]:
-            sources[f"{path}.{name}" if path else name] = first_names[id(tensor)]
+        tensors = dict(
+            submodule.named_parameters(recurse=False, remove_duplicate=False)
+        )
+        tensors.update(submodule.named_buffers(recurse=False))
+        for name, tensor in tensors.items():
+            full_name = f"{path}.{name}" if path else name
+            sources[full_name] = first_names[id(tensor)]
     return sources
 
 
 def _check_module(module: Any, torch: Any) -> None:
+    """Raise unless this is a module of PyTorch in evaluation mode."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
             f"module is a {type(module).__name__}; allowed: a torch.nn.Module"
@@ -233,14 +256,19 @@ def _check_module(module: Any, torch: Any) -> None:
     for name, submodule in module.named_modules():
         if submodule.training:
             raise ValueError(
-                f"{_described(name, type(submodule).__name__)} is in training mode, in "
-                "which dropout is random and BatchNorm takes the statistics of each "
+                f"{_module_text(name, type(submodule).__name__)} is in training mode, "
+                "in which dropout is random and BatchNorm takes the statistics of each "
                 "batch; call module.eval() first"
             )
 
 
 def _within(forward: Callable, name: str, kind: str) -> Callable:
-    """``forward`` in a scope that names its module, as its errors do."""
+    """``forward`` in a scope of JAX that names its module, as a note of errors does.
+
+    Args:
+        forward: method of a module.
+        name, kind: path of the module, "" of the outermost one, and name of its class.
+    """
     rule = (
         "may not draw random numbers, decide on values of x, or read tensors that are "
         "no parameters or buffers"
@@ -252,12 +280,14 @@ def _within(forward: Callable, name: str, kind: str) -> Callable:
             try:
                 return forward(*args, **kwargs)
             except Exception as error:
-                if rule not in str(getattr(error, "__notes__", "")):  # the innermost
-                    error.add_note(f"{_described(name, kind)} {rule}")
+                # The error passes the innermost module first: it alone is named.
+                if rule not in str(getattr(error, "__notes__", "")):
+                    error.add_note(f"{_module_text(name, kind)} {rule}")
                 raise
 
     return within
 
 
-def _described(name: str, kind: str) -> str:
+def _module_text(name: str, kind: str) -> str:
+    """What messages call a module of this path and class."""
     return f"the module {name} ({kind})" if name else f"the module ({kind})"
