@@ -252,8 +252,8 @@ def _padding(name: str, node: Any) -> tuple[Zeros, ...]:
     kernel_size = np.shape(node.weight)[2:]
     for taps, dilation in zip(kernel_size, _pair(node.dilation), strict=True):
         zeros = (taps - 1) * dilation
-        before = zeros // 2
-        padding.append((before, zeros - before))
+        low = zeros // 2
+        padding.append((low, zeros - low))
     return tuple(padding)
 
 
