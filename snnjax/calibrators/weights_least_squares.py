@@ -9,6 +9,7 @@ The terms of this file:
 
     W, W_0      the kernels, and their values before; each is a tuple of arrays
     I(W), J     the mean current at a site, and its derivative with respect to W
+    m w         the weight of an error: w is its effect, m is 0 where it does not count
     rows        values as [N, p, C]: N images, p positions of each, C channels
     held out    every fourth image, which is not fitted but judges the result
     unit        a power of two, by which large numbers are divided without rounding
@@ -334,7 +335,7 @@ def _problem(
     change: Any,
     free_weights: Weights,
 ) -> tuple[_Problem, _Split]:
-    """The problem, and I(W_0) where errors count.
+    """The problem, and I(W_0), which is 0 where errors do not count.
 
     Args:
         damping: how much a change of the weights costs.
@@ -349,21 +350,22 @@ def _problem(
     xp = namespace(activation)
     unit, activation, effects = _scaled(channel, activation, effects)
     bottom, top = _output_range(activation, rectified)
+    # Errors have the weight w here, since m follows from this current.
     clipped_current = _split(current, unit, effects).fitted
-    # Where a ReLU clips activation and current alike, the error is 0 whatever the
-    # current is, so m is 0. It is 0 for images held out, too.
+    # m is 0 where a ReLU clips activation and current alike, so that the error is 0
+    # whatever the current is. It is 0 for images held out, too.
     is_below = (activation <= bottom) & (clipped_current <= bottom)
     is_above = (activation >= top) & (clipped_current >= top)
     image = xp.arange(len(activation))[:, None, None]
     is_held_out = image % _GROUP == _GROUP - 1
-    weight = xp.where(is_below | is_above | is_held_out, 0, effects)
+    weight = xp.where(is_below | is_above | is_held_out, 0, effects)  # m w
     total = weight.sum((0, 1), keepdims=True)
     total = xp.where(total > 0, total, 1)
-    # k = sum m w (J W_0 - its mean)^2 / |W_0|^2
+    # k = sum m w (J W_0 - its mean)^2 / |W_0|^2 = curvature / square
     fitted_change = _split(change, unit, weight).fitted
     deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
     curvature = (weight * fitted_change * deviation).sum()
-    size = _dot(free_weights, free_weights)
+    square = _dot(free_weights, free_weights)
     problem = _Problem(
         unit=unit,
         activation=_Split(fitted=activation, held_out=activation[_HELD_OUT]),
@@ -372,7 +374,7 @@ def _problem(
         top=top,
         total=total,
         mean=_weighted_mean(activation, weight, total),
-        ridge=damping * curvature / _positive(size),
+        ridge=damping * curvature / _positive(square),
     )
     return problem, _split(current, unit, weight)
 
@@ -544,10 +546,11 @@ def _first_search(
     Args:
         problem: what is solved.
         current: I(W_0).
-        gradient: J^T m w (a - I(W_0) - its mean), over a unit.
-        values_unit: that unit.
+        gradient: J^T m w (a - I(W_0) - its mean), over ``values_unit``.
+        values_unit: a power of two.
     """
     xp = namespace(values_unit)
+    # a and I are over the problem's unit already, and now J is, too.
     residual = _times(gradient, values_unit / problem.unit)
     no_step = tuple(map(xp.zeros_like, residual))
     return _Search(
@@ -579,10 +582,11 @@ def _next_search(
         problem: what is solved.
         search: with the step, its residual r and the direction d.
         change: J d.
-        curvature: J^T m w (J d - its mean), over a unit.
-        values_unit: that unit.
+        curvature: J^T m w (J d - its mean), over ``values_unit``.
+        values_unit: a power of two.
     """
     xp = namespace(values_unit)
+    # J d is over the problem's unit already, and now J^T is, too.
     curvature = _times(curvature, values_unit / problem.unit)
     # A d
     curvature = _sum(curvature, _times(search.direction, problem.ridge))

@@ -119,8 +119,9 @@ def _check_concrete(name: str, tree: Any) -> None:
 
 
 def _even_size(size: int, count: int) -> int:
-    """The largest size of equal micro-batches, if it is more than half of this one.
+    """The largest size <= ``size`` that divides the ``count`` images evenly.
 
+    It is ``size`` itself if no such size is more than half of it.
     A smaller last micro-batch would need a second set of programs.
 
     >>> _even_size(64, 256), _even_size(64, 300), _even_size(64, 257)

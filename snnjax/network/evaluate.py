@@ -135,9 +135,10 @@ def _over_time(equation: Equation, has_time: tuple[bool, ...]) -> Callable[..., 
     function = _over_examples(equation)
     if not any(has_time):
         return function
-    # Where every input that differs between examples is in time too, T steps of B
-    # examples are one batch. The gradient of a kernel is then one matrix product, which
-    # XLA computes on CPU in half the time of one that sums over two axes.
+    # An input in time [T, B, ...] differs between examples. If every other input is the
+    # same for all of them, such as a kernel, T steps of B examples are one batch. Then
+    # the gradient of a kernel is one matrix product, which XLA computes on CPU in half
+    # the time of one that sums over two axes.
     if has_time == equation.mapped:
         return _folding_time(function, has_time)
     return jax.vmap(function, in_axes=_leading_axes(has_time))

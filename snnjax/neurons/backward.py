@@ -83,7 +83,7 @@ def fold_back(
 
 
 def _forward(neuron: Neuron, params: Any, state: Any, currents: jax.Array) -> Any:
-    """The results of `fold_back`, and what its gradient keeps of them."""
+    """The results of `fold_back`, and what `_backward` needs for its gradient."""
 
     def step(v: Any, current: jax.Array) -> Any:
         u = neuron.integrate(params, v, drive(params, current))
@@ -140,12 +140,14 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
         v_gradient, params_gradient = carry
         t, current, spike_gradient = inputs
         u_now = u_at(t)
-        v, _ = fire_step(spread_params, u_at(t - 1))
-        # Before the first step is the start; u[t - 1] is there the last one's.
-        v = jax.tree.map(functools.partial(jnp.where, t == 0), start, v)
+        # v(t - 1) is computed again. At the first step it is the start, since u_at(-1)
+        # is u of the last step.
+        v_computed, _ = fire_step(spread_params, u_at(t - 1))
+        start_if_first = functools.partial(jnp.where, t == 0)
+        v_before = jax.tree.map(start_if_first, start, v_computed)
         _, fire_back = jax.vjp(fire_step, spread_params, u_now)
         fire_gradient, u_gradient = fire_back((v_gradient, spike_gradient))
-        _, integrate_back = jax.vjp(integrate_step, spread_params, v, current)
+        _, integrate_back = jax.vjp(integrate_step, spread_params, v_before, current)
         integrate_gradient, v_gradient, current_gradient = integrate_back(u_gradient)
         params_gradient = jax.tree.map(
             add,

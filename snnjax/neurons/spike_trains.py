@@ -146,7 +146,8 @@ def _sum_over_steps(
     """
     shifts = _shifts(train.levels)
     steps_per_byte = len(shifts)
-    largest_index = 2 ** (8 // steps_per_byte) - 1
+    bits_per_index = 8 // steps_per_byte
+    largest_index = 2**bits_per_index - 1  # all of these bits are 1
     byte_values = np.arange(256)
     total: Any = None
     for number, byte in enumerate(train.bits):  # uint8 [...]
@@ -154,7 +155,7 @@ def _sum_over_steps(
         table = np.zeros(256)
         # The last byte may have places beyond step T.
         for t in range(first_step, min(first_step + steps_per_byte, steps)):
-            indices = byte_values >> shifts[t - first_step] & largest_index
+            indices = (byte_values >> shifts[t - first_step]) & largest_index
             table += term(t, indices + train.levels[0])
         byte_sum = look_up(table.astype(dtype), byte)
         total = byte_sum if total is None else total + byte_sum
@@ -206,7 +207,8 @@ def append(
         place: number of the step in its byte, counted from 0.
         levels: (low, high).
     """
-    return byte | indices << jnp.uint8(_shifts(levels)[place])
+    shift = jnp.uint8(_shifts(levels)[place])
+    return byte | (indices << shift)
 
 
 def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
@@ -214,12 +216,14 @@ def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
 
     Args:
         bits: as of `SpikeTrain`, uint8 [bytes, ...].
-        count: of steps.
+        count: number of steps, at most those of all bytes.
         levels: (low, high).
     """
-    shifts = jnp.asarray(_shifts(levels), jnp.uint8)
-    largest_index = jnp.uint8(2 ** (8 // len(shifts)) - 1)
-    shifts = per_step(shifts, bits.ndim)[None]  # [1, steps of a byte, 1, ...]
-    indices = bits[:, None] >> shifts & largest_index  # [bytes, steps of a byte, ...]
-    indices = indices.reshape(-1, *bits.shape[1:])
-    return indices[:count]
+    shifts = jnp.asarray(_shifts(levels), jnp.uint8)  # [steps of a byte]
+    bits_per_index = 8 // len(shifts)
+    largest_index = jnp.uint8(2**bits_per_index - 1)  # all of these bits are 1
+    shifts_by_byte = per_step(shifts, bits.ndim)[None]  # [1, steps of a byte, 1, ...]
+    # [bytes, steps of a byte, ...]
+    indices = (bits[:, None] >> shifts_by_byte) & largest_index
+    indices_by_step = indices.reshape(-1, *bits.shape[1:])
+    return indices_by_step[:count]

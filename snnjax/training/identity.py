@@ -132,10 +132,14 @@ def _nested_codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _tells_apart(value: Any, module: str) -> bool:
-    """Whether a global value that a function of this module names is in its digest.
+    """Whether the digest of a function contains the value of a global variable.
 
-    In a digest are arrays, numbers, and functions of the module itself. Not in it are
+    It contains arrays, numbers, and functions of the module itself. It does not contain
     libraries, and objects that may change from call to call, such as caches.
+
+    Args:
+        value: of the variable, which the function reads.
+        module: name of the module that defines the function.
     """
     if callable(value):
         return getattr(value, "__module__", None) == module

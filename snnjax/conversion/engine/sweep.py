@@ -159,19 +159,22 @@ def _pass_ann(
 ) -> SiteActivations:
     """Carry the ANN's images past a site, and return the activations there."""
     batches = []
-    maxima = []
+    maxima = []  # one of each micro-batch, or none if the activation has no maximum
 
-    def results() -> Iterator[tuple[jax.Array, Sequence[jax.Array]]]:
-        for stage in calibration.run_ann(stage_number, boundary.activations):
-            activation, *maximum = stage.outputs
+    def outputs_and_carried() -> Iterator[tuple[jax.Array, Sequence[jax.Array]]]:
+        for results in calibration.run_ann(stage_number, boundary.activations):
+            activation, *operands = results.outputs
             batches.append(activation)
-            maxima.extend(maximum[:1])
-            yield activation, stage.carried
+            # The first operand of a clipped or quantized ReLU is its maximum.
+            maxima.extend(operands[:1])
+            yield activation, results.carried
 
-    calibration.advance(stage_number, boundary.activations, results())
+    # This reads all of them, which fills both lists.
+    calibration.advance(stage_number, boundary.activations, outputs_and_carried())
     site = calibration.sites[stage_number]
     own_maximum = None
     if maxima:
+        # A maximum does not depend on the images, so that of any micro-batch will do.
         # It is checked first, since it may be why activations are infinite.
         _check_maximum(site, maxima[-1])
         own_maximum = _shaped_like_threshold(maxima[-1], site)

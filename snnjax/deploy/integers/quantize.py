@@ -181,12 +181,11 @@ def _options(chip: Chip | None, **arguments: Any) -> _Options:
     if chip is None:
         chip = Chip("none")  # It states nothing.
     check_chip(chip)
-    # A chip may allow several numbers of bits: the largest one up to 8 is taken.
+    # A chip may allow several numbers of bits. The largest one up to 8 is taken, or the
+    # smallest one if all are larger.
     stated_bits = chip.weight_bits or (8,)
-    weight_bits = min(stated_bits)
-    for bits in stated_bits:
-        if weight_bits < bits <= 8:
-            weight_bits = bits
+    up_to_8 = [bits for bits in stated_bits if bits <= 8]
+    weight_bits = max(up_to_8, default=min(stated_bits))
     scale = chip.scale or "channel"
     if chip.thresholds == "layer" and scale == "channel":
         # Neurons that share a threshold share its scale.

@@ -12,7 +12,8 @@ adds the nodes that it needs, and returns the sum of each result. A variable has
 shape that it has in fn for one example, such as [1, H, W, C]. Nodes are vectors [N] or
 images [C, H, W], and the ``order`` of a sum leads from one shape to the other.
 
-The rules do not compute constants, which `Builder.values` has. Only padding needs them.
+The rules do not compute constants, which `Builder.values` has for every variable. Only
+padding needs them (`pads`).
 """
 
 import itertools
@@ -74,6 +75,7 @@ def add_equation(builder: Builder, equation: Equation) -> None:
         NoLayer: no layer computes the operation.
     """
     if pads(equation):
+        # Zeros are put around the nodes, and the constant is no part of them.
         v, _, _ = _operand(builder, equation)
         builder.absorb_constant(v, equation.path)
     rule = _RULES[equation.name]
@@ -204,7 +206,8 @@ def _dense_product(builder: Builder, equation: Equation, product: _Product) -> S
 def _pixelwise_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
     """The product with the channels of each pixel, as a 1x1 convolution."""
     _, operand, shape = _operand(builder, equation)
-    # Only the nodes' order knows which of the free axes are rows and columns.
+    # The channels of x are contracted. Which of the free axes are rows and columns is
+    # known by the nodes alone, so `image_axes` takes the candidate that fits them.
     (channel_axis,) = product.contracted_axes
     candidates = []
     for row_axis, column_axis in itertools.permutations(product.free_axes, 2):
@@ -213,7 +216,7 @@ def _pixelwise_product(builder: Builder, equation: Equation, product: _Product) 
     terms = conv(
         builder,
         operand,
-        weight=product.weight.T[:, :, None, None],
+        weight=product.weight.T[:, :, None, None],  # [outputs, inputs, 1, 1]
         windows=pixel_windows(operand.order.shape[1:]),
         path=equation.path,
     )
@@ -540,10 +543,11 @@ def _choice_of_channels(
     """Whole channels and every n-th row and column, as a 1x1 convolution with a stride.
 
     Args:
-        order: of the nodes of the variable, [C, H, W].
-        sources: as `_sources` returns it for one result; -1 is a zero.
+        order: the flat index in the variable of each element of its nodes, [C, H, W].
+        sources: the flat index in the variable of each element of the result, in the
+            result's shape; -1: a zero.
         shape: of the variable.
-        axes: its channels, rows and columns.
+        axes: the axes of the variable that are its channels, rows and columns.
 
     Returns:
         The weights [O, I] of 0 and 1, with a row of zeros for a channel of zeros, and
@@ -569,12 +573,13 @@ def _choice_of_channels(
                 stride=math.ceil(size / results),
             )
             windows.append(window)
-        # The first pixel of a result's channel tells which channel of x it is.
+        # The first pixel of a result's channel tells which channel of the variable it
+        # is.
         is_channel = image[:, :1, 0] == order[:, 0, 0]  # [O, I]
         channels = is_channel.argmax(axis=1)
         rows, columns = windows
         expected = order[channels, :: rows.stride, :: columns.stride]
-        # A channel whose first pixel is none of x must consist of zeros.
+        # A channel whose first pixel is not one of the variable must consist of zeros.
         expected[~is_channel.any(axis=1)] = -1
         if np.array_equal(image, expected):
             return is_channel.astype(float), windows

@@ -341,23 +341,23 @@ class _Flattener:
         if eqn.params["reverse"]:
             turns.reverse()
         equations: list[Equation] = []
-        stacked_results: dict[int, list[int | Static]] = {}  # turn -> its results
+        stacked_results: dict[int, list[int | Static]] = {}  # turn -> its entries
         for turn in turns:
-            take_layer = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
-            layer_inputs = []
+            take_entry = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
+            entries = []
             for array in stacked_inputs:
-                slicing, slices = self.apply(take_layer, [array], path, calls)
+                slicing, entry = self.apply(take_entry, [array], path, calls)
                 equations += slicing
-                layer_inputs += slices
-            layer_equations, layer_results = self.call(
+                entries += entry
+            turn_equations, turn_results = self.call(
                 body,
-                [*constants, *carry, *layer_inputs],
+                [*constants, *carry, *entries],
                 _join(path, f"[{turn}]"),
                 calls,
             )
-            equations += layer_equations
-            stacked_results[turn] = layer_results[len(carry) :]
-            carry = layer_results[: len(carry)]
+            equations += turn_equations
+            stacked_results[turn] = turn_results[len(carry) :]
+            carry = turn_results[: len(carry)]
         results = list(carry)
         for i, v in enumerate(eqn.outvars[len(carry) :]):
             if length == 0:
@@ -365,9 +365,9 @@ class _Flattener:
                 continue
             # In order of the turns, also where the scan goes backwards.
             parts = [stacked_results[turn][i] for turn in range(length)]
-            stacking, stacks = self.apply(_stack, parts, path, calls)
+            stacking, stack = self.apply(_stack, parts, path, calls)
             equations += stacking
-            results += stacks
+            results += stack
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 

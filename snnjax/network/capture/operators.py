@@ -170,7 +170,10 @@ def _is_near_relu(
 
 
 def _scaled_from(v: int, facts: Facts) -> int:
-    """The value u that v is an affine function of, v = a u + b; v itself if none is."""
+    """The value u that v is computed from, by sums, products and quotients alone.
+
+    These read no other value that depends on x. If there are none, u is v itself.
+    """
     eq = facts.makers.get(v)
     while eq is not None and eq.name in ("add", "sub", "mul", "div", "neg"):
         sources = facts.dependent.intersection(eq.variables)
