@@ -100,14 +100,17 @@ def _with_derivative(derivative: Callable[P, jax.Array]) -> Callable[P, jax.Arra
     def jvp(primals, tangents):
         x, sharpness = primals
         dx, _ = tangents
-        # JAX's strict settings ask for one type and one number of axes of both.
+        # JAX's strict settings refuse to combine arrays of different types or numbers
+        # of axes, so x and the sharpness get the same.
         aligned = lead(sharpness, x.ndim)
         dtype = x.dtype
-        if not aligned.weak_type:  # that of a Python number adapts to x
+        # A Python number has a weak type, which adapts to that of x.
+        if not aligned.weak_type:
             dtype = promoted(dtype, aligned.dtype)
         aligned = aligned.astype(dtype)
         slope = derivative(x.astype(dtype), aligned)  # type: ignore[call-arg]
-        # Not _step(x): a second derivative is that of `function`, not of a comparison.
+        # The value is a call of `function` again, so that derivatives of this rule use
+        # the surrogate, too. That of the comparison in `_step` would be 0.
         return function(x, sharpness), jnp.asarray(slope, x.dtype) * dx
 
     @step

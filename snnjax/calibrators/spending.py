@@ -249,24 +249,26 @@ def _histograms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of weights, and number of activations, in each bin: [bins, C] both.
 
-    They are those of an image on average.
+    Both are means over the images: the sample, scaled to the positions of one image.
 
     Args:
-        sample: n activations of each channel.
+        sample: n activations of each channel, [n, C], and their weights, [n, 1].
         offset: of the neurons, one number or [C]; None: 0.
         maxima: activation at the upper end of bin 0, [C].
-        positions: of a channel in an image.
+        positions: how many a channel has in one image.
     """
-    magnitudes = sample.magnitudes(offset)
+    magnitudes = sample.magnitudes(offset)  # [n, C]
     count, channels = magnitudes.shape
+    # Activations of 0, and all that are too small for the bins, are in the last bin.
     parts_of_maximum = np.maximum(magnitudes / maxima, 2.0**-_OCTAVES)
     depths = -_BINS_PER_OCTAVE * np.log2(parts_of_maximum)
     bins = np.clip(depths.astype(np.int32), 0, _BINS - 1)
     # `bincount` has one axis: it counts pairs of a bin and a channel.
     pairs = (bins * channels + np.arange(channels, dtype=bins.dtype)).ravel()
     pair_count = _BINS * channels
-    # An activation of 0 is in the last bin too, where inputs are small. Its error is 0.
-    weights = sample.weight * (magnitudes > 0)
+    # A neuron without input sends nothing, so an activation of 0 has no error to weigh,
+    # unlike the small activations of its bin.
+    weights = sample.weight * (magnitudes > 0)  # [n, C]
     per_image = positions / count
     weight_sums = per_image * np.bincount(pairs, weights.ravel(), pair_count)
     counts = per_image * np.bincount(pairs, minlength=pair_count)

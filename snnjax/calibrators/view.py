@@ -196,12 +196,13 @@ class View(abc.ABC):
     def currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The current into the site, [T, N, ...]; needs memory for all images.
 
-        It follows from the spikes that the calibrated layers below emit: decoded
-        values, unless the code is rate coding. [N, ...] where it is constant, as from
-        images, and where layers wait for all of their input.
+        It is computed from the spikes of the calibrated layers below. With rate coding,
+        entry t is the current of step t; with another code, it is computed from the
+        values that the spikes up to step t stand for. The current is [N, ...] if it
+        does not change: in the first layer, and where layers wait for all their input.
 
         Args:
-            weights: those of a `Fit`.
+            weights: path of a kernel -> the kernel, as in a `Fit`.
         """
         parts = list(self.currents_by_batch(weights))
         # Images are counted by the axis in front of those of the site.

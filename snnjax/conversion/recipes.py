@@ -201,12 +201,15 @@ def advanced(
 def quantized() -> Recipe:
     """V_th = the ReLU's own maximum, v(0) = V_th / 2 (ICLR 2022, QCFS).
 
-    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). Where the wait
-    is T, and T times the highest level of a spike is the L of each quantized ReLU, the
-    SNN has the numbers of the network itself, except for rounding of floats where an
-    input lies between two values. A clipped ReLU, and another T, are rounded to the
-    nearest of so many values. Layers of different L are exact with spikes of different
-    levels, ``convert(..., model={site: integrate_and_fire(levels=(0, n))})``.
+    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). A neuron has the
+    values 0, 1/n, .., 1 of its maximum, where n is T times the highest level of a
+    spike. With the wait T, its value is the one that is nearest to its input.
+
+    If n is the L of each quantized ReLU, the SNN computes the numbers of the network
+    itself. Only an input halfway between two values may be rounded to the other one.
+    With another T, and for a clipped ReLU, the SNN approximates them. Layers of
+    different L are exact with spikes of different levels,
+    ``convert(..., model={site: integrate_and_fire(levels=(0, n))})``.
 
     >>> print(quantized())
     sweep 1 of 1, at every site:

@@ -192,7 +192,8 @@ def _predict(
             excess = max(0.0, spikes - budget.spike_limit)
             cost = error
         is_complete = len(per_site) == len(recipes)
-        # More than the outputs themselves is predicted for a site without effect.
+        # Outputs of 0 have the error 1. A larger one is no prediction: it is the sum
+        # over sites of which some have no effect on the outputs.
         is_known = is_complete and error <= 1
         prediction = Prediction(
             curves=curves,
@@ -200,6 +201,7 @@ def _predict(
             error=error if is_known else None,
         )
         candidates.append((excess, cost, number, prediction))
+    # Among equals the first zone stays, since its number is the smallest.
     *_, cheapest = min(candidates)
     return cheapest
 

@@ -330,9 +330,11 @@ def _information(
         low, high = levels
         bits_per_step += count * math.log2(high - low + 1)
         highest_level = max(highest_level, high)
-    # A neuron's values are 0 and the multiples of the finest spike up to its largest
-    # value.
-    values = 1 + highest_level * snn.code.reach(steps) / snn.code.finest(steps)
+    # The values >= 0 of a neuron are 0 and the multiples of the finest one up to the
+    # largest, which it has if it sends the highest level at every step.
+    largest_value = highest_level * snn.code.reach(steps)  # in thresholds
+    finest_value = snn.code.finest(steps)
+    values = 1 + largest_value / finest_value
     return {
         "bits": jnp.asarray(steps * bits_per_step / sum(neuron_counts)),
         "values": jnp.asarray(values),

@@ -110,8 +110,8 @@ def values_at_level(
         else:
             # This raises for neurons without a threshold.
             spike_size = threshold_of(params, site)
-        # Level 0 is a product too. XLA would compute the max-pools of a constant at
-        # compile time, which takes minutes.
+        # Level 0 is multiplied by the size as well: XLA would compute the max-pools of
+        # a constant 0 when it compiles, which takes minutes.
         output = level * lead(spike_size, current.ndim).astype(current.dtype)
         output = jnp.broadcast_to(output, current.shape)
         return add_offset(output, field(params, "offset"))

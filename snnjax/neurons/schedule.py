@@ -33,14 +33,14 @@ class Tick(NamedTuple):
 
     Attributes:
         size: T w_t, what a spike of level 1 is worth, over V_th.
-        last_size: the size of the step before this one.
+        previous_size: the size of the step before this one.
         finest: T w_T, the size of the last step T.
         arrivals: how many times a constant arrives, see `arrivals`.
         zone: z_t; 0 where it is at most 1/2, since that changes nothing.
     """
 
     size: Any
-    last_size: Any
+    previous_size: Any
     finest: Any
     arrivals: Any
     zone: Any
@@ -49,13 +49,14 @@ class Tick(NamedTuple):
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
     """The ticks of all T steps of a model; None if all steps are alike."""
     zones = dead_zones(neuron, steps)
-    sizes = code.sizes(steps)
+    sizes = code.sizes(steps)  # T w_t, [T]
     arrival_counts = arrivals(code, steps)
     if arrival_counts is None and (sizes == 1).all() and not zones.any():
         return None
     return Tick(
         size=sizes,
-        last_size=np.append(sizes[:1], sizes[:-1]),  # nothing is sent before step 1
+        # Nothing is sent before step 1, so any size will do there.
+        previous_size=np.append(sizes[:1], sizes[:-1]),
         finest=np.full(steps, sizes[-1]),
         arrivals=arrival_counts,
         zone=zones,
@@ -128,7 +129,7 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
         # The total of the state is in spikes of the step before. A spike of size 4 that
         # was sent there allows to take back two of size 2. Where sizes grow, a fraction
         # of a spike is left, which waits until it is a whole one.
-        sent = state.total * like(tick.last_size, v) / like(tick.size, v)  # N_t
+        sent = state.total * like(tick.previous_size, v) / like(tick.size, v)  # N_t
         whole_sent = jnp.floor(sent + ROUNDING)
         fraction_sent = sent - whole_sent
     threshold = jnp.asarray(tick.size, params.threshold.dtype) * params.threshold

@@ -126,7 +126,7 @@ def check_options(sim: Simulation, code: Code | None = None) -> None:
 
 
 def _check_streaming(sim: Simulation, code: Code) -> None:
-    """Raise for options that need a code whose steps are alike, if it has none such."""
+    """Raise if an option needs steps that are alike, and those of the code differ."""
     requests = []
     if sim.sequence:
         requests.append(f"inputs={sim.inputs!r}")

@@ -192,7 +192,14 @@ def load(
 
 
 def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SNN:
-    """The SNN of a file, in the structure of ``like`` if there is one."""
+    """The SNN of a file, in the structure of ``like`` if there is one.
+
+    Args:
+        card: of the file; it describes the model and the code.
+        structure: descriptions of the trees of params and neurons.
+        arrays: name of each leaf -> its array.
+        like, model: as for `load`.
+    """
     params = tree.rebuild(structure["params"], arrays)
     fields_of_sites = tree.rebuild(structure["neurons"], arrays)
     if isinstance(like, SNN):
@@ -205,10 +212,12 @@ def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SN
         like_neurons = {}
         like_model = None
         like_code = None
-    # A model in the call must be that of the file; that of `like` fills a gap in it.
+    # A model that the caller passes has to be the one of the file. The model of `like`
+    # is only read where the file does not hold the code of its own.
     if model is None:
         snn_model = models.restore(card["model"], like_model)
     else:
+        # Sites that no pattern matches have the default of `snnjax.init`.
         call_model = resolve_models(model, list(fields_of_sites), lif())
         snn_model = models.restore(card["model"], call_model, check=True)
     neurons = {}

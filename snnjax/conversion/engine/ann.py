@@ -92,13 +92,17 @@ def _run_all_stages(
     sites = {stage.site.name: stage.site for stage in stages if stage.site is not None}
 
     def run(errors: Effects) -> tuple[list[jax.Array], list[Results]]:
-        """Floating outputs if activations have these errors, and all results."""
+        """The floating outputs, and the results of all stages.
+
+        Each activation has the error of its site, an array [B, ...], added to it.
+        """
         values = dict(inputs)
         stage_results = []
         for stage in stages:
             sources = [values[v] for v in stage.sources]
             results = ann_work(stage, code)(*sources)
             if stage.site is not None and stage.output is not None:
+                # Behind the activation of a clipped ReLU stands its maximum.
                 activation, *maximum = results.outputs
                 if with_effects:
                     activation = activation + errors[stage.site.name]
@@ -107,8 +111,9 @@ def _run_all_stages(
             values.update(zip(stage.carried, results.carried, strict=True))
             stage_results.append(results)
         outputs = []
-        for output, counts in zip(stage_results[-1].outputs, has_error, strict=True):
-            if counts and jnp.issubdtype(output.dtype, jnp.floating):
+        network_outputs = stage_results[-1].outputs
+        for output, output_has_error in zip(network_outputs, has_error, strict=True):
+            if output_has_error and jnp.issubdtype(output.dtype, jnp.floating):
                 outputs.append(output)
         return outputs, stage_results
 

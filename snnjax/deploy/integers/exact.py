@@ -328,11 +328,11 @@ def _compute(layers: Layers, x: Any, inputs: Inputs, delay: int, keep: bool) -> 
     bounds = largest_numbers(layers)
     _check_sums(layers, bounds)
     _check_potentials(layers, bounds)
-    # A program depends on which sums are inexact in float32, and not on how large they
-    # are: other weights of the same shapes use the same one.
+    # Nodes whose sums may be too large for float32. The compiled program depends on
+    # their names only, not on the bounds: other weights of the same shapes use it, too.
     inexact = []
-    for name, largest in bounds.sent.items():
-        if largest >= streams.FLOAT32_LIMIT:
+    for name, largest_sum in bounds.sent.items():
+        if largest_sum >= streams.FLOAT32_LIMIT:
             inexact.append(name)
     return _run(
         jax.tree.structure(layers),

@@ -68,8 +68,12 @@ def without_example_axis(program: Program, several: Program) -> Program:
 
 
 def _reshaped_site(eq: Equation, avals: Avals) -> list[Equation]:
-    """A firing site whose neurons are those of one example, between two reshapes."""
-    v, *operands = eq.inputs
+    """A firing site whose neurons are those of one example, between two reshapes.
+
+    The first reshape removes the axis of the example from the current, the second one
+    restores it in the spikes. Without such an axis there is no reshape.
+    """
+    v, *operands = eq.inputs  # the current; further ones as a clipped ReLU's maximum
     (output,) = eq.outputs
     assert isinstance(v, int)
     shape = _example_shape(avals[v].shape)
@@ -155,7 +159,7 @@ class Growth:
             obstacle: "batch" where examples mix, "size" where their number counts.
         """
         # A loop over the examples gives more equations for more of them.
-        if _form(self.several) != _form(self.second):
+        if _structure(self.several) != _structure(self.second):
             yield None, "size"
             return
         dependent = Facts(self.several).dependent
@@ -224,6 +228,8 @@ class Growth:
 
     def _axes(self, v: int | Static, second_v: int | Static) -> list[int]:
         """The axes of a variable that are proportional to the number of examples.
+
+        If an axis grows in another way, as one of length B + 1 does, there are none.
 
         Args:
             v: variable or constant of `several`.
@@ -317,17 +323,18 @@ def _example_count(program: Program) -> int:
     return program.avals[program.x[0]].shape[0]
 
 
-def _form(program: Program) -> list[Any]:
+def _structure(program: Program) -> list[Any]:
     """What must be equal in two programs that differ by the number of examples only.
 
-    These are the primitives and the variables that they read and compute, without
-    shapes and numbers.
+    These are the variables of constants, and for each equation its primitive and the
+    variables that it reads and computes. Shapes and numbers may differ.
     """
-    forms: list[Any] = list(program.constants)
+    structure: list[Any] = list(program.constants)  # the variables alone
     for eq in program.equations:
+        # A constant among the inputs is a number: None stands in its place.
         inputs = [v if isinstance(v, int) else None for v in eq.inputs]
-        forms.append((eq.name, eq.outputs, inputs))
-    return forms
+        structure.append((eq.name, eq.outputs, inputs))
+    return structure
 
 
 def _work(program: Program) -> list[str]:

@@ -97,15 +97,17 @@ class Facts:
     def product_operands(self) -> Mapping[int, int]:
         """Result of each product with weights -> its operand that depends on x.
 
-        Weights are parameters, arrays that the function closed over, and what is made
-        of these. What the function computes of shapes alone, as a resizing does, is
-        none.
+        Weights are parameters, arrays that the function closed over, and what is
+        computed from these. An array that the function computes from shapes alone, as
+        in a resizing, is no weight.
         """
-        weights = {*self.program.parameters, *self.program.constants}
+        weights = {*self.program.parameters, *self.program.constants}  # variables
         operands: dict[int, int] = {}
 
         def is_weight(v: int | Static) -> bool:
-            if isinstance(v, Static):  # inside of a call constants are written so
+            # Inside of a call, an array that the function closed over is no variable.
+            # A matrix or a kernel has two axes at least.
+            if isinstance(v, Static):
                 return np.ndim(v.value) > 1
             return v in weights
 
@@ -115,7 +117,8 @@ class Facts:
                 weights.update(eq.outputs)
             if eq.name in PRODUCTS and any(map(is_weight, eq.inputs)):
                 if len(dependent_inputs) == 1:
-                    operands[eq.outputs[0]] = min(dependent_inputs)
+                    (operand,) = dependent_inputs
+                    operands[eq.outputs[0]] = operand
         return operands
 
     def is_product(self, eq: Equation) -> bool:

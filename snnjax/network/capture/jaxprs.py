@@ -261,8 +261,9 @@ class _Flattener:
         calls = (*calls, call)
         equations, results = self.call(body, inputs, path, calls)
         if eqn.primitive.name in CUSTOM:
-            # The custom derivative holds for an input, too, that the function returns
-            # as it is. The result is then a copy, so that it is another variable.
+            # The function may return an input as it is, and its custom derivative holds
+            # for this result, but not for other readers of the input. So the result
+            # becomes a variable of its own, a copy.
             copy = functools.partial(jnp.array, copy=True)
             computed = computed_by(equations)
             for i, v in enumerate(results):
@@ -271,8 +272,11 @@ class _Flattener:
                     equations += copying
                     results[i] = copies[0]
         if eqn.primitive.name in (*CUSTOM, *REMAT):
+            # The equation of the call itself is kept: `folded` may put it back in the
+            # place of the equations of the function.
             outputs = self.call_outputs(eqn, equations, results)
             self.calls[call] = self.equation(eqn, inputs, outputs, path, calls)
+        # Who reads an output of the call reads the function's result.
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 
