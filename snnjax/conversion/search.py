@@ -192,8 +192,8 @@ def _predict(
             excess = max(0.0, spikes - budget.spike_limit)
             cost = error
         is_complete = len(per_site) == len(recipes)
-        # Outputs of 0 have the error 1. A larger one is no prediction: it is the sum
-        # over sites of which some have no effect on the outputs.
+        # Outputs of 0 have the error 1. A larger one is no prediction: a site without
+        # effect on the outputs has errors of weight 1, which belong to no output.
         is_known = is_complete and error <= 1
         prediction = Prediction(
             curves=curves,
