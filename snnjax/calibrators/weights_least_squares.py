@@ -126,9 +126,10 @@ def least_squares_weights(
 
 
 def _stride(view: View, samples: int) -> int:
-    """n, if every n-th image is enough.
+    """The largest n for which every n-th image is enough.
 
-    They give each channel so many samples, and are `_FEWEST` or more.
+    These images give each channel ``samples`` activations or more, and there are at
+    least `_FEWEST` of them. If all images together are too few, n is 1.
     """
     for_samples = view.samples_per_channel // samples
     for_images = view.count // _FEWEST
@@ -230,7 +231,7 @@ class _Layer:
         narrow = []
         for weight, dtype in zip(weights, self.dtypes, strict=True):
             narrow.append(weight.astype(dtype))
-        current = self.current(narrow, self.sources, None)
+        current = self.current(narrow, self.sources, None)  # None: at all images
         return _in_rows(wide(current), self.channel)
 
     def allowed(self, change: Weights) -> Weights:
@@ -516,9 +517,9 @@ def _centered(problem: _Problem, change: Any) -> tuple[_Split, Any, Any]:
         problem: what is solved.
         change: J d, [N, p, C].
     """
-    rows = _split(change, problem.unit, problem.weight.fitted)
-    values, values_unit = _weighted_deviation(problem, rows.fitted)
-    return rows, values, values_unit
+    split_change = _split(change, problem.unit, problem.weight.fitted)
+    values, values_unit = _weighted_deviation(problem, split_change.fitted)
+    return split_change, values, values_unit
 
 
 def _weighted_deviation(problem: _Problem, values: Any) -> tuple[Any, Any]:
@@ -588,10 +589,10 @@ def _next_search(
     xp = namespace(values_unit)
     # J d is over the problem's unit already, and now J^T is, too.
     curvature = _times(curvature, values_unit / problem.unit)
-    # A d
-    curvature = _sum(curvature, _times(search.direction, problem.ridge))
+    ridge_term = _times(search.direction, problem.ridge)
+    residual_change = _sum(curvature, ridge_term)  # A d
     old_square = _dot(search.residual, search.residual)
-    bend = _dot(search.direction, curvature)
+    bend = _dot(search.direction, residual_change)  # d A d
     # Few images may say nothing about a direction. Then d A d is 0 but for rounding,
     # and there is no step.
     alpha = xp.where(bend > 0, old_square / _positive(bend), xp.zeros_like(bend))
@@ -600,7 +601,7 @@ def _next_search(
         fitted=search.current.fitted + alpha * change.fitted,
         held_out=search.current.held_out + alpha * change.held_out,
     )
-    residual = _sum(search.residual, _times(curvature, -alpha))
+    residual = _sum(search.residual, _times(residual_change, -alpha))
     beta = _dot(residual, residual) / _positive(old_square)
     direction = _sum(residual, _times(search.direction, beta))
     error = _error(problem, current)
@@ -637,8 +638,8 @@ def _better(
         best: weights of the search.
         original: W_0.
     """
-    rows = _split(current, problem.unit, problem.weight.fitted)
-    return _where(_error(problem, rows) < first_error, best, original)
+    split_current = _split(current, problem.unit, problem.weight.fitted)
+    return _where(_error(problem, split_current) < first_error, best, original)
 
 
 # --------------------------------------------------------------- arithmetic of weights

@@ -56,8 +56,9 @@ class CalibrationImages(NamedTuple):
 
     def micro_batches(self, size: int) -> list[MicroBatch]:
         """The images, at most ``size`` of them at a time on each device."""
-        share = max(1, self.count // self.device_count)
-        batch_size = _even_size(min(size, share), share) * self.device_count
+        count_on_device = max(1, self.count // self.device_count)
+        size_on_device = _even_size(min(size, count_on_device), count_on_device)
+        batch_size = size_on_device * self.device_count
         ranges = []
         for start in range(0, self.count, batch_size):
             ranges.append(range(start, min(start + batch_size, self.count)))

@@ -106,10 +106,11 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
     end_gradient, spikes_gradient = gradients
 
     def spread(params: Any) -> Any:
-        """The parameters with one number for each neuron, [B, ...], if they are few.
+        """The parameters with one number for each neuron, [B, ...].
 
-        Their gradients are then arrays, which are summed once, behind the loop: a sum
-        at every step is slow. So are more arrays than the cache holds.
+        Their gradients are then [B, ...] too, and are summed once, behind the loop: a
+        sum at every step is slow. If these arrays do not stay in the cache, they are
+        slower than the sums, and the parameters are left as they are.
         """
         if not isinstance(params, NeuronParams) or currents[0].size > _SMALL:
             return params
@@ -132,10 +133,14 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
     spread_params = spread(params)
 
     def step_back(carry: Any, inputs: Any) -> Any:
-        """From the gradients behind step t to those before it.
+        """The gradients before step t, from those behind it.
 
-        The carry has the gradient of v(t), and the sum of those of the parameters. The
-        result beside it is the gradient of the current.
+        Args:
+            carry: the gradient of v(t), and the sum of those of the parameters.
+            inputs: t, the current of step t and the gradient of its spikes, [B, ...].
+
+        Returns:
+            The carry for step t - 1, and the gradient of the current.
         """
         v_gradient, params_gradient = carry
         t, current, spike_gradient = inputs

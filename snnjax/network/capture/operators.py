@@ -162,6 +162,7 @@ def _is_near_relu(
     Args:
         inputs: of the operator, those that depend on x.
     """
+    # max(u, 0.1 u) has two inputs, but it is a function of the one value u.
     sources = {_scaled_from(v, facts) for v in inputs}
     rows = [primitive(eq.name) for eq in equations]
     is_piecewise = all(row.piecewise for row in rows)
