@@ -80,7 +80,7 @@ def transfers(
         steps: T.
         zones: last zones, each in place of the model's own.
     """
-    code_reach = code.reach(steps)
+    code_reach = code.reach(steps)  # in thresholds, with level 1 at every step
     finest_digits = code_reach / code.finest(steps)
     octaves_higher = math.ceil(math.log2(finest_digits / _COARSEST_DIGIT))
     octaves_higher = max(0, octaves_higher)
@@ -123,7 +123,8 @@ def _sent(
     sizes = code.sizes(steps).astype(float)
     finest = sizes[-1]
     zones = [model.dead_zone] * (steps - 1) + [last_zones]
-    missing = np.broadcast_to(steps * inputs, (len(last_zones), inputs.size))
+    # T x is the input of all steps, of which nothing is sent yet.
+    missing = np.broadcast_to(steps * inputs, (len(last_zones), inputs.size))  # [Z, n]
     sent = np.zeros(missing.shape)
     spikes = np.zeros(missing.shape)
     for size, zone in zip(sizes, zones, strict=True):
@@ -211,7 +212,7 @@ def curves(
     """
     channels = sample.activation.shape[1]
     maxima = np.broadcast_to(sample.positive_maxima(offset, per), channels)
-    weights, counts = _histograms(sample, offset, maxima, positions)
+    weights, counts = _histograms(sample, offset, maxima, positions)  # [bins, C]
     shifts = len(tables[0].squares) - _BINS
     # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the same
     # activations are read as many bins higher in the table.
@@ -231,7 +232,7 @@ def curves(
     for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.
         squares = np.einsum("kb,bc->kc", table.squares[table_bins], weights)
-        spikes = np.einsum("kb,bc->kc", table.spikes[table_bins], counts)
+        spikes = np.einsum("kb,bc->kc", table.spikes[table_bins], counts)  # [K, C]
         # The table is for V_th = 1, so its squares are in units of the threshold.
         curve = Curve(
             thresholds=thresholds,

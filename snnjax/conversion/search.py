@@ -123,7 +123,7 @@ def search(
 
     def fit_at(wait: int) -> Outcome:
         if budget.spike_limit is None:
-            return fit(wait, None)
+            return fit(wait, None)  # every recipe keeps its own price
         return fit_within(
             budget.spike_limit,
             fit=lambda price: fit(wait, price),
@@ -216,6 +216,8 @@ def _fit(
     """Carry the recipes out, sweep by sweep.
 
     Args:
+        recipes: site name -> recipe.
+        wait: steps that every layer waits.
         price: of all sites that have one; None: that of their own recipe.
     """
     snn = dataclasses.replace(calibration.snn, wait=wait)
@@ -241,7 +243,7 @@ def _recipes_at(
     recipes: Mapping[str, AnySiteRecipe],
     price: float | None,
 ) -> dict[str, Recipe]:
-    """Site name -> recipe, where a price takes the place of the recipe's own."""
+    """Site name -> recipe, with this price; None: with the recipe's own price."""
     code, steps = calibration.snn.code, calibration.steps
     recipes_at_price = {}
     for name, recipe in recipes.items():

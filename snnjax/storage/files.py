@@ -247,7 +247,12 @@ def _as_path(path: str | os.PathLike) -> Path:
 
 
 def _check_without_program(snn: SNN, **options: Any) -> None:
-    """Raise for what only a program can store."""
+    """Raise if an option, or the code of the SNN, can only be stored by a program.
+
+    Args:
+        snn: its code may be none of `snnjax.codes`.
+        options: arguments of `save` that describe a program; None where left out.
+    """
     names = []
     for name, option in options.items():
         if option is not None:

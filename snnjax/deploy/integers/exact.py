@@ -260,6 +260,7 @@ def largest_numbers(layers: Layers) -> Bounds:
             case Scale(weight=weight):
                 largest = int(largest * np.abs(weight).max())
             case Convolution(weight=weight) | Dense(weight=weight):
+                # One sum for each channel or element of the output.
                 row_sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
                 largest = int(largest * row_sums.max())
         sent[node.name] = largest
@@ -271,16 +272,17 @@ def _check_sums(layers: Layers, bounds: Bounds) -> None:
 
     That is 2^-fraction_bits of a unit.
     """
-    factor = _largest_multiple(timing.timing(layers))
+    # Bounds count levels, and multiples of x's unit. This many units are the largest.
+    units = _largest_multiple(timing.timing(layers))
     largest_by_name = dict(bounds.sent)
     for population, largest in bounds.received.items():
         largest_by_name[f"currents of {population}"] = largest
     name = max(largest_by_name, key=lambda name: largest_by_name[name])
     # A potential and a sum are added in int32, which holds numbers below 2^31.
     bits = 30 - timing.fraction_bits(layers)
-    if largest_by_name[name] * factor >= 2**bits:
+    if largest_by_name[name] * units >= 2**bits:
         raise ValueError(
-            f"the sum at {name!r} can reach {largest_by_name[name]} x {factor}, which "
+            f"the sum at {name!r} can reach {largest_by_name[name]} x {units}, which "
             f"is beyond 2^{bits}, and potentials are simulated in 32 bits; allowed: "
             "fewer bits of weights or inputs, or fewer steps of a code"
         )

@@ -302,9 +302,10 @@ class Growth:
         if not isinstance(v, Static) or not isinstance(second_v, Static):
             return False
         axes = self._axes(v, second_v)
+        # A constant without an entry for each example must not change with their number.
         if not axes:
             return v != second_v
-        # It has an entry for each example. They must be equal.
+        # The entries of all examples must be equal, whatever place an example has.
         array = np.asarray(v.value)
         for axis in axes:
             first_example = array.take([0], axis)
@@ -362,12 +363,15 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     if name == "conv_general_dilated":
         if i == 0 and options["batch_group_count"] == 1:
             return all_axes - {numbers.lhs_spec[0]}
-        return all_axes  # no kernel is made of examples
+        # Examples may lie along the batch axis of the image, and along no other axis.
+        return all_axes
     if name.startswith("reduce_window"):
         window = options["window_dimensions"]
         return {axis for axis in all_axes if window[axis] != 1}
-    if name == "gather" and i == 1:  # the parts of an index
+    if name == "gather" and i == 1:
+        # The indices: along their last axis lie the numbers of one index.
         return {len(shape) - 1}
+    # What follows combines the entries of operand 0 only.
     if i > 0:
         return set()
     if name == "pad":

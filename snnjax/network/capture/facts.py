@@ -30,9 +30,10 @@ from snnjax.network.stages import streaming
 FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 # Primitives whose result has equal numbers if their operand has.
 _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
-# Refusals that do not hold for what is computed once, from the input alone. Those of
-# loops and unknown functions do: in them an example might reach another.
-_NOT_ONCE = ("order", "integer")
+# Obstacles to spikes that are none where an equation depends on x alone and is computed
+# once. Loops and unknown functions stay obstacles: in them an example might reach
+# another one.
+_OBSTACLES_TO_SPIKES = ("order", "integer")
 # Primitives that read or write at indices, which are an operand.
 _INDEXED = ("gather", "dynamic_slice", "dynamic_update_slice", "scatter")
 
@@ -88,6 +89,7 @@ class Facts:
             return _number(v.value)
         if v in self.program.constants:
             return _number(self.program.constants[v])
+        # Repeated or reordered entries of another variable have the number of those.
         eq = self.makers.get(v)
         if eq is None or eq.name not in _REPEATS or len(eq.inputs) != 1:
             return None
@@ -156,19 +158,21 @@ class Facts:
     def _is_known_from_input(self, eq: Equation, reason: str) -> bool:
         """Whether what is not affine in an equation depends on x, but on no spikes."""
         if eq.name in _INDEXED:
-            # Then the indices may depend on x alone, whatever the array depends on.
+            # It is affine in the array that it reads or writes, which may depend on
+            # spikes. It is not in the indices, which must not.
             affine_operands = primitive(eq.name).affine_in
             indices = [v for i, v in enumerate(eq.inputs) if i not in affine_operands]
             return self.spike_dependent.isdisjoint(variables_in(indices))
-        is_once = self.spike_dependent.isdisjoint((*eq.variables, *eq.outputs))
-        return is_once and reason in _NOT_ONCE
+        has_no_spikes = self.spike_dependent.isdisjoint((*eq.variables, *eq.outputs))
+        return has_no_spikes and reason in _OBSTACLES_TO_SPIKES
 
     def _why_not_affine(self, eq: Equation) -> str | None:
         """As `why_not_affine`, if all that depends on x depended on spikes too."""
         name = eq.name
         row = primitive(name)
         avals = self.program.avals
-        if row.otherwise == "random":  # even if it does not depend on the input
+        # Random numbers are refused even if they do not depend on x.
+        if row.otherwise == "random":
             return "random"
         # Positions of the operands that depend on x.
         dependent = {i for i, v in enumerate(eq.inputs) if v in self.dependent}
@@ -181,14 +185,15 @@ class Facts:
             if axes_of_maximum(eq, avals) <= {eq.site.channel}:
                 return None
             return "maxima"  # they differ within a channel, which has one threshold
-        if name == "integer_pow" and eq.options["y"] == 1:
+        if name == "integer_pow" and eq.options["y"] == 1:  # x^1
             return None
         if name == "convert_element_type":
             if avals[eq.outputs[0]].dtype.kind not in FLOATING:
                 return "integer"
             # A truth value as 0 or 1 is a step, the last part of a comparison.
             return OPERATOR if avals[eq.variables[0]].dtype.kind == "b" else None
-        if name == "select_n" and 0 not in dependent:  # chosen by a constant mask
+        # Operand 0 of a select is the mask. With a constant one it is affine.
+        if name == "select_n" and 0 not in dependent:
             return None
         if row.affine_in_each and len(dependent) == 1:
             return None
@@ -199,7 +204,10 @@ class Facts:
 
 
 def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:
-    """Axes along which the maximum of a clipped ReLU differs, from the end: -1, ..."""
+    """Axes along which the maximum of a clipped ReLU differs.
+
+    They are counted from the last one, -1. Other equations have none.
+    """
     if not eq.fires or len(eq.inputs) < 2:
         return set()
     shape = shape_of(avals, eq.inputs[1])
