@@ -302,7 +302,7 @@ class Growth:
         if not isinstance(v, Static) or not isinstance(second_v, Static):
             return False
         axes = self._axes(v, second_v)
-        # A constant without an entry for each example must not change with their number.
+        # Without an entry for each example, a constant must not depend on their number.
         if not axes:
             return v != second_v
         # The entries of all examples must be equal, whatever place an example has.
