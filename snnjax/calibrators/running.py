@@ -107,12 +107,12 @@ class Fired(NamedTuple):
     Attributes:
         output: a `SpikeTrain` of T steps; or, if no site needs time, the mean output
             over T steps, [B, ...].
-        digits: how many spikes each neuron has sent, uint8 [B, ...]; None: that follows
-            from the output.
+        spike_counts: how many spikes each neuron has sent, uint8 [B, ...]; None: that
+            follows from the output.
     """
 
     output: Any
-    digits: Any = None
+    spike_counts: Any = None
 
 
 @functools.partial(jit, static_argnums=0)
@@ -130,21 +130,22 @@ def fire(dynamics: Dynamics, neurons: NeuronParams, current: jax.Array) -> Fired
     if dynamics.needs_time:
         arriving = dynamics.arriving(current)
         train = spike_train(model, neurons, arriving, wait=dynamics.wait, code=code)
-        return Fired(train)
+        return Fired(output=train)
     output = dynamics.closed_form(neurons, current)
     if schedule(code, model, steps) is None:
         # All spikes are worth the same, so the mean output says how many they are.
-        return Fired(output)
+        return Fired(output=output)
     if neurons.offset is not None:
         # A neuron subtracts its offset from the input and adds it to the output, where
         # it is no spike. Without the addition, what is not 0 is a spike.
         bias = neurons.bias - neurons.offset
         neurons = neurons._replace(bias=bias, offset=None)
-    # The closed form has computed the digits too, of a `wide` current. XLA computes
-    # equal operations once if the current here has the same type.
+    # Spikes are worth more or less by their steps, so they are counted. The closed form
+    # has computed them too, of a `wide` current. XLA computes equal operations once if
+    # the current here has the same type.
     spikes = after_all_input(model, neurons, wide(current), steps, code=code)
-    digits = (spikes != 0).astype(jnp.uint8).sum(0)
-    return Fired(output, digits)
+    spike_counts = (spikes != 0).astype(jnp.uint8).sum(0)
+    return Fired(output, spike_counts)
 
 
 @functools.partial(by_numpy_or_xla, static=2)
@@ -164,8 +165,8 @@ def answer(steps: int, code: Code, output: Any) -> Any:
 @functools.partial(by_numpy_or_xla, static=1)
 def number_of_spikes(dynamics: Dynamics, neurons: NeuronParams, fired: Fired) -> Any:
     """How many spikes a site has sent for each image, [B], float32."""
-    if fired.digits is not None:
-        counts = fired.digits
+    if fired.spike_counts is not None:
+        counts = fired.spike_counts
     elif isinstance(fired.output, SpikeTrain):
         counts = numbers_of(fired.output, dynamics.steps)
     else:

@@ -183,9 +183,10 @@ class View(abc.ABC):
         )
 
     def products(self, stride: int = 1) -> Sequence[Target]:
-        """Products with weights on the way to an encoder, each with its own kernel.
+        """A `Target` for each product with weights on the way to an encoder.
 
-        Other sites have none.
+        An encoder is a site where a value itself becomes spikes, without a ReLU. Each
+        product has its own kernel. There are none at other sites, nor by default.
 
         Args:
             stride: the targets are those of every n-th image, n = ``stride``.

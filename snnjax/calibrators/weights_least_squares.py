@@ -11,6 +11,8 @@ The terms of this file:
     I(W), J     the mean current at a site, and its derivative with respect to W
     m w         the weight of an error: w is its effect, m is 0 where it does not count
     rows        values as [N, p, C]: N images, p positions of each, C channels
+    w           how much the error of an activation counts: its effect, or 1
+    m           0 where an activation is not fitted, otherwise 1
     held out    every fourth image, which is not fitted but judges the result
     unit        a power of two, by which large numbers are divided without rounding
 
@@ -417,7 +419,7 @@ def _weighted_mean(values: Any, weight: Any, total: Any) -> Any:
 
     Args:
         values: to be averaged.
-        weight: m w, [N, p, C].
+        weight: m w of each value, [N, p, C].
         total: its sum for each channel, [1, 1, C].
     """
     xp = namespace(values)

@@ -1,12 +1,13 @@
 """Executions: several ways to compute the same spikes.
 
-`run_in_time` computes n steps at a time, layer by layer, 1 <= n <= T. `run_closed_form`
-needs no loop over time, since each layer waits for all of its input. `run_training`
-calls a function in training mode, with time as a part of the batch.
+`run_in_time` computes a segment of n steps at a time, layer by layer, 1 <= n <= T.
+`run_closed_form` needs no loop over time, since each layer waits for all of its input.
+`run_training` calls a function in training mode, with time as a part of the batch.
 
 A variable of the network is a stream if it changes from step to step, [T, B, ...]. An
 equation is live if it computes streams. An operator is a site without neurons: a
-function that is not affine, and may keep a state from step to step.
+function that is not affine, and may keep a state from step to step. The ticks of a site
+say what differs between its steps: the size of a spike, and the arrival of constants.
 """
 
 import functools
@@ -154,6 +155,7 @@ def run_in_time(
         return end_states, outputs
 
     def segment_of(steps: int) -> Callable:
+        """`run_segment` for so many steps; a gradient recomputes it if T is more."""
         function = functools.partial(run_segment, steps)
         if segment_steps == job.steps:
             return function
@@ -251,7 +253,7 @@ def _segment_rule(
     Args:
         job: the simulation.
         steps: of the segment.
-        ticks: site name -> its ticks at these steps.
+        ticks: site name -> its ticks at these steps; None: all steps are alike.
         states: name of a site or an operator -> its state before the segment.
         end_states: gets the states after the segment, under the same names.
         observe: called at each site that fires.
@@ -269,6 +271,7 @@ def _segment_rule(
                 states[name],
             )
             return outputs
+        # A current that is no stream, [B, ...], is the same at all steps.
         currents = code.arriving(over_time(current, steps, len(site.shape)))
         end_states[name], spikes = fold(
             job.models[name],

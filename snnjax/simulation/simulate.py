@@ -346,7 +346,8 @@ def _simulate_on_device(
     if batch <= group_size:
         return run(x)
     if choice.group is not None:
-        # Without recomputation the gradient would keep the states of all groups.
+        # Without recomputation the gradient would keep the states of all groups. A
+        # choice without groups may have a surrogate that jax.checkpoint refuses.
         run = jax.checkpoint(run)
     return _in_groups(run, x, group_size, sim.batch_axis, sim.output_axis)
 

@@ -139,12 +139,17 @@ class SiteView(View):
     def curves(
         self, zones: tuple[float, ...], per: Per = "channel", offset: Any = None
     ) -> tuple[Curve, ...]:
-        """As `View.curves`; what a survey has found is not computed again."""
+        """As `View.curves`, but what is known is not computed again.
+
+        A search has computed the curves of its sites before they are fitted: for the
+        last zone that the model has now, and for neurons without an offset.
+        """
         surveyed = self._calibration.curves.get(self.site.name)
         is_for_model = offset is None and zones == (self.model.last_zone,)
         if surveyed is not None and is_for_model:
             channels = self.site.shape[self.site.channel]
             columns = 1 if per == "layer" else channels
+            # Thresholds are [candidates, columns].
             if surveyed.thresholds.shape[1] == columns:
                 return (surveyed,)
         return super().curves(zones, per, offset)

@@ -350,8 +350,9 @@ def _peak_potentials(activity: streams.Fired, arithmetic: Arithmetic) -> np.ndar
     With "saturate" the lowest ones do not count: a neuron far below its threshold is
     silent also at the limit. `Trace.below` counts them.
     """
-    lowest, highest = activity.extremes
-    # A register holds one number less above 0 than below.
+    lowest, highest = activity.extremes  # of each neuron, [..., O] both
+    # A register holds [-limit, limit). So a potential p above 0 needs limit >= p + 1,
+    # and one below 0 needs limit >= -p.
     peaks = np.asarray(highest, float) + 1
     if arithmetic.overflow == "wrap":
         peaks = np.maximum(-np.asarray(lowest, float), peaks)

@@ -254,10 +254,11 @@ def _whole(
     clippings: list[str] = []
     pairs: dict[str, StreamPair] = {}  # what the input, pools and populations send
     incoming: dict[str, Incoming] = {}  # each map that its receiver has not read yet
-    sums_of_x = _sums_of_x(layers)
-    unit_of_x = np.ones(())
+    sums_of_x = _sums_of_x(layers)  # names of nodes
+    unit_of_x = np.ones(())  # until the input, the first node, has its unit
     for node in layers.nodes:
-        # The sources of a receiver are maps with weights, of which ``pairs`` has none.
+        # What a map or a pool reads. The input reads nothing, and the sources of a
+        # receiver are maps with weights, of which ``pairs`` has none.
         sent = [pairs[source] for source in node.sources if source in pairs]
         arriving = _total(sent)
         match node:

@@ -174,7 +174,8 @@ def round_with_feedback(
 
     Columns are rounded one after the other, those of the largest variance first. The
     columns that are not rounded yet make up for the error of each. Zeros stay zeros,
-    except with one bit: they are pruned weights, or pad a kernel on one side.
+    since they are pruned weights, or pad a kernel on one side. With one bit alone they
+    are rounded too, as the grid of 1 and -1 has no zero.
 
     Args:
         rows: w [O, n], multiplied by their scales.

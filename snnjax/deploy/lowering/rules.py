@@ -75,7 +75,8 @@ def add_equation(builder: Builder, equation: Equation) -> None:
         NoLayer: no layer computes the operation.
     """
     if pads(equation):
-        # Zeros are put around the nodes, and the constant is no part of them.
+        # Zeros surround the nodes without the constant. Behind such zeros it gives less
+        # at the border, and a layer has one bias per channel: so a node before adds it.
         v, _, _ = _operand(builder, equation)
         builder.absorb_constant(v, equation.path)
     rule = _RULES[equation.name]

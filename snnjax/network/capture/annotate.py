@@ -191,7 +191,7 @@ def _names(weights: _Weights) -> dict[int, str]:
             module = _module_by_weights(i, weights)
             if module:
                 parts.append(module)
-        parts.append(_KINDS.get(eq.place.kind, eq.place.kind))
+        parts.append(_KINDS.get(eq.site.kind, eq.site.kind))
         names[i] = "/".join(parts)
     return dict(zip(names, distinct(list(names.values())), strict=True))
 

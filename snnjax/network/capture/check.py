@@ -280,6 +280,7 @@ def check_images(network: Network, facts: Facts, x: Any) -> None:
             whole_numbers[v] = path, leaf.dtype
     for eq in network.equations:
         inputs = facts.dependent.intersection(eq.variables)
+        # Several variables are compared or combined: the result is no array of x.
         if len(inputs) != 1 or whole_numbers.keys().isdisjoint(inputs):
             continue
         (v,) = inputs

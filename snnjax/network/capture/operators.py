@@ -42,7 +42,8 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
     """For each operator, the numbers of its equations, in order.
 
     Two equations that are not affine belong together if one leads to the other without
-    a cut, and spikes reach both or neither; so do affine ones between them:
+    a cut, and if spikes reach both of them or neither. Affine equations between the two
+    belong to the same operator:
 
         0   a = x @ w      a cut
         1   b = a + bias   affine, and no operator leads to it
@@ -52,7 +53,8 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         5   f = e - 1      affine, and leads to no operator
     """
     predecessors = _predecessors(facts)
-    # From the last one back: operators, and affine equations between two of them.
+    # From the last one back: operators, and affine equations between two of them. A
+    # predecessor is an operator or follows from one, so what it leads to decides.
     members: set[int] = set()
     for i in reversed(range(len(predecessors))):
         if facts.is_operator(facts.equations[i]) or i in members:
@@ -208,9 +210,14 @@ def _kind(equations: Sequence[Equation], near_relu: bool) -> str:
 
     It is the name of the function that all equations were called in, such as gelu, or
     a kind by `_SIGNATURES`.
+
+    Args:
+        equations: of the operator.
+        near_relu: whether they are a function of one value, in polynomial pieces.
     """
     name = _name_of_call(equations)
-    # An activation of the user's own may be called relu. That is the name of neurons.
+    # A user's activation may be called relu too, but that is the kind of sites with
+    # neurons. jnp.where says nothing of what is computed.
     if name.isidentifier() and name not in ("relu", "relu6", "where"):
         return name
     if near_relu:
