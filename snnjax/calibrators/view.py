@@ -289,7 +289,7 @@ class View(abc.ABC):
 
     @property
     def high(self) -> float:
-        """The largest output of a neuron, in thresholds: high (w_1 + .. + w_T)."""
+        """The largest output, in thresholds: the highest level times w_1 + .. + w_T."""
         return self.model.levels[1] * self.code.reach(self.steps)
 
     @property

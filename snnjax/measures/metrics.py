@@ -382,9 +382,9 @@ def spike_trains(
     steps, wait = checked_fit(snn, steps, wait)
     check_inputs(inputs)
     check_values(snn)
-    check_examples(x, axis=1 if inputs == "sequence" else 0)
-    check_numbers(x)
     sequence = inputs == "sequence"
+    check_examples(x, axis=1 if sequence else 0)
+    check_numbers(x)
     if sequence:
         check_sequence(x, steps)
     x, snn = automatic(x, snn)

@@ -81,6 +81,7 @@ class SiteView(View):
         )
 
     def _results(self, weights: WeightsByPath) -> Iterator[Results]:
+        """The `results`, computed while they are read."""
         changed_params = by_variable(self._calibration.network, weights)
         return self._calibration.run_snn(
             self._stage_number,
@@ -89,7 +90,7 @@ class SiteView(View):
         )
 
     def _current_bytes(self) -> int:
-        """What the currents of all images take on each device."""
+        """What the currents of all images take on each device, in float32."""
         calibration = self._calibration
         steps = calibration.steps if calibration.needs_time else 1
         devices = sharding.size(calibration.batch_sharding)
@@ -122,6 +123,7 @@ class SiteView(View):
 
     @functools.cached_property
     def _lone_products(self) -> list[LoneProduct]:
+        """The stage's products whose kernels nothing else reads."""
         calibration = self._calibration
         return lone_products(
             calibration.network, calibration.stages, self._stage_number
@@ -131,6 +133,7 @@ class SiteView(View):
         if self._effects is not None:
             return self
         view = copy.copy(self)  # keeps the currents that have been computed
+        # How errors count at this site, one array for each micro-batch.
         view._effects = self._calibration.effects()[self.site.name]
         # The sample holds the effects, so it is drawn again.
         vars(view).pop("sample", None)
@@ -187,6 +190,7 @@ class SiteView(View):
         return Current(work, kernel_slots, image_axes), sources
 
     def products(self, stride: int = 1) -> list[Target]:
+        """As `View.products`: each should give for spikes what it gives in the ANN."""
         if not self.kernels:
             return []
         spiking_current, spiking_sources = self.feed(stride)
@@ -200,6 +204,7 @@ class SiteView(View):
         _, effects = self.thinned(stride)
         targets = []
         for kernel, segment, channel_axis in self._lone_products:
+            # The product alone is computed, as a function of its kernel.
             slot = self._stage.sources.index(kernel)
             product = spiking_current._replace(
                 work=spiking_current.work._replace(segment=segment), slots=(slot,)
@@ -302,4 +307,5 @@ def _effects_at(result: jax.Array, effects: jax.Array | None) -> jax.Array | Non
 def _product_result(
     current: Current, weights: list[jax.Array], sources: list[jax.Array]
 ) -> jax.Array:
+    """The result of a product for all images, [N, ...]."""
     return current(weights, sources, None)

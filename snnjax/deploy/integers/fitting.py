@@ -314,6 +314,7 @@ def _largest_theta_of_sums(data: ReceiverData) -> np.ndarray:
     # A current may be added up over all steps without a reset.
     sums = np.abs(np.asarray(data.currents)).sum(0) + np.abs(bias)
     peaks = sums.reshape(-1, len(data.thresholds)).max(axis=0)
+    # A row without any current has no peak, and gets a very large theta.
     return 2.0**26 * data.thresholds / np.maximum(peaks, 1e-20)
 
 
