@@ -18,6 +18,8 @@ from snnjax._trees import name_of
 
 _F = TypeVar("_F", bound=Callable)
 
+_MOST_STEPS = 2**24  # up to here float32 counts the spikes of a neuron exactly
+
 AS_FLOATING = (
     "Give images as x.astype('float32') / 255, without / 255 if fn scales them"
 )
@@ -210,8 +212,13 @@ def check_floating(name: str, array: Any) -> None:
 
 
 def check_wait(steps: int, wait: int) -> None:
-    """Raise unless steps >= 1 and 0 <= wait <= steps, both whole numbers."""
+    """Raise unless 1 <= steps <= 2^24 and 0 <= wait <= steps, both whole numbers."""
     COUNT.check("steps", steps)
+    if steps > _MOST_STEPS:
+        raise ValueError(
+            f"steps is {steps}; allowed: at most 2**24 = {_MOST_STEPS}, up to which "
+            "float32 counts spikes exactly. snnjax.codes.radix() needs few steps"
+        )
     if not is_whole(wait) or not 0 <= wait <= steps:
         raise ValueError(
             f"wait is {wait!r}; allowed: a whole number from 0 (streaming) to "

@@ -57,9 +57,9 @@ class SNN:
         code: what a spike is worth at each step, see `snnjax.codes`.
         fit: what `snnjax.convert` measured and kept, for people; files, and what
             changes an SNN, drop it.
-        fitted_to: the steps and the wait that thresholds and biases are for: those that
-            the SNN was made with. ``dataclasses.replace(snn, steps=...)`` keeps them,
-            and IF neurons run with no others.
+        fitted_to: the steps, the wait and the code that thresholds and biases are for:
+            those that the SNN was made with. ``dataclasses.replace(snn, steps=...)``
+            keeps them, and IF neurons run with no others.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -78,13 +78,14 @@ class SNN:
     model: Any = IntegrateAndFire()
     code: Code = rate()
     fit: str = dataclasses.field(default="", init=False)
-    fitted_to: tuple[int, int] | None = None
+    fitted_to: tuple[int, int, Code] | None = None
 
     def __post_init__(self):
         is_known = self.steps is not None and self.wait is not None
         if self.fitted_to is None and is_known:
             # The class is frozen, so that an assignment would raise.
-            object.__setattr__(self, "fitted_to", (self.steps, self.wait))
+            fitted_to = (self.steps, self.wait, self.code)
+            object.__setattr__(self, "fitted_to", fitted_to)
 
     def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
@@ -215,8 +216,8 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         wait: None: that of the SNN, or 0 if it has none.
 
     Raises:
-        ValueError: this is not an SNN; steps or wait are out of range; or differ from
-            those that the SNN was fitted to, and IF neurons count over them; or the
+        ValueError: this is not an SNN; steps or wait are out of range; steps, wait or
+            code differ from those that its IF neurons were fitted to; or the
             number of steps is unknown.
     """
     check_snn(snn)
@@ -231,10 +232,17 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     if wait is None:
         wait = snn.wait or 0
     check_wait(steps, wait)
-    fitted_to = snn.fitted_to or (snn.steps, snn.wait)
+    fitted_to = snn.fitted_to or (snn.steps, snn.wait, snn.code)
+    fitted_steps, fitted_wait, fitted_code = fitted_to
     is_fitted = snn.steps is not None and _has_counting_neurons(snn)
-    if is_fitted and fitted_to != (steps, wait):
-        fitted_steps, fitted_wait = fitted_to
+    if is_fitted and snn.code != fitted_code:
+        raise ValueError(
+            f"this SNN was fitted to the code {fitted_code!r} and cannot run with "
+            f"{snn.code!r}: its thresholds and biases depend on it. Convert again with "
+            "code=..., or say that nothing was fitted, dataclasses.replace(snn, "
+            "code=..., fitted_to=None)"
+        )
+    if is_fitted and (fitted_steps, fitted_wait) != (steps, wait):
         raise ValueError(
             f"this SNN was fitted to steps={fitted_steps}, wait={fitted_wait} and "
             f"cannot run with steps={steps}, wait={wait}: its thresholds and biases "
@@ -330,8 +338,13 @@ def check_values(snn: SNN) -> None:
                 what = f"{field} of site {name!r}"
                 limits = ranges.get(field)
                 _check_range(what, limits, np.asarray(leaf))
+    check_weights(snn.params)
+
+
+def check_weights(params: chex.ArrayTree) -> None:
+    """Raise if weights are NaN; traced ones are not known and not checked."""
     broken = []  # paths of weights with NaN
-    for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_weight = hasattr(leaf, "dtype") and is_floating(leaf)
         if is_weight and _readable(leaf) and int(count("isnan", leaf)) > 0:
             broken.append(name_of(path))

@@ -362,7 +362,7 @@ def test_measures_count_digits_and_constants_once():
 def test_a_file_holds_the_code(tmp_path):
     _, x, _, radix, _ = converted()
     for code in (*CODES[:4], codes.weighted((4, 3, 2, 1))):
-        snn = dataclasses.replace(radix, code=code)
+        snn = dataclasses.replace(radix, code=code, fitted_to=None)
         path = snnjax.save(tmp_path / "snn.safetensors", snn)
         assert snnjax.load(path).snn.code == code
     path = snnjax.save(tmp_path / "run.safetensors", radix, fn=dense, x=x)
@@ -378,7 +378,7 @@ class Halves(codes.Code):
 
 def test_a_code_of_ones_own_runs():
     _, x, _, radix, _ = converted()
-    snn = dataclasses.replace(radix, code=Halves())
+    snn = dataclasses.replace(radix, code=Halves(), fitted_to=None)
     assert np.isfinite(jax.jit(snnjax.spiking(dense))(snn, x)).all()
 
 

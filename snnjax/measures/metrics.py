@@ -35,7 +35,14 @@ from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.sharding import automatic
 from snnjax.simulation.sequences import capture_step, check_sequence
-from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
+from snnjax.snn import (
+    SNN,
+    check_neurons,
+    check_params,
+    check_values,
+    check_weights,
+    checked_fit,
+)
 
 
 @shown_as_table
@@ -210,6 +217,7 @@ def measure(
     """
     steps, wait = checked_fit(snn, steps, wait)
     check_params(snn, params)
+    check_weights(params)
     check_values(snn)
     x, params, snn = automatic(x, params, snn)
     # With all calls inlined, so that no product is within a call.

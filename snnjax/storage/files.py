@@ -112,6 +112,10 @@ def save(
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
     check_snn(snn)
     check_values(snn)
+    if snn.steps is not None:
+        # A file does not tell what an SNN was fitted to, so that a changed T or code
+        # would pass for the one that thresholds are for.
+        checked_fit(snn, steps=None, wait=None)
     facts = _facts(accuracy, recipe=recipe, extras=dict(extras or {}))
     # Of a file without program these stay as they are here.
     simulation = None

@@ -18,7 +18,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from snnjax._checks import check_examples
+from snnjax._checks import check_examples, check_numbers
 from snnjax._types import Inputs
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN
@@ -144,6 +144,7 @@ def runner(
                 x = jnp.asarray(x)
             x = jax.tree.map(jnp.asarray, x)
         _check_input(x, example, dtypes, origin)
+        check_numbers(x)
         with _running(origin):
             named_outputs = call(arrays, x)
             return tree.rebuild(output_tree, named_outputs)

@@ -62,6 +62,10 @@ NOT_MEASURED = [
     ({"snn": IF}, "fitted to no number of steps: give steps=T"),
     ({"steps": 8}, "fitted to steps=4, wait=0 and cannot run with steps=8"),
     (
+        {"params": DENSE.params | {"w2": DENSE.params["w2"] * np.nan}},
+        "NaN in the weights 'w2'; allowed: numbers",
+    ),
+    (
         {"params": {"kernel": DENSE.params["w1"]}},
         r"to it: \['kernel'\]; missing: \['b1'",
     ),

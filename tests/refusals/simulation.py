@@ -137,6 +137,10 @@ NOT_FITTED = [
     ({"execution": 2}, "execution=2, .* needs wait 0; found wait 1"),
     ({"execution": 9}, "execution is 9 steps at a time; allowed: 1 to"),
     ({"fields": {"steps": 2}}, "fitted to steps=3, .*run with steps=2, wait"),
+    (
+        {"fields": {"code": snnjax.codes.radix()}},
+        "fitted to the code rate.* cannot run with radix.* fitted_to=None",
+    ),
 ]
 
 

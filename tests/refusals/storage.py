@@ -74,7 +74,7 @@ def save_code(code):
         code=codes.radix(),
         recipe=snnjax.max_activation(),
     )
-    save(snn=dataclasses.replace(radix, code=code))
+    save(snn=dataclasses.replace(radix, code=code, fitted_to=None))
 
 
 JSON = "recipe and extras must be what JSON can hold"
@@ -214,6 +214,11 @@ def programs_refused():
 
 LOADING = [
     *programs_refused(),
+    Refusal(
+        "a program of NaN",
+        lambda: run_program(DENSE.x.at[0, 0].set(jnp.nan)),
+        "x holds 1 NaN of .* numbers; allowed: none",
+    ),
     Refusal("a file without a program", run_without_program, "no program.*fn=fn, x=x"),
     Refusal(
         "one of two sequences for a program",
