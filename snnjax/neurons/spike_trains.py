@@ -219,8 +219,12 @@ def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
         count: number of steps, at most those of all bytes.
         levels: (low, high).
     """
-    shifts = jnp.asarray(_shifts(levels), jnp.uint8)  # [steps of a byte]
-    bits_per_index = 8 // len(shifts)
+    steps_per_byte = per_byte(levels)
+    bits_per_index = 8 // steps_per_byte
+    # The shifts of `_shifts`. XLA takes twice as long to compile what reads them as a
+    # constant: it computes an arange where it is read.
+    places = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
+    shifts = bits_per_index * places  # [steps of a byte]
     largest_index = jnp.uint8(2**bits_per_index - 1)  # all of these bits are 1
     shifts_by_byte = per_step(shifts, bits.ndim)[None]  # [1, steps of a byte, 1, ...]
     # [bytes, steps of a byte, ...]
