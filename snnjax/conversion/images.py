@@ -80,8 +80,7 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         ValueError: images of a wrong shape or type, traced or not finite.
     """
     check_examples(x)
-    # Unlike `jnp.asarray`, it compiles no program.
-    arrays = jax.device_put(x)
+    arrays = jax.tree.map(_on_device, x)
     # Inside of jit these are traced, even if the caller's arrays have numbers.
     _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
@@ -99,6 +98,15 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         batch_sharding=batch_sharding,
         user_sharding=user_sharding,
     )
+
+
+def _on_device(leaf: Any) -> jax.Array:
+    """An array of JAX, which stays where it is, or one of NumPy's on a device."""
+    # An array that several processes hold cannot be put anywhere.
+    if isinstance(leaf, jax.Array):
+        return leaf
+    # Unlike `jnp.asarray`, it compiles no program.
+    return jax.device_put(leaf)
 
 
 def _as_jax_array(leaf: Any) -> Any:
