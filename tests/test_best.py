@@ -178,7 +178,7 @@ REPLACED = (
 
 
 # Where the error of `best` is more than a tenth above the least one, by the factor that
-# stands behind it. Either a wait of 1 decides the error, which is then negligible
+# stands behind it. Either a short wait decides the error, which is then negligible
 # (radix, below 2e-4 of the squared size of the outputs), or refitted products and
 # offsets of encoders disturb a residual stream that is nearly exact (rate).
 MISSED = {
