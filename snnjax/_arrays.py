@@ -163,6 +163,19 @@ def look_up(table: np.ndarray, indices: Any) -> Any:
     return namespace(indices).take(table, indices)
 
 
+def on_device(array: Any) -> jax.Array:
+    """An array of JAX, which stays where it is, or one of NumPy's on a device.
+
+    >>> on_device(np.ones(2)).devices() == {jax.devices()[0]}
+    True
+    """
+    # An array that several processes hold cannot be put anywhere.
+    if isinstance(array, jax.Array):
+        return array
+    # Unlike `jnp.asarray`, it compiles no program.
+    return jax.device_put(array)
+
+
 def binary_unit(values: Any) -> Any:
     """For each number the power of two above it, in the same shape.
 

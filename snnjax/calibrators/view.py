@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import by_numpy_or_xla, namespace, sampled
+from snnjax._arrays import by_numpy_or_xla, namespace, on_device, sampled
 from snnjax._checks import takes
 from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
@@ -260,7 +260,7 @@ class View(abc.ABC):
         """
         images = _joined(axis, stride, self.batch_sharding, list(parts))
         # NumPy may have joined them; calibrators get arrays of JAX.
-        return jax.device_put(images)
+        return on_device(images)
 
     @property
     def activation(self) -> jax.Array:

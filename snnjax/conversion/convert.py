@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from snnjax import sharding
-from snnjax._arrays import on_host
+from snnjax._arrays import on_device, on_host
 from snnjax._checks import called_as, check_chip, check_wait
 from snnjax._trees import shapes_of
 from snnjax._types import Per
@@ -166,7 +166,7 @@ def convert(
     # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX.
     neurons = {}
     for name, parameters in snn.neurons.items():
-        neurons[name] = jax.device_put(parameters)
+        neurons[name] = jax.tree.map(on_device, parameters)
     converted = dataclasses.replace(snn, neurons=neurons)
     return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
 

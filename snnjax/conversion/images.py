@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import is_on_host, on_host
+from snnjax._arrays import is_on_host, on_device, on_host
 from snnjax._checks import check_examples, check_finite
 from snnjax.conversion import cautions
 
@@ -80,7 +80,7 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         ValueError: images of a wrong shape or type, traced or not finite.
     """
     check_examples(x)
-    arrays = jax.tree.map(_on_device, x)
+    arrays = jax.tree.map(on_device, x)
     # Inside of jit these are traced, even if the caller's arrays have numbers.
     _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
@@ -98,15 +98,6 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
         batch_sharding=batch_sharding,
         user_sharding=user_sharding,
     )
-
-
-def _on_device(leaf: Any) -> jax.Array:
-    """An array of JAX, which stays where it is, or one of NumPy's on a device."""
-    # An array that several processes hold cannot be put anywhere.
-    if isinstance(leaf, jax.Array):
-        return leaf
-    # Unlike `jnp.asarray`, it compiles no program.
-    return jax.device_put(leaf)
 
 
 def _as_jax_array(leaf: Any) -> Any:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from snnjax import sharding
+from snnjax._arrays import on_device
 from snnjax._trees import is_kernel
 from snnjax._types import Per
 from snnjax.calibrators.running import answer
@@ -257,7 +258,7 @@ class SiteView(View):
             stream = dataclasses.replace(first, bits=bits)
         else:
             stream = self.join(batches, 1, stride)
-        return jax.device_put(answer(self.steps, self.code, stream))
+        return on_device(answer(self.steps, self.code, stream))
 
 
 def by_variable(network: Network, weights: WeightsByPath) -> Values:
