@@ -14,7 +14,12 @@ from networks import conv, outputs_of
 from sklearn.datasets import load_digits
 
 import snnjax
-from snnjax.calibrators import by_effect, half_charge, max_threshold
+from snnjax.calibrators import (
+    by_effect,
+    half_charge,
+    least_squares_weights,
+    max_threshold,
+)
 
 relu, gelu = jax.nn.relu, jax.nn.gelu
 slow = pytest.mark.slow
@@ -178,17 +183,13 @@ REPLACED = (
 
 
 # Where the error of `best` is more than a tenth above the least one, by the factor that
-# stands behind it. Either a short wait decides the error, which is then negligible
-# (radix, below 2e-4 of the squared size of the outputs), or refitted products and
-# offsets of encoders disturb a residual stream that is nearly exact (rate).
+# stands behind it. All of these errors are below 2e-4 of the squared size of the
+# outputs. Under radix coding a wait of 1 decides them: thresholds of a channel leave
+# later digits less to correct the first ones with than a larger one of the layer.
 MISSED = {
     (depthwise, 12, RADIX),  # 1.35
     (bottleneck, 12, RADIX),  # 1.12
-    (transformer, 8, RADIX),  # 1.24
     (mixer, 512, RATE),  # 1.21
-    (transformer, 32, RATE),  # 1.37
-    (transformer, 128, RATE),  # 2.5
-    (transformer, 512, RATE),  # 3.9
 }
 
 
@@ -252,16 +253,25 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
 
 
 def test_what_the_outputs_do_not_depend_on_changes_no_fit():
-    """Other numbers at padded positions give the same neurons and weights."""
+    """Other numbers at padded positions give the same neurons and weights.
+
+    The last product has no tokens in common with its site, which is behind their mean.
+    """
     params, x = initial(transformer, 0), padded(IMAGES)[:64]
     noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     other = np.where(x[..., -1:] > 0, x, noise * (np.arange(9) < 8))
-    recipe = snnjax.Recipe(
-        [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
-    )
+    thresholds = snnjax.light("channel").sweeps[0]
+    chain = by_effect(least_squares_weights(), *thresholds, half_charge())
     fn = functools.partial(transformer, blocks="1")
-    run = functools.partial(snnjax.convert, fn, steps=2, recipe=recipe)
-    neurons, others = run(params, x).neurons, run(params, other).neurons
-    for name, neuron in neurons.items():
-        np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)
-        np.testing.assert_allclose(neuron.bias, others[name].bias, atol=1e-3)
+    run = functools.partial(snnjax.convert, fn, steps=2, recipe=snnjax.Recipe([chain]))
+    snn, noisy_snn = run(params, x), run(params, other)
+    for name in ("q1", "k1", "v1", "o1", "wide1"):
+        assert (snn.params[name] != params[name]).any()  # it is refitted
+        np.testing.assert_allclose(
+            snn.params[name], noisy_snn.params[name], rtol=1e-4, atol=1e-6
+        )
+    for name, neuron in snn.neurons.items():
+        noisy = noisy_snn.neurons[name]
+        np.testing.assert_allclose(neuron.threshold, noisy.threshold, rtol=1e-4)
+        if name != "out/encoder":
+            np.testing.assert_allclose(neuron.bias, noisy.bias, atol=1e-3)

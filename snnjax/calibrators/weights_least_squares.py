@@ -67,7 +67,9 @@ def least_squares_weights(
     out is kept, or W_0, so similar images should not lie in groups of four.
 
     Before an encoder, every product with weights is refitted by itself: a is its result
-    in the ANN, I its result for the spikes, and m is 1.
+    in the ANN, I its result for the spikes, and m is 1. w is the effect at the position
+    of the encoder that has the same number, as with tokens. Where the two have other
+    positions, w is the mean over the image.
 
     Some kernels do not change: those that also reach another site, an operator or the
     readout; before an encoder, those of several products; and all of them if there are

@@ -217,7 +217,9 @@ class SiteView(View):
                 sources=spiking_sources,
                 result=ann_result,
                 channel=channel_axis,
-                effects=_effects_at(ann_result, effects),
+                effects=_effects_at(
+                    ann_result, channel_axis, effects, self.site.channel
+                ),
             )
             targets.append(target)
         return targets
@@ -292,16 +294,40 @@ def _readers(network: Network, parameter: int) -> list[str]:
     return readers
 
 
-def _effects_at(result: jax.Array, effects: jax.Array | None) -> jax.Array | None:
+def _effects_at(
+    result: jax.Array, channel: int, effects: jax.Array | None, site_channel: int
+) -> jax.Array | None:
     """The effects of errors of a product's result, whose positions may be others.
 
     Positions that the product shares with the site, as tokens, keep their effect;
     otherwise every position of an image gets the mean of the image.
+
+    Args:
+        result: of the product, [N, ...].
+        channel: axis of its channels, from the end.
+        effects: of the site, [N, ...] with one channel; None: all errors count alike.
+        site_channel: axis of the site's channels, from the end.
     """
-    if effects is None or effects.shape[:-1] == result.shape[:-1]:
-        return effects
+    if effects is None:
+        return None
+    one_channel = list(result.shape)
+    one_channel[channel] = 1
+    if _position_sizes(effects.shape, site_channel) == _position_sizes(
+        result.shape, channel
+    ):
+        return effects.reshape(one_channel)
     mean = effects.reshape(len(effects), -1).mean(1)
     return mean.reshape(-1, *itertools.repeat(1, result.ndim - 1))
+
+
+def _position_sizes(shape: tuple[int, ...], channel: int) -> list[int]:
+    """Sizes of the axes of positions, without the images and the channels.
+
+    A product of one example keeps an axis of length 1, which tells no positions apart.
+    """
+    sizes = list(shape)
+    sizes[channel] = 1
+    return [size for size in sizes[1:] if size != 1]
 
 
 @functools.partial(jax.jit, static_argnames="current")
