@@ -158,6 +158,11 @@ def models_refused():
         call = functools.partial(encode_by, method)
         message = "for networks of ReLUs.*'encoder'"
         yield Refusal(f"signed values by the method {method}", call, message)
+    yield Refusal(
+        "small images for VGG-16",
+        small_images_for_vgg16,
+        "at least 32x32 pixels, not 28x28",
+    )
 
 
 # -------------------------------------------------------------------------------- data
