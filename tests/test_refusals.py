@@ -6,6 +6,8 @@ own.
 """
 
 import functools
+import importlib
+import pkgutil
 import warnings
 
 import flax.linen as nn
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+import refusals
 from networks import (
     FLAT,
     PIXELS,
@@ -24,18 +27,6 @@ from networks import (
     max_pool,
     relu,
     simulated,
-)
-from refusals import (
-    capture,
-    conversion,
-    deploy,
-    experiments,
-    integers,
-    measures,
-    neurons,
-    simulation,
-    storage,
-    training,
 )
 from refusals.capture import (
     PARAMS,
@@ -53,19 +44,9 @@ import snnjax
 from snnjax import __main__
 from snnjax.network import identity, with_activation
 
-FILES = (
-    capture,
-    conversion,
-    deploy,
-    experiments,
-    integers,
-    measures,
-    neurons,
-    simulation,
-    storage,
-    training,
-)
-ROWS = [refusal for file in FILES for refusal in file.ROWS]
+ROWS = []
+for file in pkgutil.iter_modules(refusals.__path__, "refusals."):
+    ROWS += importlib.import_module(file.name).ROWS
 NAMES = [refusal.name for refusal in ROWS]
 assert len({*NAMES}) == len(NAMES)
 

@@ -14,8 +14,8 @@ class Refusal(NamedTuple):
     error: type[BaseException] = ValueError
 
 
-def numbered(subject, call, table, error=ValueError):
+def numbered(subject, call, table):
     """Refusals of ``call(**options)``, one for each pair (options, message)."""
     for number, (options, message) in enumerate(table, 1):
         name = f"{subject} {number}: {', '.join(options)}"
-        yield Refusal(name, functools.partial(call, **options), message, error)
+        yield Refusal(name, functools.partial(call, **options), message)
