@@ -12,7 +12,7 @@ from networks import FLAT, NETWORKS, VECTORS, conv, eighths, relu
 from test_layers import fitted
 
 import snnjax
-from refusals import Refusal
+from refusals import Refusal, numbered
 from snnjax import deploy
 
 DENSE = NETWORKS["dense"]
@@ -196,14 +196,9 @@ CHIPS = [
 ]
 
 
-def conversions_refused():
-    for number, (options, message) in enumerate(CHIPS, 1):
-        call = functools.partial(snnjax.convert, *DENSE[:3], steps=4, **options)
-        yield Refusal(f"conversion for a chip {number}", call, message)
-
-
+convert = functools.partial(snnjax.convert, *DENSE[:3], steps=4)
 REPORTS = [
-    *conversions_refused(),
+    *numbered("conversion for a chip", convert, CHIPS),
     Refusal(
         "a report on a dictionary",
         lambda: deploy.report({}, deploy.speck()),
@@ -236,20 +231,22 @@ def leaky():
     return snnjax.init(*DENSE[:3], model=LEAKY)
 
 
-def write(make_snn, **options):
+def to_nir(layers, **options):
     pytest.importorskip("nir")
-    deploy.to_nir(dense_layers(make_snn()), **options)
+    return deploy.to_nir(layers, **options)
+
+
+def write(make_snn, **options):
+    to_nir(dense_layers(make_snn()), **options)
 
 
 def read_with_step(dt):
-    pytest.importorskip("nir")
-    deploy.from_nir(deploy.to_nir(dense_layers(hard())), dt=dt)
+    deploy.from_nir(to_nir(dense_layers(hard())), dt=dt)
 
 
 def write_wide():
-    pytest.importorskip("nir")
     arithmetic = deploy.Arithmetic(8, 8, 26, "wrap")
-    deploy.to_nir(dataclasses.replace(dense_layers(hard()), arithmetic=arithmetic))
+    to_nir(dataclasses.replace(dense_layers(hard()), arithmetic=arithmetic))
 
 
 def of_levels():
@@ -296,7 +293,7 @@ def writing_refused():
         yield Refusal(f"a reading of NIR with steps of {dt!r}", call, message)
     yield Refusal(
         "NIR of an SNN",
-        lambda: deploy.to_nir(hard()),
+        lambda: to_nir(hard()),
         "layers is a SNN; allowed: .*snnjax.deploy",
     )
     yield Refusal(

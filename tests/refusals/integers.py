@@ -12,6 +12,7 @@ from test_layers import RATE, changed, fitted
 
 import snnjax
 from refusals import Refusal, numbered
+from refusals.deploy import to_nir
 from snnjax import deploy
 
 
@@ -201,7 +202,7 @@ ROUNDING = [
     ),
     Refusal(
         "recurrent neurons in NIR",
-        lambda: deploy.to_nir(recurrent()[0], extended=True),
+        lambda: to_nir(recurrent()[0], extended=True),
         "recurrent, which is not written\n *remedy: keep the SNN",
         snnjax.ConversionError,
     ),
@@ -274,7 +275,7 @@ LEAKS = [
     ),
     Refusal(
         "whole numbers with a leak in NIR",
-        lambda: deploy.to_nir(leaking()[1]),
+        lambda: to_nir(leaking()[1]),
         "a chip('s rounding| rounds) .*allowed: .*float layers",
     ),
     Refusal(

@@ -7,6 +7,7 @@ from networks import NETWORKS, VECTORS
 
 import snnjax
 from refusals import Refusal, numbered
+from refusals.simulation import with_nan
 
 STEPS = 4
 DENSE = NETWORKS["dense"]
@@ -18,12 +19,6 @@ LABELS = np.array([0, 1, 2, 0])
 def converted():
     recipe = snnjax.max_activation()
     return snnjax.convert(*DENSE[:3], steps=STEPS, recipe=recipe)
-
-
-def with_nan(x):
-    x = np.array(x)
-    x.flat[1] = np.nan
-    return x
 
 
 def measure(x=VECTORS, snn=None, params=DENSE.params, **options):

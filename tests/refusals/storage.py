@@ -14,22 +14,18 @@ import numpy as np
 import pytest
 import test_neuron_models as models
 from networks import NETWORKS
+from test_codes import Halves
 from test_neuron_models import FIRST, MyNeuron
 
 import snnjax
 from refusals import Refusal, numbered
+from refusals.measures import converted
 from snnjax import SNN, codes
 from snnjax.neurons import Recurrent, lif
 
 STEPS = 4
 DENSE = NETWORKS["dense"]
 PROGRAM = {"fn": DENSE.fn, "x": DENSE.x}
-
-
-@functools.cache
-def converted():
-    recipe = snnjax.max_activation()
-    return snnjax.convert(*DENSE[:3], steps=STEPS, recipe=recipe)
 
 
 # ----------------------------------------------------------------------------- saving
@@ -46,18 +42,16 @@ def save(name="snn.safetensors", snn=None, **options):
             assert not [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
+def save_as(path):
+    pytest.importorskip("safetensors")
+    snnjax.save(path, converted())
+
+
 def save_as_folder():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b.safetensors"
         path.mkdir()
-        snnjax.save(path, converted())
-
-
-class Halves(codes.Code):
-    """A code of one's own."""
-
-    def weights(self, steps):
-        return (0.5,) * steps
+        save_as(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +111,7 @@ SAVING = [
     *numbered("saving", save, NOT_SAVED),
     Refusal(
         "an SNN as path",
-        lambda: snnjax.save(converted(), converted()),
+        lambda: save_as(converted()),
         r"path is a SNN; allowed: .* as in save\(path, snn\)",
     ),
     Refusal(
