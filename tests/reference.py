@@ -318,7 +318,7 @@ def least_squares_weights(activation, spikes, kernel, damping, images):
         activation: of the ANN, [N, P, C], for N images and P positions.
         spikes: mean inputs of the product, [N, P, I].
         kernel: before the fit, [I, C].
-        damping: in units of the mean power of the currents per squared weight.
+        damping: in units of the power of the currents per squared weight.
         images: those that count, bool [N].
     """
     current = spikes @ kernel

@@ -38,7 +38,6 @@ PARTS = (
     snnjax.calibrators.half_charge(),
 )
 BINARY = snnjax.integrate_and_fire()
-SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
 
 
 def norm(x, axes=-1):
