@@ -801,6 +801,9 @@ def test_a_chip_gives_its_numbers():
         assert deploy.report(integers, chip).grade != "does not run"
     four = deploy.quantize(layers, VECTORS, chip=deploy.speck(), weight_bits=4)
     assert four.arithmetic.weight_bits == 4
+    # Where a chip states no scale, each channel has one.
+    mine = deploy.quantize(layers, VECTORS, chip=deploy.Chip("m", thresholds="layer"))
+    assert mine.populations[0].threshold.size > 1
 
 
 def test_two_maps_in_a_row_are_multiplied():

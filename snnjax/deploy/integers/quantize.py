@@ -187,7 +187,7 @@ def _options(chip: Chip | None, **arguments: Any) -> _Options:
     up_to_8 = [bits for bits in stated_bits if bits <= 8]
     weight_bits = max(up_to_8, default=min(stated_bits))
     scale = chip.scale or "channel"
-    if chip.thresholds == "layer" and scale == "channel":
+    if chip.thresholds == "layer" and chip.scale == "channel":
         # Neurons that share a threshold share its scale.
         scale = "layer"
     options = _Options(
