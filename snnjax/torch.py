@@ -136,12 +136,12 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
                 # Another name of a shared tensor: ``{first: None}``, see `function`.
                 (first_name,) = array
                 tensors[name] = tensors[first_name]
-        return tensors
+        return {name: tensors[name] for name in arrays}  # in their order
 
 
 @contextlib.contextmanager
 def _torchax() -> Iterator[tuple[Any, Any]]:
-    """Gives (PyTorch, an environment of torchax), and restores the settings of all.
+    """Yields PyTorch and an environment of torchax; restores all settings at the end.
 
     The environment converts tensors into arrays of JAX (``t2j``) and back (``j2t``), by
     a copy or in the memory where they are (``iso``).
@@ -194,7 +194,7 @@ def _check_equal(module: Any, example: Any, fn: Callable) -> None:
             return x.clone().to(device)  # a module may change its input in place
 
         x = jax.tree.map(tensor, example)
-        # The arrays are made first, for the same reason.
+        # Before the module runs, since it may change these tensors.
         arrays = environment.t2j_copy(jax.tree.map(lambda x: x.cpu(), x))
         inputs = x if isinstance(x, tuple) else (x,)
         with torch.no_grad():
