@@ -113,8 +113,8 @@ def save(
     check_snn(snn)
     check_values(snn)
     if snn.steps is not None:
-        # A file does not tell what an SNN was fitted to, so that a changed T or code
-        # would pass for the one that thresholds are for.
+        # A file does not say what an SNN was fitted to. After `load`, a T or code that
+        # was changed would be taken for the one that the thresholds were fitted to.
         checked_fit(snn, steps=None, wait=None)
     facts = _facts(accuracy, recipe=recipe, extras=dict(extras or {}))
     # Of a file without program these stay as they are here.
@@ -217,7 +217,7 @@ def _snn(card: dict, structure: dict, arrays: dict, like: Any, model: Any) -> SN
         like_model = None
         like_code = None
     # A model that the caller passes has to be the one of the file. The model of `like`
-    # is only read where the file does not hold the code of its own.
+    # is only read if the file has no more than the text of its model.
     if model is None:
         snn_model = models.restore(card["model"], like_model)
     else:

@@ -20,7 +20,7 @@ from snnjax.deploy.lowering.sums import NoLayer
 from snnjax.deploy.lowering.windows import Window, axis_windows, with_equal_padding
 
 NO_PADDING = ((0, 0), (0, 0))
-# What has a number that may differ from those beside it, e.g. each channel a threshold.
+# What has a number of its own, e.g. a threshold.
 Granularity = Literal["layer", "channel", "neuron"]
 
 

@@ -311,7 +311,9 @@ def _population_at(
 def _largest_theta_of_sums(data: ReceiverData) -> np.ndarray:
     """The largest theta of each row at which sums of currents stay below 2^26, [O]."""
     bias = channels_last(data.node.bias) / data.layers.bias_unit
-    # A current may be added up over all steps without a reset.
+    # A current may be added up over all steps without a reset. `run` refuses a network
+    # in which a sum could reach 2^30 for any x. These sums are those of calibration
+    # images, and leave other images a factor of 16.
     sums = np.abs(np.asarray(data.currents)).sum(0) + np.abs(bias)
     peaks = sums.reshape(-1, len(data.thresholds)).max(axis=0)
     # A row without any current has no peak, and gets a very large theta.

@@ -300,7 +300,7 @@ def _total(pairs: Sequence[StreamPair]) -> StreamPair:
 
 
 def _sums_of_x(layers: Layers) -> set[str]:
-    """Names of the input and of pools behind it, whose numbers are multiples of x's."""
+    """Names of the input and the pools behind it, which send multiples of x's unit."""
     names = {layers.input.name}
     for node in layers.nodes:
         is_sum = isinstance(node, SumPool | Flatten)
@@ -336,8 +336,9 @@ def _whole_input(
     peak = float(jnp.abs(x).max())
     is_whole = peak <= largest and bool((x == jnp.round(x)).all())
     unit = 1.0 if is_whole or peak == 0 else peak / largest
-    # A float32 has 24 bits. If the unit has no more than those which x leaves of them,
-    # all multiples of it are exact. It is rounded up, so that x still fits.
+    # A multiple of the unit is exact if its bits are not more than the 24 of a float32.
+    # It has input_bits - 1 of the whole number and 23 - input_bits of the unit: 22, two
+    # less than allowed. The unit is rounded up, so that x still fits.
     mantissa, exponent = np.frexp(unit)
     steps_of_mantissa = 2.0 ** (23 - arithmetic.input_bits)
     mantissa = np.ceil(mantissa * steps_of_mantissa) / steps_of_mantissa
@@ -430,16 +431,14 @@ def memory(layers: Layers) -> Memory:
     (768.0, 96.0)
     """
     check_layers(layers)
-    is_whole = layers.arithmetic is not None
+    arithmetic = layers.arithmetic
     weight_bits = 0
     for weight in layers.weights:
-        bits = _bits_of_weight(weight) if is_whole else 32
+        bits = 32 if arithmetic is None else _bits_of_weight(weight)
         weight_bits += weight.size * bits
     neuron_count = sum(math.prod(node.shape) for node in layers.populations)
-    bits = 32
-    if layers.arithmetic is not None:
-        bits = layers.arithmetic.state_bits
-    return Memory(weights=weight_bits / 8, potentials=neuron_count * bits / 8)
+    state_bits = 32 if arithmetic is None else arithmetic.state_bits
+    return Memory(weights=weight_bits / 8, potentials=neuron_count * state_bits / 8)
 
 
 def _bits_of_weight(weight: np.ndarray) -> int:

@@ -312,7 +312,7 @@ class _State(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What a step of the neurons reads. In `all_steps` T + wait of them lie in front.
+    """What a step of the neurons reads; in `all_steps` with an axis T + wait in front.
 
     Attributes:
         current: what arrives with the bias, [B, ...].

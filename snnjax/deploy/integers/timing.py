@@ -135,7 +135,7 @@ class Timing(NamedTuple):
 
     @property
     def _units_of_constant(self) -> float:
-        """How many times w_T a constant of 1 is at each step at which it arrives."""
+        """Units that a constant of 1 is worth at each step at which it arrives."""
         share = 1 / self.code.constant_steps(self.steps)
         return share / self.code.finest(self.steps)
 

@@ -127,8 +127,8 @@ def _node_output(node: Node, params: Params, x: jax.Array) -> jax.Array:
     """The output of a node, [B, ...] with channels last.
 
     Args:
-        node: says which arrays are missing: they are 0 or 1.
-        params: see `params_of`.
+        node: gives the kind of node. Its arrays are not used.
+        params: its arrays, see `params_of`; one that is missing is 0 or 1.
         x: the sum of the outputs of its sources; of an `Input` the images themselves.
     """
 

@@ -125,8 +125,8 @@ def _adds_weights(weight: np.ndarray, first: np.ndarray, matrix: np.ndarray) -> 
         matrix: those of the second one, which is 1x1, [outputs, inputs]. If each output
             reads one input, it only chooses and scales channels: this adds no weights.
     """
-    inputs_of_outputs = (matrix != 0).sum(axis=1)
-    if inputs_of_outputs.max() <= 1:
+    input_counts = (matrix != 0).sum(axis=1)  # [outputs]
+    if input_counts.max() <= 1:
         return False
     return weight.size > first.size + matrix.size
 

@@ -75,8 +75,7 @@ def add_equation(builder: Builder, equation: Equation) -> None:
         NoLayer: no layer computes the operation.
     """
     if pads(equation):
-        # Zeros surround the nodes without the constant. Behind such zeros it gives less
-        # at the border, and a layer has one bias per channel: so a node before adds it.
+        # `pads` says why a node before the padding has to add the constant.
         v, _, _ = _operand(builder, equation)
         builder.absorb_constant(v, equation.path)
     rule = _RULES[equation.name]
@@ -96,7 +95,7 @@ def pads(equation: Equation) -> bool:
     """
     if equation.site is not None:
         return False
-    # (low, high) for each axis, of convolutions and pools alone.
+    # Only convolutions and pools have it: (low, high) for each axis.
     padding = equation.options.get("padding", ())
     return bool(np.any(padding))
 

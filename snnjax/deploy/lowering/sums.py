@@ -142,7 +142,7 @@ class Builder:
         self.values[variable] = np.zeros(self.network.avals[variable].shape)
 
     def groups(self, operand: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
-        """The terms of a variable grouped by their scale, for one map for each group.
+        """The terms of a variable, grouped by their scale: each group can share a map.
 
         Scales that differ within a channel become nodes, named after ``path``.
 
@@ -163,7 +163,7 @@ class Builder:
         return groups
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
-        """The name of a node that flattens the output, an image, of a node."""
+        """The name of a node that flattens an image of ``shape``, sent by ``name``."""
         # Two layers that read one image share the node that flattens it.
         for node in self.nodes.values():
             if isinstance(node, Flatten) and node.sources == (name,):

@@ -108,7 +108,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The T and the wait of an SNN, from its graph's metadata; None: any, without T."""
+    """T and the wait of the graph's metadata; None, None if the SNN runs with any."""
     if metadata.get("steps") is None:
         return None, None
     try:
