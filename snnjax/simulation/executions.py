@@ -523,9 +523,10 @@ def run_answer(job: Job, run: Callable[[Job], Any]) -> Any:
     outputs = run(job._replace(network=head, answer=False))
     values = network.arguments(job.snn.params, job.constant_x)
     for v, output in zip(head_outputs, outputs, strict=True):
-        values[v] = output[-1]  # a choice or a mask has no mean
         if is_floating(output):
             values[v] = wide(output).mean(0).astype(output.dtype)
+        else:  # a choice or a mask has no mean
+            values[v] = output[-1]
     evaluate(tail, values, identity)
     return network.results(values)
 
