@@ -2,7 +2,7 @@
 
     outputs = primitive(inputs)    or, at a site,    outputs = rule(site, inputs)
 
-A variable is a whole number, 0, 1, 2, ..; parameters come first, then the arrays of x.
+A variable is a whole number, 0, 1, 2, ..; those of parameters come first.
 ``capture/capture.py`` makes a network of a function, and ``evaluate.py`` runs the
 equations.
 """

@@ -43,7 +43,7 @@ class _WithVariable(Wrapper):
 
     Attributes:
         _params: class of the parameters; its first field is ``neuron``, and the others
-            have the names of fields of the model.
+            have the names of fields of this wrapper.
     """
 
     _params: ClassVar[Any]
