@@ -157,10 +157,11 @@ def percent(result: Result, digits: int = 1) -> str:
 CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>7}{:>7}{:>7}{:>6}"
 NAME_WIDTH = 22  # of the longest name of a recipe; then a row has 79 columns
 LEGEND = """\
-radix: spikes are digits, otherwise all count the same; T: steps in which a neuron
-fires, after the wait of its layer; latency: steps until the answer; ±: standard
-deviation over draws of calibration images; loss: points below the ANN; spikes: per
-neuron and image; SynOps: synaptic operations in millions; s: of the conversion
+radix: spikes are digits, otherwise all count the same; T: steps in which a
+neuron fires, after the wait of its layer; latency: steps until the answer;
+±: standard deviation over draws of calibration images; loss: points below the
+ANN; spikes: per neuron and image; SynOps: synaptic operations in millions;
+s: of the conversion
 """
 
 
