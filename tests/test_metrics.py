@@ -61,7 +61,7 @@ def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
 
 
 def test_the_parts_add_up_to_the_error():
-    """They do so for every neuron, so their root mean squares add up to more."""
+    """They do so for each neuron: their root mean squares add up to it, or to more."""
     for name in ("batch norm", "dense"):
         for site in measured(name)[2].sites.values():
             parts = [site.inherited, site.clipping, site.flooring, site.unevenness]

@@ -1,4 +1,4 @@
-"""Rows of the table of refusals, a file for each door; test_refusals.py is the test."""
+"""The table of refusals by topic: test_refusals.py tests the ROWS of each file here."""
 
 import functools
 from collections.abc import Callable
