@@ -239,8 +239,8 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         raise ValueError(
             f"this SNN was fitted to the code {fitted_code!r} and cannot run with "
             f"{snn.code!r}: its thresholds and biases depend on it. Convert again with "
-            "code=..., or say that nothing was fitted, dataclasses.replace(snn, "
-            "code=..., fitted_to=None)"
+            "code=..., or, if they suit the new code already, take "
+            "dataclasses.replace(snn, code=..., fitted_to=None)"
         )
     if is_fitted and (fitted_steps, fitted_wait) != (steps, wait):
         raise ValueError(
