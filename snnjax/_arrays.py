@@ -163,8 +163,13 @@ def look_up(table: np.ndarray, indices: Any) -> Any:
     return namespace(indices).take(table, indices)
 
 
-def on_device(array: Any) -> jax.Array:
+def on_device(array: Any, *, copy: bool = False) -> jax.Array:
     """An array of JAX, which stays where it is, or one of NumPy's on a device.
+
+    Args:
+        array: of JAX or NumPy, or a Python number.
+        copy: whether an array of NumPy may change later. Otherwise the result may share
+            its memory.
 
     >>> on_device(np.ones(2)).devices() == {jax.devices()[0]}
     True
@@ -172,6 +177,9 @@ def on_device(array: Any) -> jax.Array:
     # An array that several processes hold cannot be put anywhere.
     if isinstance(array, jax.Array):
         return array
+    # By NumPy, since `device_put` with ``may_alias=False`` shares the memory as well.
+    if copy and isinstance(array, np.ndarray):
+        array = array.copy()
     # Unlike `jnp.asarray`, it compiles no program.
     return jax.device_put(array)
 

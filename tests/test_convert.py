@@ -576,6 +576,25 @@ def test_weights_of_numpy_come_back_in_the_networks_type():
     assert_equal(snn.params["w1"], 2 * NETWORKS["dense"].params["w1"])
 
 
+def test_arrays_of_numpy_may_change_after_a_conversion():
+    def array():
+        # JAX may share memory that begins at a multiple of 64 bytes.
+        memory = np.zeros(256, np.uint8)
+        start = -memory.ctypes.data % 64
+        return memory[start : start + 32].view(np.float32)
+
+    scale, bias = array(), array()
+    scale += 1
+    recipe = Recipe([max_threshold(), lambda _, fit: fit.with_neurons(bias=bias)])
+    x = jnp.linspace(0, 1, 128).reshape(16, 8)
+    snn = snnjax.convert(lambda p, x: relu(x) * p, scale, x, steps=4, recipe=recipe)
+    arrays = snn.params, snn.neurons
+    copies = jax.tree.map(np.array, arrays)
+    scale += 1
+    bias += 1
+    assert_equal(arrays, copies)
+
+
 def test_weights_may_be_changed_in_place():
     outputs, snns = {}, {}
     for in_place in (False, True):

@@ -163,10 +163,12 @@ def convert(
     )
     cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
     cautions.warn_of_few_samples(snn, sites, images.count)
-    # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX.
+    # Calibrators compute parameters of neurons by NumPy; users get arrays of JAX. A
+    # calibrator of the user's may keep its array and change it.
+    as_jax_array = functools.partial(on_device, copy=True)
     neurons = {}
     for name, parameters in snn.neurons.items():
-        neurons[name] = jax.tree.map(on_device, parameters)
+        neurons[name] = jax.tree.map(as_jax_array, parameters)
     converted = dataclasses.replace(snn, neurons=neurons)
     return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
 
@@ -266,9 +268,8 @@ def _calibration(
     def effects() -> dict[str, list[jax.Array]]:
         return ann_pass(True).effects
 
-    # Where a recipe asks for effects, results come from the same pass: with the same
-    # flag as above, it is the one that the cache holds. Otherwise a pass without
-    # effects is cheaper.
+    # If a recipe asks for effects, both functions call `ann_pass` with True, and the
+    # cache computes one pass for both. Otherwise a pass without effects is cheaper.
     def ann_results() -> list[list[Results]]:
         return ann_pass(weigh_errors).results
 

@@ -101,12 +101,16 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
 
 
 def _as_jax_array(leaf: Any) -> Any:
-    """NumPy's arrays and Python's numbers as what they are to JAX."""
+    """An array of JAX, in place of one of NumPy or of a Python number.
+
+    Other leaves are returned as they are. The capture refuses those that JAX does not
+    know, and says where they are.
+    """
     is_number = isinstance(leaf, np.ndarray | numbers.Number)
     if not is_number:
         return leaf
     # The SNN must not change where the caller changes NumPy's array later.
-    return jax.device_put(leaf, may_alias=False)
+    return on_device(leaf, copy=True)
 
 
 def _check_concrete(name: str, tree: Any) -> None:
