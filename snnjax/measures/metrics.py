@@ -150,6 +150,12 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     check_labels(outputs, labels)
     _warn_if_constant(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
+    return _accuracy(outputs, labels)
+
+
+@jax.jit  # One program, where each operation alone would be another.
+def _accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The `accuracy` [T] of outputs [T, B, classes] and labels [B]."""
     dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
     # The sum of the first t outputs has the same largest class as their mean.
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
