@@ -85,7 +85,7 @@ class Range:
 
         Args:
             name: of the number, for messages.
-            number: of Python, NumPy or JAX.
+            number: of Python or NumPy; of JAX, too, unless it has to be whole.
         """
         if isinstance(number, Tracer):
             raise ValueError(

@@ -60,7 +60,8 @@ def tail_of(magnitudes: np.ndarray, weights: np.ndarray, maximum: np.ndarray) ->
     smallest_scale = np.maximum(1e-6 * maximum, tiny)
     # Before a division, as in a norm, errors count less where activations are large.
     # The average is weighted by the squares, so that the largest activations decide.
-    # Squares of large float32 numbers are beyond the range of float32.
+    # Squares of large float32 numbers are beyond the range of float32. All activations
+    # that are equal to the lowest count, since none of them is larger than another.
     channel_numbers, rows = np.nonzero(by_channel >= lowest[:, None])
     squares = magnitudes[rows, channel_numbers].astype(np.float64) ** 2
     weighted_squares = squares * weights[rows, channel_numbers]
