@@ -93,7 +93,8 @@ class Range:
                 "that is given outside of jit, or to it as one of its static_argnames"
             )
         right_kind = is_whole(number) if self.whole else is_number(number)
-        if not right_kind or not self.holds(np.asarray(number)):
+        # A float, since integers of Python may be larger than those of NumPy.
+        if not right_kind or not self.holds(np.float64(number)):
             raise ValueError(f"{name} is {number!r}; allowed: {self.describe(name)}")
 
 

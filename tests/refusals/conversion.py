@@ -31,7 +31,7 @@ def conversion(fn=NET.fn, params=NET.params, x=None, **options):
 
 WRONG_ARGUMENTS = [
     ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
-    ({"steps": 2**31}, "steps is 2147483648; allowed: at most 2\\*\\*24 = 16777216"),
+    ({"steps": 10**30}, "steps is 10{30}; allowed: at most 2\\*\\*24 = 16777216"),
     ({"wait": 5}, "wait is 5; allowed: .* to steps=4"),
     ({"recipe": "best"}, "recipe is 'best'; allowed: a Recipe"),
     ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
