@@ -182,10 +182,11 @@ REPLACED = (
 )
 
 
-# Where the error of `best` is more than a tenth above the least one, by the factor that
-# stands behind it. All of these errors are below 2e-4 of the squared size of the
-# outputs. Under radix coding a wait of 1 decides them: thresholds of a channel leave
-# later digits less to correct the first ones with than a larger one of the layer.
+# Cases in which the error of `best` is more than a tenth above the least one, with the
+# ratio of the two. The squared errors are below 2e-4 of the size of the outputs. Under
+# radix coding they come from a wait of 1: first digits are sent before the input is
+# known, and the smaller threshold of a channel leaves less to correct them with than
+# one for the whole layer does.
 MISSED = {
     (depthwise, 12, RADIX),  # 1.35
     (bottleneck, 12, RADIX),  # 1.12

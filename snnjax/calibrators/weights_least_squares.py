@@ -356,11 +356,11 @@ def _problem(
     unit, activation, effects = _scaled(channel, activation, effects)
     bottom, top = _output_range(activation, rectified)
     # Errors have the weight w here, since m follows from this current.
-    clipped_current = _split(current, unit, effects).fitted
+    counted_current = _split(current, unit, effects).fitted
     # m is 0 where a ReLU clips activation and current alike, so that the error is 0
     # whatever the current is. It is 0 for images held out, too.
-    is_below = (activation <= bottom) & (clipped_current <= bottom)
-    is_above = (activation >= top) & (clipped_current >= top)
+    is_below = (activation <= bottom) & (counted_current <= bottom)
+    is_above = (activation >= top) & (counted_current >= top)
     image = xp.arange(len(activation))[:, None, None]
     is_held_out = image % _GROUP == _GROUP - 1
     weight = xp.where(is_below | is_above | is_held_out, 0, effects)  # m w
