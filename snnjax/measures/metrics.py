@@ -225,6 +225,7 @@ def measure(
     check_params(snn, params)
     check_weights(params)
     check_values(snn)
+    # All arrays on the mesh of x, with Auto axes, along which JAX may reshape them.
     x, params, snn = automatic(x, params, snn)
     # With all calls inlined, so that no product is within a call.
     network = capture(fn, params, x, inline_all=True)

@@ -319,7 +319,8 @@ def _readers(
 def _channel(equation: Equation) -> int | None:
     """The axis of a product's result that counts channels, from the end: -1, ...
 
-    None for a convolution whose result does not have the examples first.
+    None for a convolution whose result does not have the examples first, because a fit
+    of kernels takes the first axis for the images.
     """
     if equation.name == "dot_general":
         # The result has the free axes of the second operand, the kernel, last.

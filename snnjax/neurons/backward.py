@@ -130,13 +130,14 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
     def u_at(t: jax.Array) -> Any:
         return jax.tree.map(lambda leaf: leaf[t], u)
 
-    spread_params = spread(params)
+    spread_params = spread(params)  # [B, ...] each, or as they are
 
     def step_back(carry: Any, inputs: Any) -> Any:
-        """The gradients before step t, from those behind it.
+        """The gradients before step t, from those after it.
 
         Args:
-            carry: the gradient of v(t), and the sum of those of the parameters.
+            carry: the gradient of v(t), and the gradient of the parameters, summed over
+                the later steps and shaped like ``spread_params``.
             inputs: t, the current of step t and the gradient of its spikes, [B, ...].
 
         Returns:
@@ -145,11 +146,12 @@ def _backward(neuron: Neuron, kept: Any, gradients: Any) -> Any:
         v_gradient, params_gradient = carry
         t, current, spike_gradient = inputs
         u_now = u_at(t)
-        # v(t - 1) is computed again. At the first step it is the start, since u_at(-1)
-        # is u of the last step.
+        # v(t - 1) follows from u(t - 1). At the first step, t = 0, the start takes its
+        # place, since u_at(-1) is u of the last step.
         v_computed, _ = fire_step(spread_params, u_at(t - 1))
         start_if_first = functools.partial(jnp.where, t == 0)
         v_before = jax.tree.map(start_if_first, start, v_computed)
+        # Back through v(t), s(t) = fire(u(t)), then u(t) = integrate(v(t - 1), I(t)).
         _, fire_back = jax.vjp(fire_step, spread_params, u_now)
         fire_gradient, u_gradient = fire_back((v_gradient, spike_gradient))
         _, integrate_back = jax.vjp(integrate_step, spread_params, v_before, current)

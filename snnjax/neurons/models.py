@@ -132,10 +132,14 @@ class IntegrateAndFire:
         return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Fresh parameters, as the fields of the model describe them.
+        """Fresh parameters of a site, as the fields of the model describe them.
 
         A number becomes an array of shape [], an array keeps its shape, which
         broadcasts to ``shape``, and a `Uniform` is drawn for each channel, [C].
+
+        Args:
+            shape: of the site's neurons for one example, [..., C].
+            key: of `jax.random`, for distributions alone.
         """
         zero = jnp.float32(0)  # `jnp.zeros` would compile a program
         return NeuronParams(

@@ -147,24 +147,33 @@ def fire_at(neuron: Any, params: Any, state: Any, tick: Tick | None) -> Step:
 
 
 def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
-    """What turns the model's floor of v / V_t into the schedule's level, [B, ...].
+    """What is added to v, so that the floor of v / V_t is the schedule's level.
 
-    The sum of a margin against rounding, which whole numbers have, and of
+    It has the shape and unit of v, and is the sum of a margin against rounding, which
+    `WholeNumbers` have, and of
 
-        (V_t - V_T) / 2    if low < 0: rounds d, since v + lift = d + V_t / 2
-        -d                 in the dead zone: half a spike is left, whose floor is 0
+        (V_t - V_T) / 2    if low < 0: v + lift = d + V_t / 2, so the floor rounds d
+        -d                 in the dead zone: v + lift = V_t / 2, so the floor is 0. If
+                           low = 0, step T alone has a zone, and V_t is V_T
+
+    Args:
+        neuron, params: an IF or LIF model and its parameters.
+        v: the potential, [B, ...].
+        tick: of this step.
     """
     models = chain(neuron)
     model = models[-1]  # the IF neuron inside wrappers
-    threshold = like(params.threshold, v)
     margin = max(getattr(wrapper, "margin", 0.0) for wrapper in models)
+    threshold = like(params.threshold, v)
     lift = jnp.full_like(v, margin)
     if model.levels[0] < 0:
-        lift += like(tick.size - tick.finest, v) / 2 * threshold
+        lift += like(tick.size - tick.finest, v) / 2 * threshold  # (V_t - V_T) / 2
     if model.has_zones:
-        missing = v - like(tick.finest, v) / 2 * threshold  # d
+        missing = v - like(tick.finest, v) / 2 * threshold  # d = v - V_T / 2
+        # A little less than z_t, so that a neuron fires where z_t V_t is missing.
         zone = like(tick.zone * (1 - TIES), v)
-        is_silent = jnp.abs(missing) < zone * like(tick.size, v) * threshold
+        is_silent = jnp.abs(missing) < zone * like(tick.size, v) * threshold  # z_t V_t
+        # The derivative of v + lift stays 1, and not 0 as that of v - d.
         lift -= jnp.where(is_silent, jax.lax.stop_gradient(missing), 0)
     return lift
 

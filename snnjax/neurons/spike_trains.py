@@ -217,14 +217,15 @@ def unpack(bits: jax.Array, count: int, levels: tuple[int, int]) -> jax.Array:
     Args:
         bits: as of `SpikeTrain`, uint8 [bytes, ...].
         count: number of steps, at most those of all bytes.
-        levels: (low, high).
+        levels: (low, high) of the spikes, which decide how many bits an index takes.
     """
     steps_per_byte = per_byte(levels)
     bits_per_index = 8 // steps_per_byte
-    # The shifts of `_shifts`. XLA takes twice as long to compile what reads them as a
-    # constant: it computes an arange where it is read.
-    places = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
-    shifts = bits_per_index * places  # [steps of a byte]
+    # How many bits lie below the index of each step: the first step has the highest
+    # bits. An arange of JAX, because XLA takes twice as long to compile a program that
+    # reads the same numbers as a constant.
+    indices_below = jnp.arange(steps_per_byte - 1, -1, -1, dtype=jnp.uint8)
+    shifts = bits_per_index * indices_below  # [steps of a byte]
     largest_index = jnp.uint8(2**bits_per_index - 1)  # all of these bits are 1
     shifts_by_byte = per_step(shifts, bits.ndim)[None]  # [1, steps of a byte, 1, ...]
     # [bytes, steps of a byte, ...]

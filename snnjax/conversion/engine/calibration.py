@@ -100,7 +100,11 @@ class Calibration:
         return streaming(self.network.equations) if self.needs_time else frozenset()
 
     def dynamics(self, site: Site) -> Dynamics:
-        """How the neurons of a site run."""
+        """How the neurons of a site run, see `Dynamics`.
+
+        ``needs_time`` says whether they have to know when their input arrives, or only
+        its sum over the steps. A site has the shape of one image's neurons.
+        """
         return Dynamics(
             model=self.snn.model_of(site.name),
             steps=self.steps,
@@ -120,7 +124,12 @@ class Calibration:
         )
 
     def run_ann(self, stage_number: int, activations: Parts) -> Iterator[Results]:
-        """The results of a stage of the ANN, for each micro-batch."""
+        """Yield the results of a stage of the ANN for one micro-batch after another.
+
+        Args:
+            stage_number: of the stage.
+            activations: variable -> its values in each micro-batch.
+        """
         if self.ann_results is not None:
             return (results[stage_number] for results in self.ann_results())
         stage = self.stages[stage_number]
@@ -130,12 +139,20 @@ class Calibration:
     def run_snn(
         self, stage_number: int, spikes: Parts, params: Values
     ) -> Iterator[Results]:
-        """The results of a stage of the SNN: the first output is the current."""
+        """Yield the results of a stage of the SNN for one micro-batch after another.
+
+        The first of their outputs is the current into the stage's site.
+
+        Args:
+            stage_number: of the stage.
+            spikes: variable that depends on the images -> values of each micro-batch.
+            params: variable -> parameter or constant, for all others.
+        """
         stage = self.stages[stage_number]
-        streams = self.streams
+        have_time_axis = tuple(variable in self.streams for variable in stage.sources)
         work = Work(
             segment=stage.segment,
-            streams=tuple(variable in streams for variable in stage.sources),
+            streams=have_time_axis,
             steps=self.steps,
             code=self.snn.code,
         )
@@ -144,6 +161,7 @@ class Calibration:
     def _run(
         self, work: Work, stage: Stage, parts: Parts, params: Values
     ) -> Iterator[Results]:
+        """Yield the results of ``work``, whose sources are in parts or in params."""
         have_images = tuple(variable in parts for variable in stage.sources)
         for batch in range(len(self.batch_sizes)):
             sources = []

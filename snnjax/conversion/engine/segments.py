@@ -147,15 +147,23 @@ def run(
     have_images: tuple[bool, ...],
     batch_sharding: NamedSharding | None,
 ) -> Results:
-    """The results of a micro-batch; each device computes its share of the images."""
+    """The results of a micro-batch; each device computes its share of the images.
+
+    Args:
+        work: the segment.
+        sources: its inputs, arrays and spike trains.
+        have_images: for each source, whether it differs from image to image.
+        batch_sharding: how devices share the images; None: a single device.
+    """
     source_axes, result_axes = work.image_axes(have_images)
-    axes_of_arrays: list[Any] = []
+    input_axes: list[Any] = []  # pytrees like the sources, with an axis for each array
     for source, axis in zip(sources, source_axes, strict=True):
+        axes: Any = axis
         if isinstance(source, SpikeTrain):
-            # A train is several arrays, of which the packed bits alone have images.
-            axis = dataclasses.replace(source, bits=axis, threshold=None, offset=None)
-        axes_of_arrays.append(axis)
+            # Of the arrays of a train the packed bits alone have an axis of images.
+            axes = dataclasses.replace(source, bits=axis, threshold=None, offset=None)
+        input_axes.append(axes)
     compute = sharding.on_each_device(
-        work, batch_sharding, tuple(axes_of_arrays), result_axes
+        work, batch_sharding, tuple(input_axes), result_axes
     )
     return compute(*sources)

@@ -162,7 +162,11 @@ class SiteView(View):
         return (results.outputs[0] for results in self.results(weights))
 
     def feed(self, stride: int = 1) -> tuple[Current, list[jax.Array]]:
-        """The mean current as a function of the weights, and the sources it reads.
+        """The mean current over time, as a function of the weights, and what it reads.
+
+        Returns:
+            The function, and its sources, an array for each source of the stage: [N /
+            stride, ...] if it depends on the images, otherwise a parameter.
 
         Args:
             stride: one image in so many is read.
@@ -183,12 +187,13 @@ class SiteView(View):
             steps=1,
             code=self.code,
         )
+        # The place of each kernel among the sources.
         kernel_slots = tuple(stage.sources.index(kernel) for kernel in self.kernels)
-        # Parameters have no axis of images.
+        # The spikes depend on the images, their first axis; parameters do not.
         image_axes = tuple(
             0 if variable in spikes else None for variable in stage.sources
         )
-        return Current(work, kernel_slots, image_axes), sources
+        return Current(work, slots=kernel_slots, axes=image_axes), sources
 
     def products(self, stride: int = 1) -> list[Target]:
         """As `View.products`: each should give for spikes what it gives in the ANN."""

@@ -186,18 +186,21 @@ class Chip:
             )
 
     def _levels(self, code: Code) -> tuple[int, int]:
-        """The levels (low, high) of converted neurons: with the least high one.
+        """The pair (low, high) of levels that converted neurons send.
 
-        A chip of one step gets those with the highest.
+        Of the chip's pairs it is the one with the smallest high level, because steps
+        give the resolution. If the chip computes a single step, levels alone give it,
+        and the pair with the largest high level is taken. Where no source states
+        levels, it is the pair of the code.
         """
+        if not self.levels:
+            return code.levels
         pairs = []
-        for low, high in self.levels or (code.levels,):
+        for low, high in self.levels:
             # Where any high level is allowed, neurons send single spikes.
             pairs.append((low, 1 if high is None else high))
-        by_high_level = operator.itemgetter(1)
-        if self.one_step:
-            return max(pairs, key=by_high_level)
-        return min(pairs, key=by_high_level)
+        choose = max if self.one_step else min
+        return choose(pairs, key=operator.itemgetter(1))
 
     def __repr__(self) -> str:
         return f"Chip({self.name!r})"

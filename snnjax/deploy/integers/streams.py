@@ -88,17 +88,28 @@ def whole_arrays(node: Node, layers: Layers) -> dict[str, Any]:
 
 
 def _neuron_arrays(node: Population, layers: Layers, bits: int) -> dict[str, Any]:
-    """The arrays of `whole_arrays` that only neurons have; potentials have ``bits``."""
-    threshold = channels_last(node.threshold)
+    """The arrays of `whole_arrays` that only neurons have, by their names there.
+
+    All but the bars, [T, ...], and the kernel of recurrent neurons are a scalar, one
+    for each channel or one for each neuron, channels last.
+
+    Args:
+        node: the population.
+        layers: in which it is.
+        bits: of a potential, the sign apart, in units.
+    """
+    threshold = channels_last(node.threshold)  # whole already
     start = channels_last(node.initial_potential) / layers.potential_unit
     bars = timing(layers).bars(node.model, threshold)
     arrays = {
+        # A threshold is multiplied by m_t, which takes bits of its own.
         "threshold": _int32(threshold, largest_state_bits(layers)),
         "start": _int32(start, bits),
         "bars": _int32(bars, bits),
     }
     lowest = without_surrogate(node.model).lowest
     if lowest is not None:
+        # Potentials of neurons that leak have bits below a unit.
         fraction_scale = 2 ** fraction_bits(layers) if node.is_leaky else 1
         arrays["lowest"] = _lower_bound(lowest, threshold, fraction_scale)
     if node.leak is not None and node.is_leaky:

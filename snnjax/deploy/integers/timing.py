@@ -46,14 +46,13 @@ class Timing(NamedTuple):
         """m_1 .. m_T, [T]: the weights of the code in units of the last one.
 
         Raises:
-            ValueError: they are no whole numbers, or a constant is no multiple of the
-                unit.
+            ValueError: they are no whole numbers, or what arrives of a constant x of 1
+                at a step is no whole number of these units.
         """
         code, steps = self.code, self.steps
         weights = np.asarray(code.weights(steps)) / code.finest(steps)
-        numbers = np.append(weights, self._units_of_constant)
-        is_whole = np.allclose(numbers, np.rint(numbers), rtol=1e-6)
-        if not is_whole or weights[-1] < 1:
+        numbers = np.append(weights, self._units_of_constant)  # [T + 1]
+        if not np.allclose(numbers, np.rint(numbers), rtol=1e-6):
             raise ValueError(
                 f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
                 "multiples of the last one, which divides 1, as those of "
@@ -98,8 +97,8 @@ class Timing(NamedTuple):
         bars = []
         zones = dead_zones(without_surrogate(model), self.steps)
         for zone, multiple in zip(zones, self.multiples, strict=True):
-            # A fraction such as 2/3, because the float beside it could push the ceiling
-            # to the next whole number.
+            # A zone such as 2/3 becomes a fraction again, because the float nearest to
+            # it could lie above it and round a whole bar up to the next number.
             ratio = Fraction(float(zone)).limit_denominator(10**6)
             size = 2 * ratio.numerator * multiple * threshold
             bars.append(_ceil_quotient(size, ratio.denominator))

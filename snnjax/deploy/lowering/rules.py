@@ -190,10 +190,11 @@ def _dot(builder: Builder, equation: Equation) -> list[Sum]:
 
 
 def _dense_product(builder: Builder, equation: Equation, product: _Product) -> Sum:
-    """The product with all elements of x, as a dense layer."""
+    """The product with all elements of x, as a dense layer; free axes have size 1."""
     _, operand, shape = _operand(builder, equation)
-    # For each row of the weights the flat index of the element of x that it multiplies:
-    # their rows have the order of the contracted axes, which may be any.
+    # The rows of the product's weight, [inputs, outputs], have the order of the
+    # contracted axes, which may be any; those of a layer have the order of flattened x.
+    # So each row moves to the flat index of the element of x that it multiplies.
     index = np.arange(math.prod(shape)).reshape(shape)
     rows_of_x = index.transpose(product.contracted_axes + product.free_axes)
     weight = np.empty_like(product.weight)

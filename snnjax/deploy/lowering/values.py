@@ -367,12 +367,14 @@ class Layers:
     def bias_unit(self) -> float:
         """What 1 stands for in a bias of whole numbers.
 
-        A bias arrives in n equal shares, each in units of w_T: the unit is n w_T. This
-        is w_T if it arrives once, and 1 with rate coding, or without steps.
+        A bias arrives in equal shares at the first n steps. Each share is a whole
+        number in units of w_T, the weight of a spike at the last step, so the unit of
+        the bias is n w_T. This is w_T where n = 1, and 1 with rate coding, where n = T
+        and w_T = 1 / T, or without steps.
         """
         if not self.steps:
             return 1.0
-        share = 1 / self.code.constant_steps(self.steps)
+        share = 1 / self.code.constant_steps(self.steps)  # of a bias at a step, 1 / n
         return self.code.finest(self.steps) / share
 
     @property

@@ -55,10 +55,12 @@ class Window(NamedTuple):
     @property
     def padding(self) -> Zeros:
         """Zeros before and behind x; negative: elements that no window reads."""
+        # Equal padding is taken where it gives the same results, since NIR and some
+        # chips have no other. Zeros behind x that no window reads do not matter.
         if self.fits(self.extent, front=0):
             return self.low, self.low
-        padded_size = (self.results - 1) * self.stride + self.extent
-        high = padded_size - self.size - self.low
+        read_size = (self.results - 1) * self.stride + self.extent  # by all windows
+        high = read_size - self.size - self.low
         # Elements behind the last window that are too few for another one may stay.
         if -self.stride < high < 0:
             high = 0

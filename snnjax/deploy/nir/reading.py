@@ -412,12 +412,15 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
     metadata = node.metadata or {}
     # Metadata wins over v_reset, which is 0 in every graph of `to_nir`.
     reset = _text(metadata.get("reset", "zero"))
-    if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
-        reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
+    problem = None
     if reset not in ("zero", "subtract"):
+        problem = reset
+    elif reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
+        problem = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
+    if problem is not None:
         raise ValueError(
-            f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
-            'or metadata {"reset": "subtract"}'
+            f"the neurons of node {name!r} have the reset {problem}; allowed: v_reset "
+            '0, or metadata {"reset": "subtract"}'
         )
     levels = np.asarray(metadata.get("levels", BINARY)).tolist()
     numbers: dict[str, Any] = {}

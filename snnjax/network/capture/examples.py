@@ -29,7 +29,7 @@ def without_example_axis(program: Program, several: Program) -> Program:
     """A program of one example, whose x, sites and outputs have no axis for it.
 
     All values between them keep their shapes, wherever the axis lies there, so that fn
-    keeps its meaning: reshapes remove the axis before a site and restore it behind.
+    keeps its meaning: reshapes remove the axis before a site and restore it after.
 
     Args:
         program: fn, traced with one example; x is [1, ...].
@@ -51,10 +51,11 @@ def without_example_axis(program: Program, several: Program) -> Program:
             equations.append(eq._replace(site=eq.site._replace(shape=shape)))
         else:
             equations.append(eq)
+    # Constants, which are no variables (int), and outputs whose number or size does not
+    # fit stay as they are. They are refused later, with all that is wrong besides.
     outputs = []
     for v, batch_output in zip(program.outputs, several.outputs, strict=False):
         shape = shape_of(several.avals, batch_output)[1:]
-        # An output that does not fit is refused later, with all that is wrong besides.
         fits = math.prod(shape_of(avals, v)) == math.prod(shape)
         if isinstance(v, int) and fits and avals[v].shape != shape:
             output = _with_shape(v, shape, avals)

@@ -523,6 +523,10 @@ def _join(path: str, name_stack: str) -> str:
 
     Transformations are no modules: ``vmap(Net)/jvp(relu)`` is ``Net/relu``. Nor are the
     formula of an einsum, "ij,jk->ik", and the ``~`` of haiku.
+
+    The scopes of PyTorch modules are nested, and each has a whole name. Of
+    ``path/torch:layer1/torch:layer1.0/mul`` the last is taken: ``path/layer1.0``. What
+    follows it, ``mul``, is a function of torchax.
     """
     names = name_stack.replace("/~", "")
     while _TRANSFORMATION.search(names):  # they may be nested
@@ -530,6 +534,5 @@ def _join(path: str, name_stack: str) -> str:
     outer_path, *torch_names = f"{path}/{names}".split(TORCH_SCOPE)
     parts = outer_path.split("/")
     if torch_names:
-        # The innermost PyTorch module has the whole name; what follows is torchax's.
         parts.append(torch_names[-1].split("/")[0])
     return "/".join(part for part in parts if part and "->" not in part)
