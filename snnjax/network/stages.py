@@ -31,6 +31,8 @@ def needed(
     """The equations, in order, that must run to compute the ``targets``.
 
     Args:
+        equations: of which some are needed.
+        targets: variables.
         available: variables whose values are known without running an equation.
     """
     needed_variables = set(targets)
@@ -258,10 +260,12 @@ def lone_products(
         equation = kernel_readers[0]
         if equation is None or equation.name not in PRODUCTS:
             continue
+        # The first operand must depend on x, and the second on weights alone.
         values, weights = equation.inputs[:2]
         channel = _channel(equation)
         if values in origins or weights not in origins or channel is None:
             continue
+        # These may be made of several parameters, but of no other kernel.
         if origins[weights].intersection(kernels) != {kernel}:
             continue
         (result,) = equation.outputs

@@ -77,9 +77,11 @@ class SiteView(View):
         """
         if self._current_bytes() > CACHE_BYTES:
             return self._results(weights)
-        return self._latest_results.result(
-            lambda weights: list(self._results(weights)), weights
-        )
+
+        def computed(weights: WeightsByPath) -> list[Results]:
+            return list(self._results(weights))
+
+        return self._latest_results.result(computed, weights)
 
     def _results(self, weights: WeightsByPath) -> Iterator[Results]:
         """The `results`, computed while they are read."""

@@ -271,6 +271,11 @@ def whole_input(
 ) -> tuple[jax.Array, jax.Array]:
     """x in multiples of its unit as a chip reads it, and how many it had to clip.
 
+    Args:
+        x: of any shape.
+        unit_of_x: what 1 stands for, a scalar or an array that broadcasts to x.
+        arithmetic: with the bits of an input.
+
     Returns:
         The nearest whole numbers that fit into ``input_bits``, int32 of the shape of
         x, and the number of elements that did not fit.

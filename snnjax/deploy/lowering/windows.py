@@ -88,10 +88,11 @@ def dense(
     """
     # The columns in the order of the nodes.
     weight = weight[:, operand.order.ravel()]
-    shape = operand.order.shape
+    shape = operand.order.shape  # of each node, [N] or [C, H, W]
     terms = []
     for names, scale in builder.groups(operand, path):
         if len(shape) > 1:
+            # A matrix reads vectors, so an image and its scale are flattened.
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
         node = Dense(
@@ -139,9 +140,9 @@ def conv(
     padding = np.array([window.padding for window in windows])  # [axes, sides]
     if padding.min() < 0:
         # No layer skips elements. Zeros among the weights read them instead.
-        zeros = np.maximum(-padding, 0)
+        zeros = np.maximum(-padding, 0)  # of the weights, [axes, sides]
         extents = [window.extent for window in windows]
-        widths = extents + zeros.sum(axis=1)
+        widths = zeros.sum(axis=1) + extents
         weight = _widened(
             weight,
             dilation,

@@ -93,11 +93,12 @@ def _example_shape(shape: Shape) -> Shape:
     It is the first axis as a rule, and the last one where vmap meets W @ x. There is
     none if it was merged with another axis, as windows or tokens with a batch.
     """
-    last_axis = len(shape) - 1
-    for axis in (0, last_axis, *range(len(shape))):
-        if shape and shape[axis] == 1:
-            return shape[:axis] + shape[axis + 1 :]
-    return shape
+    if 1 not in shape:
+        return shape
+    axis = shape.index(1)
+    if axis > 0 and shape[-1] == 1:
+        axis = len(shape) - 1
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def _with_shape(v: int, shape: Shape, avals: Avals) -> int:
@@ -148,6 +149,7 @@ class Growth:
         """Variables that do not grow with the examples, as the mean of a batch."""
         avals = self.several.avals
         second_avals = self.second.avals
+        # Without equal variables, as of a loop over the examples, none is comparable.
         if len(avals) != len(second_avals):
             return frozenset()
         return frozenset(v for v in avals if avals[v].shape == second_avals[v].shape)
@@ -179,6 +181,7 @@ class Growth:
                 if self._is_sized_literal(v, second_v):
                     is_sized = True
             if dependent.isdisjoint(eq.outputs):
+                # Without x no examples mix, but their number may show in the result.
                 if is_sized or self._counts_examples(eq):
                     sized.update(eq.outputs)
                 continue
@@ -253,7 +256,11 @@ class Growth:
     def _stride(self, eq: Equation, strides: Mapping[int, int]) -> int | None:
         """The stride of the examples in an equation's outputs; None if it mixes them.
 
+        Both programs have the same variables here, so ``self._axes(v, v)`` are the axes
+        of v that grow with the number of examples.
+
         Args:
+            eq: an equation of `several`.
             strides: of the examples in earlier variables, see `problems`.
         """
         shapes = [shape_of(self.several.avals, v) for v in eq.inputs]
@@ -261,10 +268,11 @@ class Growth:
             axes = self._axes(v, v)  # none for a constant
             if not _combined(eq, i, shapes).isdisjoint(axes):
                 return None
-        input_strides = {strides[v] for v in eq.variables if v in strides}
+        # Each output must have the examples along one axis, and all inputs one stride.
         for v in eq.outputs:
             if len(self._axes(v, v)) != 1:
                 return None
+        input_strides = {strides[v] for v in eq.variables if v in strides}
         if len(input_strides) != 1:
             return None
         (stride,) = input_strides
@@ -275,7 +283,7 @@ class Growth:
         shape = shapes[0]
         new_shape = shape_of(self.several.avals, eq.outputs[0])
         # A reshape keeps the row-major order, so two examples are as many numbers apart
-        # behind it as before it. That must be whole indices of the new axis.
+        # after it as before it. That must be whole indices of the new axis.
         distance = stride * math.prod(shape[axis + 1 :])
         new_stride, remainder = divmod(distance, math.prod(new_shape[new_axis + 1 :]))
         if remainder or new_stride == 0:
@@ -348,6 +356,8 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     """Axes of operand i along which an equation combines, chooses or reorders numbers.
 
     Args:
+        eq: the equation.
+        i: number of the operand.
         shapes: of all operands.
     """
     name = eq.name
@@ -355,7 +365,7 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     shape = shapes[i]
     all_axes = set(range(len(shape)))
     numbers: Any = options.get("dimension_numbers")
-    parameter = primitive(name).along
+    parameter = primitive(name).along  # its name, where a parameter says the axes
     if parameter:
         return set(np.atleast_1d(options[parameter]).tolist())
     if name == "dot_general":

@@ -121,6 +121,7 @@ def folded(
     is one again to save memory.
 
     Args:
+        equations: with all calls inlined.
         calls: inlined call -> the equation that it was.
         names: of the primitives whose calls are restored.
     """
@@ -149,8 +150,9 @@ def inner_programs(equation: Equation) -> Iterator[Program]:
     """The programs in the parameters of an equation, as a loop's body, a branch."""
     for _, parameter in equation.params:
         value = parameter.value
-        # The branches of a cond are a tuple.
-        for jaxpr in value if type(value) is tuple else [value]:
+        # The branches of a cond are a tuple of jaxprs.
+        values = value if type(value) is tuple else [value]
+        for jaxpr in values:
             if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
                 closed = _closed(jaxpr)
                 if closed.jaxpr.invars:
@@ -319,13 +321,17 @@ class _Flattener:
         return equations, [inner.read(v) for v in body.jaxpr.outvars]
 
     def is_over_layers(self, eqn: Any) -> bool:
-        """Whether a scan computes on x, but not along an axis of x."""
-        on_x = []
+        """Whether a scan computes on x, but not along an axis of x.
+
+        It then goes along an axis of its parameters, one entry for each layer.
+        """
+        depend_on_x = []  # whether each input does
         for v in eqn.invars:
             value = self.read(v)
-            on_x.append(isinstance(value, int) and value in self.dependent)
+            depend_on_x.append(isinstance(value, int) and value in self.dependent)
+        # The scan goes along the first axis of the stacked inputs, which come last.
         _, stacked_start = _parts_of_scan(eqn)
-        return any(on_x) and not any(on_x[stacked_start:])
+        return any(depend_on_x) and not any(depend_on_x[stacked_start:])
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
         """The equations of all turns of a scan; turn 3 has the path ``path/[3]``.
