@@ -57,9 +57,11 @@ def batch_sharding(x: Any, axis: int = 0) -> NamedSharding | None:
     if is_traced and mesh.axis_types[0] is AxisType.Auto:
         names = mesh.axis_names[0]
         example_count = batch_of(x, axis)
+        # Only a known number that the devices can share equally is taken as shared.
         if not isinstance(example_count, int) or example_count % mesh.shape[names]:
             return None
     else:
+        # A mesh axis or several that share the examples; None: every device has them.
         spec = tuple(sharding.spec)
         names = spec[axis] if axis < len(spec) else None
     return NamedSharding(mesh, PartitionSpec(names))

@@ -216,8 +216,15 @@ def _operator_start(
     prepared: Prepared,
     batch: Any,
 ) -> Any:
-    """The state of an operator before its first step."""
-    are_live = []
+    """The state of an operator before its first step.
+
+    Args:
+        job: the simulation.
+        equation: the operator.
+        prepared: knows the values of those inputs that no step changes.
+        batch: B, the number of examples.
+    """
+    are_live = []  # for each input, whether it changes from step to step
     arguments = []  # of one step: values, or shapes of what is not known yet
     for v in equation.inputs:
         is_live = v in prepared.streams
@@ -301,9 +308,11 @@ def check_state(state: Any, start: dict[str, Any]) -> None:
 
     state_shapes = shapes(state)
     start_shapes = shapes(start)
+    # Leaves with equal paths and shapes may still stand in containers of other classes.
     same_classes = jax.tree.structure(state) == jax.tree.structure(start)
     if state_shapes == start_shapes and same_classes:
         return
+    # Where they differ; the message names three of these leaves.
     state_texts = []
     start_texts = []
     for name in state_shapes | start_shapes:

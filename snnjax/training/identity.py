@@ -49,9 +49,10 @@ def _add(hasher: Any, tree: Any, visited: set[int]) -> None:
     leaves, structure = _flattened(tree)
     _add_text(hasher, structure)
     for leaf in leaves:
+        # The Python function inside an object such as a jitted function.
         wrapped = leaf
         if not isinstance(leaf, types.FunctionType):
-            wrapped = inspect.unwrap(leaf)  # of a jitted function, say
+            wrapped = inspect.unwrap(leaf)
         if isinstance(leaf, jax.Array | np.ndarray):
             _add_array(hasher, leaf)
         elif isinstance(leaf, functools.partial):
@@ -116,7 +117,7 @@ def _add_function(hasher: Any, function: types.FunctionType, visited: set[int]) 
                 _add_text(hasher, constant)
         for name in code.co_names:
             value = function.__globals__.get(name)
-            if _tells_apart(value, function.__module__):
+            if _is_digested(value, function.__module__):
                 _add(hasher, value, visited)
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # a name that is not bound yet
@@ -131,7 +132,7 @@ def _nested_codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _nested_codes(constant)
 
 
-def _tells_apart(value: Any, module: str) -> bool:
+def _is_digested(value: Any, module: str) -> bool:
     """Whether the digest of a function contains the value of a global variable.
 
     It contains arrays, numbers, and functions of the module itself. It does not contain
@@ -144,6 +145,8 @@ def _tells_apart(value: Any, module: str) -> bool:
     if callable(value):
         return getattr(value, "__module__", None) == module
     leaves, _ = _flattened(value)
+    # An empty container may be a cache that fills later, and None stands for a name
+    # that is no global, such as that of an attribute.
     if not leaves:
         return False
     return all(

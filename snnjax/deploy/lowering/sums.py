@@ -305,7 +305,8 @@ def image_axes(
     for axes in candidates:
         if fits(axes):
             return axes
-    # The reason depends on whether axes that the operation does not allow fit.
+    # The reason depends on whether axes that the operation does not allow fit. Messages
+    # leave out the first axis, that of the one example.
     if any(fits(axes) for axes in all_choices):
         raise NoLayer(
             f"its channels, rows and columns are other axes of {tuple(shape[1:])} than "
