@@ -236,13 +236,15 @@ def measure(
     site_measures, counts = jax.jit(measure_sites)(params, snn, x)
     _check_counts(counts)
     sites = [site for site in network.sites if site.fires]
-    neuron_counts = [math.prod(site.shape) for site in sites]
-    neurons = sum(neuron_counts)
+    neuron_counts = [math.prod(site.shape) for site in sites]  # of each site
+    neuron_count = sum(neuron_counts)
     # In the order of execution, because jit sorts the keys of a dict.
-    ordered = {site.name: _without_none(site_measures[site.name]) for site in sites}
-    rates = jnp.stack([site.firing_rate for site in ordered.values()])
+    ordered_measures = {}
+    for site in sites:
+        ordered_measures[site.name] = _without_none(site_measures[site.name])
+    rates = jnp.stack([site.firing_rate for site in ordered_measures.values()])
     # The mean over all neurons weights each site by its neurons.
-    firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neurons
+    firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neuron_count
     if has_numbers(firing_rate) and firing_rate == 0:
         warn(
             f"no neuron fires within {steps} steps for these {batch_of(x)} images; "
@@ -250,9 +252,9 @@ def measure(
         )
     fields = counts | _information(snn, sites, neuron_counts, steps)
     return Measures(
-        sites=ordered,
+        sites=ordered_measures,
         firing_rate=firing_rate,
-        neurons=jnp.asarray(neurons),
+        neurons=jnp.asarray(neuron_count),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
         **fields,
