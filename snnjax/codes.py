@@ -392,7 +392,20 @@ class _Radix(Code):
     @property
     def levels(self) -> tuple[int, int]:
         digit = math.ceil(self.base) - 1
+        if self.base % 2 == 1:
+            # The digits -(B - 1)/2 .. (B - 1)/2 of an odd base, balanced digits, send
+            # each number in one way, so that no spike is taken back by a later one.
+            digit //= 2
         return -digit, digit
+
+    def dead_zone(self, levels: tuple[int, int]) -> float:
+        low, high = levels
+        if low == 0:
+            return 0.0
+        # Later digits send at most this part of a spike: high (1/B + 1/B^2 + ..). More
+        # silence would leave gaps, and up to 1/2 all values round to 0 anyway.
+        sendable = min(-low, high) / (self.base - 1)
+        return max(1 / 2, min(sendable, super().dead_zone(levels)))
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
         # Levels up to three times the largest digit of the base correct so much that no
@@ -447,6 +460,12 @@ def radix(base: float = 2) -> Code:
     1) and base 2 a later digit can correct earlier ones, and a wait of one step is
     enough.
 
+    Base 3 with the levels (-1, 1) is balanced ternary, which tells 3^T values apart
+    where base 2 tells 2^(T + 1) - 1, by the same neurons. It is the better one for T =
+    2. All odd bases take balanced digits by default, the levels -(B - 1)/2 to (B -
+    1)/2, and others -(B - 1) to B - 1. Source: Knuth, The Art of Computer Programming,
+    volume 2, section 4.1.
+
     Args:
         base: 1 < base <= 128, since a level is at most 127.
 
@@ -455,6 +474,8 @@ def radix(base: float = 2) -> Code:
 
     >>> radix(base=4).weights(3)
     (1.0, 0.25, 0.0625)
+    >>> radix(base=3).levels, radix(base=4).levels
+    ((-1, 1), (-3, 3))
     """
     Range(1, 128, open_least=True).check("base", base)
     return _Radix(float(base))

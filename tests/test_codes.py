@@ -444,6 +444,21 @@ def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(code):
         assert code.is_nearest(levels, dead_zone, T) == are_nearest, (levels, dead_zone)
 
 
+@pytest.mark.parametrize("base", [2, 2.5, 3, 4, 5, 7, 128])
+def test_the_digits_of_a_base_reach_every_value_with_their_dead_zone(base):
+    """And an odd base has balanced digits: as many levels as the base."""
+    code = codes.radix(base)
+    low, high = code.levels
+    zone = code.dead_zone((low, high))
+    assert not code.has_gaps((low, high), zone, steps=6)
+    assert 1 / 2 <= zone <= 2 / 3
+    assert code.is_nearest((low, high), zone, 4) == (base != 2.5)
+    if base % 2 == 1:
+        assert high - low + 1 == base
+        fewer = low + 1, high - 1
+        assert code.has_gaps(fewer, 0, steps=6)
+
+
 @pytest.mark.parametrize("levels", [(0, 1), (-1, 1)])
 def test_the_closed_form_has_a_straight_through_gradient_up_to_the_readout(levels):
     code, x = codes.radix(), np.linspace(-0.5, 2.5, 16, dtype=np.float32)[:, None]
@@ -461,12 +476,28 @@ def test_digits_that_float32_does_not_tell_apart_are_warned_of():
         converted_relu(code=codes.radix(), steps=25)
 
 
+def test_two_steps_of_base_2_are_warned_of():
+    with pytest.warns(UserWarning, match=r"recommended: code=.*radix\(base=3\)"):
+        converted_relu(code=codes.radix(), steps=2)
+    # Without a warning, since base 3 has no digits of these levels, or more steps:
+    converted_relu(code=codes.radix(base=3), steps=2)
+    converted_relu(code=codes.radix(), steps=2, model=integrate_and_fire())
+    converted_relu(code=codes.radix(), steps=3)
+
+
 def test_levels_that_leave_gaps_are_warned_of():
     radix = codes.radix(base=4)
     with pytest.warns(UserWarning, match=r"recommended: the levels \(-3, 3\)"):
         converted_relu(code=radix, model=integrate_and_fire())
     snn = converted_relu(code=radix)  # without a warning
-    for base, levels, has_gaps in ((2, (-1, 1), False), (4, (0, 1), True)):
+    zone = integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
+    with pytest.warns(UserWarning, match="recommended.* and a dead zone of 0.5"):
+        converted_relu(code=codes.radix(base=3), model=zone)
+    for base, levels, has_gaps in (
+        (2, (-1, 1), False),
+        (3, (-1, 1), False),
+        (4, (0, 1), True),
+    ):
         many = codes.radix(base).has_gaps(levels, 0, steps=100)  # no rounding errors
         assert many == has_gaps
     assert "code=radix(base=4)" in repr(snn)

@@ -522,6 +522,7 @@ PLANS = {  # options -> rows (T, levels, wait)
         (2, (0, 1), 2),
     ],
     "--recipes light --levels 0 1 -1 1": [(4, (0, 1), 0), (4, (-1, 1), 0)],
+    "--codes radix3 --steps 2": [(2, (-1, 1), None)],
     "--codes radix4": [(4, (-3, 3), None)],
     "--codes radix --spikes 0.4 0.6 --waits 3": [(4, (-1, 1), 3)] * 2,
     "--codes radix --levels 0 1 -3 3": [(4, (0, 1), None), (4, (-3, 3), None)],
@@ -538,7 +539,8 @@ def test_a_code_brings_its_levels_its_wait_and_its_dead_zone():
         for row in plan:  # the neuron that snnjax.convert takes
             neuron = conversions.neuron_of(row.levels, row.code, config)
             is_signed_digit = row.code != "rate" and row.levels[0] < 0
-            assert neuron.dead_zone == (2 / 3 if is_signed_digit else 0)
+            zone = 1 / 2 if row.code == "radix3" else 2 / 3
+            assert neuron.dead_zone == (zone if is_signed_digit else 0)
     for recipe in conversions.RECIPES.values():
         assert "at every site" in str(recipe(Convert(), 0))
 

@@ -192,6 +192,11 @@ RADIX = snnjax.codes.radix()
 # an execution beside "auto" that has to send the same.
 CASES = {
     "radix": ("images", (RADIX, (-1, 1), "subtract", 1, (2 / 3, 0.75)), None),
+    "base 3": (
+        "vectors",
+        (snnjax.codes.radix(base=3), (-1, 1), "subtract", 1, (1 / 2, 0.75)),
+        None,
+    ),
     "rate": ("vectors", (RATE, (0, 1), "subtract", 0), 1),
     "signed rate": ("vectors", (RATE, (-1, 1), "subtract", 4), "closed_form"),
     "hard reset": ("vectors", (RATE, (0, 1), "zero", 0), 1),

@@ -23,6 +23,7 @@ FAMILIES = [
     (SIGNED, codes.radix(), 4, 0.5),
     (SIGNED, codes.radix(), 4, 2 / 3),
     (SIGNED, codes.radix(), 6, 0.8),
+    (snnjax.integrate_and_fire(levels=(-1, 1)), codes.radix(3), 3, 0.6),
     (GRADED, codes.radix(4), 3, 0.5),
     (snnjax.integrate_and_fire(), codes.radix(), 5, 0.5),
 ]

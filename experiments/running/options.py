@@ -45,6 +45,7 @@ def _is_wait(value: str) -> bool:
 CODES = {
     "rate": snnjax.codes.rate(),
     "radix": snnjax.codes.radix(),
+    "radix3": snnjax.codes.radix(base=3),
     "radix4": snnjax.codes.radix(base=4),
     "harmonic": snnjax.codes.harmonic(),
 }

@@ -86,7 +86,7 @@ def convert(
             for it), or below a thousandth.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
-            needs fewest steps.
+            needs fewest steps, for two steps with base 3.
         chip: a profile, e.g. ``snnjax.deploy.speck()``, for whose neurons the SNN is
             made: code, model and one threshold per layer follow from it where they are
             not given. `snnjax.deploy.report` says what the chip makes of the result.
@@ -106,8 +106,9 @@ def convert(
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
             activations are all zero; a short wait that loses the outputs; levels with
-            which a code leaves gaps between the values of a neuron; a recipe that fits
-            no thresholds, or that fits numbers to fewer than 64 samples each.
+            which a code leaves gaps between the values of a neuron; two steps of
+            ``radix(base=2)``, since base 3 is closer to the ANN; a recipe that fits no
+            thresholds, or that fits numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -138,6 +139,7 @@ def convert(
     models = models_of_sites(model, network.sites, default_model)
     _check_models(models, code)
     cautions.warn_of_digits(code, models, steps)
+    cautions.warn_of_two_steps(code, models, steps)
     if recipe is None:
         recipe = best(per)
     recipes = recipes_by_site(recipe, [site.name for site in sites])
@@ -154,7 +156,8 @@ def convert(
         wait=shortest_wait,
         weigh_errors=any(isinstance(value, Priced) for value in recipes.values()),
     )
-    may_change_zone = model is None and default_model.has_zones
+    # With signed digits, small values may be left out at the last step, at a price.
+    may_change_zone = model is None and default_model.levels[0] < 0
     snn = search(
         calibration,
         recipes,
