@@ -474,6 +474,8 @@ def test_digits_that_float32_does_not_tell_apart_are_warned_of():
     converted_relu(code=codes.radix(), steps=24)  # 2^24 values, without a warning
     with pytest.warns(UserWarning, match="25 steps tell 3.4e.07 values apart"):
         converted_relu(code=codes.radix(), steps=25)
+    with pytest.warns(UserWarning, match="16 steps tell 2.2e.07 values apart"):
+        converted_relu(code=codes.radix(base=3), steps=16)
 
 
 def test_two_steps_of_base_2_are_warned_of():
