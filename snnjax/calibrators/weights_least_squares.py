@@ -3,7 +3,8 @@
 The mean current I of a site is affine in its kernels, so they are fitted by conjugate
 gradients (Hestenes and Stiefel, 1952), and only as far as it helps the images that are
 left out. Source of refitting a layer to its actual input: He, Zhang and Sun, ICCV 2017
-(pruning); for spikes: ours.
+(pruning); Zhong et al., ERQ, ICML 2024 (by ridge regression, for activations that are
+quantized); for spikes, with images that are left out: ours.
 
 The terms of this file:
 
