@@ -268,6 +268,11 @@ NO_PROGRAMS = {
         lambda: perceptron(radix(), 4, 3, "zero")[0],
         "radix.*'zero'.* allowed: subtraction",
     ),
+    # A spike carries its worth in units of 1/128, which 3 does not divide.
+    "digits of base 3": (
+        lambda: perceptron(radix(base=3), 3, 1, **SIGNED)[0],
+        "allowed: subtraction, and whole 128 m_t / m_1 of m = .9 3 1",
+    ),
     "signed spikes": (
         lambda: perceptron(rate(), 4, 0, **SIGNED)[0],
         "allowed for both signs: m_t at least halves",
