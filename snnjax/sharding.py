@@ -139,6 +139,7 @@ def on_mesh(tree: _Tree, sharding: NamedSharding | None) -> _Tree:
         if isinstance(leaf, Tracer):  # as of params in a gradient with concrete images
             return leaf
         spec = PartitionSpec()  # a copy on each device
+        # A spec names axes of its mesh, so it is kept only where this mesh has them.
         leaf_sharding = getattr(leaf, "sharding", None)
         if (
             isinstance(leaf_sharding, NamedSharding)

@@ -205,11 +205,13 @@ def counts(
     for equation, v in products(network):
         product_macs = macs_of(equation, network)
         macs += product_macs
+        # What is no stream is the same at all steps, so it is multiplied once.
         if v not in observation.streams:
             input_macs += product_macs
             continue
         synapses = fan_out(equation, network, equation.inputs.index(v))
         arriving = events(snn.code, observation.values[v], silent_values[v])
+        # A spike is one operation per synapse, and one of level k is k additions.
         event_counts = (arriving != 0).astype(jnp.float32)  # [T, B, ...]
         operations += _synaptic_sum(event_counts, synapses) / batch
         if highest_level > 1:

@@ -119,6 +119,7 @@ class Operator(NamedTuple):
             # t m(t), [T, B, ...]
             sums = running_sum(self._unit * wide(stream)) + last_sum[None]
             last_sums.append(sums[-1])
+            # A homogeneous f reads the sums instead, since t f(m(t)) is f(t m(t)).
             means.append(sums if self.homogeneous else _mean(sums, counts))
 
         def outputs_of_step(*means):

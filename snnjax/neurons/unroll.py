@@ -438,6 +438,7 @@ def _currents_while_firing(
     A scan over it has T turns, one for each spike.
     """
     late = slice(wait, None)
+    # How often the constant arrives at each step, [T - wait]; None: once at each.
     arrival_counts = _part(arrivals(code, len(currents)), late)
     late_currents = drive_at(params, currents[late], arrival_counts)
     if not wait:

@@ -331,7 +331,8 @@ def _held_wide(constants: Values) -> Callable[[], Values]:
     """A function that gives these values; it holds them in float32 or wider.
 
     The gradient of a constant of a loop is summed over its turns in the type in which
-    it enters. A number of Python has neither gradient nor type.
+    it enters the loop. So the body of the loop calls the function, and the values get
+    their own types only there. A number of Python has neither gradient nor type.
     """
     widened = {}
     for v, constant in constants.items():

@@ -307,15 +307,20 @@ def _simulate_piece(
     x: chex.ArrayTree,
     state: Mapping[str, Any] | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """T steps of a stream from a state, and the state after them."""
+    """The outputs [T, B, ...] of a piece of a stream, and the states after it.
+
+    ``state`` has the states after the piece before; None: this piece is the first one.
+    """
     job = _job(sim, snn, x)
     for name, model in job.models.items():
-        if getattr(chain(model)[-1], "has_zones", False):
+        innermost_model = chain(model)[-1]  # without its wrappers
+        if getattr(innermost_model, "has_zones", False):
             raise ValueError(
                 f"state=True computes a stream in pieces, and a dead zone asks which "
                 f"step is the last one of the whole; found {model.neuron!r} at site "
                 f"{name!r}; allowed: dead_zone and last_zone up to 1/2. Leave state out"
             )
+    # A piece is always computed in time. An execution is a number of steps or "auto".
     segment_steps: Any = sim.execution
     if segment_steps == "auto":
         segment_steps = sim.steps

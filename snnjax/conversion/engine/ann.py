@@ -52,7 +52,17 @@ def pass_ann(
     keep_results: bool,
     with_effects: bool,
 ) -> AnnPass:
-    """Run all stages of the ANN in one program, which compiles faster than one each."""
+    """Run all stages of the ANN in one program, which compiles faster than one each.
+
+    Args:
+        network, stages: the ANN, and its segments in the order of execution.
+        params: of the ANN.
+        code: of the spiking network.
+        batches: the calibration images, and their numbers.
+        keep_results: whether the results of the stages are returned beside effects.
+            A pass without effects always returns them.
+        with_effects: whether the effects w are computed.
+    """
     # An output that does not depend on the images has no error.
     has_error = tuple(variable in network.dependent for variable in network.outputs)
     results = []

@@ -153,6 +153,8 @@ def report(layers: values.Layers, chip: Chip) -> Report:
         Row("code", tuple(properties.code_and_wait(layers, chip))),
         Row("input", tuple(properties.input_levels(layers, chip))),
     ]
+    # Some chips compute a layer in another form, such as a matrix as a convolution.
+    # Their rules say so, and all findings are those of that form.
     table = []
     for layer in geometry.layers_of(layers):
         for rule in _profile(layer, chip).rules:

@@ -291,10 +291,12 @@ def _check_sums(layers: Layers, bounds: Bounds) -> None:
 def _check_potentials(layers: Layers, bounds: Bounds) -> None:
     """Raise if a potential could reach 2^31 before the register limits it.
 
-    It is counted in the smallest potential, 2^-fraction_bits of a unit.
+    The limit of 2^31 counts potentials of the smallest size, 2^-fraction_bits of a
+    unit. So in units, as all numbers below, it is 2^(31 - fraction_bits).
     """
     times = timing.timing(layers)
-    # A register holds v / m_n, so v itself may be m_n times as large.
+    # A register holds v / m_n, so v itself may be m_n times as large. ``arriving`` has
+    # m_n, the units of a spike that arrives at step n.
     register = 2 ** (arithmetic_of(layers).state_bits - 1) * int(times.arriving.max())
     bits = 31 - timing.fraction_bits(layers)
     for node in layers.populations:

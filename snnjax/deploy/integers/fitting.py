@@ -324,11 +324,12 @@ def _whole_maps(data: ReceiverData, theta: np.ndarray) -> list[Affine]:
     """The maps into the receiver at thresholds theta, [O], rounded.
 
     Raises:
-        ValueError: all weights of one became 0.
+        ValueError: all weights of a map became 0.
     """
     maps = []
-    for (affine, _), part in zip(data.incoming, data.parts, strict=True):
-        weight = rounding.round_weights(part, theta, data.rule)
+    for incoming, part in zip(data.incoming, data.parts, strict=True):
+        affine = incoming.map
+        weight = rounding.round_weights(part, theta, data.rule)  # [O, n]
         weight = weight.reshape(affine.weight.shape)
         if affine.weight.any() and not weight.any():
             raise ValueError(
@@ -467,7 +468,8 @@ def _clippings(data: ReceiverData) -> list[str]:
     """
     name = data.node.name
     clippings = []
-    for (affine, _), part in zip(data.incoming, data.parts, strict=True):
+    for incoming, part in zip(data.incoming, data.parts, strict=True):
+        affine_name = incoming.map.name
         # A threshold of 0.5 is rounded up to 1, so the smallest scale halves weights in
         # units of their threshold.
         peaks = np.abs(part.rows).max(axis=1, initial=0) / 2
@@ -480,11 +482,11 @@ def _clippings(data: ReceiverData) -> list[str]:
         if is_clipped.all():
             raise ValueError(
                 f"with weights of {part.bits} bits all thresholds of {name!r} would be "
-                f"rounded to 0: a weight of {affine.name!r} is {2 * peaks.max():.3g} "
+                f"rounded to 0: a weight of {affine_name!r} is {2 * peaks.max():.3g} "
                 f"times the threshold; allowed: weight_bits >= {sufficient_bits} there"
             )
         clippings.append(
-            f"{affine.name!r} of {part.bits} bits, in {is_clipped.sum()} of "
+            f"{affine_name!r} of {part.bits} bits, in {is_clipped.sum()} of "
             f"{len(peaks)} channels of {name!r} ({sufficient_bits} bits keep them)"
         )
     return clippings

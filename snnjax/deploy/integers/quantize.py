@@ -252,9 +252,10 @@ def _whole(
     _check_units(layers)
     nodes: list[Node] = []
     clippings: list[str] = []
-    pairs: dict[str, StreamPair] = {}  # what the input, pools and populations send
+    # What the input, pools and populations send, in floats and in whole numbers.
+    pairs: dict[str, StreamPair] = {}
     incoming: dict[str, Incoming] = {}  # each map that its receiver has not read yet
-    sums_of_x = _sums_of_x(layers)  # names of nodes
+    sums_of_x = _sums_of_x(layers)  # names of the nodes that send sums of x
     unit_of_x = np.ones(())  # until the input, the first node, has its unit
     for node in layers.nodes:
         # What a map or a pool reads. The input reads nothing, and the sources of a
@@ -279,7 +280,7 @@ def _whole(
                 fitted = fitting.fit_receiver(data)
                 nodes += [*fitted.maps, fitted.node]
                 clippings += fitted.clippings
-                if fitted.sent is not None:
+                if fitted.sent is not None:  # no node reads an output
                     pairs[node.name] = fitted.sent
             case SumPool() | Flatten():
                 pairs[node.name] = map_pair(node, arriving)

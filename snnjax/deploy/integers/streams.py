@@ -428,13 +428,14 @@ class _Neurons(NamedTuple):
 
     def state_at(self, v: jax.Array) -> _State:
         """The state at the potentials v [B, ...], before anything has been sent."""
+        # Arrays that these neurons do not need are scalars, to save memory.
         zero = jnp.zeros((), jnp.int32)
         zeros = jnp.zeros(v.shape, jnp.int32)
         return _State(
             v=v,
             spikes=zero if self.recurrent is None else zeros,
             sent=zeros if self.is_signed else zero,
-            extremes=(zeros[0], zeros[0]),
+            extremes=(zeros[0], zeros[0]),  # over the examples, [...]
             overflows=zero,
             below=zero,
         )

@@ -180,6 +180,7 @@ class Growth:
             for v, second_v in zip(eq.inputs, second_eq.inputs, strict=True):
                 if self._is_sized_literal(v, second_v):
                     is_sized = True
+            # What does not depend on x has no axis of examples, but may be sized.
             if dependent.isdisjoint(eq.outputs):
                 # Without x no examples mix, but their number may show in the result.
                 if is_sized or self._counts_examples(eq):
@@ -200,7 +201,8 @@ class Growth:
         if sized.intersection(self.several.outputs):
             yield None, "size"
         elif self.one is not None and not refused:
-            # The two traces agree, but one example may be treated in another way.
+            # The two traces agree, and no obstacle is known. But one example may be
+            # treated in another way.
             if _work(self.one) != _work(self.several):
                 yield None, "size"
 
