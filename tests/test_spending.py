@@ -15,6 +15,7 @@ from snnjax import codes
 from snnjax.calibrators import spending
 from snnjax.calibrators.sample import Sample
 from snnjax.calibrators.unseen import clipped_error
+from snnjax.conversion.search import shortest_sufficient_wait
 
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
 GRADED = snnjax.integrate_and_fire(levels=(-3, 3))
@@ -301,3 +302,24 @@ def test_behind_a_norm_more_digits_do_not_replace_a_wait():
     assert error(steps=8, scale=1, wait=7) < 0.1 * short_wait_error
     snn = snnjax.convert(fn, params, x, steps=6, code=codes.radix())
     assert snn.wait > 1 and "with wait 1" in snn.fit
+
+
+@pytest.mark.parametrize(
+    ("errors", "wait"),
+    [
+        # Twice a large error is too much, as of a language model at T = 4.
+        ((0.161, 0.12, 0.087), 1),
+        # Twice a small error is not.
+        ((0.03, 0.02, 0.016), 0),
+        ((0.05, 0.02, 0.016), 1),
+    ],
+)
+def test_wait_adds_little_to_the_error(errors, wait):
+    """The error may double, but it may not grow by more than .05."""
+    chosen, _ = shortest_sufficient_wait(
+        errors.__getitem__,
+        shortest=0,
+        longest=2,
+        predicted_error=None,
+    )
+    assert chosen == wait

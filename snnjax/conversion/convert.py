@@ -83,7 +83,8 @@ def convert(
             rate coding. For other codes, the shortest wait from
             `snnjax.codes.Code.least_wait` on whose squared error of the outputs is at
             most twice that of a wait of T - 1 (or what the curves of `best` predict
-            for it), or below a thousandth.
+            for it) and adds at most a twentieth of their size, or is below a
+            thousandth.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
             needs fewest steps, for two steps with base 3.

@@ -21,11 +21,7 @@ from typing import NamedTuple
 from snnjax.calibrators.spending import HIGHEST, Curve, price_of, total
 from snnjax.conversion import cautions
 from snnjax.conversion.engine.calibration import Calibration
-from snnjax.conversion.engine.outputs import (
-    ann_outputs,
-    output_error,
-    spikes_per_neuron,
-)
+from snnjax.conversion.engine.outputs import output_error, spikes_per_neuron
 from snnjax.conversion.engine.sweep import survey, sweep
 from snnjax.conversion.recipes import AnySiteRecipe, Priced, Recipe, sweeps_of_sites
 from snnjax.neurons.models import IntegrateAndFire
@@ -35,9 +31,12 @@ from snnjax.snn import SNN, models_of_sites
 # docs/codes.md.
 ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # A wait is long enough if the squared error of the outputs is at most twice that of a
-# wait of T - 1: a factor that costs little accuracy, where three times was too much. So
-# is one with an error of a thousandth, which no answer notices.
+# wait of T - 1: a factor that costs little accuracy, where three times was too much. It
+# may add at most a twentieth of the outputs' size: where the error is large, twice of
+# it costs much. A wait with an error of a thousandth, which no answer notices, is long
+# enough, too.
 _ERROR_FACTOR = 2.0
+_ADDED_ERROR = 0.05
 _NEGLIGIBLE_ERROR = 1e-3
 # Fits of one wait that bring the spikes that are sent to their limit, and how far below
 # the limit they may end.
@@ -230,10 +229,9 @@ def _fit(
             title = f"sweep {number} of {len(sweeps)}"
         fitted_snn, boundary = sweep(calibration, chains, title)
         calibration = dataclasses.replace(calibration, snn=fitted_snn)
-    exact_outputs = ann_outputs(calibration, boundary)
     return Outcome(
         snn=calibration.snn,
-        error=output_error(calibration, boundary, exact_outputs),
+        error=output_error(calibration, boundary),
         spikes=spikes_per_neuron(calibration, boundary),
     )
 
@@ -261,7 +259,9 @@ def shortest_sufficient_wait(
     longest: int,
     predicted_error: float | None,
 ) -> tuple[int, dict[int, float]]:
-    """The first wait whose error is at most twice that of the longest, or negligible.
+    """The first wait whose error is near that of the longest, or negligible.
+
+    Near is at most twice as large, and larger by at most a twentieth.
 
     Args:
         error_at: wait -> squared error of the outputs.
@@ -285,7 +285,8 @@ def shortest_sufficient_wait(
 
     def is_sufficient(wait: int, reference: float) -> bool:
         # An error of NaN is never sufficient.
-        return errors[wait] <= max(_ERROR_FACTOR * reference, _NEGLIGIBLE_ERROR)
+        tolerable = min(_ERROR_FACTOR * reference, reference + _ADDED_ERROR)
+        return errors[wait] <= max(tolerable, _NEGLIGIBLE_ERROR)
 
     if predicted_error is None:
         predicted_error = 0.0  # so that only a negligible error is sufficient

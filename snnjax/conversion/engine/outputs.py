@@ -5,65 +5,77 @@
 y_snn is the value after T steps. Of several outputs e is the mean.
 """
 
-import functools
-import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import by_numpy_or_xla, namespace, wide_dtype
+from snnjax._arrays import by_numpy_or_xla, wide_dtype
 from snnjax._checks import check_finite
 from snnjax.calibrators.running import answer
 from snnjax.conversion.engine.calibration import Boundary, Calibration
+from snnjax.network.equations import Network
 
 
-def ann_outputs(
-    calibration: Calibration, boundary: Boundary
-) -> list[tuple[jax.Array, ...]]:
-    """The outputs of the ANN for each micro-batch; raise unless all are finite."""
-    last_stage = calibration.run_ann(-1, boundary.activations)
-    outputs = [results.outputs for results in last_stage]
-    for number, name in enumerate(calibration.network.output_names()):
-        label = f" {name!r}" if name else ""
-        batches = [batch_outputs[number] for batch_outputs in outputs]
-        check_finite(f"the outputs{label} of the network", batches)
-    return outputs
+class Squares(NamedTuple):
+    """Sums over the images of a micro-batch: |y_snn - y_ann|^2, and |y_ann|^2."""
+
+    missing: Any
+    size: Any
 
 
-def output_error(
-    calibration: Calibration,
-    boundary: Boundary,
-    exact_outputs: Sequence[tuple[jax.Array, ...]],
-) -> float:
+def output_error(calibration: Calibration, boundary: Boundary) -> float:
     """The mean of e[n] over all images.
 
-    Outputs that are no floats, or do not depend on x, do not count.
+    Outputs that are no floats, or do not depend on x, do not count. The outputs of one
+    micro-batch are held at a time: those of a language model are large.
+
+    Raises:
+        ValueError: an output of the ANN is not finite.
     """
-    answers = _snn_answers(calibration, boundary)
-    pairs = []
-    for number, variable in enumerate(calibration.network.outputs):
-        if variable in calibration.network.dependent:
-            snn_parts = [batch[number] for batch in answers]
-            ann_parts = [batch[number] for batch in exact_outputs]
-            pairs.append((snn_parts, ann_parts))
-    return float(_mean_error(pairs))
+    network = calibration.network
+    squares: list[list[Squares]] = [[] for _ in network.outputs]
+    ann_stage = calibration.run_ann(-1, boundary.activations)
+    snn_stage = calibration.run_snn(-1, boundary.spikes, boundary.params)
+    for ann_results, snn_results in zip(ann_stage, snn_stage, strict=True):
+        check_outputs_finite(network, ann_results.outputs)
+        answers = _answers(calibration, snn_results.outputs)
+        for number, exact in enumerate(ann_results.outputs):
+            has_error = network.outputs[number] in network.dependent
+            if has_error and jnp.issubdtype(exact.dtype, jnp.floating):
+                squares[number].append(_squares(answers[number], exact))
+    errors = []
+    for squares_of_batches in filter(None, squares):
+        missing = sum(float(batch.missing) for batch in squares_of_batches)
+        size = sum(float(batch.size) for batch in squares_of_batches)
+        errors.append(missing / (size if size > 0 else 1))
+    return sum(errors) / max(1, len(errors))
 
 
-def _snn_answers(calibration: Calibration, boundary: Boundary) -> list[list[jax.Array]]:
-    """The outputs of the SNN after T steps, for each micro-batch."""
-    variables = calibration.network.outputs
-    streams = calibration.streams
+def check_outputs_finite(network: Network, outputs: Sequence[jax.Array]) -> None:
+    """Raise unless the ANN's outputs of a micro-batch are finite."""
+    for name, output in zip(network.output_names(), outputs, strict=True):
+        label = f" {name!r}" if name else ""
+        check_finite(f"the outputs{label} of the network", [output])
+
+
+def _answers(calibration: Calibration, outputs: Sequence[jax.Array]) -> list[jax.Array]:
+    """The outputs of the SNN after T steps, for a micro-batch."""
     answers = []
-    for results in calibration.run_snn(-1, boundary.spikes, boundary.params):
-        batch_answers = []
-        for variable, output in zip(variables, results.outputs, strict=True):
-            if variable in streams:
-                output = answer(calibration.steps, calibration.snn.code, output)
-            batch_answers.append(output)
-        answers.append(batch_answers)
+    for variable, output in zip(calibration.network.outputs, outputs, strict=True):
+        if variable in calibration.streams:
+            output = answer(calibration.steps, calibration.snn.code, output)
+        answers.append(output)
     return answers
+
+
+@by_numpy_or_xla
+def _squares(output: Any, exact: Any) -> Squares:
+    """How far outputs [B, ...] of the SNN are from those of the ANN, and their size."""
+    exact = exact.astype(wide_dtype(exact))
+    missing = exact - output.astype(exact.dtype)
+    return Squares(missing=(missing**2).sum(), size=(exact**2).sum())
 
 
 def spikes_per_neuron(calibration: Calibration, boundary: Boundary) -> float:
@@ -79,19 +91,3 @@ def _total(counts: list[list[jax.Array]]) -> Any:
         for count in batch:
             total = total + count.sum()
     return total
-
-
-@by_numpy_or_xla
-def _mean_error(pairs: list[tuple[list[jax.Array], list[jax.Array]]]) -> Any:
-    """The mean over outputs of |y_snn - y_ann|^2 / |y_ann|^2, both over all images."""
-    errors: list[Any] = []
-    for snn_parts, ann_parts in pairs:
-        xp = namespace(ann_parts[0])
-        exact = xp.concatenate(ann_parts)
-        if not jnp.issubdtype(exact.dtype, jnp.floating):
-            continue
-        exact = exact.astype(wide_dtype(exact))
-        missing = exact - xp.concatenate(snn_parts).astype(exact.dtype)
-        size = xp.sum(exact**2)
-        errors.append(xp.sum(missing**2) / xp.where(size > 0, size, 1))
-    return functools.reduce(operator.add, errors, 0.0) / max(1, len(errors))
