@@ -12,7 +12,7 @@ import numpy as np
 
 from snnjax._checks import warn
 from snnjax.calibrators.corrections import FEW
-from snnjax.codes import Code, radix
+from snnjax.codes import Code
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import NeuronParams
@@ -39,18 +39,6 @@ def warn_of_digits(code: Code, models: Any, steps: int) -> None:
                 f"a neuron can send; recommended: the levels {code.levels} and a dead "
                 f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base"
             )
-
-
-def warn_of_two_steps(code: Code, models: Any, steps: int) -> None:
-    """Warn that base 3 is closer to the ANN at T = 2, where signs take base 2."""
-    signs = -1, 1
-    has_signs = any(model.levels == signs for model in models_in(models))
-    if steps == 2 and code == radix(base=2) and has_signs:
-        warn(
-            "two steps of radix(base=2) tell 7 values apart; recommended: code="
-            "snnjax.codes.radix(base=3), whose two steps tell 9 apart and came 1 to 5 "
-            "points closer to the ANN on CIFAR-10, for a fifth more spikes"
-        )
 
 
 def warn_of_equal_images(leaves: Sequence[jax.Array]) -> None:

@@ -107,9 +107,8 @@ def convert(
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
             activations are all zero; a short wait that loses the outputs; levels with
-            which a code leaves gaps between the values of a neuron; two steps of
-            ``radix(base=2)``, since base 3 is closer to the ANN; a recipe that fits no
-            thresholds, or that fits numbers to fewer than 64 samples each.
+            which a code leaves gaps between the values of a neuron; a recipe that fits
+            no thresholds, or that fits numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -140,7 +139,6 @@ def convert(
     models = models_of_sites(model, network.sites, default_model)
     _check_models(models, code)
     cautions.warn_of_digits(code, models, steps)
-    cautions.warn_of_two_steps(code, models, steps)
     if recipe is None:
         recipe = best(per)
     recipes = recipes_by_site(recipe, [site.name for site in sites])

@@ -614,7 +614,7 @@ def segments_under_a_code():
     """They are refused for the code, not for its wait."""
     options = {"recipe": snnjax.max_activation(), "code": snnjax.codes.radix()}
     x = np.linspace(0, 1, 80, dtype="float32").reshape(16, 5)
-    snn = snnjax.convert(network, PARAMS, x, steps=3, **options)
+    snn = snnjax.convert(network, PARAMS, x, steps=2, **options)
     snnjax.spiking(network, execution=1)(snn, x)
 
 
