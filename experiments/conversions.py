@@ -44,10 +44,11 @@ DEFAULT_CODES = {"best": ("rate", "radix"), QUANTIZED_ANN: ("radix",)}
 
 
 class LabeledImages(NamedTuple):
-    """Normalized images and their labels."""
+    """Normalized images, their labels, and the outputs of the ANN."""
 
     images: np.ndarray
     labels: np.ndarray
+    ann_outputs: np.ndarray | None = None  # [N, classes]; None: there is no ANN
 
 
 class Experiment(NamedTuple):
@@ -62,7 +63,7 @@ class Experiment(NamedTuple):
     # Training images that no seed calibrates with, to choose the row that is saved;
     # None: too few are left.
     held_out: LabeledImages | None
-    count: Callable  # jitted, (SNN, images, labels) -> right answers after 1..T steps
+    compare: Callable  # see `comparison`
     mesh: Mesh | None  # of the devices that share a batch
     source: Source
     ann: float  # its accuracy on the test images
@@ -84,8 +85,18 @@ class Draw(NamedTuple):
 
     snn: snnjax.SNN
     hits: list[int]  # right answers on the test images after 1..T steps
+    equal_answers: float  # see `Result`, as the next one
+    output_error: float
     seconds: float
     held_out_hits: int | None = None  # after T steps, on the held-out images
+
+
+class Counts(NamedTuple):
+    """What an SNN answers to some images, beside their labels and its ANN; sums."""
+
+    hits: Any  # right answers after 1..T steps, int [T]
+    equal_answers: Any  # images for which SNN and ANN give the same class, at T
+    squared_error: Any  # of the outputs, at T
 
 
 def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
@@ -108,7 +119,7 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
                 planned = planned._replace(wait=draws[0].snn.wait)
                 progress.update()
             result = result_of(task, title_of(planned, config), draws)
-            tqdm.write(row(result, task.ann, width))
+            tqdm.write(row(result, width))
             results.append(result)
             snns.append(draws[0].snn)
     return results, snns
@@ -255,10 +266,10 @@ def _draw(task: Experiment, planned: Row, seed: int) -> Draw:
         snn = jax.device_get(snn)
     snn = widen_all(snn, task.sites)
     counts: dict[str, Any] = {"seconds": seconds}
-    counts["hits"] = count_hits(task.count, snn, task.test, task.mesh)
+    counts |= answers_beside_ann(task, snn)
     if task.held_out is not None:
-        hits = count_hits(task.count, snn, task.held_out, task.mesh)
-        counts["held_out_hits"] = hits[-1]
+        held_out_counts = total_counts(task, snn, task.held_out)
+        counts["held_out_hits"] = int(held_out_counts.hits[-1])
     if devices.first():
         file.parent.mkdir(exist_ok=True)
         snnjax.save(file, snn, extras=counts)
@@ -269,6 +280,7 @@ def _file_of_draw(task: Experiment, planned: Row, seed: int, images: jax.Array) 
     """The file of a draw, whose name is a digest of all that its counts depend on."""
     config = task.config
     options = (planned, seed, config.dtype, config.iterations, config.last_zone)
+    options += Draw._fields  # what is counted
     held_out_labels = None if task.held_out is None else task.held_out.labels
     arrays = (task.params, images, task.test.labels, held_out_labels)
     name = digest(arrays, repr(options))
@@ -339,13 +351,15 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         levels=levels_of(task.sites, snn),
         code=code_name,
         held_out=held_out,
+        equal_answers=[draw.equal_answers for draw in draws],
+        output_errors=[draw.output_error for draw in draws],
     )
 
 
 def evaluated(task: Experiment, name: str, snn: snnjax.SNN, seconds: float) -> Result:
     """The row of a single SNN, whose right answers are counted first."""
-    hits = count_hits(task.count, snn, task.test, task.mesh)
-    return result_of(task, name, [Draw(snn, hits, seconds)])
+    draw = Draw(snn, seconds=seconds, **answers_beside_ann(task, snn))
+    return result_of(task, name, [draw])
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
@@ -365,10 +379,58 @@ def counter(fn: Callable) -> Callable:
     @jax.jit
     def count(snn, x, labels):
         outputs = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)(snn, x)
-        share = snnjax.accuracy(outputs, labels)
-        return jnp.rint(share * len(labels)).astype(int)
+        return _right_answers(outputs, labels)
 
     return count
+
+
+def _right_answers(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The number of right answers after 1..T steps, int [T]."""
+    share = snnjax.accuracy(outputs, labels)
+    return jnp.rint(share * len(labels)).astype(int)
+
+
+def comparison(fn: Callable) -> Callable:
+    """Jitted: (SNN, (images, outputs of the ANN), labels) -> `Counts`."""
+
+    @jax.jit
+    def compare(snn, images_and_ann_outputs, labels):
+        x, ann_outputs = images_and_ann_outputs
+        outputs = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)(snn, x)
+        final_outputs = outputs.astype(jnp.float32).mean(0)
+        is_equal = final_outputs.argmax(-1) == ann_outputs.argmax(-1)
+        squared_errors = jnp.square(final_outputs - ann_outputs).sum(-1)
+        # Copies that fill the last batch have the label -1.
+        is_counted = labels >= 0
+        return Counts(
+            hits=_right_answers(outputs, labels),
+            equal_answers=(is_equal & is_counted).sum(),
+            squared_error=jnp.where(is_counted, squared_errors, 0).sum(),
+        )
+
+    return compare
+
+
+def total_counts(task: Experiment, snn: snnjax.SNN, images: LabeledImages) -> Counts:
+    """The counts of all images, in NumPy."""
+    compare = functools.partial(task.compare, snn)
+    inputs = images.images, images.ann_outputs
+    return devices.total(compare, inputs, images.labels, task.mesh)
+
+
+def answers_beside_ann(task: Experiment, snn: snnjax.SNN) -> dict[str, Any]:
+    """Right answers, equal answers and error on the test images, as in `Draw`."""
+    counts = total_counts(task, snn, task.test)
+    ann_outputs = task.test.ann_outputs
+    # Of the outputs of the ANN over the images, summed.
+    variance = np.square(ann_outputs - ann_outputs.mean(0), dtype=float).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        output_error = counts.squared_error / variance
+    return {
+        "hits": counts.hits.tolist(),
+        "equal_answers": float(counts.equal_answers / len(ann_outputs)),
+        "output_error": float(output_error),
+    }
 
 
 def count_hits(

@@ -19,7 +19,7 @@ import jax
 
 import snnjax
 from experiments import conversions, models, running
-from experiments.conversions import Experiment
+from experiments.conversions import Experiment, LabeledImages
 from experiments.data import Dataset, load, normalized_as
 from experiments.integers import Integers, in_whole_numbers, text_of, write_integers
 from experiments.models import Source
@@ -78,7 +78,12 @@ def prepare(
     sites = snnjax.sites(fn, params, test.images[:1])
     check(sites)
     running.writable(config.out, "--out")
-    ann = devices.accuracy(fn, test.images, test.labels)(params)
+
+    def with_ann_outputs(images: LabeledImages) -> LabeledImages:
+        return images._replace(ann_outputs=devices.outputs(fn, params, images.images))
+
+    test = with_ann_outputs(test)
+    ann = int((test.ann_outputs.argmax(-1) == test.labels).sum()) / len(test.labels)
     print(
         f"{sites}\n\nANN: {100 * ann:.2f} % of {len(test.labels)} "
         f"{data.evaluated_on}{_accuracy_in_card(source.card)}\n"
@@ -86,6 +91,8 @@ def prepare(
     held_out = None
     if calibrates:
         held_out = conversions.held_out_images(config, data)
+        if held_out is not None:
+            held_out = with_ann_outputs(held_out)
     return Experiment(
         config=config,
         data=data,
@@ -94,7 +101,7 @@ def prepare(
         sites=sites,
         test=test,
         held_out=held_out,
-        count=conversions.counter(fn),
+        compare=conversions.comparison(fn),
         mesh=mesh,
         source=source,
         ann=ann,

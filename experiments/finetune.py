@@ -59,13 +59,13 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     if config.weight_bits is not None:
         name = f"{first.recipe}, {config.weight_bits} bits"
         first = conversions.evaluated(learner.task, name, learner.snn, first.seconds)
-        print(row(first, task.ann), flush=True)
+        print(row(first), flush=True)
     snn, log = _train(config, task, learner)
     seconds = sum(line["seconds"] for line in log)
     name = _name(config, first, task.sites)
     last = conversions.evaluated(learner.task, name, snn, seconds)
     results = [first, last]
-    print(f"\n{console_table(results, task.ann)}")
+    print(f"\n{console_table(results)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
         _write(config, learner.task, results, snn, accuracies)
@@ -144,14 +144,14 @@ def _begin(config: FineTune, task: Experiment) -> tuple[Result, SNN]:
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
     snn = conversions.widen_all(snn, task.sites)
     result = conversions.evaluated(task, "from scratch", snn, 0.0)
-    print(row(result, task.ann), flush=True)
+    print(row(result), flush=True)
     return result, snn
 
 
 class Learner(NamedTuple):
     """What is trained."""
 
-    task: Experiment  # with the function, test images and counter of the SNN
+    task: Experiment  # with the function, test images and comparison of the SNN
     snn: SNN  # before training
     fn: Callable  # in training mode with has_aux
     has_aux: bool  # whether fn returns new running averages too
@@ -187,7 +187,7 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
         params=snn.params,
         sites=snnjax.sites(fn, snn.params, test.images[:1]),
         test=test,
-        count=conversions.counter(fn),
+        compare=conversions.comparison(fn),
     )
     return Learner(
         task=task, snn=snn, fn=fn, has_aux=False, read=read, rules={"weights": adam}
@@ -199,8 +199,8 @@ def _train(config: FineTune, ann: Experiment, learner: Learner) -> training.Fine
     task, out = learner.task, Path(config.out).expanduser()
 
     def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
-        hits = conversions.count_hits(task.count, snn, task.test, task.mesh)
-        entries = {"test_accuracy": hits[-1] / len(task.test.labels)}
+        hits = conversions.total_counts(task, snn, task.test).hits
+        entries = {"test_accuracy": int(hits[-1]) / len(task.test.labels)}
         training_loop.print_line(line | entries)
         return entries
 

@@ -58,7 +58,7 @@ def in_whole_numbers(
         layers,
         quantized,
         run=snnjax.deploy.outputs,
-        test=task.test,
+        test=(task.test.images, task.test.labels),
         accuracy=accuracy,
     )
     return integers._replace(rows=[_int8_ann(task, calibration), *integers.rows])

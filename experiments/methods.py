@@ -367,7 +367,7 @@ def measure(task: Experiment, config: Methods) -> None:
         except ValueError as reason:
             print(f"{name}, T = {steps} is left out: {reason}", file=sys.stderr)
             continue
-        print(report.row(result, task.ann, 30), flush=True)
+        print(report.row(result, 30), flush=True)
         results.append(result)
         results.sort(key=lambda row: (list(METHODS).index(row.recipe), row.steps))
         # The facts have the methods and T of all rows, also of other calls.

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -59,6 +60,16 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 12)}
     # Rows are chosen by images that no table reports, of both seeds.
     assert {row.held_out[1] for row in results} == {2 * 100}
+    for row in results:
+        # Where both are right they agree, so answers agree as often at least.
+        (equal,), (error,) = row.equal_answers[:1], row.output_errors[:1]
+        assert len(row.equal_answers) == len(row.output_errors) == 2
+        assert row.accuracies[0][-1] + ann - 1 <= equal <= 1
+        assert 0 < error < 2
+    by_name = {(row.recipe, row.wait): row for row in results}
+    better, worse = by_name["light", 0], by_name["max_activation", 0]
+    assert better.equal_answers[0] > worse.equal_answers[0]
+    assert better.output_errors[0] < worse.output_errors[0]
     names = list(results[0].measures.sites)  # in order of execution
     assert names == ["Plain/relu", "Plain/relu_1"]
 
@@ -427,6 +438,30 @@ def test_right_answers_are_counted_in_whole_numbers(monkeypatch):
     count = conversions.counter(lambda _, x: jax.nn.relu(x))
     hits = conversions.count_hits(count, snn, test, None)
     assert hits == [5, 5] and all(type(hit) is int for hit in hits)
+
+
+def test_answers_are_compared_with_those_of_the_ann(monkeypatch):
+    """Of 7 images in batches of 5, whose copies do not count; 4 answers are equal."""
+    labels = np.array([0, 1, 2, 0, 1, 2, 0])
+    snn_answers = np.array([0, 1, 2, 0, 1, 3, 1])
+    ann_answers = np.array([0, 1, 3, 0, 2, 3, 0])
+    images = np.eye(4, dtype=np.float32)[snn_answers]
+    ann_outputs = 2 * np.eye(4, dtype=np.float32)[ann_answers]
+    fn = lambda _, x: jax.nn.relu(x)  # noqa: E731
+    snn = dataclasses.replace(snnjax.init(fn, {}, images), steps=2, wait=0)
+    monkeypatch.setattr(devices, "images_at_once", lambda: 5)
+    task = SimpleNamespace(
+        compare=conversions.comparison(fn),
+        test=conversions.LabeledImages(images, labels, ann_outputs),
+        mesh=None,
+    )
+    found = conversions.answers_beside_ann(task, snn)
+    assert found["hits"] == [5, 5]
+    assert found["equal_answers"] == 4 / 7
+    # An image of equal answers has the error (2 - 1)^2, another one 2^2 + 1^2.
+    variance = np.square(ann_outputs - ann_outputs.mean(0)).sum()
+    np.testing.assert_allclose(found["output_error"], (4 * 1 + 3 * 5) / variance)
+    np.testing.assert_array_equal(devices.outputs(fn, {}, images), images)
 
 
 def test_widened_parameters_follow_the_channels_wherever_they_are():

@@ -5,7 +5,7 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from experiments.report import Result, choice, figures, write_results
+from experiments.report import Result, choice, console_table, figures, write_results
 from experiments.report.networks import (
     NetworkResults,
     costs_of_networks,
@@ -60,6 +60,8 @@ def results(seeds=2):
                 synaptic_operations=operations,
                 seconds=uniform(0, 9),
                 measures=measures,
+                equal_answers=uniform(0, 1, seeds).tolist(),
+                output_errors=uniform(1e-5, 1, seeds).tolist(),
             )
         )
     return rows
@@ -122,6 +124,8 @@ def test_the_tables_have_the_numbers_of_the_results(written):
             str(result.steps),
             str(result.latency),
             percent,
+            f"{100 * np.mean(result.equal_answers):.1f}",
+            f"{np.mean(result.output_errors):.2g}",
             f"{result.measures.bits:.3g}",
             f"{result.spikes:.2f}",
             f"{operations:.2f} ({3 * operations:.2f})",
@@ -141,6 +145,44 @@ def test_the_table_of_sites_has_their_measures(written):
         parts = ("error", *PARTS)
         shares += [getattr(site, part) / site.activation for part in parts]
         assert line[4:] == [f"{100 * share:.1f}" for share in shares]
+
+
+def test_columns_that_older_results_do_not_have_are_left_out():
+    rows = results()
+    unknown = {"equal_answers": None, "output_errors": None}
+    older_rows = [row._replace(**unknown) for row in rows]
+    for table in (costs_of_networks, summary_of_networks):
+        for part, count in ((rows, 2), ([older_rows[0], rows[1]], 2), (older_rows, 0)):
+            network = NetworkResults("net", part, 0.987, "images", {}, {})
+            ((head, *lines),) = tables(table([network]))
+            assert len({"equal %", "error"} & set(head)) == count
+            assert {len(line) for line in lines} == {len(head)}
+    mixed = [older_rows[0], rows[0]._replace(recipe="new")]
+    _, (_, *lines) = tables(tables_of(FACTS, mixed))
+    assert lines[0][5:7] == ["", ""] and all(lines[1][5:7])
+
+
+def test_an_error_that_is_no_number_leaves_its_cell_empty():
+    """It is None in a file; the outputs of the ANN are then the same for all images."""
+    for error in (None, float("nan"), float("inf")):
+        first, second, *_ = results(seeds=1)
+        rows = [first._replace(output_errors=[error]), second]
+        _, (_, line, _) = tables(tables_of(FACTS, rows))
+        assert line[5:7] == [f"{100 * first.equal_answers[0]:.1f}", ""]
+
+
+def test_rows_on_a_terminal_have_80_columns_at_most():
+    rows = [row._replace(recipe="best", firing_rate=0.2) for row in results()]
+    rows[0] = rows[0]._replace(output_errors=[1.2345e-5, 1.2e-5], seconds=999.9)
+    head, *lines = console_table(rows).splitlines()
+    assert head.split()[-5:] == ["equal", "%", "error", "spikes", "s"]
+    assert {len(line) for line in (head, *lines)} == {79}
+    equal = 100 * np.mean(rows[0].equal_answers)
+    assert lines[0].split()[-4:-1] == [
+        f"{equal:.2f}",
+        "1.2e-05",
+        f"{rows[0].spikes:.2f}",
+    ]
 
 
 def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import snnjax
 from experiments.report.results import (
+    BESIDE_ANN,
     COSTS,
     Result,
     accuracy_table,
@@ -19,6 +20,7 @@ from experiments.report.results import (
     line_name,
     markdown_table,
     percent,
+    without_unknown_columns,
 )
 from experiments.running import QUANTIZED_ANN
 
@@ -150,11 +152,16 @@ def _add_row(network: NetworkResults, result: Result) -> None:
     for row in network.results:
         if (row.name, row.wait, row.steps) != key:
             continue
-        if row._replace(seconds=0.0) != result._replace(seconds=0.0):
+        if _without_older_gaps(row) != _without_older_gaps(result):
             title = f"{line_name(result)}, T = {result.steps} of {network.name}"
             raise ValueError(_contradiction(title, ""))
         return
     network.results.append(result)
+
+
+def _without_older_gaps(result: Result) -> Result:
+    """The row without seconds, and without what older files do not have."""
+    return result._replace(seconds=0.0, equal_answers=None, output_errors=None)
 
 
 def _check_equal(subject: str, first: object, second: object) -> None:
@@ -202,16 +209,22 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
 
     def cells(network: NetworkResults, result: Result) -> Sequence[str]:
         costs = cost_cells(result)
-        return (*costs[:5], quantized_percent(network, result), *costs[5:])
+        return (
+            *costs[:_BITS],
+            quantized_percent(network, result),
+            *costs[_BITS:],
+        )
 
     networks = merged(networks)
     rows = []
     for network in networks:
         rows.append([cells(network, result) for result in spiking(network)])
-    return _stacked((*COSTS[:5], QUANTIZED, *COSTS[5:]), networks, rows)
+    return _stacked((*COSTS[:_BITS], QUANTIZED, *COSTS[_BITS:]), networks, rows)
 
 
 QUANTIZED = "quantized ANN %"
+# In front of this column of `COSTS` is the one of the quantized ANN.
+_BITS = COSTS.index("bits")
 
 
 def spiking(network: NetworkResults) -> list[Result]:
@@ -247,6 +260,7 @@ SUMMARY = (
     "T",
     "latency",
     "accuracy %",
+    *BESIDE_ANN,
     QUANTIZED,
     "ANN %",
     "spikes",
@@ -329,11 +343,14 @@ def _stacked(
     networks: Sequence[NetworkResults],
     rows_of_networks: Iterable[Iterable[Sequence[str]]],
 ) -> str:
-    """One table; the name of a network is beside its first row."""
+    """One table; the name of a network is beside its first row.
+
+    What a file has not is left out, see `without_unknown_columns`.
+    """
     lines = []
     for network, rows in zip(networks, rows_of_networks, strict=True):
         title = f"`{network.name}`"
         for cells in rows:
             lines.append((title, *cells))
             title = ""
-    return markdown_table(("network", *head), lines)
+    return markdown_table(*without_unknown_columns(("network", *head), lines))

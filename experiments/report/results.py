@@ -34,6 +34,9 @@ class Result(NamedTuple):
     # (Right answers, answers) of all seeds, on images that no calibration used and no
     # table reports; None: not evaluated on such images.
     held_out: tuple[int, int] | None = None
+    # Of each seed, on the test images after T steps; None: the file is older.
+    equal_answers: list[float] | None = None  # share with the class that the ANN gives
+    output_errors: list[float] | None = None  # |y_snn - y_ann|^2 / |y_ann - mean|^2
 
     @property
     def spike(self) -> str:
@@ -144,6 +147,26 @@ def waits(result: Result) -> str:
     return str(result.wait)
 
 
+def equal_percent(result: Result, digits: int = 1) -> str:
+    """Mean share of equal answers in percent; "" if unknown."""
+    if result.equal_answers is None:
+        return ""
+    return f"{100 * statistics.mean(result.equal_answers):.{digits}f}"
+
+
+def output_error(result: Result) -> str:
+    """Mean error of the outputs; "" if unknown, or if the ANN's are all equal."""
+    errors = result.output_errors
+    if errors is None or not all(map(_is_finite, errors)):
+        return ""
+    return f"{statistics.mean(errors):.2g}"
+
+
+def _is_finite(number: float | None) -> bool:
+    # JSON has None in place of NaN.
+    return number is not None and math.isfinite(number)
+
+
 def percent(result: Result, digits: int = 1) -> str:
     """Mean accuracy in percent, with its deviation if there are several seeds."""
     mean = f"{100 * result.final:.{digits}f}"
@@ -154,14 +177,14 @@ def percent(result: Result, digits: int = 1) -> str:
 
 # ----------------------------------------------------------------------- tables
 
-CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>7}{:>7}{:>7}{:>6}"
-NAME_WIDTH = 22  # of the longest name of a recipe; then a row has 79 columns
+CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>8}{:>8}{:>7}{:>6}"
+NAME_WIDTH = 20  # of the longest name of a recipe; then a row has 79 columns
 LEGEND = """\
 radix: spikes are digits, otherwise all count the same; T: steps in which a
 neuron fires, after the wait of its layer; latency: steps until the answer;
-±: standard deviation over draws of calibration images; loss: points below the
-ANN; spikes: per neuron and image; SynOps: synaptic operations in millions;
-s: of the conversion
+±: standard deviation over draws of calibration images; equal %: answers that
+are those of the ANN; error: of the outputs, squared, in parts of the ANN's
+variance; spikes: per neuron and image; s: of the conversion
 """
 
 
@@ -173,15 +196,15 @@ def header(width: int = NAME_WIDTH) -> str:
         "T",
         "latency",
         "accuracy %",
-        "loss",
+        "equal %",
+        "error",
         "spikes",
-        "SynOps",
         "s",
         width=width,
     )
 
 
-def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
+def row(result: Result, width: int = NAME_WIDTH) -> str:
     """One line of the table on the terminal, under `header`."""
     return CONSOLE.format(
         result.name,
@@ -189,24 +212,36 @@ def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
         result.steps,
         result.latency,
         percent(result, 2),
-        f"{100 * (ann - result.final):.2f}",
+        equal_percent(result, 2),
+        output_error(result),
         f"{result.spikes:.2f}",
-        f"{result.synaptic_operations / 1e6:.2f}",
         f"{result.seconds:.1f}",
         width=width,
     )
 
 
-def console_table(results: Sequence[Result], ann: float) -> str:
+def console_table(results: Sequence[Result]) -> str:
     """The table of these rows, as wide as the longest name."""
     width = max(NAME_WIDTH, *(len(result.name) for result in results))
     text_lines = [header(width)]
-    text_lines += [row(result, ann, width) for result in results]
+    text_lines += [row(result, width) for result in results]
     return "\n".join(text_lines)
 
 
 # Titles of the columns, and rows of cells in Markdown.
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def without_unknown_columns(
+    head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The table without those columns of `BESIDE_ANN` that no row has a number in."""
+    kept = []
+    for column, title in enumerate(head):
+        if title not in BESIDE_ANN or any(row[column] for row in rows):
+            kept.append(column)
+    titles = [head[column] for column in kept]
+    return titles, [[row[column] for column in kept] for row in rows]
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -244,12 +279,15 @@ def accuracy_table(
     return titles, rows
 
 
+# Columns that older results leave empty.
+BESIDE_ANN = ("equal %", "error")
 COSTS = (
     "recipe",
     "wait",
     "T",
     "latency",
     "accuracy %",
+    *BESIDE_ANN,
     "bits",
     "spikes",
     "SynOps M",
@@ -274,6 +312,8 @@ def cost_cells(result: Result) -> tuple[str, ...]:
         str(result.steps),
         str(result.latency),
         percent(result),
+        equal_percent(result),
+        output_error(result),
         f"{float(measures.bits):.3g}",
         f"{result.spikes:.2f}",
         operations,
@@ -291,6 +331,11 @@ def _energy_percent(estimate: tuple[float, float]) -> str:
 
 # ------------------------------------------------------------------------ files
 
+ABOUT_BESIDE_ANN = """\
+`equal %`: answers of the SNN that are those of the ANN, right or wrong. `error`: of the
+outputs, |y_snn - y_ann|^2 / |y_ann - mean|^2, both summed over images. They are of the
+images of the accuracy.
+"""
 ABOUT_COSTS = """\
 A number behind ± is the standard deviation over draws of calibration images.
 Costs per image, measured on {images} {kind} with the SNN of the first draw.
@@ -389,7 +434,10 @@ def tables_of(facts: dict, results: Sequence[Result]) -> str:
         ABOUT_COSTS.format(images=facts["measured_images"], kind=facts["evaluated_on"])
     )
     cost_rows = [[*cost_cells(result), f"{result.seconds:.1f}"] for result in results]
-    parts.append(markdown_table([*COSTS, "s"], cost_rows))
+    titles, rows = without_unknown_columns([*COSTS, "s"], cost_rows)
+    if set(BESIDE_ANN) & set(titles):
+        parts.append(ABOUT_BESIDE_ANN)
+    parts.append(markdown_table(titles, rows))
     return "\n".join(parts)
 
 

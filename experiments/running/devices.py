@@ -130,11 +130,28 @@ def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 def total(count: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None) -> Any:
-    """The sum of ``count(images, labels)`` over batches of all images, in NumPy."""
+    """The sum of ``count(images, labels)`` over batches of all images, in NumPy.
+
+    Args:
+        count: returns an array, or a pytree of arrays, which are summed one by one.
+        images: an array, or a pytree of arrays with a row for each image.
+        labels: of the images.
+    """
     counts = []
     for image_batch, label_batch in batches(images, labels, images_at_once(), mesh):
         counts.append(count(image_batch, label_batch))
-    return np.sum(counts, axis=0)
+    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *counts)
+
+
+def outputs(predict: Callable, model: Any, images: np.ndarray) -> np.ndarray:
+    """The logits ``predict(model, images)`` of all images, float32 [N, classes]."""
+    logits_of = jax.jit(predict)
+    no_labels = np.zeros(len(images), int)
+    logits = []
+    for image_batch, _ in batches(images, no_labels, images_at_once(), None):
+        logits.append(np.asarray(logits_of(model, image_batch), np.float32))
+    # Copies of the last image fill the last batch.
+    return np.concatenate(logits)[: len(images)]
 
 
 def accuracy(
@@ -155,11 +172,11 @@ def accuracy(
 
 def batches(
     images: Any, labels: np.ndarray, size: int, mesh: Mesh | None
-) -> Iterator[tuple[jax.Array, jax.Array]]:
+) -> Iterator[tuple[Any, jax.Array]]:
     """Images and labels, about ``size`` at a time, for one program of one shape.
 
     Copies of the last image fill the last batch. Their label is -1, which no network
-    predicts.
+    predicts. The images may be a pytree of arrays with a row for each image.
     """
     count = len(labels)
     devices = 1 if mesh is None else mesh.size
@@ -169,4 +186,5 @@ def batches(
     padded_labels = np.pad(labels, (0, padded_count - count), constant_values=-1)
     for numbers in np.arange(padded_count).reshape(-1, size):
         image_numbers = np.minimum(numbers, count - 1)
-        yield rows(images, image_numbers, mesh), rows(padded_labels, numbers, mesh)
+        image_rows = functools.partial(rows, numbers=image_numbers, mesh=mesh)
+        yield jax.tree.map(image_rows, images), rows(padded_labels, numbers, mesh)
