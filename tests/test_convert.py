@@ -377,9 +377,9 @@ def test_each_channel_may_have_a_maximum_of_its_own():
     maxima, x = np.float32([0.1, 0.5, 1.0, 2.0]), 2 * np.asarray(images())
     p = {"w": np.eye(4, dtype=np.float32), "maxima": maxima}
     run = functools.partial(snnjax.convert, of_own_maxima, p, x)
-    simulate = jax.jit(snnjax.spiking(of_own_maxima, steps=256))
+    simulate = jax.jit(snnjax.spiking(of_own_maxima, steps=64))
     for recipe in (snnjax.light("channel"), RECIPES["best"]):
-        outputs = simulate(run(steps=256, recipe=recipe), x).mean(0)
+        outputs = simulate(run(steps=64, recipe=recipe), x).mean(0)
         np.testing.assert_allclose(outputs, np.clip(x, 0, maxima), atol=0.02)
 
 
