@@ -272,9 +272,12 @@ def _search_errors(
     """
     chunks = _chunks_of_sample(view, fit)
     residual_sums, _ = _sums(view.dynamics, trials, chunks, pace_weight)
-    # Candidates compete with the bias that corrects their mean error.
-    count = np.float32(len(view.sample.activation))
-    bias = trials.neurons.bias + residual_sums / count
+    # Candidates compete with the bias that corrects their mean error. Effects are far
+    # below 1, so the mean divides by their sum and not by the number of samples.
+    weight_sum = view.sample.weight.sum()
+    if weight_sum == 0:
+        weight_sum = np.float32(1)
+    bias = trials.neurons.bias + residual_sums / weight_sum
     corrected = trials._replace(neurons=trials.neurons._replace(bias=bias))
     _, errors = _sums(view.dynamics, corrected, chunks, pace_weight)
     # The sample lacks large activations that are to come, so alone it would favor
