@@ -319,6 +319,26 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations():
         np.testing.assert_allclose(threshold(scale), threshold(1), rtol=1e-5)
 
 
+def test_a_search_does_not_depend_on_the_scale_of_the_effects():
+    """Effects of errors on the outputs are far below 1, and only compare errors."""
+
+    def neurons_of(search, scale):
+        view, fit = random_site(seed=0, images=32)
+        shape = (32, 3, 1)
+        effects = np.random.default_rng(1).uniform(0.5, 1.5, shape) * scale
+        view._effects = [np.float32(effects)]
+        return search(view, fit).neurons
+
+    factors = (0.5, 0.7, 0.8, 1, 1.2)
+    for search in (
+        calibrate.scale_threshold(factors),
+        calibrate.postpone_charge((0, 0.5, 1)),
+    ):
+        # Powers of two change no rounding.
+        usual = neurons_of(search, 1)
+        jax.tree.map(np.testing.assert_array_equal, usual, neurons_of(search, 2.0**-20))
+
+
 def test_a_search_leaves_a_silent_channel_as_it_is():
     silent = np.full((STEPS, 8, 3, 2), -1, np.float32)
     view = ArrayView(np.zeros((8, 3, 2), np.float32), lambda _: silent)
