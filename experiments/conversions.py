@@ -85,14 +85,14 @@ class Draw(NamedTuple):
 
     snn: snnjax.SNN
     hits: list[int]  # right answers on the test images after 1..T steps
-    equal_answers: float  # see `Result`, as the next one
-    output_error: float
+    equal_answers: float  # share of test images with the class that the ANN gives
+    output_error: float  # of the test images, as in `Result`
     seconds: float
     held_out_hits: int | None = None  # after T steps, on the held-out images
 
 
 class Counts(NamedTuple):
-    """What an SNN answers to some images, beside their labels and its ANN; sums."""
+    """Sums over images: how an SNN's answers compare with their labels and its ANN."""
 
     hits: Any  # right answers after 1..T steps, int [T]
     equal_answers: Any  # images for which SNN and ANN give the same class, at T
@@ -266,7 +266,7 @@ def _draw(task: Experiment, planned: Row, seed: int) -> Draw:
         snn = jax.device_get(snn)
     snn = widen_all(snn, task.sites)
     counts: dict[str, Any] = {"seconds": seconds}
-    counts |= answers_beside_ann(task, snn)
+    counts |= measured_answers(task, snn)
     if task.held_out is not None:
         held_out_counts = total_counts(task, snn, task.held_out)
         counts["held_out_hits"] = int(held_out_counts.hits[-1])
@@ -358,7 +358,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
 
 def evaluated(task: Experiment, name: str, snn: snnjax.SNN, seconds: float) -> Result:
     """The row of a single SNN, whose right answers are counted first."""
-    draw = Draw(snn, seconds=seconds, **answers_beside_ann(task, snn))
+    draw = Draw(snn, seconds=seconds, **measured_answers(task, snn))
     return result_of(task, name, [draw])
 
 
@@ -373,7 +373,7 @@ def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
 def counter(fn: Callable) -> Callable:
     """Jitted: (SNN, images, labels) -> right answers after 1..T steps, int [T].
 
-    The answer after t steps is that of the mean of the first t outputs.
+    It needs no ANN, unlike `comparison`. The answer after t steps is that of the mean of the first t outputs.
     """
 
     @jax.jit
@@ -418,12 +418,13 @@ def total_counts(task: Experiment, snn: snnjax.SNN, images: LabeledImages) -> Co
     return devices.total(compare, inputs, images.labels, task.mesh)
 
 
-def answers_beside_ann(task: Experiment, snn: snnjax.SNN) -> dict[str, Any]:
-    """Right answers, equal answers and error on the test images, as in `Draw`."""
+def measured_answers(task: Experiment, snn: snnjax.SNN) -> dict[str, Any]:
+    """What a `Draw` says of the test images, by the names of its fields."""
     counts = total_counts(task, snn, task.test)
     ann_outputs = task.test.ann_outputs
-    # Of the outputs of the ANN over the images, summed.
+    # Of the outputs of the ANN over the images, summed over the classes.
     variance = np.square(ann_outputs - ann_outputs.mean(0), dtype=float).sum()
+    # It is 0 if the ANN gives all images the same outputs. The error is then no number.
     with np.errstate(divide="ignore", invalid="ignore"):
         output_error = counts.squared_error / variance
     return {

@@ -393,19 +393,20 @@ class _Radix(Code):
     def levels(self) -> tuple[int, int]:
         digit = math.ceil(self.base) - 1
         if self.base % 2 == 1:
-            # The digits -(B - 1)/2 .. (B - 1)/2 of an odd base, balanced digits, send
-            # each number in one way, so that no spike is taken back by a later one.
+            # An odd base has balanced digits, -(B - 1)/2 .. (B - 1)/2. They send each
+            # number in one way, and larger levels would only add other ways.
             digit //= 2
         return -digit, digit
 
     def dead_zone(self, levels: tuple[int, int]) -> float:
+        usual_zone = super().dead_zone(levels)
         low, high = levels
         if low == 0:
-            return 0.0
+            return usual_zone
         # Later digits send at most this part of a spike: high (1/B + 1/B^2 + ..). More
         # silence would leave gaps, and up to 1/2 all values round to 0 anyway.
         sendable = min(-low, high) / (self.base - 1)
-        return max(1 / 2, min(sendable, super().dead_zone(levels)))
+        return max(1 / 2, min(sendable, usual_zone))
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
         # Levels up to three times the largest digit of the base correct so much that no
@@ -461,10 +462,10 @@ def radix(base: float = 2) -> Code:
     enough.
 
     Base 3 with the levels (-1, 1) is balanced ternary, which tells 3^T values apart
-    where base 2 tells 2^(T + 1) - 1, by the same neurons. It is the better one for T =
-    2. All odd bases take balanced digits by default, the levels -(B - 1)/2 to (B -
-    1)/2, and others -(B - 1) to B - 1. Source: Knuth, The Art of Computer Programming,
-    volume 2, section 4.1.
+    where base 2 tells 2^(T + 1) - 1, by the same neurons. At T = 2 its outputs are
+    closer to the ANN's. By default odd bases have balanced digits, the levels -(B -
+    1)/2 to (B - 1)/2, and other bases the levels -(B - 1) to B - 1. Source: Knuth, The
+    Art of Computer Programming, volume 2, section 4.1.
 
     Args:
         base: 1 < base <= 128, since a level is at most 127.

@@ -43,7 +43,7 @@ def activations(seed, shape=(6, 3, 2)):
     return np.float32(np.maximum(numbers * np.arange(1, shape[-1] + 1), 0))
 
 
-def random_site(seed, wait=0, images=8):
+def random_site(seed, wait=0, images=8, effects=None):
     """The view and the fit of a site of [3, 2] neurons, with 2 channels.
 
     A kernel feeds it from random spikes of STEPS steps.
@@ -58,7 +58,9 @@ def random_site(seed, wait=0, images=8):
     def currents(weights):
         return spikes @ np.asarray(weights["hidden"])
 
-    view = ArrayView(activation, currents, wait=wait, sources=mean_spikes)
+    view = ArrayView(
+        activation, currents, wait=wait, sources=mean_spikes, effects=effects
+    )
     threshold = np.maximum(activation.max(), np.float32(0.1))
     neurons = fresh_neurons(threshold=threshold)
     return view, Fit(neurons, {"hidden": jnp.asarray(kernel)})
@@ -323,10 +325,8 @@ def test_a_search_does_not_depend_on_the_scale_of_the_effects():
     """Effects of errors on the outputs are far below 1, and only compare errors."""
 
     def neurons_of(search, scale):
-        view, fit = random_site(seed=0, images=32)
-        shape = (32, 3, 1)
-        effects = np.random.default_rng(1).uniform(0.5, 1.5, shape) * scale
-        view._effects = [np.float32(effects)]
+        effects = np.random.default_rng(1).uniform(0.5, 1.5, (32, 3, 1)) * scale
+        view, fit = random_site(seed=0, images=32, effects=[np.float32(effects)])
         return search(view, fit).neurons
 
     factors = (0.5, 0.7, 0.8, 1, 1.2)

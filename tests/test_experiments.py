@@ -441,7 +441,8 @@ def test_right_answers_are_counted_in_whole_numbers(monkeypatch):
 
 
 def test_answers_are_compared_with_those_of_the_ann(monkeypatch):
-    """Of 7 images in batches of 5, whose copies do not count; 4 answers are equal."""
+    """Of 7 images in batches of 5, the last one filled by copies; 5 answers are right,
+    and 4 are those of the ANN."""
     labels = np.array([0, 1, 2, 0, 1, 2, 0])
     snn_answers = np.array([0, 1, 2, 0, 1, 3, 1])
     ann_answers = np.array([0, 1, 3, 0, 2, 3, 0])
@@ -455,12 +456,13 @@ def test_answers_are_compared_with_those_of_the_ann(monkeypatch):
         test=conversions.LabeledImages(images, labels, ann_outputs),
         mesh=None,
     )
-    found = conversions.answers_beside_ann(task, snn)
-    assert found["hits"] == [5, 5]
-    assert found["equal_answers"] == 4 / 7
+    answers = conversions.measured_answers(task, snn)
+    assert answers["hits"] == [5, 5]
+    assert all(type(hit) is int for hit in answers["hits"])  # for JSON
+    assert answers["equal_answers"] == 4 / 7
     # An image of equal answers has the error (2 - 1)^2, another one 2^2 + 1^2.
     variance = np.square(ann_outputs - ann_outputs.mean(0)).sum()
-    np.testing.assert_allclose(found["output_error"], (4 * 1 + 3 * 5) / variance)
+    np.testing.assert_allclose(answers["output_error"], (4 * 1 + 3 * 5) / variance)
     np.testing.assert_array_equal(devices.outputs(fn, {}, images), images)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import snnjax
 from experiments.report.results import (
-    BESIDE_ANN,
+    AGREEMENT,
     COSTS,
     Result,
     accuracy_table,
@@ -152,15 +152,15 @@ def _add_row(network: NetworkResults, result: Result) -> None:
     for row in network.results:
         if (row.name, row.wait, row.steps) != key:
             continue
-        if _without_older_gaps(row) != _without_older_gaps(result):
+        if _comparable(row) != _comparable(result):
             title = f"{line_name(result)}, T = {result.steps} of {network.name}"
             raise ValueError(_contradiction(title, ""))
         return
     network.results.append(result)
 
 
-def _without_older_gaps(result: Result) -> Result:
-    """The row without seconds, and without what older files do not have."""
+def _comparable(result: Result) -> Result:
+    """The row without its seconds, and without numbers that older files lack."""
     return result._replace(seconds=0.0, equal_answers=None, output_errors=None)
 
 
@@ -260,7 +260,7 @@ SUMMARY = (
     "T",
     "latency",
     "accuracy %",
-    *BESIDE_ANN,
+    *AGREEMENT,
     QUANTIZED,
     "ANN %",
     "spikes",
@@ -345,7 +345,7 @@ def _stacked(
 ) -> str:
     """One table; the name of a network is beside its first row.
 
-    What a file has not is left out, see `without_unknown_columns`.
+    Columns that no row has a number in are left out, see `without_unknown_columns`.
     """
     lines = []
     for network, rows in zip(networks, rows_of_networks, strict=True):

@@ -235,10 +235,10 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def without_unknown_columns(
     head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """The table without those columns of `BESIDE_ANN` that no row has a number in."""
+    """The table without those columns of `AGREEMENT` that no row has a number in."""
     kept = []
     for column, title in enumerate(head):
-        if title not in BESIDE_ANN or any(row[column] for row in rows):
+        if title not in AGREEMENT or any(row[column] for row in rows):
             kept.append(column)
     titles = [head[column] for column in kept]
     return titles, [[row[column] for column in kept] for row in rows]
@@ -280,14 +280,14 @@ def accuracy_table(
 
 
 # Columns that older results leave empty.
-BESIDE_ANN = ("equal %", "error")
+AGREEMENT = ("equal %", "error")
 COSTS = (
     "recipe",
     "wait",
     "T",
     "latency",
     "accuracy %",
-    *BESIDE_ANN,
+    *AGREEMENT,
     "bits",
     "spikes",
     "SynOps M",
@@ -331,10 +331,10 @@ def _energy_percent(estimate: tuple[float, float]) -> str:
 
 # ------------------------------------------------------------------------ files
 
-ABOUT_BESIDE_ANN = """\
+ABOUT_AGREEMENT = """\
 `equal %`: answers of the SNN that are those of the ANN, right or wrong. `error`: of the
-outputs, |y_snn - y_ann|^2 / |y_ann - mean|^2, both summed over images. They are of the
-images of the accuracy.
+outputs, |y_snn - y_ann|^2 / |y_ann - mean|^2, each sum over the images that the
+accuracy is measured on.
 """
 ABOUT_COSTS = """\
 A number behind ± is the standard deviation over draws of calibration images.
@@ -435,8 +435,8 @@ def tables_of(facts: dict, results: Sequence[Result]) -> str:
     )
     cost_rows = [[*cost_cells(result), f"{result.seconds:.1f}"] for result in results]
     titles, rows = without_unknown_columns([*COSTS, "s"], cost_rows)
-    if set(BESIDE_ANN) & set(titles):
-        parts.append(ABOUT_BESIDE_ANN)
+    if set(AGREEMENT) & set(titles):
+        parts.append(ABOUT_AGREEMENT)
     parts.append(markdown_table(titles, rows))
     return "\n".join(parts)
 

@@ -87,7 +87,7 @@ def convert(
             thousandth.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
             default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
-            needs fewest steps, for two steps with base 3.
+            needs fewest steps; with two steps, base 3 is more accurate than base 2.
         chip: a profile, e.g. ``snnjax.deploy.speck()``, for whose neurons the SNN is
             made: code, model and one threshold per layer follow from it where they are
             not given. `snnjax.deploy.report` says what the chip makes of the result.

@@ -34,9 +34,8 @@ from snnjax.snn import SNN, models_of_sites
 ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # A wait is long enough if the squared error of the outputs is at most twice that of a
 # wait of T - 1: a factor that costs little accuracy, where three times was too much. It
-# may add at most a twentieth of the outputs' size: where the error is large, twice of
-# it costs much. A wait with an error of a thousandth, which no answer notices, is long
-# enough, too.
+# may add at most a twentieth of the outputs' size, since to double a large error costs
+# much. An error of a thousandth, which no answer notices, is small enough in any case.
 _ERROR_FACTOR = 2.0
 _ADDED_ERROR = 0.05
 _NEGLIGIBLE_ERROR = 1e-3
@@ -263,7 +262,7 @@ def shortest_sufficient_wait(
 ) -> tuple[int, dict[int, float]]:
     """The first wait whose error is near that of the longest, or negligible.
 
-    Near is at most twice as large, and larger by at most a twentieth.
+    It is near if it is at most twice as large, and larger by at most a twentieth.
 
     Args:
         error_at: wait -> squared error of the outputs.

@@ -39,7 +39,7 @@ def output_error(calibration: Calibration, boundary: Boundary) -> float:
     ann_stage = calibration.run_ann(-1, boundary.activations)
     snn_stage = calibration.run_snn(-1, boundary.spikes, boundary.params)
     for ann_results, snn_results in zip(ann_stage, snn_stage, strict=True):
-        check_outputs_finite(network, ann_results.outputs)
+        _check_outputs(network, ann_results.outputs)
         answers = _answers(calibration, snn_results.outputs)
         for number, exact in enumerate(ann_results.outputs):
             has_error = network.outputs[number] in network.dependent
@@ -53,7 +53,7 @@ def output_error(calibration: Calibration, boundary: Boundary) -> float:
     return sum(errors) / max(1, len(errors))
 
 
-def check_outputs_finite(network: Network, outputs: Sequence[jax.Array]) -> None:
+def _check_outputs(network: Network, outputs: Sequence[jax.Array]) -> None:
     """Raise unless the ANN's outputs of a micro-batch are finite."""
     for name, output in zip(network.output_names(), outputs, strict=True):
         label = f" {name!r}" if name else ""

@@ -57,7 +57,6 @@ class Window(NamedTuple):
         """Zeros before and behind x; negative: elements that no window reads."""
         # Equal padding is taken where it gives the same results, since NIR and some
         # chips have no other. Zeros behind x that no window reads do not matter.
-        # Where the windows allow equal padding, it is taken: some chips have no other.
         if self.fits(self.extent, front=0):
             return self.low, self.low
         read_size = (self.results - 1) * self.stride + self.extent  # by all windows
