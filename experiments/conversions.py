@@ -373,7 +373,8 @@ def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
 def counter(fn: Callable) -> Callable:
     """Jitted: (SNN, images, labels) -> right answers after 1..T steps, int [T].
 
-    It needs no ANN, unlike `comparison`. The answer after t steps is that of the mean of the first t outputs.
+    It needs no ANN, unlike `comparison`. The answer after t steps is that of the mean
+    of the first t outputs.
     """
 
     @jax.jit
