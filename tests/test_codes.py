@@ -496,6 +496,8 @@ def test_levels_that_leave_gaps_are_warned_of():
     zone = integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
     with pytest.warns(UserWarning, match="recommended.* and a dead zone of 0.5"):
         converted_relu(code=codes.radix(base=3), model=zone)
+    with pytest.warns(UserWarning, match="recommended: weights that fall more slowly"):
+        converted_relu(code=codes.weighted((1, 0.3, 0.1)))
     for base, levels, has_gaps in (
         (2, (-1, 1), False),
         (3, (-1, 1), False),

@@ -33,11 +33,21 @@ def warn_of_digits(code: Code, models: Any, steps: int) -> None:
                 "fewer steps"
             )
         if code.has_gaps(model.levels, model.dead_zone, steps):
+            usual_zone = code.dead_zone(code.levels)
+            remedy = (
+                f"the levels {code.levels} and a dead zone of {usual_zone:.3g}, or a "
+                "smaller base"
+            )
+            # Weights of the user's may fall so fast that no usual neuron follows them.
+            if code.has_gaps(code.levels, usual_zone, steps):
+                remedy = (
+                    "weights that fall more slowly, levels that reach further, or a "
+                    "smaller dead zone"
+                )
             warn(
                 f"with the levels {model.levels} and a dead zone of "
                 f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
-                f"a neuron can send; recommended: the levels {code.levels} and a dead "
-                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base"
+                f"a neuron can send; recommended: {remedy}"
             )
 
 
