@@ -81,7 +81,7 @@ def fit_and_run(fn, params, x, recipe=RECIPES["light"], steps=STEPS, **options):
 @pytest.fixture
 def in_groups_of(monkeypatch):
     """Called with a number, it sets how many images are computed at a time."""
-    here = snnjax.conversion.convert, "_micro_batch_size"
+    here = snnjax.conversion.engine.start, "_micro_batch_size"
     return lambda size: monkeypatch.setattr(*here, lambda *_, **__: size)
 
 

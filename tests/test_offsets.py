@@ -183,7 +183,7 @@ def test_an_offset_is_no_spike_and_no_addition(largest):
 
 def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
-    module = snnjax.conversion.convert
+    module = snnjax.conversion.engine.start
     monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 16)
     options = {"steps": STEPS, "model": SIGNED, "recipe": WITH}
     parts = snnjax.convert(gelu_network, PARAMS, X, **options)

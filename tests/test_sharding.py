@@ -194,7 +194,7 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     options = {"steps": FEW, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
-    module = snnjax.conversion.convert
+    module = snnjax.conversion.engine.start
     monkeypatch.setattr(module, "_micro_batch_size", lambda *_, **__: 5)
     shared = snnjax.convert(net.fn, net.params, on_devices(x, devices), **options)
     assert_close(shared, alone, rtol=1e-4, atol=1e-4)

@@ -8,8 +8,7 @@ recipe (``recipes.py``) out in sweeps (``engine/``), by calibrators
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -23,25 +22,14 @@ from snnjax._trees import shapes_of
 from snnjax._types import Per
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion import cautions
-from snnjax.conversion.engine.ann import AnnPass, pass_ann
-from snnjax.conversion.engine.calibration import Calibration, Parts
-from snnjax.conversion.engine.segments import Results
-from snnjax.conversion.images import CalibrationImages, place_images
+from snnjax.conversion.engine.start import start
+from snnjax.conversion.images import place_images
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
 from snnjax.conversion.search import search
 from snnjax.network.capture.capture import capture
-from snnjax.network.equations import Network
-from snnjax.network.sites import Site
-from snnjax.network.stages import Stage, stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
-from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN, check_models, models_of_sites
-
-# The currents of the largest site in one micro-batch, over all T steps.
-_MICRO_BATCH_BYTES = 2**24
-# The values between the stages of the ANN, for all images.
-_ANN_BYTES = 2**30
 
 
 @called_as("snnjax.convert(fn, params, x, steps=..., ...)")
@@ -147,7 +135,7 @@ def convert(
     for site in sites:
         neurons = model_of(models, site.name).init(site.shape)
         fresh_neurons[site.name] = on_host(neurons)
-    calibration = _calibration(
+    calibration = start(
         network=network,
         snn=SNN(params, fresh_neurons, steps, wait, models, code),
         images=images,
@@ -219,92 +207,3 @@ def _waits(code: Code, models: Any, steps: int, wait: int | None) -> tuple[int, 
     waits = [code.least_wait(model.levels, steps) for model in models_in(models)]
     shortest = max(waits, default=0)
     return shortest, max(shortest, code.longest_wait(steps))
-
-
-def _calibration(
-    *,
-    network: Network,
-    snn: SNN,
-    images: CalibrationImages,
-    sites: Sequence[Site],
-    wait: int,
-    weigh_errors: bool,
-) -> Calibration:
-    """What sweeps begin with: the network in stages, and the images in micro-batches.
-
-    Args:
-        snn: the trained parameters, with fresh neurons.
-        sites: those that fire.
-        weigh_errors: whether a recipe is known to ask for the effects of errors.
-    """
-    assert snn.steps is not None
-    steps = snn.steps
-    code = snn.code
-    sums_suffice = needs_no_time(code, steps, wait, models_in(snn.model))
-    steps_at_once = 1 if sums_suffice else steps
-    batches = images.micro_batches(_micro_batch_size(sites, steps_at_once))
-    network_stages = stages(network)
-    # Where devices share the images, stages are computed one by one (`segments.run`),
-    # each device its own images. `pass_ann` does not say where its results lie.
-    keep_results = images.batch_sharding is None and _fits_in_memory(
-        network, network_stages, images.count
-    )
-
-    @functools.cache
-    def ann_pass(with_effects: bool) -> AnnPass:
-        return pass_ann(
-            network,
-            network_stages,
-            snn.params,
-            code,
-            batches,
-            keep_results=keep_results,
-            with_effects=with_effects,
-        )
-
-    batches_of_inputs: Parts = {variable: [] for variable in network.x}
-    for batch in batches:
-        for variable, array in network.inputs(batch.images).items():
-            batches_of_inputs[variable].append(array)
-
-    def effects() -> dict[str, list[jax.Array]]:
-        return ann_pass(True).effects
-
-    # If a recipe asks for effects, both functions call `ann_pass` with True, and the
-    # cache computes one pass for both. Otherwise a pass without effects is cheaper.
-    def ann_results() -> list[list[Results]]:
-        return ann_pass(weigh_errors).results
-
-    return Calibration(
-        network=network,
-        stages=network_stages,
-        ann_params=network.arguments(snn.params),
-        snn=snn,
-        steps=steps,
-        wait=wait,
-        batch_sharding=images.batch_sharding,
-        images=batches_of_inputs,
-        batch_sizes=tuple(len(batch.numbers) for batch in batches),
-        effects=effects,
-        ann_results=ann_results if keep_results else None,
-        curves={},
-    )
-
-
-def _fits_in_memory(
-    network: Network, network_stages: Sequence[Stage], image_count: int
-) -> bool:
-    """Whether memory holds what all stages of the ANN compute for these images."""
-    variables = set()
-    for stage in network_stages[:-1]:
-        variables.update((stage.output, *stage.carried))
-    size_of_one = sum(
-        math.prod(network.avals[variable].shape) for variable in variables
-    )
-    return 4 * image_count * size_of_one <= _ANN_BYTES
-
-
-def _micro_batch_size(sites: Sequence[Site], steps_at_once: int) -> int:
-    """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
-    largest_site = max(math.prod(site.shape) for site in sites)
-    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest_site))

@@ -93,11 +93,19 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     [[0. 1.]]
     """
 
+    # Sites of the new function have the names that they have in fn.
+    def named_rule(site, x, *operands):
+        path, _, _ = site.name.rpartition("/")
+        if not path:
+            return rule(site, x, *operands)
+        with jax.named_scope(path):
+            return rule(site, x, *operands)
+
     @functools.wraps(fn)
     def evaluated(params, x):
         network = capture(fn, params, x)
         values = network.arguments(params, x)
-        evaluate(network.equations, values, rule)
+        evaluate(network.equations, values, named_rule)
         return network.results(values)
 
     return evaluated

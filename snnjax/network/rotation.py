@@ -1,0 +1,268 @@
+"""Rotations: an encoder sends x H in place of x, and the kernel behind it has H W.
+
+    (x H) (H W) = x W,    H symmetric, H H = 1, entries +-1 / sqrt(m) in blocks of m
+
+Channels with rare large values share them, so that thresholds need not clip them. H is
+Hadamard's matrix (Sylvester, 1867) once for each block of m channels, the largest power
+of two that divides their number. Source of the rotation for quantized activations:
+Ashkboos et al., QuaRot, NeurIPS 2024.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import wide
+from snnjax._trees import paths_of
+from snnjax.activations import encode
+from snnjax.network.capture.capture import with_activation
+from snnjax.network.capture.facts import Facts
+from snnjax.network.capture.primitives import REARRANGEMENTS, moved
+from snnjax.network.equations import Equation, Network, Static, shape_of
+from snnjax.network.evaluate import identity
+from snnjax.network.sites import Site
+
+# H is a product of matrices of at most this size, which keeps the network's equations
+# few. One matrix of size m would need m / log2 m times as many additions.
+_LARGEST_FACTOR = 8
+_SMALLEST_BLOCK = 4  # a block of two channels spreads nothing
+
+
+class Rotation(NamedTuple):
+    """How one encoder is rotated.
+
+    Attributes:
+        block: m, the channels that share their values, a power of two.
+        kernels: path of each kernel behind the encoder -> axis of its inputs, from 0.
+    """
+
+    block: int
+    kernels: dict[str, int]
+
+
+def rotations(network: Network) -> dict[str, Rotation | str]:
+    """Name of each firing site -> its rotation, or why it has none."""
+    facts = Facts(network)
+    kernels = _kernels(facts)
+    results: dict[str, Rotation | str] = {}
+    for equation in network.equations:
+        if equation.fires:
+            results[equation.place.name] = _rotation(facts, kernels, equation)
+    return results
+
+
+def rotated_params(
+    params: chex.ArrayTree, site_rotations: Mapping[str, Rotation]
+) -> chex.ArrayTree:
+    """The parameters with H W in place of every kernel W behind a rotated encoder."""
+    axes = {}
+    for rotation in site_rotations.values():
+        for path, axis in rotation.kernels.items():
+            axes[path] = (axis, rotation.block)
+    leaves, structure = jax.tree_util.tree_flatten(params)
+    rotated_leaves = []
+    for path, leaf in zip(paths_of(params), leaves, strict=True):
+        if path in axes:
+            # A narrow type would round every sum.
+            leaf = rotated(wide(leaf), *axes[path]).astype(leaf.dtype)
+        rotated_leaves.append(leaf)
+    return jax.tree_util.tree_unflatten(structure, rotated_leaves)
+
+
+def with_rotations(fn: Callable, site_rotations: Mapping[str, Rotation]) -> Callable:
+    """``fn`` whose encoders at these sites send x H, for `rotated_params`."""
+
+    def rule(site: Site, x: jax.Array, *operands: Any) -> Any:
+        if site.name not in site_rotations:
+            return identity(site, x, *operands)
+        block = site_rotations[site.name].block
+        return encode(rotated(x, site.channel, block))
+
+    return with_activation(fn, rule)
+
+
+def rotated(x: Any, axis: int, block: int) -> jax.Array:
+    """x H along an axis: [..., C, ...] of the same shape and type.
+
+        H_m = H_f (x) H_m/f,    H_2 = (1  1; 1 -1) / sqrt(2)
+
+    (x) is the Kronecker product. The numbers along the axis are an array [C / m, f, f,
+    ..] of m = f f .., and H_f is applied along each axis of size f. Twice the rotation
+    gives x again, to rounding.
+
+    Args:
+        x: floating point.
+        axis: of x.
+        block: m, a power of two that divides C.
+
+    >>> print(rotated(jnp.array([4.0, 0.0, 0.0, 0.0]), axis=0, block=4))
+    [2. 2. 2. 2.]
+    """
+    x = jnp.asarray(x)
+    axis %= x.ndim
+    shape = x.shape
+    before = shape[:axis]
+    after = shape[axis + 1 :]
+    outer = shape[axis] // block
+    remaining = block
+    while remaining > 1:
+        factor = min(_LARGEST_FACTOR, remaining)
+        remaining //= factor
+        x = x.reshape(*before, outer, factor, 1, remaining, *after)
+        signs = _hadamard(factor).reshape(factor, factor, *(1 for _ in (0, *after)))
+        x = (x * signs.astype(x.dtype)).sum(axis + 1)
+        outer *= factor
+    return x.reshape(shape)
+
+
+def _hadamard(size: int) -> np.ndarray:
+    """H of a power of two, [size, size]."""
+    matrix = np.ones((1, 1), np.float32)
+    for _ in range(int(math.log2(size))):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / math.sqrt(size)
+
+
+# ------------------------------------------------------------- which encoders have one
+
+
+class _Use(NamedTuple):
+    """An equation that reads a variable, or a rearrangement of its numbers.
+
+    Attributes:
+        result: first output of the equation; None: the numbers are an output of the
+            network.
+        variable: its input.
+        axis: of this input, from 0; None: the axis is none of its axes any more.
+    """
+
+    result: int | None
+    variable: int
+    axis: int | None
+
+
+def _rotation(
+    facts: Facts, kernels: Mapping[_Use, tuple[int, int]], site_equation: Equation
+) -> Rotation | str:
+    """The rotation of a site, or why it has none."""
+    site = site_equation.place
+    if not site.is_encoder:
+        return "a ReLU, whose neurons rectify each channel by itself"
+    channel_count = site.shape[site.channel] if site.shape else 1
+    block = channel_count & -channel_count
+    if block < _SMALLEST_BLOCK:
+        return f"{channel_count} channels, of which no power of two from 4 on is a part"
+    (spikes,) = site_equation.outputs
+    channel = site.channel + len(shape_of(facts.program.avals, spikes))
+    uses = list(_uses(facts, spikes, channel))
+    products = [use.result for use in uses]
+    axes = {}
+    for use in uses:
+        kernel = _kernel(facts, kernels, use)
+        if kernel is None:
+            reader = _described(facts, use)
+            return f"its spikes go to {reader}, and not to a kernel alone"
+        variable, axis = kernel
+        path = facts.program.parameters[variable]
+        for kernel_use in _uses(facts, variable, axis):
+            if kernel_use.result not in products:
+                return f"its kernel {path} has another input, too"
+        axes[path] = axis
+    return Rotation(block, axes)
+
+
+def _uses(facts: Facts, variable: int, axis: int | None) -> Iterator[_Use]:
+    """What reads a variable, or a rearrangement of its numbers."""
+    if variable in facts.program.outputs:
+        yield _Use(None, variable, axis)
+    for reader in facts.readers.get(variable, []):
+        is_move = reader.site is None and reader.name in REARRANGEMENTS
+        if not is_move or len(reader.inputs) != 1:
+            yield _Use(reader.outputs[0], variable, axis)
+            continue
+        (result,) = reader.outputs
+        yield from _uses(facts, result, _moved_axis(facts, reader, axis))
+
+
+def _moved_axis(facts: Facts, move: Equation, axis: int | None) -> int | None:
+    """The axis that an axis becomes by a rearrangement, from 0; None for none."""
+    if axis is None:
+        return None
+    avals = facts.program.avals
+    return moved(
+        move.name,
+        move.options,
+        axis,
+        shape_of(avals, move.inputs[0]),
+        shape_of(avals, move.outputs[0]),
+    )
+
+
+def _described(facts: Facts, use: _Use) -> str:
+    """What reads the spikes, for a sentence."""
+    if use.result is None:
+        return "an output of the network"
+    reader = facts.makers[use.result]
+    return reader.name if reader.site is None else reader.site.kind
+
+
+def _kernel(
+    facts: Facts, kernels: Mapping[_Use, tuple[int, int]], use: _Use
+) -> tuple[int, int] | None:
+    """The kernel that is summed with spikes over their channels, and its axis of these.
+
+    None if the equation is no product, does not sum over the channels, or has a kernel
+    that is computed of parameters in another way than by moving the numbers of one.
+
+    Args:
+        kernels: all that parameters are used for, see `_kernels`.
+        use: of the channels of an encoder.
+    """
+    if use.result is None or use.axis is None:
+        return None
+    product = facts.makers[use.result]
+    if not facts.is_product(product):
+        return None
+    position = product.inputs.index(use.variable)
+    operand = product.inputs[1 - position]
+    kernel_axis = _axis_of_kernel(product, position, use.axis)
+    if kernel_axis is None or isinstance(operand, Static):
+        return None
+    return kernels.get(_Use(use.result, operand, kernel_axis))
+
+
+def _kernels(facts: Facts) -> dict[_Use, tuple[int, int]]:
+    """Use of a parameter, moved or as it is -> the parameter, and its axis."""
+    kernels = {}
+    for parameter in facts.program.parameters:
+        for axis in range(len(shape_of(facts.program.avals, parameter))):
+            for use in _uses(facts, parameter, axis):
+                kernels[use] = (parameter, axis)
+    return kernels
+
+
+def _axis_of_kernel(product: Equation, position: int, channel: int) -> int | None:
+    """The axis of a product's kernel that meets the channels of its other operand.
+
+    Args:
+        product: a matrix product or a convolution.
+        position: of the operand with the channels, 0 or 1.
+        channel: its axis, from 0.
+    """
+    options = product.options
+    if product.name == "dot_general":
+        contracted_axes, _ = options["dimension_numbers"]
+        axes = contracted_axes[position]
+        if channel not in axes:
+            return None
+        return contracted_axes[1 - position][tuple(axes).index(channel)]
+    image_spec, kernel_spec, _ = options["dimension_numbers"]
+    groups = options["feature_group_count"] * options["batch_group_count"]
+    if position != 0 or groups != 1 or channel != image_spec[1]:
+        return None
+    return kernel_spec[1]

@@ -1,0 +1,280 @@
+"""Rotations: (x H) (H W) = x W, of encoders whose kernels can take the rotation.
+
+The oracle of H is the Kronecker power of [[1, 1], [1, -1]] in NumPy; that of a rotated
+network is the network itself.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import compiled
+
+import snnjax
+from snnjax import calibrators
+from snnjax.network.capture.capture import capture
+from snnjax.network.rotation import (
+    Rotation,
+    rotated,
+    rotated_params,
+    rotations,
+    with_rotations,
+)
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(48, 8)))
+SEQUENCES = np.float32(RNG.normal(size=(6, 5, 8)))
+IMAGES = np.float32(RNG.normal(size=(4, 6, 6, 8)))
+RADIX = snnjax.codes.radix()
+
+
+def normal(*shape):
+    return np.float32(RNG.normal(size=shape) / np.sqrt(shape[0]))
+
+
+PARAMS = {
+    "up": normal(8, 12),
+    "gate": normal(8, 12),
+    "down": normal(12, 4),
+    "transposed": normal(4, 12),
+    "odd": normal(8, 6),
+    "after odd": normal(6, 4),
+    "scale": normal(12),
+    "convolution": normal(3, 3, 8, 4).reshape(3, 3, 8, 4),
+    "depthwise": normal(3, 3, 1, 8),
+    "square": normal(8, 8),
+}
+
+
+def gated(p, x):
+    return jax.nn.silu(x @ p["gate"]) * (x @ p["up"])
+
+
+# ----------------------------------------------------------------------------- H itself
+
+
+@pytest.mark.parametrize("block", [4, 8, 16, 64, 512])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_h_is_hadamards_matrix_in_blocks(block, axis):
+    h = np.ones((1, 1))
+    while len(h) < block:
+        h = np.kron(h, [[1, 1], [1, -1]]) / np.sqrt(2)
+    shape = [2, 3, 2]
+    shape[axis] = 3 * block
+    x = np.float32(RNG.normal(size=shape))
+    blocks = np.moveaxis(x, axis, -1).reshape(-1, 3, block)
+    expected = (blocks @ h).reshape(np.moveaxis(x, axis, -1).shape)
+    result = rotated(x, axis, block)
+    np.testing.assert_allclose(result, np.moveaxis(expected, -1, axis), atol=1e-5)
+    np.testing.assert_allclose(rotated(result, axis, block), x, atol=1e-5)
+
+
+# ---------------------------------------------------- networks that stay what they were
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(2)(y, y)
+        return nn.Dense(4)(nn.gelu(nn.Dense(16)(nn.LayerNorm()(x))))
+
+
+def shared_encoder(p, x):
+    y = jnp.tanh(x @ p["square"])
+    return (y @ p["gate"]) + y.reshape(-1, 8) @ p["up"]
+
+
+ROTATED = {  # fn, params, x, paths of the kernels and axes that rotate
+    "a gate": (lambda p, x: gated(p, x) @ p["down"], PARAMS, X, {"down": 0}),
+    "a transposed kernel": (
+        lambda p, x: gated(p, x) @ p["transposed"].T,
+        PARAMS,
+        X,
+        {"transposed": 1},
+    ),
+    "several kernels": (shared_encoder, PARAMS, X, {"gate": 0, "up": 0}),
+    "a convolution": (
+        lambda p, x: jax.lax.conv_general_dilated(
+            jnp.tanh(x @ p["square"]),
+            p["convolution"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ),
+        PARAMS,
+        IMAGES,
+        {"convolution": 2},
+    ),
+    "an encoder of the user's": (
+        lambda p, x: snnjax.encode(jax.nn.relu(x @ p["up"])) @ p["down"],
+        PARAMS,
+        X,
+        {"down": 0},
+    ),
+    "a transformer": (
+        Transformer().apply,
+        Transformer().init(jax.random.key(0), SEQUENCES),
+        SEQUENCES,
+        {
+            "params/MultiHeadDotProductAttention_0/out/kernel": 1,
+            "params/Dense_0/kernel": 0,
+            "params/Dense_1/kernel": 0,
+        },
+    ),
+}
+
+
+def possible(fn, params, x):
+    network = capture(fn, params, jax.eval_shape(lambda: x))
+    return {
+        name: rotation
+        for name, rotation in rotations(network).items()
+        if isinstance(rotation, Rotation)
+    }
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_a_rotated_network_computes_what_it_did(name):
+    fn, params, x, kernels = ROTATED[name]
+    all_rotations = possible(fn, params, x)
+    rotated_kernels = {}
+    for rotation in all_rotations.values():
+        rotated_kernels |= rotation.kernels
+    assert rotated_kernels == kernels
+    new_fn = with_rotations(fn, all_rotations)
+    new_params = rotated_params(params, all_rotations)
+    before = jax.jit(fn)(params, x)
+    np.testing.assert_allclose(jax.jit(new_fn)(new_params, x), before, atol=1e-5)
+    # The kernels did change, so that the encoders' rotation is what makes up for it.
+    assert abs(before - jax.jit(fn)(new_params, x)).max() > 0.01
+    firing = [site for site in snnjax.sites(fn, params, x) if site.fires]
+    new_firing = [site for site in snnjax.sites(new_fn, new_params, x) if site.fires]
+    assert [site.name for site in firing] == [site.name for site in new_firing]
+    assert [site.shape for site in firing] == [site.shape for site in new_firing]
+
+
+NOT_ROTATED = {  # fn, x, part of the reason at its last site that fires
+    "a ReLU": (lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"], X, "a ReLU"),
+    "an odd number of channels": (
+        lambda p, x: jnp.tanh(x @ p["odd"]) @ p["after odd"],
+        X,
+        "6 channels",
+    ),
+    "a kernel that is scaled": (
+        lambda p, x: gated(p, x) @ (p["scale"][:, None] * p["down"]),
+        X,
+        "dot_general, and not to a kernel alone",
+    ),
+    "a tied kernel": (
+        lambda p, x: jnp.tanh(x @ p["square"]) @ p["square"],
+        X,
+        "kernel square has another input",
+    ),
+    "a depthwise convolution": (
+        lambda p, x: jax.lax.conv_general_dilated(
+            jnp.tanh(x @ p["square"]),
+            p["depthwise"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=8,
+        ),
+        IMAGES,
+        "conv_general_dilated, and not to a kernel alone",
+    ),
+    "an output": (
+        lambda p, x: snnjax.encode(gated(p, x)),
+        X,
+        "an output of the network",
+    ),
+    "a product of activations": (
+        lambda p, x: (x @ p["square"]) @ snnjax.encode(jnp.tanh(x)).mT,
+        SEQUENCES,
+        "product, and not to a kernel alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ROTATED)
+def test_an_encoder_that_cannot_be_rotated_says_why(name):
+    fn, x, reason = NOT_ROTATED[name]
+    network = capture(fn, PARAMS, jax.eval_shape(lambda: x))
+    *_, last = rotations(network).values()
+    assert reason in last
+    result = snnjax.rotate(fn, PARAMS, x, steps=4, code=RADIX)
+    assert result.fn is fn
+    jax.tree.map(np.testing.assert_array_equal, result.params, PARAMS)
+    assert reason in str(result.sites)
+
+
+# ------------------------------------------------------------------- the price decides
+
+
+HEAVY_X = np.float32(RNG.normal(size=(256, 8)))
+HEAVY_PARAMS = {"up": normal(8, 64), "down": normal(64, 4)}
+
+
+def heavy(p, x):
+    """Cubes of normal numbers: few are large."""
+    return (x @ p["up"]) ** 3 @ p["down"]
+
+
+def rotated_heavy(**options):
+    return snnjax.rotate(heavy, HEAVY_PARAMS, HEAVY_X, steps=6, code=RADIX, **options)
+
+
+@functools.cache
+def outcome(price, is_rotated):
+    fn, params = heavy, HEAVY_PARAMS
+    before = fn(params, HEAVY_X)
+    if is_rotated:
+        fn, params, _ = rotated_heavy(price=price)
+    snn = snnjax.convert(
+        fn,
+        params,
+        HEAVY_X,
+        steps=6,
+        code=RADIX,
+        recipe=snnjax.Recipe(
+            [calibrators.priced_threshold(price), calibrators.half_charge()]
+        ),
+        wait=5,
+    )
+    error = ((compiled(fn)(snn, HEAVY_X).mean(0) - before) ** 2).sum()
+    spikes = snnjax.measure(fn, snn, HEAVY_X, params=params).spikes
+    return float(error / (before**2).sum()), float(spikes)
+
+
+def test_a_rotation_lowers_the_error_of_heavy_tails_for_more_spikes():
+    error, spikes = outcome(0.0, is_rotated=False)
+    rotated_error, rotated_spikes = outcome(0.0, is_rotated=True)
+    assert rotated_error < 0.8 * error
+    assert rotated_spikes > spikes
+
+
+def test_a_high_price_refuses_the_rotation():
+    for price, count in ((0.0, 1), (1.0, 0)):
+        sites = rotated_heavy(price=price).sites
+        assert f"{count} of 1 sites are rotated" in str(sites)
+
+
+def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
+    fn, params, _ = rotated_heavy()
+    snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX)
+    snnjax.save(tmp_path / "snn.safetensors", snn)
+    restored = snnjax.load(tmp_path / "snn.safetensors").snn
+    np.testing.assert_array_equal(
+        compiled(fn)(restored, HEAVY_X), compiled(fn)(snn, HEAVY_X)
+    )
+
+
+def test_a_closed_form_of_a_rotated_network_is_its_time_loop():
+    fn, params, _ = rotated_heavy()
+    snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX, wait=5)
+    in_time = compiled(fn)(snn, HEAVY_X).mean(0)
+    closed = jax.jit(snnjax.spiking(fn, answer=True))(snn, HEAVY_X)
+    np.testing.assert_allclose(closed, in_time, rtol=1e-5, atol=1e-5)
