@@ -77,7 +77,7 @@ from snnjax.conversion.recipes import (
     percentile,
     quantized,
 )
-from snnjax.conversion.rotation import rotate
+from snnjax.conversion.rotation import rotation
 from snnjax.measures import accuracy, energy, measure
 from snnjax.network import ConversionError, in_dtype, sites
 from snnjax.neurons import integrate_and_fire, lif
@@ -120,7 +120,7 @@ __all__ = [
     "percentile",
     "quantized",
     "quantized_relu",
-    "rotate",
+    "rotation",
     "save",
     "sharding",
     "simulation",

@@ -17,10 +17,10 @@ import snnjax
 from snnjax import calibrators
 from snnjax.network.capture.capture import capture
 from snnjax.network.rotation import (
-    Rotation,
+    SiteRotation,
     rotated,
     rotated_params,
-    rotations,
+    site_rotations,
     with_rotations,
 )
 
@@ -132,8 +132,8 @@ def possible(fn, params, x):
     network = capture(fn, params, jax.eval_shape(lambda: x))
     return {
         name: rotation
-        for name, rotation in rotations(network).items()
-        if isinstance(rotation, Rotation)
+        for name, rotation in site_rotations(network).items()
+        if isinstance(rotation, SiteRotation)
     }
 
 
@@ -203,12 +203,11 @@ NOT_ROTATED = {  # fn, x, part of the reason at its last site that fires
 def test_an_encoder_that_cannot_be_rotated_says_why(name):
     fn, x, reason = NOT_ROTATED[name]
     network = capture(fn, PARAMS, jax.eval_shape(lambda: x))
-    *_, last = rotations(network).values()
+    *_, last = site_rotations(network).values()
     assert reason in last
-    result = snnjax.rotate(fn, PARAMS, x, steps=4, code=RADIX)
-    assert result.fn is fn
-    jax.tree.map(np.testing.assert_array_equal, result.params, PARAMS)
-    assert reason in str(result.sites)
+    rotation = snnjax.rotation(fn, PARAMS, x, steps=4, code=RADIX)
+    assert rotation(fn, PARAMS) == (fn, PARAMS)
+    assert reason in str(rotation)
 
 
 # ------------------------------------------------------------------- the price decides
@@ -223,8 +222,8 @@ def heavy(p, x):
     return (x @ p["up"]) ** 3 @ p["down"]
 
 
-def rotated_heavy(**options):
-    return snnjax.rotate(heavy, HEAVY_PARAMS, HEAVY_X, steps=6, code=RADIX, **options)
+def rotation_of_heavy(**options):
+    return snnjax.rotation(heavy, HEAVY_PARAMS, HEAVY_X, steps=6, code=RADIX, **options)
 
 
 @functools.cache
@@ -232,7 +231,7 @@ def outcome(price, is_rotated):
     fn, params = heavy, HEAVY_PARAMS
     before = fn(params, HEAVY_X)
     if is_rotated:
-        fn, params, _ = rotated_heavy(price=price)
+        fn, params = rotation_of_heavy(price=price)(fn, params)
     snn = snnjax.convert(
         fn,
         params,
@@ -258,12 +257,13 @@ def test_a_rotation_lowers_the_error_of_heavy_tails_for_more_spikes():
 
 def test_a_high_price_refuses_the_rotation():
     for price, count in ((0.0, 1), (1.0, 0)):
-        sites = rotated_heavy(price=price).sites
-        assert f"{count} of 1 sites are rotated" in str(sites)
+        rotation = rotation_of_heavy(price=price)
+        assert len(rotation.sites) == count
+        assert f"{count} of 1 sites are rotated" in str(rotation)
 
 
 def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
-    fn, params, _ = rotated_heavy()
+    fn, params = rotation_of_heavy()(heavy, HEAVY_PARAMS)
     snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX)
     snnjax.save(tmp_path / "snn.safetensors", snn)
     restored = snnjax.load(tmp_path / "snn.safetensors").snn
@@ -273,8 +273,16 @@ def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
 
 
 def test_a_closed_form_of_a_rotated_network_is_its_time_loop():
-    fn, params, _ = rotated_heavy()
+    fn, params = rotation_of_heavy()(heavy, HEAVY_PARAMS)
     snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX, wait=5)
     in_time = compiled(fn)(snn, HEAVY_X).mean(0)
     closed = jax.jit(snnjax.spiking(fn, answer=True))(snn, HEAVY_X)
     np.testing.assert_allclose(closed, in_time, rtol=1e-5, atol=1e-5)
+
+
+def test_a_function_without_the_rotated_sites_is_refused():
+    fn, params = rotation_of_heavy()(
+        lambda p, x: jax.nn.relu(x @ p["up"]), HEAVY_PARAMS
+    )
+    with pytest.raises(ValueError, match="no encoder 'down/encoder'.*snnjax.sites"):
+        fn(params, HEAVY_X)

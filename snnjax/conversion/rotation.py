@@ -8,15 +8,16 @@ the rotated ones (``snnjax.network.rotation``). A rotated encoder sends more spi
 smaller thresholds, with a smaller error. Source of the choice: ours.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 
 from snnjax._arrays import on_host
 from snnjax._checks import called_as, check_wait
 from snnjax._ranges import NOT_NEGATIVE
-from snnjax._text import Table
+from snnjax._text import Table, shown_as_table
 from snnjax._trees import shapes_of
 from snnjax.calibrators.spending import total
 from snnjax.codes import Code, check_code, rate
@@ -24,35 +25,71 @@ from snnjax.conversion.engine.start import start
 from snnjax.conversion.engine.sweep import survey
 from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.network.capture.capture import capture
-from snnjax.network.equations import Network
 from snnjax.network.rotation import (
-    Rotation,
+    SiteRotation,
     rotated_params,
-    rotations,
+    site_rotations,
     with_rotations,
 )
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.snn import SNN, models_of_sites
 
+# x H costs additions that J does not count, so that a rotation has to save this part
+# of J at least.
+_LEAST_GAIN = 0.1
 
-class Rotated(NamedTuple):
-    """The result of `rotate`.
+
+@shown_as_table
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """A transformation (fn, params) -> (fn, params), see `rotation`.
+
+    ``print`` shows a row for each firing site: the block of H, J before and after, and
+    whether it is rotated or why it cannot be.
 
     Attributes:
-        fn: the network; its rotated encoders send x H.
-        params: its parameters, of the same structure and shapes as before; kernels
-            behind rotated encoders are H W.
-        sites: a row for each firing site: the block of H, J before and after, and
-            whether it is rotated, or why it cannot be; ``print`` shows it.
+        sites: name of each rotated site -> its rotation.
+        costs: name of each firing site -> J as it is.
+        rotated_costs: name of each site that can be rotated -> J when it is.
+        reasons: name of each other site -> why it cannot be.
     """
 
-    fn: Callable
-    params: chex.ArrayTree
-    sites: Table
+    sites: Mapping[str, SiteRotation]
+    costs: Mapping[str, float]
+    rotated_costs: Mapping[str, float]
+    reasons: Mapping[str, str]
+
+    def __call__(
+        self, fn: Callable, params: chex.ArrayTree
+    ) -> tuple[Callable, chex.ArrayTree]:
+        """The rotated network: encoders send x H, and kernels behind them are H W.
+
+        Args:
+            fn: the network, or another function with the same sites, such as one that
+                takes a token at a time.
+            params: its parameters. Those of the result have the same shapes.
+        """
+        if not self.sites:
+            return fn, params
+        return with_rotations(fn, self.sites), rotated_params(params, self.sites)
+
+    def _table(self) -> Table:
+        rows = [("site", "block", "J", "J rotated", "")]
+        for name, cost in self.costs.items():
+            block = rotated_cost = ""
+            note = self.reasons.get(name, "")
+            if name in self.rotated_costs:
+                rotated_cost = f"{self.rotated_costs[name]:.2g}"
+            if name in self.sites:
+                block = str(self.sites[name].block)
+                note = "rotated"
+            rows.append((name, block, f"{cost:.2g}", rotated_cost, note))
+        count = f"{len(self.sites)} of {len(self.costs)} sites are rotated"
+        return Table(rows, below=count)
 
 
-@called_as("snnjax.rotate(fn, params, x, steps=..., ...)")
-def rotate(
+@called_as("snnjax.rotation(fn, params, x, steps=..., ...)")
+def rotation(
     fn: Callable,
     params: chex.ArrayTree,
     x: chex.ArrayTree,
@@ -60,36 +97,36 @@ def rotate(
     steps: int,
     code: Code | None = None,
     price: float | None = None,
-) -> Rotated:
-    """The same network, with encoders rotated where that pays.
+) -> Rotation:
+    """The rotation of a network's encoders, of those where it costs less than it saves.
 
         (x H) (H W) = x W,    H H = 1
 
     Some encoders have channels with rare large values, such as the products of a gated
     perceptron. A threshold then either clips these or rounds all others coarsely. x H
-    mixes m channels, Hadamard's matrix H over sqrt(m) for each block of m, the largest
-    power of two that divides their number. Its values are near a normal distribution,
-    which few steps encode better. They are rarely near zero, so there are more spikes:
-    a rotation buys steps, not spikes.
+    mixes m channels, where m is the largest power of two that divides their number, and
+    H is Hadamard's matrix over sqrt(m). The values of x H are near a normal
+    distribution, which few steps encode with a smaller error. They are rarely near
+    zero, so neurons send more spikes: a rotation saves steps, not spikes.
 
-    An encoder is rotated if its error of the outputs plus price times its spikes per
-    neuron is smaller with the rotation, by the curves of
-    `snnjax.calibrators.priced_threshold`. Outputs stay the same to rounding. Kernels
-    are changed once; x H costs log2 m additions per channel and inference, which no
-    measure counts.
+    An encoder is rotated if J, its error of the outputs plus price times its spikes per
+    neuron, is at least a tenth smaller with the rotation (by the curves of
+    `snnjax.calibrators.priced_threshold`). The outputs of the network stay the same, to
+    rounding. x H costs log2 m additions per channel and inference, which
+    `snnjax.measure` does not count.
 
-    Only encoders can be rotated, and only those whose spikes go to kernels of their own
-    that sum over the channels: ReLUs rectify each channel by itself.
+    Only encoders can be rotated, and only those whose spikes go to kernels that sum
+    over the channels and have no other input. A ReLU rectifies each channel by itself.
 
     Args:
-        fn, params, x: as in `snnjax.convert`. Give the ``fn`` and ``params`` of the
-            result to `snnjax.convert` and all that follows.
+        fn, params, x: as in `snnjax.convert`.
         steps: T, for which the network will be converted.
         code: as in `snnjax.convert`.
         price: >= 0, of a spike; `snnjax.codes.Code.default_price` by default.
 
     Returns:
-        (fn, params, sites), a `Rotated`.
+        A `Rotation`, a transformation of functions and parameters. Give its results to
+        `snnjax.convert` and to all that follows.
 
     Raises:
         snnjax.ConversionError, ValueError: as `snnjax.convert`.
@@ -106,77 +143,79 @@ def rotate(
     >>> for key, (name, shape) in zip(keys, shapes.items()):
     ...     params[name] = jax.random.normal(key, shape)
     >>> x = jax.random.normal(keys[3], (64, 8))
-    >>> code = snnjax.codes.radix()
-    >>> rotated_fn, rotated_params, sites = rotate(fn, params, x, steps=6, code=code)
-    >>> print(sites)
+    >>> rotate = rotation(fn, params, x, steps=6, code=snnjax.codes.radix())
+    >>> print(rotate)
     site          block  J       J rotated
     down/encoder  16     0.0031  0.0021     rotated
     1 of 1 sites are rotated
+    >>> rotated_fn, rotated_params = rotate(fn, params)
     >>> difference = fn(params, x) - rotated_fn(rotated_params, x)
     >>> bool(abs(difference).max() < 1e-4)
     True
     """
     check_wait(steps, 0)
+    steps = int(steps)
     code = code or rate()
     check_code(code)
     if price is None:
-        price = code.default_price(int(steps))
+        price = code.default_price(steps)
     NOT_NEGATIVE.check("price", price)
     images = place_images(x)
     params = images.place_params(params)
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
-    site_rotations = rotations(network)
-    possible = _chosen(site_rotations, lambda name: True)
-    costs = _costs(network, params, images, int(steps), code, price)
-    rotated_costs: dict[str, float] = {}
+    possible = {}
+    reasons = {}
+    for name, site_rotation in site_rotations(network).items():
+        if isinstance(site_rotation, SiteRotation):
+            possible[name] = site_rotation
+        else:
+            reasons[name] = site_rotation
+
+    def costs_of(fn: Callable, params: chex.ArrayTree) -> dict[str, float]:
+        return _costs(
+            fn,
+            params,
+            images,
+            steps=steps,
+            code=code,
+            price=price,
+        )
+
+    costs = costs_of(fn, params)
+    all_rotated_costs = costs
     if possible:
-        fn_with_all = with_rotations(fn, possible)
-        params_with_all = rotated_params(params, possible)
-        network_with_all = capture(
-            fn_with_all, params_with_all, shapes_of(images.arrays), inline_all=True
+        all_rotated_costs = costs_of(
+            with_rotations(fn, possible), rotated_params(params, possible)
         )
-        all_costs = _costs(
-            network_with_all, params_with_all, images, int(steps), code, price
-        )
-        # Names of operators may differ; firing sites are the same, in the same order.
-        rotated_costs = dict(zip(costs, all_costs.values(), strict=True))
-    chosen = _chosen(site_rotations, lambda name: rotated_costs[name] < costs[name])
-    return Rotated(
-        fn=with_rotations(fn, chosen) if chosen else fn,
-        params=rotated_params(params, chosen),
-        sites=_table(site_rotations, costs, rotated_costs, chosen),
-    )
-
-
-def _chosen(
-    site_rotations: Mapping[str, Rotation | str], condition: Callable[[str], bool]
-) -> dict[str, Rotation]:
-    """The rotations of sites that have one, and of whose names a condition holds."""
+    rotated_costs = {name: all_rotated_costs[name] for name in possible}
     chosen = {}
-    for name, rotation in site_rotations.items():
-        if isinstance(rotation, Rotation) and condition(name):
-            chosen[name] = rotation
-    return chosen
+    for name, site_rotation in possible.items():
+        if rotated_costs[name] < (1 - _LEAST_GAIN) * costs[name]:
+            chosen[name] = site_rotation
+    return Rotation(chosen, costs, rotated_costs, reasons)
 
 
 def _costs(
-    network: Network,
+    fn: Callable,
     params: chex.ArrayTree,
     images: CalibrationImages,
+    *,
     steps: int,
     code: Code,
     price: float,
 ) -> dict[str, float]:
     """Name of each firing site -> J with its cheapest thresholds."""
+    network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
     model = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
-    models = models_of_sites(None, network.sites, model)
     sites = [site for site in network.sites if site.fires]
+    # Curves are those of neurons that know all of their input.
+    wait = code.full_wait(steps)
     snn = SNN(
         params=params,
         neurons={site.name: on_host(model.init(site.shape)) for site in sites},
         steps=steps,
-        wait=code.full_wait(steps),
-        model=models,
+        wait=wait,
+        model=models_of_sites(None, network.sites, model),
         code=code,
     )
     calibration = start(
@@ -184,7 +223,7 @@ def _costs(
         snn=snn,
         images=images,
         sites=sites,
-        wait=code.full_wait(steps),
+        wait=wait,
         weigh_errors=True,
     )
     per_site: dict[str, Any] = {site.name: "channel" for site in sites}
@@ -194,27 +233,3 @@ def _costs(
         error, spikes = total([curve], price)
         costs[name] = error + price * spikes
     return costs
-
-
-def _table(
-    site_rotations: Mapping[str, Rotation | str],
-    costs: Mapping[str, float],
-    rotated_costs: Mapping[str, float],
-    chosen: Mapping[str, Rotation],
-) -> Table:
-    """A row for each firing site."""
-    rows = [("site", "block", "J", "J rotated", "")]
-    for name, rotation in site_rotations.items():
-        if isinstance(rotation, str):
-            rows.append((name, "", f"{costs[name]:.2g}", "", rotation))
-            continue
-        rows.append(
-            (
-                name,
-                str(rotation.block),
-                f"{costs[name]:.2g}",
-                f"{rotated_costs[name]:.2g}",
-                "rotated" if name in chosen else "",
-            )
-        )
-    return Table(rows, below=f"{len(chosen)} of {len(rows) - 1} sites are rotated")

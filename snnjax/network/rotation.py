@@ -8,6 +8,7 @@ of two that divides their number. Source of the rotation for quantized activatio
 Ashkboos et al., QuaRot, NeurIPS 2024.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ _LARGEST_FACTOR = 8
 _SMALLEST_BLOCK = 4  # a block of two channels spreads nothing
 
 
-class Rotation(NamedTuple):
+class SiteRotation(NamedTuple):
     """How one encoder is rotated.
 
     Attributes:
@@ -45,11 +46,11 @@ class Rotation(NamedTuple):
     kernels: dict[str, int]
 
 
-def rotations(network: Network) -> dict[str, Rotation | str]:
+def site_rotations(network: Network) -> dict[str, SiteRotation | str]:
     """Name of each firing site -> its rotation, or why it has none."""
     facts = Facts(network)
     kernels = _kernels(facts)
-    results: dict[str, Rotation | str] = {}
+    results: dict[str, SiteRotation | str] = {}
     for equation in network.equations:
         if equation.fires:
             results[equation.place.name] = _rotation(facts, kernels, equation)
@@ -57,11 +58,11 @@ def rotations(network: Network) -> dict[str, Rotation | str]:
 
 
 def rotated_params(
-    params: chex.ArrayTree, site_rotations: Mapping[str, Rotation]
+    params: chex.ArrayTree, rotations: Mapping[str, SiteRotation]
 ) -> chex.ArrayTree:
     """The parameters with H W in place of every kernel W behind a rotated encoder."""
     axes = {}
-    for rotation in site_rotations.values():
+    for rotation in rotations.values():
         for path, axis in rotation.kernels.items():
             axes[path] = (axis, rotation.block)
     leaves, structure = jax.tree_util.tree_flatten(params)
@@ -74,16 +75,35 @@ def rotated_params(
     return jax.tree_util.tree_unflatten(structure, rotated_leaves)
 
 
-def with_rotations(fn: Callable, site_rotations: Mapping[str, Rotation]) -> Callable:
-    """``fn`` whose encoders at these sites send x H, for `rotated_params`."""
+def with_rotations(fn: Callable, rotations: Mapping[str, SiteRotation]) -> Callable:
+    """``fn`` whose encoders at these sites send x H, for `rotated_params`.
 
-    def rule(site: Site, x: jax.Array, *operands: Any) -> Any:
-        if site.name not in site_rotations:
-            return identity(site, x, *operands)
-        block = site_rotations[site.name].block
-        return encode(rotated(x, site.channel, block))
+    Raises:
+        ValueError: when it is called, if fn lacks one of the sites. Its kernels would
+            be H W, and its encoder would send x.
+    """
 
-    return with_activation(fn, rule)
+    @functools.wraps(fn)
+    def rotated_fn(params, x):
+        reached = set()
+
+        def rule(site: Site, x: jax.Array, *operands: Any) -> Any:
+            if site.name not in rotations:
+                return identity(site, x, *operands)
+            reached.add(site.name)
+            return encode(rotated(x, site.channel, rotations[site.name].block))
+
+        outputs = with_activation(fn, rule)(params, x)
+        missing = sorted(rotations.keys() - reached)
+        if missing:
+            raise ValueError(
+                f"fn has no encoder {missing[0]!r}, which the rotation changes; "
+                "allowed: a network whose sites have the names of the one that the "
+                "rotation was chosen for. snnjax.sites shows them"
+            )
+        return outputs
+
+    return rotated_fn
 
 
 def rotated(x: Any, axis: int, block: int) -> jax.Array:
@@ -148,7 +168,7 @@ class _Use(NamedTuple):
 
 def _rotation(
     facts: Facts, kernels: Mapping[_Use, tuple[int, int]], site_equation: Equation
-) -> Rotation | str:
+) -> SiteRotation | str:
     """The rotation of a site, or why it has none."""
     site = site_equation.place
     if not site.is_encoder:
@@ -173,7 +193,7 @@ def _rotation(
             if kernel_use.result not in products:
                 return f"its kernel {path} has another input, too"
         axes[path] = axis
-    return Rotation(block, axes)
+    return SiteRotation(block, axes)
 
 
 def _uses(facts: Facts, variable: int, axis: int | None) -> Iterator[_Use]:
