@@ -22,6 +22,7 @@ recipe              one or more sweeps over the sites, each a list of calibrator
 calibrator          a pure function (View, Fit) -> Fit that fits one site
 view                what a calibrator reads at a site: activations, outputs, currents
 code                what a spike is worth at each step: rate coding, or digits
+rotation            an encoder sends x H and the next kernel is H W, with H H = 1
 wait                steps that each layer integrates before it may fire
 stage               the equations between two firing sites; stages with equal
                     equations share one segment, which is compiled once
