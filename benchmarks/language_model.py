@@ -69,6 +69,9 @@ ROWS = (
     Row(steps=6, wait=3),
     Row(steps=8),
     Row(steps=8, wait=3),
+    Row(steps=4, rotated=True),
+    Row(steps=6, rotated=True),
+    Row(steps=8, wait=3, rotated=True),
     Row(steps=4, wait=3, price=0),
     Row(steps=6, wait=5, price=0),
     Row(steps=8, wait=7, price=0),
@@ -219,10 +222,11 @@ def converted(
     code = snnjax.codes.radix()
     calibration_params = narrow(params)
     if row.rotated:
+        # All texts at once would take 22 GB for Gemma 3 270M.
         rotate = snnjax.rotation(
             network,
             calibration_params,
-            texts,
+            texts[::4],
             steps=row.steps,
             code=code,
             price=row.price,
