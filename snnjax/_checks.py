@@ -185,11 +185,18 @@ def _check_library(name: str, leaf: Any) -> None:
         ) from None
 
 
-def check_numbers(x: Any) -> None:
+def check_numbers(
+    x: Any, name: str = "x", cause: str = "the normalization of the images"
+) -> None:
     """Raise if numbers of x are NaN; a traced x has none yet.
 
     A NaN never reaches a threshold, so a network would answer as if nothing came in.
     Infinite ones are allowed: a mask may hold them.
+
+    Args:
+        x: a pytree of arrays.
+        name: of x, for the message.
+        cause: what to check.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -197,8 +204,8 @@ def check_numbers(x: Any) -> None:
         nan_count = int(count("isnan", leaf))
         if nan_count:
             raise ValueError(
-                f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
-                "numbers; allowed: none. Check the normalization of the images"
+                f"{name}{jax.tree_util.keystr(path)} holds {nan_count} NaN of "
+                f"{leaf.size} numbers; allowed: none. Check {cause}"
             )
 
 

@@ -46,6 +46,7 @@ PARAMS = {
     "convolution": normal(3, 3, 8, 4).reshape(3, 3, 8, 4),
     "depthwise": normal(3, 3, 1, 8),
     "square": normal(8, 8),
+    "whole numbers": np.int8(np.sign(normal(12, 4))),
 }
 
 
@@ -174,6 +175,16 @@ NOT_ROTATED = {  # fn, x, part of the reason at its last site that fires
         X,
         "kernel square has another input",
     ),
+    "a kernel on both sides": (
+        lambda p, x: (y := gated(p, x)[:, :8]) @ p["square"] + y @ p["square"].T,
+        X,
+        "kernel square is summed along two of its axes",
+    ),
+    "a kernel of whole numbers": (
+        lambda p, x: gated(p, x) @ p["whole numbers"].astype(jnp.float32),
+        X,
+        "kernel whole numbers holds whole numbers",
+    ),
     "a depthwise convolution": (
         lambda p, x: jax.lax.conv_general_dilated(
             jnp.tanh(x @ p["square"]),
@@ -222,6 +233,7 @@ def heavy(p, x):
     return (x @ p["up"]) ** 3 @ p["down"]
 
 
+@functools.cache
 def rotation_of_heavy(**options):
     return snnjax.rotation(heavy, HEAVY_PARAMS, HEAVY_X, steps=6, code=RADIX, **options)
 
@@ -278,6 +290,94 @@ def test_a_closed_form_of_a_rotated_network_is_its_time_loop():
     in_time = compiled(fn)(snn, HEAVY_X).mean(0)
     closed = jax.jit(snnjax.spiking(fn, answer=True))(snn, HEAVY_X)
     np.testing.assert_allclose(closed, in_time, rtol=1e-5, atol=1e-5)
+
+
+def attention(p, x):
+    """Encoders that it calls itself stand before a product of activations."""
+    y = jnp.tanh(x @ p["square"])
+    scores = snnjax.encode(y @ p["up"]) @ snnjax.encode(y @ p["gate"]).mT
+    return scores @ gated(p, x) @ p["down"]
+
+
+def scanned(p, x):
+    """The names of sites in a scan are no paths of kernels."""
+
+    def layer(x, kernel):
+        return x + jnp.tanh(x) @ kernel, None
+
+    x, _ = jax.lax.scan(layer, x, jnp.stack([p["square"]] * 2))
+    return gated(p, x) @ p["down"]
+
+
+@pytest.mark.parametrize("fn", [attention, scanned])
+def test_encoders_without_a_rotation_stay_where_they_are(fn):
+    x = SEQUENCES
+    rotations = possible(fn, PARAMS, x)
+    name = "down/encoder"
+    new_fn = with_rotations(fn, {name: rotations[name]})
+    firing = [site for site in snnjax.sites(fn, PARAMS, x) if site.fires]
+    new_firing = [site for site in snnjax.sites(new_fn, PARAMS, x) if site.fires]
+    assert len(firing) > 2
+    assert [site.name for site in firing] == [site.name for site in new_firing]
+    assert [site.shape for site in firing] == [site.shape for site in new_firing]
+
+
+WRONG_PARAMS = {  # params that the rotation of `heavy` is given, part of the message
+    "of another network": ({"up": HEAVY_PARAMS["up"]}, "no array at 'down'"),
+    "in a further folder": ({"params": HEAVY_PARAMS}, "no array at 'down'"),
+    "of 60 channels": (
+        {"up": normal(8, 60), "down": normal(60, 4)},
+        "shape \\(60, 4\\) .* at 'down'; allowed: .* a multiple of 64 .* axis 0",
+    ),
+    "of one axis": ({"down": normal(3)}, "shape \\(3,\\) .*; allowed: .*of 64"),
+    "of whole numbers": (
+        {"down": np.int8(np.ones((64, 4)))},
+        "dtype int8 at 'down'; allowed: floating point",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARAMS)
+def test_params_of_another_network_are_refused(name):
+    params, message = WRONG_PARAMS[name]
+    with pytest.raises(ValueError, match=f"{message}.*snnjax.rotation"):
+        rotation_of_heavy()(heavy, params)
+
+
+def test_other_channels_are_refused():
+    fn, params = rotation_of_heavy()(
+        lambda p, x: heavy({**p, "up": p["up"][:, :60], "down": p["down"][:60]}, x),
+        HEAVY_PARAMS,
+    )
+    with pytest.raises(ValueError, match="60 channels .*'down/encoder'; allowed: .*64"):
+        fn(params, HEAVY_X)
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(ValueError, match="fn is a ndarray; allowed: a function"):
+        rotation_of_heavy()(HEAVY_X, HEAVY_PARAMS)
+
+
+def test_nan_in_params_is_refused():
+    params = {**HEAVY_PARAMS, "down": np.float32(np.full((64, 4), np.nan))}
+    with pytest.raises(ValueError, match="params.*down.* holds 256 NaN .* none"):
+        snnjax.rotation(heavy, params, HEAVY_X, steps=6, code=RADIX)
+
+
+def test_float64_of_numpy_is_rotated_without_a_warning(recwarn):
+    params = {name: np.float64(leaf) for name, leaf in HEAVY_PARAMS.items()}
+    _, rotated_doubles = rotation_of_heavy()(heavy, params)
+    _, rotated_singles = rotation_of_heavy()(heavy, HEAVY_PARAMS)
+    np.testing.assert_array_equal(rotated_doubles["down"], rotated_singles["down"])
+    assert not recwarn.list
+
+
+def test_two_rotations_are_none():
+    rotation = rotation_of_heavy()
+    fn, params = rotation(*rotation(heavy, HEAVY_PARAMS))
+    np.testing.assert_allclose(params["down"], HEAVY_PARAMS["down"], atol=1e-6)
+    before = heavy(HEAVY_PARAMS, HEAVY_X)
+    np.testing.assert_allclose(fn(params, HEAVY_X), before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_function_without_the_rotated_sites_is_refused():

@@ -15,7 +15,7 @@ from typing import Any
 import chex
 
 from snnjax._arrays import on_host
-from snnjax._checks import called_as, check_wait
+from snnjax._checks import called_as, check_function, check_numbers, check_wait
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import shapes_of
@@ -68,7 +68,12 @@ class Rotation:
             fn: the network, or another function with the same sites, such as one that
                 takes a token at a time.
             params: its parameters. Those of the result have the same shapes.
+
+        Raises:
+            ValueError: params without a kernel that is rotated, or with one of other
+                channels. The function of the result raises one if fn lacks a site.
         """
+        check_function(fn)
         if not self.sites:
             return fn, params
         return with_rotations(fn, self.sites), rotated_params(params, self.sites)
@@ -163,6 +168,8 @@ def rotation(
     images = place_images(x)
     params = images.place_params(params)
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
+    # Operators turn NaN into 0, whose J would be that of another network.
+    check_numbers(params, "params", cause="the training")
     possible = {}
     reasons = {}
     for name, site_rotation in site_rotations(network).items():

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import wide
-from snnjax._trees import paths_of
+from snnjax._trees import is_floating, paths_of
 from snnjax.activations import encode
 from snnjax.network.capture.capture import with_activation
 from snnjax.network.capture.facts import Facts
@@ -32,6 +32,11 @@ from snnjax.network.sites import Site
 # few. One matrix of size m would need m / log2 m times as many additions.
 _LARGEST_FACTOR = 8
 _SMALLEST_BLOCK = 4  # a block of two channels spreads nothing
+
+_FOUND_FOR = (
+    "the rotation was chosen for. snnjax.sites shows its sites, and snnjax.rotation "
+    "chooses a rotation for another network"
+)
 
 
 class SiteRotation(NamedTuple):
@@ -60,27 +65,54 @@ def site_rotations(network: Network) -> dict[str, SiteRotation | str]:
 def rotated_params(
     params: chex.ArrayTree, rotations: Mapping[str, SiteRotation]
 ) -> chex.ArrayTree:
-    """The parameters with H W in place of every kernel W behind a rotated encoder."""
+    """The parameters with H W in place of every kernel W behind a rotated encoder.
+
+    Raises:
+        ValueError: a kernel is missing, or is another one. The encoder would send x H,
+            and the kernel would be W.
+    """
     axes = {}
     for rotation in rotations.values():
         for path, axis in rotation.kernels.items():
             axes[path] = (axis, rotation.block)
     leaves, structure = jax.tree_util.tree_flatten(params)
+    paths = paths_of(params)
+    missing = sorted(axes.keys() - set(paths))
+    if missing:
+        raise ValueError(
+            f"params have no array at {missing[0]!r}, where the rotation changes a "
+            f"kernel; allowed: params of the structure that {_FOUND_FOR}"
+        )
     rotated_leaves = []
-    for path, leaf in zip(paths_of(params), leaves, strict=True):
+    for path, leaf in zip(paths, leaves, strict=True):
         if path in axes:
+            axis, block = axes[path]
+            _check_kernel(path, leaf, axis, block)
+            kernel = jnp.asarray(leaf)
             # A narrow type would round every sum.
-            leaf = rotated(wide(leaf), *axes[path]).astype(leaf.dtype)
+            leaf = rotated(wide(kernel), axis, block).astype(kernel.dtype)
         rotated_leaves.append(leaf)
     return jax.tree_util.tree_unflatten(structure, rotated_leaves)
+
+
+def _check_kernel(path: str, leaf: Any, axis: int, block: int) -> None:
+    """Raise unless this is a kernel of floating point, whose axis H can rotate."""
+    shape = np.shape(leaf)
+    fits = axis < len(shape) and shape[axis] % block == 0
+    if not fits or not is_floating(leaf):
+        raise ValueError(
+            f"params have an array of shape {shape} and dtype {jnp.result_type(leaf)} "
+            f"at {path!r}; allowed: floating point, with a multiple of {block} "
+            f"channels along axis {axis}, as in the network that {_FOUND_FOR}"
+        )
 
 
 def with_rotations(fn: Callable, rotations: Mapping[str, SiteRotation]) -> Callable:
     """``fn`` whose encoders at these sites send x H, for `rotated_params`.
 
     Raises:
-        ValueError: when it is called, if fn lacks one of the sites. Its kernels would
-            be H W, and its encoder would send x.
+        ValueError: when it is called, if fn lacks one of the sites, whose kernel would
+            be H W, and its encoder would send x; or if a site has other channels.
     """
 
     @functools.wraps(fn)
@@ -88,22 +120,37 @@ def with_rotations(fn: Callable, rotations: Mapping[str, SiteRotation]) -> Calla
         reached = set()
 
         def rule(site: Site, x: jax.Array, *operands: Any) -> Any:
-            if site.name not in rotations:
+            if not site.is_encoder:
                 return identity(site, x, *operands)
-            reached.add(site.name)
-            return encode(rotated(x, site.channel, rotations[site.name].block))
+            if site.name in rotations:
+                reached.add(site.name)
+                block = rotations[site.name].block
+                _check_channels(site, block)
+                x = rotated(x, site.channel, block)
+            # Every encoder is named, those too that fn calls: `identity` leaves x.
+            return encode(x)
 
         outputs = with_activation(fn, rule)(params, x)
         missing = sorted(rotations.keys() - reached)
         if missing:
             raise ValueError(
                 f"fn has no encoder {missing[0]!r}, which the rotation changes; "
-                "allowed: a network whose sites have the names of the one that the "
-                "rotation was chosen for. snnjax.sites shows them"
+                "allowed: a network whose sites have the names of the one that "
+                f"{_FOUND_FOR}"
             )
         return outputs
 
     return rotated_fn
+
+
+def _check_channels(site: Site, block: int) -> None:
+    """Raise unless H rotates the channels of this site."""
+    count = site.shape[site.channel]
+    if count % block:
+        raise ValueError(
+            f"fn has {count} channels at the encoder {site.name!r}; allowed: a "
+            f"multiple of {block}, as in the network that {_FOUND_FOR}"
+        )
 
 
 def rotated(x: Any, axis: int, block: int) -> jax.Array:
@@ -189,10 +236,14 @@ def _rotation(
             return f"its spikes go to {reader}, and not to a kernel alone"
         variable, axis = kernel
         path = facts.program.parameters[variable]
+        name = f"its kernel {path}".rstrip()  # params may be the kernel alone
         for kernel_use in _uses(facts, variable, axis):
             if kernel_use.result not in products:
-                return f"its kernel {path} has another input, too"
-        axes[path] = axis
+                return f"{name} has another input, too"
+        if axes.setdefault(path, axis) != axis:
+            return f"{name} is summed along two of its axes"
+        if not is_floating(facts.program.avals[variable]):
+            return f"{name} holds whole numbers, which H W are not"
     return SiteRotation(block, axes)
 
 
