@@ -1,11 +1,11 @@
-"""Rotation of a network before its conversion, where it costs less than it saves.
+"""Rotation of encoders before a conversion, where it lowers error and spikes in sum.
 
     J = error of the outputs + price x spikes per neuron
 
-J of a site with the thresholds that make it least, by the curves of
-``snnjax.calibrators.spending``, is compared for the activations as they are and for
-the rotated ones (``snnjax.network.rotation``). A rotated encoder sends more spikes, of
-smaller thresholds, with a smaller error. Source of the choice: ours.
+The curves of ``snnjax.calibrators.spending`` give the least J that thresholds reach at
+an encoder, without and with a rotation (``snnjax.network.rotation``). The smaller J is
+chosen. A rotated encoder has lower thresholds, so it sends more spikes and makes a
+smaller error. Source of the choice: ours.
 """
 
 import dataclasses
@@ -34,8 +34,7 @@ from snnjax.network.rotation import (
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.snn import SNN, models_of_sites
 
-# x H costs additions that J does not count, so that a rotation has to save this part
-# of J at least.
+# J does not count the additions of x H. So a rotation must lower J by a tenth at least.
 _LEAST_GAIN = 0.1
 
 
@@ -49,9 +48,9 @@ class Rotation:
 
     Attributes:
         sites: name of each rotated site -> its rotation.
-        costs: name of each firing site -> J as it is.
-        rotated_costs: name of each site that can be rotated -> J when it is.
-        reasons: name of each other site -> why it cannot be.
+        costs: name of each firing site -> J without a rotation.
+        rotated_costs: name of each site that can be rotated -> J with its rotation.
+        reasons: name of each site that cannot be rotated -> the reason.
     """
 
     sites: Mapping[str, SiteRotation]
@@ -103,7 +102,7 @@ def rotation(
     code: Code | None = None,
     price: float | None = None,
 ) -> Rotation:
-    """The rotation of a network's encoders, of those where it costs less than it saves.
+    """The rotation of those encoders of a network whose error it lowers enough.
 
         (x H) (H W) = x W,    H H = 1
 
@@ -111,14 +110,14 @@ def rotation(
     perceptron. A threshold then either clips these or rounds all others coarsely. x H
     mixes m channels, where m is the largest power of two that divides their number, and
     H is Hadamard's matrix over sqrt(m). The values of x H are near a normal
-    distribution, which few steps encode with a smaller error. They are rarely near
-    zero, so neurons send more spikes: a rotation saves steps, not spikes.
+    distribution, so that few steps encode them with a smaller error than x. Fewer of
+    them are near zero, so neurons send more spikes: a rotation saves steps, not spikes.
 
-    An encoder is rotated if J, its error of the outputs plus price times its spikes per
-    neuron, is at least a tenth smaller with the rotation (by the curves of
-    `snnjax.calibrators.priced_threshold`). The outputs of the network stay the same, to
-    rounding. x H costs log2 m additions per channel and inference, which
-    `snnjax.measure` does not count.
+    J is the error of the outputs that an encoder causes, plus price times its spikes
+    per neuron, as the curves of `snnjax.calibrators.priced_threshold` predict them. An
+    encoder is rotated if the rotation lowers J by a tenth at least. The outputs of the
+    network stay the same, to rounding. x H costs log2 m additions per channel and
+    inference, which `snnjax.measure` does not count.
 
     Only encoders can be rotated, and only those whose spikes go to kernels that sum
     over the channels and have no other input. A ReLU rectifies each channel by itself.
@@ -170,36 +169,44 @@ def rotation(
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
     # Operators turn NaN into 0, whose J would be that of another network.
     check_numbers(params, "params", cause="the training")
-    possible = {}
+    candidates = {}
     reasons = {}
-    for name, site_rotation in site_rotations(network).items():
-        if isinstance(site_rotation, SiteRotation):
-            possible[name] = site_rotation
+    for name, candidate in site_rotations(network).items():
+        if isinstance(candidate, SiteRotation):
+            candidates[name] = candidate
         else:
-            reasons[name] = site_rotation
-
-    def costs_of(fn: Callable, params: chex.ArrayTree) -> dict[str, float]:
-        return _costs(
-            fn,
-            params,
+            reasons[name] = candidate
+    costs = _costs(
+        fn,
+        params,
+        images,
+        steps=steps,
+        code=code,
+        price=price,
+    )
+    rotated_costs = {}
+    if candidates:
+        # Curves are of the ANN's activations, which no rotation of another site
+        # changes. So one network with all rotations gives J of each.
+        costs_with_rotations = _costs(
+            with_rotations(fn, candidates),
+            rotated_params(params, candidates),
             images,
             steps=steps,
             code=code,
             price=price,
         )
-
-    costs = costs_of(fn, params)
-    all_rotated_costs = costs
-    if possible:
-        all_rotated_costs = costs_of(
-            with_rotations(fn, possible), rotated_params(params, possible)
-        )
-    rotated_costs = {name: all_rotated_costs[name] for name in possible}
+        rotated_costs = {name: costs_with_rotations[name] for name in candidates}
     chosen = {}
-    for name, site_rotation in possible.items():
+    for name, candidate in candidates.items():
         if rotated_costs[name] < (1 - _LEAST_GAIN) * costs[name]:
-            chosen[name] = site_rotation
-    return Rotation(chosen, costs, rotated_costs, reasons)
+            chosen[name] = candidate
+    return Rotation(
+        sites=chosen,
+        costs=costs,
+        rotated_costs=rotated_costs,
+        reasons=reasons,
+    )
 
 
 def _costs(
@@ -211,11 +218,11 @@ def _costs(
     code: Code,
     price: float,
 ) -> dict[str, float]:
-    """Name of each firing site -> J with its cheapest thresholds."""
+    """Name of each firing site -> the least J that thresholds per channel reach."""
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
     model = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
     sites = [site for site in network.sites if site.fires]
-    # Curves are those of neurons that know all of their input.
+    # The curves hold for neurons that know all of their input before they fire.
     wait = code.full_wait(steps)
     snn = SNN(
         params=params,

@@ -2,10 +2,10 @@
 
     (x H) (H W) = x W,    H symmetric, H H = 1, entries +-1 / sqrt(m) in blocks of m
 
-Channels with rare large values share them, so that thresholds need not clip them. H is
-Hadamard's matrix (Sylvester, 1867) once for each block of m channels, the largest power
-of two that divides their number. Source of the rotation for quantized activations:
-Ashkboos et al., QuaRot, NeurIPS 2024.
+H spreads a rare large value over m channels, so that thresholds need not clip it. Each
+block of m channels is multiplied by Hadamard's matrix (Sylvester, 1867); m is the
+largest power of two that divides the number of channels. Source of the rotation, for
+quantized activations: Ashkboos et al., QuaRot, NeurIPS 2024.
 """
 
 import functools
@@ -72,9 +72,11 @@ def rotated_params(
             and the kernel would be W.
     """
     axes = {}
+    blocks = {}
     for rotation in rotations.values():
         for path, axis in rotation.kernels.items():
-            axes[path] = (axis, rotation.block)
+            axes[path] = axis
+            blocks[path] = rotation.block
     leaves, structure = jax.tree_util.tree_flatten(params)
     paths = paths_of(params)
     missing = sorted(axes.keys() - set(paths))
@@ -86,11 +88,11 @@ def rotated_params(
     rotated_leaves = []
     for path, leaf in zip(paths, leaves, strict=True):
         if path in axes:
-            axis, block = axes[path]
-            _check_kernel(path, leaf, axis, block)
+            _check_kernel(path, leaf, axes[path], blocks[path])
             kernel = jnp.asarray(leaf)
-            # A narrow type would round every sum.
-            leaf = rotated(wide(kernel), axis, block).astype(kernel.dtype)
+            # In a narrow type, such as bfloat16, every sum would be rounded.
+            rotated_kernel = rotated(wide(kernel), axes[path], blocks[path])
+            leaf = rotated_kernel.astype(kernel.dtype)
         rotated_leaves.append(leaf)
     return jax.tree_util.tree_unflatten(structure, rotated_leaves)
 
@@ -119,16 +121,17 @@ def with_rotations(fn: Callable, rotations: Mapping[str, SiteRotation]) -> Calla
     def rotated_fn(params, x):
         reached = set()
 
-        def rule(site: Site, x: jax.Array, *operands: Any) -> Any:
+        def rule(site: Site, values: jax.Array, *operands: Any) -> Any:
             if not site.is_encoder:
-                return identity(site, x, *operands)
+                return identity(site, values, *operands)
             if site.name in rotations:
                 reached.add(site.name)
                 block = rotations[site.name].block
                 _check_channels(site, block)
-                x = rotated(x, site.channel, block)
-            # Every encoder is named, those too that fn calls: `identity` leaves x.
-            return encode(x)
+                values = rotated(values, site.channel, block)
+            # `identity` would leave the value as it is, and so lose an encoder that fn
+            # calls itself.
+            return encode(values)
 
         outputs = with_activation(fn, rule)(params, x)
         missing = sorted(rotations.keys() - reached)
@@ -158,13 +161,13 @@ def rotated(x: Any, axis: int, block: int) -> jax.Array:
 
         H_m = H_f (x) H_m/f,    H_2 = (1  1; 1 -1) / sqrt(2)
 
-    (x) is the Kronecker product. The numbers along the axis are an array [C / m, f, f,
-    ..] of m = f f .., and H_f is applied along each axis of size f. Twice the rotation
-    gives x again, to rounding.
+    (x) is the Kronecker product. So the axis of C channels is split into axes of C / m
+    and of factors f of m, f = 8 as often as possible, and each factor's axis is
+    multiplied by H_f. Rotating twice gives x again, to rounding.
 
     Args:
         x: floating point.
-        axis: of x.
+        axis: that of the channels.
         block: m, a power of two that divides C.
 
     >>> print(rotated(jnp.array([4.0, 0.0, 0.0, 0.0]), axis=0, block=4))
@@ -173,22 +176,27 @@ def rotated(x: Any, axis: int, block: int) -> jax.Array:
     x = jnp.asarray(x)
     axis %= x.ndim
     shape = x.shape
-    before = shape[:axis]
-    after = shape[axis + 1 :]
-    outer = shape[axis] // block
-    remaining = block
-    while remaining > 1:
-        factor = min(_LARGEST_FACTOR, remaining)
-        remaining //= factor
-        x = x.reshape(*before, outer, factor, 1, remaining, *after)
-        signs = _hadamard(factor).reshape(factor, factor, *(1 for _ in (0, *after)))
-        x = (x * signs.astype(x.dtype)).sum(axis + 1)
-        outer *= factor
+    leading_sizes = shape[:axis]
+    trailing_sizes = shape[axis + 1 :]
+    outer_size = shape[axis] // block
+    inner_size = block
+    while inner_size > 1:
+        factor = min(_LARGEST_FACTOR, inner_size)
+        inner_size //= factor
+        # This is a sum and no `matmul`, which would be a product with weights to
+        # `capture`. Axis + 1 is summed; axis + 2, of size 1, becomes the factor's axis.
+        x = x.reshape(
+            *leading_sizes, outer_size, factor, 1, inner_size, *trailing_sizes
+        )
+        matrix = _hadamard(factor).astype(x.dtype)
+        broadcast_axes = range(2, 3 + len(trailing_sizes))
+        x = (x * np.expand_dims(matrix, tuple(broadcast_axes))).sum(axis + 1)
+        outer_size *= factor
     return x.reshape(shape)
 
 
 def _hadamard(size: int) -> np.ndarray:
-    """H of a power of two, [size, size]."""
+    """Hadamard's matrix over sqrt(size), [size, size]; size is a power of two."""
     matrix = np.ones((1, 1), np.float32)
     for _ in range(int(math.log2(size))):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -199,13 +207,17 @@ def _hadamard(size: int) -> np.ndarray:
 
 
 class _Use(NamedTuple):
-    """An equation that reads a variable, or a rearrangement of its numbers.
+    """Where one axis of a variable is read, by an equation or as an output.
+
+    Transposes, reshapes and other rearrangements in between are passed through, so that
+    the equation may read another variable with the same numbers.
 
     Attributes:
-        result: first output of the equation; None: the numbers are an output of the
-            network.
-        variable: its input.
-        axis: of this input, from 0; None: the axis is none of its axes any more.
+        result: first output of the equation that reads; None if the network's output
+            does.
+        variable: the input that it reads.
+        axis: what the axis has become in this input, from 0; None if a rearrangement
+            merged or split it, so that no axis of the input is it.
     """
 
     result: int | None
@@ -216,52 +228,61 @@ class _Use(NamedTuple):
 def _rotation(
     facts: Facts, kernels: Mapping[_Use, tuple[int, int]], site_equation: Equation
 ) -> SiteRotation | str:
-    """The rotation of a site, or why it has none."""
+    """The rotation of a site, or why it has none.
+
+    Every reader of the spikes x H must be a kernel that becomes H W, and every reader
+    of such a kernel must get x H.
+    """
     site = site_equation.place
     if not site.is_encoder:
         return "a ReLU, whose neurons rectify each channel by itself"
     channel_count = site.shape[site.channel] if site.shape else 1
     block = channel_count & -channel_count
     if block < _SMALLEST_BLOCK:
-        return f"{channel_count} channels, of which no power of two from 4 on is a part"
+        return f"{channel_count} channels, which no power of two from 4 on divides"
     (spikes,) = site_equation.outputs
-    channel = site.channel + len(shape_of(facts.program.avals, spikes))
-    uses = list(_uses(facts, spikes, channel))
-    products = [use.result for use in uses]
-    axes = {}
-    for use in uses:
-        kernel = _kernel(facts, kernels, use)
+    # `Site.channel` counts from the end, and axes of variables count from 0.
+    channel_axis = site.channel + len(shape_of(facts.program.avals, spikes))
+    spike_uses = list(_uses(facts, spikes, channel_axis))
+    results_of_spikes = [use.result for use in spike_uses]
+    kernel_axes = {}
+    for spike_use in spike_uses:
+        kernel = _kernel(facts, kernels, spike_use)
         if kernel is None:
-            reader = _described(facts, use)
+            reader = _described(facts, spike_use)
             return f"its spikes go to {reader}, and not to a kernel alone"
-        variable, axis = kernel
+        variable, kernel_axis = kernel
         path = facts.program.parameters[variable]
         name = f"its kernel {path}".rstrip()  # params may be the kernel alone
-        for kernel_use in _uses(facts, variable, axis):
-            if kernel_use.result not in products:
+        for kernel_use in _uses(facts, variable, kernel_axis):
+            if kernel_use.result not in results_of_spikes:
                 return f"{name} has another input, too"
-        if axes.setdefault(path, axis) != axis:
+        if kernel_axes.setdefault(path, kernel_axis) != kernel_axis:
             return f"{name} is summed along two of its axes"
         if not is_floating(facts.program.avals[variable]):
             return f"{name} holds whole numbers, which H W are not"
-    return SiteRotation(block, axes)
+    return SiteRotation(block, kernel_axes)
 
 
 def _uses(facts: Facts, variable: int, axis: int | None) -> Iterator[_Use]:
-    """What reads a variable, or a rearrangement of its numbers."""
+    """Where an axis of a variable is read, through all rearrangements."""
     if variable in facts.program.outputs:
         yield _Use(None, variable, axis)
     for reader in facts.readers.get(variable, []):
-        is_move = reader.site is None and reader.name in REARRANGEMENTS
-        if not is_move or len(reader.inputs) != 1:
+        is_rearrangement = (
+            reader.site is None
+            and reader.name in REARRANGEMENTS
+            and len(reader.inputs) == 1  # a concatenation has more
+        )
+        if is_rearrangement:
+            (result,) = reader.outputs
+            yield from _uses(facts, result, _moved_axis(facts, reader, axis))
+        else:
             yield _Use(reader.outputs[0], variable, axis)
-            continue
-        (result,) = reader.outputs
-        yield from _uses(facts, result, _moved_axis(facts, reader, axis))
 
 
 def _moved_axis(facts: Facts, move: Equation, axis: int | None) -> int | None:
-    """The axis that an axis becomes by a rearrangement, from 0; None for none."""
+    """The axis that an axis becomes by a rearrangement, from 0; None if none is it."""
     if axis is None:
         return None
     avals = facts.program.avals
@@ -285,14 +306,14 @@ def _described(facts: Facts, use: _Use) -> str:
 def _kernel(
     facts: Facts, kernels: Mapping[_Use, tuple[int, int]], use: _Use
 ) -> tuple[int, int] | None:
-    """The kernel that is summed with spikes over their channels, and its axis of these.
+    """The parameter that a product multiplies spikes by, and its axis of the channels.
 
-    None if the equation is no product, does not sum over the channels, or has a kernel
-    that is computed of parameters in another way than by moving the numbers of one.
+    None if the spikes go to no product, if the product does not sum over their
+    channels, or if its kernel is not a parameter or a rearrangement of one.
 
     Args:
-        kernels: all that parameters are used for, see `_kernels`.
-        use: of the channels of an encoder.
+        kernels: uses of all parameters, see `_kernels`.
+        use: a use of the channels of an encoder.
     """
     if use.result is None or use.axis is None:
         return None
@@ -308,7 +329,7 @@ def _kernel(
 
 
 def _kernels(facts: Facts) -> dict[_Use, tuple[int, int]]:
-    """Use of a parameter, moved or as it is -> the parameter, and its axis."""
+    """Use of an axis of a parameter -> variable of the parameter, and the axis."""
     kernels = {}
     for parameter in facts.program.parameters:
         for axis in range(len(shape_of(facts.program.avals, parameter))):
@@ -331,9 +352,12 @@ def _axis_of_kernel(product: Equation, position: int, channel: int) -> int | Non
         axes = contracted_axes[position]
         if channel not in axes:
             return None
+        # The operands' contracted axes are listed in pairs.
         return contracted_axes[1 - position][tuple(axes).index(channel)]
-    image_spec, kernel_spec, _ = options["dimension_numbers"]
+    # JAX lists the axes of a convolution's images as (batch, channels, space ..) and
+    # those of its kernel as (outputs, inputs, space ..).
+    image_axes, kernel_axes, _ = options["dimension_numbers"]
     groups = options["feature_group_count"] * options["batch_group_count"]
-    if position != 0 or groups != 1 or channel != image_spec[1]:
+    if position != 0 or groups != 1 or channel != image_axes[1]:
         return None
-    return kernel_spec[1]
+    return kernel_axes[1]
