@@ -16,7 +16,7 @@ from networks import compiled
 import snnjax
 from snnjax import calibrators
 from snnjax.network.capture.capture import capture
-from snnjax.network.rotation import (
+from snnjax.network.capture.rotation import (
     SiteRotation,
     rotated,
     rotated_params,

@@ -3,8 +3,8 @@
     J = error of the outputs + price x spikes per neuron
 
 The curves of ``snnjax.calibrators.spending`` give the least J that thresholds reach at
-an encoder, without and with a rotation (``snnjax.network.rotation``). The smaller J is
-chosen. A rotated encoder has lower thresholds, so it sends more spikes and makes a
+an encoder, without and with a rotation (``network/capture/rotation.py``). The smaller J
+is chosen. A rotated encoder has lower thresholds, so it sends more spikes and makes a
 smaller error. Source of the choice: ours.
 """
 
@@ -25,7 +25,7 @@ from snnjax.conversion.engine.start import start
 from snnjax.conversion.engine.sweep import survey
 from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.network.capture.capture import capture
-from snnjax.network.rotation import (
+from snnjax.network.capture.rotation import (
     SiteRotation,
     rotated_params,
     site_rotations,
