@@ -43,11 +43,22 @@ PARAMS = {
     "odd": normal(8, 6),
     "after odd": normal(6, 4),
     "scale": normal(12),
-    "convolution": normal(3, 3, 8, 4).reshape(3, 3, 8, 4),
+    "convolution": normal(3, 3, 8, 4),
     "depthwise": normal(3, 3, 1, 8),
     "square": normal(8, 8),
     "whole numbers": np.int8(np.sign(normal(12, 4))),
 }
+
+
+def convolution(images, kernel, groups=1):
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def gated(p, x):
@@ -99,13 +110,7 @@ ROTATED = {  # fn, params, x, paths of the kernels and axes that rotate
     ),
     "several kernels": (shared_encoder, PARAMS, X, {"gate": 0, "up": 0}),
     "a convolution": (
-        lambda p, x: jax.lax.conv_general_dilated(
-            jnp.tanh(x @ p["square"]),
-            p["convolution"],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        ),
+        lambda p, x: convolution(jnp.tanh(x @ p["square"]), p["convolution"]),
         PARAMS,
         IMAGES,
         {"convolution": 2},
@@ -186,14 +191,7 @@ NOT_ROTATED = {  # fn, x, part of the reason at its last site that fires
         "kernel whole numbers holds whole numbers",
     ),
     "a depthwise convolution": (
-        lambda p, x: jax.lax.conv_general_dilated(
-            jnp.tanh(x @ p["square"]),
-            p["depthwise"],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=8,
-        ),
+        lambda p, x: convolution(jnp.tanh(x @ p["square"]), p["depthwise"], groups=8),
         IMAGES,
         "conv_general_dilated, and not to a kernel alone",
     ),

@@ -10,7 +10,6 @@ smaller error. Source of the choice: ours.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import chex
 
@@ -19,6 +18,7 @@ from snnjax._checks import called_as, check_function, check_numbers, check_wait
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import shapes_of
+from snnjax._types import Per
 from snnjax.calibrators.spending import total
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion.engine.start import start
@@ -31,6 +31,7 @@ from snnjax.network.capture.rotation import (
     site_rotations,
     with_rotations,
 )
+from snnjax.network.equations import Network
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.snn import SNN, models_of_sites
 
@@ -102,7 +103,7 @@ def rotation(
     code: Code | None = None,
     price: float | None = None,
 ) -> Rotation:
-    """The rotation of those encoders of a network whose error it lowers enough.
+    """Choose the encoders of a network that are rotated before its conversion.
 
         (x H) (H W) = x W,    H H = 1
 
@@ -177,7 +178,7 @@ def rotation(
         else:
             reasons[name] = candidate
     costs = _costs(
-        fn,
+        network,
         params,
         images,
         steps=steps,
@@ -188,9 +189,16 @@ def rotation(
     if candidates:
         # Curves are of the ANN's activations, which no rotation of another site
         # changes. So one network with all rotations gives J of each.
-        costs_with_rotations = _costs(
+        params_with_rotations = rotated_params(params, candidates)
+        network_with_rotations = capture(
             with_rotations(fn, candidates),
-            rotated_params(params, candidates),
+            params_with_rotations,
+            shapes_of(images.arrays),
+            inline_all=True,
+        )
+        costs_with_rotations = _costs(
+            network_with_rotations,
+            params_with_rotations,
             images,
             steps=steps,
             code=code,
@@ -210,7 +218,7 @@ def rotation(
 
 
 def _costs(
-    fn: Callable,
+    network: Network,
     params: chex.ArrayTree,
     images: CalibrationImages,
     *,
@@ -219,7 +227,6 @@ def _costs(
     price: float,
 ) -> dict[str, float]:
     """Name of each firing site -> the least J that thresholds per channel reach."""
-    network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
     model = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
     sites = [site for site in network.sites if site.fires]
     # The curves hold for neurons that know all of their input before they fire.
@@ -240,7 +247,7 @@ def _costs(
         wait=wait,
         weigh_errors=True,
     )
-    per_site: dict[str, Any] = {site.name: "channel" for site in sites}
+    per_site: dict[str, Per] = {site.name: "channel" for site in sites}
     (curves,) = survey(calibration, None, per_site)
     costs = {}
     for name, curve in curves.items():
