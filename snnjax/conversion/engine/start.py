@@ -10,14 +10,14 @@ from snnjax.conversion.engine.ann import AnnPass, pass_ann
 from snnjax.conversion.engine.calibration import Calibration, Parts
 from snnjax.conversion.engine.segments import Results
 from snnjax.conversion.images import CalibrationImages
-from snnjax.network.equations import Network
+from snnjax.network.equations import Network, shape_of
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, stages
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN
 
-# The currents of the largest site in one micro-batch, over all T steps.
+# The largest site or output in one micro-batch, over all T steps.
 _MICRO_BATCH_BYTES = 2**24
 # The values between the stages of the ANN, for all images.
 _ANN_BYTES = 2**30
@@ -44,7 +44,12 @@ def start(
     code = snn.code
     sums_suffice = needs_no_time(code, steps, wait, models_in(snn.model))
     steps_at_once = 1 if sums_suffice else steps
-    batches = images.micro_batches(_micro_batch_size(sites, steps_at_once))
+    sizes = [math.prod(site.shape) for site in sites]
+    # Outputs may be larger than all sites, as the logits of a language model are. They
+    # are computed once in the ANN, and with a time axis in the SNN.
+    for output in network.outputs:
+        sizes.append(math.prod(shape_of(network.avals, output)))
+    batches = images.micro_batches(_micro_batch_size(max(sizes), steps_at_once))
     network_stages = stages(network)
     # Where devices share the images, stages are computed one by one (`segments.run`),
     # each device its own images. `pass_ann` does not say where its results lie.
@@ -106,7 +111,12 @@ def _fits_in_memory(
     return 4 * image_count * size_of_one <= _ANN_BYTES
 
 
-def _micro_batch_size(sites: Sequence[Site], steps_at_once: int) -> int:
-    """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
-    largest_site = max(math.prod(site.shape) for site in sites)
-    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest_site))
+def _micro_batch_size(largest_size: int, steps_at_once: int) -> int:
+    """Images at a time on each device; see `_MICRO_BATCH_BYTES`.
+
+    Args:
+        largest_size: numbers of an image in the largest site or output.
+        steps_at_once: T, or 1 where sums over time suffice.
+    """
+    bytes_of_one = 4 * steps_at_once * largest_size  # in float32
+    return max(1, _MICRO_BATCH_BYTES // bytes_of_one)
