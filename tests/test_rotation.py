@@ -272,6 +272,25 @@ def test_a_high_price_refuses_the_rotation():
         assert f"{count} of 1 sites are rotated" in str(rotation)
 
 
+@pytest.mark.parametrize("name", ["a gate", "a convolution", "a transformer"])
+def test_the_cost_of_a_rotated_site_is_that_of_the_rotated_network(name):
+    fn, params, x, _ = ROTATED[name]
+    all_rotations = possible(fn, params, x)
+    options = {"steps": 4, "code": RADIX, "price": 1e-3}
+    rotation = snnjax.rotation(fn, params, x, **options)
+    rotation_of_rotated = snnjax.rotation(
+        with_rotations(fn, all_rotations),
+        rotated_params(params, all_rotations),
+        x,
+        **options,
+    )
+    assert rotation.rotated_costs.keys() == all_rotations.keys()
+    for site_name, cost in rotation.rotated_costs.items():
+        # The rotation does change the cost, so that the network's own would not do.
+        assert abs(cost / rotation.costs[site_name] - 1) > 0.01
+        assert cost == pytest.approx(rotation_of_rotated.costs[site_name], rel=0.001)
+
+
 def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
     fn, params = rotation_of_heavy()(heavy, HEAVY_PARAMS)
     snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX)

@@ -15,18 +15,20 @@ import chex
 
 from snnjax._arrays import on_host
 from snnjax._checks import called_as, check_function, check_numbers, check_wait
+from snnjax._programs import jit
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import shapes_of
-from snnjax._types import Per
 from snnjax.calibrators.spending import total
 from snnjax.codes import Code, check_code, rate
+from snnjax.conversion.engine.site_view import SiteView
 from snnjax.conversion.engine.start import start
-from snnjax.conversion.engine.sweep import survey
+from snnjax.conversion.engine.sweep import views
 from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.network.capture.capture import capture
 from snnjax.network.capture.rotation import (
     SiteRotation,
+    rotated,
     rotated_params,
     site_rotations,
     with_rotations,
@@ -177,34 +179,15 @@ def rotation(
             candidates[name] = candidate
         else:
             reasons[name] = candidate
-    costs = _costs(
+    costs, rotated_costs = _costs(
         network,
         params,
         images,
+        candidates,
         steps=steps,
         code=code,
         price=price,
     )
-    rotated_costs = {}
-    if candidates:
-        # Curves are of the ANN's activations, which no rotation of another site
-        # changes. So one network with all rotations gives J of each.
-        params_with_rotations = rotated_params(params, candidates)
-        network_with_rotations = capture(
-            with_rotations(fn, candidates),
-            params_with_rotations,
-            shapes_of(images.arrays),
-            inline_all=True,
-        )
-        costs_with_rotations = _costs(
-            network_with_rotations,
-            params_with_rotations,
-            images,
-            steps=steps,
-            code=code,
-            price=price,
-        )
-        rotated_costs = {name: costs_with_rotations[name] for name in candidates}
     chosen = {}
     for name, candidate in candidates.items():
         if rotated_costs[name] < (1 - _LEAST_GAIN) * costs[name]:
@@ -221,12 +204,22 @@ def _costs(
     network: Network,
     params: chex.ArrayTree,
     images: CalibrationImages,
+    rotations: Mapping[str, SiteRotation],
     *,
     steps: int,
     code: Code,
     price: float,
-) -> dict[str, float]:
-    """Name of each firing site -> the least J that thresholds per channel reach."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The least J that thresholds per channel reach, by the names of sites.
+
+    One pass of the ANN gives both. J is that of the ANN's activations, which no
+    rotation of another site changes. A rotated site has the activations x H. Effects of
+    errors are mean squared gradients over all channels: H keeps them.
+
+    Returns:
+        J of each firing site without a rotation, and J of each site in ``rotations``
+        with its rotation.
+    """
     model = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
     sites = [site for site in network.sites if site.fires]
     # The curves hold for neurons that know all of their input before they fire.
@@ -247,10 +240,29 @@ def _costs(
         wait=wait,
         weigh_errors=True,
     )
-    per_site: dict[str, Per] = {site.name: "channel" for site in sites}
-    (curves,) = survey(calibration, None, per_site)
     costs = {}
-    for name, curve in curves.items():
-        error, spikes = total([curve], price)
-        costs[name] = error + price * spikes
-    return costs
+    rotated_costs = {}
+    for view in views(calibration, snn.neurons):
+        name = view.site.name
+        costs[name] = _cost(view, price)
+        if name in rotations:
+            rotated_view = _rotated_view(view, rotations[name])
+            rotated_costs[name] = _cost(rotated_view, price)
+    return costs, rotated_costs
+
+
+def _cost(view: SiteView, price: float) -> float:
+    """The least J that thresholds per channel reach at a site."""
+    curves = view.curves((view.model.last_zone,))
+    error, spikes = total(curves, price)
+    return error + price * spikes
+
+
+def _rotated_view(view: SiteView, rotation: SiteRotation) -> SiteView:
+    """The view of x H in place of x."""
+    axis = view.site.channel
+    return view.with_activations(lambda x: _rotated(x, axis, rotation.block))
+
+
+# A program, since the products would take 8 times the memory of x before their sum.
+_rotated = jit(rotated, static_argnums=(1, 2))

@@ -9,7 +9,7 @@ sweep: ours.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,19 +86,27 @@ def survey(
         zones: last zones that take the place of the model's own; None: that alone.
         per_site: name of each site -> what has a threshold of its own there.
     """
-    boundary = calibration.start()
     curves_of_zones: list[dict[str, Curve]] = [{} for _ in zones or (None,)]
+    for view in views(calibration, per_site):
+        name = view.site.name
+        site_zones = tuple(zones or (view.model.last_zone,))
+        site_curves = view.curves(site_zones, per_site[name])
+        for curves, curve in zip(curves_of_zones, site_curves, strict=True):
+            curves[name] = curve
+    return curves_of_zones
+
+
+def views(calibration: Calibration, names: Container[str]) -> Iterator[SiteView]:
+    """The view of each of these firing sites, in order; one pass of the ANN.
+
+    A view holds the activations of its site, so it should be dropped before the next.
+    """
+    boundary = calibration.start()
     bar = shown(calibration.sites, "thresholds: ", "site", lambda site: site.name)
     for stage_number, site in enumerate(bar):
         activations = _pass_ann(calibration, boundary, stage_number)
-        if site.name not in per_site:
-            continue
-        view = SiteView(calibration, boundary, stage_number, *activations)
-        site_zones = tuple(zones or (view.model.last_zone,))
-        site_curves = view.curves(site_zones, per_site[site.name])
-        for curves, curve in zip(curves_of_zones, site_curves, strict=True):
-            curves[site.name] = curve
-    return curves_of_zones
+        if site.name in names:
+            yield SiteView(calibration, boundary, stage_number, *activations)
 
 
 def _fit_site(
