@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import reference
 
 import snnjax
 from snnjax import calibrators
@@ -98,6 +99,36 @@ def outputs_of(functions, *arguments):
         return [f(*arguments) for f in functions]
 
     return jax.device_get(jax.jit(results)(*arguments))
+
+
+def oracle_spikes(snn, name, currents):
+    """Spikes that the oracle's neurons send at a site of a converted SNN.
+
+    Args:
+        currents: [T, B, C], without what the site's neurons add.
+
+    Returns:
+        Their heights and their levels, [T, B, C].
+    """
+    model = snn.model_of(name)
+    neurons = snn.neurons[name]
+    assert neurons.offset is None or not np.any(neurons.offset)
+    threshold = np.float64(neurons.threshold)
+    sizes = snn.code.sizes(snn.steps)
+    heights = reference.simulate(
+        np.asarray(currents, np.float64),
+        threshold,
+        bias=np.float64(neurons.bias),
+        start=np.float64(neurons.initial_potential),
+        wait=snn.wait,
+        levels=model.levels,
+        dead_zone=model.dead_zone,
+        last_zone=model.last_zone,
+        rectifies=model.rectifies,
+        sizes=sizes,
+    )
+    levels = heights / (sizes[:, None, None] * threshold)
+    return heights, np.round(levels)
 
 
 def quantized_ann(fn):

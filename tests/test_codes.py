@@ -307,6 +307,25 @@ def outputs():
     return [jax.device_get(jax.jit(snnjax.spiking(dense))(snn, x)) for snn in snns]
 
 
+@pytest.mark.parametrize("steps, wait", [(2, 0), (2, 1), (3, 0), (3, 1)])
+def test_a_converted_network_of_base_3_sends_the_spikes_of_the_oracle(steps, wait):
+    kernels, x, *_ = converted()
+    code = codes.radix(base=3)
+    snn = snnjax.convert(dense, kernels, x, steps=steps, wait=wait, code=code)
+
+    def trains(snn, x):
+        return snnjax.measures.spike_trains(dense, snn, x)
+
+    outputs, spikes = outputs_of([snnjax.spiking(dense), trains], snn, x)
+    stream = np.zeros((steps, *x.shape))
+    stream[0] = steps * x
+    for kernel, name in zip(kernels[:-1], snn.neurons, strict=True):
+        stream, levels = networks.oracle_spikes(snn, name, stream @ kernel)
+        assert set(np.unique(levels)) == {-1, 0, 1}
+        np.testing.assert_array_equal(spikes[name], levels, name)
+    np.testing.assert_allclose(outputs, stream @ kernels[-1], 1e-4, 1e-4)
+
+
 def test_digits_are_nearer_to_the_network_than_as_many_steps_of_rate_coding():
     *_, rate, radix, exact = converted()
     errors = [np.square(output.mean(0) - exact).mean() for output in outputs()]

@@ -652,6 +652,15 @@ def test_a_conversion_may_run_without_jit():
     assert_close(snn, convert(steps=2))
 
 
+@pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
+def test_outputs_whose_squares_float32_does_not_hold_cause_a_warning(code):
+    net = NETWORKS["dense"]
+    params = net.params | {"w3": 1e25 * net.params["w3"]}
+    recipe = snnjax.max_activation()
+    with pytest.warns(UserWarning, match="outputs is nan, .* below 1e18"):
+        convert(net._replace(params=params), recipe=recipe, code=code)
+
+
 def test_a_recipe_without_thresholds_warns():
     with pytest.warns(UserWarning, match="no calibrator.*thresholds of w1/relu"):
         convert(NETWORKS["dense"], recipe=Recipe([calibrators.half_charge()]))

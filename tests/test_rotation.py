@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import compiled
+from networks import compiled, oracle_spikes, outputs_of
 
 import snnjax
 from snnjax import calibrators
@@ -68,12 +68,17 @@ def gated(p, x):
 # ----------------------------------------------------------------------------- H itself
 
 
-@pytest.mark.parametrize("block", [4, 8, 16, 64, 512])
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_h_is_hadamards_matrix_in_blocks(block, axis):
+def hadamard(block):
     h = np.ones((1, 1))
     while len(h) < block:
         h = np.kron(h, [[1, 1], [1, -1]]) / np.sqrt(2)
+    return h
+
+
+@pytest.mark.parametrize("block", [4, 8, 16, 64, 512])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_h_is_hadamards_matrix_in_blocks(block, axis):
+    h = hadamard(block)
     shape = [2, 3, 2]
     shape[axis] = 3 * block
     x = np.float32(RNG.normal(size=shape))
@@ -299,6 +304,48 @@ def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
     np.testing.assert_array_equal(
         compiled(fn)(restored, HEAVY_X), compiled(fn)(snn, HEAVY_X)
     )
+
+
+def cubed(p, x):
+    hidden = jax.nn.relu(x @ p["up"])
+    return (hidden @ p["middle"]) ** 3 @ p["down"]
+
+
+@pytest.mark.parametrize("base, steps, wait", [(2, 4, 0), (2, 4, 1), (3, 2, 1)])
+def test_a_rotated_network_sends_the_spikes_of_the_oracle(base, steps, wait):
+    params = {"up": normal(8, 12), "middle": normal(12, 16), "down": normal(16, 4)}
+    rotations = possible(cubed, params, X)
+    fn = with_rotations(cubed, rotations)
+    code = snnjax.codes.radix(base)
+    snn = snnjax.convert(
+        fn,
+        rotated_params(params, rotations),
+        X,
+        steps=steps,
+        wait=wait,
+        code=code,
+        recipe=snnjax.light(),
+    )
+
+    def trains(snn, x):
+        return snnjax.measures.spike_trains(fn, snn, x)
+
+    outputs, spikes = outputs_of([snnjax.spiking(fn), trains], snn, X)
+    relu_name, encoder_name = snn.neurons
+    constant = np.zeros((steps, *X.shape))
+    constant[0] = steps * X
+    hidden, levels = oracle_spikes(snn, relu_name, constant @ params["up"])
+    np.testing.assert_array_equal(spikes[relu_name], levels)
+    # What is not affine reads decoded values, and what arrives is their increments.
+    decoded = np.cumsum(hidden @ params["middle"], 0) / steps
+    rotated_values = decoded**3 @ hadamard(16)
+    increments = steps * np.diff(rotated_values, axis=0, prepend=0)
+    sent, levels = oracle_spikes(snn, encoder_name, increments)
+    assert levels.any()
+    np.testing.assert_array_equal(spikes[encoder_name], levels)
+    # The oracle's H W is made from W, and not read from the SNN.
+    kernel = hadamard(16) @ params["down"]
+    np.testing.assert_allclose(outputs, sent @ kernel, 1e-4, 1e-4)
 
 
 def test_a_closed_form_of_a_rotated_network_is_its_time_loop():

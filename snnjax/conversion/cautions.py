@@ -94,12 +94,21 @@ def warn_of_fresh_thresholds(fresh: Mapping[str, NeuronParams], snn: SNN) -> Non
 
 def warn_of_lost_outputs(error: float, wait: int) -> None:
     """Warn if a short wait leaves outputs that have little to do with the ANN's."""
-    is_tolerable = error <= _LOST  # false of NaN, too
-    if not is_tolerable:
+    if error > _LOST:
         warn(
             f"with a wait of {wait} the squared error of the outputs is {error:.2g} of "
             "their size; recommended: a longer wait, or none given, which measures it"
         )
+
+
+def warn_of_unknown_error(error: float) -> None:
+    """Warn that the squared error of the outputs is not finite, so nothing is known."""
+    warn(
+        f"the squared error of the outputs is {error:g}, since their squares exceed "
+        f"{np.finfo(np.float32).max:.2g}, what float32 holds, so thresholds and the "
+        "wait are chosen without it; recommended: outputs and activations below 1e18, "
+        "by smaller parameters"
+    )
 
 
 def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> None:

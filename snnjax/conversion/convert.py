@@ -94,9 +94,10 @@ def convert(
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
-            activations are all zero; a short wait that loses the outputs; levels with
-            which a code leaves gaps between the values of a neuron; a recipe that fits
-            no thresholds, or that fits numbers to fewer than 64 samples each.
+            activations are all zero; a short wait that loses the outputs; outputs whose
+            squared error float32 does not hold; levels with which a code leaves gaps
+            between the values of a neuron; a recipe that fits no thresholds, or that
+            fits numbers to fewer than 64 samples each.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):

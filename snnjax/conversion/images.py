@@ -117,8 +117,8 @@ def _check_concrete(name: str, tree: Any) -> None:
     """Raise unless all numbers are known: a conversion chooses by comparing them."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
-            f"{name} is traced; allowed: arrays with numbers. Call snnjax.convert "
-            "outside of jit, vmap and grad: it compiles what takes long by itself"
+            f"{name} is traced; allowed: arrays with numbers. Make this call outside "
+            "of jit, vmap and grad: it compiles what takes long by itself"
         )
 
 

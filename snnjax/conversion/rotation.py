@@ -133,7 +133,9 @@ def rotation(
 
     Returns:
         A `Rotation`, a transformation of functions and parameters. Give its results to
-        `snnjax.convert` and to all that follows.
+        `snnjax.convert` and to all that follows, always both together: rotated
+        parameters have the same shapes, so nothing notices them beside the function
+        before the rotation, whose outputs they change.
 
     Raises:
         snnjax.ConversionError, ValueError: as `snnjax.convert`.
@@ -170,7 +172,7 @@ def rotation(
     images = place_images(x)
     params = images.place_params(params)
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
-    # Operators turn NaN into 0, whose J would be that of another network.
+    # The curves read activations, and so would not notice NaN in the last kernels.
     check_numbers(params, "params", cause="the training")
     candidates = {}
     reasons = {}

@@ -15,6 +15,7 @@ All of it follows from the calibration images.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -139,7 +140,9 @@ def search(
     outcome = fit_at(wait)
     # From the longest wait on, a longer one would be no remedy. That of rate coding is
     # 0, so there is no warning for it.
-    if wait < calibration.snn.code.longest_wait(calibration.steps):
+    if not math.isfinite(outcome.error):
+        cautions.warn_of_unknown_error(outcome.error)
+    elif wait < calibration.snn.code.longest_wait(calibration.steps):
         cautions.warn_of_lost_outputs(outcome.error, wait)
     return outcome.snn.with_fit(_description(outcome, wait, errors))
 

@@ -108,6 +108,16 @@ def traced():
     jax.jit(lambda params, x: conversion(params=params, x=x)())(NET.params, images())
 
 
+def rotation_traced():
+    x = images()
+
+    def rotate(params):
+        return snnjax.rotation(DENSE, params, x, steps=STEPS)
+
+    # Without jit the images stay concrete.
+    jax.vmap(rotate)(jax.tree.map(lambda leaf: leaf[None], FLAT))
+
+
 def inside_jit():
     """The arrays have numbers, and yet what is computed of them is traced."""
     x = np.asarray(images())
@@ -124,6 +134,11 @@ NOT_FINITE = {
         DENSE,
         with_nan("w3"),
         "outputs of the network hold .* NaN",
+    ),
+    "a logarithm": (
+        lambda p, x: jnp.log(x @ p["w1"]) @ p["w2"] @ p["w3"],
+        FLAT,
+        "activations of site '.*encoder' hold .* NaN",
     ),
     "a mask": (two_outputs, FLAT, "the outputs 'mask' of the network hold 256"),
 }
@@ -322,8 +337,15 @@ def conversions_refused():
         recipe = Recipe([max_threshold(), calibrate])
         yield Refusal(f"fit {number}", conversion(DENSE, FLAT, recipe=recipe), message)
     for name, (fn, params, message) in NOT_FINITE.items():
-        call = conversion(fn, params, steps=2, recipe=snnjax.max_activation())
-        yield Refusal(f"{name} that is not finite", call, message)
+        for code in (snnjax.codes.rate(), snnjax.codes.radix()):
+            call = conversion(
+                fn,
+                params,
+                steps=2,
+                recipe=snnjax.max_activation(),
+                code=code,
+            )
+            yield Refusal(f"{name} that is not finite, {code!r}", call, message)
     for dtype in (jnp.int8, None, "bf16", jnp.float64):
         call = functools.partial(snnjax.in_dtype, NET.fn, dtype)
         message = "allowed: bfloat16, float16, float32"
@@ -344,6 +366,11 @@ ROWS = [
         "a conversion inside of jit",
         inside_jit,
         "x is traced; allowed: arrays with numbers",
+    ),
+    Refusal(
+        "a traced rotation",
+        rotation_traced,
+        "params is traced; allowed: .* Make this call outside of jit",
     ),
     Refusal(
         "other numbers in shared weights",

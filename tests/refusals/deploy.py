@@ -14,6 +14,7 @@ from test_layers import fitted
 import snnjax
 from refusals import Refusal, numbered
 from snnjax import deploy
+from snnjax.network.capture.rotation import rotated
 
 DENSE = NETWORKS["dense"]
 IF = snnjax.integrate_and_fire()
@@ -91,6 +92,10 @@ MOVED_VECTORS = {  # and between the layers of a vector [6]
     "a mean taken off": (
         lambda x: x - x.sum(-1, keepdims=True) / 6,
         "it sums over a part of the vector .*\n *remedy: write the sum",
+    ),
+    "a rotation": (
+        lambda x: jnp.concatenate([rotated(x[:, :4], axis=1, block=4), x[:, 4:]], 1),
+        "it repeats .*, as a rotation does; no layer.*\n *remedy: .*snnjax.rotation",
     ),
 }
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from snnjax._arrays import by_numpy_or_xla, namespace, wide
 from snnjax._programs import jit
-from snnjax.codes import Code
 from snnjax.conversion.engine.segments import Results, ann_work
 from snnjax.conversion.images import MicroBatch
 from snnjax.network.equations import Network, Values
@@ -46,7 +45,6 @@ def pass_ann(
     network: Network,
     stages: Sequence[Stage],
     params: Any,
-    code: Code,
     batches: Sequence[MicroBatch],
     *,
     keep_results: bool,
@@ -57,7 +55,6 @@ def pass_ann(
     Args:
         network, stages: the ANN, and its segments in the order of execution.
         params: of the ANN.
-        code: of the spiking network.
         batches: the calibration images, and their numbers.
         keep_results: whether the results of the stages are returned beside effects.
             A pass without effects always returns them.
@@ -71,7 +68,6 @@ def pass_ann(
     for batch in batches:
         batch_results, batch_effects, batch_size = _run_all_stages(
             tuple(stages),
-            code,
             has_error,
             keep_results,
             with_effects,
@@ -88,10 +84,9 @@ def pass_ann(
     return AnnPass(results, _over_output_size(image_count, effects, sizes))
 
 
-@functools.partial(jit, static_argnums=range(5))
+@functools.partial(jit, static_argnums=range(4))
 def _run_all_stages(
     stages: tuple[Stage, ...],
-    code: Code,
     has_error: tuple[bool, ...],
     keep_results: bool,
     with_effects: bool,
@@ -110,7 +105,7 @@ def _run_all_stages(
         stage_results = []
         for stage in stages:
             sources = [values[v] for v in stage.sources]
-            results = ann_work(stage, code)(*sources)
+            results = ann_work(stage)(*sources)
             if stage.site is not None and stage.output is not None:
                 # Behind the activation of a clipped ReLU stands its maximum.
                 activation, *maximum = results.outputs

@@ -133,7 +133,7 @@ class Calibration:
         if self.ann_results is not None:
             return (results[stage_number] for results in self.ann_results())
         stage = self.stages[stage_number]
-        work = ann_work(stage, self.snn.code)
+        work = ann_work(stage)
         return self._run(work, stage, activations, self.ann_params)
 
     def run_snn(

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._programs import jit
-from snnjax.codes import Code
+from snnjax.codes import Code, rate
 from snnjax.network.equations import Values, read
 from snnjax.network.evaluate import evaluate, identity, operator_rule
 from snnjax.network.sites import Site
@@ -102,13 +102,15 @@ class Work(NamedTuple):
         return streaming(self.segment.equations, inputs)
 
 
-def ann_work(stage: Stage, code: Code) -> Work:
+def ann_work(stage: Stage) -> Work:
     """The work of a stage in the ANN, where no value has a time axis."""
     return Work(
         segment=stage.segment,
         streams=(False,) * len(stage.sources),
         steps=1,
-        code=code,
+        # Without a time axis, rate coding applies the operators as they are. Other
+        # codes would replace NaN by 0, and so hide that the ANN has some.
+        code=rate(),
         site=None if stage.site is None else nameless(stage.site),
     )
 

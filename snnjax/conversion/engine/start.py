@@ -63,7 +63,6 @@ def start(
             network,
             network_stages,
             snn.params,
-            code,
             batches,
             keep_results=keep_results,
             with_effects=with_effects,

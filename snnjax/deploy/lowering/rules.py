@@ -421,6 +421,14 @@ def _multiply(builder: Builder, equation: Equation) -> list[Sum]:
     """The operand times a constant, or divided by one."""
     v, operand, shape = _operand(builder, equation)
     (constant,) = (u for u in equation.inputs if u != v)
+    result_shape = builder.network.avals[equation.outputs[0]].shape
+    if result_shape != shape:
+        raise NoLayer(
+            f"it repeats {tuple(shape[1:])} to {tuple(result_shape[1:])}, times a "
+            "constant, as a rotation does; no layer does so",
+            "write the repetition as a matrix product, and deploy a network that "
+            "snnjax.rotation has not rotated",
+        )
     factor = numbers(read(builder.values, constant))
     # The factor in the order of the nodes, [N] or [C, H, W].
     factor = np.broadcast_to(factor, shape).ravel()[operand.order]
