@@ -43,6 +43,7 @@ FILES = ("wiki.valid.tokens", "wiki.test.tokens")
 CALIBRATION_WINDOWS = 16
 WINDOW_LENGTH = 128  # tokens
 BATCH = 2  # windows that run together
+DEFAULT_PRICE = 0.01  # of a spike
 NEURON = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
 
 
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
     steps: int
     wait: int | None = None
-    price: float = 0.01
+    price: float = DEFAULT_PRICE
     rotated: bool = False
 
     def __str__(self) -> str:
@@ -59,8 +60,9 @@ class Row(NamedTuple):
         if not self.price:
             return f"T = {self.steps} one scale per channel"
         wait = "" if self.wait is None else f" wait {self.wait}"
+        price = "" if self.price == DEFAULT_PRICE else f" price {self.price:g}"
         rotated = " rotated" if self.rotated else ""
-        return f"T = {self.steps} spikes{wait}{rotated}"
+        return f"T = {self.steps} spikes{wait}{price}{rotated}"
 
 
 ROWS = (
@@ -71,6 +73,7 @@ ROWS = (
     Row(steps=8, wait=3),
     Row(steps=4, rotated=True),
     Row(steps=6, rotated=True),
+    Row(steps=6, price=0.003, rotated=True),
     Row(steps=8, wait=3, rotated=True),
     Row(steps=4, wait=3, price=0),
     Row(steps=6, wait=5, price=0),
@@ -222,11 +225,10 @@ def converted(
     code = snnjax.codes.radix()
     calibration_params = narrow(params)
     if row.rotated:
-        # All texts at once would take 22 GB for Gemma 3 270M.
         rotate = snnjax.rotation(
             network,
             calibration_params,
-            texts[::4],
+            texts,
             steps=row.steps,
             code=code,
             price=row.price,

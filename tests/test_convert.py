@@ -33,6 +33,7 @@ import snnjax
 from snnjax import Recipe, _progress, calibrators
 from snnjax.calibrators import max_threshold
 from snnjax.conversion.engine import calibration, site_view
+from snnjax.conversion.images import CalibrationImages
 
 STEPS = 4
 RECIPES = {
@@ -203,6 +204,45 @@ def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
     monkeypatch.setattr(calibration, "run", counted)
     convert(recipe=snnjax.best())
     assert len(sites) == NET.sites + 1  # and the outputs; the ANN has its own program
+
+
+def of_many_sites(params, x):
+    x = jnp.broadcast_to(x, (len(x), 2**16))
+    for _ in range(63):
+        x = jax.nn.relu(params * x)
+    return x[:, :1]
+
+
+NETWORKS_OF_LARGE_IMAGES = {  # network, images in a micro-batch
+    # 63 sites of 2^18 bytes, of 2^28 for all sites together.
+    "many sites": (of_many_sites, 16),
+    # 2^23 bytes of outputs, of 2^24.
+    "a large output": (
+        lambda params, x: params * jnp.tile(jax.nn.relu(params * x), 2**21),
+        2,
+    ),
+    # 2^23 bytes of a site, of 2^24.
+    "a large site": (
+        lambda params, x: params * jax.nn.relu(params * jnp.tile(x, 2**21))[:, :1],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS_OF_LARGE_IMAGES)
+def test_a_micro_batch_has_sites_and_outputs_that_fit_in_memory(name, monkeypatch):
+    fn, count = NETWORKS_OF_LARGE_IMAGES[name]
+    counts = []
+
+    def first_count(_, size):
+        counts.append(size)
+        raise InterruptedError
+
+    monkeypatch.setattr(CalibrationImages, "micro_batches", first_count)
+    x = np.float32(np.arange(1, 65)[:, None])
+    with pytest.raises(InterruptedError):
+        snnjax.convert(fn, jnp.float32(1), x, steps=1)
+    assert counts == [count]
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):

@@ -19,6 +19,8 @@ from snnjax.snn import SNN
 
 # The largest site or output in one micro-batch, over all T steps.
 _MICRO_BATCH_BYTES = 2**24
+# All sites in one micro-batch of the ANN, which a backward pass keeps for the effects.
+_BACKWARD_BYTES = 2**28
 # The values between the stages of the ANN, for all images.
 _ANN_BYTES = 2**30
 
@@ -49,7 +51,8 @@ def start(
     # are computed once in the ANN, and with a time axis in the SNN.
     for output in network.outputs:
         sizes.append(math.prod(shape_of(network.avals, output)))
-    batches = images.micro_batches(_micro_batch_size(max(sizes), steps_at_once))
+    micro_batch_size = _micro_batch_size(max(sizes), sum(sizes), steps_at_once)
+    batches = images.micro_batches(micro_batch_size)
     network_stages = stages(network)
     # Where devices share the images, stages are computed one by one (`segments.run`),
     # each device its own images. `pass_ann` does not say where its results lie.
@@ -110,12 +113,15 @@ def _fits_in_memory(
     return 4 * image_count * size_of_one <= _ANN_BYTES
 
 
-def _micro_batch_size(largest_size: int, steps_at_once: int) -> int:
-    """Images at a time on each device; see `_MICRO_BATCH_BYTES`.
+def _micro_batch_size(largest_size: int, total_size: int, steps_at_once: int) -> int:
+    """Images at a time on each device; see `_MICRO_BATCH_BYTES`, `_BACKWARD_BYTES`.
 
     Args:
         largest_size: numbers of an image in the largest site or output.
+        total_size: numbers of an image in all of them.
         steps_at_once: T, or 1 where sums over time suffice.
     """
-    bytes_of_one = 4 * steps_at_once * largest_size  # in float32
-    return max(1, _MICRO_BATCH_BYTES // bytes_of_one)
+    float32_bytes = 4
+    largest_count = _MICRO_BATCH_BYTES // (float32_bytes * steps_at_once * largest_size)
+    total_count = _BACKWARD_BYTES // (float32_bytes * total_size)
+    return max(1, min(largest_count, total_count))
