@@ -132,7 +132,13 @@ def made() -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
         "blocks": [block, block],
         "readout": embedding.T,
     }
-    model = LanguageModel(heads=9, groups=3, epsilon=1e-5, base=1e5, neighbors=True)
+    model = LanguageModel(
+        heads=9,
+        key_value_heads=3,
+        epsilon=1e-5,
+        rope_base=1e5,
+        neighbors=True,
+    )
     calibration_texts, test_texts = generator.integers(0, 50, (2, 8, 12))
     return model, params, calibration_texts, test_texts
 

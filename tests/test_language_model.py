@@ -71,7 +71,7 @@ def test_a_step_with_a_cache_is_the_network_converted_once(model, params):
                 logits, cache = fns[1](weights, (token, cache))
                 return cache, logits
 
-            cache = model.empty(params, len(texts), texts.shape[1])
+            cache = model.empty_cache(params, len(texts), texts.shape[1])
             _, logits = jax.lax.scan(step, cache, texts.T)
             return fns[0](weights, texts), logits.swapaxes(0, 1)
 
