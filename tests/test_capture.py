@@ -269,6 +269,28 @@ def with_own_derivative(f):
     return custom
 
 
+@pytest.mark.parametrize("order, channel", [("NCHW", -3), ("NHWC", -1)])
+def test_channels_of_an_encoder_are_those_that_the_convolution_sums_over(
+    order, channel
+):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=(order, "HWIO", order),
+        )
+
+    def fn(kernel, x):
+        return convolve(jnp.tanh(convolve(x, kernel)), kernel)
+
+    x = np.ones((4, 5, 6, 7), np.float32)
+    kernel = eighths(1, (3, 3, x.shape[channel], x.shape[channel]))
+    (site,) = [site for site in snnjax.sites(fn, kernel, x) if site.fires]
+    assert (site.is_encoder, site.channel) == (True, channel)
+
+
 def test_a_call_hides_neither_products_nor_channels():
     kernel, identity_matrix = eighths(1, (5, 3, 3, 3)), np.eye(5, dtype=np.float32)
     x = eighths(2, (4, 3, 6, 6))

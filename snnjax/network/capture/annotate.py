@@ -89,7 +89,7 @@ def annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
             name=name,
             parameters=weights.paths_behind(i),
             depth=depths[eq.outputs[0]],
-            channel=_site_channel(eq, channels, avals),
+            channel=_site_channel(eq, channels, facts),
             maximum_per_channel=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
@@ -300,20 +300,41 @@ def _dot_channel(eq: Equation, facts: Facts) -> int | None:
     return channel
 
 
-def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
+def _site_channel(eq: Equation, channels: dict[int, int], facts: Facts) -> int:
     """The axis of a site's channels, from the end: -1, ..; -1 if it is unknown.
 
-    Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
+    Where a clipped ReLU has a maximum for each index of one axis, it is that axis. That
+    of an encoder is the axis which the convolution behind it sums over.
 
     Args:
         channels: variable -> channel axis, 0, 1, ..
     """
     if eq.place.is_encoder:
-        return -1
+        return _encoder_channel(eq, facts)
+    avals = facts.program.avals
+    output = eq.outputs[0]
     maximum_axes = sorted(axes_of_maximum(eq, avals))
     if len(maximum_axes) == 1 and -maximum_axes[0] <= len(eq.place.shape):
         return maximum_axes[0]
-    output = eq.outputs[0]
     if output not in channels:
         return -1
     return channels[output] - len(avals[output].shape)
+
+
+def _encoder_channel(encoder: Equation, facts: Facts) -> int:
+    """The axis that the convolution behind an encoder sums over, from the end.
+
+    -1 if no convolution stands there.
+    """
+    shape = encoder.place.shape
+    for reader in facts.successors(encoder):
+        # The capture reshapes spikes, to drop an axis of size 1 before all others.
+        readers = facts.successors(reader) if reader.name == "reshape" else [reader]
+        for product in readers:
+            if product.name != "conv_general_dilated":
+                continue
+            image_shape = shape_of(facts.program.avals, product.inputs[0])
+            _, channel_axis, *_ = product.options["dimension_numbers"].lhs_spec
+            if image_shape[-len(shape) :] == shape:
+                return channel_axis - len(image_shape)
+    return -1
