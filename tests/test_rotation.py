@@ -45,18 +45,19 @@ PARAMS = {
     "scale": normal(12),
     "convolution": normal(3, 3, 8, 4),
     "depthwise": normal(3, 3, 1, 8),
+    "to 8 channels": normal(3, 3, 4, 8),
     "square": normal(8, 8),
     "whole numbers": np.int8(np.sign(normal(12, 4))),
 }
 
 
-def convolution(images, kernel, groups=1):
+def convolution(images, kernel, groups=1, order="NHWC"):
     return jax.lax.conv_general_dilated(
         images,
         kernel,
         window_strides=(1, 1),
         padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=(order, "HWIO", order),
         feature_group_count=groups,
     )
 
@@ -119,6 +120,16 @@ ROTATED = {  # fn, params, x, paths of the kernels and axes that rotate
         PARAMS,
         IMAGES,
         {"convolution": 2},
+    ),
+    "a convolution with channels first": (
+        lambda p, x: convolution(
+            jnp.tanh(convolution(x, p["convolution"], order="NCHW")),
+            p["to 8 channels"],
+            order="NCHW",
+        ),
+        PARAMS,
+        IMAGES.transpose(0, 3, 1, 2),
+        {"to 8 channels": 2},
     ),
     "an encoder of the user's": (
         lambda p, x: snnjax.encode(jax.nn.relu(x @ p["up"])) @ p["down"],
