@@ -57,7 +57,8 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         """The name of the row. It has no comma, because --only splits at commas."""
-        if not self.price:
+        # Without a price, thresholds are the scales of a network that does not spike.
+        if self.price == 0:
             return f"T = {self.steps} one scale per channel"
         wait = "" if self.wait is None else f" wait {self.wait}"
         price = "" if self.price == DEFAULT_PRICE else f" price {self.price:g}"
@@ -108,8 +109,8 @@ def windows(text: str, tokenizer: Any, vocabulary: int, count: int) -> np.ndarra
     return all_windows[:: len(all_windows) // count][:count]
 
 
-def made() -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
-    """A small random network, its params, and two times texts [8, 12], for tests."""
+def quick_inputs() -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
+    """A small random network, its params, and texts [8, 12] to calibrate and test."""
     generator = np.random.default_rng(0)
 
     def kernel(*shape: int) -> jax.Array:
@@ -172,7 +173,7 @@ def perplexities(run: Callable, texts: np.ndarray, *models: Any) -> list[float]:
     return results
 
 
-def rounded(params: Any, bits: int = 8) -> Any:
+def round_kernels(params: Any, bits: int = 8) -> Any:
     """Params whose kernels [I, O] are whole numbers times a scale for each output."""
 
     def nearest(kernel: jax.Array) -> jax.Array:
@@ -186,8 +187,8 @@ def rounded(params: Any, bits: int = 8) -> Any:
     return jax.tree.map(nearest, params) | {"embedding": embedding}
 
 
-def narrow(params: Any) -> Any:
-    """Params with [width] outputs whose squared error is that of the logits.
+def with_narrow_readout(params: Any) -> Any:
+    """Params with a readout [width, width] whose errors have the logits' squares.
 
         |h E|^2 = |h (E E^T)^(1/2)|^2,    E [width, vocabulary] the readout
 
@@ -200,7 +201,7 @@ def narrow(params: Any) -> Any:
     return params | {"readout": jnp.float32(root)}
 
 
-def rounded_per_token(network: Callable, steps: int) -> Callable:
+def with_rounding_per_token(network: Callable, steps: int) -> Callable:
     """The network whose activations are rounded, with one scale for each token.
 
     An activation has as many values as T signed digits have.
@@ -215,7 +216,7 @@ def rounded_per_token(network: Callable, steps: int) -> Callable:
     return snnjax.network.with_activation(network, rule)
 
 
-def converted(
+def convert_row(
     row: Row,
     model: LanguageModel,
     params: Any,
@@ -229,7 +230,7 @@ def converted(
     """
     network = model.network
     code = snnjax.codes.radix()
-    calibration_params = narrow(params)
+    calibration_params = with_narrow_readout(params)
     if row.rotated:
         rotate = snnjax.rotation(
             network,
@@ -239,8 +240,10 @@ def converted(
             code=code,
             price=row.price,
         )
-        network, calibration_params = rotate(network, calibration_params)
+        # Both sets of params need rotated kernels: those with the narrow readout to
+        # calibrate, those with the whole one to run.
         _, params = rotate(network, params)
+        network, calibration_params = rotate(network, calibration_params)
     file = None
     if folder is not None:
         key = digest((params, texts), repr((model, row)))
@@ -275,9 +278,9 @@ def spiking_row(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Perplexities of a spiking network; its costs too, if its row has a price."""
-    network, snn = converted(row, model, params, texts, folder)
+    network, snn = convert_row(row, model, params, texts, folder)
     spiking = snnjax.spiking(network, answer=True)
-    rounded_snn = dataclasses.replace(snn, params=rounded(snn.params))
+    rounded_snn = dataclasses.replace(snn, params=round_kernels(snn.params))
     perplexity, rounded_perplexity = perplexities(
         spiking,
         test_texts,
@@ -298,12 +301,12 @@ def per_token_row(
     steps: int, model: LanguageModel, params: Any, test_texts: np.ndarray
 ) -> dict[str, Any]:
     """Perplexities of the network with one scale for each token."""
-    fn = rounded_per_token(model.network, steps)
+    fn = with_rounding_per_token(model.network, steps)
     perplexity, rounded_perplexity = perplexities(
         fn,
         test_texts,
         params,
-        rounded(params),
+        round_kernels(params),
     )
     return {"perplexity": perplexity, "rounded": rounded_perplexity}
 
@@ -328,7 +331,7 @@ def read_inputs(
 ) -> tuple[LanguageModel, Any, np.ndarray, np.ndarray]:
     """Model, params, calibration windows and test windows, as the options say."""
     if options.quick:
-        return made()
+        return quick_inputs()
     if options.texts is None:
         parser.error("--texts is missing; --help says what the folder holds")
     timing.check_files(parser, options.texts, *FILES)

@@ -12,7 +12,7 @@ import snnjax
 from benchmarks import language_model as benchmark
 from examples import language_model as example
 
-MODEL, PARAMS, TEXTS, _ = benchmark.made()
+MODEL, PARAMS, TEXTS, _ = benchmark.quick_inputs()
 # A block's norms and biases, as (name, shape).
 ADDED_NORMS = {
     "attn_q_norm": 2,
@@ -96,7 +96,7 @@ def test_a_local_block_reads_its_window_and_another_one_all_earlier_tokens():
 
 
 def test_a_narrow_readout_has_the_squared_error_of_the_logits():
-    narrow = benchmark.narrow(PARAMS)
+    narrow = benchmark.with_narrow_readout(PARAMS)
     assert narrow["readout"].shape == (16, 16)
     sums = []
     for params in (PARAMS, narrow):
@@ -145,16 +145,16 @@ def test_a_folder_gives_back_a_conversion_of_these_weights_and_texts(
         (row._replace(price=0.1), MODEL, PARAMS, TEXTS),
     ):
         count = len(conversions)
-        _, first = benchmark.converted(*arguments, tmp_path)
+        _, first = benchmark.convert_row(*arguments, tmp_path)
         assert len(conversions) == count + 1
-        _, again = benchmark.converted(*arguments, tmp_path)
+        _, again = benchmark.convert_row(*arguments, tmp_path)
         assert len(conversions) == count + 1  # the second one is read
         assert again.wait == 1 and again.params is arguments[2]
         jax.tree.map(np.testing.assert_array_equal, again.neurons, first.neurons)
 
 
 def test_kernels_have_so_many_bits():
-    kernel = benchmark.rounded(PARAMS, bits=3)["blocks"][0]["q"]
+    kernel = benchmark.round_kernels(PARAMS, bits=3)["blocks"][0]["q"]
     assert all(len(np.unique(column)) <= 7 for column in np.asarray(kernel).T)
 
 
@@ -169,7 +169,7 @@ def test_a_rotated_row_has_the_logits_of_the_network(monkeypatch):
 
     monkeypatch.setattr(snnjax, "convert", convert)
     row = benchmark.Row(steps=6, wait=5, price=0.0, rotated=True)
-    network, snn = benchmark.converted(row, MODEL, PARAMS, TEXTS, None)
+    network, snn = benchmark.convert_row(row, MODEL, PARAMS, TEXTS, None)
     assert rotated == [True]
     logits = network(snn.params, TEXTS)
     np.testing.assert_allclose(logits, MODEL.network(PARAMS, TEXTS), atol=1e-4)

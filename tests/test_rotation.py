@@ -5,6 +5,8 @@ network is the network itself.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,42 +108,65 @@ def shared_encoder(p, x):
     return (y @ p["gate"]) + y.reshape(-1, 8) @ p["up"]
 
 
-ROTATED = {  # fn, params, x, paths of the kernels and axes that rotate
-    "a gate": (lambda p, x: gated(p, x) @ p["down"], PARAMS, X, {"down": 0}),
-    "a transposed kernel": (
-        lambda p, x: gated(p, x) @ p["transposed"].T,
-        PARAMS,
-        X,
-        {"transposed": 1},
+class RotatedCase(NamedTuple):
+    """A network whose encoders can be rotated.
+
+    Attributes:
+        kernels: path of each kernel that rotates -> its axis.
+    """
+
+    fn: Callable
+    params: Any
+    x: np.ndarray
+    kernels: dict[str, int]
+
+
+ROTATED = {
+    "a gate": RotatedCase(
+        fn=lambda p, x: gated(p, x) @ p["down"],
+        params=PARAMS,
+        x=X,
+        kernels={"down": 0},
     ),
-    "several kernels": (shared_encoder, PARAMS, X, {"gate": 0, "up": 0}),
-    "a convolution": (
-        lambda p, x: convolution(jnp.tanh(x @ p["square"]), p["convolution"]),
-        PARAMS,
-        IMAGES,
-        {"convolution": 2},
+    "a transposed kernel": RotatedCase(
+        fn=lambda p, x: gated(p, x) @ p["transposed"].T,
+        params=PARAMS,
+        x=X,
+        kernels={"transposed": 1},
     ),
-    "a convolution with channels first": (
-        lambda p, x: convolution(
+    "several kernels": RotatedCase(
+        fn=shared_encoder,
+        params=PARAMS,
+        x=X,
+        kernels={"gate": 0, "up": 0},
+    ),
+    "a convolution": RotatedCase(
+        fn=lambda p, x: convolution(jnp.tanh(x @ p["square"]), p["convolution"]),
+        params=PARAMS,
+        x=IMAGES,
+        kernels={"convolution": 2},
+    ),
+    "a convolution with channels first": RotatedCase(
+        fn=lambda p, x: convolution(
             jnp.tanh(convolution(x, p["convolution"], order="NCHW")),
             p["to 8 channels"],
             order="NCHW",
         ),
-        PARAMS,
-        IMAGES.transpose(0, 3, 1, 2),
-        {"to 8 channels": 2},
+        params=PARAMS,
+        x=IMAGES.transpose(0, 3, 1, 2),
+        kernels={"to 8 channels": 2},
     ),
-    "an encoder of the user's": (
-        lambda p, x: snnjax.encode(jax.nn.relu(x @ p["up"])) @ p["down"],
-        PARAMS,
-        X,
-        {"down": 0},
+    "an encoder of the user's": RotatedCase(
+        fn=lambda p, x: snnjax.encode(jax.nn.relu(x @ p["up"])) @ p["down"],
+        params=PARAMS,
+        x=X,
+        kernels={"down": 0},
     ),
-    "a transformer": (
-        Transformer().apply,
-        Transformer().init(jax.random.key(0), SEQUENCES),
-        SEQUENCES,
-        {
+    "a transformer": RotatedCase(
+        fn=Transformer().apply,
+        params=Transformer().init(jax.random.key(0), SEQUENCES),
+        x=SEQUENCES,
+        kernels={
             "params/MultiHeadDotProductAttention_0/out/kernel": 1,
             "params/Dense_0/kernel": 0,
             "params/Dense_1/kernel": 0,
@@ -150,7 +175,8 @@ ROTATED = {  # fn, params, x, paths of the kernels and axes that rotate
 }
 
 
-def possible(fn, params, x):
+def rotations_of(fn, params, x):
+    """Name of each site that can be rotated -> its rotation."""
     network = capture(fn, params, jax.eval_shape(lambda: x))
     return {
         name: rotation
@@ -162,7 +188,7 @@ def possible(fn, params, x):
 @pytest.mark.parametrize("name", ROTATED)
 def test_a_rotated_network_computes_what_it_did(name):
     fn, params, x, kernels = ROTATED[name]
-    all_rotations = possible(fn, params, x)
+    all_rotations = rotations_of(fn, params, x)
     rotated_kernels = {}
     for rotation in all_rotations.values():
         rotated_kernels |= rotation.kernels
@@ -179,44 +205,54 @@ def test_a_rotated_network_computes_what_it_did(name):
     assert [site.shape for site in firing] == [site.shape for site in new_firing]
 
 
-NOT_ROTATED = {  # fn, x, part of the reason at its last site that fires
-    "a ReLU": (lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"], X, "a ReLU"),
-    "an odd number of channels": (
+class RefusedCase(NamedTuple):
+    """A network of `PARAMS`, and a part of the reason at its last site that fires."""
+
+    fn: Callable
+    x: np.ndarray
+    reason: str
+
+
+NOT_ROTATED = {
+    "a ReLU": RefusedCase(
+        lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"], X, "a ReLU"
+    ),
+    "an odd number of channels": RefusedCase(
         lambda p, x: jnp.tanh(x @ p["odd"]) @ p["after odd"],
         X,
         "6 channels",
     ),
-    "a kernel that is scaled": (
+    "a kernel that is scaled": RefusedCase(
         lambda p, x: gated(p, x) @ (p["scale"][:, None] * p["down"]),
         X,
         "dot_general, and not to a kernel alone",
     ),
-    "a tied kernel": (
+    "a tied kernel": RefusedCase(
         lambda p, x: jnp.tanh(x @ p["square"]) @ p["square"],
         X,
         "kernel square has another input",
     ),
-    "a kernel on both sides": (
+    "a kernel on both sides": RefusedCase(
         lambda p, x: (y := gated(p, x)[:, :8]) @ p["square"] + y @ p["square"].T,
         X,
         "kernel square is summed along two of its axes",
     ),
-    "a kernel of whole numbers": (
+    "a kernel of whole numbers": RefusedCase(
         lambda p, x: gated(p, x) @ p["whole numbers"].astype(jnp.float32),
         X,
         "kernel whole numbers holds whole numbers",
     ),
-    "a depthwise convolution": (
+    "a depthwise convolution": RefusedCase(
         lambda p, x: convolution(jnp.tanh(x @ p["square"]), p["depthwise"], groups=8),
         IMAGES,
         "conv_general_dilated, and not to a kernel alone",
     ),
-    "an output": (
+    "an output": RefusedCase(
         lambda p, x: snnjax.encode(gated(p, x)),
         X,
         "an output of the network",
     ),
-    "a product of activations": (
+    "a product of activations": RefusedCase(
         lambda p, x: (x @ p["square"]) @ snnjax.encode(jnp.tanh(x)).mT,
         SEQUENCES,
         "product, and not to a kernel alone",
@@ -238,30 +274,31 @@ def test_an_encoder_that_cannot_be_rotated_says_why(name):
 # ------------------------------------------------------------------- the price decides
 
 
-HEAVY_X = np.float32(RNG.normal(size=(256, 8)))
-HEAVY_PARAMS = {"up": normal(8, 64), "down": normal(64, 4)}
+CUBES_X = np.float32(RNG.normal(size=(256, 8)))
+CUBES_PARAMS = {"up": normal(8, 64), "down": normal(64, 4)}
 
 
-def heavy(p, x):
+def cubes(p, x):
     """Cubes of normal numbers: few are large."""
     return (x @ p["up"]) ** 3 @ p["down"]
 
 
 @functools.cache
-def rotation_of_heavy(**options):
-    return snnjax.rotation(heavy, HEAVY_PARAMS, HEAVY_X, steps=6, code=RADIX, **options)
+def rotation_of_cubes(**options):
+    return snnjax.rotation(cubes, CUBES_PARAMS, CUBES_X, steps=6, code=RADIX, **options)
 
 
 @functools.cache
-def outcome(price, is_rotated):
-    fn, params = heavy, HEAVY_PARAMS
-    before = fn(params, HEAVY_X)
+def error_and_spikes(price, is_rotated):
+    """Squared error of the outputs over their squares, and spikes per neuron."""
+    fn, params = cubes, CUBES_PARAMS
+    before = fn(params, CUBES_X)
     if is_rotated:
-        fn, params = rotation_of_heavy(price=price)(fn, params)
+        fn, params = rotation_of_cubes(price=price)(fn, params)
     snn = snnjax.convert(
         fn,
         params,
-        HEAVY_X,
+        CUBES_X,
         steps=6,
         code=RADIX,
         recipe=snnjax.Recipe(
@@ -269,21 +306,21 @@ def outcome(price, is_rotated):
         ),
         wait=5,
     )
-    error = ((compiled(fn)(snn, HEAVY_X).mean(0) - before) ** 2).sum()
-    spikes = snnjax.measure(fn, snn, HEAVY_X, params=params).spikes
+    error = ((compiled(fn)(snn, CUBES_X).mean(0) - before) ** 2).sum()
+    spikes = snnjax.measure(fn, snn, CUBES_X, params=params).spikes
     return float(error / (before**2).sum()), float(spikes)
 
 
 def test_a_rotation_lowers_the_error_of_heavy_tails_for_more_spikes():
-    error, spikes = outcome(0.0, is_rotated=False)
-    rotated_error, rotated_spikes = outcome(0.0, is_rotated=True)
+    error, spikes = error_and_spikes(0.0, is_rotated=False)
+    rotated_error, rotated_spikes = error_and_spikes(0.0, is_rotated=True)
     assert rotated_error < 0.8 * error
     assert rotated_spikes > spikes
 
 
 def test_a_high_price_refuses_the_rotation():
     for price, count in ((0.0, 1), (1.0, 0)):
-        rotation = rotation_of_heavy(price=price)
+        rotation = rotation_of_cubes(price=price)
         assert len(rotation.sites) == count
         assert f"{count} of 1 sites are rotated" in str(rotation)
 
@@ -291,7 +328,7 @@ def test_a_high_price_refuses_the_rotation():
 @pytest.mark.parametrize("name", ["a gate", "a convolution", "a transformer"])
 def test_the_cost_of_a_rotated_site_is_that_of_the_rotated_network(name):
     fn, params, x, _ = ROTATED[name]
-    all_rotations = possible(fn, params, x)
+    all_rotations = rotations_of(fn, params, x)
     options = {"steps": 4, "code": RADIX, "price": 1e-3}
     rotation = snnjax.rotation(fn, params, x, **options)
     rotation_of_rotated = snnjax.rotation(
@@ -308,12 +345,12 @@ def test_the_cost_of_a_rotated_site_is_that_of_the_rotated_network(name):
 
 
 def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):
-    fn, params = rotation_of_heavy()(heavy, HEAVY_PARAMS)
-    snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX)
+    fn, params = rotation_of_cubes()(cubes, CUBES_PARAMS)
+    snn = snnjax.convert(fn, params, CUBES_X, steps=6, code=RADIX)
     snnjax.save(tmp_path / "snn.safetensors", snn)
     restored = snnjax.load(tmp_path / "snn.safetensors").snn
     np.testing.assert_array_equal(
-        compiled(fn)(restored, HEAVY_X), compiled(fn)(snn, HEAVY_X)
+        compiled(fn)(restored, CUBES_X), compiled(fn)(snn, CUBES_X)
     )
 
 
@@ -325,7 +362,7 @@ def cubed(p, x):
 @pytest.mark.parametrize("base, steps, wait", [(2, 4, 0), (2, 4, 1), (3, 2, 1)])
 def test_a_rotated_network_sends_the_spikes_of_the_oracle(base, steps, wait):
     params = {"up": normal(8, 12), "middle": normal(12, 16), "down": normal(16, 4)}
-    rotations = possible(cubed, params, X)
+    rotations = rotations_of(cubed, params, X)
     fn = with_rotations(cubed, rotations)
     code = snnjax.codes.radix(base)
     snn = snnjax.convert(
@@ -360,10 +397,10 @@ def test_a_rotated_network_sends_the_spikes_of_the_oracle(base, steps, wait):
 
 
 def test_a_closed_form_of_a_rotated_network_is_its_time_loop():
-    fn, params = rotation_of_heavy()(heavy, HEAVY_PARAMS)
-    snn = snnjax.convert(fn, params, HEAVY_X, steps=6, code=RADIX, wait=5)
-    in_time = compiled(fn)(snn, HEAVY_X).mean(0)
-    closed = jax.jit(snnjax.spiking(fn, answer=True))(snn, HEAVY_X)
+    fn, params = rotation_of_cubes()(cubes, CUBES_PARAMS)
+    snn = snnjax.convert(fn, params, CUBES_X, steps=6, code=RADIX, wait=5)
+    in_time = compiled(fn)(snn, CUBES_X).mean(0)
+    closed = jax.jit(snnjax.spiking(fn, answer=True))(snn, CUBES_X)
     np.testing.assert_allclose(closed, in_time, rtol=1e-5, atol=1e-5)
 
 
@@ -387,7 +424,7 @@ def scanned(p, x):
 @pytest.mark.parametrize("fn", [attention, scanned])
 def test_encoders_without_a_rotation_stay_where_they_are(fn):
     x = SEQUENCES
-    rotations = possible(fn, PARAMS, x)
+    rotations = rotations_of(fn, PARAMS, x)
     name = "down/encoder"
     new_fn = with_rotations(fn, {name: rotations[name]})
     firing = [site for site in snnjax.sites(fn, PARAMS, x) if site.fires]
@@ -397,9 +434,9 @@ def test_encoders_without_a_rotation_stay_where_they_are(fn):
     assert [site.shape for site in firing] == [site.shape for site in new_firing]
 
 
-WRONG_PARAMS = {  # params that the rotation of `heavy` is given, part of the message
-    "of another network": ({"up": HEAVY_PARAMS["up"]}, "no array at 'down'"),
-    "in a further folder": ({"params": HEAVY_PARAMS}, "no array at 'down'"),
+WRONG_PARAMS = {  # params that the rotation of `cubes` is given, part of the message
+    "of another network": ({"up": CUBES_PARAMS["up"]}, "no array at 'down'"),
+    "in a further folder": ({"params": CUBES_PARAMS}, "no array at 'down'"),
     "of 60 channels": (
         {"up": normal(8, 60), "down": normal(60, 4)},
         "shape \\(60, 4\\) .* at 'down'; allowed: .* a multiple of 64 .* axis 0",
@@ -416,48 +453,48 @@ WRONG_PARAMS = {  # params that the rotation of `heavy` is given, part of the me
 def test_params_of_another_network_are_refused(name):
     params, message = WRONG_PARAMS[name]
     with pytest.raises(ValueError, match=f"{message}.*snnjax.rotation"):
-        rotation_of_heavy()(heavy, params)
+        rotation_of_cubes()(cubes, params)
 
 
 def test_other_channels_are_refused():
-    fn, params = rotation_of_heavy()(
-        lambda p, x: heavy({**p, "up": p["up"][:, :60], "down": p["down"][:60]}, x),
-        HEAVY_PARAMS,
+    fn, params = rotation_of_cubes()(
+        lambda p, x: cubes({**p, "up": p["up"][:, :60], "down": p["down"][:60]}, x),
+        CUBES_PARAMS,
     )
     with pytest.raises(ValueError, match="60 channels .*'down/encoder'; allowed: .*64"):
-        fn(params, HEAVY_X)
+        fn(params, CUBES_X)
 
 
 def test_what_is_no_function_is_refused():
     with pytest.raises(ValueError, match="fn is a ndarray; allowed: a function"):
-        rotation_of_heavy()(HEAVY_X, HEAVY_PARAMS)
+        rotation_of_cubes()(CUBES_X, CUBES_PARAMS)
 
 
 def test_nan_in_params_is_refused():
-    params = {**HEAVY_PARAMS, "down": np.float32(np.full((64, 4), np.nan))}
+    params = {**CUBES_PARAMS, "down": np.float32(np.full((64, 4), np.nan))}
     with pytest.raises(ValueError, match="params.*down.* holds 256 NaN .* none"):
-        snnjax.rotation(heavy, params, HEAVY_X, steps=6, code=RADIX)
+        snnjax.rotation(cubes, params, CUBES_X, steps=6, code=RADIX)
 
 
 def test_float64_of_numpy_is_rotated_without_a_warning(recwarn):
-    params = {name: np.float64(leaf) for name, leaf in HEAVY_PARAMS.items()}
-    _, rotated_doubles = rotation_of_heavy()(heavy, params)
-    _, rotated_singles = rotation_of_heavy()(heavy, HEAVY_PARAMS)
+    params = {name: np.float64(leaf) for name, leaf in CUBES_PARAMS.items()}
+    _, rotated_doubles = rotation_of_cubes()(cubes, params)
+    _, rotated_singles = rotation_of_cubes()(cubes, CUBES_PARAMS)
     np.testing.assert_array_equal(rotated_doubles["down"], rotated_singles["down"])
     assert not recwarn.list
 
 
 def test_two_rotations_are_none():
-    rotation = rotation_of_heavy()
-    fn, params = rotation(*rotation(heavy, HEAVY_PARAMS))
-    np.testing.assert_allclose(params["down"], HEAVY_PARAMS["down"], atol=1e-6)
-    before = heavy(HEAVY_PARAMS, HEAVY_X)
-    np.testing.assert_allclose(fn(params, HEAVY_X), before, rtol=1e-4, atol=1e-4)
+    rotation = rotation_of_cubes()
+    fn, params = rotation(*rotation(cubes, CUBES_PARAMS))
+    np.testing.assert_allclose(params["down"], CUBES_PARAMS["down"], atol=1e-6)
+    before = cubes(CUBES_PARAMS, CUBES_X)
+    np.testing.assert_allclose(fn(params, CUBES_X), before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_function_without_the_rotated_sites_is_refused():
-    fn, params = rotation_of_heavy()(
-        lambda p, x: jax.nn.relu(x @ p["up"]), HEAVY_PARAMS
+    fn, params = rotation_of_cubes()(
+        lambda p, x: jax.nn.relu(x @ p["up"]), CUBES_PARAMS
     )
     with pytest.raises(ValueError, match="no encoder 'down/encoder'.*snnjax.sites"):
-        fn(params, HEAVY_X)
+        fn(params, CUBES_X)
