@@ -23,6 +23,8 @@ _MICRO_BATCH_BYTES = 2**24
 _BACKWARD_BYTES = 2**28
 # The values between the stages of the ANN, for all images.
 _ANN_BYTES = 2**30
+# Sites, outputs and the values between stages are float32.
+_FLOAT32_BYTES = 4
 
 
 def start(
@@ -110,7 +112,7 @@ def _fits_in_memory(
     size_of_one = sum(
         math.prod(network.avals[variable].shape) for variable in variables
     )
-    return 4 * image_count * size_of_one <= _ANN_BYTES
+    return _FLOAT32_BYTES * image_count * size_of_one <= _ANN_BYTES
 
 
 def _micro_batch_size(largest_size: int, total_size: int, steps_at_once: int) -> int:
@@ -121,7 +123,7 @@ def _micro_batch_size(largest_size: int, total_size: int, steps_at_once: int) ->
         total_size: numbers of an image in all of them.
         steps_at_once: T, or 1 where sums over time suffice.
     """
-    float32_bytes = 4
-    largest_count = _MICRO_BATCH_BYTES // (float32_bytes * steps_at_once * largest_size)
-    total_count = _BACKWARD_BYTES // (float32_bytes * total_size)
+    largest_bytes = _FLOAT32_BYTES * steps_at_once * largest_size
+    largest_count = _MICRO_BATCH_BYTES // largest_bytes
+    total_count = _BACKWARD_BYTES // (_FLOAT32_BYTES * total_size)
     return max(1, min(largest_count, total_count))
