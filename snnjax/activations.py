@@ -194,7 +194,8 @@ def encode(x: jax.Array) -> jax.Array:
     encoded, the product of an attention is a product of spike counts.
 
     Args:
-        x: float array [B, ..., C]; thresholds are per channel, the last axis.
+        x: float array [B, ..., C]; thresholds are per channel, the last axis or that
+            which a convolution behind the encoder sums over.
 
     Raises:
         ValueError: x is not floating point.
