@@ -72,6 +72,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("latency", networks.latencies_of_networks, "accuracy within so many steps"),
         ("epochs", networks.epochs_of_networks, "the accuracy after each epoch"),
         ("summary", networks.summary_of_networks, "the best row of each network"),
+        ("brief", networks.brief_of_networks, "ANN, best SNN and its spikes at one T"),
     ):
         tables.add_argument(
             f"--{name}",

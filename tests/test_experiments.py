@@ -213,6 +213,7 @@ def table(capsys):
 TUNED = published("finetune_cifar10_resnet20_2_averages_kept")
 BEST = "convert_cifar10_resnet20_best"
 TUNED_AT_1 = "finetune_cifar10_resnet20_1"
+VGG = "convert_cifar10_vgg8_radix"
 
 
 def percents_of_the_best_resnet20():
@@ -251,12 +252,20 @@ def test_a_summary_ends_with_the_best_row(table):
     assert f"| `resnet20` | `best, binary` | 8 | 8 | {accuracy} | | 90.8 |" in best
 
 
+def test_a_brief_table_has_ann_snn_and_spikes(table):
+    head, _, row = table(BEST, "--brief", "--steps", "8").splitlines()
+    accuracy = percents_of_the_best_resnet20()[8]
+    assert head == "| network | ANN % | SNN %, T = 8 | spikes |"
+    assert re.fullmatch(rf"\| `resnet20` \| 90.8 \| {accuracy} \| \d\.\d\d \|", row)
+
+
 def test_a_table_that_the_files_do_not_have_is_refused():
     steps_2 = [BEST, TUNED_AT_1, "--steps", "2"]
     for words, message in (
         (steps_2, "resnet20 have rows of T = 1 only; ask for one of"),
         ([BEST, "--epochs"], "none of these files is of a fine-tuning"),
         ([BEST, "--epochs", "--costs"], "2"),  # one table at a time
+        ([BEST, VGG, "--brief"], r"at one T; found T in \[4, 16\]. Add"),
     ):
         with pytest.raises(SystemExit, match=message):
             results.main(words)

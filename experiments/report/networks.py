@@ -272,7 +272,7 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The most accurate row of each network, with its ANN and some of its costs."""
 
     def cells(network: NetworkResults) -> list[str]:
-        best = max(spiking(network), key=lambda result: result.final)
+        best = max(spiking(network), key=_accuracy)
         costs = dict(zip(COSTS, cost_cells(best), strict=True))
         costs[QUANTIZED] = quantized_percent(network, best)
         costs["ANN %"] = f"{100 * network.ann:.1f}"
@@ -280,6 +280,32 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
 
     networks = merged(networks)
     return _stacked(SUMMARY, networks, [[cells(network)] for network in networks])
+
+
+def brief_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """The accuracies in percent of each ANN and its best SNN, and the SNN's spikes.
+
+    Raises:
+        ValueError: the rows are of more than one T.
+    """
+    networks = merged(networks)
+    rows = [max(spiking(network), key=_accuracy) for network in networks]
+    steps = {row.steps for row in rows}
+    if len(steps) > 1:
+        raise ValueError(
+            f"--brief compares networks at one T; found T in {sorted(steps)}. Add "
+            "--steps with one of them"
+        )
+    cells = []
+    for network, row in zip(networks, rows, strict=True):
+        ann = f"{100 * network.ann:.1f}"
+        cells.append([[ann, percent(row), f"{row.spikes:.2f}"]])
+    (step,) = steps
+    return _stacked(("ANN %", f"SNN %, T = {step}", "spikes"), networks, cells)
+
+
+def _accuracy(result: Result) -> float:
+    return result.final
 
 
 LIMITS = (1, 2, 4, 8, 16, 32, 64)  # steps until the answer
