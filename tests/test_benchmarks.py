@@ -540,7 +540,10 @@ def test_the_pages_have_the_medians_that_were_measured():
         ("benchmarks/README.md", f"{fastest_peer:.3g} for its fastest mode, "),
         ("benchmarks/README.md", resnet_speeds),
         ("README.md", f"a wait of 1 processes {speeds[wait_1]:.0f} times as many"),
-        ("README.md", f"SpikingJelly, and {speeds[closed]:.0f} times as many in [closed"),
+        (
+            "README.md",
+            f"SpikingJelly, and {speeds[closed]:.0f} times as many in [closed",
+        ),
     ):
         words = (ROOT / page).read_text().split()
         assert sentence in " ".join(words)
