@@ -42,7 +42,7 @@ PRESETS_ANN: dict[str, TrainANN] = {
 
 
 # Two dense recurrent layers of 128 neurons with leaks of their own, which are trained.
-# Options are chosen by examples held out; docs/training.md has results.
+# Options are chosen by examples held out; docs/training_results.md has results.
 _SEQUENCE = TrainSNN(
     model="dense",
     neuron="recurrent",

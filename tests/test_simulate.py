@@ -354,6 +354,15 @@ def test_spikes_of_a_bfloat16_network_are_bfloat16():
     np.testing.assert_array_equal(narrow_outputs.astype(np.float32), expected)
 
 
+def test_parameters_of_float64_are_rounded_where_jax_has_no_64_bits():
+    """As by JAX for any function, without a warning, also outside of `jit`."""
+    params = {name: np.float64(w) for name, w in FLAT.items()}
+    rounded = dataclasses.replace(snn_of("dense"), params=params)
+    simulate = snnjax.spiking(DENSE.fn, steps=STEPS, execution=1)
+    expected = outputs("dense", wait=0, execution=1)
+    assert_close(simulate(rounded, VECTORS), expected)
+
+
 def test_wider_parameters_make_wider_membranes(x64):
     snn = snn_of("dense")
     narrow = {

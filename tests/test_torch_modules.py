@@ -15,12 +15,13 @@ import snnjax
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchax")
 nn = torch.nn
-PAGE = (Path(__file__).parents[1] / "docs" / "other_tools.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def code_of(section):
-    """The Python of a section of docs/other_tools.md."""
-    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+def code_of(section, page="other_tools"):
+    """The Python of a section of a page in docs."""
+    page_text = (DOCS / f"{page}.md").read_text()
+    text = page_text.partition(f"## {section}\n")[2].partition("\n## ")[0]
     return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S))
 
 
@@ -264,6 +265,12 @@ def test_the_examples_run():
     names = {}
     exec(code_of("PyTorch"), names)
     assert names["snn"].steps == 4
+
+
+def test_the_example_of_the_home_page_runs():
+    names = {}
+    exec(code_of("I have a PyTorch network", page="index"), names)
+    assert names["answers"].shape == (256, 10)
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Keras

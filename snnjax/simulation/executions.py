@@ -342,7 +342,8 @@ def _held_wide(constants: Values) -> Callable[[], Values]:
     def narrowed() -> Values:
         values = dict(constants)
         for v, constant in widened.items():
-            values[v] = constant.astype(constants[v].dtype)
+            # JAX's type: without 64 bits, it is float32 for an array of float64.
+            values[v] = constant.astype(jax.typeof(constants[v]).dtype)
         return values
 
     return narrowed
