@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib
 import itertools
+import json
 import operator
 import os
 import re
@@ -90,6 +91,22 @@ def test_search_works_in_pages_from_the_disk(site):
     assert index.startswith("var __index = ")
     shim = '<script src="theme/iframe-worker.js"></script>'  # runs the worker there
     assert shim in (site / "index.html").read_text()
+
+
+@SITE
+def test_search_finds_headings_and_text_without_cells_of_notebooks(site):
+    text = (site / "search" / "search_index.js").read_text()
+    entries = json.loads(text.removeprefix("var __index = "))["docs"]
+    by_location = {entry["location"]: entry for entry in entries}
+    assert len(by_location) > 300
+    for location, entry in by_location.items():
+        assert "¶" not in entry["title"], location
+        assert "Copied!" not in entry["text"], location
+    # Words of a title count most.
+    title = by_location["neurons.html#write-a-neuron-of-your-own"]["title"]
+    assert title == "Write a neuron of your own"
+    assert by_location["api/torch.html"]["title"] == "snnjax.torch"
+    assert "whole numbers" in by_location["tutorials/chip.html#whole-numbers"]["text"]
 
 
 @SITE
