@@ -106,7 +106,7 @@ def test_search_finds_headings_and_text_without_cells_of_notebooks(site):
     title = by_location["neurons.html#write-a-neuron-of-your-own"]["title"]
     assert title == "Write a neuron of your own"
     assert by_location["api/torch.html"]["title"] == "snnjax.torch"
-    assert "whole numbers" in by_location["tutorials/chip.html#whole-numbers"]["text"]
+    assert "whole threshold" in by_location["tutorials/chip.html#whole-numbers"]["text"]
 
 
 @SITE

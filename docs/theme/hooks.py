@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: links and search entries of notebooks, the version on the home page."""
+"""Hooks of MkDocs: links and search entries of notebooks, and the version at home."""
 
 import json
 import re
