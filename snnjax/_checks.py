@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import by_numpy_or_xla, namespace
 from snnjax._ranges import COUNT, is_whole
+from snnjax._text import closest
 from snnjax._trees import name_of
 
 _F = TypeVar("_F", bound=Callable)
@@ -28,8 +29,8 @@ AS_FLOATING = (
 def called_as(form: str) -> Callable[[_F], _F]:
     """A decorator, by which the error of a wrong call ends with its right form.
 
-    Python says what is wrong with the call, such as a missing argument. Then follows
-    "allowed: ``form``".
+    Python says what is wrong with the call, such as a missing argument. Then follow the
+    closest names of options, and "allowed: ``form``".
     """
 
     def decorate(function: Any) -> Any:
@@ -40,7 +41,13 @@ def called_as(form: str) -> Callable[[_F], _F]:
             try:
                 signature.bind(*args, **options)
             except TypeError as error:
-                raise TypeError(f"{error}; allowed: {form}") from None
+                suggestions = ""
+                for name in options:
+                    if name not in signature.parameters:
+                        suggestions += closest(name, signature.parameters)
+                raise TypeError(
+                    f"{function.__name__}() {error}{suggestions}; allowed: {form}"
+                ) from None
             return function(*args, **options)
 
         return checked
@@ -188,10 +195,10 @@ def _check_library(name: str, leaf: Any) -> None:
 def check_numbers(
     x: Any, name: str = "x", cause: str = "the normalization of the images"
 ) -> None:
-    """Raise if numbers of x are NaN; a traced x has none yet.
+    """Raise if numbers of x are NaN or infinite; a traced x has none yet.
 
     A NaN never reaches a threshold, so a network would answer as if nothing came in.
-    Infinite ones are allowed: a mask may hold them.
+    Minus infinity is allowed: a mask may hold it.
 
     Args:
         x: a pytree of arrays.
@@ -201,12 +208,20 @@ def check_numbers(
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        nan_count = int(count("isnan", leaf))
-        if nan_count:
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} holds {nan_count} NaN of "
-                f"{leaf.size} numbers; allowed: none. Check {cause}"
-            )
+        if all_are_finite(leaf):
+            continue
+        for test, word in (("isnan", "NaN"), ("isposinf", "inf")):
+            broken_count = int(count(test, leaf))
+            if broken_count:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} holds {broken_count} {word} "
+                    f"of {leaf.size} numbers; allowed: none. Check {cause}"
+                )
+
+
+def all_are_finite(array: Any) -> bool:
+    """Whether an array of concrete numbers holds neither NaN nor infinity."""
+    return int(count("isfinite", array)) == array.size
 
 
 def check_floating(name: str, array: Any) -> None:

@@ -1,5 +1,6 @@
 """Text that users read: tables in columns, ranges of arrays, names of calls."""
 
+import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -104,6 +105,18 @@ def has_numbers(array: Any) -> bool:
         is_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
         return array.is_fully_addressable and not is_key
     return isinstance(array, int | float | np.ndarray | np.generic)
+
+
+def closest(name: str, allowed: Iterable[str]) -> str:
+    """The allowed names that are most like a wrong one, as the end of a message.
+
+    >>> closest("treshold", ["threshold", "leak"]), closest("tau", ["leak"])
+    ("; closest: 'threshold'", '')
+    """
+    names = difflib.get_close_matches(name, list(allowed))
+    if not names:
+        return ""
+    return f"; closest: {', '.join(map(repr, names))}"
 
 
 P = ParamSpec("P")

@@ -17,10 +17,10 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import broadcasts
-from snnjax._checks import check_wait, count
+from snnjax._checks import all_are_finite, check_wait, count
 from snnjax._ranges import Range, ranges_of
 from snnjax._text import Table, numbers, shown_as_table
-from snnjax._trees import is_floating, name_of, paths_of
+from snnjax._trees import is_floating, is_kernel, name_of, paths_of
 from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
@@ -262,10 +262,11 @@ def _has_counting_neurons(snn: SNN) -> bool:
 
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
-    """Raise unless these parameters have the same names as the SNN's own."""
-    # Shapes and numbers may differ: those of the SNN are what it runs with.
-    snn_paths = set(paths_of(snn.params))
-    params_paths = set(paths_of(params))
+    """Raise unless these parameters have the names and shapes of the SNN's own."""
+    snn_shapes = _shapes_by_path(snn.params)
+    params_shapes = _shapes_by_path(params)
+    snn_paths = snn_shapes.keys()
+    params_paths = params_shapes.keys()
     unknown = sorted(params_paths - snn_paths)
     missing = sorted(snn_paths - params_paths)
     if unknown or missing:
@@ -273,6 +274,19 @@ def check_params(snn: SNN, params: chex.ArrayTree) -> None:
             "params are not those that this SNN was converted from. Unknown to it: "
             f"{unknown or 'none'}; missing: {missing or 'none'}"
         )
+    for path, shape in params_shapes.items():
+        if shape != snn_shapes[path]:
+            raise ValueError(
+                "params are not those that this SNN was converted from: "
+                f"{path or 'the array'} has shape {shape}, and {snn_shapes[path]} in "
+                "the SNN; allowed: the params that snnjax.convert or snnjax.init got"
+            )
+
+
+def _shapes_by_path(params: chex.ArrayTree) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of all leaves, with the paths of `paths_of`."""
+    shapes = map(jnp.shape, jax.tree.leaves(params))
+    return dict(zip(paths_of(params), shapes, strict=True))
 
 
 def check_models(code: Code, models: Iterable[Any]) -> None:
@@ -326,8 +340,8 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
 def check_values(snn: SNN) -> None:
     """Raise if values are out of range; traced ones are not known and not checked.
 
-    Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
-    thresholds and temperatures > 0 and leaks in (0, 1].
+    Weights must be neither NaN nor plus infinity (minus infinity may be a mask).
+    Parameters of neurons are finite, thresholds and temperatures > 0, leaks in (0, 1].
     """
     for name, params in snn.neurons.items():
         ranges = ranges_in(params)
@@ -342,18 +356,28 @@ def check_values(snn: SNN) -> None:
 
 
 def check_weights(params: chex.ArrayTree) -> None:
-    """Raise if weights are NaN; traced ones are not known and not checked."""
-    broken = []  # paths of weights with NaN
+    """Raise if weights are NaN or, in kernels, plus infinity.
+
+    Other parameters may be infinite, as the maximum of a clipped ReLU. Traced ones are
+    not known and not checked.
+    """
+    paths: dict[str, list[str]] = {"NaN": [], "infinity": []}  # of such weights
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_weight = hasattr(leaf, "dtype") and is_floating(leaf)
-        if is_weight and _readable(leaf) and int(count("isnan", leaf)) > 0:
-            broken.append(name_of(path))
-    if broken:
+        if not is_weight or not _readable(leaf) or all_are_finite(leaf):
+            continue
+        if int(count("isnan", leaf)) > 0:
+            paths["NaN"].append(name_of(path))
+        elif is_kernel(leaf) and int(count("isposinf", leaf)) > 0:
+            paths["infinity"].append(name_of(path))
+    for number, broken in paths.items():
+        if not broken:
+            continue
         names = ", ".join(map(repr, broken[:3]))
         if len(broken) > 3:
             names += " and others"
         raise ValueError(
-            f"NaN in the weights {names}; allowed: numbers. Perhaps a training "
+            f"{number} in the weights {names}; allowed: numbers. Perhaps a training "
             "diverged: go back to an earlier state, with a smaller step"
         )
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_examples
+from snnjax._checks import called_as, check_examples
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import batch_of
 from snnjax.conversion.convert import convert
@@ -88,6 +88,7 @@ class Sweep(NamedTuple):
         return Table(rows, below=below)
 
 
+@called_as("snnjax.sweep(fn, params, images, x, labels, steps=(2, 4), ...)")
 def sweep(
     fn: Callable,
     params: chex.ArrayTree,
@@ -123,6 +124,7 @@ def sweep(
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
     spikes and energy of the first 100 examples
     """
+    _check_swapped(x, labels)
     check_examples(x)
     steps_of_points = np.atleast_1d(steps).tolist()
     if not steps_of_points:
@@ -159,3 +161,16 @@ def sweep(
         )
         points.append(point)
     return Sweep(float(ann_accuracy), tuple(points))
+
+
+def _check_swapped(x: chex.ArrayTree, labels: Any) -> None:
+    """Raise if x is one whole number per example, and labels are not."""
+    if not isinstance(x, jax.Array | np.ndarray):
+        return
+    has_form_of_labels = x.ndim == 1 and jnp.issubdtype(x.dtype, jnp.integer)
+    if has_form_of_labels and np.ndim(labels) > 1:
+        raise ValueError(
+            f"x has shape {np.shape(x)} and labels {np.shape(labels)}; allowed: "
+            "examples x [B, ...], then labels [B]. Swap the two: snnjax.sweep(fn, "
+            "params, images, x, labels)"
+        )

@@ -1,6 +1,7 @@
 """`training.finetune`: the loop that a user would write, its folder and its errors."""
 
 import dataclasses
+import errno
 import functools
 import io
 import re
@@ -247,8 +248,27 @@ def test_a_folder_belongs_to_one_training(snn, tmp_path):
     with pytest.raises(TypeError, match="loss"):  # a name of its own
         finetune(snn, folder=tmp_path, depends_on={"loss": 1})
     (tmp_path / "file").write_text("of somebody else")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(FileExistsError, match="file, a file; allowed: a folder"):
         finetune(snn, folder=tmp_path / "file")
+
+
+def test_a_damaged_checkpoint_and_a_full_disk_are_named(snn, tmp_path, monkeypatch):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    finetune(snn, folder=tmp_path / "a", epochs=1)
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    message = "checkpoint of epoch 1 in .*a is damaged, .* Delete the folder"
+    with pytest.raises(ValueError, match=message):
+        finetune(snn, folder=tmp_path / "a")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(orbax.CheckpointManager, "save", fail)
+    message = "cannot write epoch 1 to .*b: .*No space left on device. Free space"
+    with pytest.raises(OSError, match=message):
+        finetune(snn, folder=tmp_path / "b")
 
 
 def scaled(rate):

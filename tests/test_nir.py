@@ -248,6 +248,17 @@ def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     check(net, snn, graph, read=name in TOGETHER)
 
 
+def test_a_file_is_read_as_its_graph(tmp_path):
+    net = WRITTEN["parts of vectors"]
+    layers = deploy.layers(net.fn, fitted(net), net.x)
+    graph = deploy.to_nir(layers, extended=True)
+    graph = through_file(graph, tmp_path)
+    expected, layers = deploy.from_nir(graph), deploy.from_nir(tmp_path / "graph.nir")
+    assert [node.name for node in layers.nodes] == [n.name for n in expected.nodes]
+    for weight, original in zip(layers.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(weight, original)
+
+
 def test_a_kernel_with_padding_on_one_side_comes_back():
     """The graph has a square kernel, padded alike; layers have that of the function."""
 

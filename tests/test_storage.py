@@ -1,6 +1,7 @@
 """A stored SNN is the saved one, bit for bit, runs without its code, or is refused."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -407,11 +408,13 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
     def fail(file):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    message = r"disk full: cannot write the \d+ bytes of .*Free space .* is unchanged"
+    with pytest.raises(OSError, match=message) as caught:
         snnjax.save(path, converted(wait=1))
+    assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

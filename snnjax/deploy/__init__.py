@@ -12,6 +12,9 @@ other tools, and `as_function` makes an ordinary JAX function of them again.
 imports it.
 """
 
+import difflib
+from typing import TYPE_CHECKING, Any
+
 from snnjax.deploy.chips.akida import akida1
 from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.profiles import (
@@ -90,6 +93,17 @@ __all__ = [
     "with_weights",
     "xylo",
 ]
+
+
+if not TYPE_CHECKING:  # where it would hide names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        """Raises, with the closest names: those of chips have a number."""
+        message = f"module {__name__!r} has no attribute {name!r}"
+        names = difflib.get_close_matches(name, __all__)
+        if names:
+            message += f"; closest: {', '.join(names)}"
+        raise AttributeError(message)
 
 
 def __dir__() -> list[str]:

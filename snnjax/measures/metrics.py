@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead, per_step, wide_dtype
 from snnjax._checks import (
+    called_as,
     check_examples,
     check_inputs,
     check_labels,
@@ -180,6 +181,7 @@ def _warn_if_constant(outputs: Any, labels: Any) -> None:
         )
 
 
+@called_as("snnjax.measure(fn, snn, x, params=params), params those of the ANN")
 def measure(
     fn: Callable,
     snn: SNN,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, like, wide_dtype
-from snnjax._checks import check_choice
+from snnjax._checks import called_as, check_choice
 from snnjax._ranges import LEAK, NOT_POSITIVE, POSITIVE, Range
 from snnjax._types import Reset
 from snnjax.neurons.fresh import Numbers, Uniform, make_plain_numbers, parameter
@@ -350,6 +350,10 @@ def integrate_and_fire(
     )
 
 
+@called_as(
+    "snnjax.lif(leak=..., threshold=..., ...); a potential that decays with a time "
+    "constant of tau steps has leak=math.exp(-1 / tau), which snnTorch calls beta"
+)
 def lif(
     *,
     levels: tuple[int, int] = (0, 1),

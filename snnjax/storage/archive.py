@@ -112,6 +112,14 @@ def _replace(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:
+        text = (
+            f"{error.strerror or error}: cannot write the {len(data)} bytes of {path}. "
+            "Free space on its disk, or give another path; a file that was there is "
+            "unchanged"
+        )
+        # The class of an OSError follows from its number.
+        raise OSError(error.errno, text) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """A whole training of an SNN, from `snnjax.init` or from `snnjax.convert`."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ import optax
 
 from snnjax import sharding
 from snnjax._arrays import wide
+from snnjax._checks import called_as, check_labels, takes
 from snnjax._ranges import SHARE
+from snnjax._text import closest, name_of_value
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN, checked_fit
@@ -38,6 +41,7 @@ class Finetuned(NamedTuple):
 _State = tuple[SNN, optax.OptState]
 
 
+@called_as("snnjax.training.finetune(fn, snn, examples, epochs=..., ...)")
 def finetune(
     fn: Callable,
     snn: SNN,
@@ -90,9 +94,10 @@ def finetune(
 
     Raises:
         ValueError: an argument is out of range; examples are not in pairs, or labels
-            have the wrong shape; the SNN is of another function; and as `train`.
-        FloatingPointError: the loss is not finite, or a weight is NaN. Inside ``jit``,
-            labels that are no classes have such a loss.
+            have the wrong shape or, before a step with them, are no classes of
+            `mean_cross_entropy`; the SNN is of another function; and as `train`.
+        FloatingPointError: the loss is not finite, or a weight is NaN. In a loss of
+            your own, labels that are no classes may cause it.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> def fn(params, x):
@@ -110,6 +115,8 @@ def finetune(
     True
     """
     share = _checked_share(share, teacher)
+    _check_functions(loss, teacher, measure)
+    _check_options(options)
     steps, wait = checked_fit(
         snn,
         steps=options.get("steps"),
@@ -130,6 +137,9 @@ def finetune(
     simulate = spiking(fn, has_aux=has_aux, **options)
     objective = _objective(simulate, loss, teacher, share, has_aux)
     init, descend = descent(objective, rules, has_aux=True)
+    check = None
+    if loss is mean_cross_entropy and share < 1:
+        check = _check_of_labels(simulate, has_aux)
 
     def measure_snn(state: _State, log: list[dict[str, Any]]) -> Any:
         if measure is None:
@@ -150,7 +160,7 @@ def finetune(
     if depends_on is not None:
         identity = dict(**identity, **depends_on)  # refuses a name that is taken
     (trained, _), log = train(
-        _training_step(descend),
+        _training_step(descend, check),
         (snn, init(snn)),
         examples,
         epochs=epochs,
@@ -197,7 +207,9 @@ def _objective(
     return objective
 
 
-def _training_step(descend: Callable) -> Callable[[_State, Any], tuple[_State, Any]]:
+def _training_step(
+    descend: Callable, check: Callable[[SNN, Any, Any], None] | None
+) -> Callable[[_State, Any], tuple[_State, Any]]:
     """A step for `train`: (state, (x, labels)) -> (new state, report).
 
     The report has the loss, whether it is finite and the SNN has no NaN, and the
@@ -205,6 +217,7 @@ def _training_step(descend: Callable) -> Callable[[_State, Any], tuple[_State, A
 
     Args:
         descend: the step that `descent` returns for the function of `_objective`.
+        check: (snn, x, labels) -> None, which raises for a batch that is refused.
     """
 
     @jax.jit
@@ -223,9 +236,69 @@ def _training_step(descend: Callable) -> Callable[[_State, Any], tuple[_State, A
         snn, opt_state = state
         # If x is sharded over a mesh, everything else has to lie on it, too.
         x, labels, snn, opt_state = sharding.automatic(x, labels, snn, opt_state)
+        if check is not None:
+            check(snn, x, labels)
         return step_on_devices((snn, opt_state), x, labels)
 
     return step
+
+
+def _check_of_labels(
+    simulate: Callable, has_aux: bool
+) -> Callable[[SNN, Any, Any], None]:
+    """A function (snn, x, labels) that raises unless labels are classes of the outputs.
+
+    Within a step labels are traced, so that nobody knows their numbers.
+
+    Args:
+        simulate: (snn, x) -> outputs, or with has_aux (outputs, averages).
+        has_aux: see `finetune`.
+    """
+    # JAX remembers the shapes of the outputs for each shape of x.
+    traced = jax.jit(simulate)
+
+    def check(snn: SNN, x: chex.ArrayTree, labels: Any) -> None:
+        outputs = traced.eval_shape(snn, x)
+        if has_aux:
+            outputs, _ = outputs
+        check_labels(outputs, labels)
+
+    return check
+
+
+def _check_functions(loss: Any, teacher: Any, measure: Any) -> None:
+    """Raise unless these can be called, each with what `finetune` gives it."""
+    functions = [
+        ("loss", loss, 2, "a function (outputs [T, B, ...], labels) -> number"),
+        ("teacher", teacher, 1, "a function x -> logits, e.g. lambda x: fn(params, x)"),
+        ("measure", measure, 2, "a function (snn, line of the log) -> dict or None"),
+    ]
+    for name, function, argument_count, allowed in functions:
+        if function is None and name != "loss":
+            continue
+        if not callable(function):
+            raise ValueError(
+                f"{name} is a {type(function).__name__}; allowed: {allowed}"
+            )
+        if not takes(function, *[None] * argument_count):
+            raise ValueError(
+                f"{name} is {name_of_value(function)}{inspect.signature(function)}; "
+                f"allowed: {allowed}"
+            )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise unless these are options of `snnjax.spiking`."""
+    allowed = list(inspect.signature(spiking).parameters)
+    for name in options:
+        if name not in allowed:
+            names = [*allowed, *inspect.signature(finetune).parameters]
+            raise TypeError(
+                f"finetune() got an unexpected option {name!r}{closest(name, names)}; "
+                f"allowed: its own arguments, and {', '.join(allowed[1:])} of "
+                "snnjax.spiking. A learning rate is one of the rules, "
+                "rules=optax.adam(1e-3)"
+            )
 
 
 def _checked_share(share: float | None, teacher: Callable | None) -> float:

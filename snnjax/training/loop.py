@@ -61,7 +61,9 @@ def train(
         ``measure`` returned.
 
     Raises:
-        ValueError: no examples in an epoch; a folder of another training.
+        ValueError: no examples in an epoch; a folder of another training, or with a
+            damaged checkpoint.
+        OSError: a folder that is a file, or whose disk is full.
         FloatingPointError: a step was not finite, or its loss was more than a million
             times the first one (and more than a million).
         ImportError: a folder without orbax.
@@ -248,7 +250,13 @@ def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
         enable_async_checkpointing=False,
     )
     path = Path(folder).expanduser().absolute()
-    path.mkdir(parents=True, exist_ok=True)  # a file is refused before the first epoch
+    # Before the first epoch, since a checkpoint is written after it.
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(
+            f"folder is {path}, a file; allowed: a folder, which may be new, for the "
+            "checkpoints of this training alone"
+        )
+    path.mkdir(parents=True, exist_ok=True)
     return orbax.CheckpointManager(path, options=options)
 
 
@@ -261,7 +269,15 @@ def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> No
         state=args.StandardSave([state]),
         notes=args.JsonSave(notes),
     )
-    checkpoints.save(epoch, args=parts)
+    try:
+        checkpoints.save(epoch, args=parts)
+    # A full disk causes an OSError here, or a ValueError of the library below orbax.
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"cannot write epoch {epoch} to {checkpoints.directory}: {error}. Free "
+            "space on its disk; the same call then resumes from the last epoch that "
+            "is whole"
+        ) from error
 
 
 def _resumed(
@@ -286,9 +302,10 @@ def _resumed(
         return start, []
     # The notes first: of another training, the state may have another structure.
     parts = args.Composite(notes=args.JsonRestore())
-    notes = checkpoints.restore(last_epoch, args=parts)["notes"]
-    log = notes["log"]
-    stored_identity = notes["identity"]
+    with _reading(checkpoints, last_epoch):
+        notes = checkpoints.restore(last_epoch, args=parts)["notes"]
+        log = notes["log"]
+        stored_identity = notes["identity"]
     differences = []
     for name in identity | stored_identity:
         if identity.get(name) != stored_identity.get(name):
@@ -304,5 +321,19 @@ def _resumed(
             "another folder"
         )
     parts = args.Composite(state=args.StandardRestore([start]))
-    (state,) = checkpoints.restore(last_epoch, args=parts)["state"]
+    with _reading(checkpoints, last_epoch):
+        (state,) = checkpoints.restore(last_epoch, args=parts)["state"]
     return state, log
+
+
+@contextlib.contextmanager
+def _reading(checkpoints: Any, epoch: int) -> Iterator[None]:
+    """Turns an error of any class into a ValueError that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:  # damaged bytes can cause an error of any class
+        raise ValueError(
+            f"the checkpoint of epoch {epoch} in {checkpoints.directory} is damaged, "
+            f"or none of snnjax ({error!r}). Delete the folder, or give another one, "
+            "and train again"
+        ) from error

@@ -607,6 +607,26 @@ FORMS = {
         lambda: snnjax.convert(network, FEATURES, steps=2),
         r"convert\(fn, params, x",
     ),
+    "measure without arguments": (
+        snnjax.measure,
+        r"measure\(fn, snn, x, params=params\)",
+    ),
+    "sweep without labels": (
+        lambda: snnjax.sweep(network, PARAMS, FEATURES, FEATURES),
+        r"sweep\(fn, params, images, x, labels,",
+    ),
+    "quantize without images": (
+        lambda: snnjax.deploy.quantize(None),
+        r"deploy.quantize\(layers, images, ",
+    ),
+    "finetune without examples": (
+        lambda: snnjax.training.finetune(network, None, epochs=1),
+        r"training.finetune\(fn, snn, examples, epochs=",
+    ),
+    "lif with a time constant": (
+        lambda: snnjax.lif(tau=2.0),
+        r"lif\(.*leak=math.exp\(-1 / tau\)",
+    ),
 }
 
 
@@ -675,6 +695,11 @@ def mistakes_refused():
     }.items():
         message = r"fn is a NoneType; allowed: a function"
         yield Refusal(f"{name} without a function", use, message)
+    yield Refusal(
+        "params of another network",
+        lambda: snnjax.init(lambda p, x: relu(x @ p["kernel"]), FLAT, VECTORS),
+        r"fn asks for the key 'kernel', .* do not have.* params of b1 \(",
+    )
     for name, use in USES_OF_FIVE_FEATURES.items():
         message = r"x of shape \((2|batch), 5\) .*, and params of b1"
         yield Refusal(f"{name} with five features", use, message, TypeError)

@@ -422,6 +422,15 @@ def kernel_of_unknown_size():
     deploy.to_nir(deploy.from_nir(graph))
 
 
+def read_path(path):
+    pytest.importorskip("nir")
+    deploy.from_nir(path)
+
+
+def read_own_source():
+    read_path(__file__)
+
+
 def reading_refused():
     for name, (make_nodes, message) in NODES.items():
         call = functools.partial(read_chain, make_nodes)
@@ -434,10 +443,30 @@ def reading_refused():
         yield Refusal(f"a graph with {name}", call, message)
     yield Refusal("a neuron for a graph", read_neuron, "graph is a IF; allowed")
     yield Refusal(
+        "a file without a graph",
+        read_own_source,
+        r"deploy.py holds no NIR graph, .*; allowed: a file of nir.write",
+    )
+    yield Refusal(
+        "a file of a graph that does not exist",
+        lambda: read_path("nothing.nir"),
+        "no file nothing.nir; give the path of a file of nir.write",
+        FileNotFoundError,
+    )
+    yield Refusal(
         "a kernel for images of unknown size",
         kernel_of_unknown_size,
         "'kernel' has no size of its input",
     )
 
 
-ROWS = [*LAYERS, *REPORTS, *writing_refused(), *reading_refused()]
+NAMES = [
+    Refusal(
+        "a chip without its number",
+        lambda: deploy.loihi,
+        "no attribute 'loihi'; closest: loihi2, loihi1",
+        AttributeError,
+    ),
+]
+
+ROWS = [*NAMES, *LAYERS, *REPORTS, *writing_refused(), *reading_refused()]

@@ -76,7 +76,8 @@ WRONG_ROUNDING = [
     ),
     ({"change": lambda _: tiny()[1]}, "layers is a SNN; allowed: float layers"),
     ({"images": VECTORS * jnp.nan}, "x holds 16 NaN of 16 numbers; allowed: none"),
-    ({"images": VECTORS + jnp.inf}, "images hold 16 values that are NaN or infinite"),
+    ({"images": VECTORS + jnp.inf}, "x holds 16 inf of 16 numbers; allowed: none"),
+    ({"images": VECTORS - jnp.inf}, "images hold 16 values that are NaN or infinite"),
     ({"images": VECTORS[:, :2]}, r"x has shape \(4, 2\); allowed: \[B, 4\]"),
     ({"change": with_leak}, "rounds a leak in its own way; allowed: a chip that"),
     (

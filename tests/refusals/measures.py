@@ -34,11 +34,11 @@ def count(x):
     return snnjax.measures.neurobench(DENSE.fn, IF, x, steps=STEPS)
 
 
-def sweep(labels=LABELS, steps=(2,)):
+def sweep(labels=LABELS, steps=(2,), examples=VECTORS):
     """Conversions of the network at several T, by the accuracy of its labels."""
-    x = np.asarray(VECTORS)
+    images, x = np.asarray(VECTORS), np.asarray(examples)
     recipe = snnjax.light()
-    snnjax.sweep(*DENSE[:2], x, x, labels, steps=steps, recipe=recipe)
+    snnjax.sweep(*DENSE[:2], images, x, labels, steps=steps, recipe=recipe)
 
 
 NAN = "x holds 1 NaN of .* numbers"
@@ -61,6 +61,15 @@ NOT_MEASURED = [
         "NaN in the weights 'w2'; allowed: numbers",
     ),
     (
+        {"params": DENSE.params | {"w2": DENSE.params["w2"] + np.inf}},
+        "infinity in the weights 'w2'; allowed: numbers",
+    ),
+    ({"x": VECTORS + np.inf}, "x holds 16 inf of 16 numbers; allowed: none"),
+    (
+        {"params": DENSE.params | {"w1": np.ones((9, 6))}},
+        r"converted from: w1 has shape \(9, 6\), and \(4, 6\) in the SNN; allowed",
+    ),
+    (
         {"params": {"kernel": DENSE.params["w1"]}},
         r"to it: \['kernel'\]; missing: \['b1'",
     ),
@@ -69,6 +78,10 @@ NOT_SWEPT = [
     ({"labels": LABELS[1:]}, r"outputs have shape .*, labels \(3,\); allowed"),
     ({"labels": LABELS / 2}, "labels have dtype float64; allowed: whole"),
     ({"labels": LABELS + 10}, "labels range from 10 to 12; allowed: 0 to 2"),
+    (
+        {"examples": LABELS, "labels": VECTORS},
+        r"x has shape \(4,\) and labels \(4, 4\); .*Swap the two: snnjax.sweep\(fn, ",
+    ),
     ({"steps": ()}, "steps is empty; allowed"),
     ({"steps": 0}, "steps is 0; allowed"),
 ]

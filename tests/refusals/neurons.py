@@ -595,4 +595,13 @@ CODES = [
     ),
 ]
 
-ROWS = [*FIELDS, *currents_refused(), *MODELS, *conversion_refused(), *CODES]
+CALLS = [
+    Refusal(
+        "a misspelt number of lif",
+        lambda: lif(treshold=2.0),
+        r"argument 'treshold'; closest: 'threshold'; allowed: snnjax.lif\(leak=",
+        TypeError,
+    ),
+]
+
+ROWS = [*CALLS, *FIELDS, *currents_refused(), *MODELS, *conversion_refused(), *CODES]

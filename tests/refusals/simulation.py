@@ -96,6 +96,7 @@ WRONG_CALLS = [
         "bias of site 'w1/relu' is inf; allowed: finite",
     ),
     ({"x": with_nan(VECTORS)}, "x holds 1 NaN of .* numbers"),
+    ({"x": VECTORS + np.inf}, "x holds 16 inf of 16 numbers; allowed: none"),
     ({"inputs": "sequence", "x": [1.0, 2.0]}, "is a float; allowed: an"),
     (
         {"inputs": "sequence", "x": SHORT_X},

@@ -102,6 +102,17 @@ NOT_TRAINED = [
         {"examples": [(X[0], X[0])]},
         r"shape \(2, 16, 3\), labels \(16, 6\); allowed",
     ),
+    (
+        {"examples": [BATCHES[0], (X[1], CLASSES[1] + 1)]},
+        "labels range from 1 to 3; allowed: 0 to 2, the classes of the outputs",
+    ),
+    ({"teacher": test_finetuning.VARIABLES}, r"is a dict; allowed: .* fn\(params, x\)"),
+    (
+        {"teacher": lambda params, x: x},
+        r"teacher is <lambda>\(params, x\); allowed: a function x -> logits",
+    ),
+    ({"loss": None}, "loss is a NoneType; allowed: a function .outputs"),
+    ({"measure": 1}, "measure is a int; allowed: a function .snn, line of the log"),
     ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
     (
         {"share": 2, "teacher": test_finetuning.teacher},
@@ -131,8 +142,21 @@ FINE_TUNING = [
     Refusal(
         "labels below the classes in fine-tuning",
         lambda: finetune(examples=[(X[0], CLASSES[0] - 1)]),
+        "labels range from -1 to 1; allowed: 0 to 2",
+    ),
+    Refusal(
+        "labels beyond the classes for a loss of one's own",
+        lambda: finetune(
+            examples=[(X[0], CLASSES[0] + 9)], loss=test_finetuning.summed
+        ),
         "not finite in epoch 1 of 2, step 1 of 1",
         FloatingPointError,
+    ),
+    Refusal(
+        "fine-tuning with an unknown option",
+        lambda: finetune(epoch=3),
+        r"unexpected option 'epoch'; closest: 'epochs'; .*rules=optax.adam\(1e-3\)",
+        TypeError,
     ),
     Refusal(
         "a loss that explodes",

@@ -27,7 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_chip, check_choice, check_examples, check_finite, warn
+from snnjax._checks import (
+    called_as,
+    check_chip,
+    check_choice,
+    check_examples,
+    check_finite,
+    warn,
+)
 from snnjax._patterns import matching
 from snnjax._ranges import Range
 from snnjax.deploy.chips import geometry
@@ -57,6 +64,7 @@ from snnjax.deploy.lowering.values import (
 from snnjax.network.capture.check import ConversionError, Problem
 
 
+@called_as("snnjax.deploy.quantize(layers, images, ...), layers of deploy.layers")
 def quantize(
     layers: Layers,
     images: Any,

@@ -14,6 +14,8 @@ nodes of layers without sources, and `from_nir` adds these from the edges of the
 import dataclasses
 import graphlib
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     import nir
 
 
-def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
+def from_nir(
+    graph: "nir.NIRGraph | str | os.PathLike", *, dt: float | None = None
+) -> Layers:
     """Read a NIR graph as layers, written by `to_nir` or by another tool.
 
     `as_function` makes a function and its SNN of them: images are channels last there.
@@ -56,7 +60,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     Args:
         graph: nodes Input, Output, Conv2d, Linear, Affine, Scale, SumPool2d,
             AvgPool2d, Flatten, IF and LIF, without cycles, with one input. Several
-            edges into one node are summed.
+            edges into one node are summed. Or the path of a file of ``nir.write``.
         dt: time step in seconds of every LIF; None: "dt" of the graph's metadata, or
             1e-4 without it. IF integrates its whole input at every step.
 
@@ -66,7 +70,8 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
 
     Raises:
         ValueError: nodes of other types, all in one error; a cycle; neurons that do not
-            reset to 0; a tau not above dt; no neuron.
+            reset to 0; a tau not above dt; no neuron; a file that holds no graph.
+        FileNotFoundError: there is no such file.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax.numpy as jnp, nir, numpy as np, snnjax
@@ -82,6 +87,8 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
      [1. 1.]]
     """
     nir = import_nir()
+    if isinstance(graph, str | os.PathLike):
+        graph = _read(nir, Path(graph).expanduser())
     _check_nodes(nir, graph)
     metadata: dict[str, Any] = graph.metadata or {}
     time_step: Any = dt  # in seconds
@@ -105,6 +112,19 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
     if "weight_bits" in metadata:
         return _with_whole_numbers(layers, graph)
     return layers
+
+
+def _read(nir: Any, path: Path) -> "nir.NIRGraph":
+    """The graph of a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give the path of a file of nir.write")
+    try:
+        return nir.read(path)
+    except Exception as error:  # damaged bytes can cause an error of any class
+        raise ValueError(
+            f"{path} holds no NIR graph, or is damaged ({error!r}); allowed: a file of "
+            "nir.write. Write or fetch it again"
+        ) from error
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -3,6 +3,7 @@
 The function fails here first if it does not fit params and x. Sentences are added to
 its own error, which say with what it was called, and the way out of common mistakes.
 They become a part of the message of a TypeError or ValueError, and a note of any other.
+A KeyError, as for params of another network, becomes a ValueError.
 """
 
 import functools
@@ -42,6 +43,11 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
             for earlier_note in getattr(error, "__notes__", ()):
                 explanation.add_note(earlier_note)
             raise explanation from error
+        if type(error) is KeyError:
+            # Its message is the key alone.
+            raise ValueError(
+                f"fn asks for the key {error}, which its arguments do not have. {note}"
+            ) from error
         error.add_note(note)
         raise
 
