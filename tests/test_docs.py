@@ -110,6 +110,20 @@ def test_search_finds_headings_and_text_without_cells_of_notebooks(site):
 
 
 @SITE
+def test_a_phone_shows_halves_of_figures_with_two_columns(site):
+    gallery = (site / "gallery.html").read_text()
+    largest, second, *_ = re.findall(r'<span class="halves">.*?</a>', gallery)
+    # Three groups of panels in the first figure, one in the second.
+    assert (
+        largest.count('class="half left"') == largest.count('class="half right"') == 3
+    )
+    assert second.count('class="half left"') == 1
+    assert largest.count('alt=""') == 5
+    home = (site / "index.html").read_text()
+    assert home.count('class="half right"') == 1
+
+
+@SITE
 def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it(site):
     pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
     dead = []

@@ -17,7 +17,7 @@ from experiments import ablation, conversions, convert, report, results
 from experiments.data import load
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
-from experiments.report import choice
+from experiments.report import choice, drawing
 from experiments.running import Convert, TrainANN, devices, parse
 from experiments.sources import __main__ as sources
 from experiments.train_ann import train
@@ -169,6 +169,22 @@ def test_the_command_of_the_gallery_draws_every_figure():
     assert figures == {file.stem for file in (ROOT / folder).glob("*.png")}
     radix = {file.stem for file in results.PUBLISHED.glob("convert_*_radix*.json")}
     assert radix <= set(names)
+
+
+def test_a_legend_of_two_parts_has_one_in_each_half(tmp_path):
+    file = tmp_path / "figure.png"
+    with drawing.new_figure(file, 600, 300, legend=2, legend_parts=2, ncols=2) as (
+        figure,
+        axes,
+    ):
+        for name in "abc":
+            axes[0].plot([0, 1], label=name)
+    [part] = figure.subfigs
+    texts = [[text.get_text() for text in legend.texts] for legend in part.legends]
+    assert texts == [["a", "b"], ["c"]]
+    middle = figure.bbox.width / 2
+    left, right = (legend.get_window_extent() for legend in part.legends)
+    assert left.x1 < middle < right.x0
 
 
 def test_source_networks_are_one_table(converted, capsys):

@@ -1,12 +1,20 @@
-"""Hooks of MkDocs: links and search entries of notebooks, and the version at home."""
+"""Hooks of MkDocs: notebooks, figures on a phone, and the version on the home page."""
 
 import json
 import re
 import runpy
+import struct
 from pathlib import Path
 
 from mkdocs.plugins import event_priority
 
+DOCS = Path(__file__).parents[1]
+# Figures of two columns of equal width, which a phone shows one below the other.
+TWO_COLUMNS = re.compile(
+    r'<img alt="[^"]*" src="('
+    r"(?:gallery/(?!\w+_epochs)|assets/|(?=methods|points_lost|surrogates))\w+\.png"
+    r')" />'
+)
 VERSION = runpy.run_path(str(Path(__file__).parents[2] / "snnjax" / "_version.py"))
 
 
@@ -14,6 +22,7 @@ def on_page_content(html: str, page, **_) -> str:
     """Change the HTML of a page before it is put into the frame of the site."""
     if page.file.src_path.endswith(".ipynb"):
         html = with_built_links(html)
+    html = TWO_COLUMNS.sub(lambda match: with_halves(*match.group(0, 1)), html)
     if page.is_homepage:
         number = VERSION["__version__"]
         version = f'<small class="version" data-search-exclude>{number}</small>'
@@ -28,6 +37,30 @@ def with_built_links(html: str) -> str:
     '<a href="../a.html#b">a</a> <a href="https://c.org/d.md">c</a>'
     """
     return re.sub(r'(href="[^":]+)\.(?:md|ipynb)(?=[#"])', r"\1.html", html)
+
+
+def with_halves(image: str, file: str) -> str:
+    """A figure in parts: a page shows the first one whole, and a phone all of them.
+
+    A part is the left or the right half of a group of panels. A figure of the gallery
+    has a group for every 0.7 times its width; others have one group.
+
+    Args:
+        image: element of the figure.
+        file: of the figure, a PNG in docs.
+    """
+    header = (DOCS / file).read_bytes()[:24]
+    width, height = struct.unpack(">II", header[16:])
+    groups = max(1, round(height / width / 0.7)) if "gallery" in file else 1
+    parts = []
+    for group in range(groups):
+        # In percent of the width of a phone, which shows the figure twice as wide.
+        top = 200 * height / width * group / groups
+        style = f"--shape: {width / 2} / {height / groups}; --top: -{top:.3f}%"
+        for side in ("left", "right"):
+            parts.append(f'<span class="half {side}" style="{style}">{image}</span>')
+            image = re.sub('alt="[^"]*"', 'alt=""', image)  # it is read aloud once
+    return f'<span class="halves">{"".join(parts)}</span>'
 
 
 @event_priority(-50)  # behind `search`, and before `offline`, which copies its index

@@ -60,6 +60,7 @@ def new_figure(
     width: float,
     height: float,
     legend: int = 0,
+    legend_parts: int = 1,
     groups: int = 1,
     **subplots: Any,
 ) -> Iterator[tuple[Any, Any]]:
@@ -70,6 +71,8 @@ def new_figure(
         width, height: in points.
         legend: columns of the legend below a group, which describes its first axis; 0:
             no legend.
+        legend_parts: 2 puts a part of the legend into each half of the figure, because
+            a page shows the halves one below the other on a phone.
         groups: of axes, one below the other.
         subplots: options of ``Figure.subplots``, for each group.
 
@@ -87,13 +90,33 @@ def new_figure(
         axes = [np.ravel(part.subplots(squeeze=False, **subplots)) for part in parts]
         yield figure, np.concatenate(axes)
         for part, part_axes in zip(parts, axes, strict=True):
-            handles, labels = part_axes[0].get_legend_handles_labels()
-            if legend and handles:
-                columns = min(legend, len(handles))
-                part.legend(handles, labels, loc="outside lower center", ncols=columns)
+            if legend:
+                _add_legend(part, part_axes, columns=legend, parts=legend_parts)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     write(path, file.getvalue())
+
+
+def _add_legend(part: Any, axes: Any, columns: int, parts: int) -> None:
+    """A legend of the first axis below all axes, in one part or in two."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    if parts == 1:
+        places = {"outside lower center": slice(None)}
+    else:
+        # The left part has one entry more, if their number is odd.
+        middle = (len(handles) + 1) // 2
+        places = {
+            "outside lower left": slice(middle),
+            "outside lower right": slice(middle, None),
+        }
+    for place, entries in places.items():
+        if handles[entries]:
+            part.legend(
+                handles[entries],
+                labels[entries],
+                loc=place,
+                ncols=min(max(1, columns // parts), len(handles[entries])),
+            )
 
 
 def shades(count: int) -> Any:

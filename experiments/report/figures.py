@@ -165,17 +165,20 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
     has_empty_cell = len(panels) % ncols == 1
     legend_columns = 0
     if not has_empty_cell:
-        # The legend is below, with as many columns as the longest name leaves.
+        # The legend is below, with as many columns as the longest name leaves; each
+        # panel has its part of it.
         names = [name for group in groups for name in group[0].series]
         column_width = max(map(len, names), default=0) * 7 + 45
-        legend_columns = max(1, ncols * WIDTH // column_width)
+        panel_columns = max(1, WIDTH // column_width)
+        legend_columns = ncols * panel_columns
         curves = max(len(group[0].series) for group in groups)
-        height += 20 * math.ceil(curves / legend_columns)
+        height += 20 * math.ceil(math.ceil(curves / ncols) / panel_columns)
     figure = new_figure(
         path,
         width=ncols * WIDTH,
         height=height * len(groups),
         legend=legend_columns,
+        legend_parts=ncols,
         groups=len(groups),
         nrows=nrows,
         ncols=ncols,
@@ -265,6 +268,7 @@ def draw_points_lost(networks: Sequence[NetworkResults], folder: Path) -> None:
             width=ncols * WIDTH,
             height=40 + 300 * nrows,
             legend=len(KINDS),
+            legend_parts=2,
             nrows=nrows,
             ncols=ncols,
             sharex=True,
@@ -303,7 +307,8 @@ def _style_points_lost(axis: Any, x_label: str) -> None:
         ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ticks.set_major_formatter(lambda x, place: f"{x:g}")
     axis.minorticks_off()
-    axis.label_outer()
+    # A phone shows the right panels below the left ones, so they have numbers, too.
+    axis.tick_params(labelbottom=True, labelleft=True)
 
 
 # ------------------------------------------------------------------------ sites
