@@ -64,6 +64,7 @@ class Experiment(NamedTuple):
     # None: too few are left.
     held_out: LabeledImages | None
     compare: Callable  # see `comparison`
+    measure: Callable  # see `measurement`
     mesh: Mesh | None  # of the devices that share a batch
     source: Source
     ann: float  # its accuracy on the test images
@@ -412,6 +413,19 @@ def comparison(fn: Callable) -> Callable:
     return compare
 
 
+def measurement(fn: Callable) -> Callable:
+    """Jitted: (SNN, images, params of the ANN) -> `snnjax.measures.Measures`.
+
+    All recipes with the same T, wait and code share its program.
+    """
+
+    @devices.fast_to_compile
+    def measure(snn, x, params):
+        return snnjax.measure(fn, snn, x, params=params)
+
+    return measure
+
+
 def total_counts(task: Experiment, snn: snnjax.SNN, images: LabeledImages) -> Counts:
     """The counts of all images, in NumPy."""
     compare = functools.partial(task.compare, snn)
@@ -446,7 +460,7 @@ def count_hits(
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     """Measures of the first test images, the sites in the order of the network."""
     images = task.test.images[:MEASURED]
-    measures = jax.device_get(snnjax.measure(task.fn, snn, images, params=task.params))
+    measures = jax.device_get(task.measure(snn, images, task.params))
     # JAX sorts the sites by name.
     names = [site.name for site in task.sites if site.fires]
     in_order = {name: measures.sites[name] for name in names}

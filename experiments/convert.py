@@ -102,6 +102,7 @@ def prepare(
         test=test,
         held_out=held_out,
         compare=conversions.comparison(fn),
+        measure=conversions.measurement(fn),
         mesh=mesh,
         source=source,
         ann=ann,

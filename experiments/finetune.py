@@ -188,6 +188,7 @@ def _learner(config: FineTune, task: Experiment, snn: SNN) -> Learner:
         sites=snnjax.sites(fn, snn.params, test.images[:1]),
         test=test,
         compare=conversions.comparison(fn),
+        measure=conversions.measurement(fn),
     )
     return Learner(
         task=task, snn=snn, fn=fn, has_aux=False, read=read, rules={"weights": adam}
