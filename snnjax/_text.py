@@ -119,6 +119,21 @@ def closest(name: str, allowed: Iterable[str]) -> str:
     return f"; closest: {', '.join(map(repr, names))}"
 
 
+def sites_in_words(names: Iterable[str]) -> str:
+    """How many sites there are, and the names of the first two.
+
+    >>> sites_in_words(["relu"]), sites_in_words(["a", "b", "c"])
+    ('1 site: relu', '3 sites: a, b, ...')
+    """
+    names = [str(name) for name in names]
+    text = "1 site" if len(names) == 1 else f"{len(names)} sites"
+    if names:
+        text += f": {', '.join(names[:2])}"
+    if len(names) > 2:
+        text += ", ..."
+    return text
+
+
 P = ParamSpec("P")
 
 

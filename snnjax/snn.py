@@ -19,7 +19,7 @@ from jax.core import Tracer
 from snnjax._arrays import broadcasts
 from snnjax._checks import all_are_finite, check_wait, count
 from snnjax._ranges import Range, ranges_of
-from snnjax._text import Table, numbers, shown_as_table
+from snnjax._text import Table, numbers, shown_as_table, sites_in_words
 from snnjax._trees import is_floating, is_kernel, name_of, paths_of
 from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
@@ -106,16 +106,7 @@ class SNN:
         if self.code != rate():
             parts.append(f"code={self.code!r}")
         parts.append(f"{self._size()} numbers in params")
-        if len(names) == 1:
-            sites = "1 site"
-        else:
-            sites = f"{len(names)} sites"
-        if names:
-            first_names = ", ".join(map(str, names[:2]))
-            sites += f": {first_names}"
-        if len(names) > 2:
-            sites += ", ..."
-        parts.append(sites)
+        parts.append(sites_in_words(names))
         return f"SNN({', '.join(parts)})"
 
     def _size(self) -> int:

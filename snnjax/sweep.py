@@ -4,6 +4,8 @@ For each T it converts, counts right answers on labeled examples, and measures s
 and energy: the loop that comes before the choice of T, code and levels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +54,10 @@ class Sweep(NamedTuple):
 
     ann: float  # its accuracy, 0..1, on the same examples
     points: tuple[Point, ...]
+
+    def __repr__(self) -> str:
+        steps = ", ".join(str(point.snn.steps) for point in self.points)
+        return f"Sweep(ann={self.ann:.3g}, points at T = {steps})"
 
     def _table(self) -> Table:
         head = [

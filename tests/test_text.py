@@ -1,6 +1,8 @@
 """What print shows of an SNN, of measures and of a recipe."""
 
 import dataclasses
+import importlib
+import inspect
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -104,6 +106,56 @@ def test_a_recipe_is_a_list_of_its_calibrators():
     sweep = "  sweep 1 of 1, at every site:\n    by_effect("
     assert rate_lines.startswith(f"with rate coding:\n{sweep}")
     assert other_lines.startswith(sweep)
+
+
+def test_a_repr_is_a_line_without_addresses(shown):
+    sweep = importlib.import_module("snnjax.sweep").Sweep(0.9, ())
+    arctan = snnjax.surrogate.arctan
+    lines = {
+        repr(shown.sites): "Sites(2 sites: w1/relu, w2/relu)",
+        repr(shown.measures): "Measures(steps=2, wait=0, firing_rate=",
+        repr(shown.measures.sites): "{'w1/relu': SiteMeasures(firing_rate=",
+        repr(sweep): "Sweep(ann=0.9, ",
+        repr(snnjax.light()): "Recipe([least_squares_threshold('layer'), shift_bias()",
+        repr(snnjax.best()): "Priced(price=None, ",
+        repr(snnjax.spiking(NET.fn)): "spiking(dense)",
+        repr(snnjax.spiking(NET.fn, steps=2, surrogate=arctan, state=True)): (
+            "spiking(dense, steps=2, surrogate=arctan, state=True)"
+        ),
+        repr(
+            jax.jit(snnjax.spiking(NET.fn, wait=1))
+        ): "<PjitFunction of spiking(dense, wa",
+    }
+    for line, start in lines.items():
+        assert line.startswith(start), line
+        assert "0x" not in line and "Array(" not in line and "\n" not in line
+
+
+def test_help_names_types_and_does_not_expand_them():
+    functions = [snnjax.training.finetune, snnjax.training.train]
+    for name in snnjax.__all__:
+        value = getattr(snnjax, name)
+        if inspect.isfunction(value):
+            functions.append(value)
+    assert len(functions) > 20
+    for function in functions:
+        signature = str(inspect.signature(function))
+        assert "ForwardRef" not in signature and "~" not in signature, signature
+    assert "params: 'chex.ArrayTree'" in str(inspect.signature(snnjax.convert))
+
+
+def test_a_file_is_a_table_of_its_card_and_its_neurons(shown):
+    card = {"steps": 4, "recipe": None, "model": {"class": "M"}, "extras": {}}
+    card["program"] = {"steps": 4, "wait": None, "inputs": "constant"}
+    stored = snnjax.storage.Stored(shown.snn, card, lambda x: x)
+    assert str(stored).splitlines()[:3] == [
+        "card",
+        "steps    4",
+        "program  steps 4, inputs constant",
+    ]
+    assert str(stored).endswith(str(shown.snn))
+    assert "steps, recipe, model, extras, program" in repr(stored)
+    assert "<function" not in repr(stored)
 
 
 def test_consoles_and_notebooks_show_the_same_text(shown):

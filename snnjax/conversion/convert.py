@@ -6,6 +6,8 @@ recipe (``recipes.py``) out in sweeps (``engine/``), by calibrators
 (``snnjax.calibrators``).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping

@@ -59,6 +59,8 @@ class Recipe:
       half_charge()
     sweep 2 of 2, at every site:
       correct_potential(3)
+    >>> Recipe([max_threshold(), half_charge()])
+    Recipe([max_threshold(), half_charge()])
     """
 
     sweeps: tuple[tuple[Calibrator, ...], ...]
@@ -78,6 +80,12 @@ class Recipe:
                 "one sweep with at least one calibrator"
             )
         object.__setattr__(self, "sweeps", tuple(map(tuple, sweeps)))
+
+    def __repr__(self) -> str:
+        sweeps = []
+        for sweep in self.sweeps:
+            sweeps.append(f"[{', '.join(map(name_of_value, sweep))}]")
+        return f"Recipe({', '.join(sweeps)})"
 
     def __str__(self) -> str:
         lines = []

@@ -8,6 +8,8 @@ is chosen. A rotated encoder has lower thresholds, so it sends more spikes and m
 smaller error. Source of the choice: ours.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, other_axes, wide
+from snnjax._text import numbers
 from snnjax.network.sites import Site
 from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field
@@ -65,6 +66,10 @@ class SiteMeasures(NamedTuple):
     clipping: jax.Array
     flooring: jax.Array
     unevenness: jax.Array
+
+    def __repr__(self) -> str:
+        texts = [f"{name}={numbers(value)}" for name, value in self._asdict().items()]
+        return f"SiteMeasures({', '.join(texts)})"
 
 
 def measured_site(

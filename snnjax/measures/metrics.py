@@ -1,5 +1,7 @@
 """Measures of a spiking network: accuracy over time, rates, errors, operations."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,13 @@ from snnjax._checks import (
     check_numbers,
     warn,
 )
-from snnjax._text import Table, has_numbers, numbers, shown_as_table
+from snnjax._text import (
+    Table,
+    has_numbers,
+    numbers,
+    shown_as_table,
+    sites_in_words,
+)
 from snnjax._trees import batch_of
 from snnjax._types import Inputs
 from snnjax.measures import operations
@@ -49,6 +57,8 @@ from snnjax.snn import (
 @shown_as_table
 class Measures(NamedTuple):
     """Activity and operations of a spiking network, averaged over images.
+
+    ``print`` shows a table of its sites, ``repr`` a line.
 
     Attributes:
         sites: site name -> `SiteMeasures`.
@@ -101,6 +111,12 @@ class Measures(NamedTuple):
     def spikes(self) -> jax.Array:
         """Spikes per neuron and inference, of either sign: T times the rate."""
         return self.steps * self.firing_rate
+
+    def __repr__(self) -> str:
+        return (
+            f"Measures(steps={numbers(self.steps)}, wait={numbers(self.wait)}, "
+            f"firing_rate={numbers(self.firing_rate)}, {sites_in_words(self.sites)})"
+        )
 
     def _table(self) -> Table:
         # The first three columns are fractions, shown in percent.

@@ -18,6 +18,8 @@ Source: Yik et al., *The neurobench framework for benchmarking neuromorphic comp
 algorithms and systems*, Nature Communications 16, 2025; definitions of its version 2.3.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -8,7 +8,7 @@ of the activation that stood there.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from snnjax._text import Table, shown_as_table
+from snnjax._text import Table, shown_as_table, sites_in_words
 from snnjax._trees import common_path
 
 
@@ -73,6 +73,8 @@ def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
 class Sites(tuple[Site, ...]):
     """The sites of a network, in order of execution; ``print`` shows a table.
 
+    ``repr`` shows a line.
+
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.softmax(jax.nn.relu(x @ w))
     >>> sites = snnjax.sites(fn, jnp.eye(3), jnp.ones((1, 3)))
@@ -80,6 +82,8 @@ class Sites(tuple[Site, ...]):
     ['relu']
     >>> [site.name for site in sites.operators], sites.grade
     (['softmax'], 'hybrid')
+    >>> sites
+    Sites(2 sites: relu, softmax)
     """
 
     @property
@@ -106,6 +110,9 @@ class Sites(tuple[Site, ...]):
         if self.operators:
             return "hybrid"
         return "signed" if any(site.is_encoder for site in self) else "binary"
+
+    def __repr__(self) -> str:
+        return f"Sites({sites_in_words(site.name for site in self)})"
 
     def _table(self) -> Table:
         """A row for each site, and notes on what is slow in spiking networks."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from snnjax._checks import check_flags, check_function, check_inputs, check_wait
 from snnjax._ranges import COUNT, WHOLE
+from snnjax._text import name_of_value
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code
 from snnjax.surrogate import Surrogate, check_surrogate, dspike
@@ -25,16 +26,26 @@ class Simulation(NamedTuple):
     """
 
     fn: Callable
-    steps: Any
-    wait: Any
-    surrogate: Surrogate
-    detach_reset: bool
-    execution: Execution
-    inputs: Inputs
-    micro_batch: int | None
-    has_aux: bool
-    answer: bool
+    steps: Any = None
+    wait: Any = None
+    surrogate: Surrogate = dspike
+    detach_reset: bool = False
+    execution: Execution = "auto"
+    inputs: Inputs = "constant"
+    micro_batch: int | None = None
+    has_aux: bool = False
+    answer: bool = False
     returns_state: bool = False
+
+    def __str__(self) -> str:
+        """The call of `spiking`, without the options that are left out."""
+        texts = [name_of_value(self.fn)]
+        for name, default in self._field_defaults.items():
+            value = getattr(self, name)
+            option = "state" if name == "returns_state" else name
+            if value != default:
+                texts.append(f"{option}={name_of_value(value)}")
+        return f"spiking({', '.join(texts)})"
 
     @property
     def sequence(self) -> bool:

@@ -5,6 +5,8 @@
 `spiking` is a transform like ``jax.grad``; ``executions.py`` computes it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -128,6 +130,22 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
+class _ShownByItsCall(SpikingFunction):
+    """A spiking function whose ``repr`` is the call of `spiking` that made it."""
+
+    def __init__(self, function: Callable, simulation: Simulation):
+        # JAX, and what compares trainings, look for the function at ``__wrapped__``.
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._simulation = simulation
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._function(*args, **options)
+
+    def __repr__(self) -> str:
+        return str(self._simulation)
+
+
 @called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
@@ -201,6 +219,8 @@ def spiking(
     >>> snn = snnjax.convert(fn, jnp.array(1.0), x, steps=4, wait=1)
     >>> spiking(fn)(snn, x).shape
     (4, 2, 1)
+    >>> spiking(fn, wait=1)
+    spiking(<lambda>, wait=1)
     """
     simulation = Simulation(
         fn=fn,
@@ -226,7 +246,7 @@ def spiking(
     ) -> Any:
         return simulate(simulation, snn, x, state)
 
-    return spiking_fn
+    return _ShownByItsCall(spiking_fn, simulation)
 
 
 def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:

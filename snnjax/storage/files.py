@@ -7,6 +7,8 @@ the card. The program is StableHLO, not Python. ``run`` compiles and runs it by 
 run only programs from a source that you trust.
 """
 
+from __future__ import annotations
+
 import datetime
 import hashlib
 import json
@@ -20,6 +22,7 @@ import jax
 import numpy as np
 
 from snnjax._ranges import SHARE
+from snnjax._text import Table, shown_as_table
 from snnjax._types import Inputs
 from snnjax._version import __version__
 from snnjax.neurons.by_site import model_of, resolve_models
@@ -30,8 +33,9 @@ from snnjax.storage import archive, models, program, tree
 SUFFIX = ".safetensors"
 
 
+@shown_as_table
 class Stored(NamedTuple):
-    """What a file holds.
+    """What a file holds; ``print`` shows its card and a table of the neurons.
 
     Attributes:
         snn: the spiking network, equal to the saved one. `load` describes its
@@ -46,6 +50,28 @@ class Stored(NamedTuple):
     snn: SNN
     card: dict[str, Any]
     run: Callable[[chex.ArrayTree], Any]
+
+    def __repr__(self) -> str:
+        return f"Stored(snn={self.snn!r}, card with {', '.join(self.card)})"
+
+    def _table(self) -> Table:
+        rows = [("card", "")]
+        for name, fact in self.card.items():
+            # The models of the neurons are in the table below.
+            if name != "model" and fact not in (None, {}):
+                rows.append((name, _fact_in_words(fact)))
+        return Table(rows, below=str(self.snn))
+
+
+def _fact_in_words(fact: Any) -> str:
+    """A fact of a card on one line; a dict without what is None or empty."""
+    if not isinstance(fact, dict):
+        return str(fact)
+    texts = []
+    for name, value in fact.items():
+        if value not in (None, {}):
+            texts.append(f"{name} {_fact_in_words(value)}")
+    return ", ".join(texts)
 
 
 def save(

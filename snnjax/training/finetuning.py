@@ -1,5 +1,7 @@
 """A whole training of an SNN, from `snnjax.init` or from `snnjax.convert`."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping

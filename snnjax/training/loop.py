@@ -4,6 +4,8 @@ The state after an epoch is all that the next one needs, besides its examples. S
 checkpoint of orbax that holds it lets an interrupted training end in the same bits.
 """
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

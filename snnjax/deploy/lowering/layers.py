@@ -10,6 +10,8 @@ While layers are built, a variable is a sum of nodes (``sums.py``). The ``order`
 that sum is the index of each neuron of a node in the flattened variable.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any

@@ -14,6 +14,8 @@ check       what lies between sites can be computed in time, or the network is r
 fold        calls that hold no site become calls again, as fn wrote them
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
