@@ -9,6 +9,7 @@ import functools
 import itertools
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -104,9 +105,11 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     """The result of each row, printed at once, and the SNN of its first seed."""
     config = task.config
     rows, width = plan(config), width_of(config)
+    total = len(rows) * len(config.seeds)
     results, snns = [], []
+    number = 0  # of the draw
     progress = tqdm(
-        total=len(rows) * len(config.seeds),
+        total=total,
         desc="conversions",
         leave=False,
         disable=devices.hidden(),
@@ -115,12 +118,20 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
         for planned in rows:
             draws: list[Draw] = []
             for seed in config.seeds:
+                number += 1
+                title = title_of(planned, config)
+                name = name_of(title, planned.code, planned.levels)
+                devices.log(
+                    f"conversion {number} of {total}: {name}, T = {planned.steps}, "
+                    f"seed {seed}"
+                )
                 draws.append(_draw(task, planned, seed))
                 # A row has one wait: the one that the first draw measures.
                 planned = planned._replace(wait=draws[0].snn.wait)
                 progress.update()
             result = result_of(task, title_of(planned, config), draws)
             tqdm.write(row(result, width))
+            sys.stdout.flush()  # where it is a file or a pipe
             results.append(result)
             snns.append(draws[0].snn)
     return results, snns

@@ -24,7 +24,15 @@ from experiments.data import Dataset, load, normalized_as
 from experiments.integers import Integers, in_whole_numbers, text_of, write_integers
 from experiments.models import Source
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
-from experiments.report import LEGEND, Result, choice, figures, header, write_results
+from experiments.report import (
+    LEGEND,
+    Result,
+    choice,
+    conclusion,
+    figures,
+    header,
+    write_results,
+)
 from experiments.running import Convert, devices
 from experiments.train_ann import train
 
@@ -39,7 +47,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
         _write(task, results, snns)
         conversions.forget(config)
         seconds = time.perf_counter() - start
-        print(f"{seconds:.0f} s in all, with compilation and figures")
+        print(f"{seconds:.0f} s in all, with compilation and figures", flush=True)
     return results
 
 
@@ -166,12 +174,10 @@ def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> N
         except ValueError as reason:  # the conversion itself is worth its files
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     file = write_files(task, facts, results, snn, images, integers)
-    out = config.out
     print(
-        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
-        f"{file.name}: {saved.name}, T = {saved.steps}, wait {saved.wait}, first seed: "
-        f"the earliest\nof the rows within a standard error of the best on images that "
-        f"no row used;\n--restore {out} evaluates it."
+        f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, and "
+        f"{file.name} of the\nconversion that is saved, with the images of the first "
+        f"seed\n\n{conclusion(facts, results, config.out)}\n"
     )
 
 

@@ -517,7 +517,7 @@ def test_widened_parameters_follow_the_channels_wherever_they_are():
 
 
 def test_an_interrupted_conversion_goes_on_with_its_own_draws(
-    converted, tmp_path, monkeypatch
+    converted, tmp_path, monkeypatch, capsys
 ):
     config, results, data = converted
     changes = {"recipes": ("max_activation",), "waits": ("0",)}
@@ -537,7 +537,13 @@ def test_an_interrupted_conversion_goes_on_with_its_own_draws(
         conversions.carry_out(task)
     unfinished = conversions.unfinished(config)
     assert len(list(unfinished.iterdir())) == 1
+    capsys.readouterr()
     (row,), _ = conversions.carry_out(task)
+    # Where stderr is no terminal, a line says which conversion begins.
+    assert capsys.readouterr().err.splitlines() == [
+        "conversion 1 of 2: max_activation, binary, T = 4, seed 0",
+        "conversion 2 of 2: max_activation, binary, T = 4, seed 1",
+    ]
     assert len(counts) == 3  # one in each run, and the one that was interrupted
     (whole,) = (r for r in results if (r.recipe, r.wait) == ("max_activation", 0))
     assert row.accuracies == whole.accuracies

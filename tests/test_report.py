@@ -5,7 +5,14 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from experiments.report import Result, choice, console_table, figures, write_results
+from experiments.report import (
+    Result,
+    choice,
+    conclusion,
+    console_table,
+    figures,
+    write_results,
+)
 from experiments.report.networks import (
     NetworkResults,
     costs_of_networks,
@@ -175,7 +182,7 @@ def test_rows_on_a_terminal_have_80_columns_at_most():
     rows = [row._replace(recipe="best", firing_rate=0.2) for row in results()]
     rows[0] = rows[0]._replace(output_errors=[1.2345e-5, 1.2e-5], seconds=999.9)
     head, *lines = console_table(rows).splitlines()
-    assert head.split()[-5:] == ["equal", "%", "error", "spikes", "s"]
+    assert head.split()[-5:] == ["%", "equal", "error", "spikes", "s"]
     assert {len(line) for line in (head, *lines)} == {79}
     equal = 100 * np.mean(rows[0].equal_answers)
     assert lines[0].split()[-4:-1] == [
@@ -209,6 +216,34 @@ def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance():
         for order in (rows, rows[::-1]):
             assert choice(order).recipe == recipe
     assert choice([r._replace(held_out=None) for r in (best, early)]).recipe == "light"
+
+
+def test_the_conclusion_says_what_was_found_and_what_to_try_next():
+    early, exact = (results()[number] for number in (0, 1))
+    early = early._replace(accuracies=[[0.6, 0.971]], held_out=(497, 500))
+    exact = exact._replace(
+        accuracies=[[0.5, 0.6, 0.7, 0.983]], held_out=(498, 500), steps=4
+    )
+    facts = FACTS | {"test_images": 500, "config": {"chip": None}}
+    text = conclusion(facts, [early, exact], "out")
+    assert max(map(len, text.splitlines())) <= 79
+    found, next_steps = text.split("\n\n")
+    assert "The ANN is right on 98.7 % of 500 test images." in found
+    sentences = " ".join(found.split())
+    assert "Most accurate: light, binary, T = 4: 98.3 % right, " in sentences
+    assert "Saved: light, binary, T = 2: 97.1 % right, " in sentences
+    assert f"{exact.spikes:.2f} spikes per neuron" in sentences
+    assert "out/results.md: " in next_steps and "--restore out: " in next_steps
+    assert "--steps" not in next_steps  # there are rows of few steps already
+    # A single row needs no choice, and one that loses accuracy needs more steps.
+    text = conclusion(facts, [early], "out")
+    assert "Most accurate, and saved: light, binary, T = 2: 97.1 % right" in text
+    assert "--steps 4: more steps" in text
+    # Without held-out images nothing was chosen; the last row is saved.
+    text = conclusion(facts, [early._replace(held_out=None)], "out")
+    assert "Too few training images" in text
+    chip = facts | {"config": {"chip": "speck"}}
+    assert "--chip speck" in text and "--chip" not in conclusion(chip, [exact], "out")
 
 
 def test_a_site_that_the_ann_never_uses_has_no_relative_error():

@@ -5,6 +5,7 @@
 """
 
 from experiments.report import figures, networks, training_figures
+from experiments.report.conclusion import conclusion
 from experiments.report.networks import network_name, read_results
 from experiments.report.results import (
     LEGEND,

@@ -87,6 +87,24 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def most_accurate(results: Sequence[Result]) -> Result:
+    """The row with the most right held-out answers; of equal ones, of fewest spikes.
+
+    Without held-out answers it is the last row.
+    """
+    judged = [result for result in results if result.held_out is not None]
+    if not judged:
+        return results[-1]
+    return max(judged, key=lambda row: (held_out_share(row), -row.spikes))
+
+
+def held_out_share(result: Result) -> float:
+    """The share of right answers on the held-out images, 0..1."""
+    assert result.held_out is not None
+    right, count = result.held_out
+    return right / count
+
+
 def choice(results: Sequence[Result]) -> Result:
     """The row to save: the earliest of those as good as the best one, but for chance.
 
@@ -103,17 +121,14 @@ def choice(results: Sequence[Result]) -> Result:
     judged = [result for result in results if result.held_out is not None]
     if not judged:
         return results[-1]
-
-    def share(result: Result) -> float:
-        right, count = result.held_out
-        return right / count
+    share = held_out_share
 
     def variance(result: Result) -> float:
         right, count = result.held_out
         p = (right + 1) / (count + 2)
         return p * (1 - p) / count
 
-    best = max(judged, key=share)
+    best = most_accurate(judged)
     as_good = []
     for result in judged:
         standard_error = math.sqrt(variance(best) + variance(result))
@@ -177,14 +192,14 @@ def percent(result: Result, digits: int = 1) -> str:
 
 # ----------------------------------------------------------------------- tables
 
-CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>8}{:>8}{:>7}{:>6}"
-NAME_WIDTH = 20  # of the longest name of a recipe; then a row has 79 columns
+CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>13}{:>7}{:>8}{:>7}{:>5}"
+NAME_WIDTH = 22  # of the longest name of a recipe; then a row has 79 columns
 LEGEND = """\
 radix: spikes are digits, otherwise all count the same; T: steps in which a
 neuron fires, after the wait of its layer; latency: steps until the answer;
-±: standard deviation over draws of calibration images; equal %: answers that
-are those of the ANN; error: of the outputs, squared, in parts of the ANN's
-variance; spikes: per neuron and image; s: of the conversion
+±: standard deviation over draws of calibration images; equal: % of answers
+that are those of the ANN; error: of the outputs, squared, in parts of the
+ANN's variance; spikes: per neuron and image; s: of the conversion
 """
 
 
@@ -196,7 +211,7 @@ def header(width: int = NAME_WIDTH) -> str:
         "T",
         "latency",
         "accuracy %",
-        "equal %",
+        "equal",
         "error",
         "spikes",
         "s",
@@ -206,6 +221,8 @@ def header(width: int = NAME_WIDTH) -> str:
 
 def row(result: Result, width: int = NAME_WIDTH) -> str:
     """One line of the table on the terminal, under `header`."""
+    # A column of five characters holds 99.9 and 9999.
+    digits = 1 if result.seconds < 99.95 else 0
     return CONSOLE.format(
         result.name,
         result.wait,
@@ -215,7 +232,7 @@ def row(result: Result, width: int = NAME_WIDTH) -> str:
         equal_percent(result, 2),
         output_error(result),
         f"{result.spikes:.2f}",
-        f"{result.seconds:.1f}",
+        f"{result.seconds:.{digits}f}",
         width=width,
     )
 

@@ -76,6 +76,12 @@ def hidden() -> bool | None:
     return None if first() else True
 
 
+def log(line: str) -> None:
+    """Print a line to stderr where no terminal shows a bar, from the first process."""
+    if first() and not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+
+
 def make_mesh(devices: int) -> Mesh | None:
     """A mesh of this many devices (0: all); None for a single device."""
     count, processes = jax.device_count(), jax.process_count()
