@@ -18,7 +18,6 @@ from snnjax import deploy
 from snnjax.deploy import Layers
 
 Spikes = dict[str, np.ndarray]
-Weights = deploy.Convolution | deploy.Dense
 
 
 class Misfit(Exception):
@@ -55,235 +54,67 @@ def compared(expected: Mapping[str, Any], spikes: Spikes) -> Counter[str]:
 
 
 def akida(layers: Layers, x: np.ndarray) -> Spikes:
-    """The software simulator of Akida 1.0, for T = 1, levels (0, 2^b - 1) and a chain.
-
-    y = clip(ceil((sum w x - theta) / (Delta 2^(4 - b))), 0, 2^b - 1)
-    theta = V - b_j - v(0) - 1,  Delta = V 2^(b - 4)
-    """
-    import akida as program
-
-    model = program.Model()
+    """The software simulator of Akida 1.0 on the model of `snnjax.deploy.to_akida`."""
+    model = deploy.to_akida(layers)
     images = x if x.ndim == 4 else x[:, None, None]
+    # The last layer has the sums of the output. Without it, the model sends the levels
+    # of the last population, and so on.
     spikes: Spikes = {}
-    for node in layers.populations:
-        (way,) = (c for c in layers.connections if c.receiver == node.name)
-        *sums, weights = way.maps
-        is_first = not spikes
-        bits = node.model.levels[1].bit_length()
-        if is_first and isinstance(weights, deploy.Dense):
-            model.add(program.InputData(images.shape[1:], 4))
-        model.add(_akida_layer(weights, images.shape[1:], bits, is_first))
-        threshold = _per_channel(node.threshold, node.shape)
-        start = _per_channel(node.initial_potential, node.shape)
-        bias = _per_channel(node.bias, node.shape)
-        kernel = _akida_kernel(weights, sums, is_first)
-        layer = model.layers[-1]
-        layer.set_variable("weights", np.ascontiguousarray(kernel, np.int8))
-        layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
-        layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
+    for node in reversed(layers.populations):
+        model.pop_layer()
         levels = model.forward(images.astype(np.uint8))
         channels, *size = node.shape
-        spikes[node.name] = levels.reshape(
-            1,
-            len(x),
-            *size,
-            channels,
-        )
+        spikes[node.name] = levels.reshape(1, len(x), *size, channels)
     return spikes
-
-
-def _akida_layer(weights: Weights, image: Any, bits: int, is_first: bool) -> Any:
-    """A layer of Akida, without its numbers."""
-    import akida as program
-
-    filters = len(weights.weight)
-    if isinstance(weights, deploy.Dense):
-        return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
-    size = weights.weight.shape[2:]
-    if is_first:
-        return program.InputConvolutional(
-            image,
-            size,
-            filters,
-            weights_bits=8,
-            act_bits=bits,
-            kernel_stride=weights.stride,
-        )
-    return program.Convolutional(
-        size,
-        filters,
-        weights_bits=4,
-        act_bits=bits,
-        kernel_stride=weights.stride,
-    )
-
-
-def _akida_kernel(weights: Weights, sums: list[Any], is_first: bool) -> np.ndarray:
-    """Weights as Akida stores them, found by trying.
-
-    Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
-    layer reads images in the order channels, columns, rows.
-
-    Args:
-        weights: of the layer.
-        sums: what lies before them, in front of a dense layer a flatten.
-        is_first: whether the layer reads x.
-    """
-    if isinstance(weights, deploy.Convolution):
-        kernel = weights.weight.transpose(2, 3, 1, 0)
-        return kernel if is_first else kernel[::-1, ::-1]
-    matrix = weights.weight
-    for flatten in sums:
-        assert isinstance(flatten, deploy.Flatten)
-        images = matrix.reshape(len(matrix), *flatten.shape)
-        matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
-    return matrix.T[None, None]
-
-
-def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """One number per channel, [C]; all neurons of a channel must have the same."""
-    rows = np.broadcast_to(values, shape).reshape(shape[0], -1)
-    assert (rows == rows[:, :1]).all(), "neurons of a channel have unlike numbers"
-    return rows[:, 0]
 
 
 # --------------------------------------------------------------------------- sinabs
 
 
 def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Spikes:
-    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers.
+    """The module of `snnjax.deploy.to_sinabs`.
 
     Args:
-        is_discretized: sinabs makes each layer fit to DYNAP-CNN, the cores of Speck:
-            its quantizer scales weights, biases, thresholds and potentials to 8 and 16
-            bits.
+        is_discretized: the quantizer of sinabs for DYNAP-CNN, the cores of Speck, gets
+            each layer first. It scales weights, biases, thresholds and potentials to 8
+            and 16 bits.
 
     Raises:
         ValueError: the quantizer changes a number.
     """
     import torch
-    from sinabs import layers as program
+    from sinabs.layers import IAFSqueeze
 
-    images = np.repeat(np.moveaxis(x, -1, 1)[:, None], layers.steps, axis=1)
-    images = torch.tensor(images, dtype=torch.float64)
-    # Outputs of nodes, for all steps of all images; those of maps come later, when
-    # their population has given them its biases.
-    values = {layers.nodes[0].name: images.flatten(0, 1)}
-    maps: dict[str, tuple[Any, Any]] = {}  # name -> convolution, its input
-    spikes: Spikes = {}
-    for node in layers.nodes[1:]:
-        arriving = sum(values[name] for name in node.sources if name in values)
-        match node:
-            case deploy.Convolution() | deploy.Dense():
-                maps[node.name] = (_convolution(node), _padded(node, arriving))
-            case deploy.SumPool(window=window, stride=stride):
-                values[node.name] = program.SumPool2d(window, stride)(arriving)
-            case deploy.Flatten():
-                values[node.name] = arriving.flatten(1)
-            case deploy.Population():
-                levels = _population_levels(
-                    node,
-                    [maps[name] for name in node.sources],
-                    count=len(x),
-                    is_discretized=is_discretized,
-                )
-                values[node.name] = levels.double()
-                levels = levels.reshape(len(x), layers.steps, *node.shape)
-                levels = np.moveaxis(levels.numpy(), 0, 1)
-                spikes[node.name] = np.moveaxis(levels, 2, -1)
-    return spikes
-
-
-def _padded(node: Weights, image: Any) -> Any:
-    """What the convolution of `_convolution` reads."""
-    import torch
-
-    if image.ndim == 2:
-        return image[:, :, None, None]
-    if isinstance(node, deploy.Convolution):
-        # A convolution of torch has equal padding on both sides alone.
-        (top, bottom), (left, right) = node.padding
-        return torch.nn.functional.pad(image, (left, right, top, bottom))
-    return image
-
-
-def _population_levels(
-    node: deploy.Population,
-    maps: list[tuple[Any, Any]],
-    count: int,
-    is_discretized: bool,
-) -> Any:
-    """Spikes [B T, C, ...] of a population that reads these convolutions."""
-    import torch
-
-    neurons = _neurons(node, count)
-    first, _ = maps[0]
-    bias = torch.tensor(_per_channel(node.bias, node.shape))
-    first.bias = torch.nn.Parameter(bias.double())
+    module = deploy.to_sinabs(layers)
     if is_discretized:
-        assert len(maps) == 1
-        _discretize(first, neurons)
+        _check_discretized(module)
+    neurons = [part for part in module.modules() if isinstance(part, IAFSqueeze)]
+    spikes: Spikes = {}
+
+    def keep(node: deploy.Population) -> Callable[..., None]:
+        def hook(part: Any, arguments: Any, levels: Any) -> None:
+            levels = levels.reshape(len(x), layers.steps, *node.shape)
+            levels = np.moveaxis(levels.detach().numpy(), 0, 1)
+            spikes[node.name] = np.moveaxis(levels, 2, -1)
+
+        return hook
+
+    for part, node in zip(neurons, layers.populations, strict=True):
+        part.register_forward_hook(keep(node))
+    images = np.repeat(np.moveaxis(x, -1, 1), layers.steps, axis=0)
     with torch.no_grad():
-        currents = sum(convolution(image) for convolution, image in maps)
-        return neurons(currents.reshape(-1, *node.shape))
+        module(torch.tensor(images, dtype=torch.float32))
+    return spikes
 
 
 dynapcnn = functools.partial(sinabs, is_discretized=True)
 
 
-def _convolution(node: Weights) -> Any:
-    """A convolution of torch; that of a dense layer is 1x1."""
-    import torch
-
-    kernel = node.weight
-    stride = (1, 1)
-    if isinstance(node, deploy.Dense):
-        kernel = kernel[:, :, None, None]
-    else:
-        stride = node.stride
-    filters, channels, *size = kernel.shape
-    module = torch.nn.Conv2d(channels, filters, size, stride=stride, bias=False)
-    module.weight.data = torch.tensor(kernel, dtype=torch.float64)
-    return module
-
-
-def _neurons(node: deploy.Population, count: int) -> Any:
-    """`IAFSqueeze` with a threshold and v(0) of whole numbers, for ``count`` images."""
-    import torch
-    from sinabs import activation
-    from sinabs import layers as program
-
-    threshold = np.asarray(node.threshold)
-    if (threshold == threshold.flat[0]).all():
-        threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
-    reset = activation.MembraneSubtract()
-    if node.model.reset == "zero":
-        reset = activation.MembraneReset()
-    neurons = program.IAFSqueeze(
-        batch_size=count,
-        spike_threshold=torch.tensor(threshold, dtype=torch.float64),
-        spike_fn=activation.MaxSpike(node.model.levels[1]),
-        reset_fn=reset,
-    )
-    neurons.init_state_with_shape((count, *node.shape))
-    start = np.broadcast_to(node.initial_potential, (count, *node.shape))
-    neurons.v_mem = torch.tensor(start, dtype=torch.float64)
-    return neurons
-
-
-def _discretize(convolution: Any, neurons: Any) -> None:
-    """Let the quantizer of DYNAP-CNN change both; raise if a number differs."""
+def _check_discretized(module: Any) -> None:
+    """Raise if the quantizer of DYNAP-CNN would change a number of a chain."""
     import sinabs as package
+    from sinabs.layers import IAFSqueeze
 
-    def numbers() -> dict[str, np.ndarray]:
-        return {
-            "weights": convolution.weight.detach().numpy().copy(),
-            "biases": convolution.bias.detach().numpy().copy(),
-            "thresholds": neurons.spike_threshold.detach().numpy().copy(),
-            "initial potentials": neurons.v_mem.detach().numpy().copy(),
-        }
-
-    original = numbers()
     # To import the package around it would download and install drivers of chips.
     file = Path(
         *package.__path__,
@@ -291,13 +122,47 @@ def _discretize(convolution: Any, neurons: Any) -> None:
         "dynapcnn",
         "discretize.py",
     )
-    runpy.run_path(str(file))["discretize_conv_spike_"](convolution, neurons)
-    for name, discrete in numbers().items():
-        if not np.array_equal(original[name], discrete):
-            count = np.sum(original[name] != discrete)
+    discretized = runpy.run_path(str(file))["discretize_conv_spike"]
+    affine = None
+    for part in module:
+        if isinstance(part, IAFSqueeze):
+            _check_unchanged(discretized, _as_convolution(affine), part)
+        elif hasattr(part, "weight"):
+            affine = part
+
+
+def _as_convolution(affine: Any) -> Any:
+    """A layer of torch as DYNAP-CNN has it: a dense one is a convolution 1x1."""
+    import torch
+
+    weight = affine.weight.data
+    if weight.ndim == 2:
+        weight = weight[:, :, None, None]
+    filters, channels, *size = weight.shape
+    convolution = torch.nn.Conv2d(channels, filters, size)
+    convolution.weight.data = weight.clone()
+    convolution.bias.data = torch.zeros(filters)
+    if affine.bias is not None:
+        convolution.bias.data = affine.bias.data.clone()
+    return convolution
+
+
+def _check_unchanged(discretized: Callable, convolution: Any, neurons: Any) -> None:
+    """Raise unless the quantizer returns the numbers that it was given."""
+
+    def numbers(convolution: Any, neurons: Any) -> dict[str, np.ndarray]:
+        return {
+            "weights": convolution.weight.detach().numpy(),
+            "biases": convolution.bias.detach().numpy(),
+            "thresholds": neurons.spike_threshold.detach().numpy(),
+            "initial potentials": neurons.v_mem.detach().numpy(),
+        }
+
+    discrete = numbers(*discretized(convolution, neurons))
+    for name, values in numbers(convolution, neurons).items():
+        if not np.array_equal(values, discrete[name]):
+            count = np.sum(values != discrete[name])
             raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
-    for part in (convolution.weight, convolution.bias, neurons.v_mem):
-        part.data = part.data.double()
 
 
 # ----------------------------------------------------------------- rules, in NumPy

@@ -4,8 +4,12 @@ The networks are small and have random numbers; benchmarks/conformance.py compar
 converted networks.
 """
 
+import dataclasses
 import json
+import re
+import sys
 
+import jax
 import numpy as np
 import pytest
 from test_layers import changed
@@ -132,6 +136,135 @@ def test_the_quantizer_of_dynapcnn_changes_nothing():
     layers, x = drawn(**SPECK | {"weight": 255})
     with pytest.raises(ValueError, match="DYNAP-CNN changes .* weights"):
         chip_programs.dynapcnn(layers, x)
+
+
+def converted_for_akida():
+    """Whole numbers of a converted network, with the chip's own defaults, and x."""
+    chip = deploy.akida1()
+    generator = np.random.default_rng(0)
+    params = {
+        "conv": generator.normal(size=(3, 3, 3, 8)).astype(np.float32) / 3,
+        "readout": generator.normal(size=(8 * 36, 4)).astype(np.float32) / 9,
+        "bias": generator.normal(size=4).astype(np.float32),
+    }
+    x = generator.integers(0, 256, (16, 6, 6, 3)).astype(np.float32)
+
+    def network(params, x):
+        x = jax.lax.conv_general_dilated(
+            x / 255,
+            params["conv"],
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.nn.relu(x).reshape(len(x), -1)
+        return x @ params["readout"] + params["bias"]
+
+    snn = snnjax.convert(network, params, x, steps=1, chip=chip)
+    layers = deploy.layers(network, snn, x)
+    bits = {"conv/*": 8, "*": 4}
+    return deploy.quantize(layers, x, weight_bits=bits, input_bits=9), x
+
+
+def test_akidas_last_layer_sends_the_sums_of_the_output(tmp_path):
+    akida = pytest.importorskip("akida")
+    layers, x = converted_for_akida()
+    model = deploy.to_akida(layers)
+    whole = np.rint(x / layers.input.unit).astype(np.uint8)
+    sums = model.forward(whole).reshape(len(x), -1)
+    (output,) = layers.outputs
+    trace = snnjax.deploy.run(layers, x)
+    bias = output.bias / layers.bias_unit
+    answers = layers.potential_unit * output.unit * (sums + bias)
+    assert np.allclose(answers, trace.outputs[0], rtol=1e-6)
+    model.save(str(tmp_path / "net.fbz"))
+    read = akida.Model(str(tmp_path / "net.fbz"))
+    assert np.array_equal(read.forward(whole).reshape(len(x), -1), sums)
+
+
+def test_the_module_of_sinabs_returns_the_sums_of_the_output():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("sinabs")
+    for has_branches in (False, True):
+        layers, x = drawn(has_branches=has_branches)
+        module = deploy.to_sinabs(layers)
+        images = np.repeat(np.moveaxis(x, -1, 1), layers.steps, axis=0)
+        with torch.no_grad():
+            sums = module(torch.tensor(images)).reshape(len(x), layers.steps, -1)
+        expected = np.asarray(snnjax.deploy.run(layers, x).outputs)
+        assert np.array_equal(np.moveaxis(sums.numpy(), 1, 0), expected)
+
+
+AKIDA = {"steps": 1, "levels": (0, 15), "largest_x": 255}
+AKIDA_REFUSALS = {
+    "T is 3, and Akida computes one step": {"steps": 3},
+    "levels (0, 7); Akida has": {"levels": (0, 7)},
+    "levels (-1, 1), and the tool": {"levels": (-1, 1)},
+    "a weight of 15, beyond the 4 bits": {"weight": 15},
+    "b, a; Akida 1.0 has chains": {"has_branches": True},
+}
+
+
+@pytest.mark.parametrize("message", AKIDA_REFUSALS)
+def test_akida_refuses_what_it_has_no_form_for_before_its_package_is_read(
+    message, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "akida", None)  # an import would raise
+    layers, _ = drawn(**AKIDA | AKIDA_REFUSALS[message])
+    with pytest.raises(snnjax.ConversionError, match=re.escape(message)):
+        deploy.to_akida(layers)
+
+
+def test_akida_names_the_layer_with_a_kernel_a_pool_or_a_number_that_it_lacks(
+    monkeypatch,
+):
+    monkeypatch.setitem(sys.modules, "akida", None)
+    layers, _ = drawn(**AKIDA)
+    wide = np.ones((3, 4, 3, 5))
+    each = np.arange(27.0).reshape(3, 3, 3)
+    for name, changes, message in [
+        ("b/0", {"weight": wide}, "kernel 3x5"),
+        ("b/0", {"stride": (1, 2)}, "stride (1, 2)"),
+        ("b/0", {"padding": ((1, 0), (1, 1))}, "padding"),
+        ("b", {"bias": each}, "biases differ"),
+    ]:
+        wrong = changed(layers, name, **changes)
+        with pytest.raises(snnjax.ConversionError) as error:
+            deploy.to_akida(wrong)
+        (problem,) = error.value.problems
+        assert problem.path == "b" and message in problem.reason
+    bits = dataclasses.replace(layers.arithmetic, input_bits=12)
+    with pytest.raises(snnjax.ConversionError, match="x has 12 bits"):
+        deploy.to_akida(dataclasses.replace(layers, arithmetic=bits))
+    with pytest.raises(ImportError, match="pip install akida"):
+        deploy.to_akida(layers)
+    with pytest.raises(ValueError, match="allowed: whole numbers"):
+        deploy.to_akida(dataclasses.replace(layers, arithmetic=None))
+
+
+def test_sinabs_refuses_what_it_has_no_form_for_before_its_package_is_read(
+    monkeypatch,
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    layers, _ = drawn(has_branches=True)
+    radix = dataclasses.replace(layers, code=snnjax.codes.radix())
+    lowest = snnjax.integrate_and_fire(lowest=-1.0)
+    wrong = {
+        "the code radix": radix,
+        "wait 2": dataclasses.replace(layers, wait=2),
+        "have no T": dataclasses.replace(layers, steps=None),
+        "levels (-1, 1)": drawn(levels=(-1, 1))[0],
+        "lowest -1.0": changed(layers, "b", model=lambda n: lowest),
+        "padding (1, 0)": changed(layers, "pool", padding=lambda n: (1, 0)),
+        "biases differ": changed(
+            layers, "b", bias=lambda n: np.arange(27.0).reshape(3, 3, 3)
+        ),
+    }
+    for message, changed_layers in wrong.items():
+        with pytest.raises(snnjax.ConversionError, match=re.escape(message)):
+            deploy.to_sinabs(changed_layers)
+    with pytest.raises(ImportError, match="pip install sinabs"):
+        deploy.to_sinabs(layers)
 
 
 def test_the_rules_of_chips_give_the_spikes_of_whole_numbers():

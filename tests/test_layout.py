@@ -34,7 +34,8 @@ SIBLINGS = {
 # Inside of deploy: what a chip and its profile need, before what rounds for it.
 DEPLOY = {
     "lowering": {"lowering"},
-    "chips": {"chips", "lowering"},
+    "tools": {"tools", "lowering"},
+    "chips": {"chips", "lowering", "tools"},
     "integers": {"integers", "chips", "lowering"},
     "nir": {"nir", "lowering"},
 }

@@ -6,7 +6,8 @@
 them of a function and its SNN, `quantize` rounds them, and ``integers/`` computes what
 they are on a chip, bit for bit (`run`). Chips are values such as `speck()`, and
 `report` says what one of them can hold. `to_nir` and `from_nir` exchange layers with
-other tools, and `as_function` makes an ordinary JAX function of them again.
+other tools, `to_akida` and `to_sinabs` give their makers' packages models, and
+`as_function` makes an ordinary JAX function of them again.
 
 `import snnjax` does not load this package; its first use does. Nothing outside of it
 imports it.
@@ -49,6 +50,8 @@ from snnjax.deploy.lowering.values import (
 )
 from snnjax.deploy.nir.reading import from_nir
 from snnjax.deploy.nir.writing import to_nir
+from snnjax.deploy.tools.akida import to_akida
+from snnjax.deploy.tools.sinabs import to_sinabs
 
 __all__ = [
     "Arithmetic",
@@ -88,7 +91,9 @@ __all__ = [
     "speck",
     "spinnaker2",
     "timing",
+    "to_akida",
     "to_nir",
+    "to_sinabs",
     "trainable",
     "with_weights",
     "xylo",

@@ -9,7 +9,6 @@ are [C, H, W] of an image and [N] of a vector, which counts as an image of 1x1.
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,11 @@ import numpy as np
 
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.sums import NoLayer
-from snnjax.deploy.lowering.windows import Window, axis_windows, with_equal_padding
+from snnjax.deploy.lowering.windows import (
+    axis_windows,
+    padding_modes,
+    with_equal_padding,
+)
 
 NO_PADDING = ((0, 0), (0, 0))
 # What has a number of its own, e.g. a threshold.
@@ -256,38 +259,8 @@ def _convolution_kernel(node: values.Convolution, equal_padding: bool) -> Kernel
         image=node.size,
         stride=node.stride,
         padding=node.padding,
-        modes=_padding_modes(windows),
+        modes=padding_modes(windows),
     )
-
-
-def _padding_modes(windows: Sequence[Window]) -> tuple[str, ...]:
-    """Names of the paddings that give these windows, one along rows, one along columns.
-
-    A padding is known by how many windows there are along each axis, and by the zeros
-    before the first one.
-    """
-    modes = {"SAME", "VALID"}
-    for window in windows:
-        count_and_zeros = (window.results, window.low)
-        if count_and_zeros != _same_padding(window):
-            modes.discard("SAME")
-        if count_and_zeros != _valid_padding(window):
-            modes.discard("VALID")
-    return tuple(sorted(modes))
-
-
-def _same_padding(window: Window) -> tuple[int, int]:
-    """How many windows "SAME" makes along an axis, and its zeros before the image."""
-    count = math.ceil(window.size / window.stride)
-    covered = (count - 1) * window.stride + window.extent
-    all_zeros = max(covered - window.size, 0)
-    return count, all_zeros // 2
-
-
-def _valid_padding(window: Window) -> tuple[int, int]:
-    """How many windows "VALID" makes along an axis, and its zeros: none."""
-    count = (window.size - window.extent) // window.stride + 1
-    return count, 0
 
 
 def _pooled_size(pool: values.SumPool, image: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ A tap is a weight's row or column in a kernel. The taps of a dilated kernel lie
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -236,6 +237,36 @@ def axis_windows(node: Convolution) -> list[Window]:
         )
         windows.append(window)
     return windows
+
+
+def padding_modes(windows: Sequence[Window]) -> tuple[str, ...]:
+    """Names of the paddings that give these windows, one along rows, one along columns.
+
+    A padding is known by how many windows there are along each axis, and by the zeros
+    before the first one.
+    """
+    modes = {"SAME", "VALID"}
+    for window in windows:
+        count_and_zeros = (window.results, window.low)
+        if count_and_zeros != _same_padding(window):
+            modes.discard("SAME")
+        if count_and_zeros != _valid_padding(window):
+            modes.discard("VALID")
+    return tuple(sorted(modes))
+
+
+def _same_padding(window: Window) -> tuple[int, int]:
+    """How many windows "SAME" makes along an axis, and its zeros before the image."""
+    count = math.ceil(window.size / window.stride)
+    covered = (count - 1) * window.stride + window.extent
+    all_zeros = max(covered - window.size, 0)
+    return count, all_zeros // 2
+
+
+def _valid_padding(window: Window) -> tuple[int, int]:
+    """How many windows "VALID" makes along an axis, and its zeros: none."""
+    count = (window.size - window.extent) // window.stride + 1
+    return count, 0
 
 
 def with_equal_padding(node: Convolution) -> Convolution:

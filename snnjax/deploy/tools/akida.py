@@ -1,0 +1,360 @@
+"""`to_akida`: whole numbers as a model of the package akida, for Akida 1.0.
+
+With activations of b bits, a layer of Akida computes
+
+    y = clip(ceil((sum w x - theta) / (Delta 2^(4 - b))), 0, 2^b - 1).
+
+That is a neuron at T = 1 with levels (0, 2^b - 1), if theta = V - b_j - v(0) - 1 and
+Delta = V 2^(b - 4): the quotient of whole numbers (n - V + 1) / V, rounded up, is n / V
+rounded down. V is the threshold, b_j the bias of channel j, v(0) the initial potential.
+Source: the simulator of akida 2.19.3, of which ``benchmarks/conformance.py`` compares
+every level.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from snnjax.deploy.lowering.values import (
+    Connection,
+    Convolution,
+    Dense,
+    Flatten,
+    Layers,
+    Population,
+    Receiver,
+    check_layers,
+)
+from snnjax.deploy.lowering.windows import axis_windows, padding_modes
+from snnjax.deploy.tools.refusals import (
+    channel_numbers,
+    check_problems,
+    import_package,
+    neuron_problems,
+    single_output,
+)
+from snnjax.network.capture.check import Problem
+
+_ACTIVATION_BITS = (1, 2, 4)
+_IMAGE_BITS = 8  # of weights and x of a convolution that reads x
+_DEEPER_BITS = 4  # of all other weights, and of an x that no convolution reads
+_FLOAT32_BITS = 24  # a step of an activation is a float32
+
+
+class _Part(NamedTuple):
+    """A layer of Akida: a population or an output, and the weights before it.
+
+    Attributes:
+        node: the population or the output.
+        weights: its convolution, or its dense layer.
+        image_shape: [C, H, W] of the image that is flattened before a dense layer; None
+            where there is none.
+        input_shape: of what it reads, [N] or [C, H, W].
+        reads_image: whether it is a convolution of x, which has bits of its own.
+        is_first: whether it reads x.
+    """
+
+    node: Receiver
+    weights: Convolution | Dense
+    image_shape: tuple[int, ...] | None
+    input_shape: tuple[int, ...]
+    reads_image: bool
+    is_first: bool
+
+    @property
+    def weight_bits(self) -> int:
+        """Number of bits of its weights, the sign included."""
+        return _IMAGE_BITS if self.reads_image else _DEEPER_BITS
+
+
+def to_akida(layers: Layers) -> Any:
+    """Whole numbers as a model of the package akida, for Akida 1.0 (AKD1000).
+
+    The model computes one step: each layer's levels are those of `run`, bit for bit, as
+    long as no potential leaves its bits (`Trace.overflows` and `Trace.below` are 0). It
+    has a layer for each population, named by it, and a last one for the output, which
+    sends whole sums. What the maker's package does is then at hand:
+    ``model.save("net.fbz")``, ``model.forward(x)``, ``model.map(device)``.
+
+    x of ``model.forward`` has whole numbers of 8 bits, channels last: x / unit of the
+    layers' input, from 0 on. A vector [B, N] is [B, 1, 1, N]. The last layer adds no
+    bias: the result of the network is ``unit (sums + bias)`` of the layers' output.
+
+    The package akida is no part of snnjax and of no extra that it needs; its licence is
+    proprietary: ``pip install akida``, with Python before 3.13.
+
+    Args:
+        layers: from `quantize`, of T = 1, of weights of 4 bits, or 8 in a convolution
+            that reads x; a chain of convolutions and dense layers.
+
+    Returns:
+        An ``akida.Model``.
+
+    Raises:
+        snnjax.ConversionError: a layer that Akida has no form for.
+        ValueError: the layers are of floats.
+        ImportError: the package ``akida`` is missing.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.eye(3), "readout": jnp.ones((3, 2))}
+    >>> x = jnp.array([[1.0, 2.0, 15.0]])
+    >>> snn = snnjax.convert(fn, params, x, steps=2)
+    >>> layers = snnjax.deploy.layers(fn, snn, x)
+    >>> integers = snnjax.deploy.quantize(layers, x, weight_bits=4, input_bits=5)
+    >>> to_akida(integers)
+    Traceback (most recent call last):
+      ...
+    snnjax.ConversionError: this network cannot be written for Akida 1.0 (1 place):
+      network
+        T is 2, and Akida computes one step
+        remedy: convert with steps=1, chip=snnjax.deploy.akida1()
+    """
+    check_layers(layers, "whole")
+    check_problems(network_problems(layers), tool="Akida 1.0")
+    install = "pip install akida (Python before 3.13, a proprietary licence)"
+    akida = import_package("akida", "to_akida", install)
+    model = akida.Model()
+    for part in _parts(layers):
+        if part.is_first and not part.reads_image:
+            model.add(akida.InputData(_rows_first(part.input_shape), _DEEPER_BITS))
+        model.add(_akida_layer(akida, part))
+        layer = model.layers[-1]
+        layer.set_variable("weights", _kernel(part))
+        if isinstance(part.node, Population):
+            threshold, offset = _threshold_and_offset(part.node, layers)
+            bits = _activation_bits(part.node)
+            layer.set_variable("threshold", np.int32(threshold - offset - 1))
+            layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
+    return model
+
+
+# -------------------------------------------------------------------------- refusals
+
+
+def network_problems(layers: Layers) -> Iterator[Problem]:
+    """What Akida has no form for, of whole layers."""
+    if layers.steps != 1 or layers.wait:
+        reason = f"T is {layers.steps}, and Akida computes one step"
+        if layers.wait:
+            reason = f"a wait of {layers.wait}, and Akida computes one step"
+        remedy = "convert with steps=1, chip=snnjax.deploy.akida1()"
+        yield Problem("network", (), reason, remedy)
+    yield from single_output(layers)
+    by_receiver: dict[str, list[Connection]] = {}
+    for connection in layers.connections:
+        by_receiver.setdefault(connection.receiver, []).append(connection)
+    sender = layers.input.name
+    for node in layers.receivers:
+        yield from _receiver_problems(node, by_receiver[node.name], sender, layers)
+        sender = node.name
+
+
+def _receiver_problems(
+    node: Receiver, connections: list[Connection], sender: str, layers: Layers
+) -> Iterator[Problem]:
+    """What Akida has no form for, of a population or an output.
+
+    Args:
+        node: the population or output.
+        connections: all that lead to it.
+        sender: the name of what stands before it in a chain.
+        layers: the network.
+    """
+    if isinstance(node, Population):
+        yield from neuron_problems(node)
+        yield from _number_problems(node, layers)
+        connections = [way for way in connections if not way.is_recurrent]
+    senders = [connection.sender for connection in connections]
+    if senders != [sender]:
+        reason = f"it reads {', '.join(senders)}; Akida 1.0 has chains of layers"
+        remedy = "use a network without branches, where each layer reads the one before"
+        yield Problem(node.name, (), reason, remedy)
+        return
+    maps = connections[0].maps
+    if _weights(maps) is None:
+        kinds = ", ".join(type(m).__name__ for m in maps) or "no map"
+        reason = f"it reads {sender} through {kinds}"
+        remedy = (
+            "put one convolution, or a flattening and one dense layer, before the "
+            "neurons and before the output; strides in place of pools"
+        )
+        yield Problem(node.name, (), reason, remedy)
+        return
+    part = _part(node, connections[0], layers)
+    if isinstance(part.weights, Convolution):
+        yield from _convolution_problems(node.name, part.weights)
+    yield from _bit_problems(part, layers)
+
+
+def _number_problems(node: Population, layers: Layers) -> Iterator[Problem]:
+    """Levels, thresholds and biases that a layer of Akida does not have."""
+    low, high = node.model.levels
+    if low == 0 and high not in (1, 3, 15):
+        reason = f"levels {node.model.levels}; Akida has (0, 1), (0, 3) and (0, 15)"
+        remedy = "convert with model=snnjax.integrate_and_fire(levels=(0, 15))"
+        yield Problem(node.name, (), reason, remedy)
+    values = {
+        "thresholds": node.threshold,
+        "biases": node.bias,
+        "initial potentials": node.initial_potential,
+    }
+    for name, numbers in values.items():
+        if channel_numbers(numbers, node.shape) is None:
+            reason = f"{name} differ within a channel; Akida has one per channel"
+            remedy = "use constants and thresholds per channel"
+            yield Problem(node.name, (), reason, remedy)
+    if np.max(node.threshold) > 2**_FLOAT32_BITS:
+        reason = f"a threshold of {np.max(node.threshold):.0f}, beyond 2^24"
+        yield Problem(node.name, (), reason, "quantize with fewer bits")
+
+
+def _convolution_problems(name: str, node: Convolution) -> Iterator[Problem]:
+    """Kernels, strides and paddings that a layer of Akida does not have."""
+    rows, columns = node.weight.shape[2:]
+    reason = None
+    if node.groups != 1:
+        reason = f"a convolution in {node.groups} groups; Akida 1.0 has none here"
+    elif rows != columns or rows % 2 == 0:
+        reason = f"a kernel {rows}x{columns}; Akida's are square, of odd size"
+    elif node.dilation != (1, 1):
+        reason = f"dilation {node.dilation}; Akida has none"
+    elif node.stride[0] != node.stride[1]:
+        reason = f"stride {node.stride}; Akida's rows and columns have one stride"
+    elif not padding_modes(axis_windows(node)):
+        reason = f"padding {node.padding}; Akida has 'SAME' and 'VALID'"
+    if reason is not None:
+        remedy = "build the network within these limits, and train it again"
+        yield Problem(name, (), reason, remedy)
+
+
+def _bit_problems(part: _Part, layers: Layers) -> Iterator[Problem]:
+    """Weights and elements of x with too many bits."""
+    bits = part.weight_bits
+    largest = int(np.abs(part.weights.weight).max())
+    if largest >= 2 ** (bits - 1):
+        reason = f"a weight of {largest}, beyond the {bits} bits of this layer"
+        remedy = (
+            f"quantize with weight_bits={bits}, or by layer with a dict of patterns"
+        )
+        yield Problem(part.node.name, (), reason, remedy)
+    assert layers.arithmetic is not None
+    input_bits = layers.arithmetic.input_bits
+    # A sign is one of the input's bits, and Akida's x has none.
+    x_bits = _IMAGE_BITS if part.reads_image else _DEEPER_BITS
+    if part.is_first and input_bits > x_bits + 1:
+        reason = f"x has {input_bits} bits with its sign; here Akida reads {x_bits}"
+        remedy = f"quantize with input_bits={x_bits + 1}, and give x >= 0"
+        yield Problem(part.node.name, (), reason, remedy)
+
+
+# ------------------------------------------------------------------------------ parts
+
+
+def _weights(maps: tuple[Any, ...]) -> Convolution | Dense | None:
+    """The convolution or dense layer of a way; None if it has other maps."""
+    if len(maps) == 1 and isinstance(maps[0], Convolution | Dense):
+        return maps[0]
+    if len(maps) == 2 and isinstance(maps[0], Flatten) and isinstance(maps[1], Dense):
+        return maps[1]
+    return None
+
+
+def _part(node: Receiver, connection: Connection, layers: Layers) -> _Part:
+    """A layer of Akida for a receiver that has one connection, with weights."""
+    shapes = {layers.input.name: layers.input.shape}
+    for population in layers.populations:
+        shapes[population.name] = population.shape
+    weights = _weights(connection.maps)
+    assert weights is not None
+    image_shape = None
+    if isinstance(connection.maps[0], Flatten):
+        image_shape = connection.maps[0].shape
+    is_first = connection.sender == layers.input.name
+    return _Part(
+        node,
+        weights,
+        image_shape=image_shape,
+        input_shape=shapes[connection.sender],
+        reads_image=is_first and isinstance(weights, Convolution),
+        is_first=is_first,
+    )
+
+
+def _parts(layers: Layers) -> list[_Part]:
+    """The layers of Akida, in the order of the chain."""
+    nodes = {node.name: node for node in layers.receivers}
+    parts = []
+    for connection in layers.connections:
+        parts.append(_part(nodes[connection.receiver], connection, layers))
+    return parts
+
+
+# ------------------------------------------------------------------------ Akida's form
+
+
+def _akida_layer(akida: ModuleType, part: _Part) -> Any:
+    """A layer of Akida, without its numbers."""
+    options: dict[str, Any] = {"name": part.node.name}
+    options["weights_bits"] = part.weight_bits
+    options["activation"] = isinstance(part.node, Population)
+    if isinstance(part.node, Population):
+        options["act_bits"] = _activation_bits(part.node)
+    filters = len(part.weights.weight)
+    if isinstance(part.weights, Dense):
+        return akida.FullyConnected(filters, **options)
+    size = part.weights.weight.shape[2:]
+    modes = padding_modes(axis_windows(part.weights))
+    options["padding"] = akida.Padding.Valid
+    if "SAME" in modes:
+        options["padding"] = akida.Padding.Same
+    options["kernel_stride"] = part.weights.stride
+    if part.reads_image:
+        image_shape = _rows_first(part.input_shape)
+        return akida.InputConvolutional(image_shape, size, filters, **options)
+    return akida.Convolutional(size, filters, **options)
+
+
+def _activation_bits(node: Population) -> int:
+    """b of levels (0, 2^b - 1)."""
+    return node.model.levels[1].bit_length()
+
+
+def _rows_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[C, H, W] or [N] as Akida has it: [H, W, C] or [1, 1, N]."""
+    if len(shape) == 1:
+        return (1, 1, *shape)
+    channels, rows, columns = shape
+    return rows, columns, channels
+
+
+def _threshold_and_offset(
+    node: Population, layers: Layers
+) -> tuple[np.ndarray, np.ndarray]:
+    """V, and b_j + v(0), in whole numbers for each channel, [C]."""
+    threshold = channel_numbers(node.threshold, node.shape)
+    bias = channel_numbers(node.bias / layers.bias_unit, node.shape)
+    start = channel_numbers(node.initial_potential / layers.potential_unit, node.shape)
+    assert threshold is not None and bias is not None and start is not None
+    return threshold, np.rint(bias + start)
+
+
+def _kernel(part: _Part) -> np.ndarray:
+    """Weights as Akida stores them, int8, which was found by trying.
+
+    Kernels are [rows, columns, I, O], and mirrored except in a convolution of x. A
+    dense layer reads images in the order channels, columns, rows.
+    """
+    weight = part.weights.weight
+    if isinstance(part.weights, Convolution):
+        kernel = weight.transpose(2, 3, 1, 0)
+        if not part.reads_image:
+            kernel = kernel[::-1, ::-1]
+    else:
+        if part.image_shape is not None:
+            images = weight.reshape(len(weight), *part.image_shape)
+            weight = images.transpose(0, 1, 3, 2).reshape(len(weight), -1)
+        kernel = weight.T[None, None]
+    return np.ascontiguousarray(kernel, np.int8)
