@@ -1,5 +1,6 @@
 """Measures: accuracy over time, rates, the parts of the error, operations, energy."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -358,7 +359,11 @@ def test_a_silent_network_is_told():
         return jax.nn.relu(x @ weight)
 
     snn = snnjax.init(fn, weight, dark, model=snnjax.integrate_and_fire())
-    message = "no neuron fires within 4 steps for these 3 images; perhaps their scale"
+    message = (
+        "the network is silent: hardly any neuron fires at 1 of 1 sites within 4 steps,"
+        " for these 3 images, because the activations of the first site, 'relu', are "
+        "2e-06 .root mean square. and its threshold is 1. Give images of the same scale"
+    )
     with pytest.warns(UserWarning, match=message):
         snnjax.measure(fn, snn, dark, params=weight, steps=4)
     outputs, labels = np.ones((STEPS, 3, 2), np.float32), np.array([0, 1, 1])
@@ -369,3 +374,37 @@ def test_a_silent_network_is_told():
         snnjax.accuracy(outputs, np.zeros(3, int))  # perhaps the images are the same
         outputs[-1, 0] = 2
         snnjax.accuracy(outputs, labels)
+
+
+def test_a_network_is_silent_if_its_images_or_its_spikes_are_too_few():
+    """Calibrated by images from 0 to 255, or with thresholds that stop its spikes."""
+    draw = np.random.default_rng(0)
+    shapes = {"a": (8, 32), "b": (32, 32), "c": (32, 32)}
+    params = {n: np.float32(draw.normal(size=s) / 4) for n, s in shapes.items()}
+    x = np.float32(draw.uniform(size=(64, 8)))
+
+    def fn(params, x):
+        for kernel in params.values():
+            x = jax.nn.relu(x @ kernel)
+        return x
+
+    def measure(snn):
+        snnjax.measure(fn, snn, x, params=params)
+
+    options = {"steps": 4, "recipe": snnjax.max_activation()}
+    message = (
+        "the network is silent: .* 3 of 3 sites .* activations of the first site, "
+        "'a/relu', .*. Give images of the same scale"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        measure(snnjax.convert(fn, params, 255 * x, **options))
+    assert caught[0].filename == __file__
+    snn = snnjax.convert(fn, params, x, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(snn)
+    neurons = dict(snn.neurons)
+    neurons["b/relu"] = neurons["b/relu"]._replace(threshold=jnp.float32(99))
+    message = "2 of 3 sites .* too few spikes reach site 'b/relu' and"
+    with pytest.warns(UserWarning, match=message):
+        measure(dataclasses.replace(snn, neurons=neurons))

@@ -20,11 +20,9 @@ from snnjax._checks import (
     check_inputs,
     check_labels,
     check_numbers,
-    warn,
 )
 from snnjax._text import (
     Table,
-    has_numbers,
     numbers,
     shown_as_table,
     sites_in_words,
@@ -34,6 +32,7 @@ from snnjax._types import Inputs
 from snnjax.measures import operations
 from snnjax.measures.errors import SiteMeasures, measured_site
 from snnjax.measures.observation import observe, threshold_of
+from snnjax.measures.silence import warn_of_equal_outputs, warn_of_silent_sites
 from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
@@ -156,8 +155,8 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         ValueError: wrong shapes or types; outside of ``jit``, a label that is not a
             class.
 
-    Outside of ``jit`` it warns if all images have the same outputs, though their labels
-    differ: then no neuron fires, as for images of another scale.
+    Outside of ``jit`` it warns if nine of ten images have the same outputs, though
+    labels differ: then no neuron fires, as for images of another scale.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -165,7 +164,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     check_labels(outputs, labels)
-    _warn_if_constant(outputs, labels)
+    warn_of_equal_outputs(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     return _accuracy(outputs, labels)
 
@@ -181,20 +180,6 @@ def _accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     is_right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
     is_number = ~jnp.isnan(answers).any(-1)
     return (is_right & is_number).mean(-1)
-
-
-def _warn_if_constant(outputs: Any, labels: Any) -> None:
-    """Warn if images of several classes have the same outputs [T, B, classes]."""
-    if not has_numbers(outputs) or not has_numbers(labels):  # traced
-        return
-    outputs, labels = np.asarray(outputs), np.asarray(labels)
-    labels_differ = np.any(labels != labels[:1])
-    if labels_differ and np.all(outputs == outputs[:, :1]):
-        warn(
-            f"all {len(labels)} images have the same outputs, so perhaps no neuron "
-            "fires: is their scale that of the images of the conversion? "
-            "snnjax.measure shows the rates of all sites"
-        )
 
 
 @called_as("snnjax.measure(fn, snn, x, params=params), params those of the ANN")
@@ -227,7 +212,7 @@ def measure(
             or steps is missing for an SNN that was not fitted to a number of steps.
         FloatingPointError: outside of ``jit``, a count that is not finite.
 
-    Outside of ``jit`` it warns if no neuron fires.
+    Outside of ``jit`` it warns if hardly any neuron fires at most sites, and says why.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -263,11 +248,7 @@ def measure(
     rates = jnp.stack([site.firing_rate for site in ordered_measures.values()])
     # The mean over all neurons weights each site by its neurons.
     firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neuron_count
-    if has_numbers(firing_rate) and firing_rate == 0:
-        warn(
-            f"no neuron fires within {steps} steps for these {batch_of(x)} images; "
-            "perhaps their scale is not that of the images of the conversion"
-        )
+    warn_of_silent_sites(ordered_measures, snn, steps, batch_of(x))
     fields = counts | _information(snn, sites, neuron_counts, steps)
     return Measures(
         sites=ordered_measures,
