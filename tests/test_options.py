@@ -16,7 +16,8 @@ def test_a_line_that_is_refused_ends_with_one_message(capsys):
         ("--preset digits_resnet --flip true", "add --flip false"),
         ("--levels", "argument --levels: expected a value"),
         ("--checkpoint --epochs 3", "argument --checkpoint: expected a value"),
-        ("--epoch 3", r"arguments: --epoch 3 \(--help lists the options\)\n$"),
+        ("--epoch 3", r"--epoch 3; closest: --epochs \(--help lists the options\)\n$"),
+        ("--nonsense 3", r"arguments: --nonsense 3 \(--help lists the options\)\n$"),
     ):
         with pytest.raises(SystemExit) as caught:
             parse(TrainANN, PRESETS_ANN, line.split())

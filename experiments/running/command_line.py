@@ -20,6 +20,7 @@ import simple_parsing
 
 from experiments.data import MissingDataError
 from experiments.running import devices
+from experiments.running.options import closest
 
 Config = TypeVar("Config")
 Outcome = TypeVar("Outcome")
@@ -107,7 +108,12 @@ def parse(
     for name in _without_value(argv, fields(default)):
         parser.error(f"argument --{name}: expected a value")
     try:
-        return parser.parse_args(argv).config
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            options = [f"--{field.name}" for field in fields(default)]
+            suggestion = closest(unknown[0], options)
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+        return arguments.config
     except ValueError as error:  # from the checks of the dataclass
         parser.error(str(error))
 

@@ -4,7 +4,8 @@ A field is an option of the command line, and the comment above it is its help t
 ``command_line.py`` reads them; ``experiments/presets.py`` has configurations by name.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -16,10 +17,17 @@ MOST_STEPS = 10_000  # the spikes of all steps are held in memory
 
 
 class Rule(NamedTuple):
-    """The allowed values of an option, and their description in messages."""
+    """The allowed values of an option, and their description in messages.
+
+    Attributes:
+        text: the description.
+        holds: value -> whether it is allowed.
+        names: the allowed values, if these are names.
+    """
 
     text: str
     holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
 
 
 POSITIVE = Rule("> 0", lambda value: value > 0)
@@ -34,7 +42,17 @@ def at_most(largest: int) -> Rule:
 
 def one_of(*names: str) -> Rule:
     """One of these names."""
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def closest(name: Any, names: Iterable[str]) -> str:
+    """The names most like a wrong one, as the end of a message; "" if none is.
+
+    >>> closest("bset", ["best", "light"])
+    '; closest: best'
+    """
+    matches = difflib.get_close_matches(str(name), list(names), cutoff=0.75)
+    return f"; closest: {', '.join(matches)}" if matches else ""
 
 
 def _is_wait(value: str) -> bool:
@@ -146,7 +164,8 @@ def check_range(config: object, name: str, rule: Rule) -> None:
         except TypeError:  # no comparison with a value of this type
             is_allowed = False
         if not is_allowed:
-            raise ValueError(f"{name} must be {rule.text}, not {value}")
+            suggestion = closest(value, rule.names)
+            raise ValueError(f"{name} must be {rule.text}, not {value}{suggestion}")
 
 
 def check(config: Any) -> None:

@@ -66,6 +66,7 @@ OPTIONS = {
         ({"calibration_images": 0}, "calibration_images must be > 0, not 0"),
         ({"seeds": (1, 1)}, "seeds has 1 more than once"),
         ({"recipes": ("none",)}, "recipes must be one of quantized, max_act"),
+        ({"recipes": ("bset",)}, "quantized_ann, not bset; closest: best"),
         ({"levels": (0, 1, 2)}, "levels must be pairs of lowest and highest"),
         ({"levels": (1, 0)}, r"levels are \(1, 0\); allowed: two whole numbers"),
         ({"dtype": "float16"}, "must be one of float32, bfloat16, not float16"),
