@@ -38,7 +38,7 @@ CAPABILITIES = {
     "whole numbers": ("snnjax.deploy.integers",),
     "chips": ("snnjax.deploy.chips",),
     "NIR, both ways": ("snnjax.deploy.nir",),
-    "models of akida and sinabs": ("snnjax.deploy.tools",),
+    "files of other tools": ("snnjax.deploy.tools",),
     "spikes, errors, energy": ("snnjax.measures",),
     "files": ("snnjax.storage",),
     "run in time": ("snnjax.simulation",),

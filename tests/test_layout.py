@@ -121,9 +121,9 @@ def test_the_library_imports_a_name_from_the_module_that_defines_it():
             assert not folder.is_dir() or submodule, f"{module}: {source}.{name}"
 
 
-def test_one_file_reads_jaxprs():
-    readers = [m.name for m in FOLDER.rglob("*.py") if "jax.extend" in m.read_text()]
-    assert readers == ["jaxprs.py"]
+def test_one_file_reads_jaxprs_of_networks_and_one_writes_them_as_onnx():
+    readers = {m.name for m in FOLDER.rglob("*.py") if "jax.extend" in m.read_text()}
+    assert readers == {"jaxprs.py", "onnx.py"}
 
 
 def test_no_file_asks_for_the_name_of_an_activation():

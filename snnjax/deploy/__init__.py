@@ -7,7 +7,8 @@ them of a function and its SNN, `quantize` rounds them, and ``integers/`` comput
 they are on a chip, bit for bit (`run`). Chips are values such as `speck()`, and
 `report` says what one of them can hold. `to_nir` and `from_nir` exchange layers with
 other tools, `to_akida` and `to_sinabs` give their makers' packages models, and
-`as_function` makes an ordinary JAX function of them again.
+`as_function` makes an ordinary JAX function of them again. `to_onnx` writes a file for
+ONNX Runtime.
 
 `import snnjax` does not load this package; its first use does. Nothing outside of it
 imports it.
@@ -51,6 +52,7 @@ from snnjax.deploy.lowering.values import (
 from snnjax.deploy.nir.reading import from_nir
 from snnjax.deploy.nir.writing import to_nir
 from snnjax.deploy.tools.akida import to_akida
+from snnjax.deploy.tools.onnx import to_onnx
 from snnjax.deploy.tools.sinabs import to_sinabs
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "timing",
     "to_akida",
     "to_nir",
+    "to_onnx",
     "to_sinabs",
     "trainable",
     "with_weights",

@@ -1,5 +1,6 @@
-"""Whole numbers as models of other tools' packages, which stay optional.
+"""Models of other tools' packages, which stay optional.
 
-``akida.py`` and ``sinabs.py`` first look for what the tool has no form for
-(``refusals.py``), and import its package only then.
+``akida.py`` and ``sinabs.py`` take whole numbers. They first look for what the tool has
+no form for (``refusals.py``), and import its package only then. ``onnx.py`` takes any
+function of JAX.
 """

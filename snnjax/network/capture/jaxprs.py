@@ -1,9 +1,9 @@
 """From a jaxpr to numbered equations, with calls inlined.
 
-This is the only file that reads jaxprs; the rest of the library uses `Equation`. In
-this file ``eqn`` is an equation of a jaxpr and ``equation`` is one of ours. ``path``
-names the module that an equation stands in, and ``calls`` the inlined calls of
-functions around it. A body is the jaxpr of a called function.
+This is the only file that reads jaxprs of networks; the rest of the library uses
+`Equation`. In this file ``eqn`` is an equation of a jaxpr and ``equation`` is one of
+ours. ``path`` names the module that an equation stands in, and ``calls`` the inlined
+calls of functions around it. A body is the jaxpr of a called function.
 """
 
 import dataclasses

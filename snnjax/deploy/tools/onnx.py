@@ -1,0 +1,304 @@
+"""A function of JAX as an ONNX file, which ONNX Runtime computes without JAX.
+
+    fn(x) -> outputs, x [B, ...]    --to_onnx-->    onnx.ModelProto, with B free
+
+jax2onnx (github.com/enpasos/jax2onnx, Apache-2.0) writes the file. While it traces a
+function, it puts its own functions in the place of those of `jax.nn`, and snnjax does
+not know them. So `to_onnx` traces the function before, and writes the jaxpr in a form
+that jax2onnx 0.17 takes (`_plain`). Then it compares the file with the function.
+"""
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.extend import core as jex
+
+from snnjax._checks import check_examples, check_numbers
+
+# From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
+_ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+
+# Calls of functions -> the parameter that holds what they compute.
+_CALLS = {
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+# Rounding moves few spikes; a wrong operation changes all outputs.
+_LARGEST_ERROR = 1e-3
+
+
+def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
+    """Write what a spiking network computes as an ONNX model.
+
+    The loop over time is a loop of the file, weights are in it once, and the batch has
+    any size. Floats agree with JAX up to rounding; whole numbers, those of `run`, bit
+    for bit. ``onnx.save(model, "net.onnx")`` writes a file.
+
+    Args:
+        fn: outputs of x alone: ``lambda x: snnjax.spiking(network)(snn, x)``, or
+            ``lambda x: snnjax.deploy.run(layers, x).outputs``.
+        x: arrays [B, ...], examples on which the file is compared with fn. B >= 2.
+
+    Returns:
+        An ``onnx.ModelProto``. Its input is "x", and its output "outputs"; several of
+        them have the name of their place, such as "outputs.logits".
+
+    Raises:
+        ImportError: jax2onnx or onnxruntime are missing.
+        ValueError: x has fewer than two examples, or NaN; fn needs to know their
+            number; jax2onnx cannot write an operation of fn; ONNX Runtime computes
+            other outputs: |y_onnx - y|^2 / |y|^2 is larger than 1e-3.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> network = lambda w, x: jax.nn.relu(x @ w).sum(-1)
+    >>> w, x = jnp.eye(2), jnp.array([[0.5, 0.25], [1.0, 0.75]])
+    >>> snn = snnjax.convert(network, w, x, steps=4)
+    >>> run = lambda x: snnjax.spiking(network)(snn, x)
+    >>> model = snnjax.deploy.to_onnx(run, x)  # doctest: +SKIP
+    >>> onnx.save(model, "network.onnx")  # doctest: +SKIP
+    """
+    _check_input(x)
+    _check_packages()
+    arrays, structure = jax.tree.flatten(jax.tree.map(_canonical, x))
+
+    def fn_of_arrays(*arrays):
+        return jax.tree.leaves(fn(jax.tree.unflatten(structure, arrays)))
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    examples = []
+    for array in arrays:
+        shape = (batch, *array.shape[1:])
+        examples.append(jax.ShapeDtypeStruct(shape, array.dtype))
+    names = _names(x, "x")
+    output_names = _names(jax.eval_shape(fn, x), "outputs")
+    jaxpr = _traced(fn_of_arrays, examples)
+    model = _written(jaxpr, examples, names, output_names)
+    session = _session(model.SerializeToString())
+    for size in (len(arrays[0]), 1):
+        batches = [array[:size] for array in arrays]
+        expected = jax.jit(fn_of_arrays)(*batches)
+        found = session.run(output_names, dict(zip(names, batches, strict=True)))
+        for name, y_onnx, y in zip(output_names, found, expected, strict=True):
+            _check_equal(name, y_onnx, np.asarray(y))
+    return model
+
+
+def _check_input(x: Any) -> None:
+    """Raise unless x is two or more examples, of known numbers."""
+    check_examples(x)
+    leaves = jax.tree.leaves(x)
+    if any(isinstance(leaf, Tracer | jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ValueError(
+            "x is traced, or only a shape; allowed: arrays, on which the file is "
+            "compared with fn. Call snnjax.deploy.to_onnx outside of jax.jit"
+        )
+    check_numbers(x)
+    if len(leaves[0]) < 2:
+        raise ValueError(
+            f"x has {len(leaves[0])} examples; allowed: two or more, so that the file "
+            "is compared with fn for two sizes of a batch"
+        )
+
+
+def _check_packages() -> None:
+    """Raise unless the packages that write and compute ONNX are installed."""
+    for package in ("jax2onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"snnjax.deploy.to_onnx needs {package}; install jax2onnx and "
+                "onnxruntime, or in a checkout the extra: pip install '.[onnx]'"
+            )
+
+
+def _written(
+    jaxpr: Any,
+    examples: Sequence[jax.ShapeDtypeStruct],
+    names: Sequence[str],
+    output_names: Sequence[str],
+) -> Any:
+    """The model of a plain jaxpr, in which a constant is stored once."""
+    jax2onnx = importlib.import_module("jax2onnx")
+    onnx_ir = importlib.import_module("onnx_ir")
+    passes = importlib.import_module("onnx_ir.passes.common")
+
+    def fn(*arrays):
+        outputs = jex.jaxpr_as_fun(jaxpr)(*arrays)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    try:
+        with _without_warnings_of("onnx_ir"):
+            model = jax2onnx.to_onnx(
+                fn,
+                examples,
+                return_mode="ir",
+                input_names=names,
+                output_names=output_names,
+            )
+    except Exception as error:  # of any class; the reason is in its message
+        message = " ".join(str(error).split())
+        raise ValueError(
+            "jax2onnx cannot write this function as ONNX: "
+            f"{type(error).__name__}: {message[:300]}. Leave the operation out of fn, "
+            "or keep the program with snnjax.save(path, snn, fn=network, x=x)"
+        ) from error
+    # Constants of a loop become constants of the file, where equal ones are one.
+    for improve in (
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.DeduplicateInitializersPass(size_limit=2**40),
+    ):
+        model = improve(model).model
+    return onnx_ir.to_proto(model)
+
+
+def _session(file: bytes) -> Any:
+    """A session of ONNX Runtime that computes a file."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # otherwise a line for each unused constant
+    return onnxruntime.InferenceSession(file, options)
+
+
+@contextlib.contextmanager
+def _without_warnings_of(package: str) -> Iterator[None]:
+    """Hides what a package logs below an error, such as each value without a type."""
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_equal(name: str, y_onnx: np.ndarray, y: np.ndarray) -> None:
+    """Raise unless the file has computed this output of the function."""
+    if y_onnx.shape != y.shape:
+        error = np.inf
+    elif np.issubdtype(y.dtype, np.floating):
+        size = np.square(y, dtype=np.float64).sum()
+        difference = np.square(y_onnx - y, dtype=np.float64).sum()
+        error = difference / max(size, np.finfo(np.float32).tiny)
+    else:
+        error = np.mean(y_onnx != y)
+    if not error <= _LARGEST_ERROR:
+        raise ValueError(
+            f"ONNX Runtime computes another {name} than fn: shapes {y_onnx.shape} and "
+            f"{y.shape}, squared error {error:.2g} of 1; allowed: {_LARGEST_ERROR}, "
+            "since rounding moves few spikes. jax2onnx or ONNX Runtime translates an "
+            "operation of fn wrongly; snnjax.save(path, snn, fn=network, x=x) keeps "
+            "any program"
+        )
+
+
+def _canonical(array: Any) -> np.ndarray:
+    """The array in the type that JAX gives it, such as float32 for float64."""
+    array = np.asarray(array)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def _names(values: Any, root: str) -> list[str]:
+    """A name for each array in a tree, "outputs" or "outputs.logits"."""
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(values):
+        place = jax.tree_util.keystr(path, simple=True, separator=".")
+        names.append(f"{root}.{place}" if place else root)
+    return names
+
+
+def _traced(fn: Callable, examples: Sequence[jax.ShapeDtypeStruct]) -> Any:
+    """The plain jaxpr of a function for a batch of any size.
+
+    Raises:
+        ValueError: the function needs to know the size.
+    """
+    try:
+        return _plain(jax.make_jaxpr(fn)(*examples))
+    except jex.InconclusiveDimensionOperation as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(
+            "fn needs to know how many examples x has, but the batch of an ONNX file "
+            f"has any size: {message}. Write fn without the number, as with "
+            "x.reshape(-1, 8) or x.mean(1)"
+        ) from None
+
+
+def _plain(jaxpr: Any) -> Any:
+    """The same jaxpr, also in loops and branches, in a form that jax2onnx takes."""
+    examples = []
+    for aval in jaxpr.in_avals:
+        example = jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+        examples.append(example)
+
+    def fn(*arrays):
+        return _outputs(jaxpr.jaxpr, jaxpr.consts, arrays)
+
+    return jax.make_jaxpr(fn)(*examples)
+
+
+def _outputs(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """What a jaxpr computes, by equations that jax2onnx takes.
+
+    Calls are inlined, since jax2onnx 0.17 does not find the function of a call on JAX
+    0.12. A reshape of a reshape is one: of three in a row the optimizer of jax2onnx
+    drops the last if the batch has any size. A remainder is a - b trunc(a / b).
+    """
+    values = dict(zip(jaxpr.constvars, constants, strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+    unshaped: dict[Any, Any] = {}  # variable of a reshape's output -> what it reshapes
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, jex.Literal) else values[v]
+
+    for equation in jaxpr.eqns:
+        operands = [read(v) for v in equation.invars]
+        name = equation.primitive.name
+        if name in _CALLS:
+            inner = equation.params[_CALLS[name]]
+            if isinstance(inner, _ClosedJaxpr):
+                outputs = _outputs(inner.jaxpr, inner.consts, operands)
+            else:
+                outputs = _outputs(inner, (), operands)
+        elif name == "rem":
+            a, b = operands
+            outputs = [a - b * lax.div(a, b)]
+        elif name == "reshape" and equation.params["dimensions"] is None:
+            (v,) = equation.outvars
+            source = operands[0]
+            if not isinstance(equation.invars[0], jex.Literal):
+                source = unshaped.get(equation.invars[0], source)
+            unshaped[v] = source
+            outputs = [_reshaped(source, v.aval.shape)]
+        else:
+            params = {key: _plain_parameter(p) for key, p in equation.params.items()}
+            outputs = equation.primitive.bind(*operands, **params)
+            if not equation.primitive.multiple_results:
+                outputs = [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _reshaped(array: Any, shape: Sequence[Any]) -> Any:
+    """The array in another shape; the array itself if it has that shape."""
+    return array if array.shape == tuple(shape) else lax.reshape(array, shape)
+
+
+def _plain_parameter(parameter: Any) -> Any:
+    """A parameter of an equation with plain jaxprs: a loop's body, or branches."""
+    if isinstance(parameter, _ClosedJaxpr):
+        return _plain(parameter)
+    if type(parameter) is tuple:  # not a named one, as of a gather
+        return tuple(map(_plain_parameter, parameter))
+    return parameter
