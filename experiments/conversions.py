@@ -168,14 +168,14 @@ def plan(config: Convert) -> list[Row]:
 def _waits(config: Convert, recipe: str, code: str) -> Sequence[str]:
     """The waits of the rows of a recipe under a code, as `_wait_in_steps` reads them.
 
-    By default the least that the code needs; "best" under rate coding also waits for
-    all of T.
+    By default the least that the code needs. Where the codes are chosen, "best" under
+    rate coding also waits for all of T, which gains little for many steps.
     """
     if recipe == QUANTIZED_ANN:
         return ("full",)
     if config.waits:
         return config.waits
-    if (recipe, code) == ("best", "rate"):
+    if config.codes and (recipe, code) == ("best", "rate"):
         return ("least", "T")
     return ("least",)
 

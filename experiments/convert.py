@@ -175,9 +175,9 @@ def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> N
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     file = write_files(task, facts, results, snn, images, integers)
     print(
-        f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, and "
-        f"{file.name} of the\nconversion that is saved, with the images of the first "
-        f"seed\n\n{conclusion(facts, results, config.out)}\n"
+        f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, and\n"
+        f"{file.name} of the saved conversion, with the images of the first seed\n"
+        f"\n{conclusion(facts, results, config.out)}\n"
     )
 
 

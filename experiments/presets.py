@@ -194,8 +194,8 @@ DRAWS: dict[str, Any] = {"steps": (2, 4, 8, 16), "seeds": (0, 1, 2)}
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {
-    # ResNet-8 on 8x8 digits; trains it first, 12 seconds. Two to three minutes in all
-    # on two CPU cores.
+    # ResNet-8 on 8x8 digits; trains it first, 12 seconds. 95 CPU seconds in all, at
+    # most a minute and a half on two CPU cores.
     "digits": Convert(),
     # Published networks; their cards say how they were trained. All recipes on all test
     # images take hours on two CPU cores; docs/accuracy.md has the commands for a part

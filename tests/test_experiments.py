@@ -588,7 +588,8 @@ def test_a_wrong_run_ends_with_one_message(tmp_path, monkeypatch):
 
 
 PLANS = {  # options -> rows (T, levels, wait)
-    "": [(4, (0, 1), 0), (4, (0, 1), 4), (4, (-1, 1), None)],
+    "": [(4, (0, 1), 0), (4, (-1, 1), None)],
+    "--codes rate": [(4, (0, 1), 0), (4, (0, 1), 4)],
     "--codes rate --steps 1 2 --waits 0 1 T": [
         (1, (0, 1), 0),
         (2, (0, 1), 0),

@@ -413,8 +413,9 @@ class Convert(Conversion):
     # Recipes, of experiments.running.RECIPES.
     recipes: tuple[str, ...] = tuple(r for r in RECIPES if "quantized" not in r)
     # Steps that each layer integrates before it fires: numbers, T-1, or T for all. By
-    # default 0 for rate, which also has T for "best"; for other codes the least that is
-    # enough, which the conversion measures. "quantized_ann" has T for rate, else T-1.
+    # default 0 for rate, which also has T for "best" if --codes names rate; for other
+    # codes the least that is enough, which the conversion measures. "quantized_ann" has
+    # T for rate, else T-1.
     waits: tuple[str, ...] | None = None
     # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
     # 0 1 is binary, -1 1 signed, 0 3 graded. By default those of the code: 0 1 for
