@@ -595,3 +595,21 @@ def test_in_training_mode_a_relu_behind_a_reshape_that_folds_time_fires():
     x = jnp.ones((steps * batch, 5))
     snn = snnjax.init(fn, params, x, model=snnjax.lif(leak=0.9), has_aux=True)
     assert list(snn.neurons) == ["hidden/relu", "readout/relu"]
+
+
+@pytest.mark.parametrize(
+    ("function", "remedy"),
+    [
+        (lambda x: x * float(x.sum()), "leave float(), int() and .item() out"),
+        (lambda x: x * x.sum().item(), "leave float(), int() and .item() out"),
+        (lambda x: np.maximum(x, 0), "functions of jax.numpy, e.g. jnp.maximum"),
+        (lambda x: x if x.sum() > 0 else 0 * x, "write jnp.where or jax.lax.select"),
+    ],
+)
+def test_what_cannot_be_traced_has_a_note_with_the_way_out(function, remedy):
+    with pytest.raises(Exception, match="traced array") as caught:
+        snnjax.sites(lambda p, x: relu(function(x) @ p["w1"]), FLAT, VECTORS)
+    (note,) = (n for n in caught.value.__notes__ if n.startswith("snnjax called"))
+    assert remedy in note
+    others = ("leave float()", "NumPy cannot", "An if on")
+    assert sum(other in note for other in others) == 1

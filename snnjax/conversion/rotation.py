@@ -82,6 +82,9 @@ class Rotation:
             return fn, params
         return with_rotations(fn, self.sites), rotated_params(params, self.sites)
 
+    def __repr__(self) -> str:
+        return f"Rotation({len(self.sites)} of {len(self.costs)} sites are rotated)"
+
     def _table(self) -> Table:
         rows = [("site", "block", "J", "J rotated", "")]
         for name, cost in self.costs.items():

@@ -91,6 +91,11 @@ def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
         remedies.append(
             "An if on a value of x cannot be traced: write jnp.where or jax.lax.select."
         )
+    elif isinstance(error, jax.errors.ConcretizationTypeError):
+        remedies.append(
+            "A value of x has no number while fn is traced: leave float(), int() and "
+            ".item() out, which arrays of jax.numpy do not need."
+        )
     if isinstance(error, jax.errors.TracerArrayConversionError):
         remedies.append(
             "NumPy cannot compute in fn: use functions of jax.numpy, e.g. jnp.maximum."
