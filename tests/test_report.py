@@ -243,7 +243,9 @@ def test_the_conclusion_says_what_was_found_and_what_to_try_next():
     text = conclusion(facts, [early._replace(held_out=None)], "out")
     assert "Too few training images" in text
     chip = facts | {"config": {"chip": "speck"}}
-    assert "--chip speck" in text and "--chip" not in conclusion(chip, [exact], "out")
+    assert "--chip spinnaker2" in text and "--chip" not in conclusion(
+        chip, [exact], "out"
+    )
 
 
 def test_a_site_that_the_ann_never_uses_has_no_relative_error():

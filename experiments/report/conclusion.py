@@ -66,7 +66,7 @@ def _next_steps(
     elif min(steps) > 2:
         options.append("--steps 2 3: fewer steps, since little accuracy is lost")
     if not facts["config"]["chip"]:
-        options.append("--weight_bits 8 --chip speck: what a chip can run of it")
+        options.append("--weight_bits 8 --chip spinnaker2: as a chip computes it")
     return [
         f"{out}/results.md: energy, and the errors of every layer",
         f"{out}/accuracy.png and layers.png: the same as figures",
