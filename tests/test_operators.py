@@ -7,6 +7,7 @@ NumPy; that of a network with a wait of T is the ANN with quantized values.
 import dataclasses
 import functools
 
+import flax.linen as nn
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,48 @@ def test_a_scan_over_layers_is_the_loop_that_it_stands_for():
         assert firing(fn)[1::2] == [f"{turn}/stack/relu" for turn in turns]
     runs = [with_activation(fn, squashed) for fn in (scanned, unrolled)]
     np.testing.assert_allclose(*outputs_of(runs, PARAMS, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [nn.GRUCell(4), pytest.param(nn.LSTMCell(4), marks=pytest.mark.slow)],
+)
+def test_a_scan_over_time_spikes_as_the_loop_that_it_stands_for(cell):
+    def classes(p, state):
+        return nn.relu(state) @ p["out"]
+
+    def scanned(p, x):
+        states = nn.RNN(cell).apply({"params": {"cell": p["cell"]}}, x)
+        return classes(p, states[:, -1])
+
+    def loop(p, x):
+        state = None
+        carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+        for time in range(x.shape[1]):
+            carry, state = cell.apply({"params": p["cell"]}, carry, x[:, time])
+        return classes(p, state)
+
+    x = jax.random.normal(jax.random.key(0), (16, 3, 2))  # [batch, time, features]
+    variables = jax.jit(nn.RNN(cell).init)(jax.random.key(1), x)
+    params = {
+        "cell": variables["params"]["cell"],
+        "out": jax.random.normal(jax.random.key(2), (4, 2)),
+    }
+    options = {"code": snnjax.codes.radix(), "recipe": snnjax.max_activation()}
+    kinds, rates, outputs = [], [], []
+    for fn in (scanned, loop):
+        kinds.append([site.kind for site in snnjax.sites(fn, params, x)])
+        snn = snnjax.convert(fn, params, x, steps=STEPS, **options)
+        sites = snnjax.measure(fn, snn, x, params=params).sites
+        rates.append([float(site.firing_rate) for site in sites.values()])
+        outputs.append(np.asarray(snnjax.spiking(fn)(snn, x)))
+    assert kinds[0] == kinds[1]
+    assert kinds[0].count("encoder") >= 2  # the second and third turn read spikes
+    assert rates[0] == rates[1] and all(rates[0])
+    np.testing.assert_array_equal(*outputs)
+    answers = scanned(params, x)
+    spread = np.abs(answers - answers.mean(0)).max()
+    np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.3 * spread)
 
 
 def test_constants_of_a_scan_and_empty_keys_need_no_rule():

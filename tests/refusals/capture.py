@@ -61,15 +61,39 @@ def spread_out(x, maximum):
     return snnjax.clipped_relu(x.reshape(-1, 3, 2), maximum).reshape(-1, 6)
 
 
-def recurrent(x):
-    """A state [B] that goes along the axis of features of x [B, features]."""
+def recurrent(x, turns=65, step=None):
+    """A state [B, 1] goes along features of x [B, features], repeated to ``turns``.
 
-    def step(state, feature):
+    Returns:
+        The states at the last turns, as many as x has features.
+    """
+
+    def accumulate(state, feature):
         state = relu(state + feature)
         return state, state
 
-    _, states = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), x.T)
-    return states.T
+    feature_count = x.shape[1]
+    repetitions = -(-turns // feature_count)
+    features = jnp.tile(x, (1, repetitions))[:, :turns].T[..., None]
+    start = jnp.zeros_like(x[:, :1])
+    _, states = jax.lax.scan(step or accumulate, start, features)
+    return states[-feature_count:, :, 0].T
+
+
+def recurrent_with(function):
+    """A scan that is short enough to be unrolled, with this function in every turn."""
+
+    def step(state, feature):
+        state = function(state + feature)
+        return state, state
+
+    return lambda x: recurrent(x, turns=64, step=step)
+
+
+def scanned_examples(x):
+    """A loop over the examples."""
+    _, outputs = jax.lax.scan(lambda count, h: (count, jnp.tanh(h)), 0, x)
+    return outputs
 
 
 def pooled_from_an_array(x):
@@ -152,6 +176,16 @@ REFUSED_BETWEEN = {
     "callback": (through_callback, "pure_callback", "outside fn"),
     "own window": (window_of_ones_own, "reduce_window", "jax.lax.max"),
     "recurrence": (recurrent, "scan", 'inputs="sequence"'),
+    "argmax in a short recurrence": (
+        recurrent_with(lambda state: state + state.argmax(-1, keepdims=True)),
+        "argmax",
+        "logits",
+    ),
+    "statistics in a short recurrence": (
+        recurrent_with(lambda state: state - state.mean(0)),
+        "reduce_sum",
+        "apart",
+    ),
     "while": (counted, "while", "fixed length"),
     "cond": (branched, "cond", "static value"),
     "maximum that depends on x": (
@@ -225,7 +259,10 @@ def operations_refused():
 
 # Function of x [B, 6] between two operators, and a part of the message.
 LOOP = "remedy: use a loop of fixed length"
-RECURRENCE = 'remedy: pass that axis as the steps, by inputs="sequence"'
+RECURRENCE = (
+    "unrolled up to 64 turns, and this one has more\n.*"
+    'remedy: pass that axis as the steps, by inputs="sequence"'
+)
 BATCH = (
     "one example would reach another.*\n *remedy: keep the examples of a batch apart"
 )
@@ -340,6 +377,7 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "places": lambda h: h * jnp.arange(len(h))[:, None],
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
+    "a scan": scanned_examples,
     "an output": lambda h: (h, jnp.arange(len(h))),
     "an output each": lambda h: list(h),
 }

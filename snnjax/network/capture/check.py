@@ -12,6 +12,7 @@ import jax
 from snnjax._checks import AS_FLOATING
 from snnjax._trees import batch_of
 from snnjax.network.capture.facts import FLOATING, Facts
+from snnjax.network.capture.jaxprs import MAX_TURNS
 from snnjax.network.capture.primitives import OPERATOR
 from snnjax.network.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
@@ -111,8 +112,8 @@ _EXPLANATIONS = {
         "examples (jax.vmap has none)",
     ),
     "recurrence": (
-        "a scan along an axis of the input is a recurrence with its own time axis; "
-        "only a scan over stacked parameters is unrolled",
+        f"a scan along an axis of the input is unrolled up to {MAX_TURNS} turns, and "
+        "this one has more",
         'pass that axis as the steps, by inputs="sequence", or use a for loop over it',
     ),
     "loop": (
@@ -121,8 +122,8 @@ _EXPLANATIONS = {
         _FIXED_LENGTH,
     ),
     "hidden": (
-        "a ReLU inside a branch, or inside a loop that is not a scan over layers, "
-        "would not spike, because snnjax cannot look into it",
+        "a ReLU inside a branch, or inside a loop that is not unrolled, would not "
+        "spike, because snnjax cannot look into it",
         _FIXED_LENGTH,
     ),
     "random": (

@@ -41,6 +41,9 @@ _ACTIVATIONS = {
     "snnjax_quantized_relu": "quantized relu",
     "snnjax_encode": "encoder",
 }
+# A scan along an axis of the input is unrolled up to this many turns, since each turn
+# has equations, and sites, of its own. One over layers is unrolled whatever its length.
+MAX_TURNS = 64
 # The scope of a PyTorch module is this and its whole name, "layer1.0.relu".
 TORCH_SCOPE = "torch:"
 
@@ -208,7 +211,7 @@ class _Flattener:
                 # no example, so they are constants.
                 for v in eqn.outvars:
                     self.forwarded[v] = _zeros(v)
-            elif eqn.primitive.name == "scan" and self.is_over_layers(eqn):
+            elif eqn.primitive.name == "scan" and self.is_unrolled(eqn):
                 equations += self.unroll(eqn, eqn_path, calls)
             elif body is None or body.jaxpr.debug_info.func_name in _ACTIVATIONS:
                 equations += self.equations(eqn, eqn_path, calls)
@@ -320,10 +323,11 @@ class _Flattener:
         equations = inner.run(body.jaxpr, path, calls)
         return equations, [inner.read(v) for v in body.jaxpr.outvars]
 
-    def is_over_layers(self, eqn: Any) -> bool:
-        """Whether a scan computes on x, but not along an axis of x.
+    def is_unrolled(self, eqn: Any) -> bool:
+        """Whether a scan computes on x, and has few turns or goes over layers.
 
-        It then goes along an axis of its parameters, one entry for each layer.
+        A scan over layers goes along an axis of its parameters, one entry for each
+        layer. Any other goes along an axis of x, as a recurrent network does.
         """
         depend_on_x = []  # whether each input does
         for v in eqn.invars:
@@ -331,12 +335,15 @@ class _Flattener:
             depend_on_x.append(isinstance(value, int) and value in self.dependent)
         # The scan goes along the first axis of the stacked inputs, which come last.
         _, stacked_start = _parts_of_scan(eqn)
-        return any(depend_on_x) and not any(depend_on_x[stacked_start:])
+        is_over_layers = not any(depend_on_x[stacked_start:])
+        is_short = eqn.params["length"] <= MAX_TURNS
+        return any(depend_on_x) and (is_over_layers or is_short)
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
         """The equations of all turns of a scan; turn 3 has the path ``path/[3]``.
 
-        Turn i reads entry i of each stacked input, as of the layers' parameters. Its
+        Turn i reads entry i of each stacked input: the parameters of layer i, or the
+        activations at position i of the axis that a recurrent network goes along. Its
         first results, the carry, are read by the next turn, and its further results
         are stacked.
         """

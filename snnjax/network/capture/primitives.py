@@ -96,7 +96,7 @@ _ROWS = (
         "random_bits threefry2x32 rng_bit_generator rng_uniform",
         Primitive(otherwise="random"),
     ),
-    ("scan", Primitive(otherwise="recurrence")),  # one over layers is unrolled before
+    ("scan", Primitive(otherwise="recurrence")),  # a long one; others are unrolled
     ("while cond shard_map pallas_call", Primitive(otherwise="loop")),
     ("reduce_window", Primitive(otherwise="window")),
 )
