@@ -293,6 +293,52 @@ def test_a_scan_over_time_spikes_as_the_loop_that_it_stands_for(cell):
     np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.3 * spread)
 
 
+@pytest.mark.parametrize("edges_from", ["fn", "params", "x"])
+def test_a_graph_network_sums_over_the_edges_of_its_graph(edges_from):
+    edges = {
+        "senders": jnp.array([0, 1, 2, 3, 3]),
+        "receivers": jnp.array([1, 2, 0, 0, 1]),
+    }
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "in": jax.random.normal(keys[0], (3, 8)) / 2,
+        "out": jax.random.normal(keys[1], (8, 2)) / 2,
+    }
+    x = {"nodes": jax.random.normal(keys[2], (64, 4, 3))}
+    if edges_from == "params":
+        params["edges"] = edges
+    if edges_from == "x":
+        x["edges"] = jax.tree.map(lambda numbers: jnp.tile(numbers, (64, 1)), edges)
+
+    def fn(p, x):
+        def sums(hidden, graph):
+            messages = hidden[graph["senders"]]
+            return jax.ops.segment_sum(messages, graph["receivers"], 4)
+
+        hidden = relu(x["nodes"] @ p["in"])
+        if edges_from == "x":
+            hidden += jax.vmap(sums)(hidden, x["edges"])
+        else:
+            graph = p.get("edges", edges)
+            hidden += jax.vmap(lambda nodes: sums(nodes, graph))(hidden)
+        return relu(hidden @ p["out"]).sum(1)
+
+    operators = [site for site in snnjax.sites(fn, params, x) if not site.fires]
+    # What the edges choose is affine, except where each example has its own.
+    assert bool(operators) == (edges_from == "x")
+    snn = snnjax.convert(
+        fn,
+        params,
+        x,
+        steps=8,
+        code=snnjax.codes.radix(),
+        recipe=snnjax.max_activation(),
+    )
+    outputs, answers = snnjax.spiking(fn)(snn, x).mean(0), fn(params, x)
+    spread = np.abs(answers - answers.mean(0)).max()
+    np.testing.assert_allclose(outputs, answers, rtol=0, atol=0.05 * spread)
+
+
 def test_constants_of_a_scan_and_empty_keys_need_no_rule():
     def fn(p, x):
         empty = jax.random.split(jax.random.key(0), 0)

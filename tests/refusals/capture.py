@@ -163,6 +163,11 @@ REFUSED_BETWEEN = {
     "likeness": (lambda x: x @ x.T @ jnp.ones((len(x), 6)), "dot_general", "apart"),
     "sort": (lambda x: jnp.sort(x, -1), "sort", "logits"),
     "one-hot": (lambda x: jax.nn.one_hot(x.argmax(-1), 6), "argmax", "logits"),
+    "sums at places that activations choose": (
+        lambda x: jnp.zeros_like(x).at[:, x[0].astype(int)].add(x),
+        "scatter-add",
+        "take indices from x, params or constants",
+    ),
     "quantized": (
         lambda x: x.astype(jnp.int8).astype(jnp.float32),
         "convert_element_type",

@@ -135,6 +135,12 @@ _EXPLANATIONS = {
         "a sort order (argmax, sort, top_k) cannot be averaged over steps",
         "return the logits from fn and decide on the mean output",
     ),
+    "choice": (
+        "the places that are read or written depend on activations, and a choice "
+        "cannot be averaged over steps",
+        "take indices from x, params or constants, or weigh all places by a softmax in "
+        "place of a choice, as in a mixture of experts",
+    ),
     "decision": (
         "a comparison of activations leaves the operator that it belongs to; a truth "
         "value cannot be averaged over steps",

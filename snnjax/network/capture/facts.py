@@ -35,7 +35,16 @@ _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
 # another one.
 _OBSTACLES_TO_SPIKES = ("order", "integer")
 # Primitives that read or write at indices, which are an operand.
-_INDEXED = ("gather", "dynamic_slice", "dynamic_update_slice", "scatter")
+_INDEXED = (
+    "gather",
+    "dynamic_slice",
+    "dynamic_update_slice",
+    "scatter",
+    "scatter-add",
+    "scatter_add",
+    "scatter-sub",
+    "scatter_sub",
+)
 
 
 class Facts:

@@ -66,9 +66,13 @@ _ROWS = (
     ("mul", Primitive(**_EACH, **_PIECES)),
     ("dot_general conv_general_dilated", Primitive(**_EACH)),
     ("div", Primitive({0}, otherwise=OPERATOR, **_PIECES)),
-    ("gather dynamic_slice scatter-mul scatter_mul", Primitive({0})),
-    ("dynamic_update_slice", Primitive({0, 1})),
-    ("scatter scatter-add scatter_add scatter-sub scatter_sub", Primitive({0, 2})),
+    ("scatter-mul scatter_mul", Primitive({0})),
+    ("gather dynamic_slice", Primitive({0}, otherwise="choice")),
+    ("dynamic_update_slice", Primitive({0, 1}, otherwise="choice")),
+    (
+        "scatter scatter-add scatter_add scatter-sub scatter_sub",
+        Primitive({0, 2}, otherwise="choice"),
+    ),
     # Affine in none, but of known numbers.
     ("square integer_pow", Primitive(otherwise=OPERATOR, **_PIECES)),
     (
