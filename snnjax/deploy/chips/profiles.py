@@ -73,6 +73,8 @@ def loihi1() -> Chip:
 def loihi2() -> Chip:
     """Loihi 2 with the LIF neuron of Lava, which is bit-accurate to the chip's.
 
+    Lava has been archived since 13 May 2026. `run` computes its rule without it.
+
     Potentials have 24 bits there, and a weight is multiplied by 2^6, which leaves 18
     bits in units of a weight. A threshold has 17 bits without a sign. A neuron fires if
     v exceeds its threshold, so write V - 1 for a threshold of V.
