@@ -132,6 +132,10 @@ def test_weights_are_stored_once_and_time_is_a_loop():
 
 
 def test_what_no_file_can_hold_is_refused():
+    with pytest.raises(
+        ValueError, match="fn is a dict; allowed: a function of x alone"
+    ):
+        deploy.to_onnx(PARAMS, X)
     for x, message in (
         (X[:1], "x has 1 examples; allowed: two or more"),
         (X.at[0, 0].set(jnp.nan), r"x holds 1 NaN of 384 numbers"),

@@ -229,7 +229,7 @@ REFUSED_MODULES = {
     "BatchNorm in training": (
         lambda: nn.BatchNorm(use_running_average=False),
         "reduce_sum",
-        "put statistics into params",
+        "use_running_average=True in flax.linen",
     ),
     "dropout": (
         lambda: nn.Dropout(0.5, deterministic=False),
@@ -397,6 +397,9 @@ ONE_OF_MANY = {  # what is different for many examples than for one
 def meetings_refused():
     for name, mix in MEETINGS.items():
         yield unconvertible(name, *mixing(mix), "one example would reach another")
+    statistics = mixing(lambda h: h - h.mean(0))
+    words = "as a BatchNorm in training mode does(.|\n)*model.eval.. in nnx"
+    yield unconvertible("statistics", *statistics, words)
     for name, mix in SIZES.items():
         yield unconvertible(name, *mixing(mix), "number of examples")
     message = "number of examples|an output has shape"

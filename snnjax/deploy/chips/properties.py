@@ -123,6 +123,9 @@ def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
             words = field.replace("_", " ")
             problem = f"{words} per {needed}, not per {allowed}"
             remedy = f"fit {words} per {allowed}"
+            if layer.network.arithmetic is not None and needed == "channel":
+                # A unit of weights per channel gives each channel a threshold.
+                remedy += f', and quantize with scale="{allowed}"'
             yield Finding(field, "approximately", problem, remedy)
 
 

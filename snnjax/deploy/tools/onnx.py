@@ -49,7 +49,8 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
     Args:
         fn: outputs of x alone: ``lambda x: snnjax.spiking(network)(snn, x)``, or
             ``lambda x: snnjax.deploy.run(layers, x).outputs``.
-        x: arrays [B, ...], examples on which the file is compared with fn. B >= 2.
+        x: arrays [B, ...], examples on which the file is compared with fn. B >= 2. A
+            sequence [T, B, ...] has no batch in front, so no file.
 
     Returns:
         An ``onnx.ModelProto``. Its input is "x", and its output "outputs"; several of
@@ -57,7 +58,8 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
 
     Raises:
         ImportError: jax2onnx or onnxruntime are missing.
-        ValueError: x has fewer than two examples, or NaN; fn needs to know their
+        ValueError: fn is no function of x, or returns nothing; x has fewer than two
+            examples, or NaN; fn needs to know their
             number; jax2onnx cannot write an operation of fn; ONNX Runtime computes
             other outputs: |y_onnx - y|^2 / |y|^2 is larger than 1e-3.
 
@@ -69,6 +71,11 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
     >>> model = snnjax.deploy.to_onnx(run, x)  # doctest: +SKIP
     >>> onnx.save(model, "network.onnx")  # doctest: +SKIP
     """
+    if not callable(fn):
+        raise ValueError(
+            f"fn is a {type(fn).__name__}; allowed: a function of x alone, e.g. "
+            "lambda x: snnjax.spiking(network)(snn, x)"
+        )
     _check_input(x)
     _check_packages()
     arrays, structure = jax.tree.flatten(jax.tree.map(_canonical, x))
@@ -83,8 +90,11 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
         examples.append(jax.ShapeDtypeStruct(shape, array.dtype))
     names = _names(x, "x")
     output_names = _names(jax.eval_shape(fn, x), "outputs")
+    if not output_names:
+        raise ValueError("fn returns no array; allowed: arrays [T, B, ...] or [B, ...]")
     jaxpr = _traced(fn_of_arrays, examples)
-    model = _written(jaxpr, examples, names, output_names)
+    with _without_warnings_of("onnx_ir"):
+        model = _written(jaxpr, examples, names, output_names)
     session = _session(model.SerializeToString())
     for size in (len(arrays[0]), 1):
         batches = [array[:size] for array in arrays]
@@ -138,14 +148,13 @@ def _written(
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     try:
-        with _without_warnings_of("onnx_ir"):
-            model = jax2onnx.to_onnx(
-                fn,
-                examples,
-                return_mode="ir",
-                input_names=names,
-                output_names=output_names,
-            )
+        model = jax2onnx.to_onnx(
+            fn,
+            examples,
+            return_mode="ir",
+            input_names=names,
+            output_names=output_names,
+        )
     except Exception as error:  # of any class; the reason is in its message
         message = " ".join(str(error).split())
         raise ValueError(

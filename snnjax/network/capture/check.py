@@ -105,6 +105,12 @@ _EXPLANATIONS = {
         "keep the examples of a batch apart in fn (put statistics into params; use "
         "h[:, i], not h[jnp.arange(B), i]); pass a single example as x[None]",
     ),
+    "statistics": (
+        "one example would reach another: this sums over the batch axis, the first of "
+        "x, as a BatchNorm in training mode does",
+        "keep the examples of a batch apart in fn; of a BatchNorm take the running "
+        "averages (use_running_average=True in flax.linen, model.eval() in nnx)",
+    ),
     "size": (
         "fn computes with the number of examples, len(x), or with the place of one in "
         "the batch; allowed: the same numbers for an example in every batch",

@@ -159,7 +159,8 @@ class Growth:
 
         Yields:
             An equation, or None for the function as a whole, and the kind of the
-            obstacle: "batch" where examples mix, "size" where their number counts.
+            obstacle: "batch" where examples mix, "statistics" where they are summed,
+            "size" where their number counts.
         """
         # A loop over the examples gives more equations for more of them.
         if _structure(self.several) != _structure(self.second):
@@ -192,7 +193,7 @@ class Growth:
             stride = self._stride(eq, strides)
             if stride is None:
                 refused.update(eq.outputs)
-                yield eq, "batch"
+                yield eq, "statistics" if eq.name == "reduce_sum" else "batch"
             elif is_sized:
                 refused.update(eq.outputs)
                 yield eq, "size"
