@@ -38,6 +38,7 @@ def images(params, x):
             x, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         x = jax.nn.relu(x)
+    x = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (1, 2)))
     return {"classes": x.mean((1, 2)), "pairs": [x.max(-1), x.sum(-1)]}
 
 

@@ -59,9 +59,9 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
     Raises:
         ImportError: jax2onnx or onnxruntime are missing.
         ValueError: fn is no function of x, or returns nothing; x has fewer than two
-            examples, or NaN; fn needs to know their
-            number; jax2onnx cannot write an operation of fn; ONNX Runtime computes
-            other outputs: |y_onnx - y|^2 / |y|^2 is larger than 1e-3.
+            examples, or NaN; fn needs to know their number; jax2onnx cannot write an
+            operation of fn; ONNX Runtime computes other outputs:
+            |y_onnx - y|^2 / |y|^2 is larger than 1e-3.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> network = lambda w, x: jax.nn.relu(x @ w).sum(-1)
@@ -262,7 +262,8 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> lis
 
     Calls are inlined, since jax2onnx 0.17 does not find the function of a call on JAX
     0.12. A reshape of a reshape is one: of three in a row the optimizer of jax2onnx
-    drops the last if the batch has any size. A remainder is a - b trunc(a / b).
+    drops the last if the batch has any size. A remainder is a - b trunc(a / b), and
+    padding is a concatenation, since jax2onnx takes neither with a batch of any size.
     """
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
@@ -283,6 +284,9 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> lis
         elif name == "rem":
             a, b = operands
             outputs = [a - b * lax.div(a, b)]
+        elif name == "pad" and _only_adds(equation.params["padding_config"]):
+            array, value = operands
+            outputs = [_padded(array, value, equation.params["padding_config"])]
         elif name == "reshape" and equation.params["dimensions"] is None:
             (v,) = equation.outvars
             source = operands[0]
@@ -302,6 +306,26 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> lis
 def _reshaped(array: Any, shape: Sequence[Any]) -> Any:
     """The array in another shape; the array itself if it has that shape."""
     return array if array.shape == tuple(shape) else lax.reshape(array, shape)
+
+
+def _only_adds(padding: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether a padding only adds at the borders: it removes and dilates nothing."""
+    return all(
+        low >= 0 and high >= 0 and interior == 0 for low, high, interior in padding
+    )
+
+
+def _padded(array: Any, value: Any, padding: Sequence[tuple[int, int, int]]) -> Any:
+    """The array between borders of one value."""
+    for axis, (low, high, _) in enumerate(padding):
+        before, after = array.shape[:axis], array.shape[axis + 1 :]
+        parts = [array]
+        if low:
+            parts.insert(0, lax.broadcast(value, (*before, low, *after)))
+        if high:
+            parts.append(lax.broadcast(value, (*before, high, *after)))
+        array = lax.concatenate(parts, axis)
+    return array
 
 
 def _plain_parameter(parameter: Any) -> Any:
