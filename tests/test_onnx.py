@@ -1,5 +1,7 @@
 """ONNX files: ONNX Runtime computes what JAX computes, for every size of a batch."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,7 @@ def test_a_function_that_jax2onnx_cannot_write_is_refused():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="needs jax2onnx; install jax2onnx and"):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    message = "to_onnx needs the package jax2onnx.*pip install jax2onnx onnxruntime"
+    with pytest.raises(ImportError, match=message):
         deploy.to_onnx(lambda x: x, X)

@@ -9,9 +9,10 @@ that jax2onnx 0.17 takes (`_plain`). Then it compares the file with the function
 """
 
 import contextlib
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from snnjax._checks import check_examples, check_numbers
+from snnjax.deploy.tools.refusals import import_package
 
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
 _ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
@@ -37,6 +39,7 @@ _CALLS = {
 }
 # Rounding moves few spikes; a wrong operation changes all outputs.
 _LARGEST_ERROR = 1e-3
+_INSTALL = "pip install jax2onnx onnxruntime"
 
 
 def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
@@ -77,11 +80,10 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
             "lambda x: snnjax.spiking(network)(snn, x)"
         )
     _check_input(x)
-    _check_packages()
     arrays, structure = jax.tree.flatten(jax.tree.map(_canonical, x))
 
     def fn_of_arrays(*arrays):
-        return jax.tree.leaves(fn(jax.tree.unflatten(structure, arrays)))
+        return fn(jax.tree.unflatten(structure, arrays))
 
     (batch,) = jax.export.symbolic_shape("batch")
     examples = []
@@ -89,18 +91,23 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
         shape = (batch, *array.shape[1:])
         examples.append(jax.ShapeDtypeStruct(shape, array.dtype))
     names = _names(x, "x")
-    output_names = _names(jax.eval_shape(fn, x), "outputs")
+    jaxpr, shapes = _traced(fn_of_arrays, examples)
+    output_names = _names(shapes, "outputs")
     if not output_names:
         raise ValueError("fn returns no array; allowed: arrays [T, B, ...] or [B, ...]")
-    jaxpr = _traced(fn_of_arrays, examples)
+    jax2onnx = import_package("jax2onnx", "to_onnx", _INSTALL)
+    onnxruntime = import_package("onnxruntime", "to_onnx", _INSTALL)
     with _without_warnings_of("onnx_ir"):
-        model = _written(jaxpr, examples, names, output_names)
-    session = _session(model.SerializeToString())
+        model = _written(jax2onnx, jaxpr, examples, names, output_names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # otherwise a line for each unused constant
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    compiled_fn = jax.jit(fn_of_arrays)
     for size in (len(arrays[0]), 1):
         batches = [array[:size] for array in arrays]
-        expected = jax.jit(fn_of_arrays)(*batches)
-        found = session.run(output_names, dict(zip(names, batches, strict=True)))
-        for name, y_onnx, y in zip(output_names, found, expected, strict=True):
+        expected = jax.tree.leaves(compiled_fn(*batches))
+        computed = session.run(output_names, dict(zip(names, batches, strict=True)))
+        for name, y_onnx, y in zip(output_names, computed, expected, strict=True):
             _check_equal(name, y_onnx, np.asarray(y))
     return model
 
@@ -122,25 +129,15 @@ def _check_input(x: Any) -> None:
         )
 
 
-def _check_packages() -> None:
-    """Raise unless the packages that write and compute ONNX are installed."""
-    for package in ("jax2onnx", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"snnjax.deploy.to_onnx needs {package}; install jax2onnx and "
-                "onnxruntime, or in a checkout the extra: pip install '.[onnx]'"
-            )
-
-
 def _written(
+    jax2onnx: ModuleType,
     jaxpr: Any,
     examples: Sequence[jax.ShapeDtypeStruct],
     names: Sequence[str],
     output_names: Sequence[str],
 ) -> Any:
     """The model of a plain jaxpr, in which a constant is stored once."""
-    jax2onnx = importlib.import_module("jax2onnx")
-    onnx_ir = importlib.import_module("onnx_ir")
+    onnx_ir = importlib.import_module("onnx_ir")  # jax2onnx brings it
     passes = importlib.import_module("onnx_ir.passes.common")
 
     def fn(*arrays):
@@ -170,14 +167,6 @@ def _written(
     ):
         model = improve(model).model
     return onnx_ir.to_proto(model)
-
-
-def _session(file: bytes) -> Any:
-    """A session of ONNX Runtime that computes a file."""
-    onnxruntime = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # otherwise a line for each unused constant
-    return onnxruntime.InferenceSession(file, options)
 
 
 @contextlib.contextmanager
@@ -227,14 +216,15 @@ def _names(values: Any, root: str) -> list[str]:
     return names
 
 
-def _traced(fn: Callable, examples: Sequence[jax.ShapeDtypeStruct]) -> Any:
-    """The plain jaxpr of a function for a batch of any size.
+def _traced(fn: Callable, examples: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, Any]:
+    """The plain jaxpr of a function for a batch of any size, and its outputs' shapes.
 
     Raises:
         ValueError: the function needs to know the size.
     """
     try:
-        return _plain(jax.make_jaxpr(fn)(*examples))
+        jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*examples)
+        return _plain(jaxpr), shapes
     except jex.InconclusiveDimensionOperation as error:
         message = str(error).splitlines()[0]
         raise ValueError(
@@ -318,13 +308,14 @@ def _only_adds(padding: Sequence[tuple[int, int, int]]) -> bool:
 def _padded(array: Any, value: Any, padding: Sequence[tuple[int, int, int]]) -> Any:
     """The array between borders of one value."""
     for axis, (low, high, _) in enumerate(padding):
-        before, after = array.shape[:axis], array.shape[axis + 1 :]
-        parts = [array]
-        if low:
-            parts.insert(0, lax.broadcast(value, (*before, low, *after)))
-        if high:
-            parts.append(lax.broadcast(value, (*before, high, *after)))
-        array = lax.concatenate(parts, axis)
+        if low == high == 0:
+            continue
+        shape = list(array.shape)
+        shape[axis] = low
+        first_border = lax.broadcast(value, shape)
+        shape[axis] = high
+        last_border = lax.broadcast(value, shape)
+        array = lax.concatenate([first_border, array, last_border], axis)
     return array
 
 

@@ -22,7 +22,6 @@ from snnjax.deploy.lowering.values import (
     Flatten,
     Input,
     Layers,
-    Node,
     Population,
     Receiver,
     Scale,
@@ -129,22 +128,15 @@ def _network_problems(layers: Layers) -> Iterator[Problem]:
         reason = "the layers have no T, by which neurons of sinabs part a batch"
         yield Problem("network", (), reason, "dataclasses.replace(layers, steps=T)")
     yield from single_output(layers)
-    nodes = {node.name: node for node in layers.nodes}
-    reader_counts = count_readers(layers.nodes)
+    maps = _maps_with_bias(layers)
     for node in layers.nodes:
         if isinstance(node, Population):
             yield from neuron_problems(node)
-        if isinstance(node, Receiver):
-            sources = [nodes[name] for name in node.sources]
-            has_place = any(
-                isinstance(source, Convolution | Dense)
-                and reader_counts[source.name] == 1
-                for source in sources
-            )
+        if isinstance(node, Receiver) and node.bias.any():
             if channel_numbers(node.bias, node.shape) is None:
                 reason = "biases differ within a channel; a layer has one per channel"
                 yield Problem(node.name, (), reason, "use constants per channel")
-            elif node.bias.any() and not has_place:
+            elif node.name not in maps:
                 reason = (
                     "a bias, and no convolution or dense layer before it to hold it"
                 )
@@ -161,23 +153,31 @@ def _network_problems(layers: Layers) -> Iterator[Problem]:
 # ------------------------------------------------------------------------------ parts
 
 
-def _biases_by_map(layers: Layers) -> dict[str, np.ndarray]:
-    """Name of a map -> the biases [C] of the receiver that it leads to.
+def _maps_with_bias(layers: Layers) -> dict[str, str]:
+    """Name of a population or output -> that of the map that adds its biases.
 
-    Since sources are summed, one of them adds the bias: the first that no other node
-    reads.
+    Since sources are summed, one of them adds the biases: the first convolution or
+    dense layer that no other node reads. A node without such a source is left out.
     """
     nodes = {node.name: node for node in layers.nodes}
     reader_counts = count_readers(layers.nodes)
-    biases = {}
+    maps: dict[str, str] = {}
     for receiver in layers.receivers:
         for name in receiver.sources:
-            is_affine = isinstance(nodes[name], Affine)
-            if is_affine and reader_counts[name] == 1 and receiver.bias.any():
-                bias = channel_numbers(receiver.bias, receiver.shape)
-                assert bias is not None
-                biases[name] = bias / layers.bias_unit
-                break
+            if isinstance(nodes[name], Affine) and reader_counts[name] == 1:
+                maps.setdefault(receiver.name, name)
+    return maps
+
+
+def _biases_by_map(layers: Layers) -> dict[str, np.ndarray]:
+    """Name of a map -> the biases [C] that it adds, where they are not all 0."""
+    maps = _maps_with_bias(layers)
+    biases = {}
+    for receiver in layers.receivers:
+        if receiver.bias.any():
+            bias = channel_numbers(receiver.bias, receiver.shape)
+            assert bias is not None
+            biases[maps[receiver.name]] = bias / layers.bias_unit
     return biases
 
 
@@ -254,12 +254,10 @@ def _neurons(
 
 def _is_chain(layers: Layers) -> bool:
     """Whether each node reads the one before it, and no other."""
-    before: Node | None = None
-    for node in layers.nodes:
-        sources = () if before is None else (before.name,)
-        if node.sources != sources:
+    names = [node.name for node in layers.nodes]
+    for node, previous_name in zip(layers.nodes[1:], names, strict=False):
+        if node.sources != (previous_name,):
             return False
-        before = node
     return True
 
 
@@ -278,10 +276,9 @@ def _graph(torch: Any, layers: Layers, modules: dict[str, list[Any]]) -> Any:
         if isinstance(node, Input):
             results[node.name] = graph.placeholder("x")
             continue
-        first, *others = [results[name] for name in node.sources]
-        result = first
-        for other in others:
-            result = graph.call_function(torch.add, (result, other))
+        result = results[node.sources[0]]
+        for name in node.sources[1:]:
+            result = graph.call_function(torch.add, (result, results[name]))
         for place, module in enumerate(modules[node.name]):
             name = f"layer_{number}_{place}"
             root.add_module(name, module)
