@@ -242,6 +242,24 @@ def test_every_violated_property_is_named():
             assert field not in [f.field for f in plain], field
 
 
+def test_a_scale_per_channel_is_named_where_a_chip_has_a_threshold_per_layer():
+    params = weights(hidden=(4, 6), readout=(6, 3))
+    x = np.eye(4, dtype=np.float32)
+
+    def fn(params, x):
+        return relu(x @ params["hidden"]) @ params["readout"]
+
+    snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    layers = deploy.layers(fn, snn, x)
+    remedies = {}
+    for scale in ("channel", "layer"):
+        integers = deploy.quantize(layers, x, scale=scale)
+        findings = deploy.report(integers, SPECK)["hidden/relu"].findings
+        remedies[scale] = [f.remedy for f in findings if f.field == "thresholds"]
+    remedy = 'fit thresholds per layer, and quantize with scale="layer"'
+    assert remedies == {"channel": [remedy], "layer": []}
+
+
 def test_a_code_says_what_rate_coding_takes_instead():
     """Four signed digits tell 15 values above 0 apart, and two layers wait a step."""
     layers = network(model=SIGNED, code=RADIX, wait=1)
