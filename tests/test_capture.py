@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import networks
 import numpy as np
@@ -531,6 +532,19 @@ def test_whole_numbers_and_statistics_of_the_batch_are_no_relus():
 
     snn = snnjax.init(training, FLAT, VECTORS, has_aux=True)
     assert list(snn.neurons) == ["w1/relu"]
+
+
+def test_a_loop_over_examples_stays_one_for_a_batch_of_any_size():
+    def training(p, x):
+        x = jax.lax.map(lambda example: example - example.mean(), x)
+        return relu(x @ p["w1"]) @ p["w3"], {}
+
+    snn = snnjax.init(training, FLAT, VECTORS, has_aux=True)
+    simulate = snnjax.spiking(training, steps=2, has_aux=True)
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 4), jnp.float32)
+    outputs, _ = jax.eval_shape(simulate, snn, x)
+    assert outputs.shape == (2, batch, 3)
 
 
 def test_sites_says_what_is_near_a_relu_and_what_that_costs():

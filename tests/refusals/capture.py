@@ -423,6 +423,11 @@ def hidden(p, x):
     return relu(x @ p["w1"])
 
 
+def loop_over_examples(params, x):
+    hidden = jax.lax.map(lambda example: jax.nn.relu(example @ params["w1"]), x)
+    return hidden @ params["w3"], {}
+
+
 def hidden_branch(p, x):
     """A branch in a network in training mode."""
     x = hidden(p, x)
@@ -505,6 +510,12 @@ ARGUMENTS = [
         "a hidden branch",
         lambda: snnjax.init(hidden_branch, FLAT, VECTORS, has_aux=True),
         "a ReLU inside a branch",
+        snnjax.ConversionError,
+    ),
+    Refusal(
+        "a loop over the examples in training",
+        lambda: snnjax.init(loop_over_examples, FLAT, VECTORS, has_aux=True),
+        "(?s)fn computes with the number of examples.*no loop over examples",
         snnjax.ConversionError,
     ),
     Refusal(

@@ -181,8 +181,12 @@ def capture(
         answers = _answers(result)
         larger_program, _ = trace_examples(2 * count)
         growth = Growth(several=program, second=larger_program)
-        mixing = []
         program = with_sites(program, growth.statistics())
+        mixing = []
+        # A loop over the examples would give each of them sites of its own.
+        if not growth.is_comparable():
+            if _site_count(program) != _site_count(with_sites(larger_program)):
+                mixing.append((None, "size"))
     else:
         program, result = trace_examples(1)
         answers = result
@@ -214,6 +218,11 @@ def capture(
     if not has_aux:
         equations = _mapped(equations, facts)
     return network._replace(equations=tuple(equations))
+
+
+def _site_count(program: Program) -> int:
+    """How many equations of a program are sites."""
+    return sum(eq.site is not None for eq in program.equations)
 
 
 def _answers(result: Any) -> Any:

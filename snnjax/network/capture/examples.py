@@ -154,6 +154,10 @@ class Growth:
             return frozenset()
         return frozenset(v for v in avals if avals[v].shape == second_avals[v].shape)
 
+    def is_comparable(self) -> bool:
+        """Whether both traces have the same equations, but for shapes and numbers."""
+        return _structure(self.several) == _structure(self.second)
+
     def problems(self) -> Iterator[tuple[Equation | None, str]]:
         """Equations by which fn would mean something else for one example, and why.
 
@@ -163,7 +167,7 @@ class Growth:
             "size" where their number counts.
         """
         # A loop over the examples gives more equations for more of them.
-        if _structure(self.several) != _structure(self.second):
+        if not self.is_comparable():
             yield None, "size"
             return
         dependent = Facts(self.several).dependent

@@ -336,7 +336,9 @@ class _Flattener:
         # The scan goes along the first axis of the stacked inputs, which come last.
         _, stacked_start = _parts_of_scan(eqn)
         is_over_layers = not any(depend_on_x[stacked_start:])
-        is_short = eqn.params["length"] <= MAX_TURNS
+        # A scan over the examples of a batch of any size has a symbolic length.
+        length = eqn.params["length"]
+        is_short = isinstance(length, int) and length <= MAX_TURNS
         return any(depend_on_x) and (is_over_layers or is_short)
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
