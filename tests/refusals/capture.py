@@ -582,6 +582,10 @@ def decides(params, x):
     return network(params, x if x.sum() > 0 else -x)
 
 
+def scales_by_a_float(params, x):
+    return network(params, x / float(x.max()))
+
+
 def scales(params, x):
     return network(params, (x[:, None] / 255).reshape(len(x), -1))
 
@@ -636,6 +640,7 @@ MISTAKES = {
     "a part of variables": (CNN().apply, VARIABLES["params"], IMAGES, "all variables"),
     "channels first": (CNN().apply, VARIABLES, CHANNELS_FIRST, "channels first"),
     "an if": (decides, PARAMS, FEATURES, "jnp.where"),
+    "a float": (scales_by_a_float, PARAMS, FEATURES, r"leave float\(\), int\(\) and"),
     "NumPy in fn": (uses_numpy, PARAMS, FEATURES, "jnp.maximum"),
     "labels for x": (network, PARAMS, LABELS, "as labels are: give the images"),
     "pixels": (CNN().apply, VARIABLES, np.int32(IMAGES), "int32 .*'float32'"),
