@@ -96,9 +96,9 @@ def finetune(
 
     Raises:
         ValueError: an argument is out of range; examples are not in pairs, or labels
-            have the wrong shape or, before a step with them, are no classes of
-            `mean_cross_entropy`; the SNN is of another function; and as `train`.
-        FloatingPointError: the loss is not finite, or a weight is NaN. In a loss of
+            have the wrong shape or, with `mean_cross_entropy`, are no classes, which
+            is checked before each step; the SNN is of another function; and as `train`.
+        FloatingPointError: the loss is not finite, or a weight is NaN. With a loss of
             your own, labels that are no classes may cause it.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
@@ -256,11 +256,10 @@ def _check_of_labels(
         simulate: (snn, x) -> outputs, or with has_aux (outputs, averages).
         has_aux: see `finetune`.
     """
-    # JAX remembers the shapes of the outputs for each shape of x.
-    traced = jax.jit(simulate)
 
     def check(snn: SNN, x: chex.ArrayTree, labels: Any) -> None:
-        outputs = traced.eval_shape(snn, x)
+        # JAX traces once for each shape of x, and remembers the outputs' shapes.
+        outputs = jax.eval_shape(simulate, snn, x)
         if has_aux:
             outputs, _ = outputs
         check_labels(outputs, labels)
