@@ -138,10 +138,10 @@ def search(
         predicted_error=prediction.error,
     )
     outcome = fit_at(wait)
-    # From the longest wait on, a longer one would be no remedy. That of rate coding is
-    # 0, so there is no warning for it.
     if not math.isfinite(outcome.error):
         cautions.warn_of_unknown_error(outcome.error)
+    # From the longest wait on, a longer one would be no remedy. That of rate coding is
+    # 0, so there is no warning for it.
     elif wait < calibration.snn.code.longest_wait(calibration.steps):
         cautions.warn_of_lost_outputs(outcome.error, wait)
     return outcome.snn.with_fit(_description(outcome, wait, errors))
