@@ -116,6 +116,40 @@ def test_akida_sends_the_spikes_of_whole_numbers(bits):
     check(chip_programs.akida, *drawn(**options))
 
 
+@pytest.mark.parametrize("depth", [1, 6])
+def test_a_report_asks_the_mapper_of_akida(depth):
+    pytest.importorskip("akida")
+    chip = deploy.akida1()
+    sizes = [8, *[300] * depth, 3]
+    generator = np.random.default_rng(0)
+    kernels = []
+    for size, next_size in zip(sizes[:-1], sizes[1:], strict=True):
+        kernels.append(generator.normal(size=(size, next_size)).astype("f4") / size)
+    x = generator.random((16, 8), np.float32)
+
+    def fn(kernels, x):
+        for kernel in kernels[:-1]:
+            x = jax.nn.relu(x @ kernel)
+        return x @ kernels[-1]
+
+    recipe = snnjax.max_activation()
+    snn = snnjax.convert(fn, kernels, x, steps=1, chip=chip, recipe=recipe)
+    layers = deploy.layers(fn, snn, x)
+    # Layers of floats have no form on the chip.
+    assert not deploy.report(layers, chip)["network"].findings
+    if depth == 6:
+        message = "the maker's mapper: Cannot map layer '5/relu'"
+        with pytest.raises(snnjax.ConversionError, match=message):
+            deploy.quantize(layers, x, chip=chip, input_bits=5)
+        return
+    integers = deploy.quantize(layers, x, chip=chip, input_bits=5)
+    report = deploy.report(integers, chip)
+    (finding,) = report["network"].findings
+    assert finding.verdict == "fits"
+    assert re.match(r"\d+ cores and \d+ bytes of program", finding.problem)
+    assert finding.problem.split()[0] in str(report)
+
+
 OPTIONS = {
     "binary": {},
     "several spikes": {"levels": (0, 3), "per": "layer"},

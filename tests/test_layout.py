@@ -35,7 +35,7 @@ SIBLINGS = {
 DEPLOY = {
     "lowering": {"lowering"},
     "tools": {"tools", "lowering"},
-    "chips": {"chips", "lowering"},
+    "chips": {"chips", "lowering", "tools"},
     "integers": {"integers", "chips", "lowering"},
     "nir": {"nir", "lowering"},
 }

@@ -1,9 +1,10 @@
 """The profile of Akida 1.0 (AKD1000), which computes graded activations in one step.
 
 Layers that read x have other limits than deeper ones. Sources: BrainChip's
-documentation and its simulator.
+documentation, its simulator, and its mapper where the package akida is installed.
 """
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,10 @@ from snnjax.deploy.chips.rules import (
     outside_limits,
     span,
 )
+from snnjax.deploy.lowering import values
+from snnjax.deploy.tools.akida import INSTALL, to_akida
+from snnjax.deploy.tools.refusals import import_package
+from snnjax.network.capture.check import ConversionError
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,43 @@ class PaddingModes(Rule):
 
     def __str__(self) -> str:
         return span(self.modes)
+
+
+@dataclass(frozen=True)
+class MakersMapper(Rule):
+    """The mapper of the package akida places the network, where it is installed."""
+
+    name: str = "mapper"
+
+    def network_findings(self, network: values.Layers) -> Iterator[Finding]:
+        if network.arithmetic is None or importlib.util.find_spec("akida") is None:
+            return
+        akida = import_package("akida", "report", INSTALL)
+        try:
+            model = to_akida(network)
+        except ConversionError as error:
+            reason = error.problems[0].reason
+            problem = f"the maker's mapper was not asked: {reason}"
+            yield Finding(self.name, "fits", problem, remedy="")
+            return
+        try:
+            model.map(akida.AKD1000(), hw_only=True)
+        except RuntimeError as error:
+            problem = f"the maker's mapper: {error}"
+            yield Finding(self.name, "no", problem, "use fewer or smaller layers")
+            return
+        core_count = 0
+        byte_count = 0
+        for sequence in model.sequences:
+            byte_count += len(sequence.program)
+            for layers_at_once in sequence.passes:
+                for layer in layers_at_once.layers:
+                    core_count += len(layer.mapping.nps)
+        problem = (
+            f"{core_count} cores and {byte_count} bytes of program, by the maker's "
+            "mapper"
+        )
+        yield Finding(self.name, "fits", problem, remedy="")
 
 
 def akida1() -> Chip:
@@ -83,6 +125,7 @@ def akida1() -> Chip:
                 initial_potentials="channel",
                 synapse="instant",
                 one_step=True,
+                rules=(MakersMapper(),),
             ),
             "brainchip quantizeml 1.2.5, QuantizationParams": dict(scale="channel"),
         },

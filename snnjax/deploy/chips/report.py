@@ -102,6 +102,8 @@ class Report:
         fields_by_remedy: dict[str, list[str]] = {}
         for row in self.rows:
             for finding in row.findings:
+                if not finding.remedy:
+                    continue
                 fields = fields_by_remedy.setdefault(finding.remedy, [])
                 if finding.field not in fields:
                     fields.append(finding.field)

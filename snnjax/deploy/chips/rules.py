@@ -44,14 +44,15 @@ LAYER_QUANTITIES = {
 
 
 class Finding(NamedTuple):
-    """A property that a chip approximates or does not have.
+    """A property that a chip approximates or does not have, or a remark.
 
     Attributes:
         field: the field of `Chip` or the rule that decides it.
         verdict: "approximately" if some spikes differ from the simulated ones, or do
-            so until the remedy is taken; "no" if the chip cannot run it.
+            so until the remedy is taken; "no" if the chip cannot run it; "fits" for a
+            remark.
         problem: what was found, and what the chip has.
-        remedy: what to do.
+        remedy: what to do; "" if nothing is.
     """
 
     field: str

@@ -37,6 +37,7 @@ from snnjax.deploy.tools.refusals import (
 )
 from snnjax.network.capture.check import Problem
 
+INSTALL = "pip install akida (Python before 3.13, a proprietary licence)"
 _ACTIVATION_BITS = (1, 2, 4)
 _IMAGE_BITS = 8  # of weights and x of a convolution that reads x
 _DEEPER_BITS = 4  # of all other weights, and of an x that no convolution reads
@@ -114,8 +115,7 @@ def to_akida(layers: Layers) -> Any:
     """
     check_layers(layers, "whole")
     check_problems(network_problems(layers), tool="Akida 1.0")
-    install = "pip install akida (Python before 3.13, a proprietary licence)"
-    akida = import_package("akida", "to_akida", install)
+    akida = import_package("akida", "to_akida", INSTALL)
     model = akida.Model()
     for part in _parts(layers):
         if part.is_first and not part.reads_image:
