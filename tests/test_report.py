@@ -241,7 +241,7 @@ def test_the_conclusion_says_what_was_found_and_what_to_try_next():
     assert "--steps 4: more steps" in text
     # Without held-out images nothing was chosen; the last row is saved.
     text = conclusion(facts, [early._replace(held_out=None)], "out")
-    assert "Too few training images" in text
+    assert "Too few training images" in text and "Most accurate" not in text
     chip = facts | {"config": {"chip": "speck"}}
     assert "--chip spinnaker2" in text and "--chip" not in conclusion(
         chip, [exact], "out"

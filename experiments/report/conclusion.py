@@ -30,22 +30,25 @@ def conclusion(facts: dict[str, Any], results: Sequence[Result], out: str) -> st
     ann = facts["ann_accuracy"]
     images = f"{facts['test_images']} {facts['evaluated_on']}"
     paragraphs = [f"The ANN is right on {100 * ann:.1f} % of {images}."]
-    if best is saved:
-        paragraphs.append(f"Most accurate, and saved: {in_words(saved)}.")
+    is_judged = saved.held_out is not None
+    if not is_judged:
+        paragraphs.append(f"Saved: {_in_words(saved)}.")
+    elif best is saved:
+        paragraphs.append(f"Most accurate, and saved: {_in_words(saved)}.")
     else:
-        paragraphs.append(f"Most accurate: {in_words(best)}.")
+        paragraphs.append(f"Most accurate: {_in_words(best)}.")
         paragraphs.append(
-            f"Saved: {in_words(saved)}. It is the fastest that is not significantly "
+            f"Saved: {_in_words(saved)}. It is the fastest that is not significantly "
             "worse."
         )
-    if saved.held_out is None:
+    if is_judged:
+        paragraphs.append(
+            "The choice was made on training images that calibrated no conversion."
+        )
+    else:
         paragraphs.append(
             "Too few training images were left to choose a conversion by, so the last "
             "one is saved."
-        )
-    else:
-        paragraphs.append(
-            "The choice was made on training images that calibrated no conversion."
         )
     text = ["What was found"]
     for paragraph in paragraphs:
@@ -67,22 +70,24 @@ def _next_steps(
         options.append("--steps 2 3: fewer steps, since little accuracy is lost")
     if not facts["config"]["chip"]:
         options.append("--weight_bits 8 --chip spinnaker2: as a chip computes it")
+    commands = [f"your command with {option}" for option in options]
     return [
         f"{out}/results.md: energy, and the errors of every layer",
         f"{out}/accuracy.png and layers.png: the same as figures",
         f"python -m experiments.convert --restore {out}: the saved network again",
-        *(f"your command with {option}" for option in options),
+        *commands,
         "docs/tutorials/five_minutes.ipynb: how to convert a network of your own",
     ]
 
 
-def in_words(result: Result) -> str:
+def _in_words(result: Result) -> str:
     """A row: its name, T, accuracy, equal answers, error, spikes and latency."""
     agreement = ""
-    if equal_percent(result):
-        agreement = f"{equal_percent(result)} % as the ANN answers, "
-    if output_error(result):
-        agreement += f"error {output_error(result)}, "
+    equal, error = equal_percent(result), output_error(result)
+    if equal:
+        agreement = f"{equal} % as the ANN answers, "
+    if error:
+        agreement += f"error {error}, "
     return (
         f"{line_name(result)}, T = {result.steps}: {percent(result)} % right, "
         f"{agreement}{result.spikes:.2f} spikes per neuron, {result.latency} steps "
