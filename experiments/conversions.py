@@ -116,11 +116,11 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
     )
     with progress:
         for planned in rows:
+            title = title_of(planned, config)
+            name = name_of(title, planned.code, planned.levels)
             draws: list[Draw] = []
             for seed in config.seeds:
                 number += 1
-                title = title_of(planned, config)
-                name = name_of(title, planned.code, planned.levels)
                 devices.log(
                     f"conversion {number} of {total}: {name}, T = {planned.steps}, "
                     f"seed {seed}"
@@ -129,7 +129,7 @@ def carry_out(task: Experiment) -> tuple[list[Result], list[snnjax.SNN]]:
                 # A row has one wait: the one that the first draw measures.
                 planned = planned._replace(wait=draws[0].snn.wait)
                 progress.update()
-            result = result_of(task, title_of(planned, config), draws)
+            result = result_of(task, title, draws)
             tqdm.write(row(result, width))
             sys.stdout.flush()  # where it is a file or a pipe
             results.append(result)
@@ -430,7 +430,7 @@ def measurement(fn: Callable) -> Callable:
     All recipes with the same T, wait and code share its program.
     """
 
-    @devices.fast_to_compile
+    @devices.jit_for_few_runs
     def measure(snn, x, params):
         return snnjax.measure(fn, snn, x, params=params)
 

@@ -180,7 +180,7 @@ def _initial_state(
         images = normalize(data, data.train_images[:CALIBRATION_IMAGES])
     key = jax.random.key(config.seed)
     if origin is None:
-        variables = devices.fast_to_compile(model.init)(key, images)
+        variables = devices.jit_for_few_runs(model.init)(key, images)
     else:
         # This initializes the parameters that the origin lacks: the maxima.
         apply = jax.jit(partial(model.apply, mutable=["params"], train=False))

@@ -116,8 +116,8 @@ def images_at_once() -> int:
     return 50 if jax.default_backend() == "cpu" else 500
 
 
-def fast_to_compile(function: Callable) -> Callable:
-    """``jax.jit`` for a program that runs a few times, outside of any other jit.
+def jit_for_few_runs(function: Callable) -> Callable:
+    """``jax.jit`` with a short compilation, for what runs a few times outside of jit.
 
     On CPUs, XLA optimizes it less. With jax 0.12 the program that initializes a
     ResNet-8 then takes 1.2 CPU seconds to compile in place of 9.6, with the same bits.

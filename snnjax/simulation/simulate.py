@@ -130,7 +130,7 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
-class _ShownByItsCall(SpikingFunction):
+class _NamedSpikingFunction(SpikingFunction):
     """A spiking function whose ``repr`` is the call of `spiking` that made it."""
 
     def __init__(self, function: Callable, simulation: Simulation):
@@ -246,7 +246,7 @@ def spiking(
     ) -> Any:
         return simulate(simulation, snn, x, state)
 
-    return _ShownByItsCall(spiking_fn, simulation)
+    return _NamedSpikingFunction(spiking_fn, simulation)
 
 
 def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:

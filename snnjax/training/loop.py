@@ -304,7 +304,7 @@ def _resumed(
         return start, []
     # The notes first: of another training, the state may have another structure.
     parts = args.Composite(notes=args.JsonRestore())
-    with _reading(checkpoints, last_epoch):
+    with _read_errors(checkpoints, last_epoch):
         notes = checkpoints.restore(last_epoch, args=parts)["notes"]
         log = notes["log"]
         stored_identity = notes["identity"]
@@ -323,14 +323,14 @@ def _resumed(
             "another folder"
         )
     parts = args.Composite(state=args.StandardRestore([start]))
-    with _reading(checkpoints, last_epoch):
+    with _read_errors(checkpoints, last_epoch):
         (state,) = checkpoints.restore(last_epoch, args=parts)["state"]
     return state, log
 
 
 @contextlib.contextmanager
-def _reading(checkpoints: Any, epoch: int) -> Iterator[None]:
-    """Turns an error of any class into a ValueError that names the checkpoint."""
+def _read_errors(checkpoints: Any, epoch: int) -> Iterator[None]:
+    """A context in which any error becomes a ValueError that names the checkpoint."""
     try:
         yield
     except Exception as error:  # damaged bytes can cause an error of any class
