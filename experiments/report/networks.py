@@ -272,7 +272,7 @@ def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
     """The most accurate row of each network, with its ANN and some of its costs."""
 
     def cells(network: NetworkResults) -> list[str]:
-        best = max(spiking(network), key=_accuracy)
+        best = _best_row(network)
         costs = dict(zip(COSTS, cost_cells(best), strict=True))
         costs[QUANTIZED] = quantized_percent(network, best)
         costs["ANN %"] = f"{100 * network.ann:.1f}"
@@ -289,7 +289,7 @@ def brief_of_networks(networks: Sequence[NetworkResults]) -> str:
         ValueError: the rows are of more than one T.
     """
     networks = merged(networks)
-    rows = [max(spiking(network), key=_accuracy) for network in networks]
+    rows = [_best_row(network) for network in networks]
     steps = {row.steps for row in rows}
     if len(steps) > 1:
         raise ValueError(
@@ -304,8 +304,9 @@ def brief_of_networks(networks: Sequence[NetworkResults]) -> str:
     return _stacked(("ANN %", f"SNN %, T = {step}", "spikes"), networks, cells)
 
 
-def _accuracy(result: Result) -> float:
-    return result.final
+def _best_row(network: NetworkResults) -> Result:
+    """The spiking row with the highest accuracy on the test images."""
+    return max(spiking(network), key=lambda result: result.final)
 
 
 LIMITS = (1, 2, 4, 8, 16, 32, 64)  # steps until the answer

@@ -121,7 +121,6 @@ def choice(results: Sequence[Result]) -> Result:
     judged = [result for result in results if result.held_out is not None]
     if not judged:
         return results[-1]
-    share = held_out_share
 
     def variance(result: Result) -> float:
         right, count = result.held_out
@@ -132,10 +131,14 @@ def choice(results: Sequence[Result]) -> Result:
     as_good = []
     for result in judged:
         standard_error = math.sqrt(variance(best) + variance(result))
-        if share(best) - share(result) <= standard_error:
+        difference = held_out_share(best) - held_out_share(result)
+        if difference <= standard_error:
             as_good.append(result)
     # Of equal ones, min takes the most accurate row.
-    return min(as_good, key=lambda row: (row.latency, row.spikes, -share(row)))
+    return min(
+        as_good,
+        key=lambda row: (row.latency, row.spikes, -held_out_share(row)),
+    )
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
