@@ -195,7 +195,7 @@ def _check_library(name: str, leaf: Any) -> None:
 def check_numbers(
     x: Any, name: str = "x", cause: str = "the normalization of the images"
 ) -> None:
-    """Raise if numbers of x are NaN or infinite; a traced x has none yet.
+    """Raise if numbers of x are NaN or plus infinity; a traced x has none yet.
 
     A NaN never reaches a threshold, so a network would answer as if nothing came in.
     Minus infinity is allowed: a mask may hold it.

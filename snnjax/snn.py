@@ -352,7 +352,8 @@ def check_weights(params: chex.ArrayTree) -> None:
     Other parameters may be infinite, as the maximum of a clipped ReLU. Traced ones are
     not known and not checked.
     """
-    paths: dict[str, list[str]] = {"NaN": [], "infinity": []}  # of such weights
+    # What is not allowed -> the paths of the weights that hold it.
+    paths: dict[str, list[str]] = {"NaN": [], "infinity": []}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_weight = hasattr(leaf, "dtype") and is_floating(leaf)
         if not is_weight or not _readable(leaf) or all_are_finite(leaf):
@@ -361,14 +362,14 @@ def check_weights(params: chex.ArrayTree) -> None:
             paths["NaN"].append(name_of(path))
         elif is_kernel(leaf) and int(count("isposinf", leaf)) > 0:
             paths["infinity"].append(name_of(path))
-    for number, broken in paths.items():
-        if not broken:
+    for word, paths_with_it in paths.items():
+        if not paths_with_it:
             continue
-        names = ", ".join(map(repr, broken[:3]))
-        if len(broken) > 3:
+        names = ", ".join(map(repr, paths_with_it[:3]))
+        if len(paths_with_it) > 3:
             names += " and others"
         raise ValueError(
-            f"{number} in the weights {names}; allowed: numbers. Perhaps a training "
+            f"{word} in the weights {names}; allowed: numbers. Perhaps a training "
             "diverged: go back to an earlier state, with a smaller step"
         )
 

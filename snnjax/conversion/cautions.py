@@ -104,9 +104,9 @@ def warn_of_lost_outputs(error: float, wait: int) -> None:
 def warn_of_unknown_error(error: float) -> None:
     """Warn that the squared error of the outputs is not finite, so nothing is known."""
     warn(
-        f"the squared error of the outputs is {error:g}, since their squares exceed "
-        f"{np.finfo(np.float32).max:.2g}, what float32 holds, so thresholds and the "
-        "wait are chosen without it; recommended: outputs and activations below 1e18, "
+        f"the squared error of the outputs is {error:g}, since squares exceed "
+        f"{np.finfo(np.float32).max:.2g}, the largest float32. Thresholds and the wait "
+        "are chosen without it; recommended: outputs and activations below 1e18, "
         "by smaller parameters"
     )
 

@@ -16,11 +16,11 @@ from snnjax.measures.errors import SiteMeasures
 from snnjax.neurons.protocol import field
 from snnjax.snn import SNN
 
-# A site is silent if so large a share of its channels never fires, and its error is so
-# large a share of the ANN's activation. Both, since channels of a sparse ANN may be
-# silent without an error.
+# A site is silent if at least this share of its channels never fires, and its error is
+# at least this share of the ANN's activation. The share of channels alone does not
+# suffice: channels of a sparse ANN may be silent without an error.
 _SILENT = 0.9
-# So large a share of the images with equal outputs, and differing labels, is told.
+# If at least this share of the images has the same outputs, a warning says so.
 _EQUAL = 0.9
 
 

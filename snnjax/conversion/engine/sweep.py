@@ -99,7 +99,7 @@ def survey(
 def views(calibration: Calibration, names: Container[str]) -> Iterator[SiteView]:
     """The view of each of these firing sites, in order; one pass of the ANN.
 
-    A view holds the activations of its site, so it should be dropped before the next.
+    A view holds the activations of its site, so many views take much memory.
     """
     boundary = calibration.start()
     bar = shown(calibration.sites, "thresholds: ", "site", lambda site: site.name)
