@@ -157,6 +157,12 @@ _EXPLANATIONS = {
         "activations are converted to a type that is not floating point",
         "keep activations in float32 or bfloat16; quantize outside fn",
     ),
+    "complex": (
+        "its values are complex, and spikes carry real numbers, though a Fourier "
+        "transform is affine",
+        "multiply by its real matrices, the cosines and the sines, in place of "
+        "jnp.fft: jnp.fft.fft(jnp.eye(n)).real and .imag",
+    ),
     "unknown": (
         "this operation is neither affine in the activations nor a known function",
         "compute it outside fn, or write it with other operations",

@@ -103,6 +103,7 @@ _ROWS = (
     ("scan", Primitive(otherwise="recurrence")),  # a long one; others are unrolled
     ("while cond shard_map pallas_call", Primitive(otherwise="loop")),
     ("reduce_window", Primitive(otherwise="window")),
+    ("fft real imag complex conj", Primitive(otherwise="complex")),
 )
 _TABLE = {name: row for names, row in _ROWS for name in names.split()}
 REARRANGEMENTS = frozenset(name for name, row in _TABLE.items() if row.rearranges)
