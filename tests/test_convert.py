@@ -206,7 +206,7 @@ def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
     assert len(sites) == NET.sites + 1  # and the outputs; the ANN has its own program
 
 
-def of_many_sites(params, x):
+def many_sites(params, x):
     x = jnp.broadcast_to(x, (len(x), 2**16))
     for _ in range(63):
         x = jax.nn.relu(params * x)
@@ -215,7 +215,7 @@ def of_many_sites(params, x):
 
 NETWORKS_OF_LARGE_IMAGES = {  # network, images in a micro-batch
     # 63 sites of 2^18 bytes, of 2^28 for all sites together.
-    "many sites": (of_many_sites, 16),
+    "many sites": (many_sites, 16),
     # 2^23 bytes of outputs, of 2^24.
     "a large output": (
         lambda params, x: params * jnp.tile(jax.nn.relu(params * x), 2**21),

@@ -38,7 +38,7 @@ class Simulation(NamedTuple):
     returns_state: bool = False
 
     def __str__(self) -> str:
-        """The call of `spiking`, without the options that are left out."""
+        """The call of `spiking`, without options that have their defaults."""
         texts = [name_of_value(self.fn)]
         for name, default in self._field_defaults.items():
             value = getattr(self, name)
