@@ -14,9 +14,9 @@ ONNX Runtime.
 imports it.
 """
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
-from snnjax._text import closest
 from snnjax.deploy.chips.akida import akida1
 from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.profiles import (
@@ -107,9 +107,11 @@ if not TYPE_CHECKING:  # where it would hide names that do not exist
 
     def __getattr__(name: str) -> Any:
         """Raises, with the closest names: those of chips have a number."""
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}{closest(name, __all__)}"
-        )
+        message = f"module {__name__!r} has no attribute {name!r}"
+        names = difflib.get_close_matches(name, __all__)
+        if names:
+            message += f"; closest: {', '.join(names)}"
+        raise AttributeError(message)
 
 
 def __dir__() -> list[str]:
