@@ -66,7 +66,10 @@ def network(
     window = (pool, pool)
 
     def population(name, source, shape):
-        arrays = (np.asarray(n, float) for n in (threshold, start, bias))
+        # Numbers for the neurons of the convolution: dense layers take the largest.
+        arrays = [np.asarray(n, float) for n in (threshold, start, bias)]
+        if len(shape) == 1:
+            arrays = [np.max(array) for array in arrays]
         return deploy.Population(name, (source,), shape, model, *arrays, leak)
 
     nodes = [
@@ -235,7 +238,8 @@ def test_every_violated_property_is_named():
         findings = deploy.report(network(**options), chip)[row].findings
         result = {(f.field, f.verdict) for f in findings if words in f.problem}
         assert (field, verdict) in result, (options, chip, findings)
-        assert all(f.remedy for f in findings)
+        # A finding that fits is a remark, such as the cores by the maker's mapper.
+        assert all(f.remedy or f.verdict == "fits" for f in findings)
         # A network without the violation does not have the finding.
         if chip is SPECK and row != "network" and row != "output" and options:
             plain = deploy.report(network(), chip)[row].findings
