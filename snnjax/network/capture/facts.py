@@ -112,25 +112,32 @@ class Facts:
         computed from these. An array that the function computes from shapes alone, as
         in a resizing, is no weight.
         """
-        weights = {*self.program.parameters, *self.program.constants}  # variables
         operands: dict[int, int] = {}
-
-        def is_weight(v: int | Static) -> bool:
-            # Inside of a call, an array that the function closed over is no variable.
-            # A matrix or a kernel has two axes at least.
-            if isinstance(v, Static):
-                return np.ndim(v.value) > 1
-            return v in weights
-
         for eq in self.equations:
             dependent_inputs = self.dependent.intersection(eq.variables)
-            if not dependent_inputs and weights.intersection(eq.variables):
-                weights.update(eq.outputs)
-            if eq.name in PRODUCTS and any(map(is_weight, eq.inputs)):
-                if len(dependent_inputs) == 1:
-                    (operand,) = dependent_inputs
-                    operands[eq.outputs[0]] = operand
+            is_product = eq.name in PRODUCTS and any(map(self._is_weight, eq.inputs))
+            if is_product and len(dependent_inputs) == 1:
+                (operand,) = dependent_inputs
+                operands[eq.outputs[0]] = operand
         return operands
+
+    def _is_weight(self, v: int | Static) -> bool:
+        """Whether a variable or a constant is a weight, see `product_operands`."""
+        if isinstance(v, Static):
+            # Inside of a call, an array that the function closed over is a constant of
+            # the equation. A matrix or a kernel has two axes at least.
+            return np.ndim(v.value) > 1
+        return v in self._weights
+
+    @functools.cached_property
+    def _weights(self) -> frozenset[int]:
+        """Variables that are weights, see `product_operands`."""
+        weights = {*self.program.parameters, *self.program.constants}
+        for eq in self.equations:
+            depends_on_x = not self.dependent.isdisjoint(eq.variables)
+            if not depends_on_x and not weights.isdisjoint(eq.variables):
+                weights.update(eq.outputs)
+        return frozenset(weights)
 
     def is_product(self, eq: Equation) -> bool:
         """Whether an equation is a product of weights and what depends on x."""
@@ -159,27 +166,31 @@ class Facts:
         reasons = {}
         for eq in spread_out(self.equations):
             reason = self._why_not_affine(eq)
-            if reason is not None and self._is_known_from_input(eq, reason):
+            if reason is not None and self._is_computed_once(eq, reason):
                 reason = OPERATOR
             reasons[eq.outputs[0]] = reason
         return reasons
 
-    def _is_known_from_input(self, eq: Equation, reason: str) -> bool:
-        """Whether what is not affine in an equation depends on x, but on no spikes."""
+    def _is_computed_once(self, eq: Equation, reason: str) -> bool:
+        """Whether what is not affine in an equation depends on x, but on no spikes.
+
+        It is then computed once, as an operator, so that ``reason`` is no obstacle.
+        """
         if eq.name in _INDEXED:
             # It is affine in the array that it reads or writes, which may depend on
-            # spikes. It is not in the indices, which must not.
-            affine_operands = primitive(eq.name).affine_in
-            indices = [v for i, v in enumerate(eq.inputs) if i not in affine_operands]
-            return self.spike_dependent.isdisjoint(variables_in(indices))
-        has_no_spikes = self.spike_dependent.isdisjoint((*eq.variables, *eq.outputs))
-        return has_no_spikes and reason in _OBSTACLES_TO_SPIKES
+            # spikes. It is not affine in the indices, which must not.
+            arrays = primitive(eq.name).affine_in  # positions of the operands
+            values = [v for i, v in enumerate(eq.inputs) if i not in arrays]
+        elif reason in _OBSTACLES_TO_SPIKES:
+            values = [*eq.inputs, *eq.outputs]
+        else:
+            return False
+        return self.spike_dependent.isdisjoint(variables_in(values))
 
     def _why_not_affine(self, eq: Equation) -> str | None:
         """As `why_not_affine`, if all that depends on x depended on spikes too."""
         name = eq.name
         row = primitive(name)
-        avals = self.program.avals
         # Random numbers are refused even if they do not depend on x.
         if row.otherwise == "random":
             return "random"
@@ -188,28 +199,40 @@ class Facts:
         if not dependent:
             return None
         if eq.site is not None:
-            # Its operands are its current and, where it is clipped, the maximum.
-            if dependent != {0}:
-                return "maximum"  # it depends on x, and a threshold is constant
-            if axes_of_maximum(eq, avals) <= {eq.site.channel}:
-                return None
-            return "maxima"  # they differ within a channel, which has one threshold
-        if name == "integer_pow" and eq.options["y"] == 1:  # x^1
-            return None
+            return self._why_no_threshold(eq, dependent)
         if name == "convert_element_type":
-            if avals[eq.outputs[0]].dtype.kind not in FLOATING:
-                return "integer"
-            # A truth value as 0 or 1 is a step, the last part of a comparison.
-            return OPERATOR if avals[eq.variables[0]].dtype.kind == "b" else None
-        # Operand 0 of a select is the mask. With a constant one it is affine.
-        if name == "select_n" and 0 not in dependent:
-            return None
-        if row.affine_in_each and len(dependent) == 1:
-            return None
-        if all(i in row.affine_in for i in dependent):
+            return self._why_not_affine_conversion(eq)
+        is_affine_in_one = row.affine_in_each and len(dependent) == 1
+        is_affine_in_all = all(i in row.affine_in for i in dependent)
+        is_first_power = name == "integer_pow" and eq.options["y"] == 1
+        # Operand 0 of a select is the mask. With a constant mask it is affine.
+        has_constant_mask = name == "select_n" and 0 not in dependent
+        if is_affine_in_one or is_affine_in_all or is_first_power or has_constant_mask:
             return None
         # A call with a custom derivative is a ReLU that is part of an operator.
         return OPERATOR if name in CUSTOM else row.otherwise
+
+    def _why_no_threshold(self, eq: Equation, dependent: set[int]) -> str | None:
+        """Why the maximum of a site is no threshold of its channels; None if it is one.
+
+        Args:
+            eq: a site. Its operands are the current and, if it is clipped, the maximum.
+            dependent: positions of the operands that depend on x.
+        """
+        if dependent != {0}:
+            return "maximum"  # it depends on x, and a threshold is constant
+        assert eq.site is not None
+        if axes_of_maximum(eq, self.program.avals) <= {eq.site.channel}:
+            return None
+        return "maxima"  # they differ within a channel, which has one threshold
+
+    def _why_not_affine_conversion(self, eq: Equation) -> str | None:
+        """Why a conversion to another type of numbers is not affine; None if it is."""
+        avals = self.program.avals
+        if avals[eq.outputs[0]].dtype.kind not in FLOATING:
+            return "integer"
+        # A truth value as 0 or 1 is a step, the last part of a comparison.
+        return OPERATOR if avals[eq.variables[0]].dtype.kind == "b" else None
 
 
 def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:

@@ -102,16 +102,16 @@ def flatten(closed: Any, parameter_count: int) -> Program:
     constants = {}
     for v, constant in zip(jaxpr.constvars, closed.consts, strict=True):
         constants[flattener.variable(v)] = constant
-    equations = flattener.run(jaxpr, path="", calls=())
+    flattener.run(jaxpr, path="")
     outputs = tuple(flattener.read(v) for v in jaxpr.outvars)
     return Program(
-        equations=needed(equations, variables_in(outputs)),
+        equations=needed(flattener.equations, variables_in(outputs)),
         avals=flattener.avals,
         parameters=arguments[:parameter_count],
         x=x,
         constants=constants,
         outputs=outputs,
-        calls=flattener.calls,
+        calls=flattener.call_equations,
     )
 
 
@@ -137,20 +137,22 @@ def folded(
     for call, equation in calls.items():
         if equation.name in names and call not in calls_with_sites:
             restored_calls.add(call)
-    # The key of a restored call is the call, so that its equations give it once. The
-    # key of any other equation is its first output.
-    result: dict[Call | int, Equation] = {}
+
+    result = []
+    placed_calls = set()
     for eq in equations:
         outermost = next((call for call in eq.calls if call in restored_calls), None)
         if outermost is None:
-            result[eq.outputs[0]] = eq
-        else:
-            result[outermost] = calls[outermost]
-    return tuple(result.values())
+            result.append(eq)
+        elif outermost not in placed_calls:
+            # The first equation of the call makes room for it, the others are dropped.
+            result.append(calls[outermost])
+            placed_calls.add(outermost)
+    return tuple(result)
 
 
 def inner_programs(equation: Equation) -> Iterator[Program]:
-    """The programs in the parameters of an equation, as a loop's body, a branch."""
+    """The programs inside of an equation: the body of a loop, or branches."""
     for _, parameter in equation.params:
         value = parameter.value
         # The branches of a cond are a tuple of jaxprs.
@@ -163,25 +165,30 @@ def inner_programs(equation: Equation) -> Iterator[Program]:
 
 
 class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls.
+    """Numbers the variables of one jaxpr, and inlines the calls in it.
 
-    Our variable is the number of a jaxpr's variable. Every inlined call has a flattener
-    of its own, which shares ``calls``, ``avals`` and ``dependent`` with all others.
+    Our variable is the number of a jaxpr's variable. A jaxpr that is called twice needs
+    new numbers, so every inlined call has a flattener of its own. All of them share
+    ``equations``, ``avals``, ``dependent`` and ``call_equations``.
 
     Attributes:
-        calls: inlined call -> the equation that it was, for `folded`.
-        numbers: variable of the jaxpr -> our variable.
+        calls: the inlined calls that the jaxpr stands in.
+        equations: ours so far, in order of execution.
         avals: our variable -> shape and dtype.
         dependent: our variables that depend on x.
+        call_equations: inlined call -> the equation that it was, for `folded`.
+        numbers: variable of the jaxpr -> our variable.
         forwarded: variable of the jaxpr -> our variable or constant that has its value
             already, such as an argument of an inlined call.
     """
 
-    def __init__(self):
-        self.calls: dict[Call, Equation] = {}
-        self.numbers: dict[Any, int] = {}
+    def __init__(self, calls: Calls = ()):
+        self.calls = calls
+        self.equations: list[Equation] = []
         self.avals: Avals = {}
         self.dependent: set[int] = set()
+        self.call_equations: dict[Call, Equation] = {}
+        self.numbers: dict[Any, int] = {}
         self.forwarded: dict[Any, int | Static] = {}
 
     def variable(self, v: Any) -> int:
@@ -200,95 +207,82 @@ class _Flattener:
             return self.forwarded[v]
         return self.variable(v)
 
-    def run(self, jaxpr: Any, path: str, calls: Calls) -> list[Equation]:
-        """Our equations for a jaxpr that stands at ``path`` and inside of ``calls``."""
-        equations = []
+    def depends_on_x(self, values: Iterable[int | Static]) -> bool:
+        """Whether any of these variables and constants does."""
+        return not self.dependent.isdisjoint(variables_in(values))
+
+    def run(self, jaxpr: Any, path: str) -> None:
+        """Append our equations for a jaxpr that stands at ``path``."""
         for eqn in jaxpr.eqns:
             eqn_path = _join(path, str(eqn.source_info.name_stack))
-            body = _body(eqn)
             if eqn.outvars and all(map(_is_empty, eqn.outvars)):
                 # jnp.pad makes empty arrays along the axis of the examples. They hold
                 # no example, so they are constants.
                 for v in eqn.outvars:
                     self.forwarded[v] = _zeros(v)
             elif eqn.primitive.name == "scan" and self.is_unrolled(eqn):
-                equations += self.unroll(eqn, eqn_path, calls)
-            elif body is None or body.jaxpr.debug_info.func_name in _ACTIVATIONS:
-                equations += self.equations(eqn, eqn_path, calls)
+                self.unroll(eqn, eqn_path)
+            elif _body(eqn) is not None and _site_kind(eqn) is None:
+                self.inline(eqn, eqn_path)
             else:
-                equations += self.inline(eqn, body, eqn_path, calls)
-        return equations
+                self.keep(eqn, eqn_path)
 
-    def equations(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
-        """Our equations for one that is not inlined: one, or several of a barrier.
+    def keep(self, eqn: Any, path: str) -> None:
+        """Append our equation for one that is not inlined.
 
         A call of a function of `snnjax.activations` becomes a site.
         """
         inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
-        equation = self.equation(eqn, inputs, outputs, path, calls)
-        if self.dependent.intersection(equation.variables):
+        if self.depends_on_x(inputs):
             self.dependent.update(outputs)
+        equation = _equation(eqn, inputs, outputs, path, self.calls)
         if eqn.primitive.name == "optimization_barrier":
             # It hands several arrays on. Each gets a barrier of its own, since the
             # examples may lie along another axis of it.
-            equations = []
             for v, output in zip(inputs, outputs, strict=True):
-                equations.append(equation._replace(inputs=(v,), outputs=(output,)))
-            return equations
-        body = _body(eqn)
-        if body is None:
-            return [equation]
-        kind = _ACTIVATIONS[body.jaxpr.debug_info.func_name]
+                barrier = equation._replace(inputs=(v,), outputs=(output,))
+                self.equations.append(barrier)
+            return
+        kind = _site_kind(eqn)
         is_encoder = kind == "encoder"
-        if is_encoder or _is_broadcast(body.jaxpr):
+        if kind is not None and (is_encoder or _is_broadcast(_body(eqn).jaxpr)):
             site = new_site(kind, self.avals[outputs[0]], is_encoder=is_encoder)
             equation = equation._replace(site=site)
-        return [equation]
+        self.equations.append(equation)
 
-    def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:
-        """A jaxpr's equation, of our variables."""
-        names = sorted(eqn.params)
-        return Equation(
-            primitive=eqn.primitive,
-            params=tuple((name, Static(eqn.params[name])) for name in names),
-            inputs=inputs,
-            outputs=outputs,
-            path=path,
-            calls=calls,
-        )
-
-    def inline(self, eqn: Any, body: Any, path: str, calls: Calls) -> list[Equation]:
-        """The equations of a called function, in the place of its call."""
-        inputs = tuple(map(self.read, eqn.invars))
+    def inline(self, eqn: Any, path: str) -> None:
+        """Append the equations of a called function, in the place of its call."""
+        body = _body(eqn)
         function_name = eqn.params.get("name") or body.jaxpr.debug_info.func_name
         call = Call(str(function_name))
-        calls = (*calls, call)
-        equations, results = self.call(body, inputs, path, calls)
+        calls = (*self.calls, call)
+        inputs = tuple(self.read(v) for v in eqn.invars)
+        start = len(self.equations)  # the position of the function's first equation
+        results = self.call(body, inputs, path, calls)
         if eqn.primitive.name in CUSTOM:
             # The function may return an input as it is, and its custom derivative holds
             # for this result, but not for other readers of the input. So the result
             # becomes a variable of its own, a copy.
             copy = functools.partial(jnp.array, copy=True)
-            computed = computed_by(equations)
+            computed = computed_by(self.equations[start:])
             for i, v in enumerate(results):
                 if v not in computed:
-                    copying, copies = self.apply(copy, [v], path, calls)
-                    equations += copying
-                    results[i] = copies[0]
+                    results[i] = self.apply(copy, [v], path, calls)
         if eqn.primitive.name in (*CUSTOM, *REMAT):
             # The equation of the call itself is kept: `folded` may put it back in the
             # place of the equations of the function.
-            outputs = self.call_outputs(eqn, equations, results)
-            self.calls[call] = self.equation(eqn, inputs, outputs, path, calls)
+            computed = computed_by(self.equations[start:])
+            outputs = self.call_outputs(eqn, results, computed)
+            call_equation = _equation(eqn, inputs, outputs, path, calls)
+            self.call_equations[call] = call_equation
         # Who reads an output of the call reads the function's result.
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
-        return equations
 
     def call_outputs(
-        self, eqn: Any, equations: Sequence[Equation], results: Sequence[int | Static]
+        self, eqn: Any, results: Sequence[int | Static], computed: set[int]
     ) -> tuple[int, ...]:
-        """The output variables of an inlined call, should it be a call again.
+        """The outputs that an inlined call has if `folded` puts it back.
 
         They are the variables that its equations compute, so that later equations read
         the same ones in either case. A result that is an input, a constant or equal to
@@ -296,10 +290,9 @@ class _Flattener:
 
         Args:
             eqn: the call.
-            equations: of the called function.
-            results: what these equations return.
+            results: what the function returns.
+            computed: the variables that its equations compute.
         """
-        computed = computed_by(equations)
         outputs: list[Any] = []
         for result, variable in zip(results, eqn.outvars, strict=True):
             if result in computed and result not in outputs:
@@ -308,87 +301,97 @@ class _Flattener:
                 outputs.append(self.variable(variable))
         return tuple(outputs)
 
-    def call(
-        self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
-    ) -> tuple[list[Equation], list[int | Static]]:
-        """The equations of a closed jaxpr for these inputs, and its results."""
-        # A new flattener, since a jaxpr that is called twice needs new numbers.
-        inner = _Flattener()
-        inner.avals = self.avals
-        inner.calls = self.calls
-        inner.dependent = self.dependent
-        inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
-        for v, constant in zip(body.jaxpr.constvars, body.consts, strict=True):
-            inner.forwarded[v] = Static(constant)
-        equations = inner.run(body.jaxpr, path, calls)
-        return equations, [inner.read(v) for v in body.jaxpr.outvars]
-
     def is_unrolled(self, eqn: Any) -> bool:
         """Whether a scan computes on x, and has few turns or goes over layers.
 
         A scan over layers goes along an axis of its parameters, one entry for each
         layer. Any other goes along an axis of x, as a recurrent network does.
         """
-        depend_on_x = []  # whether each input does
-        for v in eqn.invars:
-            value = self.read(v)
-            depend_on_x.append(isinstance(value, int) and value in self.dependent)
-        # The scan goes along the first axis of the stacked inputs, which come last.
-        _, stacked_start = _parts_of_scan(eqn)
-        is_over_layers = not any(depend_on_x[stacked_start:])
+        scan = self.scan_inputs(eqn)
+        if not self.depends_on_x((*scan.constants, *scan.carry, *scan.stacks)):
+            return False
+        is_over_layers = not self.depends_on_x(scan.stacks)
         # A scan over the examples of a batch of any size has a symbolic length.
         length = eqn.params["length"]
         is_short = isinstance(length, int) and length <= MAX_TURNS
-        return any(depend_on_x) and (is_over_layers or is_short)
+        return is_over_layers or is_short
 
-    def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
-        """The equations of all turns of a scan; turn 3 has the path ``path/[3]``.
+    def scan_inputs(self, eqn: Any) -> "_ScanInputs":
+        """The inputs of a scan by what they are for.
 
-        Turn i reads entry i of each stacked input: the parameters of layer i, or the
+        They are told by rank, since the names of a scan's parameters differ between
+        versions of JAX.
+        """
+        body = _closed(eqn.params["jaxpr"]).jaxpr
+        inputs = [self.read(v) for v in eqn.invars]
+        # Constants, then the carry, are read whole, and stacks by their entries. The
+        # carry is returned whole.
+        whole_count = _equal_ranks(eqn.invars, body.invars)
+        carry_count = _equal_ranks(eqn.outvars, body.outvars)
+        constant_count = whole_count - carry_count
+        return _ScanInputs(
+            constants=inputs[:constant_count],
+            carry=inputs[constant_count:whole_count],
+            stacks=inputs[whole_count:],
+        )
+
+    def unroll(self, eqn: Any, path: str) -> None:
+        """Append the equations of all turns of a scan; turn 3 is at ``path/[3]``.
+
+        Turn i reads entry i of each stack: the parameters of layer i, or the
         activations at position i of the axis that a recurrent network goes along. Its
-        first results, the carry, are read by the next turn, and its further results
-        are stacked.
+        first results are the carry that the next turn reads. Its further results are
+        entry i of the scan's stacked results.
         """
         body = _closed(eqn.params["jaxpr"])
-        length = eqn.params["length"]
-        inputs = [self.read(v) for v in eqn.invars]
-        carry_start, stacked_start = _parts_of_scan(eqn)
-        constants = inputs[:carry_start]
-        carry = inputs[carry_start:stacked_start]
-        stacked_inputs = inputs[stacked_start:]
-        turns = list(range(length))
+        scan = self.scan_inputs(eqn)
+        carry = scan.carry
+        carry_count = len(carry)
+        turns = list(range(eqn.params["length"]))
         if eqn.params["reverse"]:
             turns.reverse()
-        equations: list[Equation] = []
-        stacked_results: dict[int, list[int | Static]] = {}  # turn -> its entries
+        entries_of_turns: dict[int, list[int | Static]] = {}  # of the stacked results
         for turn in turns:
             take_entry = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
             entries = []
-            for array in stacked_inputs:
-                slicing, entry = self.apply(take_entry, [array], path, calls)
-                equations += slicing
-                entries += entry
-            turn_equations, turn_results = self.call(
-                body,
-                [*constants, *carry, *entries],
-                _join(path, f"[{turn}]"),
-                calls,
-            )
-            equations += turn_equations
-            stacked_results[turn] = turn_results[len(carry) :]
-            carry = turn_results[: len(carry)]
-        results = list(carry)
-        for i, v in enumerate(eqn.outvars[len(carry) :]):
-            if length == 0:
-                results.append(_zeros(v))
+            for stack in scan.stacks:
+                entries.append(self.apply(take_entry, [stack], path, self.calls))
+            turn_inputs = [*scan.constants, *carry, *entries]
+            turn_path = _join(path, f"[{turn}]")
+            turn_results = self.call(body, turn_inputs, turn_path, self.calls)
+            carry = turn_results[:carry_count]
+            entries_of_turns[turn] = turn_results[carry_count:]
+
+        stacked_results = []
+        for i, v in enumerate(eqn.outvars[carry_count:]):
+            if not turns:
+                stacked_results.append(_zeros(v))
                 continue
-            # In order of the turns, also where the scan goes backwards.
-            parts = [stacked_results[turn][i] for turn in range(length)]
-            stacking, stack = self.apply(_stack, parts, path, calls)
-            equations += stacking
-            results += stack
+            # From the first entry on, also where the scan goes backwards.
+            entries = [entries_of_turns[turn][i] for turn in sorted(turns)]
+            stacked_results.append(self.apply(_stack, entries, path, self.calls))
+        results = [*carry, *stacked_results]
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
-        return equations
+
+    def call(
+        self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
+    ) -> list[int | Static]:
+        """Append the equations of a closed jaxpr for these inputs; returns its results.
+
+        Args:
+            path: where it stands.
+            calls: the inlined calls that it stands in.
+        """
+        inner = _Flattener(calls)
+        inner.equations = self.equations
+        inner.avals = self.avals
+        inner.dependent = self.dependent
+        inner.call_equations = self.call_equations
+        inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
+        for v, constant in zip(body.jaxpr.constvars, body.consts, strict=True):
+            inner.forwarded[v] = Static(constant)
+        inner.run(body.jaxpr, path)
+        return [inner.read(v) for v in body.jaxpr.outvars]
 
     def apply(
         self,
@@ -396,8 +399,8 @@ class _Flattener:
         inputs: Sequence[int | Static],
         path: str,
         calls: Calls,
-    ) -> tuple[list[Equation], list[int | Static]]:
-        """The equations of a function of arrays, and its one result in a list."""
+    ) -> int | Static:
+        """Append the equations of a function of arrays; returns its one result."""
         shapes = []
         for v in inputs:
             if isinstance(v, Static):
@@ -405,29 +408,53 @@ class _Flattener:
             else:
                 shape, dtype = self.avals[v].shape, self.avals[v].dtype
             shapes.append(jax.ShapeDtypeStruct(shape, dtype))
-        return self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
+        (result,) = self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
+        return result
 
 
-def _parts_of_scan(eqn: Any) -> tuple[int, int]:
-    """The position of the first carry among a scan's inputs, and of the first stack.
+class _ScanInputs(NamedTuple):
+    """The inputs of a scan, as our variables and constants.
 
-    The inputs are constants, the carry and stacked arrays, in this order. They are told
-    by rank, since the names of a scan's parameters differ between versions of JAX: the
-    body reads one entry of a stack, which has an axis less.
+    Attributes:
+        constants: every turn reads them whole.
+        carry: the first turn reads them, and each turn returns those of the next one.
+        stacks: arrays of which each turn reads one entry, along their first axis.
     """
-    body = _closed(eqn.params["jaxpr"]).jaxpr
 
-    def count_unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        """How many arrays have the same rank outside of the loop and in its body."""
-        count = 0
-        for outer_variable, inner_variable in zip(outer, inner, strict=True):
-            if outer_variable.aval.ndim == inner_variable.aval.ndim:
-                count += 1
-        return count
+    constants: list[int | Static]
+    carry: list[int | Static]
+    stacks: list[int | Static]
 
-    stacked_start = count_unstacked(eqn.invars, body.invars)
-    carry_count = count_unstacked(eqn.outvars, body.outvars)
-    return stacked_start - carry_count, stacked_start
+
+def _equation(
+    eqn: Any,
+    inputs: tuple[int | Static, ...],
+    outputs: tuple[int, ...],
+    path: str,
+    calls: Calls,
+) -> Equation:
+    """A jaxpr's equation, of our variables."""
+    names = sorted(eqn.params)
+    return Equation(
+        primitive=eqn.primitive,
+        params=tuple((name, Static(eqn.params[name])) for name in names),
+        inputs=inputs,
+        outputs=outputs,
+        path=path,
+        calls=calls,
+    )
+
+
+def _equal_ranks(variables: Sequence[Any], body_variables: Sequence[Any]) -> int:
+    """How many arrays have the same rank outside of a loop and in its body.
+
+    The body has an axis less for an array of which it reads or writes one entry.
+    """
+    count = 0
+    for variable, body_variable in zip(variables, body_variables, strict=True):
+        if variable.aval.ndim == body_variable.aval.ndim:
+            count += 1
+    return count
 
 
 def _is_empty(v: Any) -> bool:
@@ -457,7 +484,14 @@ def _body(eqn: Any) -> Any:
 
 
 def _closed(jaxpr: Any) -> Any:
+    """The jaxpr with its constants, of which a jaxpr that is not closed has none."""
     return jaxpr if isinstance(jaxpr, _ClosedJaxpr) else _ClosedJaxpr(jaxpr, ())
+
+
+def _site_kind(eqn: Any) -> str | None:
+    """The kind of a call of `snnjax.activations`; None for any other equation."""
+    body = _body(eqn)
+    return None if body is None else _ACTIVATIONS.get(body.jaxpr.debug_info.func_name)
 
 
 def _is_broadcast(jaxpr: Any) -> bool:
@@ -490,24 +524,29 @@ def _result_axis(jaxpr: Any, operand: int, axis: int) -> int | None:
     """
     axes: dict[Any, int] = {jaxpr.invars[operand]: axis}  # variable -> its axis
     for eqn in jaxpr.eqns:
-        for i, source in enumerate(eqn.invars):
-            if _is_literal(source) or source not in axes:
-                continue
-            body = _body(eqn)
-            if body is not None:
-                new_axis = _result_axis(body.jaxpr, i, axes[source])
-            else:
-                new_axis = moved(
-                    eqn.primitive.name,
-                    eqn.params,
-                    axis=axes[source],
-                    shape=source.aval.shape,
-                    new_shape=eqn.outvars[0].aval.shape,
-                )
-            if new_axis is None:
-                return None
-            axes[eqn.outvars[0]] = new_axis
-            break  # further inputs have the axis at the same place
+        positions = []  # of the inputs that have the axis
+        for i, v in enumerate(eqn.invars):
+            if not _is_literal(v) and v in axes:
+                positions.append(i)
+        if not positions:
+            continue
+        # The axis is at the same place in all of these inputs.
+        position = positions[0]
+        source = eqn.invars[position]
+        body = _body(eqn)
+        if body is not None:
+            new_axis = _result_axis(body.jaxpr, position, axes[source])
+        else:
+            new_axis = moved(
+                eqn.primitive.name,
+                eqn.params,
+                axis=axes[source],
+                shape=source.aval.shape,
+                new_shape=eqn.outvars[0].aval.shape,
+            )
+        if new_axis is None:
+            return None
+        axes[eqn.outvars[0]] = new_axis
     return axes.get(jaxpr.outvars[0])
 
 
