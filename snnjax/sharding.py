@@ -8,6 +8,8 @@ A ``batch_sharding`` is a sharding whose first axis is the batch: it says which 
 a mesh share the examples. None stands for no mesh.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -7,6 +7,8 @@ what a neuron should send when it fires all the time. Papers differ in it: `thre
 takes the statistic, and each paper's threshold calls `threshold` with its own.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, get_args
 

@@ -11,6 +11,8 @@ no lower bound ``lowest`` is minus infinity. Source of the binary neuron: Li, De
 Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple

@@ -11,6 +11,8 @@ Ferrand, Sabathiel and Legenstein, arXiv 2408.07517; Bellec et al., NeurIPS 2018
 the reset subtracts a raised threshold, and W connects no neuron to itself.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Annotated, Any, ClassVar, NamedTuple

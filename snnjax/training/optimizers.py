@@ -8,6 +8,8 @@ most halves in a step, and gradients in 1 / p stay finite. A threshold that halv
 and again has too large a rate: give it a rule of its own.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -4,6 +4,8 @@ A property that is None is stated by no source: a report compares nothing and sa
 "not stated". We measured none of these properties on a chip.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import operator
 import textwrap
@@ -96,7 +98,7 @@ class Chip:
     one_step: bool | None = None
     joules: tuple[float, float] | None = None
     rules: tuple[Rule, ...] = ()
-    first: "Chip | None" = None
+    first: Chip | None = None
     sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ bound: the largest size that a number can have, whatever x is.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax.core import Tracer
 from snnjax._arrays import lead
 from snnjax._checks import check_choice, check_numbers
 from snnjax._ranges import Range
+from snnjax._types import Inputs
 from snnjax.deploy.integers import streams, timing
 from snnjax.deploy.integers.timing import arithmetic_of
 from snnjax.deploy.lowering.function import shape_of_x
@@ -39,8 +40,6 @@ from snnjax.deploy.lowering.values import (
     check_layers,
 )
 from snnjax.neurons.gradients import without_surrogate
-
-Inputs = Literal["constant", "sequence"]
 
 
 class Trace(NamedTuple):

@@ -18,6 +18,8 @@ Source: the scale of a neuron: arXiv 2305.09850; rounding with the second moment
 the weights read: GPTQ, arXiv 2210.17323.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -37,12 +39,14 @@ from snnjax._checks import (
 )
 from snnjax._patterns import matching
 from snnjax._ranges import Range
+from snnjax._types import Inputs
 from snnjax.deploy.chips import geometry
 from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.report import report
-from snnjax.deploy.integers import exact, fitting, rounding, streams
+from snnjax.deploy.integers import exact, fitting, streams
 from snnjax.deploy.integers.fitting import Incoming
 from snnjax.deploy.integers.programs import StreamPair, map_pair
+from snnjax.deploy.integers.rounding import ScaleRule
 from snnjax.deploy.integers.timing import arithmetic_of, check_state
 from snnjax.deploy.lowering.sums import compact, is_channelwise
 from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
@@ -72,10 +76,10 @@ def quantize(
     weight_bits: int | Mapping[str, int] | None = None,
     state_bits: int | None = None,
     input_bits: int | None = None,
-    scale: rounding.ScaleRule | None = None,
+    scale: ScaleRule | None = None,
     overflow: Literal["saturate", "wrap"] | None = None,
     chip: Chip | None = None,
-    inputs: exact.Inputs = "constant",
+    inputs: Inputs = "constant",
 ) -> Layers:
     """Layers of whole numbers, which a digital chip computes bit for bit.
 
@@ -179,7 +183,7 @@ class _Options(NamedTuple):
 
     weight_bits: int | Mapping[str, int]
     state_bits: int
-    scale: rounding.ScaleRule
+    scale: ScaleRule
     overflow: Literal["saturate", "wrap"]
     leak: Leak | None
 
@@ -246,7 +250,7 @@ def _whole(
     x: jax.Array,
     in_time: bool,
     bits: Mapping[str, int],
-    scale: rounding.ScaleRule,
+    scale: ScaleRule,
 ) -> Layers:
     """The layers with whole numbers, fitted in the order of execution.
 
@@ -385,7 +389,7 @@ def _check_runs(layers: Layers, chip: Chip) -> None:
 
 def _check_numbers(layers: Layers, options: _Options, chip: Chip | None) -> None:
     """Raise if the float layers have numbers or neurons that cannot be rounded."""
-    check_choice("scale", options.scale, get_args(rounding.ScaleRule))
+    check_choice("scale", options.scale, get_args(ScaleRule))
     for node in layers.nodes:
         check_finite(f"the numbers of node {node.name!r}", jax.tree.leaves(node))
     for node in layers.populations:

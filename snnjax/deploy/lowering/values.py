@@ -299,7 +299,7 @@ class Connection(NamedTuple):
 
     sender: str
     receiver: str
-    maps: tuple[Map, ...]
+    maps: "tuple[Map, ...]"
 
     @property
     def is_recurrent(self) -> bool:
