@@ -121,6 +121,9 @@ def test_a_phone_shows_halves_of_figures_with_two_columns(site):
     assert largest.count('alt=""') == 5
     home = (site / "index.html").read_text()
     assert home.count('class="half right"') == 1
+    for page, file in ("results", "accuracy"), ("accuracy", "layers"):
+        text = (site / f"{page}.html").read_text()
+        assert re.search(rf'class="half right"[^>]*><img [^>]*{file}.png', text)
 
 
 @SITE

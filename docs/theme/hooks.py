@@ -12,7 +12,8 @@ DOCS = Path(__file__).parents[1]
 # Figures of two columns of equal width, which a phone shows one below the other.
 TWO_COLUMNS = re.compile(
     r'<img alt="[^"]*" src="('
-    r"(?:gallery/(?!\w+_epochs)|assets/|(?=methods|points_lost|surrogates))\w+\.png"
+    r"(?:gallery/(?!\w+_epochs)|assets/"
+    r"|(?=accuracy|layers|methods|points_lost|surrogates))\w+\.png"
     r')" />'
 )
 VERSION = runpy.run_path(str(Path(__file__).parents[2] / "snnjax" / "_version.py"))

@@ -322,32 +322,33 @@ def write_sites(path: Path, result: Result) -> None:
     errors = np.array([relative_errors(site) for site in sites.values()])
     rates = [100 * float(site.firing_rate) for site in sites.values()]
     figure_of_sites = new_figure(
-        path,
-        width=2 * WIDTH,
-        height=130 + 34 * len(sites),
-        legend=1 + len(PARTS),
-        ncols=2,
-        sharey=True,
+        path, width=2 * WIDTH, height=160 + 34 * len(sites), ncols=2
     )
-    with figure_of_sites as (figure, (left, right)):
+    with figure_of_sites as (_, (left, right)):
         left.barh(rows, np.nan_to_num(errors[:, 0]), 0.8, color=BAR, label="error")
         # One below the other, so that equal parts do not hide each other.
         shifts = np.linspace(-0.3, 0.3, len(PARTS))
         for part, error, shift in zip(PARTS, errors[:, 1:].T, shifts, strict=True):
             left.plot(error, rows + shift, linestyle="", label=part, clip_on=False)
-        left.set(title="conversion error", xlabel="RMS in % of the RMS activation")
+        left.set_title(
+            f"{line_name(result)}, T = {result.steps}\nconversion error", x=0
+        )
+        left.set(xlabel="RMS in % of the RMS activation")
         left.set_xlim(left=0)
-        left.set_yticks(rows, list(sites), fontsize=11)
-        left.set_ylim(len(sites) - 0.4, -0.6)
+        # Below the label of x, as wide as the left half.
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+        left.legend(**place, borderaxespad=3.8, ncols=3)
         bars = right.barh(rows, rates, 0.55, color=SERIES[0])
         right.bar_label(bars, fmt="%.1f", padding=4, fontsize=11)
         right.set(title="firing rate", xlabel="% of the steps")
         right.margins(x=0.12)
         right.locator_params("x", nbins=5)
+        # A phone shows the right panel below the left one, so it has names, too.
         for axis in (left, right):
+            axis.set_yticks(rows, list(sites), fontsize=11)
+            axis.set_ylim(len(sites) - 0.4, -0.6)
             axis.grid(visible=False, axis="y")
             axis.tick_params("y", length=0, pad=9)
-        figure.suptitle(f"{line_name(result)}, T = {result.steps}")
 
 
 def write_figures(
