@@ -134,6 +134,31 @@ def sites_in_words(names: Iterable[str]) -> str:
     return text
 
 
+class Named:
+    """A function whose ``repr`` says what it is; Python's own shows an address.
+
+    As a function, it is its own copy.
+
+    >>> Named(lambda x: x + 1, "successor")
+    successor
+    """
+
+    def __init__(self, function: Callable, text: str):
+        # JAX, and what compares trainings, look for the function at ``__wrapped__``.
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._text = text
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._function(*args, **options)
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # for copy and pickle: a name, as that of a function
+
+
 P = ParamSpec("P")
 
 
@@ -143,19 +168,23 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
     >>> @named
     ... def adder(n, *, sign=1):
     ...     return lambda x: x + sign * n
-    >>> adder(3, sign=-1).__name__
-    'adder(3, sign=-1)'
+    >>> adder(3, sign=-1)
+    adder(3, sign=-1)
+    >>> adder(3, sign=-1)(5)
+    2
     """
 
     @functools.wraps(make)
     def make_named(*args: P.args, **options: P.kwargs) -> Callable:
         function = make(*args, **options)
+        if isinstance(function, Named):  # by the name of a more general one
+            function = function.__wrapped__
         arguments = [name_of_value(value) for value in args]
         for name, value in options.items():
             arguments.append(f"{name}={name_of_value(value)}")
-        function.__name__ = f"{make.__name__}({', '.join(arguments)})"
-        function.__qualname__ = function.__name__
-        return function
+        text = f"{make.__name__}({', '.join(arguments)})"
+        function.__name__ = function.__qualname__ = text
+        return Named(function, text)
 
     return make_named
 
@@ -168,6 +197,12 @@ def name_of_value(value: Any) -> str:
 def repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
     """``_repr_pretty_`` of IPython for a class whose ``str`` notebooks should show."""
     printer.text(str(self))
+
+
+def repr_of_numbers(self: Any) -> str:
+    """``__repr__`` of a named tuple that shows the ranges of its arrays."""
+    texts = [f"{name}={numbers(value)}" for name, value in self._asdict().items()]
+    return f"{type(self).__name__}({', '.join(texts)})"
 
 
 Shown = TypeVar("Shown")

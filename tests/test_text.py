@@ -1,8 +1,10 @@
 """What print shows of an SNN, of measures and of a recipe."""
 
+import copy
 import dataclasses
 import importlib
 import inspect
+import re
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -15,6 +17,7 @@ from networks import NETWORKS, halves
 import snnjax
 from snnjax import calibrators, neurons
 from snnjax._text import Table, numbers
+from snnjax.training.identity import digest
 
 NET = NETWORKS["dense"]
 
@@ -129,6 +132,39 @@ def test_a_repr_is_a_line_without_addresses(shown):
     for line, start in lines.items():
         assert line.startswith(start), line
         assert "0x" not in line and "Array(" not in line and "\n" not in line
+
+
+def test_calibrators_and_what_they_see_have_a_repr_of_one_line(shown):
+    seen = []
+
+    def look(view, fit):
+        seen.append(view)
+        return fit
+
+    threshold = calibrators.percentile_threshold(99.5, per="channel")
+    recipe = snnjax.Recipe([threshold, look])
+    snnjax.convert(NET.fn, NET.params, NET.x, steps=2, recipe=recipe)
+    lines = {
+        threshold: "percentile_threshold(99.5, per='channel')",
+        calibrators.percentile(99): "percentile(99)",
+        calibrators.by_effect(calibrators.half_charge()): "by_effect(half_charge())",
+        seen[0]: f"View('w1/relu', steps=2, wait=0, code=rate(), {len(NET.x)} images)",
+    }
+    for value, line in lines.items():
+        assert repr(value) == line
+    joules = snnjax.energy(shown.measures)
+    assert re.match(r"Energy\(operations=Joules\(spiking=[0-9.e-]+, ann=", repr(joules))
+
+
+def test_a_calibrator_is_as_good_as_a_function():
+    threshold = calibrators.max_threshold("channel")
+    recipe = snnjax.Recipe([threshold, calibrators.half_charge()])
+    assert copy.deepcopy(recipe) == recipe == copy.copy(recipe)
+    assert threshold.__name__ == "max_threshold('channel')"
+    assert list(inspect.signature(threshold).parameters) == ["view", "fit"]
+    again = calibrators.max_threshold("channel")
+    per_layer = calibrators.max_threshold("layer")
+    assert digest(threshold) == digest(again) != digest(per_layer)
 
 
 def test_help_names_types_and_does_not_expand_them():

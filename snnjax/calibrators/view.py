@@ -132,6 +132,12 @@ class View(abc.ABC):
         self._effects = effects
         self._latest_sample_currents = Latest()
 
+    def __repr__(self) -> str:
+        return (
+            f"View({self.site.name!r}, steps={self.steps}, wait={self.wait}, "
+            f"code={self.code!r}, {self.count} images)"
+        )
+
     @abc.abstractmethod
     def currents_by_batch(self, weights: dict[str, jax.Array]) -> Iterator[jax.Array]:
         """The `currents` of each micro-batch, [T, B, ...] or [B, ...]."""

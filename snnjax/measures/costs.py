@@ -35,7 +35,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._text import Table, has_numbers, numbers, shown_as_table
+from snnjax._text import (
+    Table,
+    has_numbers,
+    numbers,
+    repr_of_numbers,
+    shown_as_table,
+)
 from snnjax.measures.metrics import Measures
 
 # J per operation.
@@ -61,6 +67,8 @@ class Joules(NamedTuple):
 
     spiking: jax.Array
     ann: jax.Array
+
+    __repr__ = repr_of_numbers
 
 
 @shown_as_table

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, other_axes, wide
-from snnjax._text import numbers
+from snnjax._text import repr_of_numbers
 from snnjax.network.sites import Site
 from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field
@@ -67,9 +67,7 @@ class SiteMeasures(NamedTuple):
     flooring: jax.Array
     unevenness: jax.Array
 
-    def __repr__(self) -> str:
-        texts = [f"{name}={numbers(value)}" for name, value in self._asdict().items()]
-        return f"SiteMeasures({', '.join(texts)})"
+    __repr__ = repr_of_numbers
 
 
 def measured_site(

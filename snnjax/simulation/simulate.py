@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax._checks import called_as, check_examples, check_numbers, check_wait
+from snnjax._text import Named
 from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code, rate
@@ -130,22 +131,6 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
-class _NamedSpikingFunction(SpikingFunction):
-    """A spiking function whose ``repr`` is the call of `spiking` that made it."""
-
-    def __init__(self, function: Callable, simulation: Simulation):
-        # JAX, and what compares trainings, look for the function at ``__wrapped__``.
-        functools.update_wrapper(self, function)
-        self._function = function
-        self._simulation = simulation
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._function(*args, **options)
-
-    def __repr__(self) -> str:
-        return str(self._simulation)
-
-
 @called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
@@ -246,7 +231,7 @@ def spiking(
     ) -> Any:
         return simulate(simulation, snn, x, state)
 
-    return _NamedSpikingFunction(spiking_fn, simulation)
+    return Named(spiking_fn, str(simulation))
 
 
 def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
