@@ -33,7 +33,8 @@ from snnjax.deploy.tools.refusals import (
     check_problems,
     import_package,
     neuron_problems,
-    single_output,
+    output_count_problems,
+    problem_at,
 )
 from snnjax.network.capture.check import Problem
 
@@ -121,13 +122,7 @@ def to_akida(layers: Layers) -> Any:
         if part.is_first and not part.reads_image:
             model.add(akida.InputData(_rows_first(part.input_shape), _DEEPER_BITS))
         model.add(_akida_layer(akida, part))
-        layer = model.layers[-1]
-        layer.set_variable("weights", _kernel(part))
-        if isinstance(part.node, Population):
-            threshold, offset = _threshold_and_offset(part.node, layers)
-            bits = _activation_bits(part.node)
-            layer.set_variable("threshold", np.int32(threshold - offset - 1))
-            layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
+        _set_numbers(model.layers[-1], part, layers)
     return model
 
 
@@ -141,52 +136,69 @@ def network_problems(layers: Layers) -> Iterator[Problem]:
         if layers.wait:
             reason = f"a wait of {layers.wait}, and Akida computes one step"
         remedy = "convert with steps=1, chip=snnjax.deploy.akida1()"
-        yield Problem("network", (), reason, remedy)
-    yield from single_output(layers)
-    by_receiver: dict[str, list[Connection]] = {}
-    for connection in layers.connections:
-        by_receiver.setdefault(connection.receiver, []).append(connection)
-    sender = layers.input.name
+        yield problem_at("network", reason, remedy)
+    yield from output_count_problems(layers)
+    connections = layers.connections
+    previous_name = layers.input.name
     for node in layers.receivers:
-        yield from _receiver_problems(node, by_receiver[node.name], sender, layers)
-        sender = node.name
+        incoming = [c for c in connections if c.receiver == node.name]
+        yield from _receiver_problems(node, incoming, previous_name, layers)
+        previous_name = node.name
 
 
 def _receiver_problems(
-    node: Receiver, connections: list[Connection], sender: str, layers: Layers
+    node: Receiver, connections: list[Connection], previous_name: str, layers: Layers
 ) -> Iterator[Problem]:
     """What Akida has no form for, of a population or an output.
 
     Args:
         node: the population or output.
         connections: all that lead to it.
-        sender: the name of what stands before it in a chain.
+        previous_name: of what stands before it in a chain, the input or a population.
         layers: the network.
     """
     if isinstance(node, Population):
-        yield from neuron_problems(node)
+        yield from neuron_problems(node)  # among them a connection to itself
         yield from _number_problems(node, layers)
-        connections = [way for way in connections if not way.is_recurrent]
-    senders = [connection.sender for connection in connections]
-    if senders != [sender]:
-        reason = f"it reads {', '.join(senders)}; Akida 1.0 has chains of layers"
-        remedy = "use a network without branches, where each layer reads the one before"
-        yield Problem(node.name, (), reason, remedy)
+    feedforward = [c for c in connections if not c.is_recurrent]
+    connection_problem = _connection_problem(node.name, feedforward, previous_name)
+    if connection_problem is not None:
+        # The limits below hold for the weights of one connection.
+        yield connection_problem
         return
-    maps = connections[0].maps
-    if _weights(maps) is None:
-        kinds = ", ".join(type(m).__name__ for m in maps) or "no map"
-        reason = f"it reads {sender} through {kinds}"
-        remedy = (
-            "put one convolution, or a flattening and one dense layer, before the "
-            "neurons and before the output; strides in place of pools"
-        )
-        yield Problem(node.name, (), reason, remedy)
-        return
-    part = _part(node, connections[0], layers)
+    part = _part(node, feedforward[0], layers)
     if isinstance(part.weights, Convolution):
         yield from _convolution_problems(node.name, part.weights)
-    yield from _bit_problems(part, layers)
+    yield from _weight_problems(part)
+    if part.is_first:
+        yield from _input_problems(part, layers)
+
+
+def _connection_problem(
+    name: str, connections: list[Connection], previous_name: str
+) -> Problem | None:
+    """Why no layer of Akida reads these connections; None if one does.
+
+    Args:
+        name: of the population or output that they lead to.
+        connections: those from other nodes.
+        previous_name: of the node before it in a chain, which it has to read.
+    """
+    senders = [connection.sender for connection in connections]
+    if senders != [previous_name]:
+        reason = f"it reads {', '.join(senders)}; Akida 1.0 has chains of layers"
+        remedy = "use a network without branches, where each layer reads the one before"
+        return problem_at(name, reason, remedy)
+    maps = connections[0].maps
+    if _weights(maps) is not None:
+        return None
+    kinds = ", ".join(type(m).__name__ for m in maps) or "no map"
+    reason = f"it reads {previous_name} through {kinds}"
+    remedy = (
+        "put one convolution, or a flattening and one dense layer, before the neurons "
+        "and before the output; strides in place of pools"
+    )
+    return problem_at(name, reason, remedy)
 
 
 def _number_problems(node: Population, layers: Layers) -> Iterator[Problem]:
@@ -195,43 +207,49 @@ def _number_problems(node: Population, layers: Layers) -> Iterator[Problem]:
     if low == 0 and high not in (1, 3, 15):
         reason = f"levels {node.model.levels}; Akida has (0, 1), (0, 3) and (0, 15)"
         remedy = "convert with model=snnjax.integrate_and_fire(levels=(0, 15))"
-        yield Problem(node.name, (), reason, remedy)
-    values = {
+        yield problem_at(node.name, reason, remedy)
+    numbers_of_neurons = {
         "thresholds": node.threshold,
         "biases": node.bias,
         "initial potentials": node.initial_potential,
     }
-    for name, numbers in values.items():
+    for name, numbers in numbers_of_neurons.items():
         if channel_numbers(numbers, node.shape) is None:
             reason = f"{name} differ within a channel; Akida has one per channel"
             remedy = "use constants and thresholds per channel"
-            yield Problem(node.name, (), reason, remedy)
-    if np.max(node.threshold) > 2**_FLOAT32_BITS:
-        reason = f"a threshold of {np.max(node.threshold):.0f}, beyond 2^24"
-        yield Problem(node.name, (), reason, "quantize with fewer bits")
+            yield problem_at(node.name, reason, remedy)
+    largest = np.max(node.threshold)
+    if largest > 2**_FLOAT32_BITS:
+        reason = f"a threshold of {largest:.0f}, beyond 2^24"
+        yield problem_at(node.name, reason, "quantize with fewer bits")
 
 
 def _convolution_problems(name: str, node: Convolution) -> Iterator[Problem]:
     """Kernels, strides and paddings that a layer of Akida does not have."""
-    rows, columns = node.weight.shape[2:]
-    reason = None
-    if node.groups != 1:
-        reason = f"a convolution in {node.groups} groups; Akida 1.0 has none here"
-    elif rows != columns or rows % 2 == 0:
-        reason = f"a kernel {rows}x{columns}; Akida's are square, of odd size"
-    elif node.dilation != (1, 1):
-        reason = f"dilation {node.dilation}; Akida has none"
-    elif node.stride[0] != node.stride[1]:
-        reason = f"stride {node.stride}; Akida's rows and columns have one stride"
-    elif not padding_modes(axis_windows(node)):
-        reason = f"padding {node.padding}; Akida has 'SAME' and 'VALID'"
+    reason = _why_no_convolution(node)
     if reason is not None:
         remedy = "build the network within these limits, and train it again"
-        yield Problem(name, (), reason, remedy)
+        yield problem_at(name, reason, remedy)
 
 
-def _bit_problems(part: _Part, layers: Layers) -> Iterator[Problem]:
-    """Weights and elements of x with too many bits."""
+def _why_no_convolution(node: Convolution) -> str | None:
+    """The first reason why Akida has no such convolution; None if it has it."""
+    rows, columns = node.weight.shape[2:]
+    if node.groups != 1:
+        return f"a convolution in {node.groups} groups; Akida 1.0 has none here"
+    if rows != columns or rows % 2 == 0:
+        return f"a kernel {rows}x{columns}; Akida's are square, of odd size"
+    if node.dilation != (1, 1):
+        return f"dilation {node.dilation}; Akida has none"
+    if node.stride[0] != node.stride[1]:
+        return f"stride {node.stride}; Akida's rows and columns have one stride"
+    if not padding_modes(axis_windows(node)):
+        return f"padding {node.padding}; Akida has 'SAME' and 'VALID'"
+    return None
+
+
+def _weight_problems(part: _Part) -> Iterator[Problem]:
+    """Weights of too many bits."""
     bits = part.weight_bits
     largest = int(np.abs(part.weights.weight).max())
     if largest >= 2 ** (bits - 1):
@@ -239,22 +257,27 @@ def _bit_problems(part: _Part, layers: Layers) -> Iterator[Problem]:
         remedy = (
             f"quantize with weight_bits={bits}, or by layer with a dict of patterns"
         )
-        yield Problem(part.node.name, (), reason, remedy)
+        yield problem_at(part.node.name, reason, remedy)
+
+
+def _input_problems(part: _Part, layers: Layers) -> Iterator[Problem]:
+    """Elements of x of too many bits, for the layer that reads x."""
     assert layers.arithmetic is not None
     input_bits = layers.arithmetic.input_bits
-    # A sign is one of the input's bits, and Akida's x has none.
-    x_bits = _IMAGE_BITS if part.reads_image else _DEEPER_BITS
-    if part.is_first and input_bits > x_bits + 1:
-        reason = f"x has {input_bits} bits with its sign; here Akida reads {x_bits}"
-        remedy = f"quantize with input_bits={x_bits + 1}, and give x >= 0"
-        yield Problem(part.node.name, (), reason, remedy)
+    akida_bits = _IMAGE_BITS if part.reads_image else _DEEPER_BITS
+    # One of our input's bits is the sign, and Akida's x has none.
+    allowed_bits = akida_bits + 1
+    if input_bits > allowed_bits:
+        reason = f"x has {input_bits} bits with its sign; here Akida reads {akida_bits}"
+        remedy = f"quantize with input_bits={allowed_bits}, and give x >= 0"
+        yield problem_at(part.node.name, reason, remedy)
 
 
 # ------------------------------------------------------------------------------ parts
 
 
 def _weights(maps: tuple[Any, ...]) -> Convolution | Dense | None:
-    """The convolution or dense layer of a way; None if it has other maps."""
+    """The convolution or dense layer of a connection; None if it has other maps."""
     if len(maps) == 1 and isinstance(maps[0], Convolution | Dense):
         return maps[0]
     if len(maps) == 2 and isinstance(maps[0], Flatten) and isinstance(maps[1], Dense):
@@ -274,8 +297,8 @@ def _part(node: Receiver, connection: Connection, layers: Layers) -> _Part:
         image_shape = connection.maps[0].shape
     is_first = connection.sender == layers.input.name
     return _Part(
-        node,
-        weights,
+        node=node,
+        weights=weights,
         image_shape=image_shape,
         input_shape=shapes[connection.sender],
         reads_image=is_first and isinstance(weights, Convolution),
@@ -297,24 +320,40 @@ def _parts(layers: Layers) -> list[_Part]:
 
 def _akida_layer(akida: ModuleType, part: _Part) -> Any:
     """A layer of Akida, without its numbers."""
-    options: dict[str, Any] = {"name": part.node.name}
-    options["weights_bits"] = part.weight_bits
-    options["activation"] = isinstance(part.node, Population)
+    options: dict[str, Any] = {
+        "name": part.node.name,
+        "weights_bits": part.weight_bits,
+        "activation": isinstance(part.node, Population),
+    }
     if isinstance(part.node, Population):
         options["act_bits"] = _activation_bits(part.node)
-    filters = len(part.weights.weight)
+    output_count = len(part.weights.weight)  # channels, or neurons
     if isinstance(part.weights, Dense):
-        return akida.FullyConnected(filters, **options)
-    size = part.weights.weight.shape[2:]
-    modes = padding_modes(axis_windows(part.weights))
+        return akida.FullyConnected(output_count, **options)
     options["padding"] = akida.Padding.Valid
-    if "SAME" in modes:
+    if "SAME" in padding_modes(axis_windows(part.weights)):
         options["padding"] = akida.Padding.Same
     options["kernel_stride"] = part.weights.stride
+    kernel_size = part.weights.weight.shape[2:]
     if part.reads_image:
         image_shape = _rows_first(part.input_shape)
-        return akida.InputConvolutional(image_shape, size, filters, **options)
-    return akida.Convolutional(size, filters, **options)
+        return akida.InputConvolutional(
+            image_shape, kernel_size, output_count, **options
+        )
+    return akida.Convolutional(kernel_size, output_count, **options)
+
+
+def _set_numbers(layer: Any, part: _Part, layers: Layers) -> None:
+    """Give a layer of Akida its weights, and its neurons theta and Delta.
+
+    See the equation of this module.
+    """
+    layer.set_variable("weights", _kernel(part))
+    if isinstance(part.node, Population):
+        threshold, offset = _threshold_and_offset(part.node, layers)
+        bits = _activation_bits(part.node)
+        layer.set_variable("threshold", np.int32(threshold - offset - 1))
+        layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
 
 
 def _activation_bits(node: Population) -> int:
@@ -336,25 +375,27 @@ def _threshold_and_offset(
     """V, and b_j + v(0), in whole numbers for each channel, [C]."""
     threshold = channel_numbers(node.threshold, node.shape)
     bias = channel_numbers(node.bias / layers.bias_unit, node.shape)
-    start = channel_numbers(node.initial_potential / layers.potential_unit, node.shape)
-    assert threshold is not None and bias is not None and start is not None
-    return threshold, np.rint(bias + start)
+    potential = channel_numbers(
+        node.initial_potential / layers.potential_unit, node.shape
+    )
+    assert threshold is not None and bias is not None and potential is not None
+    return threshold, np.rint(bias + potential)
 
 
 def _kernel(part: _Part) -> np.ndarray:
-    """Weights as Akida stores them, int8, which was found by trying.
+    """Weights as Akida stores them, int8; the order of axes was found by trying.
 
     Kernels are [rows, columns, I, O], and mirrored except in a convolution of x. A
     dense layer reads images in the order channels, columns, rows.
     """
-    weight = part.weights.weight
+    weight = part.weights.weight  # [O, I, rows, columns], or [O, N]
     if isinstance(part.weights, Convolution):
         kernel = weight.transpose(2, 3, 1, 0)
         if not part.reads_image:
             kernel = kernel[::-1, ::-1]
     else:
         if part.image_shape is not None:
-            images = weight.reshape(len(weight), *part.image_shape)
+            images = weight.reshape(len(weight), *part.image_shape)  # [O, C, H, W]
             weight = images.transpose(0, 1, 3, 2).reshape(len(weight), -1)
-        kernel = weight.T[None, None]
+        kernel = weight.T[None, None]  # [1, 1, N, O]
     return np.ascontiguousarray(kernel, np.int8)

@@ -19,34 +19,39 @@ def check_problems(problems: Iterable[Problem], tool: str) -> None:
         raise ConversionError(problems, headline)
 
 
+def problem_at(path: str, reason: str, remedy: str) -> Problem:
+    """A problem of a node, or of the whole "network"; a layer names no operations."""
+    return Problem(path, operations=(), reason=reason, remedy=remedy)
+
+
 def neuron_problems(node: Population) -> Iterator[Problem]:
-    """Neurons that leak, are recurrent or have a bound: neither tool gets them."""
+    """What neurons of Akida and of sinabs do not have, such as a leak."""
     model = without_surrogate(node.model)
     if node.is_leaky:
         reason = "its neurons leak, which is not written"
-        yield Problem(node.name, (), reason, "write neurons without a leak, or NIR")
+        yield problem_at(node.name, reason, "write neurons without a leak, or NIR")
     if maps_to_itself(node):
         reason = "its neurons are recurrent, which is not written"
-        yield Problem(node.name, (), reason, "train neurons without a kernel")
+        yield problem_at(node.name, reason, "train neurons without a kernel")
     if model.levels[0] < 0:
         reason = f"levels {model.levels}, and the tool has no negative spikes"
         remedy = "convert with model=snnjax.integrate_and_fire(levels=(0, 1))"
-        yield Problem(node.name, (), reason, remedy)
+        yield problem_at(node.name, reason, remedy)
     elif model.has_zones:
         reason = f"last_zone {model.last_zone}, and the tool has no silent zone"
-        yield Problem(node.name, (), reason, "convert with last_zone=0.5")
+        yield problem_at(node.name, reason, "convert with last_zone=0.5")
     if model.lowest is not None:
         reason = f"lowest {model.lowest}, a bound that is not written"
-        yield Problem(node.name, (), reason, "convert with lowest=None")
+        yield problem_at(node.name, reason, "convert with lowest=None")
 
 
-def single_output(layers: Layers) -> Iterator[Problem]:
-    """A network with several outputs."""
+def output_count_problems(layers: Layers) -> Iterator[Problem]:
+    """The problem of a network that has not exactly one output."""
     names = [node.name for node in layers.outputs]
     if len(names) != 1:
         reason = f"{len(names)} outputs, and the tool's model has one"
         remedy = "let the function return one array"
-        yield Problem(", ".join(names), (), reason, remedy)
+        yield problem_at(", ".join(names), reason, remedy)
 
 
 def channel_numbers(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -56,10 +61,11 @@ def channel_numbers(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | 
         values: a scalar, [C, 1, 1], or a number for every neuron.
         shape: of the neurons, [N] or [C, H, W].
     """
-    rows = np.broadcast_to(values, shape).reshape(shape[0], -1)
-    if (rows != rows[:, :1]).any():
+    by_channel = np.broadcast_to(values, shape).reshape(shape[0], -1)  # [C, H W]
+    first_of_channel = by_channel[:, 0]
+    if (by_channel != first_of_channel[:, None]).any():
         return None
-    return rows[:, 0]
+    return first_of_channel
 
 
 def import_package(name: str, tool: str, install: str) -> ModuleType:

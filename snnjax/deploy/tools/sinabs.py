@@ -9,6 +9,7 @@ which is our neuron under rate coding. ``benchmarks/conformance.py`` compares ev
 spike, with sinabs 3.1.3.
 """
 
+import itertools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -34,7 +35,8 @@ from snnjax.deploy.tools.refusals import (
     check_problems,
     import_package,
     neuron_problems,
-    single_output,
+    output_count_problems,
+    problem_at,
 )
 from snnjax.network.capture.check import Problem
 
@@ -92,11 +94,12 @@ def to_sinabs(layers: Layers) -> Any:
     biases = _biases_by_map(layers)
     modules: dict[str, list[Any]] = {}  # name of a node -> what it computes, in a row
     for node in layers.nodes:
+        bias = biases.get(node.name)
         match node:
             case Convolution():
-                modules[node.name] = _convolution(torch, node, biases.get(node.name))
+                modules[node.name] = _convolution(torch, node, bias)
             case Dense():
-                modules[node.name] = [_linear(torch, node, biases.get(node.name))]
+                modules[node.name] = [_linear(torch, node, bias)]
             case SumPool(window=window, stride=stride):
                 modules[node.name] = [sinabs.SumPool2d(window, stride)]
             case Flatten():
@@ -107,7 +110,8 @@ def to_sinabs(layers: Layers) -> Any:
             case _:  # the input and the output compute nothing
                 modules[node.name] = []
     if _is_chain(layers):
-        return torch.nn.Sequential(*[part for row in modules.values() for part in row])
+        chain = itertools.chain.from_iterable(modules.values())
+        return torch.nn.Sequential(*chain)
     return _graph(torch, layers, modules)
 
 
@@ -123,31 +127,41 @@ def _network_problems(layers: Layers) -> Iterator[Problem]:
             "alike at all steps"
         )
         remedy = "convert with code=snnjax.codes.rate(), and no wait"
-        yield Problem("network", (), reason, remedy)
+        yield problem_at("network", reason, remedy)
     if layers.steps is None:
         reason = "the layers have no T, by which neurons of sinabs part a batch"
-        yield Problem("network", (), reason, "dataclasses.replace(layers, steps=T)")
-    yield from single_output(layers)
+        yield problem_at("network", reason, "dataclasses.replace(layers, steps=T)")
+    yield from output_count_problems(layers)
     maps = _maps_with_bias(layers)
     for node in layers.nodes:
         if isinstance(node, Population):
             yield from neuron_problems(node)
-        if isinstance(node, Receiver) and node.bias.any():
-            if channel_numbers(node.bias, node.shape) is None:
-                reason = "biases differ within a channel; a layer has one per channel"
-                yield Problem(node.name, (), reason, "use constants per channel")
-            elif node.name not in maps:
-                reason = (
-                    "a bias, and no convolution or dense layer before it to hold it"
-                )
-                yield Problem(node.name, (), reason, "train this layer without a bias")
+        if isinstance(node, Receiver):
+            yield from _bias_problems(node, has_map=node.name in maps)
         if isinstance(node, Scale):
             reason = "factors of single elements, which no layer of sinabs has"
             remedy = "multiply them into the weights before or behind"
-            yield Problem(node.name, (), reason, remedy)
+            yield problem_at(node.name, reason, remedy)
         if isinstance(node, SumPool) and any(node.padding):
             reason = f"a pool with padding {node.padding}; sinabs has none"
-            yield Problem(node.name, (), reason, "pool without padding")
+            yield problem_at(node.name, reason, "pool without padding")
+
+
+def _bias_problems(node: Receiver, *, has_map: bool) -> Iterator[Problem]:
+    """Biases of a population or output that no layer of sinabs can add.
+
+    Args:
+        node: the population or output.
+        has_map: whether a map before it adds its biases, see `_maps_with_bias`.
+    """
+    if not node.bias.any():
+        return
+    if channel_numbers(node.bias, node.shape) is None:
+        reason = "biases differ within a channel; a layer has one per channel"
+        yield problem_at(node.name, reason, "use constants per channel")
+    elif not has_map:
+        reason = "a bias, and no convolution or dense layer before it to hold it"
+        yield problem_at(node.name, reason, "train this layer without a bias")
 
 
 # ------------------------------------------------------------------------------ parts
@@ -184,30 +198,28 @@ def _biases_by_map(layers: Layers) -> dict[str, np.ndarray]:
 def _convolution(torch: Any, node: Convolution, bias: np.ndarray | None) -> list[Any]:
     """A convolution of PyTorch, after zeros where its padding is unequal."""
     (top, bottom), (left, right) = node.padding
-    pads = []
-    padding = (top, left)
-    if (top, left) != (bottom, right):
-        pads.append(torch.nn.ZeroPad2d((left, right, top, bottom)))
-        padding = (0, 0)
-    filters, group_channels, *size = node.weight.shape
-    module = torch.nn.Conv2d(
+    is_equal = (top, left) == (bottom, right)
+    output_channels, group_channels, *kernel_size = node.weight.shape
+    convolution = torch.nn.Conv2d(
         group_channels * node.groups,
-        filters,
-        tuple(size),
+        output_channels,
+        tuple(kernel_size),
         stride=node.stride,
-        padding=padding,
+        padding=(top, left) if is_equal else (0, 0),
         dilation=node.dilation,
         groups=node.groups,
         bias=bias is not None,
     )
-    _set_weights(torch, module, node.weight, bias)
-    return [*pads, module]
+    _set_weights(torch, convolution, node.weight, bias)
+    if is_equal:
+        return [convolution]
+    return [torch.nn.ZeroPad2d((left, right, top, bottom)), convolution]
 
 
 def _linear(torch: Any, node: Dense, bias: np.ndarray | None) -> Any:
     """A dense layer of PyTorch."""
-    results, inputs = node.weight.shape
-    module = torch.nn.Linear(inputs, results, bias=bias is not None)
+    output_count, input_count = node.weight.shape
+    module = torch.nn.Linear(input_count, output_count, bias=bias is not None)
     _set_weights(torch, module, node.weight, bias)
     return module
 
@@ -241,11 +253,13 @@ def _neurons(
         spike_fn=activation.MaxSpike(node.model.levels[1]),
         reset_fn=reset,
     )
-    # Of one example: a call takes it for each example of its batch.
-    neurons.init_state_with_shape((1, *node.shape))
-    start = node.initial_potential / layers.potential_unit
-    start = np.broadcast_to(start, (1, *node.shape)).copy()
-    neurons.v_mem = torch.tensor(start, dtype=torch.float32)
+    # The state of one example, which a call takes for each example of its batch.
+    state_shape = (1, *node.shape)
+    neurons.init_state_with_shape(state_shape)
+    potential = np.broadcast_to(
+        node.initial_potential / layers.potential_unit, state_shape
+    )
+    neurons.v_mem = torch.tensor(potential.copy(), dtype=torch.float32)
     return neurons
 
 
@@ -276,13 +290,14 @@ def _graph(torch: Any, layers: Layers, modules: dict[str, list[Any]]) -> Any:
         if isinstance(node, Input):
             results[node.name] = graph.placeholder("x")
             continue
-        result = results[node.sources[0]]
-        for name in node.sources[1:]:
-            result = graph.call_function(torch.add, (result, results[name]))
-        for place, module in enumerate(modules[node.name]):
-            name = f"layer_{number}_{place}"
-            root.add_module(name, module)
-            result = graph.call_module(name, (result,))
+        sources = [results[name] for name in node.sources]
+        result = sources[0]
+        for source in sources[1:]:
+            result = graph.call_function(torch.add, (result, source))
+        for position, module in enumerate(modules[node.name]):
+            module_name = f"layer_{number}_{position}"
+            root.add_module(module_name, module)
+            result = graph.call_module(module_name, (result,))
         results[node.name] = result
     graph.output(results[layers.outputs[0].name])
     return torch.fx.GraphModule(root, graph)
