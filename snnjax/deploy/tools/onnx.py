@@ -264,33 +264,43 @@ def _outputs(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> lis
 
     for equation in jaxpr.eqns:
         operands = [read(v) for v in equation.invars]
-        name = equation.primitive.name
-        if name in _CALLS:
-            inner = equation.params[_CALLS[name]]
-            if isinstance(inner, _ClosedJaxpr):
-                outputs = _outputs(inner.jaxpr, inner.consts, operands)
-            else:
-                outputs = _outputs(inner, (), operands)
-        elif name == "rem":
-            a, b = operands
-            outputs = [a - b * lax.div(a, b)]
-        elif name == "pad" and _only_adds(equation.params["padding_config"]):
-            array, value = operands
-            outputs = [_padded(array, value, equation.params["padding_config"])]
-        elif name == "reshape" and equation.params["dimensions"] is None:
-            (v,) = equation.outvars
-            source = operands[0]
-            if not isinstance(equation.invars[0], jex.Literal):
-                source = unshaped.get(equation.invars[0], source)
-            unshaped[v] = source
-            outputs = [_reshaped(source, v.aval.shape)]
+        if _is_plain_reshape(equation):
+            source = equation.invars[0]
+            (result,) = equation.outvars
+            unshaped[result] = operands[0]
+            if not isinstance(source, jex.Literal) and source in unshaped:
+                unshaped[result] = unshaped[source]
+            outputs = [_reshaped(unshaped[result], result.aval.shape)]
         else:
-            params = {key: _plain_parameter(p) for key, p in equation.params.items()}
-            outputs = equation.primitive.bind(*operands, **params)
-            if not equation.primitive.multiple_results:
-                outputs = [outputs]
+            outputs = _equation_outputs(equation, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _is_plain_reshape(equation: Any) -> bool:
+    """Whether an equation is a reshape that keeps the order of the numbers."""
+    name = equation.primitive.name
+    return name == "reshape" and equation.params["dimensions"] is None
+
+
+def _equation_outputs(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """What an equation computes that is no plain reshape, see `_outputs`."""
+    name = equation.primitive.name
+    params = equation.params
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        if isinstance(inner, _ClosedJaxpr):
+            return _outputs(inner.jaxpr, inner.consts, operands)
+        return _outputs(inner, (), operands)
+    if name == "rem":
+        a, b = operands
+        return [a - b * lax.div(a, b)]
+    if name == "pad" and _only_adds(params["padding_config"]):
+        array, value = operands
+        return [_padded(array, value, params["padding_config"])]
+    plain_params = {key: _plain_parameter(p) for key, p in params.items()}
+    outputs = equation.primitive.bind(*operands, **plain_params)
+    return outputs if equation.primitive.multiple_results else [outputs]
 
 
 def _reshaped(array: Any, shape: Sequence[Any]) -> Any:
