@@ -316,6 +316,22 @@ def aedat_gestures(file: Path) -> Iterator[tuple]:
         yield events[during], label - 1, file.stem.partition("_")[0]
 
 
+# The header of a packet of AEDAT 3.1; ``size`` is the bytes of an event.
+_AEDAT_HEADER = np.dtype(
+    [
+        ("kind", "<i2"),
+        ("source", "<i2"),
+        ("size", "<i4"),
+        ("time_offset", "<i4"),
+        ("overflows", "<i4"),
+        ("capacity", "<i4"),
+        ("count", "<i4"),
+        ("valid", "<i4"),
+    ]
+)
+_POLARITY = 1  # the kind of a packet of polarity events
+
+
 def _aedat_events(file: Path) -> np.ndarray:
     """The valid events of the polarity packets of an AEDAT 3.1 file."""
     content = file.read_bytes()
@@ -325,28 +341,40 @@ def _aedat_events(file: Path) -> np.ndarray:
     start = content.index(mark) + len(mark)
     parts = [np.empty(0, EVENT)]
     while start < len(content):
-        # A packet is a header of 28 bytes and then its events.
-        header = content[start : start + 28]
-        if len(header) < 28:
+        # A packet is a header and then its events.
+        events_start = start + _AEDAT_HEADER.itemsize
+        if events_start > len(content):
             raise ValueError(f"{file} is cut in a header of events; download it anew")
-        kind, _ = np.frombuffer(header, "<i2", 2)
-        size, _, overflows, _, count, _ = np.frombuffer(header, "<i4", 6, 4)
-        end = start + 28 + int(size) * int(count)
-        is_damaged = size < 0 or count < 0 or (kind == 1 and size != 8)
+        (header,) = np.frombuffer(content, _AEDAT_HEADER, 1, start)
+        kind, size, count = (int(header[name]) for name in ("kind", "size", "count"))
+        end = events_start + size * count
+        is_damaged = size < 0 or count < 0 or (kind == _POLARITY and size != 8)
         if is_damaged or end > len(content):
             raise ValueError(
                 f"{file} is cut or damaged: {count} events of {size} bytes do not fit "
-                f"into the last {len(content) - start - 28}; download it anew"
+                f"into the last {len(content) - events_start}; download it anew"
             )
-        if kind == 1:
-            # An event has two words. The bits of the first one are, from the lowest:
-            # valid, polarity, y (15 bits), x (15 bits). The second one has the
-            # microseconds, of which the header counts the overflows.
-            words = np.frombuffer(content, "<u4", 2 * int(count), start + 28)
-            address, time = words.reshape(-1, 2).T
-            x, y = address >> 17, address >> 2 & 0x7FFF
-            times = time.astype(np.int64) + (int(overflows) << 31)
-            packet = _events(x // POOLED, y // POOLED, address >> 1 & 1, times)
-            parts.append(packet[address & 1 == 1])
+        if kind == _POLARITY:
+            words = np.frombuffer(content, "<u4", 2 * count, events_start)
+            overflows = int(header["overflows"])
+            parts.append(_polarity_events(words.reshape(-1, 2), overflows))
         start = end
     return np.concatenate(parts)
+
+
+def _polarity_events(words: np.ndarray, overflows: int) -> np.ndarray:
+    """The valid events of a packet.
+
+    Args:
+        words: two of each event, uint32 [events, 2]. The bits of the first one are,
+            from the lowest: valid, polarity, y (15 bits), x (15 bits). The second one
+            has the microseconds, in 31 bits.
+        overflows: how often the clock has overflowed before.
+    """
+    address, time = words.T
+    is_valid = address & 1 == 1
+    polarity = address >> 1 & 1
+    x = address >> 17
+    y = address >> 2 & 0x7FFF
+    times = time.astype(np.int64) + (overflows << 31)
+    return _events(x // POOLED, y // POOLED, polarity, times)[is_valid]

@@ -95,6 +95,21 @@ def samples(file: Path) -> np.ndarray:
     return np.pad(sound, (0, RATE - len(sound)))
 
 
+def _mel_triangles() -> np.ndarray:
+    """H_b(f) of `mfccs`, [257 frequencies f, 40 triangles b]."""
+    # The edges of the triangles are 42 even steps on the scale ln(1 + f / 700).
+    low = np.log1p(20 / 700)
+    high = np.log1p(4000 / 700)
+    edges = np.linspace(low, high, 42)
+    frequencies = np.log1p(np.fft.rfftfreq(512, 1 / RATE) / 700)
+    # In units of a step, a frequency is on the rising side of a triangle by its
+    # distance from the left edge, and on the falling side by that from the right edge.
+    distances = (frequencies[:, None] - edges) / (high - low) * 41
+    rising = distances[:, :-2]
+    falling = -distances[:, 2:]
+    return np.clip(np.minimum(rising, falling), 0, None)
+
+
 def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     """MFCCs [49, count] of a second x of sound, as in MLCommons and tf.signal.
 
@@ -110,15 +125,7 @@ def mfccs(sound: np.ndarray, count: int = 10) -> np.ndarray:
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(480) / 480)
     scale = sound.max() or 1  # of silence 1
     spectra = np.abs(np.fft.rfft(frames * window / scale, 512))
-    # The edges of the triangles are 42 even steps on the scale ln(1 + f / 700). In
-    # units of a step, a frequency is on the rising side of a triangle by its distance
-    # from the left edge, and on the falling side by that from the right edge.
-    low, high = np.log1p(20 / 700), np.log1p(4000 / 700)
-    edges = np.linspace(low, high, 42)
-    frequencies = np.log1p(np.fft.rfftfreq(512, 1 / RATE) / 700)
-    distances = (frequencies[:, None] - edges) / (high - low) * 41
-    rising, falling = distances[:, :-2], -distances[:, 2:]
-    triangles = np.clip(np.minimum(rising, falling), 0, None)
+    triangles = _mel_triangles()
     bands = np.log(1e-6 + spectra @ triangles)  # [49, 40]
     return dct(bands)[:, :count] / np.sqrt(2 * 40)
 
