@@ -11,7 +11,7 @@ a matrix behind a flatten has its inputs reordered from CHW to HWC.
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,15 +211,10 @@ def _flax_paths(layers: dict[str, Arrays], rules: Sequence[Rule]) -> dict[str, s
 
     Parameters of a block itself have the path of the block.
     """
-    matches: dict[str, tuple[Rule, str | None]] = {}
-    for rule in rules:
-        for layer in sorted(layers, key=_by_numbers):
-            match = re.fullmatch(rule.pattern, layer)
-            if match is not None and layer not in matches:
-                block = match[1] if match.re.groups else None
-                matches[layer] = (rule, block)
+    matches = _rules_and_blocks(layers, rules)
     blocks = {block for _, block in matches.values() if block is not None}
     block_numbers = {name: i for i, name in enumerate(sorted(blocks, key=_by_numbers))}
+    # flax counts the layers of a kind, such as Conv, within each module.
     counts: Counter[tuple[str, str]] = Counter()
     paths = {}
     for layer, (rule, block) in matches.items():
@@ -232,11 +227,27 @@ def _flax_paths(layers: dict[str, Arrays], rules: Sequence[Rule]) -> dict[str, s
         if rule.convolutions is not None:
             module_number, number = divmod(number, rule.convolutions)
             module = f"{module}_{module_number}"
-        parts = [module] if module else []
-        if kind:
-            parts.append(f"{kind}_{number}")
-        paths[layer] = "/".join(parts)
+        name = f"{kind}_{number}" if kind else ""
+        paths[layer] = "/".join(part for part in (module, name) if part)
     return paths
+
+
+def _rules_and_blocks(
+    layers: Collection[str], rules: Sequence[Rule]
+) -> dict[str, tuple[Rule, str | None]]:
+    """PyTorch layer -> the first rule that matches it, and the name of its block.
+
+    The block is None where the pattern of the rule has no group. Layers are in the
+    order of the rules, and those of a rule in the order of their numbers.
+    """
+    matches: dict[str, tuple[Rule, str | None]] = {}
+    for rule in rules:
+        for layer in sorted(layers, key=_by_numbers):
+            match = re.fullmatch(rule.pattern, layer)
+            if match is not None and layer not in matches:
+                block = match[1] if match.re.groups else None
+                matches[layer] = (rule, block)
+    return matches
 
 
 def _by_numbers(name: str) -> list[int | str]:
