@@ -25,6 +25,11 @@ AS_FLOATING = (
     "Give images as x.astype('float32') / 255, without / 255 if fn scales them"
 )
 
+MAP_EXAMPLES = (
+    "pass a network of one example as jax.vmap(fn, in_axes=(None, 0)), and x as a "
+    "batch of examples"
+)
+
 
 def called_as(form: str) -> Callable[[_F], _F]:
     """A decorator, by which the error of a wrong call ends with its right form.

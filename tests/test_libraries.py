@@ -160,6 +160,119 @@ def test_paths_name_the_layers(build):
         assert site.name == f"{layer}/relu" or build is linen
 
 
+def nnx_recurrent(cell_class):
+    """Of flax.nnx: nnx.RNN, and the same cell in a loop of Python."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(cell_class(2, 4, rngs=rngs))
+            self.out = nnx.Linear(4, 3, rngs=rngs)
+
+    net = nnx.jit(lambda: Net(nnx.Rngs(0)))()
+    # The keys of the cell's random numbers are closed over. They count, so that they
+    # must be copied into the trace.
+    graph, params, keys = nnx.split(net, nnx.Param, ...)
+
+    def scanned(params, x):
+        net = nnx.merge(graph, params, keys, copy=True)
+        return net.out(nnx.relu(net.rnn(x)[:, -1]))
+
+    def loop(params, x):
+        net = nnx.merge(graph, params, keys, copy=True)
+        zeros = jnp.zeros((len(x), 4))
+        carry = (zeros, zeros) if cell_class is nnx.LSTMCell else zeros
+        state = zeros
+        for time in range(x.shape[1]):
+            carry, state = net.rnn.cell(carry, x[:, time])
+        return net.out(nnx.relu(state))
+
+    return scanned, loop, params
+
+
+def equinox_recurrent(cell_name):
+    """Of equinox, for one example: a cell in a scan, and in a loop of Python."""
+    eqx = pytest.importorskip("equinox")
+    cell_class = getattr(eqx.nn, cell_name)
+
+    @eqx.filter_jit
+    def build(key):
+        return cell_class(2, 4, key=key), eqx.nn.Linear(4, 3, key=key)
+
+    params, static = eqx.partition(build(jax.random.key(0)), eqx.is_array)
+
+    def zeros():
+        zero = jnp.zeros(4)
+        return (zero, zero) if cell_name == "LSTMCell" else zero
+
+    def classes(out, carry):
+        hidden = carry[0] if cell_name == "LSTMCell" else carry
+        return out(jax.nn.relu(hidden))
+
+    def scanned(params, sequence):
+        cell, out = eqx.combine(params, static)
+
+        def step(carry, numbers):
+            return cell(numbers, carry), None
+
+        carry, _ = jax.lax.scan(step, zeros(), sequence)
+        return classes(out, carry)
+
+    def loop(params, sequence):
+        cell, out = eqx.combine(params, static)
+        carry = zeros()
+        for numbers in sequence:
+            carry = cell(numbers, carry)
+        return classes(out, carry)
+
+    return jax.vmap(scanned, (None, 0)), jax.vmap(loop, (None, 0)), params
+
+
+@pytest.mark.parametrize(
+    ("build", "cell"),
+    [
+        (nnx_recurrent, nnx.GRUCell),
+        pytest.param(nnx_recurrent, nnx.LSTMCell, marks=pytest.mark.slow),
+        (equinox_recurrent, "GRUCell"),
+        pytest.param(equinox_recurrent, "LSTMCell", marks=pytest.mark.slow),
+    ],
+)
+def test_recurrent_cells_of_other_libraries_spike_as_the_loop_of_their_turns(
+    build, cell
+):
+    scanned, loop, params = build(cell)
+    x = np.float32(np.random.default_rng(2).normal(size=(64, 3, 2)))
+    options = {"code": snnjax.codes.radix(), "recipe": snnjax.max_activation()}
+    kinds, outputs = [], []
+    for fn in (scanned, loop):
+        kinds.append([site.kind for site in snnjax.sites(fn, params, x)])
+        snn = snnjax.convert(fn, params, x, steps=8, **options)
+        outputs.append(np.asarray(snnjax.spiking(fn)(snn, x)))
+    assert kinds[0] == kinds[1]
+    assert kinds[0].count("encoder") >= 2  # the second and third turn read spikes
+    np.testing.assert_array_equal(*outputs)
+    answers = np.asarray(scanned(params, x))
+    spread = np.abs(answers - answers.mean(0)).max()
+    np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.05 * spread)
+
+
+def test_all_arrays_of_an_nnx_module_may_be_params():
+    """Its random keys and counters too, which nothing changes."""
+    net = nnx.jit(lambda: nnx.RNN(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0))))()
+    graph, state = nnx.split(net)
+
+    def fn(state, x):
+        return nnx.merge(graph, state)(x)[:, -1]
+
+    x = np.float32(np.random.default_rng(2).normal(size=(16, 2, 2)))
+    snn = converted(fn, state, x, steps=4, recipe=snnjax.max_activation())
+    outputs = snnjax.spiking(fn)(snn, x)
+    assert np.isfinite(outputs).all() and np.any(outputs)
+    before, after = jax.tree.leaves(state), jax.tree.leaves(snn.params)
+    kinds = {jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in before}
+    assert kinds == {True, False}
+    assert all(bool((a == b).all()) for a, b in zip(before, after, strict=True))
+
+
 def test_haikus_batch_norm_takes_its_averages_from_the_state():
     hk = haiku_itself()
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 from networks import (
@@ -337,6 +338,123 @@ def test_a_graph_network_sums_over_the_edges_of_its_graph(edges_from):
     outputs, answers = snnjax.spiking(fn)(snn, x).mean(0), fn(params, x)
     spread = np.abs(answers - answers.mean(0)).max()
     np.testing.assert_allclose(outputs, answers, rtol=0, atol=0.05 * spread)
+
+
+SENDERS = jnp.array([0, 1, 2, 3, 3, 1])
+RECEIVERS = jnp.array([1, 2, 0, 0, 1, 0])  # no edge leads to node 3
+
+
+def graph_params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        "in": jax.random.normal(keys[0], (3, 8)) / 2,
+        "attention": jax.random.normal(keys[1], (8, 2)) / 2,
+        "out": jax.random.normal(keys[2], (8, 2)) / 2,
+    }
+
+
+def largest_messages(params, nodes):
+    """A graph of nodes [4, 3]: each node takes the largest of its messages."""
+    hidden = relu(nodes @ params["in"])
+    largest = jax.ops.segment_max(hidden[SENDERS], RECEIVERS, num_segments=4)
+    hidden += jnp.where(jnp.isfinite(largest), largest, 0)
+    return (relu(hidden) @ params["out"]).sum(0)
+
+
+def graph_attention(params, nodes):
+    """A softmax over the edges that reach a node weighs its messages."""
+    hidden = nodes @ params["in"]
+    scores = hidden @ params["attention"]
+    scores = jax.nn.leaky_relu(scores[SENDERS, 0] + scores[RECEIVERS, 1])
+    largest = jax.ops.segment_max(scores, RECEIVERS, num_segments=4)
+    weights = jnp.exp(scores - largest[RECEIVERS])
+    totals = jax.ops.segment_sum(weights, RECEIVERS, num_segments=4)
+    messages = (weights / totals[RECEIVERS])[:, None] * hidden[SENDERS]
+    hidden = jax.ops.segment_sum(messages, RECEIVERS, num_segments=4)
+    return (relu(hidden) @ params["out"]).sum(0)
+
+
+@pytest.mark.parametrize("network", [largest_messages, graph_attention])
+def test_a_graph_network_takes_maxima_over_the_edges_of_its_graph(network):
+    fn = jax.vmap(network, in_axes=(None, 0))
+    x = jax.random.normal(jax.random.key(1), (64, 4, 3))
+    near_the_ann(fn, graph_params(), x, steps=64, atol=0.05)
+
+
+@pytest.mark.parametrize("network", [largest_messages, graph_attention])
+def test_finetune_trains_a_graph_network(network):
+    fn = jax.vmap(network, in_axes=(None, 0))
+    params = graph_params()
+    x = jax.random.normal(jax.random.key(1), (64, 4, 3))
+    labels = fn(params, x).argmax(-1)
+    recipe = snnjax.max_activation()
+    snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe)
+    rules = optax.adam(0.02)
+    tuned, log = snnjax.training.finetune(
+        fn, snn, [(x, labels)], epochs=10, rules=rules
+    )
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    for name, kernel in params.items():
+        is_read = network is graph_attention or name != "attention"
+        assert np.any(kernel != tuned.params[name]) == is_read, name
+
+
+def test_maxima_over_edges_that_activations_choose_are_refused():
+    def chosen(params, nodes):
+        hidden = relu(nodes @ params["in"])
+        receivers = jnp.argmax(hidden[:, :4], -1)
+        return jax.ops.segment_max(hidden, receivers, num_segments=4).sum(0)
+
+    x = jnp.ones((2, 4, 3))
+    with pytest.raises(snnjax.ConversionError, match="scatter-max\n.*choice cannot"):
+        snnjax.sites(jax.vmap(chosen, in_axes=(None, 0)), graph_params(), x)
+
+
+def test_a_soft_mixture_of_experts_spikes():
+    """As docs/networks.md writes it, with experts of one hidden layer each."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "gate": jax.random.normal(keys[0], (6, 4)),
+        "in": jax.random.normal(keys[1], (4, 6, 8)) / 2,
+        "out": jax.random.normal(keys[2], (4, 8, 3)) / 2,
+    }
+
+    def fn(p, x):
+        hidden = relu(jnp.einsum("bi,eih->beh", x, p["in"]))
+        experts = jnp.einsum("beh,ehc->bec", hidden, p["out"])
+        return jnp.einsum("be,bec->bc", jax.nn.softmax(x @ p["gate"]), experts)
+
+    x = jax.random.normal(jax.random.key(1), (64, 6))
+    kinds = {site.kind for site in snnjax.sites(fn, params, x)}
+    assert kinds == {"relu", "softmax", "product"}
+    near_the_ann(fn, params, x, steps=64, atol=0.05)
+
+
+def test_a_fourier_transform_spikes_by_its_real_matrices():
+    """The remedy of its refusal: the size of rfft(x), without complex numbers."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "in": jax.random.normal(keys[0], (6, 8)) / 2,
+        "hidden": jax.random.normal(keys[1], (5, 8)) / 2,
+        "out": jax.random.normal(keys[2], (8, 3)) / 2,
+    }
+
+    def complex_power(signal):
+        return jnp.abs(jnp.fft.rfft(signal)) ** 2 / 8
+
+    def real_power(signal):
+        matrix = jnp.fft.rfft(jnp.eye(8))
+        return ((signal @ matrix.real) ** 2 + (signal @ matrix.imag) ** 2) / 8
+
+    def fn(power, p, x):
+        return relu(power(relu(x @ p["in"])) @ p["hidden"]) @ p["out"]
+
+    x = jax.random.normal(jax.random.key(1), (64, 6))
+    with pytest.raises(snnjax.ConversionError, match="rfft"):
+        snnjax.sites(functools.partial(fn, complex_power), params, x)
+    runs = [functools.partial(fn, power) for power in (complex_power, real_power)]
+    np.testing.assert_allclose(*outputs_of(runs, params, x), rtol=1e-4, atol=1e-4)
+    near_the_ann(runs[1], params, x, steps=64, atol=0.1)
 
 
 def test_constants_of_a_scan_and_empty_keys_need_no_rule():

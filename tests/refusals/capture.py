@@ -400,6 +400,11 @@ def meetings_refused():
     statistics = mixing(lambda h: h - h.mean(0))
     words = "as a BatchNorm in training mode does(.|\n)*model.eval.. in nnx"
     yield unconvertible("statistics", *statistics, words)
+    pooled = mixing(lambda h: h.mean(0))
+    words = (
+        r"sums over the batch(.|\n)*a network of one example as jax.vmap\(fn, in_axes"
+    )
+    yield unconvertible("a network of one example that pools", *pooled, words)
     for name, mix in SIZES.items():
         yield unconvertible(name, *mixing(mix), "number of examples")
     message = "number of examples|an output has shape"
@@ -455,6 +460,11 @@ SHAPES = {
         hidden,
         VECTORS[0],
         r"x has shape \(4,\), but its .*\n.*pass a single example as x\[None\]",
+    ),
+    "a network of one example, without its batch": (
+        lambda p, x: jax.nn.relu(p["w1"].T @ x),
+        VECTORS[0],
+        r"x has shape \(4,\)(.|\n)*a network of one example as jax.vmap\(fn, in_axes",
     ),
     "a sum": (lambda p, x: hidden(p, x).sum(), VECTORS, r"an output has shape \(\)"),
     "a constant output": (
@@ -603,6 +613,11 @@ def names_itself(params, x):
     return {"logits": network(params, x), "name": "network"}
 
 
+def multiplies_columns(params, x):
+    """A network of one example, a vector."""
+    return params["readout"].T @ relu(params["hidden"].T @ x)
+
+
 class CNN(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -639,6 +654,12 @@ MISTAKES = {
     "a linen module": (CNN(), VARIABLES, IMAGES, "here model.apply"),
     "a part of variables": (CNN().apply, VARIABLES["params"], IMAGES, "all variables"),
     "channels first": (CNN().apply, VARIABLES, CHANNELS_FIRST, "channels first"),
+    "a network of one example": (
+        multiplies_columns,
+        PARAMS,
+        FEATURES,
+        r"fn takes one example of this x: pass .*jax.vmap\(fn, in_axes=\(None, 0\)\)",
+    ),
     "an if": (decides, PARAMS, FEATURES, "jnp.where"),
     "a float": (scales_by_a_float, PARAMS, FEATURES, r"leave float\(\), int\(\) and"),
     "NumPy in fn": (uses_numpy, PARAMS, FEATURES, "jnp.maximum"),

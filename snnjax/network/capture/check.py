@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from snnjax._checks import AS_FLOATING
+from snnjax._checks import AS_FLOATING, MAP_EXAMPLES
 from snnjax._trees import batch_of
 from snnjax.network.capture.facts import FLOATING, Facts
 from snnjax.network.capture.jaxprs import MAX_TURNS
@@ -103,19 +103,20 @@ _EXPLANATIONS = {
         "one example would reach another: this works along the batch axis, the first "
         "of x",
         "keep the examples of a batch apart in fn (put statistics into params; use "
-        "h[:, i], not h[jnp.arange(B), i]); pass a single example as x[None]",
+        f"h[:, i], not h[jnp.arange(B), i]); {MAP_EXAMPLES}",
     ),
     "statistics": (
         "one example would reach another: this sums over the batch axis, the first of "
         "x, as a BatchNorm in training mode does",
         "keep the examples of a batch apart in fn; of a BatchNorm take the running "
-        "averages (use_running_average=True in flax.linen, model.eval() in nnx)",
+        "averages (use_running_average=True in flax.linen, model.eval() in nnx); "
+        f"{MAP_EXAMPLES}",
     ),
     "size": (
         "fn computes with the number of examples, len(x), or with the place of one in "
         "the batch; allowed: the same numbers for an example in every batch",
         "use len(x) for shapes only, as in h.reshape(len(x), -1), and no loop over "
-        "examples (jax.vmap has none)",
+        f"examples (jax.vmap has none); {MAP_EXAMPLES}",
     ),
     "recurrence": (
         f"a scan along an axis of the input is unrolled up to {MAX_TURNS} turns, and "
@@ -161,7 +162,7 @@ _EXPLANATIONS = {
         "its values are complex, and spikes carry real numbers, though a Fourier "
         "transform is affine",
         "multiply by its real matrices, the cosines and the sines, in place of "
-        "jnp.fft: jnp.fft.fft(jnp.eye(n)).real and .imag",
+        "jnp.fft: jnp.fft.fft(jnp.eye(n)).real and .imag, with rfft for jnp.fft.rfft",
     ),
     "unknown": (
         "this operation is neither affine in the activations nor a known function",
@@ -323,7 +324,10 @@ def check_has_batch(x: Any) -> None:
             f"x has shape {tuple(leaves[0].shape)}, but its first axis must be the "
             "batch: every example is then a single number"
         )
-        remedy = "pass a single example as x[None], and single numbers as x[:, None]"
+        remedy = (
+            "pass a single example as x[None], and single numbers as x[:, None]; "
+            f"{MAP_EXAMPLES}"
+        )
         raise ConversionError([Problem("", (), reason, remedy)])
 
 
@@ -338,5 +342,8 @@ def hard_coded(x: Any, size: int, error: Exception) -> ConversionError:
         f"fn takes {batch_of(x)} {examples} and not {size}, so it holds their number "
         f"({str(error).splitlines()[0]}); allowed: any number"
     )
-    remedy = "take it from x, as in h.reshape(len(x), -1), or leave it to -1"
+    remedy = (
+        "take it from x, as in h.reshape(len(x), -1), or leave it to -1; "
+        f"{MAP_EXAMPLES}"
+    )
     return ConversionError([Problem("", (), reason, remedy)])

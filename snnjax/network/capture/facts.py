@@ -34,17 +34,6 @@ _REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
 # once. Loops and unknown functions stay obstacles: in them an example might reach
 # another one.
 _OBSTACLES_TO_SPIKES = ("order", "integer")
-# Primitives that read or write at indices, which are an operand.
-_INDEXED = (
-    "gather",
-    "dynamic_slice",
-    "dynamic_update_slice",
-    "scatter",
-    "scatter-add",
-    "scatter_add",
-    "scatter-sub",
-    "scatter_sub",
-)
 
 
 class Facts:
@@ -174,18 +163,17 @@ class Facts:
     def _is_computed_once(self, eq: Equation, reason: str) -> bool:
         """Whether what is not affine in an equation depends on x, but on no spikes.
 
-        It is then computed once, as an operator, so that ``reason`` is no obstacle.
+        It is then computed once, so that ``reason`` is no obstacle. Values that are
+        read or written at indices may depend on spikes, the indices must not.
         """
-        if eq.name in _INDEXED:
-            # It is affine in the array that it reads or writes, which may depend on
-            # spikes. It is not affine in the indices, which must not.
-            arrays = primitive(eq.name).affine_in  # positions of the operands
-            values = [v for i, v in enumerate(eq.inputs) if i not in arrays]
-        elif reason in _OBSTACLES_TO_SPIKES:
+        if reason == "choice":
+            value_positions = primitive(eq.name).values
+            indices = [v for i, v in enumerate(eq.inputs) if i not in value_positions]
+            return self.spike_dependent.isdisjoint(variables_in(indices))
+        if reason in _OBSTACLES_TO_SPIKES:
             values = [*eq.inputs, *eq.outputs]
-        else:
-            return False
-        return self.spike_dependent.isdisjoint(variables_in(values))
+            return self.spike_dependent.isdisjoint(variables_in(values))
+        return False
 
     def _why_not_affine(self, eq: Equation) -> str | None:
         """As `why_not_affine`, if all that depends on x depended on spikes too."""

@@ -25,6 +25,8 @@ class Primitive(NamedTuple):
         affine_in: positions of the operands in which it is affine together. The other
             operands choose or scale.
         affine_in_each: it is affine in each operand, if only one depends on the input.
+        values: of a primitive that reads or writes at indices, the positions of its
+            operands that are values. The other operands are the indices.
         otherwise: what an equation is that is not affine: `OPERATOR`, or the kind of
             the refusal (``check.py``).
         rearranges: it moves the numbers of one array, and computes none.
@@ -36,6 +38,7 @@ class Primitive(NamedTuple):
 
     affine_in: Container[int] = _NONE
     affine_in_each: bool = False
+    values: Container[int] = _NONE
     otherwise: str = "unknown"
     rearranges: bool = False
     pointwise: bool = False
@@ -66,12 +69,18 @@ _ROWS = (
     ("mul", Primitive(**_EACH, **_PIECES)),
     ("dot_general conv_general_dilated", Primitive(**_EACH)),
     ("div", Primitive({0}, otherwise=OPERATOR, **_PIECES)),
-    ("scatter-mul scatter_mul", Primitive({0})),
-    ("gather dynamic_slice", Primitive({0}, otherwise="choice")),
-    ("dynamic_update_slice", Primitive({0, 1}, otherwise="choice")),
+    ("gather dynamic_slice", Primitive({0}, values={0}, otherwise="choice")),
+    ("dynamic_update_slice", Primitive({0, 1}, values={0, 1}, otherwise="choice")),
     (
         "scatter scatter-add scatter_add scatter-sub scatter_sub",
-        Primitive({0, 2}, otherwise="choice"),
+        Primitive({0, 2}, values={0, 2}, otherwise="choice"),
+    ),
+    # The largest value at an index, as of the edges that reach a node of a graph, is
+    # affine in none.
+    ("scatter-mul scatter_mul", Primitive({0}, values={0, 2}, otherwise="choice")),
+    (
+        "scatter-max scatter_max scatter-min scatter_min",
+        Primitive(values={0, 2}, otherwise="choice"),
     ),
     # Affine in none, but of known numbers.
     ("square integer_pow", Primitive(otherwise=OPERATOR, **_PIECES)),

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import MAP_EXAMPLES
 from snnjax._trees import paths_of
 
 
@@ -34,7 +35,7 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     try:
         return jax.make_jaxpr(new_function, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed
-        sentences = [_call_in_words(params, x), *_remedies(error, params, x)]
+        sentences = [_call_in_words(params, x), *_remedies(error, fn, params, x)]
         note = " ".join(sentences)
         # A message can only be extended in a new exception. That is made of these two
         # classes alone: subclasses may need other arguments than a text.
@@ -64,8 +65,12 @@ def _call_in_words(params: chex.ArrayTree, x: Any) -> str:
     )
 
 
-def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
+def _remedies(
+    error: Exception, fn: Callable, params: chex.ArrayTree, x: Any
+) -> list[str]:
     """A sentence for each common mistake that the error and the shapes point to."""
+    if _takes_one_example(fn, params, x):
+        return [f"fn takes one example of this x: {MAP_EXAMPLES}."]
     remedies = []
     if not jax.tree.leaves(params):
         remedies.append("params hold no array: give the trained parameters, before x.")
@@ -103,6 +108,15 @@ def _remedies(error: Exception, params: chex.ArrayTree, x: Any) -> list[str]:
     if "not a valid JAX type" in str(error):
         remedies.append("fn may return arrays only: leave names and other objects out.")
     return remedies
+
+
+def _takes_one_example(fn: Callable, params: chex.ArrayTree, x: Any) -> bool:
+    """Whether fn, which failed for x, can be mapped over the first axis of x."""
+    try:
+        jax.eval_shape(jax.vmap(fn, in_axes=(None, 0)), params, x)
+    except Exception:  # the user's own function failed once more
+        return False
+    return True
 
 
 def _shapes(params: chex.ArrayTree, limit: int = 4) -> str:
