@@ -146,17 +146,19 @@ class Named:
     def __init__(self, function: Callable, text: str):
         # JAX, and what compares trainings, look for the function at ``__wrapped__``.
         functools.update_wrapper(self, function)
-        self._function = function
+        self.function = function
         self._text = text
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._function(*args, **options)
+        return self.function(*args, **options)
 
     def __repr__(self) -> str:
         return self._text
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # for copy and pickle: a name, as that of a function
+        return (
+            self.function.__qualname__
+        )  # for copy and pickle: a name, as that of a function
 
 
 P = ParamSpec("P")
@@ -178,7 +180,7 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
     def make_named(*args: P.args, **options: P.kwargs) -> Callable:
         function = make(*args, **options)
         if isinstance(function, Named):  # by the name of a more general one
-            function = function.__wrapped__
+            function = function.function
         arguments = [name_of_value(value) for value in args]
         for name, value in options.items():
             arguments.append(f"{name}={name_of_value(value)}")

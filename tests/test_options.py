@@ -12,7 +12,8 @@ from experiments.running import Convert, TrainANN, parse
 
 def test_a_line_that_is_refused_ends_with_one_message(capsys):
     for line, message in (
-        ("--preset resnet9", "choose from .*digits_resnet"),
+        ("--preset resnet9", "preset must be one of .*digits_resnet.*, not resnet9 "),
+        ("--preset digits_restnet", "not digits_restnet; closest: digits_resnet"),
         ("--preset digits_resnet --flip true", "add --flip false"),
         ("--levels", "argument --levels: expected a value"),
         ("--checkpoint --epochs 3", "argument --checkpoint: expected a value"),

@@ -92,7 +92,6 @@ def parse(
     def add_preset(parser: Parser) -> None:
         parser.add_argument(
             "--preset",
-            choices=tuple(presets),
             metavar="NAME",
             help=f"configuration to start from: {', '.join(presets)}",
         )
@@ -101,7 +100,15 @@ def parse(
     preset_parser = Parser(add_help=False, allow_abbrev=False)
     add_preset(preset_parser)
     preset = preset_parser.parse_known_args(argv)[0].preset
-    default = presets[preset] if preset else dataclass_type()
+    if preset is None:
+        default = dataclass_type()
+    elif preset in presets:
+        default = presets[preset]
+    else:
+        preset_parser.error(
+            f"preset must be one of {', '.join(presets)}, not {preset}"
+            f"{closest(preset, presets)}"
+        )
     parser = _parser_of_main(names or {})
     add_preset(parser)
     parser.add_arguments(dataclass_type, dest="config", default=default)
