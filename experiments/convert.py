@@ -172,7 +172,8 @@ def _write(task: Experiment, results: list[Result], snns: list[snnjax.SNN]) -> N
         try:
             integers = in_whole_numbers(task, snn, images, saved.accuracies[0][-1])
         except ValueError as reason:  # the conversion itself is worth its files
-            print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
+            text = running.wrapped(f"The saved SNN stays in floats: {reason}")
+            print(f"\n{text}", file=sys.stderr)
     file = write_files(task, facts, results, snn, images, integers)
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, and\n"

@@ -231,7 +231,8 @@ def _save(setting: Setting, snn: SNN, accuracy: float, out: Path) -> None:
         try:
             _test_whole_numbers(setting, snn, accuracy, out)
         except ValueError as reason:  # the training itself is worth its files
-            print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
+            text = running.wrapped(f"The saved SNN stays in floats: {reason}")
+            print(f"\n{text}", file=sys.stderr)
 
 
 def _whole_numbers(

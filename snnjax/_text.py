@@ -156,9 +156,8 @@ class Named:
         return self._text
 
     def __reduce__(self) -> str:
-        return (
-            self.function.__qualname__
-        )  # for copy and pickle: a name, as that of a function
+        # For copy and pickle: a name, as that of a function.
+        return self.function.__qualname__
 
 
 P = ParamSpec("P")

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import train_ann
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
-from experiments.running import Convert, TrainANN, parse
+from experiments.running import Convert, TrainANN, parse, wrapped
 
 
 def test_a_line_that_is_refused_ends_with_one_message(capsys):
@@ -24,6 +24,16 @@ def test_a_line_that_is_refused_ends_with_one_message(capsys):
             parse(TrainANN, PRESETS_ANN, line.split())
         assert caught.value.code == 2
         assert re.match(f"error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_long_refusal_fits_on_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = "hidden/relu: thresholds per channel, not one per layer; " * 5
+    text = wrapped(f"{words}\n  - input: levels (-1, 1)")
+    assert columns - 20 < max(map(len, text.splitlines())) < columns
+    assert text.endswith("\n  - input: levels (-1, 1)")
+    assert text.split() == f"{words} - input: levels (-1, 1)".split()
 
 
 def test_a_preset_gives_the_defaults_of_the_other_options():

@@ -8,6 +8,7 @@ configuration. `run` carries the command out.
 import itertools
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,18 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
             return work()
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+def wrapped(text: str) -> str:
+    """The text in lines that fit on the terminal; of 79 characters where there is none."""
+    width = shutil.get_terminal_size().columns - 1
+    lines = []
+    for line in text.splitlines():
+        filled = textwrap.fill(
+            line, width, break_long_words=False, break_on_hyphens=False
+        )
+        lines.append(filled)
+    return "\n".join(lines)
 
 
 def keep_programs() -> None:
