@@ -49,12 +49,17 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
 
 
 def wrapped(text: str) -> str:
-    """The text in lines that fit on the terminal; of 79 characters where there is none."""
+    """The text in lines that fit on the terminal; without one, in 79 characters."""
     width = shutil.get_terminal_size().columns - 1
     lines = []
     for line in text.splitlines():
+        margin = line[: len(line) - len(line.lstrip())]
         filled = textwrap.fill(
-            line, width, break_long_words=False, break_on_hyphens=False
+            line,
+            width,
+            subsequent_indent=f"{margin}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
         )
         lines.append(filled)
     return "\n".join(lines)
