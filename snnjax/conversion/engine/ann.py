@@ -26,6 +26,11 @@ from snnjax.conversion.images import MicroBatch
 from snnjax.network.equations import Network, Values
 from snnjax.network.stages import Stage
 
+# XLA fuses the elementwise functions of neighbouring stages, as of the turns of a GRU,
+# and its time to compile grows faster than their number. From so many stages on, a
+# barrier keeps them apart: 64 turns of a GRU are converted in half of the time.
+_MANY_STAGES = 64
+
 Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
 
 
@@ -113,6 +118,9 @@ def _run_all_stages(
                     activation = activation + errors[stage.site.name]
                 values[stage.output] = activation
                 results = results._replace(outputs=(activation, *maximum))
+                if len(stages) >= _MANY_STAGES:
+                    results = jax.lax.optimization_barrier(results)
+                    values[stage.output] = results.outputs[0]
             values.update(zip(stage.carried, results.carried, strict=True))
             stage_results.append(results)
         outputs = []
