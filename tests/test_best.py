@@ -4,7 +4,9 @@ And what makes it so: errors count by their effect on the outputs.
 """
 
 import functools
+import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +253,36 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
     expected = slopes**2 * np.square(p[1]).mean() / np.square(outputs).mean()
     np.testing.assert_allclose(effects, expected, rtol=2e-5, atol=1e-6)
     assert (effects[:, 3] == 0).all()  # the output does not depend on it
+
+
+def test_a_barrier_between_stages_changes_no_parameter(monkeypatch):
+    """A long network has one behind each stage, so that it compiles in half the time.
+
+    All other networks have none. Here a short one is counted among the long ones.
+    """
+    params, x = initial(dense, 0), IMAGES[:64]
+    steps, code = 4, snnjax.codes.radix()
+    place_barrier = jax.lax.optimization_barrier
+    barriers = []
+
+    def counted(results):
+        barriers.append(results)
+        return place_barrier(results)
+
+    monkeypatch.setattr(jax.lax, "optimization_barrier", counted)
+    ann = snnjax.conversion.engine.ann
+    pass_all = inspect.unwrap(ann._run_all_stages)
+    converted = []
+    for many_stages, count in ((64, 0), (2, 3)):
+        # A new program each time: JAX keeps programs by their function and network.
+        program = jax.jit(functools.partial(pass_all), static_argnums=range(4))
+        monkeypatch.setattr(ann, "_run_all_stages", program)
+        monkeypatch.setattr(ann, "_MANY_STAGES", many_stages)
+        converted.append(snnjax.convert(dense, params, x, steps=steps, code=code))
+        assert len(barriers) == count
+    without, behind_every_stage = converted
+    chex.assert_trees_all_equal(without.params, behind_every_stage.params)
+    chex.assert_trees_all_equal(without.neurons, behind_every_stage.neurons)
 
 
 def test_what_the_outputs_do_not_depend_on_changes_no_fit():
