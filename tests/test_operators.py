@@ -473,6 +473,28 @@ def test_constants_of_a_scan_and_empty_keys_need_no_rule():
     np.testing.assert_allclose(*outputs_of(runs, PARAMS, X), rtol=1e-5, atol=1e-6)
 
 
+def test_the_turn_of_a_loop_is_an_index_of_features():
+    def mixed(x, i):
+        return relu(x.at[..., i].add(x[:, :, i - 1].mean(1, keepdims=True)))
+
+    def of_loop(p, x):
+        turns = jax.lax.fori_loop(0, 3, lambda i, x: mixed(x, i), x @ p["in"])
+        return turns.mean(1) @ p["out"]
+
+    def unrolled(p, x):
+        x = x @ p["in"]
+        for i in range(3):
+            x = mixed(x, i)
+        return x.mean(1) @ p["out"]
+
+    kinds = []
+    for fn in (of_loop, unrolled):
+        kinds.append([site.kind for site in snnjax.sites(fn, PARAMS, X)])
+    assert kinds[0] == kinds[1] and kinds[0].count("relu") == 3
+    runs = with_activation(of_loop, identity), unrolled
+    np.testing.assert_allclose(*outputs_of(runs, PARAMS, X), rtol=1e-5, atol=1e-6)
+
+
 def test_a_function_of_the_input_alone_needs_no_encoder():
     def fn(p, x):
         x = jnp.log1p(jnp.abs(x)) / (1 + x.std(-1, keepdims=True))

@@ -383,6 +383,9 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
     "a scan": scanned_examples,
+    "an index in a loop": lambda h: jax.lax.fori_loop(
+        0, 3, lambda i, h: h + h[:, (i + len(h)) % 6, None], h
+    ),
     "an output": lambda h: (h, jnp.arange(len(h))),
     "an output each": lambda h: list(h),
 }

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from snnjax.network.capture.primitives import moved
@@ -40,6 +41,12 @@ _ACTIVATIONS = {
     "snnjax_clipped_relu": "clipped relu",
     "snnjax_quantized_relu": "quantized relu",
     "snnjax_encode": "encoder",
+}
+# What JAX computes with an index that may be negative.
+_INDEX_ARITHMETIC = {
+    "add": np.add,
+    "lt": np.less,
+    "select_n": lambda case, *numbers: numbers[int(case)],
 }
 # A scan along an axis of the input is unrolled up to this many turns, since each turn
 # has equations, and sites, of its own. One over layers is unrolled whatever its length.
@@ -220,12 +227,36 @@ class _Flattener:
                 # no example, so they are constants.
                 for v in eqn.outvars:
                     self.forwarded[v] = _zeros(v)
+            elif (number := self.index(eqn)) is not None:
+                self.forwarded[eqn.outvars[0]] = number
             elif eqn.primitive.name == "scan" and self.is_unrolled(eqn):
                 self.unroll(eqn, eqn_path)
             elif _body(eqn) is not None and _site_kind(eqn) is None:
                 self.inline(eqn, eqn_path)
             else:
                 self.keep(eqn, eqn_path)
+
+    def index(self, eqn: Any) -> Static | None:
+        """The result of an equation that computes an index from known numbers.
+
+        JAX counts negative indices from the end, so for ``x[:, i]`` in a loop it also
+        adds the number of examples to the index 0 of the first axis, and then does not
+        choose this sum. Here the numbers are known, so that no equation is left that
+        seems to compute with the number of examples.
+        """
+        compute = _INDEX_ARITHMETIC.get(eqn.primitive.name)
+        if compute is None or eqn.outvars[0].aval.shape:
+            return None
+        dtype = eqn.outvars[0].aval.dtype
+        if dtype != bool and not jnp.issubdtype(dtype, jnp.integer):
+            return None
+        numbers = []
+        for v in eqn.invars:
+            value = self.read(v)
+            if not isinstance(value, Static) or isinstance(value.value, Tracer):
+                return None
+            numbers.append(np.asarray(value.value))
+        return Static(np.asarray(compute(*numbers), dtype))
 
     def keep(self, eqn: Any, path: str) -> None:
         """Append our equation for one that is not inlined.
