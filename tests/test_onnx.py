@@ -54,6 +54,9 @@ def outputs_of(model, x):
     return dict(zip(names, session.run(names, {"x": np.asarray(x)}), strict=True))
 
 
+RUNTIME = (
+    r"ONNX Runtime cannot compute .*: \w+: .*[^.]\. Allowed: operations on float32"
+)
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
 GRADED = snnjax.integrate_and_fire(levels=(-3, 3))
 
@@ -134,6 +137,26 @@ def test_weights_are_stored_once_and_time_is_a_loop():
     assert longer.ByteSize() < 1.05 * model.ByteSize()
 
 
+def test_an_output_may_be_an_input_or_another_output():
+    pytest.importorskip("jax2onnx")
+
+    def swapped(x):
+        double = 2 * x["a"]
+        return x["b"], x["a"], double, double
+
+    examples = {"a": X[:4], "b": -X[:4]}
+    model = deploy.to_onnx(swapped, examples)  # compared with the function
+    names = [output.name for output in model.graph.output]
+    assert names == ["outputs.0", "outputs.1", "outputs.2", "outputs.3"]
+
+
+def test_writing_leaves_the_functions_of_jax_as_they_were():
+    pytest.importorskip("jax2onnx")
+    cumsum = jnp.cumsum
+    deploy.to_onnx(lambda x: jnp.cumsum(x, 1), X[:4])
+    assert jnp.cumsum is cumsum
+
+
 def test_what_no_file_can_hold_is_refused():
     with pytest.raises(
         ValueError, match="fn is a dict; allowed: a function of x alone"
@@ -158,6 +181,10 @@ def test_a_function_that_jax2onnx_cannot_write_is_refused():
     for fn, message in (
         (lambda x: jnp.linalg.eigh(x[:, :, None] * x[:, None])[0], "cannot write"),
         (lambda x: x / (1.0 if x.shape[0] > 8 else 2.0), "any size.*Write fn without"),
+        (lambda x: jnp.log(x - 0.5), "fn returns .* NaN or infinite, of 384, in outp"),
+        (lambda x: x.astype(jnp.float16) @ jnp.ones((6, 2), jnp.float16), RUNTIME),
+        (lambda x: jnp.abs(jnp.fft.fft(x)), RUNTIME),
+        (lambda x: jax.random.normal(jax.random.key(0), (6,)) * x, RUNTIME),
     ):
         with pytest.raises(ValueError, match=message):
             deploy.to_onnx(fn, X)

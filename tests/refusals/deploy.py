@@ -460,6 +460,19 @@ def reading_refused():
     )
 
 
+ONNX = [
+    Refusal(
+        "an ONNX file of a function with params",
+        lambda: deploy.to_onnx(DENSE.fn, VECTORS),
+        r"fn takes \(.*, x\); allowed: a function of x alone, e.g. lambda x: snnjax",
+    ),
+    Refusal(
+        "an ONNX file with a text",
+        lambda: deploy.to_onnx(lambda x: {"y": x, "name": "net"}, VECTORS),
+        r"fn returns a str at \['name'\]; allowed: arrays. Leave names",
+    ),
+]
+
 NAMES = [
     Refusal(
         "a chip without its number",
@@ -469,4 +482,4 @@ NAMES = [
     ),
 ]
 
-ROWS = [*NAMES, *LAYERS, *REPORTS, *writing_refused(), *reading_refused()]
+ROWS = [*NAMES, *LAYERS, *REPORTS, *ONNX, *writing_refused(), *reading_refused()]

@@ -9,14 +9,17 @@ that jax2onnx 0.17 takes (`_plain`). Then it compares the file with the function
 """
 
 import contextlib
+import functools
 import importlib
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
@@ -37,9 +40,12 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+# What a function of JAX may return.
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 # Rounding moves few spikes; a wrong operation changes all outputs.
 _LARGEST_ERROR = 1e-3
 _INSTALL = "pip install jax2onnx onnxruntime"
+_KEEP = "snnjax.save(path, snn, fn=network, x=x) keeps any program"
 
 
 def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
@@ -61,10 +67,11 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
 
     Raises:
         ImportError: jax2onnx or onnxruntime are missing.
-        ValueError: fn is no function of x, or returns nothing; x has fewer than two
-            examples, or NaN; fn needs to know their number; jax2onnx cannot write an
-            operation of fn; ONNX Runtime computes other outputs:
-            |y_onnx - y|^2 / |y|^2 is larger than 1e-3.
+        ValueError: fn is no function of x alone, or returns nothing, NaN or what is no
+            array; x has fewer than two examples, or NaN; fn needs to know their number;
+            jax2onnx cannot write an operation of fn, or ONNX Runtime cannot compute it;
+            ONNX Runtime computes other outputs: |y_onnx - y|^2 / |y|^2 is larger than
+            1e-3.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> network = lambda w, x: jax.nn.relu(x @ w).sum(-1)
@@ -74,16 +81,15 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
     >>> model = snnjax.deploy.to_onnx(run, x)  # doctest: +SKIP
     >>> onnx.save(model, "network.onnx")  # doctest: +SKIP
     """
-    if not callable(fn):
-        raise ValueError(
-            f"fn is a {type(fn).__name__}; allowed: a function of x alone, e.g. "
-            "lambda x: snnjax.spiking(network)(snn, x)"
-        )
+    _check_function(fn)
     _check_input(x)
     arrays, structure = jax.tree.flatten(jax.tree.map(_canonical, x))
 
+    @functools.wraps(fn)  # so that JAX's messages name the user's own file
     def fn_of_arrays(*arrays):
-        return fn(jax.tree.unflatten(structure, arrays))
+        outputs = fn(jax.tree.unflatten(structure, arrays))
+        _check_output_types(outputs)
+        return outputs
 
     (batch,) = jax.export.symbolic_shape("batch")
     examples = []
@@ -97,19 +103,37 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
         raise ValueError("fn returns no array; allowed: arrays [T, B, ...] or [B, ...]")
     jax2onnx = import_package("jax2onnx", "to_onnx", _INSTALL)
     onnxruntime = import_package("onnxruntime", "to_onnx", _INSTALL)
-    with _without_warnings_of("onnx_ir"):
-        model = _written(jax2onnx, jaxpr, examples, names, output_names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # otherwise a line for each unused constant
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     compiled_fn = jax.jit(fn_of_arrays)
+    batches = []  # all examples, and one of them
     for size in (len(arrays[0]), 1):
-        batches = [array[:size] for array in arrays]
-        expected = jax.tree.leaves(compiled_fn(*batches))
-        computed = session.run(output_names, dict(zip(names, batches, strict=True)))
-        for name, y_onnx, y in zip(output_names, computed, expected, strict=True):
-            _check_equal(name, y_onnx, np.asarray(y))
+        inputs = [array[:size] for array in arrays]
+        outputs = [np.asarray(y) for y in jax.tree.leaves(compiled_fn(*inputs))]
+        for name, output in zip(output_names, outputs, strict=True):
+            _check_output_numbers(name, output)
+        batches.append((dict(zip(names, inputs, strict=True)), outputs))
+    with _contained():
+        model = _written(jax2onnx, jaxpr, examples, names, output_names)
+    file = model.SerializeToString()
+    computed = _computed(onnxruntime, file, output_names, [x for x, _ in batches])
+    for (_, outputs), outputs_of_file in zip(batches, computed, strict=True):
+        for name, y_onnx, y in zip(output_names, outputs_of_file, outputs, strict=True):
+            _check_equal(name, y_onnx, y)
     return model
+
+
+def _check_function(fn: Any) -> None:
+    """Raise unless fn is a function that can be called with one argument."""
+    form = "a function of x alone, e.g. lambda x: snnjax.spiking(network)(snn, x)"
+    if not callable(fn):
+        raise ValueError(f"fn is a {type(fn).__name__}; allowed: {form}")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some functions that are not written in Python have none
+        return
+    try:
+        signature.bind("x")
+    except TypeError:
+        raise ValueError(f"fn takes {signature}; allowed: {form}") from None
 
 
 def _check_input(x: Any) -> None:
@@ -141,7 +165,11 @@ def _written(
     passes = importlib.import_module("onnx_ir.passes.common")
 
     def fn(*arrays):
-        outputs = jex.jaxpr_as_fun(jaxpr)(*arrays)
+        # jax2onnx gives a value one name, so what has a name already is copied.
+        outputs = []
+        for output in jex.jaxpr_as_fun(jaxpr)(*arrays):
+            has_name = any(output is named for named in (*arrays, *outputs))
+            outputs.append(jnp.copy(output) if has_name else output)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     try:
@@ -153,11 +181,9 @@ def _written(
             output_names=output_names,
         )
     except Exception as error:  # of any class; the reason is in its message
-        message = " ".join(str(error).split())
         raise ValueError(
-            "jax2onnx cannot write this function as ONNX: "
-            f"{type(error).__name__}: {message[:300]}. Leave the operation out of fn, "
-            "or keep the program with snnjax.save(path, snn, fn=network, x=x)"
+            f"jax2onnx cannot write this function as ONNX: {_reason(error)}. Leave the "
+            f"operation out of fn; {_KEEP}"
         ) from error
     # Constants of a loop become constants of the file, where equal ones are one.
     for improve in (
@@ -170,15 +196,72 @@ def _written(
 
 
 @contextlib.contextmanager
-def _without_warnings_of(package: str) -> Iterator[None]:
-    """Hides what a package logs below an error, such as each value without a type."""
-    logger = logging.getLogger(package)
+def _contained() -> Iterator[None]:
+    """Undoes what jax2onnx changes in the process when it writes a file.
+
+    It puts a function of its own in the place of `jax.numpy.cumsum`, which takes the
+    axis by its name alone. Its package onnx_ir logs each value without a type.
+    """
+    logger = logging.getLogger("onnx_ir")
     level = logger.level
+    cumsum = jnp.cumsum
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
+        jnp.cumsum = cumsum
+
+
+def _computed(
+    onnxruntime: ModuleType,
+    file: bytes,
+    output_names: Sequence[str],
+    batches: Sequence[Mapping[str, np.ndarray]],
+) -> list[list[np.ndarray]]:
+    """What ONNX Runtime computes by a file for each batch, an array for each output."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # otherwise a line for each unused constant
+    try:
+        session = onnxruntime.InferenceSession(file, options)
+        return [session.run(output_names, batch) for batch in batches]
+    except Exception as error:  # of any class; the reason is in its message
+        raise ValueError(
+            "ONNX Runtime cannot compute what jax2onnx has written of fn: "
+            f"{_reason(error)}. Allowed: operations on float32, whole numbers and "
+            "truth values. Compute in float32 in fn, and leave complex and random "
+            f"numbers out; {_KEEP}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The class and the message of an error in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300].rstrip('.')}"
+
+
+def _check_output_types(outputs: Any) -> None:
+    """Raise unless fn returns arrays and numbers alone."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+        if not isinstance(leaf, _ARRAYS):
+            place = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"fn returns a {type(leaf).__name__}{place and f' at {place}'}; "
+                "allowed: arrays. Leave names and other objects out of what it returns"
+            )
+
+
+def _check_output_numbers(name: str, y: np.ndarray) -> None:
+    """Raise unless an output of fn is finite, so that it can be compared."""
+    if y.dtype == bool or np.issubdtype(y.dtype, np.integer):
+        return
+    broken_count = y.size - np.isfinite(y).sum()
+    if broken_count:
+        raise ValueError(
+            f"fn returns {broken_count} numbers that are NaN or infinite, of {y.size}, "
+            f"in {name}; allowed: finite numbers, so that the file can be compared "
+            "with fn. Check x, the parameters, and divisions and logarithms in fn"
+        )
 
 
 def _check_equal(name: str, y_onnx: np.ndarray, y: np.ndarray) -> None:
@@ -196,8 +279,7 @@ def _check_equal(name: str, y_onnx: np.ndarray, y: np.ndarray) -> None:
             f"ONNX Runtime computes another {name} than fn: shapes {y_onnx.shape} and "
             f"{y.shape}, squared error {error:.2g} of 1; allowed: {_LARGEST_ERROR}, "
             "since rounding moves few spikes. jax2onnx or ONNX Runtime translates an "
-            "operation of fn wrongly; snnjax.save(path, snn, fn=network, x=x) keeps "
-            "any program"
+            f"operation of fn wrongly; {_KEEP}"
         )
 
 
