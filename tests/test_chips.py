@@ -264,6 +264,27 @@ def test_a_scale_per_channel_is_named_where_a_chip_has_a_threshold_per_layer():
     assert remedies == {"channel": [remedy], "layer": []}
 
 
+def test_images_below_zero_are_told_where_the_input_of_a_chip_has_no_sign():
+    params = weights(hidden=(4, 6), readout=(6, 3))
+    x = np.float32([[1, 0.5, 0.25, 0], [0, 0.25, 1, -0.5]])
+
+    def fn(params, x):
+        return relu(x @ params["hidden"]) @ params["readout"]
+
+    snn = snnjax.init(fn, params, x, model=GRADED)
+    layers = dataclasses.replace(deploy.layers(fn, snn, x), steps=1)
+    for images, problems in (
+        (np.abs(x), []),
+        (x, ["the images of quantize have numbers from -63 on, not 0 to 255 per step"]),
+    ):
+        integers = deploy.quantize(layers, images, input_bits=8)
+        findings = deploy.report(integers, AKIDA)["input"].findings
+        assert [f.problem for f in findings] == problems
+        assert all("for images >= 0, such as pixels" in f.remedy for f in findings)
+        # Nothing states that Loihi takes no negative numbers.
+        assert not deploy.report(integers, LOIHI)["input"].findings
+
+
 def test_a_code_says_what_rate_coding_takes_instead():
     """Four signed digits tell 15 values above 0 apart, and two layers wait a step."""
     layers = network(model=SIGNED, code=RADIX, wait=1)

@@ -270,6 +270,9 @@ def test_akida_names_the_layer_with_a_kernel_a_pool_or_a_number_that_it_lacks(
     bits = dataclasses.replace(layers.arithmetic, input_bits=12)
     with pytest.raises(snnjax.ConversionError, match="x has 12 bits"):
         deploy.to_akida(dataclasses.replace(layers, arithmetic=bits))
+    negative = changed(layers, layers.input.name, lowest=np.asarray(-3))
+    with pytest.raises(snnjax.ConversionError, match="numbers from -3 on; .* no sign"):
+        deploy.to_akida(negative)
     with pytest.raises(ImportError, match="pip install akida"):
         deploy.to_akida(layers)
     with pytest.raises(ValueError, match="allowed: whole numbers"):

@@ -14,6 +14,7 @@ from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.geometry import Layer
 from snnjax.deploy.chips.rules import Finding
 from snnjax.deploy.lowering import values
+from snnjax.deploy.tools.refusals import WITHOUT_SIGN
 
 _GRANULARITIES = ("layer", "channel", "neuron")  # from the fewest numbers to the most
 
@@ -274,17 +275,21 @@ def _depth(network: values.Layers) -> int:
 
 
 def input_levels(network: values.Layers, chip: Chip) -> Iterator[Finding]:
-    """A finding unless x are whole numbers that the chip takes in a step."""
+    """Findings unless x are whole numbers that the chip takes in a step."""
     # Where no levels are stated, any whole number is taken; high is None.
     low, high = chip.input_levels or (0, None)
+    allowed = f"{low} to {'n' if high is None else high} per step"
     arithmetic = network.arithmetic
+    numbers = None
     if arithmetic is None or network.input.unit is None:
         numbers = "floats"
     elif high is not None and arithmetic.largest_input > high:
         numbers = f"{arithmetic.input_bits} bits"
-    else:
-        return
-    highest = "n" if high is None else high
-    problem = f"{numbers}, not whole numbers {low} to {highest} per step"
-    remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
-    yield Finding("input_levels", "approximately", problem, remedy)
+    if numbers is not None:
+        problem = f"{numbers}, not whole numbers {allowed}"
+        remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
+        yield Finding("input_levels", "approximately", problem, remedy)
+    lowest = network.input.lowest
+    if chip.input_levels is not None and lowest is not None and lowest < low:
+        problem = f"the images of quantize have numbers from {lowest} on, not {allowed}"
+        yield Finding("input_levels", "approximately", problem, WITHOUT_SIGN)

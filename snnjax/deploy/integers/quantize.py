@@ -339,7 +339,7 @@ def _check_units(layers: Layers) -> None:
 def _whole_input(
     node: Input, x: jax.Array, in_time: bool, layers: Layers
 ) -> tuple[Input, StreamPair]:
-    """The input with its unit, and what it sends.
+    """The input with its unit and its lowest number, and what it sends.
 
     The unit is 1 if x has whole numbers that fit into the bits of x. Else the largest
     element of x becomes the largest number of these bits.
@@ -357,7 +357,8 @@ def _whole_input(
     mantissa = np.ceil(mantissa * steps_of_mantissa) / steps_of_mantissa
     unit = np.ldexp(mantissa, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
-    node = dataclasses.replace(node, unit=np.asarray(unit))
+    lowest = np.asarray(whole.min())
+    node = dataclasses.replace(node, unit=np.asarray(unit), lowest=lowest)
     floats = streams.input_stream(x / unit, in_time)
     return node, StreamPair(floats, streams.input_stream(whole, in_time))
 

@@ -157,10 +157,13 @@ class Input(Node):
         shape: of one example, [N] or [C, H, W].
         unit: the step of the grid to which x is rounded: a whole number n of the layers
             stands for ``unit * n`` of x. None: x is not rounded.
+        lowest: the lowest whole number n of the images of `snnjax.deploy.quantize`,
+            which tells chips whose input has no sign. None: it is not known.
     """
 
     shape: Shape = field(metadata=STATIC)
     unit: np.ndarray | None = None
+    lowest: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -29,6 +29,7 @@ from snnjax.deploy.lowering.values import (
 )
 from snnjax.deploy.lowering.windows import axis_windows, padding_modes
 from snnjax.deploy.tools.refusals import (
+    WITHOUT_SIGN,
     channel_numbers,
     check_problems,
     import_package,
@@ -271,6 +272,13 @@ def _input_problems(part: _Part, layers: Layers) -> Iterator[Problem]:
         reason = f"x has {input_bits} bits with its sign; here Akida reads {akida_bits}"
         remedy = f"quantize with input_bits={allowed_bits}, and give x >= 0"
         yield problem_at(part.node.name, reason, remedy)
+    lowest = layers.input.lowest
+    if lowest is not None and lowest < 0:
+        reason = (
+            f"the images of quantize have numbers from {lowest} on; Akida's input has "
+            "no sign"
+        )
+        yield problem_at(part.node.name, reason, WITHOUT_SIGN)
 
 
 # ------------------------------------------------------------------------------ parts

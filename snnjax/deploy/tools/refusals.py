@@ -10,6 +10,12 @@ from snnjax.deploy.lowering.values import Layers, Population, maps_to_itself
 from snnjax.network.capture.check import ConversionError, Problem
 from snnjax.neurons.gradients import without_surrogate
 
+# The remedy where x has negative numbers and a chip takes none.
+WITHOUT_SIGN = (
+    "train and convert for images >= 0, such as pixels / 255. If the first layer has "
+    "no padding, its weights and bias can take the place of (x - mean) / deviation"
+)
+
 
 def check_problems(problems: Iterable[Problem], tool: str) -> None:
     """Raise a `ConversionError` that lists these problems, if there are any."""
