@@ -1,5 +1,6 @@
 """Checks of arguments: errors say what was found, what is allowed, and a remedy."""
 
+import collections
 import functools
 import inspect
 import sys
@@ -112,11 +113,64 @@ def takes(function: Callable, *args: Any, **options: Any) -> bool:
     return True
 
 
+def check_on_host(function: str, **trees: Any) -> None:
+    """Raise where a function of the host is called inside of jit, or on traced arrays.
+
+    Args:
+        function: its name, for the message.
+        trees: what it reads the numbers of, pytrees by the names of its arguments.
+    """
+    check_concrete(function, **trees)
+    # Inside of jit, what is computed of arrays with numbers is traced all the same.
+    if isinstance(jax.device_put(0), Tracer):
+        raise ValueError(
+            f"{function} is called inside of jit, where arrays have no numbers yet; "
+            "allowed: a call outside of jit. It compiles what takes long by itself"
+        )
+
+
+def check_concrete(function: str, **trees: Any) -> None:
+    """Raise if a pytree holds a traced array, see `check_on_host`."""
+    for name, tree in trees.items():
+        check_keys(name, tree)
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+            verb = "are" if name.endswith("s") else "is"
+            raise ValueError(
+                f"{name} {verb} traced; allowed: arrays with numbers. Call {function} "
+                "outside of jit, vmap and grad"
+            )
+
+
+def check_keys(name: str, tree: Any) -> None:
+    """Raise if a dict in a pytree has keys that cannot be sorted, as JAX sorts them."""
+
+    def is_unsortable(node: Any) -> bool:
+        if not isinstance(node, dict):
+            return False
+        try:
+            sorted(node)
+        except TypeError:
+            return not isinstance(node, collections.OrderedDict)
+        return False
+
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_unsortable)
+    for path, node in nodes:
+        if is_unsortable(node):
+            types = sorted({type(key).__name__ for key in node})
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"{where} is a dict with keys of the types {', '.join(types)}, which "
+                "JAX cannot sort; allowed: keys of one type in each dict, e.g. "
+                "{str(key): value for key, value in d.items()}"
+            )
+
+
 def check_leaves(params: Any) -> None:
     """Raise unless all leaves of a pytree are arrays or numbers."""
+    check_keys("params", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = name_of(path) or "the top"
-        _check_library(f"the leaf of params at {where}", leaf)
+        _check_dtype(f"the leaf of params at {where}", leaf)
         is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         if not is_array and not isinstance(leaf, int | float | complex):
             raise ValueError(
@@ -141,6 +195,7 @@ def check_examples(x: Any, axis: int = 0) -> None:
         x: a pytree.
         axis: of the batch; 1 for a sequence [T, batch, ...].
     """
+    check_keys("x", x)
     leaves = jax.tree_util.tree_leaves_with_path(x)
     if not leaves:
         raise ValueError(f"x is {x!r}, without an array; allowed: arrays [batch, ...]")
@@ -169,7 +224,7 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
             f"{name} is a {type(leaf).__name__}; allowed: an array {form}, e.g. "
             "jnp.asarray(x)"
         )
-    _check_library(name, leaf)
+    _check_dtype(name, leaf)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     is_real = any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
     if not is_real or leaf.dtype in (jnp.uint8, jnp.int8):
@@ -185,8 +240,11 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
         )
 
 
-def _check_library(name: str, leaf: Any) -> None:
-    """Raise if a leaf is a tensor of a library whose types NumPy does not know."""
+def _check_dtype(name: str, leaf: Any) -> None:
+    """Raise if JAX does not take the type of a leaf's numbers.
+
+    That is a type of another library, or of the other order of bytes, as in FITS files.
+    """
     try:
         jnp.issubdtype(getattr(leaf, "dtype", float), jnp.floating)
     except TypeError:
@@ -195,6 +253,11 @@ def _check_library(name: str, leaf: Any) -> None:
             f"{name} is a {library}.{type(leaf).__name__} of {leaf.dtype}; allowed: "
             "arrays of JAX and NumPy, e.g. tensor.numpy()"
         ) from None
+    if isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative:
+        raise ValueError(
+            f"{name} has dtype {leaf.dtype.str}, the other order of bytes; allowed: "
+            "that of this machine, e.g. array.astype(array.dtype.newbyteorder('='))"
+        )
 
 
 def check_numbers(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import called_as, check_examples
+from snnjax._checks import called_as, check_examples, check_on_host
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import batch_of
 from snnjax.conversion.convert import convert
@@ -130,6 +130,7 @@ def sweep(
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
     spikes and energy of the first 100 examples
     """
+    check_on_host("snnjax.sweep", params=params, images=images, x=x, labels=labels)
     _check_swapped(x, labels)
     check_examples(x)
     steps_of_points = np.atleast_1d(steps).tolist()

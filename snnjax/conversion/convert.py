@@ -19,7 +19,7 @@ import numpy as np
 
 from snnjax import sharding
 from snnjax._arrays import on_device, on_host
-from snnjax._checks import called_as, check_chip, check_wait
+from snnjax._checks import called_as, check_chip, check_on_host, check_wait
 from snnjax._trees import shapes_of
 from snnjax._types import Per
 from snnjax.codes import Code, check_code, rate
@@ -118,6 +118,8 @@ def convert(
     if code is not None:
         check_code(code)
     code, model, per = _defaults(chip, steps, code, model)
+    # A conversion chooses by comparing numbers.
+    check_on_host("snnjax.convert", params=params, x=x)
     images = place_images(x)
     params = images.place_params(params)
     # Calibration needs the derivative that the function has, not one that was written

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
@@ -44,9 +43,8 @@ class CalibrationImages(NamedTuple):
     user_sharding: NamedSharding | None
 
     def place_params(self, params: chex.ArrayTree) -> chex.ArrayTree:
-        """Parameters as arrays of JAX, on the mesh of the images; raise if traced."""
+        """Parameters as arrays of JAX, on the mesh of the images."""
         arrays = jax.tree.map(_as_jax_array, params)
-        _check_concrete("params", arrays)
         return sharding.on_mesh(arrays, self.batch_sharding)
 
     @property
@@ -77,12 +75,10 @@ def place_images(x: chex.ArrayTree) -> CalibrationImages:
     """Check and count the images, and put them on devices with Auto axes.
 
     Raises:
-        ValueError: images of a wrong shape or type, traced or not finite.
+        ValueError: images of a wrong shape or type, or not finite.
     """
     check_examples(x)
     arrays = jax.tree.map(on_device, x)
-    # Inside of jit these are traced, even if the caller's arrays have numbers.
-    _check_concrete("x", arrays)
     user_sharding = sharding.batch_sharding(arrays)
     batch_sharding = None
     # Inside of jit the mesh may be abstract. It holds no devices to put images on.
@@ -107,19 +103,10 @@ def _as_jax_array(leaf: Any) -> Any:
     know, and says where they are.
     """
     is_number = isinstance(leaf, np.ndarray | numbers.Number)
-    if not is_number:
+    if not is_number or not np.asarray(leaf).dtype.isnative:
         return leaf
     # The SNN must not change where the caller changes NumPy's array later.
     return on_device(leaf, copy=True)
-
-
-def _check_concrete(name: str, tree: Any) -> None:
-    """Raise unless all numbers are known: a conversion chooses by comparing them."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        raise ValueError(
-            f"{name} is traced; allowed: arrays with numbers. Make this call outside "
-            "of jit, vmap and grad: it compiles what takes long by itself"
-        )
 
 
 def _even_size(size: int, count: int) -> int:

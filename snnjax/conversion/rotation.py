@@ -16,7 +16,13 @@ from collections.abc import Callable, Mapping
 import chex
 
 from snnjax._arrays import on_host
-from snnjax._checks import called_as, check_function, check_numbers, check_wait
+from snnjax._checks import (
+    called_as,
+    check_function,
+    check_numbers,
+    check_on_host,
+    check_wait,
+)
 from snnjax._programs import jit
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import Table, shown_as_table
@@ -174,6 +180,7 @@ def rotation(
     if price is None:
         price = code.default_price(steps)
     NOT_NEGATIVE.check("price", price)
+    check_on_host("snnjax.rotation", params=params, x=x)
     images = place_images(x)
     params = images.place_params(params)
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)

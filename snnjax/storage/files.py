@@ -21,6 +21,7 @@ import chex
 import jax
 import numpy as np
 
+from snnjax._checks import check_concrete
 from snnjax._ranges import SHARE
 from snnjax._text import Table, shown_as_table
 from snnjax._types import Inputs
@@ -137,6 +138,7 @@ def save(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
     check_snn(snn)
+    check_concrete("snnjax.save", snn=snn)
     check_values(snn)
     if snn.steps is not None:
         # A file does not say what an SNN was fitted to. After `load`, a T or code that

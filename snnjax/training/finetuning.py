@@ -14,7 +14,7 @@ import optax
 
 from snnjax import sharding
 from snnjax._arrays import wide
-from snnjax._checks import called_as, check_labels, takes
+from snnjax._checks import called_as, check_labels, check_on_host, takes
 from snnjax._ranges import SHARE
 from snnjax._text import closest, name_of_value
 from snnjax.simulation.choice import has_closed_form
@@ -116,6 +116,7 @@ def finetune(
     >>> log[-1]["loss"] < 0.8 * log[0]["loss"]
     True
     """
+    check_on_host("snnjax.training.finetune", snn=snn)
     share = _checked_share(share, teacher)
     _check_functions(loss, teacher, measure)
     _check_options(options)

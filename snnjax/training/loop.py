@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_on_host
 from snnjax._progress import shown
 from snnjax._ranges import COUNT
 from snnjax.training.identity import digest
@@ -81,6 +82,7 @@ def train(
     >>> print(f"{w:.2f}", [line["loss"] for line in log][:2])
     3.00 [9.0, 5.76...]
     """
+    check_on_host("snnjax.training.train", state=state)
     COUNT.check("epochs", epochs)
     if isinstance(examples, Iterator) and epochs > 1:
         raise ValueError(

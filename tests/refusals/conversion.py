@@ -44,6 +44,15 @@ WRONG_ARGUMENTS = [
     ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
     ({"x": images(0)}, "at least one example"),
     ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),
+    ({"x": np.ones((2, 4), ">f4")}, "x has dtype >f4.*; allowed: .*newbyteorder"),
+    (
+        {"params": FLAT | {"w1": np.ones((4, 6), ">f4")}},
+        "params at w1 has dtype >f4, the other order of bytes",
+    ),
+    (
+        {"params": {"layer": {0: FLAT["w1"], "w2": FLAT["w2"]}}},
+        r"params\['layer'\] is a dict with keys of the types int, str.*; allowed:",
+    ),
 ]
 WRONG_SWEEPS = [
     ((), "needs at least one sweep"),
@@ -106,6 +115,10 @@ def with_nan(name):
 
 def traced():
     jax.jit(lambda params, x: conversion(params=params, x=x)())(NET.params, images())
+
+
+def sweep(x):
+    snnjax.sweep(DENSE, FLAT, x, x, np.zeros(64, int), steps=4)
 
 
 def rotation_traced():
@@ -361,16 +374,21 @@ ROWS = [
         convert_in_explicit_mesh,
         "jax.set_mesh of a mesh with Explicit axes",
     ),
-    Refusal("a traced conversion", traced, "x is traced; allowed: arrays with numbers"),
+    Refusal("a traced conversion", traced, "params are traced; allowed: arrays with"),
     Refusal(
         "a conversion inside of jit",
         inside_jit,
-        "x is traced; allowed: arrays with numbers",
+        "snnjax.convert is called inside of jit.*; allowed: a call outside of jit",
     ),
     Refusal(
         "a traced rotation",
         rotation_traced,
-        "params is traced; allowed: .* Make this call outside of jit",
+        "params are traced; allowed: .* Call snnjax.rotation outside of jit",
+    ),
+    Refusal(
+        "a traced sweep",
+        functools.partial(jax.jit(sweep), images()),
+        "images are traced; allowed: .* Call snnjax.sweep outside of jit",
     ),
     Refusal(
         "other numbers in shared weights",

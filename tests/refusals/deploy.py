@@ -148,6 +148,21 @@ def with_adaptation():
 LAYERS = [
     *moves_refused(),
     Refusal(
+        "layers of a traced SNN",
+        lambda: jax.jit(dense_layers)(fitted(DENSE)),
+        "snn is traced; .* Call snnjax.deploy.layers outside of jit",
+    ),
+    Refusal(
+        "layers inside of jit",
+        lambda: jax.jit(functools.partial(dense_layers, fitted(DENSE)))(VECTORS),
+        "snnjax.deploy.layers is called inside of jit, .*; allowed: a call outside",
+    ),
+    Refusal(
+        "a function of an SNN",
+        lambda: deploy.as_function(fitted(DENSE)),
+        "layers is a SNN; allowed: float layers",
+    ),
+    Refusal(
         "layers of offsets",
         lambda: dense_layers(with_fields(fitted(DENSE), offset=jnp.float32(1))),
         "its neurons add an offset .*\n *remedy: replace",
@@ -470,6 +485,11 @@ ONNX = [
         "an ONNX file with a text",
         lambda: deploy.to_onnx(lambda x: {"y": x, "name": "net"}, VECTORS),
         r"fn returns a str at \['name'\]; allowed: arrays. Leave names",
+    ),
+    Refusal(
+        "an ONNX file inside of jit",
+        lambda: jax.jit(lambda: deploy.to_onnx(lambda x: x, np.ones((2, 4))))(),
+        "snnjax.deploy.to_onnx is called inside of jit",
     ),
 ]
 

@@ -369,6 +369,16 @@ RUNS = [
     ),
     Refusal("traced layers", run_traced, "layers are traced; allowed: layers that"),
     Refusal(
+        "memory of traced layers",
+        lambda: jax.jit(deploy.memory)(integers()),
+        "layers are traced; allowed: layers that",
+    ),
+    Refusal(
+        "traced calibration images",
+        lambda: jax.jit(lambda x: deploy.quantize(floats(), x))(VECTORS),
+        "images are traced; .* Call snnjax.deploy.quantize outside of jit",
+    ),
+    Refusal(
         "potentials beyond 31 bits",
         sums_of_30_bits,
         r"'relu' can reach 2147483773, .* below 2\^31",

@@ -110,6 +110,11 @@ NOT_SAVED = [
 SAVING = [
     *numbered("saving", save, NOT_SAVED),
     Refusal(
+        "a traced SNN",
+        lambda: jax.jit(lambda snn: save(snn=snn))(converted()),
+        "snn is traced; allowed: .* Call snnjax.save outside of jit",
+    ),
+    Refusal(
         "an SNN as path",
         lambda: save_as(converted()),
         r"path is a SNN; allowed: .* as in save\(path, snn\)",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -151,6 +152,16 @@ FINE_TUNING = [
         ),
         "not finite in epoch 1 of 2, step 1 of 1",
         FloatingPointError,
+    ),
+    Refusal(
+        "a traced SNN in fine-tuning",
+        lambda: jax.jit(lambda snn: finetune(lambda _: snn))(trained()),
+        "snn is traced; .* Call snnjax.training.finetune outside of jit",
+    ),
+    Refusal(
+        "training inside of jit",
+        lambda: jax.jit(lambda: train_until_it_explodes(4))(),
+        "state is traced; .* Call snnjax.training.train outside of jit",
     ),
     Refusal(
         "fine-tuning with an unknown option",

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._checks import check_choice, check_numbers
@@ -173,11 +172,6 @@ def check_whole(layers: Any) -> None:
     a rule of rounding.
     """
     check_layers(layers, "whole")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layers)):
-        raise ValueError(
-            "layers are traced; allowed: layers that a jitted function closes over, "
-            "e.g. jax.jit(lambda x: run(layers, x).outputs)"
-        )
     leaky = [node.name for node in layers.populations if node.is_leaky]
     if leaky and arithmetic_of(layers).leak is None:
         raise ValueError(

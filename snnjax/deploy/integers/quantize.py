@@ -35,6 +35,7 @@ from snnjax._checks import (
     check_choice,
     check_examples,
     check_finite,
+    check_on_host,
     warn,
 )
 from snnjax._patterns import matching
@@ -141,10 +142,11 @@ def quantize(
         scale=scale,
         overflow=overflow,
     )
+    check_layers(layers, "float")
+    check_on_host("snnjax.deploy.quantize", images=images)
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         # Whole numbers are pixels here. As tokens or masks they would be refused.
         images = np.asarray(images, np.float32)
-    check_layers(layers, "float")
     check_examples(images)
     fitted_steps = layers.steps  # before those of a sequence replace them
     layers = exact.with_steps(layers, images, inputs)

@@ -33,6 +33,7 @@ from snnjax.deploy.lowering.values import (
     Scale,
     Shape,
     SumPool,
+    check_layers,
 )
 from snnjax.network.capture.capture import capture
 from snnjax.neurons.by_site import by_name
@@ -77,6 +78,7 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
     >>> print(snnjax.spiking(same_fn)(same_snn, x).ravel())
     [2.25 2.25 2.25 2.25]
     """
+    check_layers(layers)
     params = params_of(layers)
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_examples
+from snnjax._checks import check_examples, check_on_host
 from snnjax._trees import is_floating
 from snnjax.deploy.lowering import sums
 from snnjax.deploy.lowering.products import with_products
@@ -94,6 +94,7 @@ def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Laye
     [0.5 0.5 0.5 0.5 0.5 0.5 0.5 0.5]
     """
     check_snn(snn)
+    check_on_host("snnjax.deploy.layers", snn=snn)
     check_values(snn)
     _check_input(x)
     network = capture(fn, snn.params, x, inline_all=True)

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from snnjax._checks import check_choice
 from snnjax._ranges import Range
@@ -488,6 +489,7 @@ def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> 
     if isinstance(layers, Layers):
         layers_kind = "float" if layers.arithmetic is None else "whole"
         if kind in (None, layers_kind):
+            _check_known(layers)
             return
         problem = f"of {layers_kind} numbers"
     else:
@@ -499,6 +501,15 @@ def check_layers(layers: Any, kind: Literal["float", "whole"] | None = None) -> 
     else:
         allowed = f"{float_layers}, or {whole_layers}"
     raise ValueError(f"layers is {problem}; allowed: {allowed}")
+
+
+def _check_known(layers: Layers) -> None:
+    """Raise if numbers of layers are traced: NumPy computes with them."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layers)):
+        raise ValueError(
+            "layers are traced; allowed: layers that a jitted function closes over, "
+            "e.g. jax.jit(lambda x: run(layers, x).outputs)"
+        )
 
 
 def needed_nodes(nodes: Sequence[Node]) -> tuple[Node, ...]:

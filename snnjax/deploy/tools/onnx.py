@@ -22,10 +22,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.extend import core as jex
 
-from snnjax._checks import check_examples, check_numbers
+from snnjax._checks import check_examples, check_numbers, check_on_host
 from snnjax.deploy.tools.refusals import import_package
 
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
@@ -138,12 +137,12 @@ def _check_function(fn: Any) -> None:
 
 def _check_input(x: Any) -> None:
     """Raise unless x is two or more examples, of known numbers."""
+    check_on_host("snnjax.deploy.to_onnx", x=x)
     check_examples(x)
     leaves = jax.tree.leaves(x)
-    if any(isinstance(leaf, Tracer | jax.ShapeDtypeStruct) for leaf in leaves):
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         raise ValueError(
-            "x is traced, or only a shape; allowed: arrays, on which the file is "
-            "compared with fn. Call snnjax.deploy.to_onnx outside of jax.jit"
+            "x is only a shape; allowed: arrays, on which the file is compared with fn"
         )
     check_numbers(x)
     if len(leaves[0]) < 2:

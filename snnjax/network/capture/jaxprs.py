@@ -248,7 +248,8 @@ class _Flattener:
         if compute is None or eqn.outvars[0].aval.shape:
             return None
         dtype = eqn.outvars[0].aval.dtype
-        if dtype != bool and not jnp.issubdtype(dtype, jnp.integer):
+        kinds = (jnp.integer, jnp.bool_)
+        if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
             return None
         numbers = []
         for v in eqn.invars:
