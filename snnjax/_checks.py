@@ -6,6 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -391,6 +392,37 @@ def count(test: str, array: Any) -> Any:
 def _count(test: str, array: Any) -> Any:
     passes = getattr(namespace(array), test)
     return passes(array).sum()
+
+
+def check_file(path: Path, suffix: str, origin: str) -> None:
+    """Raise unless a path leads to a file.
+
+    Args:
+        path: of a file that is to be read.
+        suffix: how the names of such files end, such as ".nir".
+        origin: what such a path is, for the message.
+    """
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob(f"*{suffix}"))
+        if len(names) > 3:
+            names = [*names[:3], "..."]
+        inside = f"it has {', '.join(names) or f'no file that ends in {suffix}'}"
+        raise IsADirectoryError(f"{path} is a folder; give {origin} ({inside})")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give {origin}")
+
+
+def check_folder_of(path: Path) -> None:
+    """Raise unless the folder exists that a file is to be written to."""
+    for folder in path.parents:
+        if folder.is_dir():
+            break
+        if folder.exists():
+            raise NotADirectoryError(
+                f"path is {path}, but {folder} is a file; give a path in a folder"
+            )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
 
 
 def check_labels(outputs: Any, labels: Any) -> None:

@@ -337,9 +337,9 @@ def rewritten(source, path, card=None, program=None):
 
 
 def test_missing_foreign_old_and_future_files_are_refused(whole_file, tmp_path, path):
-    for name in (tmp_path / "nowhere.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no file {name}; give the path"):
-            snnjax.load(name)
+    name = tmp_path / "nowhere.safetensors"
+    with pytest.raises(FileNotFoundError, match=f"no file {name}; give the path"):
+        snnjax.load(name)
     for content in (
         b"not a network",
         b"",

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_file
 from snnjax._version import __version__
 
+SUFFIX = ".safetensors"
 FORMAT = 4  # the only one that this version reads and writes
 _PROGRAM = "program"  # name of the program's bytes; those of arrays are paths
 _ABANDONED = 3600  # seconds after which nobody is still writing a file
@@ -136,10 +138,7 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Card, arrays and program (empty: none) of a file, if its sha256 is right."""
     library = safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; give the path that snnjax.save returned"
-        )
+    check_file(path, SUFFIX, "the path that snnjax.save returned")
     raw = path.read_bytes()
     try:
         entries = library.deserialize(raw)

@@ -21,7 +21,7 @@ import chex
 import jax
 import numpy as np
 
-from snnjax._checks import check_concrete
+from snnjax._checks import check_concrete, check_folder_of
 from snnjax._ranges import SHARE
 from snnjax._text import Table, shown_as_table
 from snnjax._types import Inputs
@@ -30,8 +30,6 @@ from snnjax.neurons.by_site import model_of, resolve_models
 from snnjax.neurons.models import lif
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
 from snnjax.storage import archive, models, program, tree
-
-SUFFIX = ".safetensors"
 
 
 @shown_as_table
@@ -118,7 +116,7 @@ def save(
     Raises:
         ValueError: an argument is out of range; a leaf is neither an array nor a
             number; or only some of fn, x and steps are given.
-        FileNotFoundError: the folder does not exist.
+        OSError: the folder does not exist, or is a file.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
     >>> import jax, jax.numpy as jnp, snnjax, tempfile
@@ -133,10 +131,11 @@ def save(
     """
     archive.safetensors()
     path = _as_path(path)
-    if path.suffix != SUFFIX or path.is_dir():
-        raise ValueError(f"path is {path}; allowed: a file whose name ends in {SUFFIX}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
+    if path.suffix != archive.SUFFIX or path.is_dir():
+        raise ValueError(
+            f"path is {path}; allowed: a file whose name ends in {archive.SUFFIX}"
+        )
+    check_folder_of(path)
     check_snn(snn)
     check_concrete("snnjax.save", snn=snn)
     check_values(snn)
@@ -198,7 +197,7 @@ def load(
         `Stored`: snn, card, run.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         ValueError: the file is damaged, has another format or holds no SNN; ``like``
             has another structure, or the model is another one.
         ImportError: safetensors is missing.

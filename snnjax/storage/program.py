@@ -189,11 +189,13 @@ def _check_input(x: Any, example: Any, dtypes: Collection[Any], origin: str) -> 
         x_text = jax.tree.map(_shape_text, x)
         example_text = jax.tree.map(_shape_text, example)
         raise ValueError(f"x is {x_text}; {origin} takes {example_text}")
+    if any(array.size == 0 for array in jax.tree.leaves(x)):
+        raise ValueError(f"x has no examples; {origin} takes one or more")
 
 
 def _agree(array: jax.Array, aval: Any) -> bool:
-    """Whether an array of x has the type and the shape of the program's; no batch 0."""
-    if array.dtype != aval.dtype or array.ndim != len(aval.shape) or array.size == 0:
+    """Whether an array of x has the type and the shape of the program's."""
+    if array.dtype != aval.dtype or array.ndim != len(aval.shape):
         return False
     for size, aval_size in zip(array.shape, aval.shape, strict=True):
         # The size of the batch is a symbol, which any number agrees with.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -456,7 +457,17 @@ def reading_refused():
     for name, (edges, message) in EDGES.items():
         call = functools.partial(read_edges, edges)
         yield Refusal(f"a graph with {name}", call, message)
-    yield Refusal("a neuron for a graph", read_neuron, "graph is a IF; allowed")
+    yield Refusal(
+        "a neuron for a graph",
+        read_neuron,
+        "graph is a IF; allowed: a nir.NIRGraph, or the path of a file of nir.write",
+    )
+    yield Refusal(
+        "a folder for a graph",
+        lambda: read_path(Path(__file__).parent),
+        r"refusals is a folder; .* nir.write \(it has no file that ends in .nir\)",
+        IsADirectoryError,
+    )
     yield Refusal(
         "a file without a graph",
         read_own_source,

@@ -47,6 +47,13 @@ def save_as(path):
     snnjax.save(path, converted())
 
 
+def save_below_a_file():
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "notes"
+        file.write_text("")
+        save_as(file / "nets" / "a.safetensors")
+
+
 def save_as_folder():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b.safetensors"
@@ -131,6 +138,12 @@ SAVING = [
         FileNotFoundError,
     ),
     Refusal(
+        "a path below a file",
+        save_below_a_file,
+        r"path is .*, but \S*notes is a file; give a path in a folder",
+        NotADirectoryError,
+    ),
+    Refusal(
         "a file of a code of one's own",
         lambda: save_code(Halves()),
         r"code .*Halves.*weighted\(code.weights\(T\)",
@@ -204,15 +217,40 @@ def programs_refused():
         "three features": x[:, :3],
         "an example": x[0],
         "bfloat16": x.astype(jnp.bfloat16),
-        "no example": x[:0],
     }.items():
         call = functools.partial(run_program, wrong_x)
         message = r"the program .* takes \[batch, 4\] of f"
         yield Refusal(f"a program of {name}", call, message)
 
 
+def load_folder(*names):
+    """Loads a folder with empty files of these names."""
+    pytest.importorskip("safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).touch()
+        snnjax.load(folder)
+
+
 LOADING = [
     *programs_refused(),
+    Refusal(
+        "a program of no example",
+        lambda: run_program(DENSE.x[:0]),
+        "x has no examples; the program .* takes one or more",
+    ),
+    Refusal(
+        "a folder to load",
+        lambda: load_folder("snn.safetensors", "results.md"),
+        r"is a folder; give the path that .* returned \(it has snn.safetensors\)",
+        IsADirectoryError,
+    ),
+    Refusal(
+        "a folder without a file to load",
+        lambda: load_folder("results.md"),
+        r"\(it has no file that ends in .safetensors\)",
+        IsADirectoryError,
+    ),
     Refusal(
         "a program of NaN",
         lambda: run_program(DENSE.x.at[0, 0].set(jnp.nan)),

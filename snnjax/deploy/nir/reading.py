@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snnjax._checks import check_choice, check_wait
+from snnjax._checks import check_choice, check_file, check_wait
 from snnjax._ranges import COUNT, POSITIVE
 from snnjax.deploy.lowering.sums import compact
 from snnjax.deploy.lowering.unshared_maps import with_unshared_maps
@@ -71,7 +71,7 @@ def from_nir(
     Raises:
         ValueError: nodes of other types, all in one error; a cycle; neurons that do not
             reset to 0; a tau not above dt; no neuron; a file that holds no graph.
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax.numpy as jnp, nir, numpy as np, snnjax
@@ -116,8 +116,7 @@ def from_nir(
 
 def _read(nir: Any, path: Path) -> "nir.NIRGraph":
     """The graph of a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; give the path of a file of nir.write")
+    check_file(path, ".nir", "the path of a file of nir.write")
     try:
         return nir.read(path)
     except Exception as error:  # damaged bytes can cause an error of any class
@@ -342,7 +341,10 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
 def _check_nodes(nir: Any, graph: Any) -> None:
     """Raise unless the graph can be read: by its types, numbers, edges and inputs."""
     if not isinstance(graph, nir.NIRGraph):
-        raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
+        raise ValueError(
+            f"graph is a {type(graph).__name__}; allowed: a nir.NIRGraph, or the path "
+            "of a file of nir.write"
+        )
     _check_types(nir, graph)
     for name, node in graph.nodes.items():
         for field, value in vars(node).items():
