@@ -36,24 +36,29 @@ MAP_EXAMPLES = (
 def called_as(form: str) -> Callable[[_F], _F]:
     """A decorator, by which the error of a wrong call ends with its right form.
 
-    Python says what is wrong with the call, such as a missing argument. Then follow the
-    closest names of options, and "allowed: ``form``".
+    Unknown arguments come first, with the closest names, since a misspelled one makes
+    another one missing. Of any other call, Python says what is wrong with it. Then
+    follows "allowed: ``form``".
     """
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)
+        kinds = [parameter.kind for parameter in signature.parameters.values()]
+        takes_any_option = inspect.Parameter.VAR_KEYWORD in kinds
 
         @functools.wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
             try:
                 signature.bind(*args, **options)
             except TypeError as error:
-                suggestions = ""
+                problem = str(error)
                 for name in options:
-                    if name not in signature.parameters:
-                        suggestions += closest(name, signature.parameters)
+                    if name not in signature.parameters and not takes_any_option:
+                        suggestion = closest(name, signature.parameters)
+                        problem = f"has no argument {name!r}{suggestion}"
+                        break
                 raise TypeError(
-                    f"{function.__name__}() {error}{suggestions}; allowed: {form}"
+                    f"{function.__name__}() {problem}; allowed: {form}"
                 ) from None
             return function(*args, **options)
 
@@ -440,6 +445,11 @@ def check_labels(outputs: Any, labels: Any) -> None:
         if len(shape) > 3:
             message += "; inputs='sequence' says that x is [T, B, ...]"
         raise ValueError(message)
+    if 0 in shape:
+        raise ValueError(
+            f"outputs have shape {shape}, without a number; allowed: one or more steps "
+            "and examples. An empty batch has no accuracy and no loss"
+        )
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
@@ -450,8 +460,6 @@ def check_labels(outputs: Any, labels: Any) -> None:
     if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
         return
     numbers = np.asarray(labels)
-    if numbers.size == 0:
-        return
     lowest, highest = numbers.min(), numbers.max()
     last_class = shape[-1] - 1
     if lowest < 0 or highest > last_class:

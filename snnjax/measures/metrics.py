@@ -32,7 +32,7 @@ from snnjax._types import Inputs
 from snnjax.measures import operations
 from snnjax.measures.errors import SiteMeasures, measured_site
 from snnjax.measures.observation import observe, threshold_of
-from snnjax.measures.silence import warn_of_equal_outputs, warn_of_silent_sites
+from snnjax.measures.silence import warn_of_broken_outputs, warn_of_silent_sites
 from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
@@ -140,6 +140,9 @@ class Measures(NamedTuple):
         return Table(rows, below=summary)
 
 
+@called_as(
+    "snnjax.accuracy(outputs, labels), the outputs of snnjax.spiking(fn)(snn, x)"
+)
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Accuracy after every number of steps, from one run.
 
@@ -152,11 +155,12 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         outputs. An output that is NaN counts as a wrong answer.
 
     Raises:
-        ValueError: wrong shapes or types; outside of ``jit``, a label that is not a
-            class.
+        ValueError: wrong shapes or types, or no examples; outside of ``jit``, a label
+            that is not a class.
 
-    Outside of ``jit`` it warns if nine of ten images have the same outputs, though
-    labels differ: then no neuron fires, as for images of another scale.
+    Outside of ``jit`` it warns of outputs that are NaN, and if nine of ten images have
+    the same outputs, though labels differ: then no neuron fires, as for images of
+    another scale.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -164,7 +168,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     check_labels(outputs, labels)
-    warn_of_equal_outputs(outputs, labels)
+    warn_of_broken_outputs(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     return _accuracy(outputs, labels)
 

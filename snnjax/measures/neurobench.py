@@ -27,6 +27,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import check_on_host
 from snnjax.measures.metrics import measure
 from snnjax.snn import SNN, check_snn
 
@@ -65,6 +66,7 @@ def neurobench(
     {'Effective_MACs': 8.0, 'Effective_ACs': 6.0, 'Dense': 32.0}
     """
     check_snn(snn)
+    check_on_host("snnjax.measures.neurobench", snn=snn, x=x)
     measures = measure(fn, snn, x, params=snn.params, steps=steps, wait=wait)
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
     # If all spikes have level 1 or -1, each operation is an addition. Graded spikes

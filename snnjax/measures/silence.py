@@ -1,4 +1,4 @@
-"""Warnings of networks in which hardly any neuron fires, with the cause.
+"""Warnings of networks in which hardly any neuron fires, or with NaN, with the cause.
 
 Images of another scale than those of the conversion are the usual one: their currents
 do not reach the thresholds, and the outputs are those of the biases.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from snnjax._checks import warn
+from snnjax._checks import count, warn
 from snnjax._text import has_numbers
 from snnjax.measures.errors import SiteMeasures
 from snnjax.neurons.protocol import field
@@ -67,8 +67,8 @@ def warn_of_silent_sites(
     )
 
 
-def warn_of_equal_outputs(outputs: Any, labels: Any) -> None:
-    """Warn if nearly all images, of several classes, have the same outputs.
+def warn_of_broken_outputs(outputs: Any, labels: Any) -> None:
+    """Warn of NaN, or if nearly all images, of several classes, have the same outputs.
 
     Args:
         outputs: [T, B, classes].
@@ -76,15 +76,22 @@ def warn_of_equal_outputs(outputs: Any, labels: Any) -> None:
     """
     if not has_numbers(outputs) or not has_numbers(labels):  # traced
         return
+    nan_count = int(count("isnan", outputs))
+    if nan_count:
+        warn(
+            f"the outputs are not finite: {nan_count} of {np.size(outputs)} numbers "
+            "are NaN, and count as wrong answers. Check the images and the params"
+        )
+        return
     labels = np.asarray(labels)
     if np.all(labels == labels[:1]):
         return
     totals = np.asarray(outputs).sum(0)  # over time, [B, classes]
     image_counts = collections.Counter(total.tobytes() for total in totals)
-    ((_, count),) = image_counts.most_common(1)
-    if count < _EQUAL * len(labels):
+    ((_, most),) = image_counts.most_common(1)
+    if most < _EQUAL * len(labels):
         return
-    images = f"all {count}" if count == len(labels) else f"{count} of {len(labels)}"
+    images = f"all {most}" if most == len(labels) else f"{most} of {len(labels)}"
     warn(
         f"{images} images have the same outputs, so perhaps no neuron fires: is their "
         "scale that of the images of the conversion? snnjax.measure shows the rates of "

@@ -693,6 +693,10 @@ FORMS = {
         lambda: snnjax.convert(network, FEATURES, steps=2),
         r"convert\(fn, params, x",
     ),
+    "accuracy of a network": (
+        lambda: snnjax.accuracy(network, PARAMS, FEATURES, None),
+        r"accuracy\(outputs, labels\), the outputs of snnjax.spiking",
+    ),
     "measure without arguments": (
         snnjax.measure,
         r"measure\(fn, snn, x, params=params\)",

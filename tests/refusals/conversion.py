@@ -386,6 +386,12 @@ ROWS = [
         "params are traced; allowed: .* Call snnjax.rotation outside of jit",
     ),
     Refusal(
+        "steps by a wrong name",
+        lambda: snnjax.convert(*NET[:2], images(), stpes=4),
+        r"convert\(\) has no argument 'stpes'; closest: 'steps'; allowed: snnjax",
+        TypeError,
+    ),
+    Refusal(
         "a traced sweep",
         functools.partial(jax.jit(sweep), images()),
         "images are traced; allowed: .* Call snnjax.sweep outside of jit",

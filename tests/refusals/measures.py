@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 from networks import NETWORKS, VECTORS
 
@@ -97,6 +98,11 @@ ROWS = [
     *numbered("spike trains", record, NOT_RECORDED),
     *numbered("a sweep", sweep, NOT_SWEPT),
     Refusal("NeuroBench of NaN", lambda: count(with_nan(VECTORS)), NAN),
+    Refusal(
+        "NeuroBench of traced images",
+        lambda: jax.jit(count)(VECTORS),
+        "x is traced; .* Call snnjax.measures.neurobench outside of jit",
+    ),
     Refusal(
         "latency of an SNN",
         lambda: snnjax.latency(IF, steps=8),

@@ -46,6 +46,11 @@ def labels_refused():
                 functools.partial(judge, {"logits": outputs}, labels),
                 "not its mean",
             )
+        yield Refusal(
+            f"{name} of no examples",
+            functools.partial(judge, OUTPUTS[:, :0], np.zeros(0, int)),
+            r"outputs have shape \(6, 0, 3\), without a number; allowed: one or more",
+        )
     for label in (-1, 3):
         labels = np.array([1, label])
         call = functools.partial(snnjax.accuracy, np.zeros((2, 2, 3)), labels)
