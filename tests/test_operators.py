@@ -294,6 +294,25 @@ def test_a_scan_over_time_spikes_as_the_loop_that_it_stands_for(cell):
     np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.3 * spread)
 
 
+def test_turns_of_a_scan_over_time_are_compiled_once():
+    """A turn is a stage, and stages with equal segments share their programs."""
+
+    def fn(p, x):
+        def turn(state, entry):
+            return jnp.tanh(state @ p["state"] + entry @ p["entry"]), None
+
+        state, _ = jax.lax.scan(turn, jnp.zeros((len(x), 4)), jnp.moveaxis(x, 1, 0))
+        return state
+
+    params = {"state": np.ones((4, 4)), "entry": np.ones((2, 4))}
+    x = np.ones((1, 12, 2), np.float32)
+    network = capture(fn, params, x, inline_all=True)
+    segments = [stage.segment for stage in cut_at_sites(network)]
+    assert len(segments) == 12
+    # The first two stages split x, the last one gives the outputs.
+    assert len(set(segments)) <= 4
+
+
 @pytest.mark.parametrize("edges_from", ["fn", "params", "x"])
 def test_a_graph_network_sums_over_the_edges_of_its_graph(edges_from):
     edges = {

@@ -300,7 +300,7 @@ class _Flattener:
             computed = computed_by(self.equations[start:])
             for i, v in enumerate(results):
                 if v not in computed:
-                    results[i] = self.apply(copy, [v], path, calls)
+                    (results[i],) = self.apply(copy, [v], path, calls)
         if eqn.primitive.name in (*CUSTOM, *REMAT):
             # The equation of the call itself is kept: `folded` may put it back in the
             # place of the equations of the function.
@@ -382,12 +382,18 @@ class _Flattener:
         turns = list(range(eqn.params["length"]))
         if eqn.params["reverse"]:
             turns.reverse()
+        # One equation takes all entries of a stack. If each turn took its own, turns
+        # would differ in the index, and each would be compiled to its own program.
+        split = functools.partial(lax.split, sizes=(1,) * len(turns))
+        drop_axis = functools.partial(jnp.squeeze, axis=0)
+        stack_slices = []
+        for stack in scan.stacks:
+            stack_slices.append(self.apply(split, [stack], path, self.calls))
         entries_of_turns: dict[int, list[int | Static]] = {}  # of the stacked results
         for turn in turns:
-            take_entry = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
             entries = []
-            for stack in scan.stacks:
-                entries.append(self.apply(take_entry, [stack], path, self.calls))
+            for slices in stack_slices:
+                entries += self.apply(drop_axis, [slices[turn]], path, self.calls)
             turn_inputs = [*scan.constants, *carry, *entries]
             turn_path = _join(path, f"[{turn}]")
             turn_results = self.call(body, turn_inputs, turn_path, self.calls)
@@ -401,7 +407,7 @@ class _Flattener:
                 continue
             # From the first entry on, also where the scan goes backwards.
             entries = [entries_of_turns[turn][i] for turn in sorted(turns)]
-            stacked_results.append(self.apply(_stack, entries, path, self.calls))
+            stacked_results += self.apply(_stack, entries, path, self.calls)
         results = [*carry, *stacked_results]
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
 
@@ -431,8 +437,8 @@ class _Flattener:
         inputs: Sequence[int | Static],
         path: str,
         calls: Calls,
-    ) -> int | Static:
-        """Append the equations of a function of arrays; returns its one result."""
+    ) -> list[int | Static]:
+        """Append the equations of a function of arrays; returns its results."""
         shapes = []
         for v in inputs:
             if isinstance(v, Static):
@@ -440,8 +446,7 @@ class _Flattener:
             else:
                 shape, dtype = self.avals[v].shape, self.avals[v].dtype
             shapes.append(jax.ShapeDtypeStruct(shape, dtype))
-        (result,) = self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
-        return result
+        return self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
 
 
 class _ScanInputs(NamedTuple):
