@@ -61,6 +61,12 @@ def test_every_page_is_in_the_menu():
         assert str(page.relative_to(ROOT / "docs")) in menu
 
 
+def test_every_page_answers_a_task():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"how_do_i.md"}
+    tasks = (ROOT / "docs" / "how_do_i.md").read_text()
+    assert pages == set(re.findall(r"\]\((\w+\.md)[)#]", tasks))
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the built site; a warning would fail."""
