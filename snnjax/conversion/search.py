@@ -31,7 +31,7 @@ from snnjax.neurons.models import IntegrateAndFire
 from snnjax.snn import SNN, models_of_sites
 
 # Last zones that are tried. One for all sites is as good as one for each, see
-# docs/codes.md.
+# docs/conversion.md.
 ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # A wait is long enough if the squared error of the outputs is at most twice that of a
 # wait of T - 1: a factor that costs little accuracy, where three times was too much. It
