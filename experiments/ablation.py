@@ -21,10 +21,11 @@ import numpy as np
 import optax
 
 import snnjax
+from experiments.conversions import in_order
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from experiments.report import markdown_table
-from experiments.running import CODES, command, options, parse, writable, write
+from experiments.running import CODES, command, options, parse, warn, writable, write
 from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 
@@ -149,6 +150,7 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
     held_out = order[-config.images :]
     images = normalize(data, data.train_images[held_out])
     compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
+    sites = snnjax.sites(fn, params, images[:1])
     measure = jax.jit(lambda snn, x, params: snnjax.measure(fn, snn, x, params=params))
     cells: dict[str, dict[int, Cell]] = {}
     for steps, name in itertools.product(config.columns, rows_named(config.rows)):
@@ -165,8 +167,11 @@ def run(config: Ablation) -> dict[str, dict[int, Cell]]:
         jax.block_until_ready(snn)
         seconds = time.perf_counter() - start
         loss, kl = compare(snn)
-        spikes = steps * float(measure(snn, images[:100], params).firing_rate)
-        cell = Cell(loss, kl, spikes, seconds)
+        measures = in_order(measure(snn, images[:100], params), sites)
+        caution = measures.caution(snn)
+        if caution is not None:
+            warn(f"{name}, T = {steps}: {caution}")
+        cell = Cell(loss, kl, float(measures.spikes), seconds)
         cells.setdefault(name, {})[steps] = cell
         print(
             f"{name:<32}T {steps:<4}loss {cell.loss:6.2f}  KL {cell.divergence:.4f}  "

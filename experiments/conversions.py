@@ -35,6 +35,7 @@ from experiments.running import (
     Convert,
     devices,
     digest,
+    warn,
 )
 from snnjax.calibrators import broadcast
 
@@ -350,6 +351,9 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
             code_name = name
             break
     measures = _measure(task, snn)
+    caution = measures.caution(snn)
+    if caution is not None:
+        warn(f"{recipe}, {code_name}, T = {snn.steps}: {caution}")
     return Result(
         recipe=recipe,
         wait=snn.wait,
@@ -469,13 +473,21 @@ def count_hits(
 
 
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
-    """Measures of the first test images, the sites in the order of the network."""
+    """Measures of the first test images."""
     images = task.test.images[:MEASURED]
     measures = jax.device_get(task.measure(snn, images, task.params))
-    # JAX sorts the sites by name.
-    names = [site.name for site in task.sites if site.fires]
-    in_order = {name: measures.sites[name] for name in names}
-    return measures._replace(sites=in_order)
+    return in_order(measures, task.sites)
+
+
+def in_order(
+    measures: snnjax.measures.Measures, sites: snnjax.network.Sites
+) -> snnjax.measures.Measures:
+    """The measures with their sites as in the network; JAX sorts them by name."""
+    ordered = {}
+    for site in sites:
+        if site.fires:
+            ordered[site.name] = measures.sites[site.name]
+    return measures._replace(sites=ordered)
 
 
 def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:

@@ -552,6 +552,12 @@ def test_an_interrupted_conversion_goes_on_with_its_own_draws(
     _, (snn,) = conversions.carry_out(task._replace(params=doubled))
     kernel = snn.params["params"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(kernel, doubled["params"]["Dense_0"]["kernel"])
+    # Measuring runs within jit, and a network that it says little about is told.
+    capsys.readouterr()
+    large = task.test._replace(images=255 * task.test.images)
+    conversions.evaluated(task._replace(test=large), "large images", snn, seconds=0)
+    message = " ".join(capsys.readouterr().err.split())
+    assert message.startswith("large images, rate, T = 4: the network is saturated: at")
     conversions.forget(config)
     assert not unfinished.exists()
 

@@ -363,8 +363,8 @@ def test_a_silent_network_is_told():
 
     snn = snnjax.init(fn, weight, dark, model=snnjax.integrate_and_fire())
     message = (
-        "the network is silent: hardly any neuron fires at 1 of 1 sites within 4 steps,"
-        " for these 3 images, because the activations of the first site, 'relu', are "
+        "the network is silent: hardly any neuron fires at 1 of 1 sites with T = 4 for "
+        "these images, because the activations of the first site, 'relu', are "
         "2e-06 .root mean square. and its threshold is 1. Give images of the same scale"
     )
     with pytest.warns(UserWarning, match=message):
@@ -379,35 +379,79 @@ def test_a_silent_network_is_told():
         snnjax.accuracy(outputs, labels)
 
 
+def deep(params, x):
+    """A ReLU behind each kernel."""
+    for kernel in params.values():
+        x = jax.nn.relu(x @ kernel)
+    return x
+
+
+DRAW = np.random.default_rng(0)
+DEEP = {
+    "a": np.float32(DRAW.normal(size=(8, 32)) / 4),
+    "b": np.float32(DRAW.normal(size=(32, 32)) / 4),
+    "c": np.float32(DRAW.normal(size=(32, 32)) / 4),
+}
+DEEP_X = np.float32(DRAW.uniform(size=(64, 8)))
+
+
+def measure_deep(snn, x=DEEP_X):
+    return snnjax.measure(deep, snn, x, params=DEEP)
+
+
+measure_deep_jitted = jax.jit(measure_deep)
+
+
 def test_a_network_is_silent_if_its_images_or_its_spikes_are_too_few():
     """Calibrated by images from 0 to 255, or with thresholds that stop its spikes."""
-    draw = np.random.default_rng(0)
-    shapes = {"a": (8, 32), "b": (32, 32), "c": (32, 32)}
-    params = {n: np.float32(draw.normal(size=s) / 4) for n, s in shapes.items()}
-    x = np.float32(draw.uniform(size=(64, 8)))
-
-    def fn(params, x):
-        for kernel in params.values():
-            x = jax.nn.relu(x @ kernel)
-        return x
-
-    def measure(snn):
-        snnjax.measure(fn, snn, x, params=params)
-
     options = {"steps": 4, "recipe": snnjax.max_activation()}
     message = (
         "the network is silent: .* 3 of 3 sites .* activations of the first site, "
         "'a/relu', .*. Give images of the same scale"
     )
     with pytest.warns(UserWarning, match=message) as caught:
-        measure(snnjax.convert(fn, params, 255 * x, **options))
+        measure_deep(snnjax.convert(deep, DEEP, 255 * DEEP_X, **options))
     assert caught[0].filename == __file__
-    snn = snnjax.convert(fn, params, x, **options)
+    snn = snnjax.convert(deep, DEEP, DEEP_X, steps=1, recipe=snnjax.max_activation())
+    message = "3 of 3 sites with T = 1 .* its threshold is .*. Convert with more steps"
+    with pytest.warns(UserWarning, match=message):
+        measure_deep(snn, DEEP_X[:16])
+    snn = snnjax.convert(deep, DEEP, DEEP_X, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure(snn)
+        measure_deep(snn)
     neurons = dict(snn.neurons)
     neurons["b/relu"] = neurons["b/relu"]._replace(threshold=jnp.float32(99))
     message = "2 of 3 sites .* too few spikes reach site 'b/relu' and"
     with pytest.warns(UserWarning, match=message):
-        measure(dataclasses.replace(snn, neurons=neurons))
+        measure_deep(dataclasses.replace(snn, neurons=neurons))
+
+
+def test_a_network_is_saturated_by_images_of_a_larger_scale():
+    snn = snnjax.convert(deep, DEEP, DEEP_X, steps=4, recipe=snnjax.light())
+    message = (
+        "the network is saturated: at 3 of 3 sites the activations .* At site 'a/relu' "
+        r"they are \d\d, and a neuron that fires at every step sends 0\.\d+ .*Give "
+        "images of the same scale"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        measures = measure_deep(snn, 255 * DEEP_X)
+    assert caught[0].filename == __file__
+    # Within jit no number is known, and the result says it afterwards.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure = measure_deep_jitted
+        assert measure(snn, 255 * DEEP_X).caution(snn) == measures.caution(snn)
+        assert measure(snn, DEEP_X).caution(snn) is None
+        assert measure(snn, 0 * DEEP_X).caution(snn).startswith("the network is silent")
+        shapes = jax.eval_shape(measure, snn, DEEP_X)
+        assert shapes.caution(snn) is None
+
+
+@pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
+def test_thresholds_that_suit_a_network_saturate_no_site(code):
+    """One step clips most, since a neuron then sends a single value."""
+    for recipe in (snnjax.light(), snnjax.light("layer"), snnjax.max_activation()):
+        snn = snnjax.convert(deep, DEEP, DEEP_X, steps=1, code=code, recipe=recipe)
+        caution = measure_deep_jitted(snn, DEEP_X).caution(snn)
+        assert caution is None or "silent" in caution

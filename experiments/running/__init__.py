@@ -7,6 +7,7 @@ from experiments.running.command_line import (
     options_of_results,
     parse,
     run,
+    warn,
     wrapped,
 )
 from experiments.running.options import (

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import simple_parsing
+from tqdm import tqdm
 
 from experiments.data import MissingDataError
 from experiments.running import devices
@@ -46,6 +47,12 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
             return work()
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+def warn(text: str) -> None:
+    """Print a text to stderr, above a bar; from the first process alone."""
+    if devices.first():
+        tqdm.write(wrapped(text), file=sys.stderr)
 
 
 def wrapped(text: str) -> str:

@@ -1,7 +1,7 @@
 """Measures of a spiking network: what it does and what it costs.
 
 ``metrics.py``: accuracy, `measure`, spikes; ``errors.py``: the parts of a site's error;
-``silence.py``: warnings where hardly any neuron fires;
+``cautions.py``: warnings where neurons hardly fire or hardly stop;
 ``operations.py``: what spikes cause; ``costs.py``: energy; ``neurobench.py``: the
 counts under NeuroBench's names.
 """

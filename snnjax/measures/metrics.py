@@ -20,19 +20,20 @@ from snnjax._checks import (
     check_inputs,
     check_labels,
     check_numbers,
+    warn,
 )
 from snnjax._text import (
     Table,
+    has_numbers,
     numbers,
     shown_as_table,
     sites_in_words,
 )
-from snnjax._trees import batch_of
 from snnjax._types import Inputs
 from snnjax.measures import operations
+from snnjax.measures.cautions import caution_of_sites, warn_of_broken_outputs
 from snnjax.measures.errors import SiteMeasures, measured_site
 from snnjax.measures.observation import observe, threshold_of
-from snnjax.measures.silence import warn_of_broken_outputs, warn_of_silent_sites
 from snnjax.network.capture.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.evaluate import evaluate, identity
@@ -110,6 +111,18 @@ class Measures(NamedTuple):
     def spikes(self) -> jax.Array:
         """Spikes per neuron and inference, of either sign: T times the rate."""
         return self.steps * self.firing_rate
+
+    def caution(self, snn: SNN) -> str | None:
+        """What is wrong if most sites are silent, or saturated; None if they are not.
+
+        `measure` warns of it. Within ``jit`` it cannot, since numbers are not known.
+
+        Args:
+            snn: the one that was measured.
+        """
+        if not has_numbers(self.steps):
+            return None
+        return caution_of_sites(self.sites, snn, int(self.steps))
 
     def __repr__(self) -> str:
         return (
@@ -216,7 +229,8 @@ def measure(
             or steps is missing for an SNN that was not fitted to a number of steps.
         FloatingPointError: outside of ``jit``, a count that is not finite.
 
-    Outside of ``jit`` it warns if hardly any neuron fires at most sites, and says why.
+    Outside of ``jit`` it warns if most sites are silent, or saturated, and says why.
+    `Measures.caution` says it of a result of ``jit``.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -252,9 +266,8 @@ def measure(
     rates = jnp.stack([site.firing_rate for site in ordered_measures.values()])
     # The mean over all neurons weights each site by its neurons.
     firing_rate = rates @ jnp.array(neuron_counts, jnp.float32) / neuron_count
-    warn_of_silent_sites(ordered_measures, snn, steps, batch_of(x))
     fields = counts | _information(snn, sites, neuron_counts, steps)
-    return Measures(
+    measures = Measures(
         sites=ordered_measures,
         firing_rate=firing_rate,
         neurons=jnp.asarray(neuron_count),
@@ -262,6 +275,10 @@ def measure(
         wait=jnp.asarray(wait),
         **fields,
     )
+    caution = measures.caution(snn)
+    if caution is not None:
+        warn(caution)
+    return measures
 
 
 def _measure_sites(
