@@ -294,23 +294,42 @@ def test_a_scan_over_time_spikes_as_the_loop_that_it_stands_for(cell):
     np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.3 * spread)
 
 
-def test_turns_of_a_scan_over_time_are_compiled_once():
+def recurrent(p, x):
+    """A scan over the 12 times of x [B, 12, 2]."""
+
+    def turn(state, entry):
+        return jnp.tanh(state @ p["state"] + entry @ p["entry"]), None
+
+    state, _ = jax.lax.scan(turn, jnp.zeros((len(x), 4)), jnp.moveaxis(x, 1, 0))
+    return state
+
+
+def stacked_layers(p, x):
+    """A scan over 12 layers of stacked parameters."""
+
+    def layer(state, kernel):
+        return state + relu(state @ kernel), None
+
+    state, _ = jax.lax.scan(layer, x.mean(1), p["stack"])
+    return state
+
+
+@pytest.mark.parametrize("fn", [recurrent, stacked_layers])
+def test_a_conversion_compiles_the_turns_of_a_scan_once(fn):
     """A turn is a stage, and stages with equal segments share their programs."""
-
-    def fn(p, x):
-        def turn(state, entry):
-            return jnp.tanh(state @ p["state"] + entry @ p["entry"]), None
-
-        state, _ = jax.lax.scan(turn, jnp.zeros((len(x), 4)), jnp.moveaxis(x, 1, 0))
-        return state
-
-    params = {"state": np.ones((4, 4)), "entry": np.ones((2, 4))}
+    params = {
+        "state": np.ones((4, 4)),
+        "entry": np.ones((2, 4)),
+        "stack": np.ones((12, 2, 2)),
+    }
     x = np.ones((1, 12, 2), np.float32)
     network = capture(fn, params, x, inline_all=True)
     segments = [stage.segment for stage in cut_at_sites(network)]
-    assert len(segments) == 12
-    # The first two stages split x, the last one gives the outputs.
+    assert len(segments) >= 12
+    # The first two stages of `recurrent` split x, and the last one gives the outputs.
     assert len(set(segments)) <= 4
+    names = [site.name for site in network.sites]
+    assert names == [site.name for site in snnjax.sites(fn, params, x)]
 
 
 @pytest.mark.parametrize("edges_from", ["fn", "params", "x"])
