@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import by_numpy_or_xla, namespace
 from snnjax._ranges import COUNT, is_whole
-from snnjax._text import closest
+from snnjax._text import closest, counted
 from snnjax._trees import name_of
 
 _F = TypeVar("_F", bound=Callable)
@@ -289,7 +289,7 @@ def check_numbers(
             if broken_count:
                 raise ValueError(
                     f"{name}{jax.tree_util.keystr(path)} holds {broken_count} {word} "
-                    f"of {leaf.size} numbers; allowed: none. Check {cause}"
+                    f"of {counted(leaf.size, 'number')}; allowed: none. Check {cause}"
                 )
 
 
@@ -375,9 +375,9 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     broken_count = size - sum(map(int, finite_counts))
     if broken_count:
         raise ValueError(
-            f"{what} hold {broken_count} values that are NaN or infinite, of {size}; "
-            "allowed: finite numbers. Check the normalization of the images, the "
-            "parameters, and calibrators of your own"
+            f"{what} hold {counted(broken_count, 'value')} of NaN or infinity, of "
+            f"{size} in all; allowed: finite numbers. Check the normalization of the "
+            "images, the parameters, and calibrators of your own"
         )
 
 

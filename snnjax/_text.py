@@ -119,6 +119,15 @@ def closest(name: str, allowed: Iterable[str]) -> str:
     return f"; closest: {', '.join(map(repr, names))}"
 
 
+def counted(number: Any, noun: str) -> str:
+    """How many things there are: the noun is in the plural unless there is one.
+
+    >>> counted(1, "example"), counted(3, "example")
+    ('1 example', '3 examples')
+    """
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
+
+
 def sites_in_words(names: Iterable[str]) -> str:
     """How many sites there are, and the names of the first two.
 
@@ -126,7 +135,7 @@ def sites_in_words(names: Iterable[str]) -> str:
     ('1 site: relu', '3 sites: a, b, ...')
     """
     names = [str(name) for name in names]
-    text = "1 site" if len(names) == 1 else f"{len(names)} sites"
+    text = counted(len(names), "site")
     if names:
         text += f": {', '.join(names[:2])}"
     if len(names) > 2:

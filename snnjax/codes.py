@@ -25,6 +25,7 @@ import numpy as np
 
 from snnjax._arrays import per_step, running_sum, wide
 from snnjax._ranges import Range, is_number
+from snnjax._text import counted
 
 __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
 
@@ -60,9 +61,10 @@ class Code:
         are_held = (np.isfinite(sizes) & (sizes > 0)).all()
         if weights.shape != (steps,) or not are_held:
             raise ValueError(
-                f"{self!r} has {weights.size} weights for {steps} steps, the least "
-                f"{weights.min(initial=np.inf):.3g}; allowed: as many numbers > 0 as "
-                "steps, in the range of float32. Take fewer steps or a smaller base"
+                f"{self!r} has {counted(weights.size, 'weight')} for T = {steps}, the "
+                f"least {weights.min(initial=np.inf):.3g}; allowed: as many numbers "
+                "> 0 as steps, in the range of float32. Take fewer steps or a smaller "
+                "base"
             )
         return sizes
 
@@ -435,8 +437,8 @@ class _Weighted(Code):
     def weights(self, steps: int) -> tuple[float, ...]:
         if steps != len(self.numbers):
             raise ValueError(
-                f"{self!r} has {len(self.numbers)} weights, and there are {steps} "
-                "steps; allowed: one weight for each step"
+                f"{self!r} has {counted(len(self.numbers), 'weight')} for T = {steps}; "
+                "allowed: one weight for each step"
             )
         return self.numbers
 

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from snnjax._arrays import broadcasts
 from snnjax._checks import all_are_finite, check_wait, count
 from snnjax._ranges import Range, ranges_of
-from snnjax._text import Table, numbers, shown_as_table, sites_in_words
+from snnjax._text import Table, counted, numbers, shown_as_table, sites_in_words
 from snnjax._trees import is_floating, is_kernel, name_of, paths_of
 from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
@@ -105,7 +105,7 @@ class SNN:
         parts = [f"steps={self.steps}", f"wait={self.wait}"]
         if self.code != rate():
             parts.append(f"code={self.code!r}")
-        parts.append(f"{self._size()} numbers in params")
+        parts.append(f"{counted(self._size(), 'number')} in params")
         parts.append(sites_in_words(names))
         return f"SNN({', '.join(parts)})"
 
@@ -125,7 +125,7 @@ class SNN:
             title.append(f"wait {self.wait}")
         if self.code != rate():
             title.append(repr(self.code))
-        title.append(f"{self._size()} numbers in params")
+        title.append(f"{counted(self._size(), 'number')} in params")
 
         texts_of_sites = {}  # name of a site -> field -> text
         fields: dict[str, None] = {}  # of all sites, each once, in order

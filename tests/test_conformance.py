@@ -267,6 +267,9 @@ def test_akida_names_the_layer_with_a_kernel_a_pool_or_a_number_that_it_lacks(
             deploy.to_akida(wrong)
         (problem,) = error.value.problems
         assert problem.path == "b" and message in problem.reason
+    twice = changed(layers, "b", sources=("b/0", "b/0"))
+    with pytest.raises(snnjax.ConversionError, match="it reads a, in 2 connections;"):
+        deploy.to_akida(twice)
     bits = dataclasses.replace(layers.arithmetic, input_bits=12)
     with pytest.raises(snnjax.ConversionError, match="x has 12 bits"):
         deploy.to_akida(dataclasses.replace(layers, arithmetic=bits))

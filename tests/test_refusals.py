@@ -224,7 +224,9 @@ def test_a_single_image_causes_one_warning_at_the_users_line():
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         snnjax.convert(network, PARAMS, x, steps=2)
-    assert ["1 samples each" in str(warning.message) for warning in shown] == [True]
+    assert [
+        "fitted to 1 sample each, and" in str(warning.message) for warning in shown
+    ] == [True]
     assert shown[0].filename == __file__
 
 

@@ -232,7 +232,7 @@ def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
     if mean is None or std is None or not len(mean) == len(std) == channels:
         raise ValueError(
             f"the card of the network has mean {mean} and std {std}; give both, with "
-            f"the {channels} channels of {dataset.name}, or leave both out"
+            f"a number for each channel of {dataset.name}: {channels}, or neither"
         )
     if max(std) < 1 <= min(dataset.std):
         raise ValueError(

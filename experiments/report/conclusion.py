@@ -90,6 +90,6 @@ def _in_words(result: Result) -> str:
         agreement += f"error {error}, "
     return (
         f"{line_name(result)}, T = {result.steps}: {percent(result)} % right, "
-        f"{agreement}{result.spikes:.2f} spikes per neuron, {result.latency} steps "
-        "until the answer"
+        f"{agreement}{result.spikes:.2f} spikes per neuron, the answer after step "
+        f"{result.latency}"
     )

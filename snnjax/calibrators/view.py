@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from snnjax import sharding
 from snnjax._arrays import by_numpy_or_xla, namespace, on_device, sampled
 from snnjax._checks import takes
+from snnjax._text import counted
 from snnjax._types import Per
 from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.running import Dynamics, answer, fire
@@ -135,7 +136,7 @@ class View(abc.ABC):
     def __repr__(self) -> str:
         return (
             f"View({self.site.name!r}, steps={self.steps}, wait={self.wait}, "
-            f"code={self.code!r}, {self.count} images)"
+            f"code={self.code!r}, {counted(self.count, 'image')})"
         )
 
     @abc.abstractmethod

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from snnjax._checks import warn
+from snnjax._text import counted
 from snnjax.calibrators.corrections import FEW
 from snnjax.codes import Code
 from snnjax.network.sites import Site
@@ -28,9 +29,9 @@ def warn_of_digits(code: Code, models: Any, steps: int) -> None:
         values = model.levels[1] * code.reach(steps) / code.finest(steps)
         if values > 2**24:
             warn(
-                f"under {code!r}, {steps} steps tell {values:.2g} values apart, and "
-                f"float32 {2**24:.2g}: rounding errors become spikes; recommended: "
-                "fewer steps"
+                f"under {code!r}, a neuron tells {values:.2g} values apart in "
+                f"{counted(steps, 'step')}, and float32 {2**24:.2g}: rounding errors "
+                "become spikes; recommended: fewer steps"
             )
         if code.has_gaps(model.levels, model.dead_zone, steps):
             usual_zone = code.dead_zone(code.levels)
@@ -139,7 +140,7 @@ def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> No
         place += f" (and {len(site_names) - 1} more)"
     warn(
         f"{' and '.join(fitted_words)} of {place} are fitted "
-        f"to {min(sample_counts)} samples each, and may not suit new images; "
-        f"recommended: {FEW} calibration images or more, or one threshold per layer, "
-        "e.g. snnjax.best('layer')"
+        f"to {counted(min(sample_counts), 'sample')} each, and may not suit new "
+        f"images; recommended: {FEW} calibration images or more, or one threshold per "
+        "layer, e.g. snnjax.best('layer')"
     )

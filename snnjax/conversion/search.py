@@ -156,7 +156,7 @@ def _budget(calibration: Calibration, recipes: Mapping[str, AnySiteRecipe]) -> B
         if recipe.spikes is not None and recipe.spikes > steps:
             raise ValueError(
                 f"spikes is {recipe.spikes:g}, and a neuron sends at most {steps} in T "
-                f"= {steps} steps; allowed: 0 < spikes <= {steps}"
+                f"= {steps}; allowed: 0 < spikes <= {steps}"
             )
         price = recipe.price_under(calibration.snn.code, steps)
         return Budget(price, recipe.spikes)

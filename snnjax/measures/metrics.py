@@ -24,6 +24,7 @@ from snnjax._checks import (
 )
 from snnjax._text import (
     Table,
+    counted,
     has_numbers,
     numbers,
     shown_as_table,
@@ -146,7 +147,8 @@ class Measures(NamedTuple):
         spikes = self.firing_rate if are_shapes else self.spikes
         summary = (
             f"{numbers(self.neurons, 6)} neurons send {numbers(spikes)} spikes each, "
-            f"in T = {numbers(self.steps)} steps with wait {numbers(self.wait)}.\n"
+            f"in T = {counted(numbers(self.steps), 'step')} with wait "
+            f"{numbers(self.wait)}.\n"
             f"They cause {numbers(self.synaptic_operations, 4)} synaptic operations; "
             f"the ANN has {numbers(self.macs, 4)} multiply-adds."
         )

@@ -7,6 +7,7 @@ counts of compiled programs of version 0.2. A GPU was neither measured nor count
 import math
 from typing import Any, NamedTuple
 
+from snnjax._text import counted
 from snnjax._types import Execution
 from snnjax.network.equations import Network, spread_out
 from snnjax.neurons.by_site import models_in
@@ -104,8 +105,8 @@ def _no_closed_form(sim: Simulation, snn: SNN) -> str:
             leak = "a leak"
     return (
         f"execution='closed_form' needs wait >= {snn.code.full_wait(sim.steps)} with "
-        f"{sim.steps} steps of the code {snn.code!r}, and IF neurons with reset by "
-        f"subtraction and no lower bound; found wait {sim.wait}, {models}, "
+        f"{counted(sim.steps, 'step')} of the code {snn.code!r}, and IF neurons with "
+        f"reset by subtraction and no lower bound; found wait {sim.wait}, {models}, "
         f"{leak}. Take 'auto'"
     )
 

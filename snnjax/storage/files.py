@@ -290,8 +290,8 @@ def _check_without_program(snn: SNN, **options: Any) -> None:
             names.append(name)
     if names:
         raise ValueError(
-            f"{', '.join(names)} describe a program, and without fn there is none; "
-            "pass fn, the network, or leave these arguments out"
+            f"without fn there is no program that {', '.join(names)} could belong to; "
+            "pass fn, the network, or leave them out"
         )
     if models.unknown(models.describe(snn.code)):
         raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 from snnjax._checks import check_on_host
 from snnjax._progress import shown
 from snnjax._ranges import COUNT
+from snnjax._text import counted
 from snnjax.training.identity import digest
 
 _State = TypeVar("_State")
@@ -321,8 +322,8 @@ def _resumed(
         )
     if len(log) > epochs:
         raise ValueError(
-            f"{folder} holds {len(log)} epochs; allowed: epochs >= {len(log)}, or "
-            "another folder"
+            f"{folder} holds {counted(len(log), 'epoch')}; allowed: "
+            f"epochs >= {len(log)}, or another folder"
         )
     parts = args.Composite(state=args.StandardRestore([start]))
     with _read_errors(checkpoints, last_epoch):

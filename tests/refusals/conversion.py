@@ -41,7 +41,7 @@ WRONG_ARGUMENTS = [
         {"model": snnjax.integrate_and_fire(threshold=5.0)},
         "model has the threshold",
     ),
-    ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
+    ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 value of NaN"),
     ({"x": images(0)}, "at least one example"),
     ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),
     ({"x": np.ones((2, 4), ">f4")}, "x has dtype >f4.*; allowed: .*newbyteorder"),
@@ -94,7 +94,7 @@ REFUSED_FITS = [
     (weights(lambda w: w.astype(int)), "type int32; allowed: .* float32"),
     (
         weights(lambda w: w * jnp.nan),
-        "'w1', fitted at 'w1/relu', hold 24 values that are",
+        "'w1', fitted at 'w1/relu', hold 24 values of NaN",
     ),
     (weights(lambda w: w[0]), r"of shape \(6,\) and .*; allowed: \(4, 6\) and float32"),
 ]

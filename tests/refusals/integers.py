@@ -77,7 +77,7 @@ WRONG_ROUNDING = [
     ({"change": lambda _: tiny()[1]}, "layers is a SNN; allowed: float layers"),
     ({"images": VECTORS * jnp.nan}, "x holds 16 NaN of 16 numbers; allowed: none"),
     ({"images": VECTORS + jnp.inf}, "x holds 16 inf of 16 numbers; allowed: none"),
-    ({"images": VECTORS - jnp.inf}, "images hold 16 values that are NaN or infinite"),
+    ({"images": VECTORS - jnp.inf}, "images hold 16 values of NaN or infinity"),
     ({"images": VECTORS[:, :2]}, r"x has shape \(4, 2\); allowed: \[B, 4\]"),
     ({"change": with_leak}, "rounds a leak in its own way; allowed: a chip that"),
     (
@@ -88,7 +88,10 @@ WRONG_ROUNDING = [
         {"state_bits": 6, "input_bits": 12},
         "all weights of 'w1/relu/0' would be rounded to 0.*allowed: more state_bits",
     ),
-    ({"change": with_threshold(np.nan)}, "the numbers of node 'w1/relu' hold 1 values"),
+    (
+        {"change": with_threshold(np.nan)},
+        "the numbers of node 'w1/relu' hold 1 value of NaN or infinity, of",
+    ),
     (
         {"change": with_threshold(1e-5), "weight_bits": 4},
         "rounded to 0.*weight_bits >= 10",
@@ -194,7 +197,7 @@ ROUNDING = [
     Refusal(
         "a sequence with the batch first",
         lambda: quantize_recurrent(recurrent()[1].swapaxes(0, 1), steps=14),
-        "14 steps read time first; allowed",
+        "layers with T = 14 read time first; allowed",
     ),
     Refusal(
         "a step of a sequence",
@@ -429,7 +432,7 @@ TRAINING = [
     Refusal(
         "infinite weights",
         lambda: with_weights(lambda leaf: leaf / 0),
-        "params hold .* infinite, of 48; allowed: finite",
+        "params hold .* infinity, of 48 in all; allowed: finite",
     ),
     Refusal(
         "the memory of an SNN",

@@ -541,7 +541,7 @@ def codes_refused():
     yield Refusal(
         "fewer weights of a code than steps",
         lambda: codes.weighted((1, 0.5)).weights(4),
-        "has 2 weights, and there are 4 steps",
+        "has 2 weights for T = 4; allowed",
     )
 
 

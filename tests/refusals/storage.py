@@ -99,7 +99,7 @@ NOT_SAVED = [
     ({"accuracy": 99.5}, f"accuracy is 99.5; {ACCURACY}"),
     (
         {"x": DENSE.x, "steps": 8},
-        "x, steps describe a program, and without fn there is none",
+        "without fn there is no program that x, steps could belong to; pass fn",
     ),
     ({"fn": DENSE.fn}, "needs an example .* x=None.* leave fn out"),
     (PROGRAM | {"snn": SNN({}, {})}, "fitted to no number of steps: give steps=T"),

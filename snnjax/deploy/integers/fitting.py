@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from snnjax._checks import warn
+from snnjax._text import counted
 from snnjax.deploy.integers import programs, rounding, streams
 from snnjax.deploy.integers.programs import Moments, StreamPair
 from snnjax.deploy.integers.streams import Stream
@@ -481,12 +482,14 @@ def _clippings(data: ReceiverData) -> list[str]:
             sufficient_bits += 1
         if is_clipped.all():
             raise ValueError(
-                f"with weights of {part.bits} bits all thresholds of {name!r} would be "
-                f"rounded to 0: a weight of {affine_name!r} is {2 * peaks.max():.3g} "
-                f"times the threshold; allowed: weight_bits >= {sufficient_bits} there"
+                f"with weights of {counted(part.bits, 'bit')} all thresholds of "
+                f"{name!r} would be rounded to 0: a weight of {affine_name!r} is "
+                f"{2 * peaks.max():.3g} times the threshold; allowed: "
+                f"weight_bits >= {sufficient_bits} there"
             )
         clippings.append(
-            f"{affine_name!r} of {part.bits} bits, in {is_clipped.sum()} of "
-            f"{len(peaks)} channels of {name!r} ({sufficient_bits} bits keep them)"
+            f"{affine_name!r} of {counted(part.bits, 'bit')}, in {is_clipped.sum()} of "
+            f"{counted(len(peaks), 'channel')} of {name!r} ({sufficient_bits} bits "
+            "keep them)"
         )
     return clippings

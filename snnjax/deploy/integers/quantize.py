@@ -372,7 +372,7 @@ def _check_time_first(images: Any, steps: int | None) -> None:
     """Raise if sequences for layers of so many steps seem to have the batch first."""
     if steps is not None and len(images) != steps and images.shape[1] == steps:
         raise ValueError(
-            f"images have shape {images.shape}, and layers of {steps} steps read time "
+            f"images have shape {images.shape}, and layers with T = {steps} read time "
             "first; allowed: [T, N, ...], e.g. np.moveaxis(images, 1, 0), or layers "
             "without a T, dataclasses.replace(layers, steps=None)"
         )

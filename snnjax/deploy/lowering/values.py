@@ -24,7 +24,7 @@ from jax.core import Tracer
 
 from snnjax._checks import check_choice
 from snnjax._ranges import Range
-from snnjax._text import Table, numbers, shown_as_table
+from snnjax._text import Table, counted, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
 Shape = tuple[int, ...]  # a number for each axis
@@ -423,12 +423,12 @@ class Layers:
 
     def __repr__(self) -> str:
         count = sum(weight.size for weight in self.weights)
-        weights = f"{count} weights"
+        weights = counted(count, "weight")
         if self.arithmetic is not None:
-            weights += f" of {self.arithmetic.weight_bits} bits"
+            weights += f" of {counted(self.arithmetic.weight_bits, 'bit')}"
         names = [population.name for population in self.populations]
-        populations = f"{len(names)} populations: {', '.join(names)}"
-        return f"Layers({weights}, {populations})"
+        populations = counted(len(names), "population")
+        return f"Layers({weights}, {populations}: {', '.join(names)})"
 
     def _table(self) -> Table:
         head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")

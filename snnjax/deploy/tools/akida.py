@@ -187,7 +187,10 @@ def _connection_problem(
     """
     senders = [connection.sender for connection in connections]
     if senders != [previous_name]:
-        reason = f"it reads {', '.join(senders)}; Akida 1.0 has chains of layers"
+        names = ", ".join(dict.fromkeys(senders))
+        if len(set(senders)) < len(senders):
+            names += f", in {len(senders)} connections"
+        reason = f"it reads {names}; Akida 1.0 has chains of layers"
         remedy = "use a network without branches, where each layer reads the one before"
         return problem_at(name, reason, remedy)
     maps = connections[0].maps

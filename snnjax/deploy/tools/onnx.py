@@ -25,6 +25,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from snnjax._checks import check_examples, check_numbers, check_on_host
+from snnjax._text import counted
 from snnjax.deploy.tools.refusals import import_package
 
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
@@ -147,8 +148,8 @@ def _check_input(x: Any) -> None:
     check_numbers(x)
     if len(leaves[0]) < 2:
         raise ValueError(
-            f"x has {len(leaves[0])} examples; allowed: two or more, so that the file "
-            "is compared with fn for two sizes of a batch"
+            f"x has {counted(len(leaves[0]), 'example')}; allowed: two or more, so "
+            "that the file is compared with fn for two sizes of a batch"
         )
 
 
@@ -257,9 +258,10 @@ def _check_output_numbers(name: str, y: np.ndarray) -> None:
     broken_count = y.size - np.isfinite(y).sum()
     if broken_count:
         raise ValueError(
-            f"fn returns {broken_count} numbers that are NaN or infinite, of {y.size}, "
-            f"in {name}; allowed: finite numbers, so that the file can be compared "
-            "with fn. Check x, the parameters, and divisions and logarithms in fn"
+            f"fn returns {counted(broken_count, 'value')} of NaN or infinity, of "
+            f"{y.size} in {name}; allowed: finite numbers, so that the file can be "
+            "compared with fn. Check x, the parameters, and divisions and logarithms "
+            "in fn"
         )
 
 
@@ -275,10 +277,10 @@ def _check_equal(name: str, y_onnx: np.ndarray, y: np.ndarray) -> None:
         error = np.mean(y_onnx != y)
     if not error <= _LARGEST_ERROR:
         raise ValueError(
-            f"ONNX Runtime computes another {name} than fn: shapes {y_onnx.shape} and "
-            f"{y.shape}, squared error {error:.2g} of 1; allowed: {_LARGEST_ERROR}, "
-            "since rounding moves few spikes. jax2onnx or ONNX Runtime translates an "
-            f"operation of fn wrongly; {_KEEP}"
+            f"ONNX Runtime computes {name} otherwise than fn: shapes {y_onnx.shape} "
+            f"and {y.shape}, squared error {error:.2g} of 1; allowed: "
+            f"{_LARGEST_ERROR}, since rounding moves few spikes. jax2onnx or ONNX "
+            f"Runtime translates an operation of fn wrongly; {_KEEP}"
         )
 
 

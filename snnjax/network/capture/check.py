@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax._checks import AS_FLOATING, MAP_EXAMPLES
+from snnjax._text import counted
 from snnjax._trees import batch_of
 from snnjax.network.capture.facts import FLOATING, Facts
 from snnjax.network.capture.jaxprs import MAX_TURNS
@@ -60,8 +61,7 @@ class ConversionError(ValueError):
         headline: str = "this network cannot be converted",
     ):
         self.problems = tuple(problems)
-        places = "place" if len(self.problems) == 1 else "places"
-        lines = [f"{headline} ({len(problems)} {places}):"]
+        lines = [f"{headline} ({counted(len(problems), 'place')}):"]
         for problem in self.problems:
             line = f"  {problem.path or '(top level)'}"
             if problem.operations:
@@ -337,10 +337,9 @@ def hard_coded(x: Any, size: int, error: Exception) -> ConversionError:
     Args:
         error: what fn raised for ``size`` examples.
     """
-    examples = "example" if batch_of(x) == 1 else "examples"
     reason = (
-        f"fn takes {batch_of(x)} {examples} and not {size}, so it holds their number "
-        f"({str(error).splitlines()[0]}); allowed: any number"
+        f"fn takes {counted(batch_of(x), 'example')} and not {size}, so it holds their "
+        f"number ({str(error).splitlines()[0]}); allowed: any number"
     )
     remedy = (
         "take it from x, as in h.reshape(len(x), -1), or leave it to -1; "

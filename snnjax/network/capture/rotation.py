@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import wide
+from snnjax._text import counted
 from snnjax._trees import is_floating, paths_of
 from snnjax.activations import encode
 from snnjax.network.capture.capture import with_activation
@@ -151,8 +152,8 @@ def _check_channels(site: Site, block: int) -> None:
     count = site.shape[site.channel]
     if count % block:
         raise ValueError(
-            f"fn has {count} channels at the encoder {site.name!r}; allowed: a "
-            f"multiple of {block}, as in the network that {_FOUND_FOR}"
+            f"fn has {counted(count, 'channel')} at the encoder {site.name!r}; "
+            f"allowed: a multiple of {block}, as in the network that {_FOUND_FOR}"
         )
 
 
@@ -239,7 +240,8 @@ def _rotation(
     channel_count = site.shape[site.channel] if site.shape else 1
     block = channel_count & -channel_count
     if block < _SMALLEST_BLOCK:
-        return f"{channel_count} channels, which no power of two from 4 on divides"
+        channels = counted(channel_count, "channel")
+        return f"{channels}, which no power of two from 4 on divides"
     (spikes,) = site_equation.outputs
     # `Site.channel` counts from the end, and axes of variables count from 0.
     channel_axis = site.channel + len(shape_of(facts.program.avals, spikes))
