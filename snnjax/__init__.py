@@ -49,7 +49,9 @@ sharding            devices that share a batch
 torch               PyTorch modules as functions
 """
 
+import functools
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from snnjax import (
@@ -65,6 +67,7 @@ from snnjax import (
     torch,
     training,
 )
+from snnjax._text import no_attribute
 from snnjax._version import __version__
 from snnjax.activations import clipped_relu, encode, quantized_relu
 from snnjax.conversion.convert import convert
@@ -135,11 +138,24 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`snnjax.deploy`, which is loaded when it is used first."""
-    if name == "deploy":
-        return importlib.import_module("snnjax.deploy")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # where it would hide names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        """`snnjax.deploy`, which is loaded when it is used first."""
+        if name == "deploy":
+            return importlib.import_module("snnjax.deploy")
+        no_attribute(__name__, __all__, name)
+
+    def _suggest_names() -> None:
+        """Answer an unknown name of a public module by the closest ones."""
+        for name in __all__:
+            module = globals().get(name)
+            if isinstance(module, ModuleType):
+                module.__getattr__ = functools.partial(
+                    no_attribute, module.__name__, module.__all__
+                )
+
+    _suggest_names()
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +117,20 @@ def closest(name: str, allowed: Iterable[str]) -> str:
     if not names:
         return ""
     return f"; closest: {', '.join(map(repr, names))}"
+
+
+def no_attribute(module: str, names: Sequence[str], name: str) -> NoReturn:
+    """Raise for an unknown attribute of a module, with the closest of its names.
+
+    Python itself adds them on a terminal, and a notebook shows the message alone.
+    """
+    suggestion = closest(name, names)
+    raise AttributeError(
+        f"module {module!r} has no attribute {name!r}{suggestion}",
+        # If these are given, Python does not suggest the same names once more.
+        name=name,
+        obj=None,
+    )
 
 
 def counted(number: Any, noun: str) -> str:

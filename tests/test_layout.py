@@ -136,7 +136,8 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    assert set(package.__all__) == {name for _, name in imports(file)}
+    names = {name for _, name in imports(file)}
+    assert set(package.__all__) == names - {"no_attribute"}  # for unknown names
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public
@@ -153,8 +154,21 @@ def test_every_public_module_lists_its_names_and_the_top_level_shows_no_others()
     modules = {m for m in modules if isinstance(m, types.ModuleType)}
     for module in (*modules, snnjax.calibrators.formulas):
         assert all(hasattr(module, name) for name in module.__all__), module
-    with pytest.raises(AttributeError, match="has no attribute 'speaking'"):
-        _ = snnjax.speaking
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "closest"),
+    [
+        ("snnjax", "convret", "'convert'"),
+        ("snnjax.codes", "raddix", "'radix'"),
+        ("snnjax.training", "fine_tune", "'finetune'"),
+        ("snnjax.deploy", "quantise", "'quantize'"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_the_closest_ones(module, name, closest):
+    place = re.escape(f"module {module!r} has no attribute {name!r}; closest: ")
+    with pytest.raises(AttributeError, match=place + closest):
+        getattr(importlib.import_module(module), name)
 
 
 # --------------------------------------------------- experiments, benchmarks, examples

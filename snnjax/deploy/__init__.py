@@ -14,9 +14,10 @@ ONNX Runtime.
 imports it.
 """
 
-import difflib
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING
 
+from snnjax._text import no_attribute
 from snnjax.deploy.chips.akida import akida1
 from snnjax.deploy.chips.chip import Chip
 from snnjax.deploy.chips.profiles import (
@@ -104,14 +105,8 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # where it would hide names that do not exist
-
-    def __getattr__(name: str) -> Any:
-        """Raises, with the closest names: those of chips have a number."""
-        message = f"module {__name__!r} has no attribute {name!r}"
-        names = difflib.get_close_matches(name, __all__)
-        if names:
-            message += f"; closest: {', '.join(names)}"
-        raise AttributeError(message)
+    # An unknown name is answered by the closest ones: those of chips have a number.
+    __getattr__ = functools.partial(no_attribute, __name__, __all__)
 
 
 def __dir__() -> list[str]:

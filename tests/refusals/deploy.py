@@ -508,7 +508,7 @@ NAMES = [
     Refusal(
         "a chip without its number",
         lambda: deploy.loihi,
-        "no attribute 'loihi'; closest: loihi2, loihi1",
+        "no attribute 'loihi'; closest: 'loihi2', 'loihi1'",
         AttributeError,
     ),
 ]
