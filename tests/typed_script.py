@@ -72,4 +72,4 @@ snnjax.integrate_and_fire(levels=1)
 snnjax.integrate_and_fire(reset="substract")
 simulate(snn)
 print(snn.parameters)
-snnjax.convret
+print(snnjax.convret)
