@@ -26,8 +26,9 @@ def shown(
     """The items, while a bar or the log tells which of them is worked on.
 
     Each item is shown before the work on it begins, since its first program may have to
-    be compiled. The bar is removed at the end. The log has a line for the first item
-    and then at most one every five seconds. Only the first process shows anything.
+    be compiled. The bar is removed at the end. The log has a line every five seconds
+    at most, over all calls: an epoch may take less. Only the first process shows
+    anything.
 
     Args:
         items: what is worked on. Without a length of them there is no bar, only the
@@ -105,7 +106,7 @@ class _NotebookBar(_Bar):
 
 
 class _LogLines:
-    """Lines of the log, some seconds apart."""
+    """Lines of the log, some seconds apart, also those of calls one after another."""
 
     def __init__(self):
         self.logger = logging.getLogger("snnjax")
@@ -128,13 +129,16 @@ class _LogLines:
         pass  # a log keeps its lines
 
 
+_LOG_LINES = _LogLines()
+
+
 def _display() -> _Bar | _LogLines:
     """The form that suits the place where stderr is read."""
     if sys.stderr.isatty():
         return _TerminalBar()
     if _is_notebook():
         return _NotebookBar()
-    return _LogLines()
+    return _LOG_LINES
 
 
 def _is_notebook() -> bool:

@@ -1,6 +1,8 @@
 """Every command ends errors and Ctrl-C with one message, and leaves whole files."""
 
 import dataclasses
+import io
+import logging
 import os
 import re
 import shlex
@@ -35,6 +37,39 @@ def test_an_error_of_the_user_ends_with_its_message():
 
         with pytest.raises(SystemExit, match="^error: wrong$"):
             run(work)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_an_error_has_lines_that_fit_on_a_terminal_and_one_in_a_file(monkeypatch):
+    def work():
+        raise ValueError("a sentence of many words " * 5)
+
+    with pytest.raises(SystemExit) as in_file:
+        run(work, compiles=False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit) as on_terminal:
+        run(work, compiles=False)
+    assert len(in_file.value.code.splitlines()) == 1
+    lines = on_terminal.value.code.splitlines()
+    assert max(map(len, lines)) <= 59 and len(lines) == 3
+    assert on_terminal.value.code.split() == in_file.value.code.split()
+    with pytest.raises(SystemExit):
+        parse(Convert, {}, ["--recipes", "bset", "--steps", "4"])
+    assert max(map(len, sys.stderr.getvalue().splitlines())) <= 59
+
+
+def test_without_a_terminal_what_the_library_logs_is_on_stderr(capsys):
+    logger = logging.getLogger("snnjax")
+    for _ in range(2):
+        run(lambda: logger.info("site 1 of 9: relu"), compiles=False)
+        assert capsys.readouterr().err == "  site 1 of 9: relu\n"
+    logger.info("after the command")
+    assert not capsys.readouterr().err
 
 
 def test_compiled_programs_are_kept_and_a_line_says_where(

@@ -82,6 +82,7 @@ def test_ipython_on_a_terminal_is_no_notebook(monkeypatch):
 def test_elsewhere_the_log_has_lines_some_seconds_apart(monkeypatch, caplog):
     clock = itertools.count(0.0, 2.0)  # two seconds between any two questions
     monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_progress, "_LOG_LINES", _progress._LogLines())
     caplog.set_level(logging.INFO, logger="snnjax")
     assert not run(monkeypatch, io.StringIO())
     assert caplog.messages == ["sweep 1 site 1 of 3: stem/relu"]
@@ -91,6 +92,11 @@ def test_elsewhere_the_log_has_lines_some_seconds_apart(monkeypatch, caplog):
         "epoch 1 step 1: stem/relu",
         "epoch 1 step 4: stem/relu",
     ]
+    caplog.clear()
+    # Epochs of less than five seconds do not have a line each.
+    for epoch in (2, 3, 4):
+        list(_progress.shown(iter(SITES[:1]), f"epoch {epoch} ", "step", str))
+    assert caplog.messages == ["epoch 2 step 1: stem/relu"]
 
 
 def test_nobody_computes_a_line_that_nobody_reads(monkeypatch, caplog):

@@ -5,13 +5,15 @@ a dataclass is an option that overrides them. `command` writes the line of a
 configuration. `run` carries the command out.
 """
 
+import contextlib
 import itertools
+import logging
 import os
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -41,18 +43,45 @@ def run(work: Callable[[], Outcome], *, compiles: bool = True) -> Outcome:
         compiles: keep compiled programs on disk, and say where.
     """
     try:
-        with devices.together():
+        with devices.together(), _progress_in_lines():
             if compiles:
                 keep_programs()
             return work()
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit(_for_terminal(f"error: {error}"))
+
+
+@contextlib.contextmanager
+def _progress_in_lines() -> Iterator[None]:
+    """Shows what snnjax logs of long calls, where no terminal shows their bars."""
+    if sys.stderr.isatty():
+        yield
+        return
+    logger = logging.getLogger("snnjax")
+    level, propagates = logger.level, logger.propagate
+    handler = logging.StreamHandler()  # on stderr
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    # Packages such as orbax give the root logger a handler, which would repeat lines.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagates
+        logger.removeHandler(handler)
 
 
 def warn(text: str) -> None:
     """Print a text to stderr, above a bar; from the first process alone."""
     if devices.first():
         tqdm.write(wrapped(text), file=sys.stderr)
+
+
+def _for_terminal(text: str) -> str:
+    """The text of an error, `wrapped` where stderr is a terminal."""
+    return wrapped(text) if sys.stderr.isatty() else text
 
 
 def wrapped(text: str) -> str:
@@ -90,7 +119,8 @@ class Parser(simple_parsing.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+        text = _for_terminal(f"error: {message} (--help lists the options)")
+        self.exit(2, f"{text}\n")
 
     def format_help(self) -> str:
         return super().format_help().replace(" ['config']:", ":")  # a detail of ours
