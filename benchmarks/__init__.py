@@ -2,8 +2,9 @@
 
 import sys
 
-from experiments import require
+from experiments import check_command, require
 
 # A worker runs in the interpreter of its peer, which has other packages.
 if sys.argv[:1] == ["-m"] and not any(word.startswith("--side") for word in sys.argv):
+    check_command(__path__[0])
     require("the benchmarks", "flax", "matplotlib", "optax")

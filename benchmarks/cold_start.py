@@ -210,6 +210,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
         cases.append(LONG)
     if options.quick:
         cases = cases[:1]
+    timing.check_only(parser, options.only, [case.name for case in cases])
     result = timing.new_result(__doc__, ("jax", "jaxlib", "numpy"), images=IMAGES)
     for case in cases:
         if timing.is_selected(case.name, options.only):

@@ -10,6 +10,7 @@ best. Before a side is timed it has to show that its last step still changes the
 """
 
 import functools
+import itertools
 import sys
 from typing import Any
 
@@ -308,6 +309,8 @@ def main(arguments: list[str] | None = None) -> dict | None:
         rounds=options.rounds,
         repeats=options.repeats,
     )
+    sides = itertools.chain.from_iterable(PEERS.values())
+    timing.check_only(parser, options.only, sides)
     commands = {}
     for library, sides_of_library in PEERS.items():
         python = getattr(options, library, sys.executable)

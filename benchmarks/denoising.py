@@ -179,6 +179,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     timing.only_option(parser)
     options = parser.parse_args(arguments)
+    timing.check_only(parser, options.only, [row.name for row in ROWS])
     model = UNet()
     name = "digits" if options.quick else "cifar10"
     try:

@@ -49,7 +49,7 @@ import snnjax
 from benchmarks import imagenet_val, timing
 from benchmarks.networks import convolution
 from experiments import ablation, published
-from experiments.running import CODES
+from experiments.running import CODES, name_among
 from snnjax import calibrators, neurons
 from snnjax.network import identity, with_activation
 
@@ -463,7 +463,7 @@ def read_options(arguments: list[str] | None) -> tuple[Any, argparse.Namespace]:
         default="-1:1:4::radix,-1:1:6::radix,-1:1:8::radix",
         metavar="ROWS",
     )
-    parser.add_argument("--recipe", choices=ablation.ROWS, default="best")
+    parser.add_argument("--recipe", type=name_among(ablation.ROWS), default="best")
     parser.add_argument(
         "--calibration",
         type=timing.count,

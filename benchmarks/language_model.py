@@ -384,6 +384,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             params,
             test_texts,
         )
+    timing.check_only(parser, options.only, rows)
     (float_perplexity,) = perplexities(model.network, test_texts, params)
     for name, compute in rows.items():
         if name in result["sides"] or not timing.is_selected(name, options.only):

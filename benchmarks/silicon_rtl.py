@@ -351,6 +351,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--images", type=timing.count, default=20)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
+    timing.check_only(parser, options.only, NETWORKS)
     timing.check_files(parser, options.rtl, *FILES)
     images = 1 if options.quick else options.images
     epochs = 20 if options.quick else 300

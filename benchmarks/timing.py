@@ -8,6 +8,7 @@ after the other, so a busy minute of the machine slows all of them alike.
 import argparse
 import contextlib
 import datetime
+import difflib
 import json
 import math
 import os
@@ -373,6 +374,21 @@ def only_option(options: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help="sides with one of these, separated by commas",
     )
+
+
+def check_only(
+    options: argparse.ArgumentParser, only: str | None, sides: Iterable[str]
+) -> None:
+    """End the command with one line if a word of ``--only`` is in no side."""
+    sides = list(sides)
+    for word in (only or "").split(","):
+        if not any(word in side for side in sides):
+            names = difflib.get_close_matches(word, sides)
+            suggestion = f"; closest: {', '.join(map(repr, names))}" if names else ""
+            options.error(
+                f"argument --only: {word!r} is in no side; allowed: words of "
+                f"{', '.join(map(repr, sides))}{suggestion}"
+            )
 
 
 def count(text: str) -> int:

@@ -145,6 +145,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
+    timing.check_only(parser, options.only, NETWORKS)
     result = timing.new_result(__doc__, ("jax", "torch", "torchvision", "torchax"))
     sides = timing.continued(result, options.out)["sides"]
     for name in NETWORKS:

@@ -450,6 +450,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.quick:
         sizes = QUICK
     names = [size.name for size in sizes]
+    sides_of_sizes = [f"{side}: {name}" for name in names for side in sides]
+    timing.check_only(parser, options.only, sides_of_sizes)
     result = timing.new_result(__doc__, ("snnjax", "jax", "numpy"), sizes=names)
     result = timing.continued(result, options.out, "sizes")
     for size in sizes:

@@ -16,7 +16,7 @@ from experiments.models import parameters_of
 from experiments.report import Result, markdown_table, networks, read_results
 from experiments.report.results import COSTS, cost_cells, line_name, lines, percent
 from experiments.results import PUBLISHED, file_of
-from experiments.running import run
+from experiments.running import name_among, run
 
 PAPERS = PUBLISHED.parent / "published.json"
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -236,8 +236,9 @@ def table_of(argv: Sequence[str] | None) -> str:
     parser.add_argument(
         "--dataset",
         default="cifar10",
-        choices=datasets,
-        help="write it after the files",
+        type=name_among(datasets),
+        metavar="NAME",
+        help=f"{', '.join(datasets)}; write it after the files",
     )
     parser.add_argument(
         "--sources", action="store_true", help="print where each number was read"

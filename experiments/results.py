@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.report import figures, networks
-from experiments.running import run, writable
+from experiments.running import name_among, run, writable
 
 PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -58,7 +58,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="draw accuracy against T, latency, spikes",
     )
     parser.add_argument(
-        "--against", nargs="+", choices=figures.COSTS, help="draw only these panels"
+        "--against",
+        nargs="+",
+        type=name_among(figures.COSTS),
+        metavar="COST",
+        help=f"draw only these panels: {', '.join(figures.COSTS)}",
     )
     parser.add_argument(
         "--points_lost",

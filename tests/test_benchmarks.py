@@ -396,6 +396,7 @@ def test_a_target_is_met_at_most_or_at_least():
         (throughput.main, "--out a.md", "a.md; allowed: a file named NAME.json"),
         (throughput.main, "--out file/a.json", "Not a directory|File exists"),
         (throughput.main, "--rounds 0", "0; allowed: a whole number >= 1"),
+        (cold_start.main, "--only MLB", "'MLB' is in no side; allowed: words of 'MLP"),
         (on_chips.main, "--folder .", "needs --folder and --recordings"),
         (silicon.main, "", "no folder is given; a check needs --loihi and --mnist, or"),
         (silicon.main, "--loihi .", "--loihi is given alone; a check needs"),

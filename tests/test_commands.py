@@ -16,7 +16,7 @@ import jax
 import pytest
 
 import snnjax
-from experiments import conversions, convert, models
+from experiments import conversions, convert, models, published, results
 from experiments.presets import (
     PRESETS_ANN,
     PRESETS_CONVERT,
@@ -155,6 +155,43 @@ def test_ctrl_c_during_imports_prints_no_traceback():
     command = [sys.executable, "-c", IMPORTING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            "experiments.integers",
+            "integers is no command; .* ablation, codes, ",
+        ),
+        ("experiments.convret", "convret is no command; .*; closest: convert$"),
+        ("benchmarks.torchvison", "is no command; .*; closest: torchvision$"),
+    ],
+)
+def test_a_module_that_is_no_command_says_which_ones_are(module, message):
+    command = [sys.executable, "-m", module, "--chip", "spek"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(message, done.stderr.strip()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments", "message"),
+    [
+        (
+            published,
+            "--dataset cifar",
+            "cifar; allowed: .*; closest: cifar10, ",
+        ),
+        (results, "f.json --against spike", "allowed: 'T', .*; closest: spikes"),
+    ],
+)
+def test_an_unknown_name_of_a_list_is_answered_by_the_closest_ones(
+    table, arguments, message, capsys
+):
+    with pytest.raises(SystemExit, match="2"):
+        table.table_of(arguments.split())
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_the_library_as_a_module_says_what_a_report_needs(monkeypatch):

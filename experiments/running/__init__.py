@@ -20,5 +20,6 @@ from experiments.running.options import (
     FineTune,
     TrainANN,
     TrainSNN,
+    name_among,
 )
 from experiments.running.output_folder import check_writable, digest, writable, write

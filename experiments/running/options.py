@@ -4,6 +4,7 @@ A field is an option of the command line, and the comment above it is its help t
 ``command_line.py`` reads them; ``experiments/presets.py`` has configurations by name.
 """
 
+import argparse
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -43,6 +44,19 @@ def at_most(largest: int) -> Rule:
 def one_of(*names: str) -> Rule:
     """One of these names."""
     return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def name_among(names: Iterable[str]) -> Callable[[str], str]:
+    """The argparse type of one of these names."""
+
+    def name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"{text}; allowed: {', '.join(map(repr, names))}{closest(text, names)}"
+            )
+        return text
+
+    return name
 
 
 def closest(name: Any, names: Iterable[str]) -> str:
