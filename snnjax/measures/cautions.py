@@ -26,9 +26,10 @@ _SILENT = 0.9
 # fire at every step tells less. At T = 1 all that fire do, and of images that are too
 # large about half of the currents are negative, so that neurons never fire. Thresholds
 # that suit a network make the activation about as large as that value or smaller. In
-# the networks of the tests, over all recipes and codes at T = 1, 2, 4 and 16, it is at
-# most 1.4 times as large, and with images times 255 at least 18 times, unless the ANN
-# itself clips its activations.
+# six dense networks, over all recipes and codes at T = 1, 2, 4 and 16, and in the other
+# networks of the tests over four recipes and two codes at T = 1 and 2, it is at most
+# 1.4 times as large. With images times 255 it is at least 18 times as large, unless the
+# ANN itself clips its activations.
 _SATURATED = 3
 # Images of a silent network have another scale if the activation of the first site is
 # smaller than this part of that value. With images of the right scale it is at least
