@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._text import Named
 from snnjax._version import version_of
 from snnjax.network.capture.jaxprs import TORCH_SCOPE
 
@@ -109,7 +110,7 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
             return environment.t2j_iso(outputs)
 
     _check_equal(module, example, functools.partial(fn, params))
-    return fn, params
+    return Named(fn, f"function({type(module).__name__})"), params
 
 
 def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from networks import NETWORKS, halves
 
@@ -114,6 +115,7 @@ def test_a_recipe_is_a_list_of_its_calibrators():
 def test_a_repr_is_a_line_without_addresses(shown):
     sweep = importlib.import_module("snnjax.sweep").Sweep(0.9, ())
     arctan = snnjax.surrogate.arctan
+    layers = snnjax.deploy.layers(NET.fn, shown.snn, NET.x)
     lines = {
         repr(shown.sites): "Sites(2 sites: w1/relu, w2/relu)",
         repr(shown.measures): "Measures(steps=2, wait=0, firing_rate=",
@@ -128,6 +130,10 @@ def test_a_repr_is_a_line_without_addresses(shown):
         repr(
             jax.jit(snnjax.spiking(NET.fn, wait=1))
         ): "<PjitFunction of spiking(dense, wa",
+        repr(snnjax.training.descent(jnp.mean, optax.sgd(0.1))): (
+            "(descent(mean).init, descent(mean).step)"
+        ),
+        repr(snnjax.deploy.as_function(layers)[0]): "as_function(Layers(78 weights, ",
     }
     for line, start in lines.items():
         assert line.startswith(start), line

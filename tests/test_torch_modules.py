@@ -69,6 +69,7 @@ def numbers(module, x):
 
 def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
     fn, params = snnjax.torch.function(module, images(2))
+    assert repr(fn) == "function(Sequential)"
     for batch in (2, 5):
         outputs = jax.jit(fn)(params, images(batch))
         np.testing.assert_allclose(outputs, numbers(module, images(batch)), atol=1e-6)

@@ -21,6 +21,7 @@ import optax
 from jax.core import Tracer
 
 from snnjax._ranges import Range
+from snnjax._text import Named, name_of_value
 from snnjax._trees import name_of
 from snnjax.snn import FROZEN, SNN, check_snn, ranges_in
 from snnjax.training.leaves import differentiable, param_labels
@@ -212,4 +213,5 @@ def descent(
         updated_floats = optax.apply_updates(floats, updates)
         return merge(updated_floats), state, value
 
-    return init, step
+    text = f"descent({name_of_value(loss)})"
+    return Named(init, f"{text}.init"), Named(step, f"{text}.step")

@@ -18,6 +18,7 @@ import numpy as np
 
 from snnjax._arrays import straight_through
 from snnjax._checks import check_finite
+from snnjax._text import Named
 from snnjax.deploy.integers.exact import check_whole
 from snnjax.deploy.lowering import values
 from snnjax.deploy.lowering.function import as_function, params_of, with_params
@@ -66,7 +67,8 @@ def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
             rounded_params[name] = whole_params[name] | rounded(name, arrays)
         return fn(rounded_params, x)
 
-    return rounds, dataclasses.replace(snn, params=_divided(layers))
+    named_function = Named(rounds, f"trainable({layers!r})")
+    return named_function, dataclasses.replace(snn, params=_divided(layers))
 
 
 def with_weights(layers: values.Layers, params: Params) -> values.Layers:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
+from snnjax._text import Named
 from snnjax.deploy.lowering.sums import compact
 from snnjax.deploy.lowering.values import (
     Affine,
@@ -100,7 +101,7 @@ def as_function(layers: Layers) -> tuple[Callable, SNN]:
         model=by_name(models.items()),
         code=layers.code,
     )
-    return fn, snn
+    return Named(fn, f"as_function({layers!r})"), snn
 
 
 def _network_outputs(layers: Layers, params: dict[str, Params], x: jax.Array) -> Any:
