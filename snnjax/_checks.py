@@ -23,6 +23,8 @@ _F = TypeVar("_F", bound=Callable)
 
 _MOST_STEPS = 2**24  # up to here float32 counts the spikes of a neuron exactly
 
+NO_NUMBERS = "OSUmM"  # kinds of NumPy's types: objects, texts, times
+
 AS_FLOATING = (
     "Give images as x.astype('float32') / 255, without / 255 if fn scales them"
 )
@@ -52,9 +54,13 @@ def called_as(form: str) -> Callable[[_F], _F]:
                 signature.bind(*args, **options)
             except TypeError as error:
                 problem = str(error)
+                missing = [name for name in signature.parameters if name not in options]
                 for name in options:
-                    if name not in signature.parameters and not takes_any_option:
-                        suggestion = closest(name, signature.parameters)
+                    if name in signature.parameters:
+                        continue
+                    suggestion = closest(name, missing)
+                    # Any other option may be one that the function hands on.
+                    if suggestion or not takes_any_option:
                         problem = f"has no argument {name!r}{suggestion}"
                         break
                 raise TypeError(
@@ -177,6 +183,11 @@ def check_leaves(params: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = name_of(path) or "the top"
         _check_dtype(f"the leaf of params at {where}", leaf)
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in NO_NUMBERS:
+            raise ValueError(
+                f"params hold an array of dtype {leaf.dtype} at {where}; allowed: "
+                "arrays of numbers"
+            )
         is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         if not is_array and not isinstance(leaf, int | float | complex):
             raise ValueError(
@@ -261,8 +272,9 @@ def _check_dtype(name: str, leaf: Any) -> None:
         ) from None
     if isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative:
         raise ValueError(
-            f"{name} has dtype {leaf.dtype.str}, the other order of bytes; allowed: "
-            "that of this machine, e.g. array.astype(array.dtype.newbyteorder('='))"
+            f"the dtype of {name} is {leaf.dtype.str}, in the other order of bytes; "
+            "allowed: that of this machine, e.g. "
+            "array.astype(array.dtype.newbyteorder('='))"
         )
 
 
@@ -450,6 +462,7 @@ def check_labels(outputs: Any, labels: Any) -> None:
             f"outputs have shape {shape}, without a number; allowed: one or more steps "
             "and examples. An empty batch has no accuracy and no loss"
         )
+    _check_dtype("labels", labels)
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import is_on_host, on_device, on_host
-from snnjax._checks import check_examples, check_finite
+from snnjax._checks import NO_NUMBERS, check_examples, check_finite
 from snnjax.conversion import cautions
 
 
@@ -102,8 +102,10 @@ def _as_jax_array(leaf: Any) -> Any:
     Other leaves are returned as they are. The capture refuses those that JAX does not
     know, and says where they are.
     """
-    is_number = isinstance(leaf, np.ndarray | numbers.Number)
-    if not is_number or not np.asarray(leaf).dtype.isnative:
+    if not isinstance(leaf, np.ndarray | numbers.Number):
+        return leaf
+    dtype = np.asarray(leaf).dtype
+    if not dtype.isnative or dtype.kind in NO_NUMBERS:
         return leaf
     # The SNN must not change where the caller changes NumPy's array later.
     return on_device(leaf, copy=True)

@@ -44,10 +44,14 @@ WRONG_ARGUMENTS = [
     ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 value of NaN"),
     ({"x": images(0)}, "at least one example"),
     ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),
-    ({"x": np.ones((2, 4), ">f4")}, "x has dtype >f4.*; allowed: .*newbyteorder"),
+    ({"x": np.ones((2, 4), ">f4")}, "the dtype of x is >f4, .*newbyteorder"),
+    (
+        {"params": FLAT | {"w1": np.full((4, 6), "a")}},
+        "params hold an array of dtype <U1 at w1; allowed: arrays of numbers",
+    ),
     (
         {"params": FLAT | {"w1": np.ones((4, 6), ">f4")}},
-        "params at w1 has dtype >f4, the other order of bytes",
+        "params at w1 is >f4, in the other order of bytes",
     ),
     (
         {"params": {"layer": {0: FLAT["w1"], "w2": FLAT["w2"]}}},

@@ -51,6 +51,8 @@ def labels_refused():
             functools.partial(judge, OUTPUTS[:, :0], np.zeros(0, int)),
             r"outputs have shape \(6, 0, 3\), without a number; allowed: one or more",
         )
+    swapped = functools.partial(snnjax.accuracy, ONES, np.zeros(1, ">i4"))
+    yield Refusal("labels of swapped bytes", swapped, "the dtype of labels is >i4, in")
     for label in (-1, 3):
         labels = np.array([1, label])
         call = functools.partial(snnjax.accuracy, np.zeros((2, 2, 3)), labels)
@@ -167,6 +169,12 @@ FINE_TUNING = [
         "training inside of jit",
         lambda: jax.jit(lambda: train_until_it_explodes(4))(),
         "state is traced; .* Call snnjax.training.train outside of jit",
+    ),
+    Refusal(
+        "fine-tuning with misspelled epochs",
+        lambda: training.finetune(DENSE[0], SNN, BATCHES, epohcs=2),
+        r"finetune\(\) has no argument 'epohcs'; closest: 'epochs'; allowed: snnjax",
+        TypeError,
     ),
     Refusal(
         "fine-tuning with an unknown option",
