@@ -314,13 +314,22 @@ def stacked_layers(p, x):
     return state
 
 
-@pytest.mark.parametrize("fn", [recurrent, stacked_layers])
+def indexed_layers(p, x):
+    """A loop with an index over the same layers."""
+
+    def layer(i, state):
+        return state + relu(state @ p["stack"][i])
+
+    return jax.lax.fori_loop(0, 12, layer, x.mean(1))
+
+
+@pytest.mark.parametrize("fn", [recurrent, stacked_layers, indexed_layers])
 def test_a_conversion_compiles_the_turns_of_a_scan_once(fn):
     """A turn is a stage, and stages with equal segments share their programs."""
     params = {
         "state": np.ones((4, 4)),
         "entry": np.ones((2, 4)),
-        "stack": np.ones((12, 2, 2)),
+        "stack": jnp.ones((12, 2, 2)),
     }
     x = np.ones((1, 12, 2), np.float32)
     network = capture(fn, params, x, inline_all=True)
@@ -328,8 +337,82 @@ def test_a_conversion_compiles_the_turns_of_a_scan_once(fn):
     assert len(segments) >= 12
     # The first two stages of `recurrent` split x, and the last one gives the outputs.
     assert len(set(segments)) <= 4
-    names = [site.name for site in network.sites]
-    assert names == [site.name for site in snnjax.sites(fn, params, x)]
+
+
+def tanh_of_equal_arrays(p, x):
+    """A scan over arrays that fn computes from shapes alone: these are no weights."""
+
+    def layer(state, array):
+        return state + jnp.tanh(state @ array), None
+
+    arrays = jnp.broadcast_to(jnp.eye(2), (3, 2, 2))
+    state, _ = jax.lax.scan(layer, relu(x @ p["in"]), arrays)
+    return state @ p["in"]
+
+
+def clips_of_stacked_limits(p, x):
+    """A scan over limits of a ReLU, which are the same numbers in every layer."""
+
+    def layer(state, limits):
+        low, high = limits
+        return state @ p["in"] + jnp.minimum(jnp.maximum(state, low), high), None
+
+    limits = (jnp.zeros(3), jnp.full(3, 6.0))
+    state, _ = jax.lax.scan(layer, x, limits)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("fn", "kinds"),
+    [
+        (stacked_layers, ["relu"] * 12),
+        (tanh_of_equal_arrays, ["relu", "tanh", "encoder"]),
+        (clips_of_stacked_limits, ["clipped relu"] * 3),
+    ],
+)
+def test_a_conversion_has_the_sites_of_its_simulation(fn, kinds):
+    """A conversion alone reads the layers of a scan by an index."""
+    params = {"in": np.ones((2, 2)), "stack": np.ones((12, 2, 2))}
+    x = np.ones((1, 12, 2) if fn is stacked_layers else (1, 2), np.float32)
+    sites = capture(fn, params, x, inline_all=True).sites
+    assert sites == snnjax.sites(fn, params, x)
+    assert [site.kind for site in sites] == kinds
+
+
+@pytest.mark.parametrize("loop", ["fori_loop", "scan"])
+def test_the_number_of_a_layer_chooses_a_branch(loop):
+    def layer(i, state, kernel):
+        def rectified(state):
+            return relu(state @ kernel)
+
+        def curved(state):
+            return jnp.tanh(state @ kernel)
+
+        return state + jax.lax.cond(i % 2 == 0, rectified, curved, state)
+
+    def fn(stack, x):
+        if loop == "fori_loop":
+            return jax.lax.fori_loop(0, 3, lambda i, x: layer(i, x, stack[i]), x)
+        entries = (jnp.arange(3), stack)
+        x, _ = jax.lax.scan(
+            lambda x, entry: (layer(entry[0], x, entry[1]), 0), x, entries
+        )
+        return x
+
+    stack, x = jnp.asarray(PARAMS["stack"]), jnp.ones((2, 8))
+    kinds = [site.kind for site in snnjax.sites(fn, stack, x)]
+    assert [kind for kind in kinds if kind != "encoder"] == ["relu", "tanh", "relu"]
+    # Inside of jit, too, the branch is known before the program runs.
+    outputs = jax.jit(with_activation(fn, identity))(stack, x)
+    np.testing.assert_allclose(outputs, fn(stack, x), rtol=1e-6)
+
+
+def test_a_branch_that_parameters_choose_is_refused():
+    def fn(p, x):
+        return jax.lax.cond(p["stack"].sum() > 0, relu, jnp.tanh, x)
+
+    with pytest.raises(snnjax.ConversionError, match="cond"):
+        snnjax.sites(fn, PARAMS, X)
 
 
 @pytest.mark.parametrize("edges_from", ["fn", "params", "x"])

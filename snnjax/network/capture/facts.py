@@ -28,8 +28,14 @@ from snnjax.network.equations import (
 from snnjax.network.stages import streaming
 
 FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
-# Primitives whose result has equal numbers if their operand has.
-_REPEATS = REARRANGEMENTS | {"broadcast_in_dim", "stop_gradient"}
+# Primitives whose result has equal numbers if their first operand has.
+_REPEATS = REARRANGEMENTS | {
+    "broadcast_in_dim",
+    "dynamic_slice",
+    "slice",
+    "split",
+    "stop_gradient",
+}
 # Obstacles to spikes that are none where an equation depends on x alone and is computed
 # once. Loops and unknown functions stay obstacles: in them an example might reach
 # another one.
@@ -87,9 +93,10 @@ class Facts:
             return _number(v.value)
         if v in self.program.constants:
             return _number(self.program.constants[v])
-        # Repeated or reordered entries of another variable have the number of those.
+        # Repeated, reordered or selected entries of another variable have the number of
+        # those.
         eq = self.makers.get(v)
-        if eq is None or eq.name not in _REPEATS or len(eq.inputs) != 1:
+        if eq is None or eq.name not in _REPEATS:
             return None
         return self.number(eq.inputs[0])
 
@@ -121,7 +128,12 @@ class Facts:
     @functools.cached_property
     def _weights(self) -> frozenset[int]:
         """Variables that are weights, see `product_operands`."""
-        weights = {*self.program.parameters, *self.program.constants}
+        weights = set(self.program.parameters)
+        for v in self.program.constants:
+            # The number of a layer is an index, and no weight.
+            aval = self.program.avals[v]
+            if aval.ndim > 0 or aval.dtype.kind in FLOATING:
+                weights.add(v)
         for eq in self.equations:
             depends_on_x = not self.dependent.isdisjoint(eq.variables)
             if not depends_on_x and not weights.isdisjoint(eq.variables):

@@ -25,8 +25,10 @@ from snnjax.network.equations import (
     Equation,
     Static,
     computed_by,
+    read,
     variables_in,
 )
+from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
@@ -45,6 +47,7 @@ _ACTIVATIONS = {
 # What JAX computes with an index that may be negative.
 _INDEX_ARITHMETIC = {
     "add": np.add,
+    "convert_element_type": lambda number: number,
     "lt": np.less,
     "select_n": lambda case, *numbers: numbers[int(case)],
 }
@@ -241,6 +244,10 @@ class _Flattener:
                 self.forwarded[eqn.outvars[0]] = number
             elif eqn.primitive.name == "scan" and self.is_unrolled(eqn):
                 self.unroll(eqn, eqn_path)
+            elif (branch := self.branch(eqn)) is not None:
+                inputs = [self.read(v) for v in eqn.invars[1:]]
+                results = self.call(branch, inputs, eqn_path, self.calls)
+                self.forwarded.update(zip(eqn.outvars, results, strict=True))
             elif _body(eqn) is not None and _site_kind(eqn) is None:
                 self.inline(eqn, eqn_path)
             else:
@@ -269,12 +276,46 @@ class _Flattener:
             numbers.append(np.asarray(value.value))
         return Static(np.asarray(compute(*numbers), dtype))
 
+    def branch(self, eqn: Any) -> Any:
+        """The branch that a ``cond`` takes, a closed jaxpr; None if it is unknown.
+
+        It is known where a constant chooses it, as the number of a layer does:
+        ``lax.cond(i % 2 == 0, ...)`` in a scan over layers with ``jnp.arange(n)``.
+        """
+        if eqn.primitive.name != "cond":
+            return None
+        choice = self.known_value(self.read(eqn.invars[0]))
+        if choice is None:
+            return None
+        branches = eqn.params["branches"]
+        return _closed(branches[np.clip(int(choice), 0, len(branches) - 1)])
+
+    def known_value(self, v: int | Static) -> Any:
+        """The value of a variable or constant; None if parameters or x decide it."""
+        values = dict(self.constants)
+        work = needed(self.equations, variables_in([v]), available=values)
+        computed = computed_by(work)
+        read_values = [v, *(value for eq in work for value in eq.inputs)]
+        for value in read_values:
+            if isinstance(value, Static):
+                is_known = not isinstance(value.value, Tracer)
+            elif value in values:
+                is_known = not isinstance(values[value], Tracer)
+            else:
+                is_known = value in computed
+            if not is_known:
+                return None
+        # The capture of a network may itself be traced.
+        with jax.ensure_compile_time_eval():
+            evaluate(work, values, identity)
+        return read(values, v)
+
     def keep(self, eqn: Any, path: str) -> None:
         """Append our equation for one that is not inlined.
 
         A call of a function of `snnjax.activations` becomes a site.
         """
-        inputs = tuple(self.read(v) for v in eqn.invars)
+        inputs = self.kept_inputs(eqn)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
         if self.depends_on_x(inputs):
             self.dependent.update(outputs)
@@ -292,6 +333,28 @@ class _Flattener:
             site = new_site(kind, self.avals[outputs[0]], is_encoder=is_encoder)
             equation = equation._replace(site=site)
         self.equations.append(equation)
+
+    def kept_inputs(self, eqn: Any) -> tuple[int | Static, ...]:
+        """The inputs of an equation that is not inlined.
+
+        A ``fori_loop`` reads the parameters of layer i as ``stack[i]``. Where the
+        layers are to have equal equations, i is an input, as in `entries`.
+        """
+        inputs = [self.read(v) for v in eqn.invars]
+        is_entry = eqn.primitive.name == "dynamic_slice"
+        if not self.equal_layers or not is_entry or self.depends_on_x(inputs):
+            return tuple(inputs)
+        stack, *indices = inputs
+        sizes = zip(eqn.params["slice_sizes"], eqn.invars[0].aval.shape, strict=True)
+        for axis, (slice_size, size) in enumerate(sizes):
+            index = indices[axis]
+            # An axis that is read whole has the index 0 in every layer.
+            if slice_size == size or not isinstance(index, Static):
+                continue
+            number = np.asarray(index.value)
+            if number.dtype == np.int32:
+                indices[axis] = self.layer_number(int(number))
+        return (stack, *indices)
 
     def inline(self, eqn: Any, path: str) -> None:
         """Append the equations of a called function, in the place of its call."""
