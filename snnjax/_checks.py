@@ -38,15 +38,20 @@ MAP_EXAMPLES = (
 def called_as(form: str) -> Callable[[_F], _F]:
     """A decorator, by which the error of a wrong call ends with its right form.
 
-    Unknown arguments come first, with the closest names, since a misspelled one makes
-    another one missing. Of any other call, Python says what is wrong with it. Then
-    follows "allowed: ``form``".
+    Unknown arguments come first, with the closest names or else all options, since a
+    misspelled one makes another one missing. Of any other call, Python says what is
+    wrong with it. Then follows "allowed: ``form``".
     """
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)
         kinds = [parameter.kind for parameter in signature.parameters.values()]
         takes_any_option = inspect.Parameter.VAR_KEYWORD in kinds
+        option_names = [
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
 
         @functools.wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
@@ -61,6 +66,8 @@ def called_as(form: str) -> Callable[[_F], _F]:
                     suggestion = closest(name, missing)
                     # Any other option may be one that the function hands on.
                     if suggestion or not takes_any_option:
+                        if not suggestion and option_names:
+                            suggestion = f"; its options are {', '.join(option_names)}"
                         problem = f"has no argument {name!r}{suggestion}"
                         break
                 raise TypeError(
@@ -268,7 +275,7 @@ def _check_dtype(name: str, leaf: Any) -> None:
         library = type(leaf).__module__.split(".")[0]
         raise ValueError(
             f"{name} is a {library}.{type(leaf).__name__} of {leaf.dtype}; allowed: "
-            "arrays of JAX and NumPy, e.g. tensor.numpy()"
+            "arrays of JAX and NumPy, e.g. tensor.numpy(force=True)"
         ) from None
     if isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative:
         raise ValueError(

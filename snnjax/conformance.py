@@ -123,4 +123,10 @@ def _step(neuron: Any, params: Any, state: Any, current: jax.Array) -> Step:
     """The state after a step of the neurons, and their spikes."""
     driven = drive(params, current)
     state = neuron.integrate(params, state, driven)
-    return fire(neuron, params, state)
+    fired = fire(neuron, params, state)
+    if not isinstance(fired, tuple) or len(fired) != 2:
+        raise ValueError(
+            f"fire of the model {neuron!r} returns a {type(fired).__name__}; allowed: "
+            "the pair (state, spikes)"
+        )
+    return fired

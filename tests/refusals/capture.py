@@ -651,8 +651,13 @@ class TorchModule:
 
 
 MISTAKES = {
-    "a tensor for x": (network, PARAMS, Tensor(), "torch.Tensor .*tensor.numpy()"),
-    "a tensor in params": (network, {"hidden": Tensor()}, FEATURES, "numpy()"),
+    "a tensor for x": (
+        network,
+        PARAMS,
+        Tensor(),
+        r"torch.Tensor .*tensor.numpy\(force=True\)",
+    ),
+    "a tensor in params": (network, {"hidden": Tensor()}, FEATURES, r"numpy\(force"),
     "a torch module": (TorchModule(), PARAMS, FEATURES, "snnjax.torch.function"),
     "a linen module": (CNN(), VARIABLES, IMAGES, "here model.apply"),
     "a part of variables": (CNN().apply, VARIABLES["params"], IMAGES, "all variables"),
@@ -671,6 +676,18 @@ MISTAKES = {
     "pixels that fn scales": (scales, PARAMS, np.uint16(FEATURES), "if fn scales them"),
     "x before params": (network, FEATURES, PARAMS, "Parameters come before x"),
     "no params": (network, None, FEATURES, "give the trained parameters"),
+    "keys of another network": (
+        network,
+        {"first": PARAMS["hidden"]},
+        FEATURES,
+        "asks for the key 'hidden'.* an SNN, of another network have other keys",
+    ),
+    "a list of examples": (
+        network,
+        PARAMS,
+        [FEATURES[0]] * 5,
+        r"\(5,\) and dtype float32, \.\.\. \(5 arrays\).*give np.stack\(x\)",
+    ),
     "a string": (names_itself, PARAMS, FEATURES, "arrays only"),
     "time in the batch": (
         folds_time,

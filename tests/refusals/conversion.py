@@ -396,6 +396,12 @@ ROWS = [
         TypeError,
     ),
     Refusal(
+        "levels outside of a model",
+        lambda: snnjax.convert(*NET[:2], images(), steps=4, levels=(-1, 1)),
+        r"no argument 'levels'; its options are steps, .*model.*; allowed: snnjax",
+        TypeError,
+    ),
+    Refusal(
         "a traced sweep",
         functools.partial(jax.jit(sweep), images()),
         "images are traced; allowed: .* Call snnjax.sweep outside of jit",

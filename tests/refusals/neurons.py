@@ -234,6 +234,14 @@ A_TREE = OtherParams(make=lambda shape: MyParams(jnp.ones(shape), {"soma": 1.0})
 WEIGHTS = OtherParams(make=lambda shape: WithWeights(jnp.ones(shape), jnp.ones(())))
 
 
+class SpikesAlone(MyNeuron):
+    """It leaves out the state."""
+
+    def fire(self, params, state, spike=snnjax.surrogate.dspike):
+        _, spikes = super().fire(params, state, spike)
+        return spikes
+
+
 class HalfLevels(MyNeuron):
     levels = (0, 0.5)
 
@@ -252,6 +260,7 @@ NO_MODELS = [
         Recurrent(WIDE),
         "its state variable .*; allowed: the same shape",
     ),
+    (SpikesAlone(), r"fire of the model SpikesAlone.* allowed: the pair \(state"),
     (SHRINKING, "turns its state 0 from float32.* into bfloat16"),
     (FORGETFUL, "has the state .* from start and .* after a step"),
     (Unhashable(), "not hashable .*make it a dataclass\\(frozen=True\\)"),

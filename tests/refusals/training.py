@@ -27,6 +27,12 @@ JUDGES = {"accuracy": snnjax.accuracy, "cross entropy": mean_cross_entropy}
 WRONG_SHAPES = [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))]
 
 
+class TorchLabels:
+    """Whole numbers of a library that NumPy knows nothing of."""
+
+    __module__, shape, dtype = "torch", (1,), "torch.int64"
+
+
 def entropy(labels):
     return functools.partial(mean_cross_entropy, ONES, labels)
 
@@ -317,6 +323,11 @@ ROWS = [
         "a label below the classes",
         entropy(np.array([-1])),
         "labels range from -1 to -1; allowed: 0 to 2",
+    ),
+    Refusal(
+        "labels of PyTorch",
+        entropy(TorchLabels()),
+        r"labels is a torch.TorchLabels of torch.int64; .*tensor.numpy\(force=True\)",
     ),
     Refusal(
         "labels of floating point",

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from snnjax._checks import MAP_EXAMPLES
 from snnjax._trees import paths_of
 
+_SHOWN = 4  # arrays of x, and of params, that a message describes
+
 
 def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     """The closed jaxpr of a function, and the shapes and types of its result.
@@ -47,7 +49,8 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
         if type(error) is KeyError:
             # Its message is the key alone.
             raise ValueError(
-                f"fn asks for the key {error}, which its arguments do not have. {note}"
+                f"fn asks for the key {error}, which its arguments do not have. {note} "
+                "Params, or an SNN, of another network have other keys."
             ) from error
         error.add_note(note)
         raise
@@ -55,9 +58,12 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
 
 def _call_in_words(params: chex.ArrayTree, x: Any) -> str:
     """What fn was called with, and what it should be called with."""
+    leaves = jax.tree.leaves(x)
     arrays = []
-    for leaf in jax.tree.leaves(x):
+    for leaf in leaves[:_SHOWN]:
         arrays.append(f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}")
+    if len(leaves) > _SHOWN:
+        arrays.append(f"... ({len(leaves)} arrays)")
     return (
         f"snnjax called fn(params, x) with x of {', '.join(arrays)}, and params of "
         f"{_shapes(params)}. Pass x with the batch axis first and the features "
@@ -80,6 +86,11 @@ def _remedies(
     if all_whole and len(leaves) == 1 and len(shape) == 1:
         remedies.append(
             "x is one whole number per example, as labels are: give the images."
+        )
+    if isinstance(x, list | tuple) and len({leaf.shape for leaf in leaves}) == 1:
+        remedies.append(
+            f"x is a {type(x).__name__} of arrays of the same shape: if each is an "
+            "example, give np.stack(x)."
         )
     is_scope_error = type(error).__name__.startswith("Scope")  # of flax.errors
     if is_scope_error and isinstance(params, Mapping) and "params" not in params:
@@ -119,14 +130,14 @@ def _takes_one_example(fn: Callable, params: chex.ArrayTree, x: Any) -> bool:
     return True
 
 
-def _shapes(params: chex.ArrayTree, limit: int = 4) -> str:
-    """Paths and shapes of the first parameters, at most ``limit`` of them, as text."""
+def _shapes(params: chex.ArrayTree) -> str:
+    """Paths and shapes of the first parameters as text."""
     leaves = jax.tree_util.tree_leaves(params)
     shapes = []
     for path, leaf in zip(paths_of(params), leaves, strict=True):
         shapes.append(f"{path or 'shape'} {jnp.shape(leaf)}")
     if not shapes:
         return "no arrays"
-    if len(shapes) > limit:
-        shapes = [*shapes[:limit], "..."]
+    if len(shapes) > _SHOWN:
+        shapes = [*shapes[:_SHOWN], "..."]
     return ", ".join(shapes)
