@@ -233,6 +233,7 @@ def test_the_conclusion_says_what_was_found_and_what_to_try_next():
     assert "Most accurate: light, binary, T = 4: 98.3 % right, " in sentences
     assert "Saved: light, binary, T = 2: 97.1 % right, " in sentences
     assert f"{exact.spikes:.2f} spikes per neuron" in sentences
+    assert "most accurate: 99.4 and 99.6 % right on the images of the" in sentences
     assert "out/results.md: " in next_steps and "--restore out: " in next_steps
     assert "--steps" not in next_steps  # there are rows of few steps already
     # A single row needs no choice, and one that loses accuracy needs more steps.

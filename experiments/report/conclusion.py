@@ -8,6 +8,7 @@ from experiments.report.results import (
     Result,
     choice,
     equal_percent,
+    held_out_share,
     line_name,
     most_accurate,
     output_error,
@@ -38,8 +39,9 @@ def conclusion(facts: dict[str, Any], results: Sequence[Result], out: str) -> st
     else:
         paragraphs.append(f"Most accurate: {_in_words(best)}.")
         paragraphs.append(
-            f"Saved: {_in_words(saved)}. It is the fastest that is not significantly "
-            "worse."
+            f"Saved: {_in_words(saved)}. It is the fastest within a standard error of "
+            f"the most accurate: {_held_out_percent(saved)} and "
+            f"{_held_out_percent(best)} % right on the images of the choice."
         )
     if is_judged:
         paragraphs.append(
@@ -78,6 +80,11 @@ def _next_steps(
         *commands,
         "docs/tutorials/five_minutes.ipynb: how to convert a network of your own",
     ]
+
+
+def _held_out_percent(result: Result) -> str:
+    """The right answers on the held-out images in percent."""
+    return f"{100 * held_out_share(result):.1f}"
 
 
 def _in_words(result: Result) -> str:
