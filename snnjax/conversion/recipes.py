@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from snnjax._checks import check_choice
+from snnjax._checks import called_as, check_choice
 from snnjax._patterns import matching
 from snnjax._ranges import NOT_NEGATIVE, POSITIVE
 from snnjax._text import name_of_value, repr_pretty
@@ -227,6 +227,7 @@ def quantized() -> Recipe:
     return Recipe([own_maximum_threshold(), half_charge()])
 
 
+@called_as("snnjax.best(spikes=...), or another of its options by name")
 def best(
     per: Per = "channel", *, price: float | None = None, spikes: float | None = None
 ) -> Priced:

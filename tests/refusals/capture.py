@@ -726,6 +726,22 @@ FORMS = {
         lambda: snnjax.deploy.quantize(None),
         r"deploy.quantize\(layers, images, ",
     ),
+    "layers without their function": (
+        lambda: snnjax.deploy.layers(None),
+        r"deploy.layers\(fn, snn, x\)",
+    ),
+    "a report without a chip": (
+        lambda: snnjax.deploy.report(None),
+        r"deploy.report\(layers, chip\)",
+    ),
+    "ONNX without an example": (
+        lambda: snnjax.deploy.to_onnx(None),
+        r"deploy.to_onnx\(fn, x\)",
+    ),
+    "best with a misspelled option": (
+        lambda: snnjax.best(spike=0.5),
+        r"best\(spikes=...\), or another",
+    ),
     "finetune without examples": (
         lambda: snnjax.training.finetune(network, None, epochs=1),
         r"training.finetune\(fn, snn, examples, epochs=",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from snnjax._checks import check_chip
+from snnjax._checks import called_as, check_chip
 from snnjax._text import Table, shown_as_table
 from snnjax.deploy.chips import geometry, properties
 from snnjax.deploy.chips.chip import Chip
@@ -118,6 +118,7 @@ class Report:
         return lines
 
 
+@called_as("snnjax.deploy.report(layers, chip)")
 def report(layers: values.Layers, chip: Chip) -> Report:
     """What a chip makes of a network, layer by layer.
 

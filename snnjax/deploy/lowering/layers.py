@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_examples, check_on_host
+from snnjax._checks import called_as, check_examples, check_on_host
 from snnjax._trees import is_floating
 from snnjax.deploy.lowering import sums
 from snnjax.deploy.lowering.products import with_products
@@ -49,6 +49,7 @@ from snnjax.neurons.wrappers import Recurrent
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 
+@called_as("snnjax.deploy.layers(fn, snn, x)")
 def layers(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
     """A spiking network as populations of neurons and the linear maps between them.
 

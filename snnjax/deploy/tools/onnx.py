@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax._checks import check_examples, check_numbers, check_on_host
+from snnjax._checks import called_as, check_examples, check_numbers, check_on_host
 from snnjax._text import counted
 from snnjax.deploy.tools.refusals import import_package
 
@@ -48,6 +48,7 @@ _INSTALL = "pip install jax2onnx onnxruntime"
 _KEEP = "snnjax.save(path, snn, fn=network, x=x) keeps any program"
 
 
+@called_as("snnjax.deploy.to_onnx(fn, x), fn of x alone")
 def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
     """Write what a spiking network computes as an ONNX model.
 
