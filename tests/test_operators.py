@@ -29,6 +29,8 @@ from networks import (
 import snnjax
 from snnjax.network import identity, with_activation
 from snnjax.network.capture.capture import capture
+from snnjax.network.equal_turns import with_equal_turns
+from snnjax.network.evaluate import evaluate
 from snnjax.network.increments import Operator
 from snnjax.network.stages import lone_products
 from snnjax.network.stages import stages as cut_at_sites
@@ -323,7 +325,17 @@ def indexed_layers(p, x):
     return jax.lax.fori_loop(0, 12, layer, x.mean(1))
 
 
-@pytest.mark.parametrize("fn", [recurrent, stacked_layers, indexed_layers])
+def python_layers(p, x):
+    """A loop of Python over the same layers."""
+    state = x.mean(1)
+    for i in range(12):
+        state = state + relu(state @ p["stack"][i])
+    return state
+
+
+@pytest.mark.parametrize(
+    "fn", [recurrent, stacked_layers, indexed_layers, python_layers]
+)
 def test_a_conversion_compiles_the_turns_of_a_scan_once(fn):
     """A turn is a stage, and stages with equal segments share their programs."""
     params = {
@@ -332,11 +344,15 @@ def test_a_conversion_compiles_the_turns_of_a_scan_once(fn):
         "stack": jnp.ones((12, 2, 2)),
     }
     x = np.ones((1, 12, 2), np.float32)
-    network = capture(fn, params, x, inline_all=True)
+    network = with_equal_turns(capture(fn, params, x, inline_all=True))
     segments = [stage.segment for stage in cut_at_sites(network)]
     assert len(segments) >= 12
-    # The first two stages of `recurrent` split x, and the last one gives the outputs.
-    assert len(set(segments)) <= 4
+    # The first turn has no state, and the last stage gives the outputs.
+    assert len(set(segments)) <= 3
+    # It computes the same.
+    values = network.arguments(params, x)
+    evaluate(network.equations, values, identity)
+    np.testing.assert_allclose(network.results(values), fn(params, x), rtol=1e-6)
 
 
 def tanh_of_equal_arrays(p, x):
@@ -371,7 +387,7 @@ def clips_of_stacked_limits(p, x):
     ],
 )
 def test_a_conversion_has_the_sites_of_its_simulation(fn, kinds):
-    """A conversion alone reads the layers of a scan by an index."""
+    """A conversion inlines every call, and finds the same sites."""
     params = {"in": np.ones((2, 2)), "stack": np.ones((12, 2, 2))}
     x = np.ones((1, 12, 2) if fn is stacked_layers else (1, 2), np.float32)
     sites = capture(fn, params, x, inline_all=True).sites

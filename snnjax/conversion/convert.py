@@ -29,6 +29,7 @@ from snnjax.conversion.images import place_images
 from snnjax.conversion.recipes import AnyRecipe, Priced, best, recipes_by_site
 from snnjax.conversion.search import search
 from snnjax.network.capture.capture import capture
+from snnjax.network.equal_turns import with_equal_turns
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, counts_only, is_plain
 from snnjax.snn import SNN, check_models, models_of_sites
@@ -125,6 +126,7 @@ def convert(
     # Calibration needs the derivative that the function has, not one that was written
     # for training, and equal work must have equal equations: every call is inlined.
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
+    network = with_equal_turns(network)
     sites = [site for site in network.sites if site.fires]
     default_model = IntegrateAndFire(
         levels=code.levels, dead_zone=code.dead_zone(code.levels)

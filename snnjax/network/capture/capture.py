@@ -165,8 +165,7 @@ def capture(
         fn, params, x: as in `sites`.
         has_aux: the function is in training mode and returns (outputs, aux). Aux need
             not have a batch axis, and anything may stand between the sites.
-        inline_all: no call is left among the equations, with or without a site, and
-            equal layers of a scan have equal equations.
+        inline_all: no call is left among the equations, with or without a site.
 
     Raises: as `sites`.
     """
@@ -174,7 +173,7 @@ def capture(
     check_leaves(params)
     check_examples(x)
     count = batch_of(x)
-    trace_examples = functools.partial(_program, fn, params, x, equal_layers=inline_all)
+    trace_examples = functools.partial(_program, fn, params, x)
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
@@ -248,19 +247,9 @@ def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
 
 
 def _program(
-    fn: Callable,
-    params: chex.ArrayTree,
-    x: chex.ArrayTree,
-    size: int,
-    *,
-    equal_layers: bool,
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, size: int
 ) -> tuple[Program, Any]:
     """The equations of fn for ``size`` examples, and the shapes of its result.
-
-    Args:
-        fn, params, x: as in `sites`.
-        size: number of examples.
-        equal_layers: see `flatten`.
 
     Raises:
         ConversionError: fn takes x, but not ``size`` examples.
@@ -270,9 +259,7 @@ def _program(
     except Exception as error:
         failure = error
     else:
-        parameter_count = len(jax.tree.leaves(params))
-        program = flatten(closed_jaxpr, parameter_count, equal_layers=equal_layers)
-        return program, result
+        return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
     # If fn fails for the user's own x too, this raises an error with its shape.
     # Otherwise fn takes one number of examples only.
     trace(fn, params, shapes_of(x))

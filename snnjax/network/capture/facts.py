@@ -128,12 +128,7 @@ class Facts:
     @functools.cached_property
     def _weights(self) -> frozenset[int]:
         """Variables that are weights, see `product_operands`."""
-        weights = set(self.program.parameters)
-        for v in self.program.constants:
-            # The number of a layer is an index, and no weight.
-            aval = self.program.avals[v]
-            if aval.ndim > 0 or aval.dtype.kind in FLOATING:
-                weights.add(v)
+        weights = {*self.program.parameters, *self.program.constants}
         for eq in self.equations:
             depends_on_x = not self.dependent.isdisjoint(eq.variables)
             if not depends_on_x and not weights.isdisjoint(eq.variables):

@@ -95,9 +95,7 @@ class Program(NamedTuple):
     calls: Mapping[Call, Equation]
 
 
-def flatten(
-    closed: Any, parameter_count: int, *, equal_layers: bool = False
-) -> Program:
+def flatten(closed: Any, parameter_count: int) -> Program:
     """The program of a closed jaxpr.
 
     All calls are inlined but those of `snnjax.activations`, which become sites.
@@ -105,10 +103,8 @@ def flatten(
     Args:
         closed: its first arguments are the parameters, the others the arrays of x.
         parameter_count: number of the parameters.
-        equal_layers: whether the layers of a scan get equal equations, which are
-            compiled once. A gradient of the parameters then takes 1.4 times as long.
     """
-    flattener = _Flattener(equal_layers=equal_layers)
+    flattener = _Flattener()
     jaxpr = closed.jaxpr
     arguments = [flattener.variable(v) for v in jaxpr.invars]
     x = tuple(arguments[parameter_count:])
@@ -182,32 +178,27 @@ class _Flattener:
 
     Our variable is the number of a jaxpr's variable. A jaxpr that is called twice needs
     new numbers, so every inlined call has a flattener of its own. All of them share
-    the attributes from ``equations`` to ``layer_numbers``.
+    the attributes from ``equations`` to ``constants``.
 
     Attributes:
         calls: the inlined calls that the jaxpr stands in.
-        equal_layers: see `flatten`.
         equations: ours so far, in order of execution.
         avals: our variable -> shape and dtype.
         dependent: our variables that depend on x.
         call_equations: inlined call -> the equation that it was, for `folded`.
-        constants: our variable -> array that the function closed over, or the number
-            of a layer.
-        layer_numbers: number of a layer -> our variable, a constant.
+        constants: our variable -> array that the function closed over.
         numbers: variable of the jaxpr -> our variable.
         forwarded: variable of the jaxpr -> our variable or constant that has its value
             already, such as an argument of an inlined call.
     """
 
-    def __init__(self, calls: Calls = (), *, equal_layers: bool):
+    def __init__(self, calls: Calls = ()):
         self.calls = calls
-        self.equal_layers = equal_layers
         self.equations: list[Equation] = []
         self.avals: Avals = {}
         self.dependent: set[int] = set()
         self.call_equations: dict[Call, Equation] = {}
         self.constants: dict[int, Any] = {}
-        self.layer_numbers: dict[int, int] = {}
         self.numbers: dict[Any, int] = {}
         self.forwarded: dict[Any, int | Static] = {}
 
@@ -315,7 +306,7 @@ class _Flattener:
 
         A call of a function of `snnjax.activations` becomes a site.
         """
-        inputs = self.kept_inputs(eqn)
+        inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
         if self.depends_on_x(inputs):
             self.dependent.update(outputs)
@@ -333,28 +324,6 @@ class _Flattener:
             site = new_site(kind, self.avals[outputs[0]], is_encoder=is_encoder)
             equation = equation._replace(site=site)
         self.equations.append(equation)
-
-    def kept_inputs(self, eqn: Any) -> tuple[int | Static, ...]:
-        """The inputs of an equation that is not inlined.
-
-        A ``fori_loop`` reads the parameters of layer i as ``stack[i]``. Where the
-        layers are to have equal equations, i is an input, as in `entries`.
-        """
-        inputs = [self.read(v) for v in eqn.invars]
-        is_entry = eqn.primitive.name == "dynamic_slice"
-        if not self.equal_layers or not is_entry or self.depends_on_x(inputs):
-            return tuple(inputs)
-        stack, *indices = inputs
-        sizes = zip(eqn.params["slice_sizes"], eqn.invars[0].aval.shape, strict=True)
-        for axis, (slice_size, size) in enumerate(sizes):
-            index = indices[axis]
-            # An axis that is read whole has the index 0 in every layer.
-            if slice_size == size or not isinstance(index, Static):
-                continue
-            number = np.asarray(index.value)
-            if number.dtype == np.int32:
-                indices[axis] = self.layer_number(int(number))
-        return (stack, *indices)
 
     def inline(self, eqn: Any, path: str) -> None:
         """Append the equations of a called function, in the place of its call."""
@@ -455,12 +424,12 @@ class _Flattener:
         turns = list(range(eqn.params["length"]))
         if eqn.params["reverse"]:
             turns.reverse()
-        stack_entries = []
-        for stack in scan.stacks:
-            stack_entries.append(self.entries(stack, len(turns), path))
         entries_of_turns: dict[int, list[int | Static]] = {}  # of the stacked results
         for turn in turns:
-            entries = [entries[turn] for entries in stack_entries]
+            take_entry = functools.partial(lax.index_in_dim, index=turn, keepdims=False)
+            entries = []
+            for stack in scan.stacks:
+                entries += self.apply(take_entry, [stack], path, self.calls)
             turn_inputs = [*scan.constants, *carry, *entries]
             turn_path = _join(path, f"[{turn}]")
             turn_results = self.call(body, turn_inputs, turn_path, self.calls)
@@ -478,39 +447,6 @@ class _Flattener:
         results = [*carry, *stacked_results]
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
 
-    def entries(self, stack: int | Static, count: int, path: str) -> list[int | Static]:
-        """Append equations that take the ``count`` entries of a stack.
-
-        The turns of a scan have equal equations if none of them holds the number of its
-        turn. Where x is in the stack, one equation before the first turn splits it.
-        What x is not in, as stacked parameters, every turn takes its entry of again, so
-        the number must be an input of the turn.
-        """
-        if self.equal_layers and not self.depends_on_x([stack]):
-            take_entry = functools.partial(lax.dynamic_slice_in_dim, slice_size=1)
-            slices = []
-            for number in range(count):
-                inputs = [stack, self.layer_number(number)]
-                slices += self.apply(take_entry, inputs, path, self.calls)
-        else:
-            split = functools.partial(lax.split, sizes=(1,) * count)
-            slices = self.apply(split, [stack], path, self.calls)
-        drop_axis = functools.partial(jnp.squeeze, axis=0)
-        entries = []
-        for entry in slices:
-            entries += self.apply(drop_axis, [entry], path, self.calls)
-        return entries
-
-    def layer_number(self, number: int) -> int:
-        """Our variable for the number of a layer."""
-        if number not in self.layer_numbers:
-            value = np.int32(number)
-            variable = len(self.avals)
-            self.avals[variable] = jax.typeof(value)
-            self.constants[variable] = value
-            self.layer_numbers[number] = variable
-        return self.layer_numbers[number]
-
     def call(
         self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
     ) -> list[int | Static]:
@@ -520,13 +456,12 @@ class _Flattener:
             path: where it stands.
             calls: the inlined calls that it stands in.
         """
-        inner = _Flattener(calls, equal_layers=self.equal_layers)
+        inner = _Flattener(calls)
         inner.equations = self.equations
         inner.avals = self.avals
         inner.dependent = self.dependent
         inner.call_equations = self.call_equations
         inner.constants = self.constants
-        inner.layer_numbers = self.layer_numbers
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, constant in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(constant)
