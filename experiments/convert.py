@@ -154,7 +154,7 @@ def _accuracy_in_card(card: dict) -> str:
     accuracy = card.get("test_accuracy")
     if accuracy is None:
         return ""
-    return f" (card of the ANN: {100 * accuracy:.2f} % of all)"
+    return f" (the ANN, by the card of the file: {100 * accuracy:.2f} % of all of them)"
 
 
 # ---------------------------------------------------------------------- results

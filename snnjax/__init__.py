@@ -51,6 +51,7 @@ torch               PyTorch modules as functions
 
 import functools
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,14 @@ if not TYPE_CHECKING:  # where it would hide names that do not exist
         """`snnjax.deploy`, which is loaded when it is used first."""
         if name == "deploy":
             return importlib.import_module("snnjax.deploy")
-        no_attribute(__name__, __all__, name)
+        names = list(__all__)
+        if not name.startswith("_"):
+            # A name may be in one of the modules, as `snnjax.codes.radix` is.
+            for module_name in __all__:
+                module = getattr(sys.modules[__name__], module_name)
+                if isinstance(module, ModuleType):
+                    names += [f"{module_name}.{public}" for public in module.__all__]
+        no_attribute(__name__, names, name)
 
     def _suggest_names() -> None:
         """Answer an unknown name of a public module by the closest ones."""

@@ -160,6 +160,8 @@ def test_every_public_module_lists_its_names_and_the_top_level_shows_no_others()
     ("module", "name", "closest"),
     [
         ("snnjax", "convret", "'convert'"),
+        ("snnjax", "radix", "'codes.radix'"),
+        ("snnjax", "quantize", ".*'deploy.quantize'"),
         ("snnjax.codes", "raddix", "'radix'"),
         ("snnjax.training", "fine_tune", "'finetune'"),
         ("snnjax.deploy", "quantise", "'quantize'"),

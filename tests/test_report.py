@@ -236,6 +236,12 @@ def test_the_conclusion_says_what_was_found_and_what_to_try_next():
     assert "most accurate: 99.4 and 99.6 % right on the images of the" in sentences
     assert "out/results.md: " in next_steps and "--restore out: " in next_steps
     assert "--steps" not in next_steps  # there are rows of few steps already
+    # Fewer steps are worth a try where the fewest were chosen.
+    fewest, more = early._replace(steps=4), exact._replace(steps=8)
+    fewest = fewest._replace(accuracies=[[0.6, 0.982]])
+    assert "--steps 2 3: " in conclusion(facts, [fewest, more], "out")
+    worse = fewest._replace(held_out=(400, 500))
+    assert "--steps" not in conclusion(facts, [worse, more], "out")
     # A single row needs no choice, and one that loses accuracy needs more steps.
     text = conclusion(facts, [early], "out")
     assert "Most accurate, and saved: light, binary, T = 2: 97.1 % right" in text

@@ -68,7 +68,7 @@ def _next_steps(
     options = []
     if facts["ann_accuracy"] - best.final > LOSS:
         options.append(f"--steps {2 * max(steps)}: more steps lose less accuracy")
-    elif min(steps) > 2:
+    elif choice(results).steps == min(steps) > 2:
         options.append("--steps 2 3: fewer steps, since little accuracy is lost")
     if not facts["config"]["chip"]:
         options.append("--weight_bits 8 --chip spinnaker2: as a chip computes it")

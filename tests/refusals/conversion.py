@@ -145,12 +145,12 @@ NOT_FINITE = {
     "a hidden weight": (
         DENSE,
         with_nan("w2"),
-        "activations of site 'w2/relu' hold .* NaN",
+        "NaN in the weights 'w2'; allowed: numbers",
     ),
     "a weight of the readout": (
         DENSE,
         with_nan("w3"),
-        "outputs of the network hold .* NaN",
+        "NaN in the weights 'w3'; allowed: numbers",
     ),
     "a logarithm": (
         lambda p, x: jnp.log(x @ p["w1"]) @ p["w2"] @ p["w3"],

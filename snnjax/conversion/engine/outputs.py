@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import by_numpy_or_xla, wide_dtype
-from snnjax._checks import check_finite
+from snnjax._checks import all_are_finite, check_finite
 from snnjax.calibrators.running import answer
 from snnjax.conversion.engine.calibration import Boundary, Calibration
-from snnjax.network.equations import Network
+from snnjax.snn import check_weights
 
 
 class Squares(NamedTuple):
@@ -39,7 +39,7 @@ def output_error(calibration: Calibration, boundary: Boundary) -> float:
     ann_stage = calibration.run_ann(-1, boundary.activations)
     snn_stage = calibration.run_snn(-1, boundary.spikes, boundary.params)
     for ann_results, snn_results in zip(ann_stage, snn_stage, strict=True):
-        _check_outputs(network, ann_results.outputs)
+        _check_outputs(calibration, ann_results.outputs)
         answers = _answers(calibration, snn_results.outputs)
         for number, exact in enumerate(ann_results.outputs):
             has_error = network.outputs[number] in network.dependent
@@ -53,9 +53,13 @@ def output_error(calibration: Calibration, boundary: Boundary) -> float:
     return sum(errors) / max(1, len(errors))
 
 
-def _check_outputs(network: Network, outputs: Sequence[jax.Array]) -> None:
+def _check_outputs(calibration: Calibration, outputs: Sequence[jax.Array]) -> None:
     """Raise unless the ANN's outputs of a micro-batch are finite."""
-    for name, output in zip(network.output_names(), outputs, strict=True):
+    names = calibration.network.output_names()
+    for name, output in zip(names, outputs, strict=True):
+        if all_are_finite(output):
+            continue
+        check_weights(calibration.snn.params)  # names the weights that are the cause
         label = f" {name!r}" if name else ""
         check_finite(f"the outputs{label} of the network", [output])
 

@@ -30,7 +30,7 @@ from snnjax.conversion.engine.site_view import SiteView, by_variable
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
 from snnjax.sharding import put
-from snnjax.snn import SNN
+from snnjax.snn import SNN, check_weights
 
 
 class Swept(NamedTuple):
@@ -186,7 +186,7 @@ def _pass_ann(
         # It is checked first, since it may be why activations are infinite.
         _check_maximum(site, maxima[-1])
         own_maximum = _shaped_like_threshold(maxima[-1], site)
-    _check_activations(site, batches)
+    _check_activations(calibration, site, batches)
     return SiteActivations(batches, own_maximum)
 
 
@@ -196,10 +196,15 @@ def _ends(activation: Any) -> list[Any]:
     return [activation.min().astype(np.float32), activation.max().astype(np.float32)]
 
 
-def _check_activations(site: Site, batches: Sequence[jax.Array]) -> None:
+def _check_activations(
+    calibration: Calibration, site: Site, batches: Sequence[jax.Array]
+) -> None:
     """Raise if activations are not finite; warn if all of them are 0."""
     ends = np.asarray(jax.device_get([_ends(batch) for batch in batches]))
     if not np.isfinite(ends).all():
+        # If weights are the cause, it names them. To read all of them takes long where
+        # they lie in a file, so they are read only now.
+        check_weights(calibration.snn.params)
         check_finite(f"the activations of site {site.name!r}", batches)
     if not ends.any():
         warn(
