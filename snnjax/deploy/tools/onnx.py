@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.core
+import jax.errors
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,13 @@ from snnjax.deploy.tools.refusals import import_package
 
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
 _ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+
+# JAX raises this error where a function needs a size that is a symbol. The oldest
+# versions have it in another module.
+_UNKNOWN_SIZE_NAME = "InconclusiveDimensionOperation"
+_UNKNOWN_SIZE: Any = getattr(jax.errors, _UNKNOWN_SIZE_NAME, None)
+if _UNKNOWN_SIZE is None:
+    _UNKNOWN_SIZE = getattr(jax.core, _UNKNOWN_SIZE_NAME)
 
 # Calls of functions -> the parameter that holds what they compute.
 _CALLS = {
@@ -309,7 +318,7 @@ def _traced(fn: Callable, examples: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any
     try:
         jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*examples)
         return _plain(jaxpr), shapes
-    except jex.InconclusiveDimensionOperation as error:
+    except _UNKNOWN_SIZE as error:
         message = str(error).splitlines()[0]
         raise ValueError(
             "fn needs to know how many examples x has, but the batch of an ONNX file "
