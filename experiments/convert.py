@@ -154,7 +154,7 @@ def _accuracy_in_card(card: dict) -> str:
     accuracy = card.get("test_accuracy")
     if accuracy is None:
         return ""
-    return f" (the ANN, by the card of the file: {100 * accuracy:.2f} % of all of them)"
+    return f"; by the card, the ANN is right on {100 * accuracy:.2f} % of all"
 
 
 # ---------------------------------------------------------------------- results

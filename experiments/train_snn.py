@@ -367,8 +367,8 @@ def _start_temperatures(
     numbers = config.temperatures or (config.temperature,) * count
     if len(numbers) != count:
         raise ValueError(
-            f"the length of temperatures is {len(numbers)}; allowed: {count}, a number "
-            f"for each site of {config.model}"
+            f"temperatures has length {len(numbers)}; allowed: {count}, the number of "
+            f"sites of {config.model}"
         )
     return dict(zip(site_names, numbers, strict=True))
 

@@ -5,7 +5,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,31 +45,13 @@ def called_as(form: str) -> Callable[[_F], _F]:
 
     def decorate(function: Any) -> Any:
         signature = inspect.signature(function)
-        kinds = [parameter.kind for parameter in signature.parameters.values()]
-        takes_any_option = inspect.Parameter.VAR_KEYWORD in kinds
-        option_names = [
-            name
-            for name, parameter in signature.parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
 
         @functools.wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
             try:
                 signature.bind(*args, **options)
             except TypeError as error:
-                problem = str(error)
-                missing = [name for name in signature.parameters if name not in options]
-                for name in options:
-                    if name in signature.parameters:
-                        continue
-                    suggestion = closest(name, missing)
-                    # Any other option may be one that the function hands on.
-                    if suggestion or not takes_any_option:
-                        if not suggestion and option_names:
-                            suggestion = f"; its options are {', '.join(option_names)}"
-                        problem = f"has no argument {name!r}{suggestion}"
-                        break
+                problem = _unknown_argument(signature, options) or str(error)
                 raise TypeError(
                     f"{function.__name__}() {problem}; allowed: {form}"
                 ) from None
@@ -78,6 +60,34 @@ def called_as(form: str) -> Callable[[_F], _F]:
         return checked
 
     return decorate
+
+
+def _unknown_argument(signature: inspect.Signature, options: Iterable[str]) -> str:
+    """That a call has an argument which its function does not take; "" if it has none.
+
+    Args:
+        signature: of the function.
+        options: names of the arguments that the call gives by name.
+    """
+    parameters = signature.parameters
+    unknown_names = [name for name in options if name not in parameters]
+    missing_names = [name for name in parameters if name not in options]
+    for name in unknown_names:
+        suggestion = closest(name, missing_names)
+        if suggestion:
+            return f"has no argument {name!r}{suggestion}"
+    kinds = [parameter.kind for parameter in parameters.values()]
+    # The function may hand on what it does not know.
+    if not unknown_names or inspect.Parameter.VAR_KEYWORD in kinds:
+        return ""
+    option_names = []
+    for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            option_names.append(name)
+    problem = f"has no argument {unknown_names[0]!r}"
+    if option_names:
+        problem += f"; its options are {', '.join(option_names)}"
+    return problem
 
 
 def warn(message: str) -> None:

@@ -361,7 +361,7 @@ def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
         leak = neuron.neuron.neuron.leak
         assert leak.shape == neuron.neuron.subthreshold.shape == (8,)
         assert np.ptp(leak) > 0.05
-    with pytest.raises(ValueError, match="allowed: 2, a number for each site"):
+    with pytest.raises(ValueError, match="length 1; allowed: 2, the number of sites"):
         run(tmp_path / "one", digits, temperatures=(1.0,), dataset="digits")
 
 

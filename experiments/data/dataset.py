@@ -231,8 +231,8 @@ def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
     channels = dataset.train_images.shape[-1]
     if mean is None or std is None or not len(mean) == len(std) == channels:
         raise ValueError(
-            f"the card of the network has mean {mean} and std {std}; give both, with "
-            f"a number for each channel of {dataset.name}: {channels}, or neither"
+            f"the card of the network has mean {mean} and std {std}; give both, each "
+            f"with a number per channel of {dataset.name} ({channels}), or neither"
         )
     if max(std) < 1 <= min(dataset.std):
         raise ValueError(

@@ -208,7 +208,7 @@ DATA = [
     Refusal(
         "two channels of gray images",
         lambda: data.normalized_as(digits(), {"mean": [3.0, 4.0], "std": [1.0, 1.0]}),
-        "give both, with a number for each channel of digits: 1, or neither",
+        "give both, each with a number per channel of digits \\(1\\), or neither",
     ),
     Refusal(
         "a mean from 0 to 1",

@@ -26,7 +26,14 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax._checks import called_as, check_examples, check_numbers, check_on_host
+from snnjax._checks import (
+    called_as,
+    check_examples,
+    check_finite,
+    check_numbers,
+    check_on_host,
+    takes,
+)
 from snnjax._text import counted
 from snnjax.deploy.tools.refusals import import_package
 
@@ -119,7 +126,7 @@ def to_onnx(fn: Callable[[Any], Any], x: Any) -> Any:
         inputs = [array[:size] for array in arrays]
         outputs = [np.asarray(y) for y in jax.tree.leaves(compiled_fn(*inputs))]
         for name, output in zip(output_names, outputs, strict=True):
-            _check_output_numbers(name, output)
+            check_finite(f"the numbers that fn returns in {name}", [output])
         batches.append((dict(zip(names, inputs, strict=True)), outputs))
     with _contained():
         model = _written(jax2onnx, jaxpr, examples, names, output_names)
@@ -136,14 +143,8 @@ def _check_function(fn: Any) -> None:
     form = "a function of x alone, e.g. lambda x: snnjax.spiking(network)(snn, x)"
     if not callable(fn):
         raise ValueError(f"fn is a {type(fn).__name__}; allowed: {form}")
-    try:
-        signature = inspect.signature(fn)
-    except ValueError:  # some functions that are not written in Python have none
-        return
-    try:
-        signature.bind("x")
-    except TypeError:
-        raise ValueError(f"fn takes {signature}; allowed: {form}") from None
+    if not takes(fn, "x"):
+        raise ValueError(f"fn takes {inspect.signature(fn)}; allowed: {form}")
 
 
 def _check_input(x: Any) -> None:
@@ -259,20 +260,6 @@ def _check_output_types(outputs: Any) -> None:
                 f"fn returns a {type(leaf).__name__}{place and f' at {place}'}; "
                 "allowed: arrays. Leave names and other objects out of what it returns"
             )
-
-
-def _check_output_numbers(name: str, y: np.ndarray) -> None:
-    """Raise unless an output of fn is finite, so that it can be compared."""
-    if y.dtype == bool or np.issubdtype(y.dtype, np.integer):
-        return
-    broken_count = y.size - np.isfinite(y).sum()
-    if broken_count:
-        raise ValueError(
-            f"fn returns {counted(broken_count, 'value')} of NaN or infinity, of "
-            f"{y.size} in {name}; allowed: finite numbers, so that the file can be "
-            "compared with fn. Check x, the parameters, and divisions and logarithms "
-            "in fn"
-        )
 
 
 def _check_equal(name: str, y_onnx: np.ndarray, y: np.ndarray) -> None:
