@@ -212,6 +212,14 @@ def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
     return None if sharding is None else along(None, sharding)
 
 
+def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
+    """Arrays in NumPy, though their parts may be on devices of other processes."""
+    everywhere = replicated(sharding)
+    if everywhere is not None:
+        tree = jax.device_put(tree, everywhere)
+    return jax.tree.map(np.asarray, tree)
+
+
 def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array:
     """A traced array whose examples are shared among the devices.
 

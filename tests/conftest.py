@@ -6,6 +6,8 @@ import hypothesis
 import jax
 import pytest
 
+from programs import Programs
+
 collect_ignore = ["typed_script.py"]  # its mistakes are for a type checker
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,6 +30,7 @@ hypothesis.settings.load_profile("short")
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(Programs())
     remembers = config.pluginmanager.hasplugin("cacheprovider")
     if remembers and jax.config.jax_compilation_cache_dir is None:
         folder = config.cache.mkdir("programs")

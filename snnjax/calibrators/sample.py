@@ -13,14 +13,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import namespace, per_channel
 from snnjax._types import Per
-from snnjax.calibrators.unseen import Tail, tail_of
+from snnjax.calibrators.unseen import clipped_error, tail_of
 
 # Activations of each channel that thresholds and searches compare candidates on. With
 # half of them, the KL divergence of ResNet-20 at T = 4 was a tenth larger; with all
@@ -39,12 +38,18 @@ class Sample(NamedTuple):
         lowest: smallest activation of each channel at all positions, [C]. Those with
             weight 0 are left out.
         highest: largest activation of each channel, likewise, [C].
+        bound: what the function of the site cannot exceed: the maximum of a clipped or
+            quantized ReLU, [C]; infinity of others. Activations are bounded by it, and
+            the inputs of the neurons are not. So a neuron must not be able to send
+            more: it would, wherever its input is above the bound. An encoder's input is
+            the activation itself, whatever bounds it.
     """
 
     activation: np.ndarray
     weight: np.ndarray
     lowest: np.ndarray
     highest: np.ndarray
+    bound: Any = np.inf
 
     def magnitudes(self, offset: Any) -> np.ndarray:
         """|a - offset|, which thresholds are fitted to, [n, C]; 0 where weights are 0.
@@ -63,11 +68,27 @@ class Sample(NamedTuple):
         # In a channel without any weight, both are minus infinity.
         return np.maximum(maxima, 0)
 
-    def tail(self, offset: Any) -> Tail:
-        """The exponential tail beyond the largest magnitude of each channel."""
-        magnitudes = self.magnitudes(offset)
-        weights = np.broadcast_to(self.weight, magnitudes.shape)
-        return tail_of(magnitudes, weights, self.maxima(offset))
+    def clipped_error(self, offset: Any, caps: np.ndarray) -> np.ndarray:
+        """`unseen.clipped_error` above the offset, plus that below it, [K, C].
+
+        Args:
+            offset: of the neurons, one number or one for each channel; None: 0.
+            caps: largest magnitude of an output, of each of K candidates, [K, C].
+        """
+        activation = _without_offset(self.activation, offset)
+        weights = np.broadcast_to(self.weight, activation.shape)
+        error = np.zeros(caps.shape)
+        highest = _without_offset(self.highest, offset)
+        lowest = _without_offset(self.lowest, offset)
+        sides = ((activation, highest, lowest), (-activation, -lowest, -highest))
+        for values, largest, smallest in sides:
+            # A ReLU has nothing below 0, and a channel without weight has no ends.
+            if not (largest > 0).any():
+                continue
+            counted = np.where(self.weight > 0, values, smallest)
+            tail = tail_of(counted, weights, np.maximum(largest, 0), self.bound)
+            error += clipped_error(tail, caps)
+        return error
 
     def positive_maxima(self, offset: Any, per: Per) -> np.ndarray:
         """`snnjax.calibrators.formulas.maximum` of all magnitudes: [] or [C].
@@ -219,8 +240,8 @@ def at_positions(values: Any, positions: Any, site_ndim: int, channel: int) -> A
 
 def merged(parts: Sequence[Sample], batch_sharding: NamedSharding | None) -> Sample:
     """The sample of all images, from those of their micro-batches."""
-    lowest = [_gathered(part.lowest, batch_sharding) for part in parts]
-    highest = [_gathered(part.highest, batch_sharding) for part in parts]
+    lowest = [sharding.gathered(part.lowest, batch_sharding) for part in parts]
+    highest = [sharding.gathered(part.highest, batch_sharding) for part in parts]
     return Sample(
         activation=concatenated([part.activation for part in parts], batch_sharding),
         weight=concatenated([part.weight for part in parts], batch_sharding),
@@ -233,13 +254,5 @@ def concatenated(
     parts: Sequence[Any], batch_sharding: NamedSharding | None
 ) -> np.ndarray:
     """Rows [..., B p, C] of all micro-batches in one array [..., n, C] of NumPy."""
-    rows = [_gathered(part, batch_sharding) for part in parts]
+    rows = [sharding.gathered(part, batch_sharding) for part in parts]
     return np.concatenate(rows, axis=-2)
-
-
-def _gathered(array: Any, batch_sharding: NamedSharding | None) -> np.ndarray:
-    """The array in NumPy, though its parts may be on devices of other processes."""
-    everywhere = sharding.replicated(batch_sharding)
-    if everywhere is not None:
-        array = jax.device_put(array, everywhere)
-    return np.asarray(array)

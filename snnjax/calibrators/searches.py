@@ -39,7 +39,6 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.sample import at_positions
-from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams
 
@@ -284,8 +283,7 @@ def _search_errors(
     # thresholds that clip them. The pace is clipped as the mean is, hence 1 + q.
     unit = trials.unit.astype(np.float64)
     largest_outputs = view.high * np.asarray(trials.neurons.threshold)
-    tail = view.sample.tail(fit.neurons.offset)
-    unseen = clipped_error(tail, largest_outputs) / unit**2
+    unseen = view.sample.clipped_error(fit.neurons.offset, largest_outputs) / unit**2
     return errors + (1 + pace_weight) * unseen
 
 

@@ -31,7 +31,6 @@ import numpy as np
 
 from snnjax._types import Per
 from snnjax.calibrators.sample import Sample
-from snnjax.calibrators.unseen import clipped_error
 from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.schedule import ROUNDING, TIES
@@ -48,6 +47,8 @@ _CANDIDATES = 73
 # If reach / finest is above 16, there are more candidates in front, with such high
 # thresholds that a price can silence the last digits too.
 _COARSEST_DIGIT = 16
+# A bound that is at most so many times the largest activation takes its place.
+_NEAR = 4
 # `price_of` searches between these prices: beyond them nothing changes.
 _LOWEST = 1e-6
 HIGHEST = 1e3
@@ -211,7 +212,7 @@ def curves(
     3.08 0.0400 1.0
     """
     channels = sample.activation.shape[1]
-    maxima = np.broadcast_to(sample.positive_maxima(offset, per), channels)
+    maxima = np.broadcast_to(_references(sample, offset, per), channels)
     weights, counts = _histograms(sample, offset, maxima, positions)  # [bins, C]
     shifts = len(tables[0].squares) - _BINS
     # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the same
@@ -226,7 +227,7 @@ def curves(
     thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima  # [K, C]
     # What is larger than all of the sample counts as one more activation, so that more
     # steps do not bring thresholds down to what new inputs exceed.
-    unseen = clipped_error(sample.tail(offset), caps=reach * thresholds)
+    unseen = sample.clipped_error(offset, caps=reach * thresholds)
     unseen *= positions / len(sample.activation)
     results = []
     for table in tables:
@@ -243,6 +244,19 @@ def curves(
             curve = _summed_over_channels(curve)
         results.append(curve)
     return tuple(results)
+
+
+def _references(sample: Sample, offset: Any, per: Per) -> np.ndarray:
+    """What thresholds are multiples of: a largest activation > 0 each, [] or [C].
+
+    If it is near the bound, it is the bound itself, so that a neuron can send just
+    that: all values of a quantized ReLU are then among its own.
+    """
+    maxima = sample.positive_maxima(offset, per)
+    bounds = np.asarray(sample.bound, maxima.dtype)
+    if per == "layer":
+        bounds = bounds.max()
+    return np.where(bounds <= _NEAR * maxima, bounds, maxima)
 
 
 def _histograms(

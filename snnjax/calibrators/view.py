@@ -353,9 +353,15 @@ class View(abc.ABC):
 
     @functools.cached_property
     def sample(self) -> Sample:
-        """Activations of all images at the `positions`, and their weights."""
+        """Activations of all images at the `positions`, their weights, and the bound.
+
+        Every fit of a threshold asks it what the neurons may send at most.
+        """
         parts = self.over_images(SampleRows(self.site.channel), None, self.positions)
-        return merged(parts, self.batch_sharding)
+        sample = merged(parts, self.batch_sharding)
+        if self.own_maximum is None:
+            return sample
+        return sample._replace(bound=np.ravel(self.own_maximum))
 
     def sample_currents(self, weights: dict[str, jax.Array]) -> np.ndarray:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""

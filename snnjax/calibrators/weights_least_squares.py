@@ -355,7 +355,7 @@ def _problem(
     """
     xp = namespace(activation)
     unit, activation, effects = _scaled(channel, activation, effects)
-    bottom, top = _output_range(activation, rectified)
+    bottom, top = _output_range(activation, effects, rectified)
     # Errors have the weight w here, since m follows from this current.
     counted_current = _split(current, unit, effects).fitted
     # m is 0 where a ReLU clips activation and current alike, so that the error is 0
@@ -402,18 +402,20 @@ def _scaled(channel: int, activation: Any, effects: Any) -> tuple[Any, Any, Any]
     return unit, rows, weight
 
 
-def _output_range(activation: Any, rectified: bool) -> tuple[Any, Any]:
+def _output_range(activation: Any, weight: Any, rectified: bool) -> tuple[Any, Any]:
     """The smallest and the largest output of each channel, [1, 1, C] both.
 
     Args:
         activation: [N, p, C].
+        weight: of errors, [N, p, C]; an activation counts if it is above 0.
         rectified: whether it is that of a ReLU. A ReLU that clips shows its maximum.
     """
     xp = namespace(activation)
-    largest = activation.max((0, 1), keepdims=True)
     if rectified:
+        counted = activation * (weight > 0).astype(activation.dtype)
+        largest = counted.max((0, 1), keepdims=True)
         return xp.zeros_like(largest), largest
-    infinity = xp.full_like(largest, xp.inf)
+    infinity = xp.full_like(activation[:1, :1], xp.inf)
     return -infinity, infinity
 
 

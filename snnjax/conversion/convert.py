@@ -134,6 +134,7 @@ def convert(
     models = models_of_sites(model, network.sites, default_model)
     _check_models(models, code)
     cautions.warn_of_digits(code, models, steps)
+    is_default = recipe is None
     if recipe is None:
         recipe = best(per)
     recipes = recipes_by_site(recipe, [site.name for site in sites])
@@ -149,6 +150,7 @@ def convert(
         sites=sites,
         wait=shortest_wait,
         weigh_errors=any(isinstance(value, Priced) for value in recipes.values()),
+        keep_unseen=is_default,
     )
     # With signed digits, small values may be left out at the last step, at a price.
     may_change_zone = model is None and default_model.levels[0] < 0
@@ -157,6 +159,7 @@ def convert(
         recipes,
         reference_wait=reference_wait,
         zone_model=default_model if may_change_zone else None,
+        is_default=is_default,
     )
     cautions.warn_of_fresh_thresholds(fresh_neurons, snn)
     cautions.warn_of_few_samples(snn, sites, images.count)

@@ -19,6 +19,13 @@ from snnjax._arrays import is_on_host, on_device, on_host
 from snnjax._checks import NO_NUMBERS, check_examples, check_finite
 from snnjax.conversion import cautions
 
+# Every so many images one is unseen by the fits, from this one on.
+_UNSEEN_SPACING = 8
+_FIRST_UNSEEN = 5
+# Fewer do not tell two SNNs apart, and more tell little more.
+_FEWEST_UNSEEN = 4
+_MOST_UNSEEN = 128
+
 
 class MicroBatch(NamedTuple):
     """Some images at once, and which of all images they are."""
@@ -51,6 +58,18 @@ class CalibrationImages(NamedTuple):
     def device_count(self) -> int:
         """How many devices share the images."""
         return sharding.size(self.batch_sharding)
+
+    def unseen_numbers(self) -> range:
+        """The numbers of images that judge a fit and are not used by it.
+
+        One image in eight, and 128 at most; none if there would be fewer than four.
+        Their numbers are odd and not 3 modulo 4, since weights are fitted to evenly
+        spaced images, and judged by every fourth image, the last of each group.
+        """
+        spacing = max(_UNSEEN_SPACING, self.count // _MOST_UNSEEN)
+        spacing -= spacing % _UNSEEN_SPACING
+        numbers = range(_FIRST_UNSEEN, self.count, spacing)
+        return numbers if len(numbers) >= _FEWEST_UNSEEN else range(0)
 
     def micro_batches(self, size: int) -> list[MicroBatch]:
         """The images, at most ``size`` of them at a time on each device."""

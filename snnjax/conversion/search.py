@@ -9,6 +9,9 @@
    input before its first spike.
 3. If the number of spikes is limited, the price is corrected at every wait that is
    tried, until as many spikes are sent as are allowed.
+4. The curves add the errors of channels as if they were independent. Where the error
+   that is measured is another one, it corrects the price for a second fit.
+5. The default recipe is compared with plain thresholds (``guard.py``).
 
 All of it follows from the calibration images.
 """
@@ -19,11 +22,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from snnjax.calibrators.spending import HIGHEST, Curve, price_of, total
 from snnjax.codes import radix
-from snnjax.conversion import cautions
+from snnjax.conversion import cautions, guard
 from snnjax.conversion.engine.calibration import Calibration
-from snnjax.conversion.engine.outputs import output_error, spikes_per_neuron
+from snnjax.conversion.engine.outputs import (
+    Squares,
+    image_errors,
+    output_squares,
+    spikes_per_neuron,
+)
 from snnjax.conversion.engine.sweep import survey, sweep
 from snnjax.conversion.recipes import AnySiteRecipe, Priced, Recipe, sweeps_of_sites
 from snnjax.neurons.by_site import models_in
@@ -39,7 +49,12 @@ ZONES = (0.5, 0.6, 2 / 3, 0.8)
 # much. An error of a thousandth, which no answer notices, is small enough in any case.
 _ERROR_FACTOR = 2.0
 _ADDED_ERROR = 0.05
-_NEGLIGIBLE_ERROR = 1e-3
+_NEGLIGIBLE_ERROR = 3e-4
+# A second fit with a corrected price follows if the error that is measured is so many
+# times the predicted one, or the inverse.
+_FAR_FROM_PREDICTED = 2.0
+# Plain thresholds are compared on one micro-batch in so many.
+_BATCHES_PER_JUDGE = 4
 # Fits of one wait that bring the spikes that are sent to their limit, and how far below
 # the limit they may end.
 _PRICE_ROUNDS = 5
@@ -52,11 +67,13 @@ class Outcome(NamedTuple):
     Attributes:
         error: mean squared error of the outputs, over their size.
         spikes: per neuron and image.
+        squares: of which the error is made, for each output.
     """
 
     snn: SNN
     error: float
     spikes: float
+    squares: Sequence[Squares] = ()
 
 
 class Budget(NamedTuple):
@@ -77,7 +94,8 @@ class Prediction(NamedTuple):
     Attributes:
         curves: site name -> its curve, under the last zone that costs least.
         zone: that last zone; None: models keep theirs.
-        error: of the outputs; None: it is unknown, since some sites have no price.
+        error: of the outputs; None: it is unknown, since some sites have no price, or
+            several of them.
     """
 
     curves: dict[str, Curve]
@@ -91,6 +109,7 @@ def search(
     *,
     reference_wait: int,
     zone_model: IntegrateAndFire | None,
+    is_default: bool,
 ) -> SNN:
     """Fit with the last zone, the price and the wait that are cheapest.
 
@@ -99,6 +118,8 @@ def search(
         recipes: site name -> recipe.
         reference_wait: the wait whose error those of shorter waits are compared with.
         zone_model: the model of all sites, if its last zone may change; None: it stays.
+        is_default: whether the recipes are nobody's choice, so that plain thresholds
+            may take their place.
 
     Raises:
         ValueError: a number of spikes that cannot be kept.
@@ -138,13 +159,95 @@ def search(
         predicted_error=prediction.error,
     )
     outcome = fit_at(wait)
+    price = corrected_price(outcome, prediction, budget)
+    if price is not None:
+        second = fit(wait, price)
+        if cost(second, budget.price) < cost(outcome, budget.price):
+            outcome = second
+    comparison = None
+    if is_default:
+        comparison = _compare(calibration, outcome, wait=wait, price=budget.price)
+    if comparison is not None and comparison.keeps_plain:
+        plain_recipes = guard.plain_recipes(calibration.sites)
+        outcome = _fit(calibration, plain_recipes, wait=wait, price=None)
     if not math.isfinite(outcome.error):
         cautions.warn_of_unknown_error(outcome.error)
     # From the longest wait on, a longer one would be no remedy. That of rate coding is
     # 0, so there is no warning for it.
     elif wait < calibration.snn.code.longest_wait(calibration.steps):
         cautions.warn_of_lost_outputs(outcome.error, wait)
-    return outcome.snn.with_fit(_description(outcome, wait, errors))
+    description = _description(outcome, wait, errors)
+    if comparison is not None:
+        description += f"\n{comparison}"
+    return outcome.snn.with_fit(description)
+
+
+def cost(outcome: Outcome, price: float) -> float:
+    """J, as it was measured."""
+    return outcome.error + price * outcome.spikes
+
+
+def _compare(
+    calibration: Calibration, outcome: Outcome, *, wait: int, price: float
+) -> guard.Comparison | None:
+    """The default beside plain thresholds; None if its error is negligible.
+
+    Plain thresholds are fitted to a quarter of the micro-batches, which also judge.
+    """
+    batch_count = len(calibration.batch_sizes)
+    batches = range(0, batch_count, _BATCHES_PER_JUDGE)
+    judges = _judges(calibration)
+    are_chosen = []
+    for batch, size in enumerate(calibration.batch_sizes):
+        are_chosen.append(np.full(size, batch in batches))
+    fitted_errors = image_errors(outcome.squares, judges & np.concatenate(are_chosen))
+    if not fitted_errors.mean() > guard.NEGLIGIBLE_ERROR:
+        return None
+    some = calibration.of_batches(batches)
+    plain = _fit(some, guard.plain_recipes(some.sites), wait=wait, price=None)
+    return guard.compare(
+        fitted=(fitted_errors, outcome.spikes),
+        plain=(image_errors(plain.squares, _judges(some)), plain.spikes),
+        price=price,
+        images=some.unseen_count,
+    )
+
+
+def _judges(calibration: Calibration) -> np.ndarray:
+    """Which images judge, [N]: those that no fit has used, or all if there are none."""
+    is_unseen = np.concatenate(calibration.unseen)
+    return is_unseen if is_unseen.any() else np.ones_like(is_unseen)
+
+
+def corrected_price(
+    outcome: Outcome, prediction: Prediction, budget: Budget
+) -> float | None:
+    """The price of a second fit, by the error that the first one has.
+
+    Curves add the errors of channels as if they were independent. Of equal channels
+    they are not: their sum is larger. Errors that are c times as large as predicted
+    make a spike c times as useful, so that its price is c times lower. None if the
+    prediction was good, or the price changes little.
+
+    Args:
+        outcome: of the first fit, whose error is measured.
+        prediction: its curves.
+        budget: the price of the first fit.
+    """
+    has_price = budget.spike_limit is None and budget.price > 0
+    if not has_price or prediction.error is None or prediction.error <= 0:
+        return None
+    factor = outcome.error / prediction.error
+    is_far = factor > _FAR_FROM_PREDICTED or factor * _FAR_FROM_PREDICTED < 1
+    if not is_far or not 0 < factor < math.inf:
+        return None
+    price = budget.price / factor
+    _, first_spikes = total(prediction.curves.values(), budget.price)
+    _, second_spikes = total(prediction.curves.values(), price)
+    # Nearly the same thresholds would be fitted again.
+    if abs(second_spikes - first_spikes) < _SPIKE_TOLERANCE * first_spikes:
+        return None
+    return price
 
 
 def _budget(calibration: Calibration, recipes: Mapping[str, AnySiteRecipe]) -> Budget:
@@ -175,11 +278,14 @@ def _predict(
         zones: last zones to compare; None: models keep theirs.
     """
     per_site = {}
+    prices = set()
     for name, recipe in recipes.items():
         if isinstance(recipe, Priced):
             per_site[name] = recipe.per
+            prices.add(recipe.price)
     # Without a choice to make, a pass of the ANN would be for nothing.
-    needs_curves = zones is not None or budget.spike_limit is not None
+    has_price = budget.price > 0 or budget.spike_limit is not None
+    needs_curves = zones is not None or has_price
     if not per_site or not needs_curves:
         return Prediction(curves={}, zone=None, error=None)
     candidates = []
@@ -194,7 +300,10 @@ def _predict(
             # Zones compete at equal spikes; one that sends too many loses.
             excess = max(0.0, spikes - budget.spike_limit)
             cost = error
-        is_complete = len(per_site) == len(recipes)
+        # Unseen images have no effect on the curves.
+        image_count = sum(calibration.batch_sizes)
+        error *= image_count / (image_count - calibration.unseen_count)
+        is_complete = len(per_site) == len(recipes) and len(prices) == 1
         # Outputs of 0 have the error 1. A larger one is no prediction: a site without
         # effect on the outputs has errors of weight 1, which belong to no output.
         is_known = is_complete and error <= 1
@@ -233,10 +342,12 @@ def _fit(
             title = f"sweep {number} of {len(sweeps)}"
         fitted_snn, boundary = sweep(calibration, chains, title)
         calibration = dataclasses.replace(calibration, snn=fitted_snn)
+    squares = output_squares(calibration, boundary)
     return Outcome(
         snn=calibration.snn,
-        error=output_error(calibration, boundary),
+        error=float(image_errors(squares, slice(None)).mean()),
         spikes=spikes_per_neuron(calibration, boundary),
+        squares=squares,
     )
 
 

@@ -51,6 +51,7 @@ def pass_ann(
     stages: Sequence[Stage],
     params: Any,
     batches: Sequence[MicroBatch],
+    unseen: Sequence[np.ndarray],
     *,
     keep_results: bool,
     with_effects: bool,
@@ -61,6 +62,8 @@ def pass_ann(
         network, stages: the ANN, and its segments in the order of execution.
         params: of the ANN.
         batches: the calibration images, and their numbers.
+        unseen: for each micro-batch, which images no fit may use, [B]; their effects
+            are 0.
         keep_results: whether the results of the stages are returned beside effects.
             A pass without effects always returns them.
         with_effects: whether the effects w are computed.
@@ -86,7 +89,7 @@ def pass_ann(
     if not with_effects:
         return AnnPass(results, effects={})
     image_count = sum(len(batch.numbers) for batch in batches)
-    return AnnPass(results, _over_output_size(image_count, effects, sizes))
+    return AnnPass(results, _over_output_size(image_count, effects, sizes, unseen))
 
 
 @functools.partial(jit, static_argnums=range(4))
@@ -195,12 +198,16 @@ def _hash(h: jax.Array) -> jax.Array:
 
 @functools.partial(by_numpy_or_xla, static=1)
 def _over_output_size(
-    image_count: int, effects: Sequence[Effects], sizes: Sequence[jax.Array]
+    image_count: int,
+    effects: Sequence[Effects],
+    sizes: Sequence[jax.Array],
+    unseen: Sequence[Any],
 ) -> dict[str, list[jax.Array]]:
     """Site name -> the effects of each micro-batch, over the mean |y|^2.
 
     An effect that is not finite, as the gradient of a root at 0, becomes 0. Where a
     site has no effect at all, errors count alike, and so much that no price matters.
+    Unseen images have no effect in any case.
     """
     xp = namespace(sizes[0])
     size = functools.reduce(operator.add, sizes) / image_count
@@ -210,6 +217,11 @@ def _over_output_size(
         usable = [xp.where(xp.isfinite(part), part, 0) for part in parts]
         total = functools.reduce(operator.add, [part.sum() for part in usable])
         is_usable = xp.isfinite(total) & (total > 0)
-        return [xp.where(is_usable, part / size, 1) for part in usable]
+        scaled_parts = []
+        for part, is_unseen in zip(usable, unseen, strict=True):
+            effect = xp.where(is_usable, part / size, 1)
+            is_unseen = is_unseen.reshape(-1, *[1] * (part.ndim - 1))
+            scaled_parts.append(xp.where(is_unseen, 0, effect))
+        return scaled_parts
 
     return jax.tree.map(scaled, *effects)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax.calibrators.running import Dynamics
@@ -59,6 +60,8 @@ class Calibration:
         batch_sharding: how devices share the images; None: a single device.
         images: variable of x -> images of each micro-batch.
         batch_sizes: images of each micro-batch.
+        unseen: for each micro-batch, which of its images no fit uses, [B]: their
+            errors have no effect on what is fitted, and judge the result.
         effects: () -> site name -> how errors count, for each micro-batch.
         ann_results: () -> results of each stage of the ANN, for each micro-batch;
             None: they are too large to be kept.
@@ -74,6 +77,7 @@ class Calibration:
     batch_sharding: NamedSharding | None
     images: Parts
     batch_sizes: tuple[int, ...]
+    unseen: tuple[np.ndarray, ...]
     effects: Callable[[], dict[str, list[jax.Array]]]
     ann_results: Callable[[], list[list[Results]]] | None
     curves: dict[str, Curve]
@@ -87,6 +91,33 @@ class Calibration:
     def neuron_count(self) -> int:
         """M, the neurons of all sites."""
         return sum(math.prod(site.shape) for site in self.sites)
+
+    @functools.cached_property
+    def unseen_count(self) -> int:
+        """How many images no fit uses."""
+        return sum(int(is_unseen.sum()) for is_unseen in self.unseen)
+
+    def of_batches(self, batches: Sequence[int]) -> "Calibration":
+        """The calibration of some micro-batches, by their numbers."""
+
+        def chosen(values: Sequence[Any]) -> list[Any]:
+            return [values[batch] for batch in batches]
+
+        def effects() -> dict[str, list[jax.Array]]:
+            return {name: chosen(parts) for name, parts in self.effects().items()}
+
+        def ann_results() -> list[list[Results]]:
+            assert self.ann_results is not None
+            return chosen(self.ann_results())
+
+        return dataclasses.replace(
+            self,
+            images={variable: chosen(parts) for variable, parts in self.images.items()},
+            batch_sizes=tuple(chosen(self.batch_sizes)),
+            unseen=tuple(chosen(self.unseen)),
+            effects=effects,
+            ann_results=None if self.ann_results is None else ann_results,
+        )
 
     @functools.cached_property
     def needs_time(self) -> bool:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from snnjax import sharding
 from snnjax._arrays import by_numpy_or_xla, wide_dtype
 from snnjax._checks import all_are_finite, check_finite
 from snnjax.calibrators.running import answer
@@ -19,14 +21,33 @@ from snnjax.snn import check_weights
 
 
 class Squares(NamedTuple):
-    """Sums over the images of a micro-batch: |y_snn - y_ann|^2, and |y_ann|^2."""
+    """Sums over an output of each image: |y_snn - y_ann|^2, and |y_ann|^2, [N]."""
 
     missing: Any
     size: Any
 
 
-def output_error(calibration: Calibration, boundary: Boundary) -> float:
-    """The mean of e[n] over all images.
+def image_errors(squares: Sequence[Squares], images: Any) -> np.ndarray:
+    """e[n] of these images, [n].
+
+    Args:
+        squares: of each output that has an error; may be empty.
+        images: a mask [N] or a slice.
+
+    >>> one_output = [Squares(np.array([1.0, 2, 3]), np.array([4.0, 4, 4]))]
+    >>> print(image_errors(one_output, slice(2)))
+    [0.25 0.5 ]
+    """
+    errors = []
+    for missing, size in squares:
+        mean_size = size[images].mean()
+        errors.append(missing[images] / (mean_size if mean_size > 0 else 1))
+    # Outputs without an error are as they are in the ANN.
+    return np.mean(errors, axis=0) if errors else np.zeros(1)
+
+
+def output_squares(calibration: Calibration, boundary: Boundary) -> list[Squares]:
+    """How far the outputs of the SNN are from those of the ANN.
 
     Outputs that are no floats, or do not depend on x, do not count. The outputs of one
     micro-batch are held at a time: those of a language model are large.
@@ -45,12 +66,13 @@ def output_error(calibration: Calibration, boundary: Boundary) -> float:
             has_error = network.outputs[number] in network.dependent
             if has_error and jnp.issubdtype(exact.dtype, jnp.floating):
                 squares[number].append(_squares(answers[number], exact))
-    errors = []
+    joined = []
     for squares_of_batches in filter(None, squares):
-        missing = sum(float(batch.missing) for batch in squares_of_batches)
-        size = sum(float(batch.size) for batch in squares_of_batches)
-        errors.append(missing / (size if size > 0 else 1))
-    return sum(errors) / max(1, len(errors))
+        parts = sharding.gathered(squares_of_batches, calibration.batch_sharding)
+        missing = np.concatenate([part.missing for part in parts])
+        size = np.concatenate([part.size for part in parts])
+        joined.append(Squares(missing.astype(np.float64), size.astype(np.float64)))
+    return joined
 
 
 def _check_outputs(calibration: Calibration, outputs: Sequence[jax.Array]) -> None:
@@ -79,7 +101,8 @@ def _squares(output: Any, exact: Any) -> Squares:
     """How far outputs [B, ...] of the SNN are from those of the ANN, and their size."""
     exact = exact.astype(wide_dtype(exact))
     missing = exact - output.astype(exact.dtype)
-    return Squares(missing=(missing**2).sum(), size=(exact**2).sum())
+    axes = tuple(range(1, exact.ndim))
+    return Squares(missing=(missing**2).sum(axes), size=(exact**2).sum(axes))
 
 
 def spikes_per_neuron(calibration: Calibration, boundary: Boundary) -> float:

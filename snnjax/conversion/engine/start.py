@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from snnjax.conversion.engine.ann import AnnPass, pass_ann
 from snnjax.conversion.engine.calibration import Calibration, Parts
@@ -35,6 +36,7 @@ def start(
     sites: Sequence[Site],
     wait: int,
     weigh_errors: bool,
+    keep_unseen: bool,
 ) -> Calibration:
     """What sweeps begin with: the network in stages, and the images in micro-batches.
 
@@ -42,6 +44,7 @@ def start(
         snn: the trained parameters, with fresh neurons.
         sites: those that fire.
         weigh_errors: whether a recipe is known to ask for the effects of errors.
+        keep_unseen: whether some images have no effect, so that no fit uses them.
     """
     assert snn.steps is not None
     steps = snn.steps
@@ -55,6 +58,11 @@ def start(
         sizes.append(math.prod(shape_of(network.avals, output)))
     micro_batch_size = _micro_batch_size(max(sizes), sum(sizes), steps_at_once)
     batches = images.micro_batches(micro_batch_size)
+    unseen_numbers = images.unseen_numbers() if keep_unseen else range(0)
+    unseen = []
+    for batch in batches:
+        are_unseen = [number in unseen_numbers for number in batch.numbers]
+        unseen.append(np.asarray(are_unseen))
     network_stages = stages(network)
     # Where devices share the images, stages are computed one by one (`segments.run`),
     # each device its own images. `pass_ann` does not say where its results lie.
@@ -69,6 +77,7 @@ def start(
             network_stages,
             snn.params,
             batches,
+            unseen,
             keep_results=keep_results,
             with_effects=with_effects,
         )
@@ -96,6 +105,7 @@ def start(
         batch_sharding=images.batch_sharding,
         images=batches_of_inputs,
         batch_sizes=tuple(len(batch.numbers) for batch in batches),
+        unseen=tuple(unseen),
         effects=effects,
         ann_results=ann_results if keep_results else None,
         curves={},
