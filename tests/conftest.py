@@ -5,7 +5,6 @@ import functools
 import hypothesis
 import jax
 import pytest
-
 from programs import Programs
 
 collect_ignore = ["typed_script.py"]  # its mistakes are for a type checker

@@ -16,7 +16,6 @@ from snnjax import _arrays
 from snnjax import calibrators as calibrate
 from snnjax.calibrators import formulas, weights_least_squares
 from snnjax.calibrators import sample as sample_module
-from snnjax.calibrators.unseen import clipped_error
 from snnjax.calibrators.view import Dynamics, Fit, Target, View
 from snnjax.network import Site
 from snnjax.neurons import closed_form, integrate_and_fire
@@ -364,7 +363,7 @@ def test_a_search_per_layer_takes_the_factor_with_the_least_error_of_all_channel
             output = view.output(corrected)
             sample_error = float(((view.activation - output) ** 2).sum())
             caps = np.full((1, len(view.sample.highest)), threshold * view.high)
-            unseen_error = clipped_error(view.sample.tail(None), caps)
+            unseen_error = view.sample.clipped_error(None, caps)
             return sample_error + float(unseen_error.sum())
 
         def searched_thresholds(per, view=view, fit=fit):

@@ -14,7 +14,6 @@ import snnjax
 from snnjax import codes
 from snnjax.calibrators import spending
 from snnjax.calibrators.sample import Sample
-from snnjax.calibrators.unseen import clipped_error
 from snnjax.conversion.search import shortest_sufficient_wait
 
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)
@@ -75,7 +74,8 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
             square = (sum(spikes) / steps - a) ** 2
             errors[channel] += sample.weight[row, 0] * square
             counts[channel] += np.count_nonzero(spikes)
-        errors += clipped_error(sample.tail(None), reach * curve.thresholds[k])
+        caps = reach * curve.thresholds[[k]]
+        errors += sample.clipped_error(None, caps)[0]
         # An image has 3 positions, the sample 400 rows, and the network 12 neurons.
         np.testing.assert_allclose(curve.errors[k], 3 * errors / 400, rtol=0.1)
         np.testing.assert_allclose(curve.spikes[k], 3 * counts / 400 / 12, rtol=0.04)

@@ -87,14 +87,17 @@ class _TurnNumbers:
 def _entries(eq: Equation, avals: Avals) -> Iterator[tuple[int, int]]:
     """The number and the variable of each entry that an equation takes of a stack.
 
-    An entry is one along the first axis, and all along the other axes.
+    An entry is one along the first axis, and all along the other axes. An equation that
+    also takes something else, as a split into the first entry and the rest does, is no
+    turn of a loop: it has no entries.
     """
     if eq.name not in ("split", "slice", "dynamic_slice"):
         return
     stack_shape = shape_of(avals, eq.inputs[0])
+    entry_shape = (1, *stack_shape[1:])
+    if any(tuple(avals[output].shape) != entry_shape for output in eq.outputs):
+        return
     for position, output in enumerate(eq.outputs):
-        if tuple(avals[output].shape) != (1, *stack_shape[1:]):
-            return
         if eq.name == "split":
             yield position, output
         elif eq.name == "slice":

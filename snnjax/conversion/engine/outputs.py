@@ -41,7 +41,9 @@ def image_errors(squares: Sequence[Squares], images: Any) -> np.ndarray:
     errors = []
     for missing, size in squares:
         mean_size = size[images].mean()
-        errors.append(missing[images] / (mean_size if mean_size > 0 else 1))
+        # Squares that float32 does not hold give NaN, which the caution then names.
+        with np.errstate(invalid="ignore"):
+            errors.append(missing[images] / (mean_size if mean_size > 0 else 1))
     # Outputs without an error are as they are in the ANN.
     return np.mean(errors, axis=0) if errors else np.zeros(1)
 
