@@ -122,6 +122,19 @@ def test_a_file_of_whole_numbers_is_exact(options):
         assert spikes.any()
 
 
+@pytest.mark.parametrize("remainder", [jnp.fmod, jnp.mod], ids=["fmod", "mod"])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_remainder_is_that_of_jax(remainder, dtype):
+    pytest.importorskip("jax2onnx")
+    x = (np.random.default_rng(0).normal(size=(64, 8)) * 9).astype(dtype)
+
+    def fn(x):
+        return x + remainder(x, jnp.asarray(2.3, dtype))
+
+    (outputs,) = outputs_of(deploy.to_onnx(fn, x[:8]), x).values()
+    np.testing.assert_allclose(outputs, fn(x), atol=1e-5)
+
+
 def test_weights_are_stored_once_and_time_is_a_loop():
     pytest.importorskip("jax2onnx")
     simulate = snnjax.spiking(mlp)
