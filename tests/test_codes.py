@@ -326,6 +326,24 @@ def test_a_converted_network_of_base_3_sends_the_spikes_of_the_oracle(steps, wai
     np.testing.assert_allclose(outputs, stream @ kernels[-1], 1e-4, 1e-4)
 
 
+def test_a_tie_is_decided_once_whatever_the_size_of_the_batch():
+    """XLA computes a step for its spikes and again for its state, see `tie_margin`."""
+
+    def relu(params, x):
+        return jax.nn.relu(x * params)
+
+    weight, line = np.ones(1, np.float32), np.linspace(0, 1, 201)[:, None]
+    code = codes.radix(base=3)
+    plain = snnjax.max_activation()
+    demand = {"steps": 4, "wait": 3, "code": code, "recipe": plain}
+    snn = snnjax.convert(relu, weight, np.float32(line), **demand)
+    unit = snn.neurons["relu"].threshold.item() * code.weights(4)[-1]
+    tie = np.full((4001, 1), 0.125, np.float32)  # between the fifth unit and the sixth
+    run = jax.jit(snnjax.spiking(relu))
+    for batch in (tie[:1], tie):
+        assert abs(run(snn, batch).mean(0) - batch).max() < 0.51 * unit
+
+
 def test_digits_are_nearer_to_the_network_than_as_many_steps_of_rate_coding():
     *_, rate, radix, exact = converted()
     errors = [np.square(output.mean(0) - exact).mean() for output in outputs()]

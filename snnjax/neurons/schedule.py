@@ -37,6 +37,7 @@ class Tick(NamedTuple):
         finest: T w_T, the size of the last step T.
         arrivals: how many times a constant arrives, see `arrivals`.
         zone: z_t; 0 where it is at most 1/2, since that changes nothing.
+        tie: what decides a tie, over V_th, see `tie_margin`; None: nothing has to.
     """
 
     size: Any
@@ -44,6 +45,7 @@ class Tick(NamedTuple):
     finest: Any
     arrivals: Any
     zone: Any
+    tie: Any
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
@@ -51,6 +53,7 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
     zones = dead_zones(neuron, steps)
     sizes = code.sizes(steps)  # T w_t, [T]
     arrival_counts = arrivals(code, steps)
+    tie = tie_margin(sizes)
     if arrival_counts is None and (sizes == 1).all() and not zones.any():
         return None
     return Tick(
@@ -60,7 +63,29 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         finest=np.full(steps, sizes[-1]),
         arrivals=arrival_counts,
         zone=zones,
+        tie=np.full(steps, tie) if tie else None,
     )
+
+
+def tie_margin(sizes: np.ndarray) -> float:
+    """What decides a tie, over V_th: a potential that is lower by it counts as a tie.
+
+    XLA may compute a step once for its spikes and again for its state. A product with a
+    size that is no power of 2 is rounded, in each of them otherwise, so that a tie would
+    be a spike in one of them and none in the other. The margin is above that rounding,
+    and small beside the size of the last spike.
+
+    Args:
+        sizes: T w_t, [T].
+
+    >>> import numpy as np
+    >>> tie_margin(np.array([4, 2, 1])), tie_margin(np.array([9.0, 3, 1]))
+    (0.0, 9e-06)
+    """
+    fractions, _ = np.frexp(sizes)
+    if (fractions == 0.5).all():
+        return 0.0
+    return float(min(TIES * sizes.max(), sizes.min() / 16))
 
 
 def arrivals(code: Code, steps: int) -> np.ndarray | None:
@@ -150,7 +175,7 @@ def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What is added to v, so that the floor of v / V_t is the schedule's level.
 
     It has the shape and unit of v, and is the sum of a margin against rounding, which
-    `WholeNumbers` have, and of
+    `WholeNumbers` have and other neurons where `tie_margin` is not 0, and of
 
         (V_t - V_T) / 2    if low < 0: v + lift = d + V_t / 2, so the floor rounds d
         -d                 in the dead zone: v + lift = V_t / 2, so the floor is 0. If
@@ -166,6 +191,8 @@ def _lift(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     margin = max(getattr(wrapper, "margin", 0.0) for wrapper in models)
     threshold = like(params.threshold, v)
     lift = jnp.full_like(v, margin)
+    if tick.tie is not None and not margin:
+        lift += like(tick.tie, v) * threshold
     if model.levels[0] < 0:
         lift += like(tick.size - tick.finest, v) / 2 * threshold  # (V_t - V_T) / 2
     if model.has_zones:

@@ -21,7 +21,14 @@ from snnjax.neurons.backward import fold_back, may_fold_back
 from snnjax.neurons.gradients import through_time
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, chain, drive
-from snnjax.neurons.schedule import Tick, arrivals, drive_at, fire_at, schedule
+from snnjax.neurons.schedule import (
+    Tick,
+    arrivals,
+    drive_at,
+    fire_at,
+    schedule,
+    tie_margin,
+)
 from snnjax.neurons.spike_trains import (
     RATE,
     SpikeTrain,
@@ -364,8 +371,9 @@ def closed_form(
         spikes = after_all_input(neuron, params, wide(current), steps, code=code)
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
-    last_size = code.sizes(steps)[-1]  # T w_T
-    threshold = lead(params.threshold, current.ndim) * last_size  # V_T
+    sizes = code.sizes(steps)
+    unit = lead(params.threshold, current.ndim)  # V_th
+    threshold = unit * sizes[-1]  # V_T
     total = wide(steps * drive(params, current))  # T I
     # In float32 or wider, as potentials are.
     dtype = wide_dtype(total, start, threshold)
@@ -373,6 +381,8 @@ def closed_form(
     v = start.astype(dtype) + total.astype(dtype)
     if isinstance(neuron, WholeNumbers):
         v = neuron.nearest(v) + neuron.margin
+    else:
+        v += tie_margin(sizes) * unit.astype(dtype)
     count = v / threshold  # last spikes that v is worth
     low, high = model.levels
     # N, as a float: it may be beyond int32.
