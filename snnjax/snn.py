@@ -225,15 +225,14 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     check_wait(steps, wait)
     fitted_to = snn.fitted_to or (snn.steps, snn.wait, snn.code)
     fitted_steps, fitted_wait, fitted_code = fitted_to
-    is_fitted = snn.steps is not None and _has_counting_neurons(snn)
-    if is_fitted and snn.code != fitted_code:
+    if is_fitted(snn) and snn.code != fitted_code:
         raise ValueError(
             f"this SNN was fitted to the code {fitted_code!r} and cannot run with "
             f"{snn.code!r}: its thresholds and biases depend on it. Convert again with "
             "code=..., or, if they suit the new code already, take "
             "dataclasses.replace(snn, code=..., fitted_to=None)"
         )
-    if is_fitted and (fitted_steps, fitted_wait) != (steps, wait):
+    if is_fitted(snn) and (fitted_steps, fitted_wait) != (steps, wait):
         raise ValueError(
             f"this SNN was fitted to steps={fitted_steps}, wait={fitted_wait} and "
             f"cannot run with steps={steps}, wait={wait}: its thresholds and biases "
@@ -243,8 +242,13 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
     return steps, wait
 
 
-def _has_counting_neurons(snn: SNN) -> bool:
-    """Whether an SNN has IF neurons, which count over all steps; leaky ones forget."""
+def is_fitted(snn: SNN) -> bool:
+    """Whether an SNN has IF neurons that are fitted to its T, its wait and its code.
+
+    They count over all steps. Leaky neurons forget, and are fitted to no T.
+    """
+    if snn.steps is None:
+        return False
     for name, params in snn.neurons.items():
         model = off_grid(snn.model_of(name))
         if is_plain(model) and params.leak is None:

@@ -594,6 +594,24 @@ def test_a_fourier_transform_spikes_by_its_real_matrices():
     near_the_ann(runs[1], params, x, steps=64, atol=0.1)
 
 
+def test_a_spectrum_of_the_input_alone_is_computed_once():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "filter": jax.random.normal(keys[0], (5,)),
+        "in": jax.random.normal(keys[1], (8, 16)) / 2,
+        "out": jax.random.normal(keys[2], (16, 3)) / 2,
+    }
+
+    def fn(p, x):
+        spectrum = jnp.fft.rfft(x)
+        signal = jnp.fft.irfft(spectrum * p["filter"] * jnp.exp(0.5j))
+        power = jnp.log1p(jnp.abs(jnp.fft.fft2(x.reshape(-1, 2, 4))))
+        return relu((signal + power.reshape(-1, 8)) @ p["in"]) @ p["out"]
+
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    near_the_ann(fn, params, x, steps=64, atol=0.1)
+
+
 def test_constants_of_a_scan_and_empty_keys_need_no_rule():
     def fn(p, x):
         empty = jax.random.split(jax.random.key(0), 0)

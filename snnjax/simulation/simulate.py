@@ -48,6 +48,7 @@ from snnjax.snn import (
     check_neurons,
     check_values,
     checked_fit,
+    is_fitted,
     models_of_sites,
 )
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
@@ -316,6 +317,15 @@ def _simulate_piece(
 
     ``state`` has the states after the piece before; None: this piece is the first one.
     """
+    if state is not None and is_fitted(snn):
+        raise ValueError(
+            f"state continues a stream after its first {sim.steps} steps, and this SNN "
+            f"was fitted to {sim.steps} steps from its own initial potentials: its "
+            "error would grow from piece to piece. Run each window of T steps by "
+            "itself, snnjax.spiking(fn)(snn, x). Thresholds that depend on no T, as "
+            "those of snnjax.max_activation(), may go on: give "
+            "dataclasses.replace(snn, steps=None, wait=None), and steps=T"
+        )
     job = _job(sim, snn, x)
     for name, model in job.models.items():
         innermost_model = chain(model)[-1]  # without its wrappers

@@ -288,7 +288,7 @@ OF_THE_INPUT = {
     "while": (counted, LOOP),
     "Fourier transform": (
         lambda x: jnp.fft.fft(x, axis=0).real,
-        "fft, real\n *its values are complex.*\n *remedy: multiply by its real matri",
+        BATCH,
     ),
     "orthogonalization": (
         lambda x: jnp.linalg.qr(x)[0],

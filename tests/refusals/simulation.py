@@ -163,6 +163,12 @@ def with_state(snn=IF, x=VECTORS, **options):
     return call
 
 
+def second_piece_of_a_window():
+    piece = snnjax.spiking(DENSE.fn, state=True)
+    _, state = piece(FITTED, VECTORS)
+    piece(FITTED, VECTORS, state=state)
+
+
 def pieces_with_zones(**zones):
     """Each piece would take its own last step for that of the whole."""
     snn = dataclasses.replace(IF, model=integrate_and_fire(**zones))
@@ -338,6 +344,11 @@ ROWS = [
         "a state that is not asked for",
         with_state(),
         "given to a function that returns none",
+    ),
+    Refusal(
+        "a second piece of a window",
+        second_piece_of_a_window,
+        f"fitted to {STEPS} steps from its own .*Run each window .*, and steps=T",
     ),
     Refusal("pieces with a wait", pieces(wait=1), "found wait=.* Leave it"),
     Refusal("pieces with an answer", pieces(answer=True), "found answer=.* Leave it"),

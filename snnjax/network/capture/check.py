@@ -160,7 +160,7 @@ _EXPLANATIONS = {
     ),
     "complex": (
         "its values are complex, and spikes carry real numbers, though a Fourier "
-        "transform is affine",
+        "transform is affine (of x alone it is allowed)",
         "multiply by its real matrices, the cosines and the sines, in place of "
         "jnp.fft: jnp.fft.fft(jnp.eye(n)).real and .imag, with rfft for jnp.fft.rfft",
     ),
@@ -245,8 +245,8 @@ def check_streams(network: Network) -> None:
         problem = Problem(
             path=equation.path,
             operations=tuple(names),
-            reason="truth values and whole numbers of an input that changes in time "
-            "have no running mean",
+            reason="truth values, whole and complex numbers of an input that changes in "
+            "time have no running mean",
             remedy="compute them outside fn and pass them as numbers, or use "
             "inputs='constant'",
         )

@@ -378,6 +378,8 @@ def _combined(eq: Equation, i: int, shapes: Sequence[Shape]) -> set[int]:
     if name == "dot_general":
         contracted_axes, _ = numbers
         return set(contracted_axes[i])
+    if name == "fft":
+        return set(range(len(shape) - len(options["fft_lengths"]), len(shape)))
     if name == "conv_general_dilated":
         if i == 0 and options["batch_group_count"] == 1:
             return all_axes - {numbers.lhs_spec[0]}

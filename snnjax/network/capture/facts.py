@@ -39,7 +39,7 @@ _REPEATS = REARRANGEMENTS | {
 # Obstacles to spikes that are none where an equation depends on x alone and is computed
 # once. Loops and unknown functions stay obstacles: in them an example might reach
 # another one.
-_OBSTACLES_TO_SPIKES = ("order", "integer")
+_OBSTACLES_TO_SPIKES = ("order", "integer", "complex")
 
 
 class Facts:
@@ -244,12 +244,15 @@ def axes_of_maximum(eq: Equation, avals: Avals) -> set[int]:
 def _number(value: Any) -> float | None:
     """The number that all entries of an array are; None if they differ.
 
-    None also for random keys, and for an array that fn closes over inside of jit.
+    None also for random keys, for complex numbers, and for an array that fn closes over
+    inside of jit.
     """
     dtype = getattr(value, "dtype", np.float32)
     if isinstance(value, Tracer) or jnp.issubdtype(dtype, jax.dtypes.extended):
         return None
     array = np.asarray(value)
-    if array.size == 0 or (array != array.flat[0]).any():
+    if array.dtype.kind == "c" or array.size == 0:
+        return None
+    if (array != array.flat[0]).any():
         return None
     return float(array.flat[0])
