@@ -518,7 +518,7 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
     np.testing.assert_allclose(graph.nodes[name].bias, expected, rtol=1e-5)
 
 
-def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
+def test_neurons_have_threshold_one_and_dt_is_a_unit_only():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
     graphs = {
@@ -531,11 +531,31 @@ def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
         assert len(neurons) == 2
         for node in neurons:
             np.testing.assert_allclose(node.tau, dt * 5, rtol=1e-6)
+            np.testing.assert_allclose(node.r, 5, rtol=1e-6)  # tau / dt, R I is tau I
             np.testing.assert_allclose(node.v_threshold, 1, rtol=1e-7)
-            assert (node.r == 1).all() and node.metadata == {}
+            assert node.metadata == {}
             assert not node.v_reset.any() and not node.v_leak.any()
         leaks = [p.leak for p in deploy.from_nir(graph).populations]
         np.testing.assert_allclose(leaks, 0.8, rtol=1e-6)
+
+
+def test_a_resistance_is_tau_over_dt_or_one_with_other_weights():
+    net = NETWORKS["dense"]
+    layers = deploy.layers(
+        net.fn, snnjax.init(net.fn, net.params, net.x, model=LEAKY), net.x
+    )
+    graph = deploy.to_nir(layers)
+    unit = deploy.to_nir(layers, unit_resistance=True)
+    assert len(deploy.from_nir(graph).nodes) == len(layers.nodes)  # without a gain
+    for (name, node), other in zip(
+        graph.nodes.items(), unit.nodes.values(), strict=True
+    ):
+        if isinstance(node, nir.LIF):
+            assert (other.r == 1).all()
+            np.testing.assert_allclose(node.tau, other.tau)
+            source = next(a for a, b in graph.edges if b == name)
+            weight, larger_weight = (g.nodes[source].weight for g in (graph, unit))
+            np.testing.assert_allclose(5 * weight, larger_weight, rtol=1e-5)
 
 
 def test_an_option_a_shortcut_is_one_convolution_and_names_sort_by_execution():
@@ -604,7 +624,7 @@ SUBTRACT = snnjax.integrate_and_fire()
 LEAKY_ZERO = snnjax.lif(leak=0.8, reset="zero")
 
 
-def written(network, neuron, tmp_path, steps=12):
+def written(network, neuron, tmp_path, steps=12, unit_resistance=False):
     """Spikes [T, B, ...] of snnjax (0 or 1), x, both channels first, and the graph."""
     fn, params, x = network
     snn = snnjax.init(fn, params, x, model=neuron)
@@ -613,7 +633,11 @@ def written(network, neuron, tmp_path, steps=12):
         threshold = jnp.linspace(1.0, 1.4, params[f"w{i}"].shape[-1])
         snn.neurons[name] = snn.neurons[name]._replace(threshold=threshold)
     layers = deploy.layers(fn, snn, x)
-    graph = deploy.to_nir(layers, extended=neuron.reset == "subtract")
+    graph = deploy.to_nir(
+        layers,
+        extended=neuron.reset == "subtract",
+        unit_resistance=unit_resistance,
+    )
     spikes = np.asarray(networks.compiled(fn, steps=steps)(snn, x))
     assert 0.1 < spikes.mean() < 0.9
     if x.ndim == 4:
@@ -697,7 +721,10 @@ WHOLE_READERS = [(norse, SUM, ZERO), *(case for case in READERS if case[0] is si
 @pytest.mark.parametrize("reader, network, neuron", READERS)
 def test_other_libraries_read_the_same_spikes(reader, network, neuron, tmp_path):
     pytest.importorskip(reader.__name__)
-    spikes, x, graph = written(network, neuron, tmp_path)
+    unit_resistance = reader is norse
+    spikes, x, graph = written(
+        network, neuron, tmp_path, unit_resistance=unit_resistance
+    )
     np.testing.assert_array_equal(reader(graph, x, 12), spikes)
 
 

@@ -328,8 +328,9 @@ def _population(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
         bias=bias,
         leak=leak,
     )
-    # A population has no factor on its input, so the gain becomes a map.
-    if (gain == 1).all():
+    # A population has no factor on its input, so the gain becomes a map. R = tau / dt
+    # is a gain of 1, up to the rounding of the file.
+    if np.allclose(gain, 1, rtol=0, atol=1e-6):
         return [population]
     scale = Scale(f"{name}/gain", sources=(), weight=gain, bias=None, shape=gain.shape)
     return [scale, population]

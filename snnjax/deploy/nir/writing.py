@@ -2,11 +2,13 @@
 
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
-is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it equals
-snnjax's v <- leak v + I, if the input is (tau / dt) I / V_th and the next weights
-multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
+is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = tau / dt it
+equals snnjax's v <- leak v + I, if the input is I / V_th and the next weights multiply
+a spike of 1 by V_th. An IF has R = 1.
 
-Thresholds of floats and all resistances become 1, because several readers assume that.
+Readers differ: some take dt for tau / R, and some ignore R. For the latter an LIF may
+have R = 1 too (``unit_resistance``), and its input is (tau / dt) I / V_th. Thresholds
+of floats become 1, because several readers assume that.
 Thresholds that are whole numbers stay. NIR fires at v > v_threshold and snnjax at
 v >= V, so v_threshold is the largest float32 below V. Whole potentials then give the
 same spikes in readers that fire at v >= v_threshold, where V - 1 would not, and in
@@ -56,7 +58,11 @@ if TYPE_CHECKING:
 
 
 def to_nir(
-    layers: Layers, *, extended: bool = False, dt: float = 1e-4
+    layers: Layers,
+    *,
+    extended: bool = False,
+    dt: float = 1e-4,
+    unit_resistance: bool = False,
 ) -> "nir.NIRGraph":
     """Write layers as a NIR graph, channels first, for other tools.
 
@@ -84,6 +90,8 @@ def to_nir(
         extended: allow properties that only metadata can express.
         dt: time step in seconds on which the LIF's tau is based; it is also written to
             the graph's metadata. IF integrates its whole input at every step.
+        unit_resistance: give an LIF R = 1 and multiply its weights by tau / dt, for
+            readers that ignore R, as Norse does; otherwise R = tau / dt.
 
     Returns:
         A ``nir.NIRGraph`` with the nodes "input" and "output", or "output_" and the
@@ -112,13 +120,13 @@ def to_nir(
     _check(layers)
     if not extended:
         _check_needs_no_metadata(layers)
-    nodes = _with_averages(_with_written_params(layers))
+    nodes = _with_averages(_with_written_params(layers, unit_resistance))
     names = _graph_names(nodes)
     graph_nodes = {}
     edges = []
     for node in nodes.values():
         name = names[node.name]
-        graph_nodes[name] = _nir_node(nir, node, dt)
+        graph_nodes[name] = _nir_node(nir, node, dt, unit_resistance)
         for source in node.sources:
             edges.append((names[source], name))
     metadata = _metadata(layers, dt)
@@ -225,7 +233,7 @@ def _check_needs_no_metadata(layers: Layers) -> None:
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _with_written_params(layers: Layers) -> dict[str, Node]:
+def _with_written_params(layers: Layers, unit_resistance: bool) -> dict[str, Node]:
     """Name -> node: kernels are square as in NIR, and weights hold what they can.
 
     The biases and thresholds of populations go into the maps before them. Thresholds
@@ -239,7 +247,7 @@ def _with_written_params(layers: Layers) -> dict[str, Node]:
     for node in layers.nodes:
         try:
             if isinstance(node, Receiver):
-                nodes += _receiver_parts(node, layers)
+                nodes += _receiver_parts(node, layers, unit_resistance)
             elif isinstance(node, Convolution):
                 # NIR has one number for both sides, and some readers assume a square.
                 nodes.append(with_equal_padding(node))
@@ -252,7 +260,9 @@ def _with_written_params(layers: Layers) -> dict[str, Node]:
     return {node.name: node for node in with_products(nodes)}
 
 
-def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
+def _receiver_parts(
+    receiver: Receiver, layers: Layers, unit_resistance: bool
+) -> list[Node]:
     """The nodes in place of a population or an output, which is the last of them.
 
     Before it there is a scale for each of its sources, and one that adds its bias.
@@ -267,7 +277,7 @@ def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
     bias = receiver.bias
     gain = np.ones(())
     if isinstance(receiver, Population) and layers.arithmetic is None:
-        receiver, gain = _with_unit_threshold(receiver)
+        receiver, gain = _with_unit_threshold(receiver, unit_resistance)
     parts: list[Node] = []
     sources: list[str] = []
     for i, source in enumerate(receiver.sources):
@@ -298,14 +308,17 @@ def _receiver_parts(receiver: Receiver, layers: Layers) -> list[Node]:
     return parts
 
 
-def _with_unit_threshold(population: Population) -> tuple[Population, np.ndarray]:
+def _with_unit_threshold(
+    population: Population, unit_resistance: bool
+) -> tuple[Population, np.ndarray]:
     """The population with a threshold of 1, and the factor on its input for that.
 
     Its potential is counted in thresholds. The factor broadcasts to its neurons.
     """
     leak = _leak(population)
-    # The Euler step of an LIF multiplies its input by dt / tau = 1 - leak.
-    rate = 1 if leak is None else 1 - leak
+    # The Euler step of an LIF multiplies its input by R dt / tau, where dt / tau is
+    # 1 - leak. That is 1 unless R is 1.
+    rate = 1 - leak if unit_resistance and leak is not None else 1
     gain = compact(1 / (rate * population.threshold))
     population = dataclasses.replace(
         population,
@@ -387,7 +400,7 @@ def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
     return results
 
 
-def _nir_node(nir: Any, node: Node, dt: float) -> Any:
+def _nir_node(nir: Any, node: Node, dt: float, unit_resistance: bool) -> Any:
     """The node of NIR that does what a node of layers does; ``dt`` is in seconds."""
     match node:
         case Input(shape=shape, unit=unit):
@@ -427,7 +440,7 @@ def _nir_node(nir: Any, node: Node, dt: float) -> Any:
                 bias=_bias(node.bias, len(weight)),
             )
         case Population():
-            return _neurons(nir, node, dt)
+            return _neurons(nir, node, dt, unit_resistance)
 
 
 def _unit_metadata(unit: np.ndarray | None) -> dict[str, Any]:
@@ -479,23 +492,27 @@ def _ungrouped(node: Convolution) -> np.ndarray:
     return weight
 
 
-def _neurons(nir: Any, node: Population, dt: float) -> Any:
-    """The IF or LIF of a population, with a resistance of 1; ``dt`` is in seconds."""
+def _neurons(nir: Any, node: Population, dt: float, unit_resistance: bool) -> Any:
+    """The IF or LIF of a population; ``dt`` is in seconds."""
     # NIR has a number of each kind for every neuron.
     ones = np.ones(node.shape, np.float32)
     zeros = np.zeros(node.shape, np.float32)
     threshold = ones * np.float32(node.threshold)
     fields = {
-        "r": ones,
         # NIR fires at v > v_threshold, and v > (the number below V) is v >= V.
         "v_threshold": np.nextafter(threshold, zeros),
         "v_reset": zeros,
         "metadata": _extensions(node),
     }
     if node.leak is None:
-        return nir.IF(**fields)
-    tau = np.broadcast_to(dt / (1 - node.leak), node.shape)
-    return nir.LIF(tau=_float32(tau), v_leak=zeros, **fields)
+        return nir.IF(r=ones, **fields)
+    steps_of_decay = np.broadcast_to(1 / (1 - node.leak), node.shape)  # tau / dt
+    return nir.LIF(
+        tau=_float32(dt * steps_of_decay),
+        r=ones if unit_resistance else _float32(steps_of_decay),
+        v_leak=zeros,
+        **fields,
+    )
 
 
 def _extensions(node: Population) -> dict[str, Any]:
