@@ -166,7 +166,7 @@ def rotation(
     >>> rotate = rotation(fn, params, x, steps=6, code=snnjax.codes.radix())
     >>> print(rotate)
     site          block  J       J rotated
-    down/encoder  16     0.0028  0.0022     rotated
+    down/encoder  16     0.0027  0.0022     rotated
     1 of 1 sites are rotated
     >>> rotated_fn, rotated_params = rotate(fn, params)
     >>> difference = fn(params, x) - rotated_fn(rotated_params, x)

@@ -383,7 +383,8 @@ def shortest_sufficient_wait(
         shortest: wait that is tried first.
         longest: wait whose error is the reference.
         predicted_error: an estimate of the longest wait's error. If the shortest wait
-            is sufficient by it, the longest is not measured. None: no estimate.
+            is sufficient by it, and its error is below a twentieth so that little can
+            be lost, the longest is not measured. None: no estimate.
 
     Returns:
         The wait, and the errors that were measured, by wait.
@@ -405,7 +406,8 @@ def shortest_sufficient_wait(
 
     if predicted_error is None:
         predicted_error = 0.0  # so that only a negligible error is sufficient
-    if is_sufficient(shortest, predicted_error):
+    has_little_to_lose = errors[shortest] <= _ADDED_ERROR
+    if has_little_to_lose and is_sufficient(shortest, predicted_error):
         return shortest, errors
     # From here on, the reference is measured. By it the shortest may suffice after all.
     errors[longest] = error_at(longest)

@@ -71,9 +71,9 @@ def tie_margin(sizes: np.ndarray) -> float:
     """What decides a tie, over V_th: a potential that is lower by it counts as a tie.
 
     XLA may compute a step once for its spikes and again for its state. A product with a
-    size that is no power of 2 is rounded, in each of them otherwise, so that a tie would
-    be a spike in one of them and none in the other. The margin is above that rounding,
-    and small beside the size of the last spike.
+    size that is no power of 2 is rounded differently in the two, so that a tie would be
+    a spike in one of them and none in the other. The margin is above that rounding, and
+    small beside the size of the last spike.
 
     Args:
         sizes: T w_t, [T].

@@ -1,10 +1,11 @@
 """The ANN of all calibration images, and the effect of an error on its outputs.
 
-    w[n, p] = mean over channels of (d (r[n] y[n]) / d a[n, p])^2 / mean of |y|^2
+    w[n, p] = mean over channels of (d (r[n] y[n] / s) / d a[n, p])^2 / size of y[n]
 
-a is the activation of a site for image n at position p, y the outputs of the ANN, r
-random signs. The expected w is the mean over channels of sum_k (d y_k / d a)^2, the
-diagonal of the Gauss-Newton matrix, over the size of y. So the errors of all sites are
+a is the activation of a site for image n at position p, y the outputs of the ANN, s the
+sizes of their columns (``columns.py``), r random signs. The expected w is the mean over
+channels and outputs of (d y / d a)^2 / s^2, of which the first factor is the diagonal
+of the Gauss-Newton matrix. So the errors of all sites are
 on one scale, that of `snnjax.conversion.engine.outputs`. One backward pass gives w for
 all sites. Source of the estimate by random signs: Hutchinson, 1990; of its use: ours.
 """
@@ -21,6 +22,7 @@ import numpy as np
 
 from snnjax._arrays import by_numpy_or_xla, namespace, wide
 from snnjax._programs import jit
+from snnjax.conversion.engine.columns import column_sizes, column_squares
 from snnjax.conversion.engine.segments import Results, ann_work
 from snnjax.conversion.images import MicroBatch
 from snnjax.network.equations import Network, Values
@@ -69,27 +71,42 @@ def pass_ann(
         with_effects: whether the effects w are computed.
     """
     # An output that does not depend on the images has no error.
-    has_error = tuple(variable in network.dependent for variable in network.outputs)
-    results = []
-    effects = []
-    sizes = []
-    for batch in batches:
-        batch_results, batch_effects, batch_size = _run_all_stages(
+    has_error = []
+    columns = []  # of each output that has an error
+    for variable in network.outputs:
+        aval = network.avals[variable]
+        is_floating = jnp.issubdtype(aval.dtype, jnp.floating)
+        has_error.append(is_floating and variable in network.dependent)
+        if has_error[-1]:
+            columns.append(aval.shape[-1] if aval.shape else 1)
+
+    def run(batch: MicroBatch, sizes: list[Any]) -> tuple[list[Results], Effects, list]:
+        return _run_all_stages(
             tuple(stages),
-            has_error,
+            tuple(has_error),
             keep_results,
             with_effects,
             network.arguments(params, batch.images),
             # An image has the same signs whatever micro-batch it is in.
             np.asarray(batch.numbers, np.int32),
+            sizes,
         )
+
+    sizes = [np.ones(count, np.float32) for count in columns]
+    if with_effects:
+        # The program runs twice: what errors are measured in follows from all images. A
+        # program for the first time alone would take longer to compile.
+        totals = [run(batch, sizes)[2] for batch in batches]
+        sizes = _sizes_of_all(sum(len(batch.numbers) for batch in batches), totals)
+    results = []
+    effects = []
+    for batch in batches:
+        batch_results, batch_effects, _ = run(batch, sizes)
         results.append(batch_results)
         effects.append(batch_effects)
-        sizes.append(batch_size)
     if not with_effects:
         return AnnPass(results, effects={})
-    image_count = sum(len(batch.numbers) for batch in batches)
-    return AnnPass(results, _over_output_size(image_count, effects, sizes, unseen))
+    return AnnPass(results, _usable(effects, unseen))
 
 
 @functools.partial(jit, static_argnums=range(4))
@@ -100,8 +117,13 @@ def _run_all_stages(
     with_effects: bool,
     inputs: Values,
     image_numbers: jax.Array,
-) -> tuple[list[Results], Effects, Any]:
-    """Results of all stages, squared gradients of r y, and the sum of |y|^2."""
+    sizes: list[jax.Array],
+) -> tuple[list[Results], Effects, list[jax.Array]]:
+    """Results of all stages, squared gradients of r y / s, and sums of y^2.
+
+    Args:
+        sizes: s^2 of the columns of each output that has an error, [K].
+    """
     sites = {stage.site.name: stage.site for stage in stages if stage.site is not None}
 
     def run(errors: Effects) -> tuple[list[jax.Array], list[Results]]:
@@ -129,50 +151,44 @@ def _run_all_stages(
         outputs = []
         network_outputs = stage_results[-1].outputs
         for output, output_has_error in zip(network_outputs, has_error, strict=True):
-            if output_has_error and jnp.issubdtype(output.dtype, jnp.floating):
+            if output_has_error:
                 outputs.append(output)
         return outputs, stage_results
 
     if not with_effects:
         _, stage_results = run({})
-        return stage_results, {}, None
+        return stage_results, {}, []
     no_errors = {
         name: jnp.zeros((len(image_numbers), *site.shape), site.dtype)
         for name, site in sites.items()
     }
     outputs, transpose, stage_results = jax.vjp(run, no_errors, has_aux=True)
-    signs, size = _signs_of_outputs(outputs, image_numbers)
+    totals = [column_squares(wide(output)).sum(0) for output in outputs]
+    signs = _signs_of_outputs(outputs, sizes, image_numbers)
     (gradients,) = transpose(signs)
     effects = {}
     for name, gradient in gradients.items():
         squares = jnp.square(gradient.astype(jnp.float32))
         effects[name] = squares.mean(sites[name].channel, keepdims=True)
-    return stage_results if keep_results else [], effects, size
+    return stage_results if keep_results else [], effects, totals
 
 
 def _signs_of_outputs(
-    outputs: list[jax.Array], image_numbers: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
-    """The cotangents r of all outputs, and the sum of |y|^2 over these images.
+    outputs: list[jax.Array], sizes: list[jax.Array], image_numbers: jax.Array
+) -> list[jax.Array]:
+    """The cotangents r / s of all outputs, over the root of how many numbers they are.
 
-    Several outputs count alike: the signs of each are divided by its own size in these
-    images, and the sum is then the number of images times that of the outputs.
+    So all columns of an output count alike, and so do all outputs.
     """
-    image_count = len(image_numbers)
     signs = []
-    squares = []
     position = 0  # of the first number of an output among all numbers of an image
-    for output in outputs:
-        signs.append(_random_signs(output, image_numbers, position))
-        squares.append(jnp.square(wide(output)).sum().astype(jnp.float32))
-        position += math.prod(output.shape[1:])
-    if len(outputs) == 1:
-        return signs, squares[0]
-    normalized_signs = []
-    for sign, square in zip(signs, squares, strict=True):
-        root = jnp.sqrt(jnp.where(square > 0, square, 1) / image_count)
-        normalized_signs.append(sign / root.astype(sign.dtype))
-    return normalized_signs, jnp.float32(image_count * len(outputs))
+    for output, size in zip(outputs, sizes, strict=True):
+        count = math.prod(output.shape[1:])
+        root = jnp.sqrt(size * (count * len(outputs))).astype(output.dtype)
+        sign = _random_signs(output, image_numbers, position)
+        signs.append((sign.reshape(-1, len(root)) / root).reshape(output.shape))
+        position += count
+    return signs
 
 
 def _random_signs(
@@ -197,31 +213,33 @@ def _hash(h: jax.Array) -> jax.Array:
 
 
 @functools.partial(by_numpy_or_xla, static=1)
-def _over_output_size(
-    image_count: int,
-    effects: Sequence[Effects],
-    sizes: Sequence[jax.Array],
-    unseen: Sequence[Any],
+def _sizes_of_all(count: int, totals: list[list[Any]]) -> list[Any]:
+    """s^2 of the columns of each output, from the sums of every micro-batch."""
+    by_output = zip(*totals, strict=True)
+    return [column_sizes(functools.reduce(operator.add, t), count) for t in by_output]
+
+
+@by_numpy_or_xla
+def _usable(
+    effects: Sequence[Effects], unseen: Sequence[Any]
 ) -> dict[str, list[jax.Array]]:
-    """Site name -> the effects of each micro-batch, over the mean |y|^2.
+    """Site name -> the effects of each micro-batch.
 
     An effect that is not finite, as the gradient of a root at 0, becomes 0. Where a
     site has no effect at all, errors count alike, and so much that no price matters.
     Unseen images have no effect in any case.
     """
-    xp = namespace(sizes[0])
-    size = functools.reduce(operator.add, sizes) / image_count
-    size = xp.where(size > 0, size, 1)
 
-    def scaled(*parts: jax.Array) -> list[jax.Array]:
-        usable = [xp.where(xp.isfinite(part), part, 0) for part in parts]
-        total = functools.reduce(operator.add, [part.sum() for part in usable])
+    def usable(*parts: jax.Array) -> list[jax.Array]:
+        xp = namespace(parts[0])
+        finite_parts = [xp.where(xp.isfinite(part), part, 0) for part in parts]
+        total = functools.reduce(operator.add, [part.sum() for part in finite_parts])
         is_usable = xp.isfinite(total) & (total > 0)
-        scaled_parts = []
-        for part, is_unseen in zip(usable, unseen, strict=True):
-            effect = xp.where(is_usable, part / size, 1)
+        usable_parts = []
+        for part, is_unseen in zip(finite_parts, unseen, strict=True):
+            effect = xp.where(is_usable, part, 1)
             is_unseen = is_unseen.reshape(-1, *[1] * (part.ndim - 1))
-            scaled_parts.append(xp.where(is_unseen, 0, effect))
-        return scaled_parts
+            usable_parts.append(xp.where(is_unseen, 0, effect))
+        return usable_parts
 
-    return jax.tree.map(scaled, *effects)
+    return jax.tree.map(usable, *effects)

@@ -1,8 +1,9 @@
 """The outputs of an SNN beside those of its ANN: error and spikes of each image.
 
-    e[n] = sum |y_snn[n] - y_ann[n]|^2 / mean over images of sum |y_ann|^2
+    e[n] = mean over columns k of (y_snn[n, k] - y_ann[n, k])^2 / s[k]^2
 
-y_snn is the value after T steps. Of several outputs e is the mean.
+y_snn is the value after T steps, and s the size of a column (``columns.py``). Of
+several outputs e is the mean.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from snnjax._arrays import by_numpy_or_xla, wide_dtype
 from snnjax._checks import all_are_finite, check_finite
 from snnjax.calibrators.running import answer
 from snnjax.conversion.engine.calibration import Boundary, Calibration
+from snnjax.conversion.engine.columns import column_sizes, column_squares
 from snnjax.snn import check_weights
 
 
 class Squares(NamedTuple):
-    """Sums over an output of each image: |y_snn - y_ann|^2, and |y_ann|^2, [N]."""
+    """`column_squares` of y_snn - y_ann and of y_ann, [N, K]."""
 
     missing: Any
     size: Any
@@ -34,16 +36,16 @@ def image_errors(squares: Sequence[Squares], images: Any) -> np.ndarray:
         squares: of each output that has an error; may be empty.
         images: a mask [N] or a slice.
 
-    >>> one_output = [Squares(np.array([1.0, 2, 3]), np.array([4.0, 4, 4]))]
-    >>> print(image_errors(one_output, slice(2)))
+    >>> squares = Squares(np.array([[1.0], [2], [3]]), np.array([[4.0], [4], [4]]))
+    >>> print(image_errors([squares], slice(2)))
     [0.25 0.5 ]
     """
     errors = []
     for missing, size in squares:
-        mean_size = size[images].mean()
         # Squares that float32 does not hold give NaN, which the caution then names.
         with np.errstate(invalid="ignore"):
-            errors.append(missing[images] / (mean_size if mean_size > 0 else 1))
+            size_of_columns = column_sizes(size[images].sum(0), len(size[images]))
+            errors.append((missing[images] / size_of_columns).mean(1))
     # Outputs without an error are as they are in the ANN.
     return np.mean(errors, axis=0) if errors else np.zeros(1)
 
@@ -73,7 +75,7 @@ def output_squares(calibration: Calibration, boundary: Boundary) -> list[Squares
         parts = sharding.gathered(squares_of_batches, calibration.batch_sharding)
         missing = np.concatenate([part.missing for part in parts])
         size = np.concatenate([part.size for part in parts])
-        joined.append(Squares(missing.astype(np.float64), size.astype(np.float64)))
+        joined.append(Squares(missing, size))
     return joined
 
 
@@ -100,11 +102,10 @@ def _answers(calibration: Calibration, outputs: Sequence[jax.Array]) -> list[jax
 
 @by_numpy_or_xla
 def _squares(output: Any, exact: Any) -> Squares:
-    """How far outputs [B, ...] of the SNN are from those of the ANN, and their size."""
+    """How far outputs [B, ..., K] of the SNN are from those of the ANN."""
     exact = exact.astype(wide_dtype(exact))
     missing = exact - output.astype(exact.dtype)
-    axes = tuple(range(1, exact.ndim))
-    return Squares(missing=(missing**2).sum(axes), size=(exact**2).sum(axes))
+    return Squares(missing=column_squares(missing), size=column_squares(exact))
 
 
 def spikes_per_neuron(calibration: Calibration, boundary: Boundary) -> float:

@@ -245,8 +245,8 @@ def check_streams(network: Network) -> None:
         problem = Problem(
             path=equation.path,
             operations=tuple(names),
-            reason="truth values, whole and complex numbers of an input that changes in "
-            "time have no running mean",
+            reason="truth values, whole and complex numbers of an input that changes "
+            "in time have no running mean",
             remedy="compute them outside fn and pass them as numbers, or use "
             "inputs='constant'",
         )
