@@ -85,10 +85,10 @@ class Row(NamedTuple):
 # ----------------------------------------------------------------------- networks
 
 
-def _normal(generator: np.random.Generator, *shape: int) -> jax.Array:
+def _normal(generator: np.random.Generator, *shape: int) -> np.ndarray:
     fan_in = np.prod(shape[:-1])
     kernel = generator.normal(size=shape) * np.sqrt(2 / fan_in)
-    return jnp.asarray(kernel, jnp.float32)
+    return kernel.astype(np.float32)
 
 
 def dense(activation: Callable[[jax.Array], jax.Array]) -> Network:
@@ -230,7 +230,7 @@ def trained(activation: Callable[[jax.Array, jax.Array], jax.Array]) -> Network:
             _normal(generator, _WIDTH, _WIDTH),
             _normal(generator, _WIDTH, 10),
         ],
-        "log_maxima": [jnp.zeros(()), jnp.zeros(())],
+        "log_maxima": [np.zeros((), np.float32), np.zeros((), np.float32)],
     }
 
     def function(params: Any, x: jax.Array) -> jax.Array:
@@ -308,35 +308,47 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 def error(network: Network, snn: snnjax.SNN) -> float:
     """The error of the outputs on the test inputs."""
-    exact = network.function(network.params, network.test_inputs)
-    answer = snnjax.spiking(network.function, answer=True)(snn, network.test_inputs)
+    exact = np.asarray(jax.jit(network.function)(network.params, network.test_inputs))
+    run = jax.jit(snnjax.spiking(network.function, answer=True))
+    answer = np.asarray(run(snn, network.test_inputs))
     return float(((answer - exact) ** 2).sum() / (exact**2).sum())
+
+
+def errors_by_recipe(
+    network: Network, count: int, code: snnjax.codes.Code, steps: int
+) -> dict[str, float]:
+    """The error of the default and of the plain recipes, fitted to ``count`` inputs."""
+    recipes: dict[str, snnjax.Recipe | None] = {"default": None}
+    for name, recipe in PLAIN.items():
+        recipes[name] = recipe()
+    errors = {}
+    for name, recipe in recipes.items():
+        snn = snnjax.convert(
+            network.function,
+            network.params,
+            network.inputs[:count],
+            steps=steps,
+            code=code,
+            recipe=recipe,
+        )
+        errors[name] = error(network, snn)
+    return errors
 
 
 def rows(
     names: Sequence[str], counts: Sequence[int], codes: Sequence[str]
 ) -> Iterator[Row]:
     """A `Row` for each network, number of inputs and code."""
-    recipes: dict[str, snnjax.Recipe | None] = {"default": None}
-    for name, recipe in PLAIN.items():
-        recipes[name] = recipe()
     for name in names:
         network = NETWORKS[name]()
         for count in counts:
             for code_name in codes:
                 code, all_steps = STEPS[code_name]
-                errors: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+                errors: dict[str, list[float]] = {}
                 for steps in all_steps:
-                    for recipe_name, recipe in recipes.items():
-                        snn = snnjax.convert(
-                            network.function,
-                            network.params,
-                            network.inputs[:count],
-                            steps=steps,
-                            code=code,
-                            recipe=recipe,
-                        )
-                        errors[recipe_name].append(error(network, snn))
+                    new = errors_by_recipe(network, count, code, steps)
+                    for recipe_name, recipe_error in new.items():
+                        errors.setdefault(recipe_name, []).append(recipe_error)
                 yield Row(name, count, code_name, errors)
         jax.clear_caches()
 
