@@ -40,6 +40,14 @@ def pytest_configure(config):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items):
+    """Pages of the documentation are thorough tests; README and docstrings are not."""
+    for item in items:
+        if item.path.parent.name == "docs":
+            item.add_marker("thorough")
+
+
 @pytest.fixture(scope="module")
 def optimized():
     """Programs as users have them, for what depends on their bits or their speed."""

@@ -50,6 +50,17 @@ def converted(fn, params, x, **options):
     return snnjax.convert(fn, params, x, **options)
 
 
+def squared_error(fn, params, snn, x):
+    """Mean square of what the mean outputs of an SNN lack, by one program."""
+
+    @jax.jit
+    def run(params, snn, x):
+        residual = snnjax.spiking(fn)(snn, x).mean(0) - fn(params, x)
+        return jnp.square(residual).mean()
+
+    return float(run(params, snn, x))
+
+
 def simulated(fn, params, x, new_x=None, **options):
     """Outputs [T, B, ...] of an SNN in NumPy, and the outputs [B, ...] of its ANN.
 

@@ -13,6 +13,7 @@ STEPS = 16
 # Their parts are those of others here, or of the published networks (test_models.py).
 LONG = ("BERT", "Conformer", "EfficientNet", "Inception", "MLP Mixer", "RegNetY")
 LONG += ("T5", "ViT")
+QUICK = ("GPT", "Llama", "MobileNet v2", "PointNet", "U Net")
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.bias_shift()  # which rounds
 
@@ -25,12 +26,15 @@ def test_the_page_of_networks_lists_them():
         assert name in listed or library in ("scanned", "nnx", "equinox"), name
 
 
+def marks(name):
+    if name in LONG:
+        return [pytest.mark.slow]
+    return [] if name in QUICK else [pytest.mark.thorough]
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
-        for name in ARCHITECTURES
-    ],
+    [pytest.param(name, marks=marks(name)) for name in ARCHITECTURES],
 )
 def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
     if name == "equinox transformer":

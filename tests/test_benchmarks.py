@@ -105,11 +105,13 @@ def test_calibration_reads_the_images_five_times(small, out):
     assert side["passes"] == pytest.approx(5 * side["over_t"])
 
 
+@pytest.mark.thorough
 def test_a_cold_start_counts_programs_and_seconds_of_compilation(out):
     (side,) = cold_start.main(["--quick", "--out", str(out)])["sides"].values()
     assert side["programs"] > 0 and 0 < side["compile_seconds"] < side["seconds"]
 
 
+@pytest.mark.thorough
 def test_missing_peers_of_the_converted_cnn_have_a_reason(monkeypatch, out):
     peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
     prepare = functools.partial(converter_cnn.prepare, steps=16, batch=2, size=8)
@@ -122,6 +124,7 @@ def test_missing_peers_of_the_converted_cnn_have_a_reason(monkeypatch, out):
     assert "not installed" in out.with_suffix(".md").read_text()
 
 
+@pytest.mark.thorough
 def test_equal_accuracy_compares_modes_that_lose_no_more(
     small, light, monkeypatch, tmp_path, out
 ):
@@ -140,6 +143,7 @@ def test_equal_accuracy_compares_modes_that_lose_no_more(
     assert all(sides[name]["facts"]["steps"] == 2 for name in equal_accuracy.SNNJAX)
 
 
+@pytest.mark.thorough
 def test_networks_of_mlperf_tiny_have_a_row_each(light, monkeypatch, tmp_path, out):
     """Networks of two channels, random recordings, and noise for CIFAR-10."""
     rng = np.random.default_rng(0)
@@ -182,6 +186,7 @@ def test_networks_of_mlperf_tiny_have_a_row_each(light, monkeypatch, tmp_path, o
     assert mlperf_tiny.main(line)["sides"] == sides
 
 
+@pytest.mark.thorough
 def test_a_graph_of_nir_is_tested_on_recordings_of_nmnist(light, tmp_path, out):
     nir = pytest.importorskip("nir")
     rng = np.random.default_rng(0)
@@ -211,6 +216,7 @@ def test_a_graph_of_nir_is_tested_on_recordings_of_nmnist(light, tmp_path, out):
     assert {"snnjax, reset zero", "snnjax, reset subtract"} < sides.keys()
 
 
+@pytest.mark.thorough
 def test_akida_computes_floats_and_whole_numbers_alike(small, monkeypatch, out):
     line = ["--quick", "--out", str(out)]
     ann, akida = on_chips.main(line)["sides"].values()
@@ -219,6 +225,7 @@ def test_akida_computes_floats_and_whole_numbers_alike(small, monkeypatch, out):
     assert len(on_chips.main(line)["sides"]) == 2
 
 
+@pytest.mark.thorough
 def test_files_of_loihi_and_speck_are_checked_against_whole_numbers(
     monkeypatch, tmp_path, out
 ):
@@ -273,6 +280,7 @@ def test_files_of_loihi_and_speck_are_checked_against_whole_numbers(
     assert sum(name.startswith("Loihi 1, MobileNet: ") for name in compared) == 4
 
 
+@pytest.mark.thorough
 def test_files_of_an_lsnn_are_checked_against_whole_numbers(tmp_path, monkeypatch, out):
     rng = np.random.default_rng(0)
     for name, shape in zip(silicon_lsnn.WEIGHTS, silicon_lsnn.SHAPES, strict=True):
@@ -296,6 +304,7 @@ def test_a_spike_on_speck_costs_more_than_its_additions(out):
         assert 10 * operations["most"] < row["most"] < memory["most"] < row["fewest"]
 
 
+@pytest.mark.thorough
 def test_a_transformer_on_phrases_has_rows_of_ann_and_spikes(
     light, monkeypatch, tmp_path, out
 ):

@@ -175,7 +175,8 @@ RADIX = snnjax.codes.radix()
 RATE = snnjax.codes.rate()
 BUDGETS = [(T, RATE) for T in (1, 2, 4, 8, 32, 128, 512)]
 BUDGETS += [(T, RADIX) for T in (1, 2, 3, 4, 6, 8, 12)]
-QUICK_BUDGETS = [(128, RATE), (4, RADIX), (12, RADIX)]
+QUICK_BUDGETS = [(4, RADIX)]
+THOROUGH_BUDGETS = [(128, RATE), (12, RADIX)]
 REPLACED = (
     snnjax.light(),
     snnjax.light("channel"),
@@ -202,7 +203,9 @@ def budget_cases():
     for fn in SHAPES:
         for steps, code in BUDGETS:
             marks = []
-            if fn is not dense or (steps, code) not in QUICK_BUDGETS:
+            if fn is dense and (steps, code) in THOROUGH_BUDGETS:
+                marks.append(pytest.mark.thorough)
+            elif fn is not dense or (steps, code) not in QUICK_BUDGETS:
                 marks.append(slow)
             if (fn, steps, code) in MISSED:
                 marks.append(pytest.mark.xfail(strict=True, raises=AssertionError))
@@ -285,6 +288,7 @@ def test_a_barrier_between_stages_changes_no_parameter(monkeypatch):
     chex.assert_trees_all_equal(without.neurons, behind_every_stage.neurons)
 
 
+@pytest.mark.thorough
 def test_what_the_outputs_do_not_depend_on_changes_no_fit():
     """Other numbers at padded positions give the same neurons and weights.
 

@@ -230,6 +230,7 @@ def test_a_value_that_is_infinite_before_any_spike_is_0_there():
     np.testing.assert_allclose(outputs.mean(0), np.log(x), atol=0.3)
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_the_executions_is_one_and_finite():
     snn = spiking_network(codes.radix(), MODELS[2])
 

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import denoising
 
 
+@pytest.mark.thorough
 def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(denoising, "UNet", functools.partial(denoising.UNet, 8))
     monkeypatch.setattr(denoising, "TEST", 50)
@@ -31,6 +32,7 @@ def test_a_unet_keeps_what_it_removes(tmp_path, monkeypatch, capsys):
     assert "holds another training" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_network_reads_images_of_other_sizes():
     model = denoising.UNet(features=2)
     for size in ((8, 8), (12, 16)):

@@ -79,6 +79,7 @@ def site(tmp_path_factory):
 
 
 @SITE
+@pytest.mark.thorough
 def test_the_reference_shows_functions_with_examples_and_whole_sentences(site):
     pages = {file.stem: file.read_text() for file in (site / "api").glob("*.html")}
     assert 'id="snnjax.integrate_and_fire"' in pages["snnjax"]

@@ -65,6 +65,7 @@ def test_without_its_weights_the_sentence_encoder_says_what_to_install(monkeypat
         example.load()
 
 
+@pytest.mark.thorough
 def test_thresholds_of_the_conversion_are_near_the_best(capsys):
     factors, accuracies = vmap_thresholds.main()
     (converted,) = np.asarray(accuracies)[np.asarray(factors) == 1]
@@ -73,6 +74,7 @@ def test_thresholds_of_the_conversion_are_near_the_best(capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(factors)
 
 
+@pytest.mark.thorough
 def test_encoder_and_head_learn_together(capsys):
     first_loss, last_loss, accuracy = inside_a_program.main()
     assert last_loss < 0.1 * first_loss

@@ -51,6 +51,7 @@ def facts_of(config):
     return json.loads((Path(config.out) / "metrics.json").read_text())
 
 
+@pytest.mark.thorough
 def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     config, results, _ = converted
     ann = facts_of(config)["ann_accuracy"]

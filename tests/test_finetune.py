@@ -67,6 +67,7 @@ def leaves(folder):
     return jax.tree.leaves(load_snn(folder).snn)
 
 
+@pytest.mark.thorough
 def test_training_gains_on_the_conversion_and_writes_all_files(finished, source, data):
     config, (start, last) = finished
     assert (start.recipe, last.recipe) == ("light", "light, 2 epochs")
@@ -98,6 +99,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     assert convert.restore(again, data=data) == last.final
 
 
+@pytest.mark.thorough
 def test_training_through_the_rounding_gains_on_the_rounded_conversion(
     finished, data, tmp_path
 ):
@@ -117,6 +119,7 @@ def test_training_through_the_rounding_gains_on_the_rounded_conversion(
         convert.restore(again, data=data)
 
 
+@pytest.mark.thorough
 def test_devices_share_a_run_that_keeps_averages_and_holds_images_back(
     finished, source, data, tmp_path
 ):
@@ -153,6 +156,7 @@ def test_running_averages_are_not_rounded_to_bfloat16(source, data):
     assert not np.array_equal(mean, mean.astype(jnp.bfloat16))
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_killed_ends_in_the_same_bits(finished, data, monkeypatch):
     config, (_, last) = finished
     killed = Path(config.out).with_name("killed")

@@ -837,6 +837,7 @@ def test_the_closed_form_of_digits_has_the_outputs_of_a_chip():
         np.testing.assert_allclose(closed, trace.outputs.mean(0), 1e-5, 1e-5)
 
 
+@pytest.mark.thorough
 def test_training_through_the_rounding_recovers_few_bits():
     """Adam on float weights: the loss falls, and a chip computes what was trained."""
     integers, snn = tiny(2, code=RADIX, levels=(-1, 1), wait=1)

@@ -80,6 +80,7 @@ def test_a_step_with_a_cache_is_the_network_converted_once(model, params):
         np.testing.assert_allclose(whole, by_token, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_local_block_reads_its_window_and_another_one_all_earlier_tokens():
     """The last logits depend on the first token through a block that reads it."""
 
@@ -95,6 +96,7 @@ def test_a_local_block_reads_its_window_and_another_one_all_earlier_tokens():
     assert difference(MODEL._replace(period=2, window=2)) > 0  # the second reads all
 
 
+@pytest.mark.thorough
 def test_a_narrow_readout_has_the_squared_error_of_the_logits():
     narrow = benchmark.with_narrow_readout(PARAMS)
     assert narrow["readout"].shape == (16, 16)
@@ -105,6 +107,7 @@ def test_a_narrow_readout_has_the_squared_error_of_the_logits():
     np.testing.assert_allclose(*sums, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_benchmark_continues_with_the_rows_that_a_file_lacks(
     tmp_path, monkeypatch, capsys
 ):

@@ -92,6 +92,7 @@ def test_a_network_runs_without_knowing_how_it_was_captured():
         assert not captures or module.name == "__init__.py", module
 
 
+@pytest.mark.thorough
 def test_deploy_is_a_door_that_opens_when_it_is_used():
     """No other part imports it, and its own parts import one way."""
     folder = FOLDER / "deploy"

@@ -79,6 +79,7 @@ AT_A_SITE = [  # model and wait
 ]
 
 
+@pytest.mark.thorough
 def test_spikes_are_those_of_the_oracle():
     parameters = [params(neuron) for neuron, _ in AT_A_SITE]
     into = np.asarray(eighths(2, (STEPS, 6, 4), -40, 41))  # they fire often, both ways

@@ -236,6 +236,7 @@ def equinox_recurrent(cell_name):
         pytest.param(equinox_recurrent, "LSTMCell", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thorough
 def test_recurrent_cells_of_other_libraries_spike_as_the_loop_of_their_turns(
     build, cell
 ):

@@ -178,6 +178,7 @@ def test_digits_and_first_spikes_send_the_value_that_the_papers_say():
         assert [np.flatnonzero(train).tolist() for train in spikes.T] == expected
 
 
+@pytest.mark.thorough
 def test_more_steps_are_more_accurate():
     outputs = network(PARAMS, IMAGES)
 
@@ -225,6 +226,7 @@ def methods_in(table):
     return [row.split("|")[2].strip() for row in table.splitlines()[2:]]
 
 
+@pytest.mark.thorough
 def test_a_run_adds_the_rows_that_are_missing(config, monkeypatch, capsys):
     assert methods_in(methods.run(config)) == ["soft reset", "canonic"]
     folder = Path(config.out) / "source"

@@ -449,6 +449,7 @@ def test_a_network_is_saturated_by_images_of_a_larger_scale():
 
 
 @pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
+@pytest.mark.thorough
 def test_thresholds_that_suit_a_network_saturate_no_site(code):
     """One step clips most, since a neuron then sends a single value."""
     for recipe in (snnjax.light(), snnjax.light("layer"), snnjax.max_activation()):

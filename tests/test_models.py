@@ -18,6 +18,7 @@ def _shape(name):
     return (2, 8, 8, 1) if name == "digits_resnet" else (2, 32, 32, 3)
 
 
+@pytest.mark.thorough
 def test_every_model_has_logits_and_norms_only_if_it_is_asked():
     """Of each family, in training and in inference; the next test has deeper ones."""
     deeper = {"resnet18", "resnet56"}

@@ -258,6 +258,7 @@ def test_a_scan_over_layers_is_the_loop_that_it_stands_for():
     "cell",
     [nn.GRUCell(4), pytest.param(nn.LSTMCell(4), marks=pytest.mark.slow)],
 )
+@pytest.mark.thorough
 def test_a_scan_over_time_spikes_as_the_loop_that_it_stands_for(cell):
     def classes(p, state):
         return nn.relu(state) @ p["out"]
@@ -519,6 +520,7 @@ def test_a_graph_network_takes_maxima_over_the_edges_of_its_graph(network):
 
 
 @pytest.mark.parametrize("network", [largest_messages, graph_attention])
+@pytest.mark.thorough
 def test_finetune_trains_a_graph_network(network):
     fn = jax.vmap(network, in_axes=(None, 0))
     params = graph_params()

@@ -101,6 +101,7 @@ with devices.together():
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_convert_and_simulate_as_one_does():
     # Only the first one prints.
     assert finish(pythons(["-c", WORK])) == ["(2, 8, 3) True\n", ""]

@@ -245,6 +245,7 @@ def write_cochlea(folder, name, parts, per_part=40):
             file["extra/speaker"] = np.arange(per_part) // 4
 
 
+@pytest.mark.thorough
 def test_shd_and_ssc_train_by_their_presets(tmp_path):
     write_cochlea(tmp_path, "shd", ("train", "test"))
     shd = data.load_cochlea(tmp_path, "shd", 10)
@@ -351,6 +352,7 @@ def test_copies_and_recordings_without_a_speaker_are_reported(tmp_path):
 # ----------------------------------------------------------------------- training
 
 
+@pytest.mark.thorough
 def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
     digits, tmp_path
 ):
@@ -365,6 +367,7 @@ def test_neurons_have_leaks_of_their_own_and_temperatures_follow_a_line(
         run(tmp_path / "one", digits, temperatures=(1.0,), dataset="digits")
 
 
+@pytest.mark.thorough
 def test_a_trained_recurrent_network_is_tested_in_whole_numbers(digits, tmp_path):
     options = {"dataset": "digits", "width": 32, "epochs": 5}
     run(tmp_path, digits, **options)

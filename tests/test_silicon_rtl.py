@@ -189,6 +189,7 @@ def test_spikes_at_other_steps_are_mismatches():
         assert counts["mismatches"] == count
 
 
+@pytest.mark.thorough
 def test_the_command_writes_a_row_that_a_second_run_reads(
     monkeypatch, capsys, tmp_path
 ):

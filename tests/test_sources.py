@@ -226,6 +226,7 @@ LOGITS = json.loads((Path(__file__).parent / "golden/source_logits.json").read_t
 
 
 @pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.thorough
 def test_published_sources_give_the_logits_that_they_gave_in_pytorch(name):
     """Recorded from the modules of version 0.2 that these weights were trained as."""
     pytest.importorskip("safetensors")

@@ -9,6 +9,7 @@ import networks
 import numpy as np
 import pytest
 import reference
+from networks import squared_error
 
 import snnjax
 from snnjax import codes
@@ -144,8 +145,7 @@ def test_spikes_buy_accuracy():
     errors = []
     for price in (0.001, 0.1):
         snn = converted(recipe=snnjax.best(price=price), wait=3)
-        answers = snnjax.spiking(NET.fn)(snn, images()).mean(0)
-        errors.append(float(jnp.square(answers - NET.fn(NET.params, images())).mean()))
+        errors.append(squared_error(NET.fn, NET.params, snn, images()))
     assert errors[0] < 0.6 * errors[1]
 
 
@@ -204,8 +204,7 @@ def test_one_image_without_a_gradient_costs_no_accuracy():
         """Of the images 8 to 255, if this one takes the place of image 7."""
         x[7] = image
         snn = snnjax.convert(fn, params, x, steps=4, wait=3, code=codes.radix())
-        distance = snnjax.spiking(fn)(snn, x[8:]).mean(0) - fn(params, x[8:])
-        return float(jnp.square(distance).mean())
+        return squared_error(fn, params, snn, x[8:])
 
     error_of_usual_images = error(x[8])
     assert error(0) < 1.3 * error_of_usual_images
@@ -223,12 +222,10 @@ def test_the_wait_is_the_least_that_is_enough():
     )
     options = {"steps": 5, "code": codes.radix(), "recipe": recipe}
     chosen = snnjax.convert(rational, params, x, **options)
-    exact = rational(params, x)
     errors = {}
     for wait in range(1, 5):
         snn = snnjax.convert(rational, params, x, wait=wait, **options)
-        answers = snnjax.spiking(rational)(snn, x).mean(0)
-        errors[wait] = float(jnp.square(answers - exact).mean())
+        errors[wait] = squared_error(rational, params, snn, x)
     sufficient = [wait for wait, error in errors.items() if error <= 2 * errors[4]]
     assert chosen.wait == sufficient[0] > 1
     assert f"with wait {chosen.wait - 1}" in chosen.fit
@@ -293,8 +290,7 @@ def test_behind_a_norm_more_digits_do_not_replace_a_wait():
             code=codes.radix(),
             recipe=snnjax.Recipe(chain),
         )
-        residual = snnjax.spiking(fn)(snn, x).mean(0) - fn(params, x)
-        return float(jnp.square(residual).mean())
+        return squared_error(fn, params, snn, x)
 
     short_wait_error = error(steps=6, scale=1, wait=1)
     assert abs(error(steps=8, scale=1, wait=1) / short_wait_error - 1) < 0.05

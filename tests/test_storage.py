@@ -208,6 +208,7 @@ def test_a_file_names_no_folder_of_its_author(whole_file):
     assert jax.config.jax_traceback_in_locations_limit != 0  # only while it exports
 
 
+@pytest.mark.thorough
 def test_a_program_runs_where_the_network_is_unknown(whole_file, tmp_path):
     np.save(tmp_path / "x.npy", DENSE.x)
     subprocess.run(

@@ -44,6 +44,7 @@ def test_a_training_learns_logs_and_is_loaded(trained, digits):
     assert hits.mean() == pytest.approx(source.card["test_accuracy"])
 
 
+@pytest.mark.thorough
 def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
     trained, digits, tmp_path
 ):

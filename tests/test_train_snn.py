@@ -46,6 +46,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.thorough
 def test_a_training_learns_logs_and_draws(trained):
     out, snn = trained
     first, last = log = training_loop.read_log(out)
@@ -62,6 +63,7 @@ def test_a_training_learns_logs_and_draws(trained):
     assert all(n.threshold == CONFIG.threshold for n in snn.neurons.values())
 
 
+@pytest.mark.thorough
 def test_interrupted_training_ends_in_the_same_network(trained, digits):
     out, snn = trained
     killed = out.with_name("killed")

@@ -186,7 +186,8 @@ def _signs_of_outputs(
         count = math.prod(output.shape[1:])
         root = jnp.sqrt(size * (count * len(outputs))).astype(output.dtype)
         sign = _random_signs(output, image_numbers, position)
-        signs.append((sign.reshape(-1, len(root)) / root).reshape(output.shape))
+        columns = sign.reshape(-1, len(root))
+        signs.append((columns / root[None]).reshape(output.shape))
         position += count
     return signs
 
