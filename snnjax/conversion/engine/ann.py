@@ -70,15 +70,16 @@ def pass_ann(
             A pass without effects always returns them.
         with_effects: whether the effects w are computed.
     """
-    # An output that does not depend on the images has no error.
+    # An output that does not depend on the images, or is no float, has no error.
     has_error = []
     columns = []  # of each output that has an error
     for variable in network.outputs:
-        aval = network.avals[variable]
-        is_floating = jnp.issubdtype(aval.dtype, jnp.floating)
-        has_error.append(is_floating and variable in network.dependent)
-        if has_error[-1]:
-            columns.append(aval.shape[-1] if aval.shape else 1)
+        has_error.append(False)
+        if isinstance(variable, int) and variable in network.dependent:
+            aval = network.avals[variable]
+            if jnp.issubdtype(aval.dtype, jnp.floating):
+                has_error[-1] = True
+                columns.append(aval.shape[-1] if aval.shape else 1)
 
     def run(batch: MicroBatch, sizes: list[Any]) -> tuple[list[Results], Effects, list]:
         return _run_all_stages(
