@@ -61,7 +61,8 @@ def convert(
             ``jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))``, its
             devices share the work, in one process or in many.
         steps: T >= 1, for which the SNN is fitted.
-        recipe: what is fitted; `snnjax.best` by default. A mapping from site names or
+        recipe: what is fitted; `snnjax.best` by default, or plain thresholds where
+            images that no fit has used prefer them (``SNN.fit`` says so). A mapping from site names or
             patterns to recipes sets them by site: ``{"head/*": snnjax.light(), "*":
             snnjax.best()}``.
         model: of all sites, an integrate-and-fire neuron with reset by subtraction. By
