@@ -62,9 +62,9 @@ def convert(
             devices share the work, in one process or in many.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default, or plain thresholds where
-            images that no fit has used prefer them (``SNN.fit`` says so). A mapping from site names or
-            patterns to recipes sets them by site: ``{"head/*": snnjax.light(), "*":
-            snnjax.best()}``.
+            images that no fit has used prefer them (``SNN.fit`` says so). A mapping
+            from site names or patterns to recipes sets them by site: ``{"head/*":
+            snnjax.light(), "*": snnjax.best()}``.
         model: of all sites, an integrate-and-fire neuron with reset by subtraction. By
             default it is binary for rate coding; for other codes it has their levels,
             a dead zone of 2/3, and the last zone that costs least (`best`). With
