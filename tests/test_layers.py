@@ -150,8 +150,8 @@ def test_a_convolution_has_the_weights_and_windows_of_the_function(size):
     stored = [weight.size for weight in layers.weights]
     assert stored == [p["w"].size for p in net.params.values()]
     same, same_snn = deploy.as_function(layers)
-    outputs = same(same_snn.params, x)
-    for name, expected in net.fn(net.params, x).items():
+    outputs = jax.jit(same)(same_snn.params, x)
+    for name, expected in jax.jit(net.fn)(net.params, x).items():
         result = outputs[f"output/{name}"]
         np.testing.assert_allclose(result, expected, 1e-5, 1e-6, err_msg=name)
 
