@@ -364,6 +364,36 @@ def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
     assert outputs.shape == (4,)
 
 
+class Categorical:
+    """A distribution as other libraries have: its leaves are its arrays, if they are."""
+
+    def __init__(self, logits):
+        self.logits = logits
+        self.probabilities = jnp.exp(logits)
+
+
+def leaves_of(categorical):
+    is_array = isinstance(categorical.logits, jax.Array | np.ndarray)
+    return ([categorical.logits] if is_array else []), None
+
+
+jax.tree_util.register_pytree_node(
+    Categorical, leaves_of, lambda _, leaves: Categorical(*leaves)
+)
+
+
+def test_an_output_may_be_of_a_class_that_is_made_of_arrays_only():
+    def fn(w, x):
+        hidden = relu(x @ w)
+        return Categorical(hidden), hidden.sum(1)
+
+    w, x = eighths(2, (3, 6)), eighths(3, (64, 3))
+    snn = snnjax.convert(fn, w, x, steps=4)
+    policy, _ = networks.compiled(fn, answer=True)(snn, x)
+    assert isinstance(policy, Categorical)
+    assert policy.logits.shape == (64, 6)
+
+
 def test_an_output_that_does_not_depend_on_x_has_all_examples():
     def fn(w, x):
         return {"logits": relu(x @ w), "bias": jnp.broadcast_to(w[0], (len(x), 6))}

@@ -348,6 +348,18 @@ def test_best_does_not_lose_to_light_on_new_inputs_of_a_dense_network(wait):
     assert errors["best"] < errors["light"], errors
 
 
+def test_a_comparison_of_two_activations_causes_a_warning():
+    def unpooled(params, x):
+        hidden = jax.nn.relu(x @ params["w"])
+        largest = jnp.max(hidden, axis=1, keepdims=True)
+        return jnp.where(hidden == largest, hidden, 0)
+
+    params = {"w": networks.eighths(1, (5, 6))}
+    convert = functools.partial(snnjax.convert, steps=STEPS, recipe=RECIPES["light"])
+    with pytest.warns(UserWarning, match=r"two activations are equal \(eq\)"):
+        convert(unpooled, params, networks.eighths(2, (64, 5)))
+
+
 def test_few_calibration_images_cause_a_warning():
     def trace(net=NET, **options):
         run = functools.partial(snnjax.convert, net.fn, steps=STEPS, **options)
@@ -358,9 +370,11 @@ def test_few_calibration_images_cause_a_warning():
         best(images(63))
     with pytest.warns(UserWarning, match="biases .*are .* 63 .* recommended: 64 cal"):
         light(images(63))
+    recommended = snnjax.Recipe([calibrators.least_squares_threshold("layer")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         best(images(64))
+        trace(recipe=recommended)(images(63))
         net = NETWORKS["batch norm"]  # four images of 36 positions
         trace(net, recipe=RECIPES["light"])(net.x)
 

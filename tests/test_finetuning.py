@@ -221,6 +221,18 @@ def test_a_large_loss_may_go_on_if_it_is_large_from_the_beginning():
     assert len(log) == 2
 
 
+def batches_of(size):
+    """Examples that read their batch size from the scope around them."""
+
+    def batches(epoch):
+        return [(x[:size], labels[:size]) for x, labels in shuffled(epoch)]
+
+    return batches
+
+
+SIZE_CHANGED = r"with other examples \(changed: size\), seed. Give"
+
+
 def test_a_folder_belongs_to_one_training(snn, tmp_path):
     call = {"snn": snn, "folder": tmp_path, "depends_on": {"seed": 1}}
     finetune(**call)
@@ -228,6 +240,7 @@ def test_a_folder_belongs_to_one_training(snn, tmp_path):
     other = dataclasses.replace(snn, neurons={"Net/relu": threshold})
     own = {"loss": summed, "surrogate": snnjax.surrogate.arctan}
     fitted_to_more_steps = dataclasses.replace(snn, steps=3, fitted_to=None)
+    finetune(snn, batches_of(16), folder=tmp_path / "batches")
     other_labels = [(x, (labels + 1) % 3) for x, labels in BATCHES]
 
     for options, message in (
@@ -237,6 +250,7 @@ def test_a_folder_belongs_to_one_training(snn, tmp_path):
         ({"rules": optax.adam(0.1)}, "with other rules. Give"),
         ({"examples": other_labels}, "with other examples. Give"),
         ({"examples": shuffled}, "with other examples. Give"),
+        ({"examples": batches_of(8), "folder": tmp_path / "batches"}, SIZE_CHANGED),
         ({"teacher": teacher}, "with other teacher, share. Give"),
         ({"fn": lambda *arguments: NET.apply(*arguments)}, "with other fn. Give"),
         ({"depends_on": {"seed": 2}, **own}, "with other loss, options, seed. Give"),

@@ -341,7 +341,8 @@ def test_the_cost_of_a_rotated_site_is_that_of_the_rotated_network(name):
     for site_name, cost in rotation.rotated_costs.items():
         # The rotation does change the cost, so that the network's own would not do.
         assert abs(cost / rotation.costs[site_name] - 1) > 0.01
-        assert cost == pytest.approx(rotation_of_rotated.costs[site_name], rel=0.001)
+        # Rotated weights are rounded, which moves single spikes.
+        assert cost == pytest.approx(rotation_of_rotated.costs[site_name], rel=0.003)
 
 
 def test_a_rotated_network_is_saved_and_its_spikes_stay(tmp_path):

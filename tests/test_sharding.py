@@ -169,6 +169,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
     shared_x, shared_labels = on_devices((x, labels), kind=EXPLICIT)
     shared = convert(net.params, shared_x)
     assert_close(shared, alone)
+    assert list(shared.neurons) == list(alone.neurons)
     for leaf in jax.tree.leaves(shared):
         assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
     *values, shared_trains = results(shared, shared_x, shared_labels)

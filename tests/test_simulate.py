@@ -227,6 +227,18 @@ def test_latency_grows_with_depth():
     assert snnjax.latency(sites, steps=8, wait=8) == 32
 
 
+def test_examples_that_all_have_the_same_outputs_cause_a_warning():
+    fitted_to_large_images = snnjax.init(
+        lambda w, x: relu(x @ w), jnp.eye(4), VECTORS[:, :4], model=integrate_and_fire()
+    )
+    spiking_fn = snnjax.spiking(lambda w, x: relu(x @ w), steps=STEPS)
+    with pytest.warns(UserWarning, match="all 3 examples have the same outputs"):
+        spiking_fn(fitted_to_large_images, jnp.eye(3, 4) / 255)
+    # Equal examples have equal outputs, and large ones reach the thresholds.
+    spiking_fn(fitted_to_large_images, jnp.ones((3, 4)) / 255)
+    spiking_fn(fitted_to_large_images, jnp.eye(3, 4))
+
+
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
     shorter = outputs("dense", wait=0, execution=1)
     np.testing.assert_array_equal(outputs("dense", steps=11)[:STEPS], shorter)

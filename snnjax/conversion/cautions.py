@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import warn
 from snnjax._text import counted
 from snnjax.calibrators.corrections import FEW
 from snnjax.codes import Code
+from snnjax.network.equations import Network, spread_out
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import NeuronParams
@@ -112,6 +114,28 @@ def warn_of_unknown_error(error: float) -> None:
     )
 
 
+def warn_of_equal_activations(network: Network) -> None:
+    """Warn if the function asks whether two activations are equal.
+
+    Each is decoded with a rounding error of its own, so two that are equal in the ANN
+    may differ: ``where(w == w.max(), x, 0)`` then has no maximum at all.
+    """
+    for eq in spread_out(network.equations):
+        operands = set(eq.variables)
+        if eq.name not in ("eq", "ne") or len(operands) < 2:  # x != x asks for NaN
+            continue
+        dtypes = [network.avals[variable].dtype for variable in operands]
+        are_floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+        if are_floats and operands <= network.dependent:
+            place = f" in {eq.path!r}" if eq.path else ""
+            warn(
+                f"fn asks{place} whether two activations are equal ({eq.name}), and an "
+                "SNN decodes each with an error of its own, so that equal ones may "
+                "differ; recommended: compare indices, e.g. jnp.argmax, or ask for >="
+            )
+            return
+
+
 def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> None:
     """Warn where numbers of neurons are fitted to few samples: images x positions."""
     words = {
@@ -142,5 +166,6 @@ def warn_of_few_samples(snn: SNN, sites: Sequence[Site], image_count: int) -> No
         f"{' and '.join(fitted_words)} of {place} are fitted "
         f"to {counted(min(sample_counts), 'sample')} each, and may not suit new "
         f"images; recommended: {FEW} calibration images or more, or one threshold per "
-        "layer, e.g. snnjax.best('layer')"
+        "layer and nothing else, "
+        "snnjax.Recipe([snnjax.calibrators.least_squares_threshold('layer')])"
     )

@@ -128,6 +128,7 @@ def convert(
     # for training, and equal work must have equal equations: every call is inlined.
     network = capture(fn, params, shapes_of(images.arrays), inline_all=True)
     network = with_equal_turns(network)
+    cautions.warn_of_equal_activations(network)
     sites = [site for site in network.sites if site.fires]
     default_model = IntegrateAndFire(
         levels=code.levels, dead_zone=code.dead_zone(code.levels)
@@ -171,7 +172,10 @@ def convert(
     for name, parameters in snn.neurons.items():
         neurons[name] = jax.tree.map(as_jax_array, parameters)
     converted = dataclasses.replace(snn, neurons=neurons)
-    return sharding.on_mesh(converted, images.user_sharding).with_fit(snn.fit)
+    converted = sharding.on_mesh(converted, images.user_sharding)
+    # JAX sorts the names of a dict when it moves its arrays.
+    neurons = {name: converted.neurons[name] for name in neurons}
+    return dataclasses.replace(converted, neurons=neurons).with_fit(snn.fit)
 
 
 def _defaults(

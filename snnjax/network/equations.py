@@ -194,8 +194,10 @@ class Network(NamedTuple):
 
     def output_names(self) -> list[str]:
         """The path of each output in the function's result, "" if it is all of it."""
-        # A tree needs leaves before its paths can be listed; any will do.
-        tree = jax.tree_util.tree_unflatten(self.tree, self.outputs)
+        # A tree needs leaves before its paths can be listed. A class of the user's may
+        # ask them whether they are arrays.
+        leaves = [np.zeros(shape_of(self.avals, output)) for output in self.outputs]
+        tree = jax.tree_util.tree_unflatten(self.tree, leaves)
         return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
     def results(self, values: Values) -> Any:

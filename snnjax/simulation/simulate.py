@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax import sharding
-from snnjax._checks import called_as, check_examples, check_numbers, check_wait
-from snnjax._text import Named
+from snnjax._checks import called_as, check_examples, check_numbers, check_wait, warn
+from snnjax._text import Named, has_numbers
 from snnjax._trees import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code, rate
@@ -304,7 +305,38 @@ def simulate(sim: Simulation, snn: SNN, x: chex.ArrayTree, state: Any) -> Any:
         in_axes=(None, sim.batch_axis),
         out_axes=sim.output_axis,
     )
-    return run(snn, x)
+    outputs = run(snn, x)
+    _warn_of_equal_outputs(outputs, sim.output_axis, x, sim.batch_axis)
+    return outputs
+
+
+def _warn_of_equal_outputs(
+    outputs: Any, output_axis: int, x: chex.ArrayTree, batch_axis: int
+) -> None:
+    """Warn if examples that differ have the same outputs, as if no neuron fires.
+
+    Under `jax.jit` nothing is known of them, and so nothing is said.
+    """
+    if _are_equal(outputs, output_axis) and not _are_equal(x, batch_axis):
+        warn(
+            f"all {batch_of(x, batch_axis)} examples have the same outputs, so perhaps "
+            "no neuron fires. Give images of the same scale as those of the "
+            "conversion; snnjax.measure shows the rates of all sites"
+        )
+
+
+def _are_equal(tree: chex.ArrayTree, axis: int) -> bool:
+    """Whether all slices of each array along an axis are known to be equal."""
+    for leaf in jax.tree.leaves(tree):
+        if not has_numbers(leaf):  # it is traced, or other processes have a part
+            return False
+        slices = np.moveaxis(np.asarray(leaf), axis, 0)
+        # As a rule the first two differ, which spares the others.
+        if len(slices) < 2 or not (slices[1] == slices[0]).all():
+            return False
+        if not (slices[2:] == slices[0]).all():
+            return False
+    return True
 
 
 def _simulate_piece(

@@ -38,6 +38,31 @@ def digest(tree: Any) -> str:
     return hasher.hexdigest()[:16]
 
 
+def named_digests(function: Any) -> dict[str, str]:
+    """The digests of what a function reads from the scopes around it, by name.
+
+    Nothing is known of another value than a function.
+
+    >>> def scaled(factor):
+    ...     return lambda x: factor * x
+    >>> list(named_digests(scaled(2)))
+    ['factor']
+    """
+    wrapped = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(wrapped, types.FunctionType):
+        return {}
+    values = {}
+    for name in wrapped.__code__.co_names:
+        value = wrapped.__globals__.get(name)
+        if _is_digested(value, wrapped.__module__):
+            values[name] = value
+    cells = wrapped.__closure__ or ()
+    for name, cell in zip(wrapped.__code__.co_freevars, cells, strict=True):
+        with contextlib.suppress(ValueError):  # a name that is not bound yet
+            values[name] = cell.cell_contents
+    return {name: digest(value) for name, value in values.items()}
+
+
 def _add(hasher: Any, tree: Any, visited: set[int]) -> None:
     """Add a pytree to a digest.
 

@@ -20,7 +20,7 @@ from snnjax._checks import check_on_host
 from snnjax._progress import shown
 from snnjax._ranges import COUNT
 from snnjax._text import counted
-from snnjax.training.identity import digest
+from snnjax.training.identity import digest, named_digests
 
 _State = TypeVar("_State")
 _Log = list[dict[str, Any]]  # a line for each epoch
@@ -121,8 +121,13 @@ def train(
     return state, log
 
 
-def _identity(start: Any, depends_on: Mapping[str, Any] | None) -> dict[str, str]:
-    """What tells one training from another: name -> digest.
+def _identity(
+    start: Any, depends_on: Mapping[str, Any] | None
+) -> dict[str, dict[str, str]]:
+    """What tells one training from another: name -> digests.
+
+    The digest of the value itself has the name "". Those of what a function reads have
+    the names of variables, and serve messages only.
 
     Args:
         start: the state before the first epoch.
@@ -131,7 +136,10 @@ def _identity(start: Any, depends_on: Mapping[str, Any] | None) -> dict[str, str
     parts = {"state at the start": start}
     if depends_on is not None:
         parts |= depends_on
-    return {name: digest(part) for name, part in parts.items()}
+    identity = {}
+    for name, part in parts.items():
+        identity[name] = {"": digest(part)} | named_digests(part)
+    return identity
 
 
 # A loss that is so many times as large as the first one has exploded.
@@ -285,8 +293,29 @@ def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> No
         ) from error
 
 
+def _differences(
+    identity: Mapping[str, Mapping[str, str]], stored: Mapping[str, Any]
+) -> list[str]:
+    """In words, what another training depends on that this one does not."""
+    differences = []
+    for name in identity | stored:
+        digests = identity.get(name, {})
+        stored_digests = stored.get(name, {})
+        if not isinstance(stored_digests, Mapping):  # of version 0.2.0
+            stored_digests = {"": stored_digests}
+        if digests.get("") == stored_digests.get(""):
+            continue
+        variables = []
+        for variable in digests.keys() & stored_digests.keys():
+            if variable and digests[variable] != stored_digests[variable]:
+                variables.append(variable)
+        changes = f" (changed: {', '.join(sorted(variables))})"
+        differences.append(name + changes if variables else name)
+    return differences
+
+
 def _resumed(
-    checkpoints: Any, identity: dict[str, str], start: _State, epochs: int
+    checkpoints: Any, identity: dict[str, dict[str, str]], start: _State, epochs: int
 ) -> tuple[_State, _Log]:
     """State and log after the last finished epoch; before it, the start and no line.
 
@@ -311,10 +340,7 @@ def _resumed(
         notes = checkpoints.restore(last_epoch, args=parts)["notes"]
         log = notes["log"]
         stored_identity = notes["identity"]
-    differences = []
-    for name in identity | stored_identity:
-        if identity.get(name) != stored_identity.get(name):
-            differences.append(name)
+    differences = _differences(identity, stored_identity)
     if differences:
         raise ValueError(
             f"{folder} holds another training, with other {', '.join(differences)}. "

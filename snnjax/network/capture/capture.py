@@ -177,8 +177,8 @@ def capture(
     if has_aux:
         # A norm takes its statistics over all examples, so the network is that of the
         # whole batch. Anything may stand between its sites.
-        program, result = trace_examples(count)
-        answers = _answers(result)
+        program, structure = trace_examples(count)
+        answer_count = _answer_count(structure)
         larger_program, _ = trace_examples(2 * count)
         growth = Growth(several=program, second=larger_program)
         program = with_sites(program, growth.statistics())
@@ -188,20 +188,19 @@ def capture(
             if _site_count(program) != _site_count(with_sites(larger_program)):
                 mixing.append((None, "size"))
     else:
-        program, result = trace_examples(1)
-        answers = result
+        program, structure = trace_examples(1)
+        answer_count = structure.num_leaves
         growth = _growth(program, trace_examples, count)
         mixing = list(growth.problems())
         program = with_operators(with_encoders(with_sites(program)))
         program = without_example_axis(program, growth.several)
-    network = annotated(program, params, jax.tree_util.tree_structure(result))
+    network = annotated(program, params, structure)
     facts = Facts(network)
-    answer_count = len(jax.tree_util.tree_leaves(answers))
     wrong_outputs = growth.wrong_outputs(answer_count)
     try:
         check(network, facts, x, mixing, wrong_outputs, affine=not has_aux)
     except ConversionError as error:
-        if not has_aux and isinstance(result, tuple) and len(result) == 2:
+        if not has_aux and _is_pair(structure):
             error.add_note(
                 "The network returns a pair. If that is (outputs, aux), as of a "
                 "network in training mode, give has_aux=True to snnjax.spiking or "
@@ -225,16 +224,25 @@ def _site_count(program: Program) -> int:
     return sum(eq.site is not None for eq in program.equations)
 
 
-def _answers(result: Any) -> Any:
-    """The outputs that a network in training mode returns beside aux."""
-    if not isinstance(result, tuple) or len(result) != 2:
+def _answer_count(structure: jax.tree_util.PyTreeDef) -> int:
+    """How many outputs a network in training mode returns beside aux."""
+    if not _is_pair(structure):
         raise ValueError(
-            "has_aux=True needs fn to return (outputs, aux); found "
-            f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network "
-            "in training mode does, or leave out has_aux"
+            f"has_aux=True needs fn to return (outputs, aux); found {structure}. Return "
+            "a pair, as a network in training mode does, or leave out has_aux"
         )
-    answers, _ = result
-    return answers
+    answers, _ = structure.children()
+    return answers.num_leaves
+
+
+def _is_pair(structure: jax.tree_util.PyTreeDef) -> bool:
+    """Whether a function returns a tuple of two, which may have names."""
+    node = structure.node_data()
+    return (
+        node is not None
+        and issubclass(node[0], tuple)
+        and len(structure.children()) == 2
+    )
 
 
 def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
@@ -249,17 +257,17 @@ def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
 def _program(
     fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, size: int
 ) -> tuple[Program, Any]:
-    """The equations of fn for ``size`` examples, and the shapes of its result.
+    """The equations of fn for ``size`` examples, and the structure of its result.
 
     Raises:
         ConversionError: fn takes x, but not ``size`` examples.
     """
     try:
-        closed_jaxpr, result = trace(fn, params, shapes_of(x, size))
+        closed_jaxpr, structure = trace(fn, params, shapes_of(x, size))
     except Exception as error:
         failure = error
     else:
-        return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
+        return flatten(closed_jaxpr, len(jax.tree.leaves(params))), structure
     # If fn fails for the user's own x too, this raises an error with its shape.
     # Otherwise fn takes one number of examples only.
     trace(fn, params, shapes_of(x))
@@ -275,8 +283,8 @@ def _growth(one: Program, trace_examples: Callable, size: int) -> Growth:
 
     Args:
         one: fn of one example.
-        trace_examples: number of examples -> program of fn for so many, and the shapes
-            of its result.
+        trace_examples: number of examples -> program of fn for so many, and the
+            structure of its result.
         size: the user's number of examples.
     """
     # fn may treat two or three examples in another way than more of them, and a

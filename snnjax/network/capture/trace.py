@@ -21,7 +21,7 @@ _SHOWN = 4  # arrays of x, and of params, that a message describes
 
 
 def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
-    """The closed jaxpr of a function, and the shapes and types of its result.
+    """The closed jaxpr of a function, and the structure of its result.
 
     Args:
         x: shapes and types of the examples, `jax.ShapeDtypeStruct`.
@@ -32,10 +32,15 @@ def trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     # wraps fn, so that JAX's messages name the user's own file.
     @functools.wraps(fn)
     def new_function(params, x):
-        return fn(params, x)
+        # JAX would make the result anew from the shapes of its leaves, which a class of
+        # the user's may not be made of, such as a distribution.
+        leaves, structure = jax.tree.flatten(fn(params, x))
+        structures.append(structure)
+        return leaves
 
+    structures = []
     try:
-        return jax.make_jaxpr(new_function, return_shape=True)(params, x)
+        return jax.make_jaxpr(new_function)(params, x), structures[-1]
     except Exception as error:  # the user's own function failed
         sentences = [_call_in_words(params, x), *_remedies(error, fn, params, x)]
         note = " ".join(sentences)
