@@ -365,7 +365,7 @@ def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
 
 
 class Categorical:
-    """A distribution as other libraries have: its leaves are its arrays, if they are."""
+    """A distribution, as of other libraries: only arrays are leaves."""
 
     def __init__(self, logits):
         self.logits = logits

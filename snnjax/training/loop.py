@@ -298,7 +298,7 @@ def _differences(
 ) -> list[str]:
     """In words, what another training depends on that this one does not."""
     differences = []
-    for name in identity | stored:
+    for name in {**identity, **stored}:
         digests = identity.get(name, {})
         stored_digests = stored.get(name, {})
         if not isinstance(stored_digests, Mapping):  # of version 0.2.0

@@ -224,25 +224,22 @@ def _site_count(program: Program) -> int:
     return sum(eq.site is not None for eq in program.equations)
 
 
-def _answer_count(structure: jax.tree_util.PyTreeDef) -> int:
+def _answer_count(structure: Any) -> int:
     """How many outputs a network in training mode returns beside aux."""
     if not _is_pair(structure):
         raise ValueError(
-            f"has_aux=True needs fn to return (outputs, aux); found {structure}. Return "
-            "a pair, as a network in training mode does, or leave out has_aux"
+            f"has_aux=True needs fn to return (outputs, aux); found {structure}. "
+            "Return a pair, as a network in training mode does, or leave out has_aux"
         )
     answers, _ = structure.children()
     return answers.num_leaves
 
 
-def _is_pair(structure: jax.tree_util.PyTreeDef) -> bool:
+def _is_pair(structure: Any) -> bool:
     """Whether a function returns a tuple of two, which may have names."""
     node = structure.node_data()
-    return (
-        node is not None
-        and issubclass(node[0], tuple)
-        and len(structure.children()) == 2
-    )
+    is_tuple = node is not None and issubclass(node[0], tuple)
+    return is_tuple and len(structure.children()) == 2
 
 
 def _mapped(equations: Sequence[Equation], facts: Facts) -> list[Equation]:
