@@ -199,8 +199,18 @@ def convolution(w, x):
     "model, fn, steps, batch, options, cut",
     [
         (lif(), dense, 96, 128, {}, True),  # 3 x 2^20 numbers
-        (Recurrent(lif()), dense, 96, 128, {}, True),
-        (Adaptive(lif()), dense, 96, 128, {"surrogate": relaxed_dspike}, True),
+        pytest.param(
+            Recurrent(lif()), dense, 96, 128, {}, True, marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            Adaptive(lif()),
+            dense,
+            96,
+            128,
+            {"surrogate": relaxed_dspike},
+            True,
+            marks=pytest.mark.thorough,
+        ),
         (lif(), dense, 96, 127, {}, False),
         (lif(), dense, 96, 128, {"micro_batch": 64}, False),
         (lif(), dense, 25, 512, {}, False),

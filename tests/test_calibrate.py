@@ -543,6 +543,7 @@ def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     np.testing.assert_allclose(current, expected, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_numpy_and_xla_refit_the_same_weights_where_a_current_is_infinite(monkeypatch):
     """The logarithm of a sum that the SNN calls 0, at images that are left out."""
 

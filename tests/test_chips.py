@@ -7,6 +7,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import reference
 from networks import conv, relu, weights
 
@@ -310,6 +311,7 @@ FOR_CHIPS = [
 ]
 
 
+@pytest.mark.thorough
 def test_conversion_for_a_chip_makes_neurons_that_it_has():
     """Its code, levels and thresholds, and its bits in whole numbers."""
     params = weights(a=(4, 8), b=(8, 3))

@@ -198,8 +198,14 @@ def spiking_network(code, neuron):
     [
         (codes.radix(), MODELS[0], T - 1, ["closed_form"]),
         (codes.radix(base=3), MODELS[1], T, ["closed_form"]),
-        (codes.harmonic(), MODELS[2], T - 1, ["closed_form"]),
-        (codes.rate(), MODELS[2], 0, [1, 3]),
+        pytest.param(
+            codes.harmonic(),
+            MODELS[2],
+            T - 1,
+            ["closed_form"],
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(codes.rate(), MODELS[2], 0, [1, 3], marks=pytest.mark.thorough),
         (codes.rate(), MODELS[2], T, ["auto"]),
     ],
 )

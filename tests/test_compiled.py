@@ -46,7 +46,10 @@ def convolutions(p, x):
     return average_pool(x).reshape(len(x), -1) @ p["readout"]
 
 
-@pytest.mark.parametrize("batch", (1, 16, 32, 100))
+@pytest.mark.parametrize(
+    "batch",
+    (1, 32, *[pytest.param(size, marks=pytest.mark.thorough) for size in (16, 100)]),
+)
 def test_operations_are_those_counted_by_hand(batch):
     x = eighths(batch, (batch, 16, 16, 2), 0)
     snn = snnjax.init(convolutions, KERNELS, x, model=integrate_and_fire())

@@ -93,6 +93,7 @@ def test_the_reference_shows_functions_with_examples_and_whole_sentences(site):
 
 
 @SITE
+@pytest.mark.thorough
 def test_search_works_in_pages_from_the_disk(site):
     index = (site / "search" / "search_index.js").read_text()
     assert index.startswith("var __index = ")
@@ -101,6 +102,7 @@ def test_search_works_in_pages_from_the_disk(site):
 
 
 @SITE
+@pytest.mark.thorough
 def test_search_finds_headings_and_text_without_cells_of_notebooks(site):
     text = (site / "search" / "search_index.js").read_text()
     entries = json.loads(text.removeprefix("var __index = "))["docs"]
@@ -117,6 +119,7 @@ def test_search_finds_headings_and_text_without_cells_of_notebooks(site):
 
 
 @SITE
+@pytest.mark.thorough
 def test_a_phone_shows_halves_of_figures_with_two_columns(site):
     gallery = (site / "gallery.html").read_text()
     largest, second, *_ = re.findall(r'<span class="halves">.*?</a>', gallery)
@@ -134,6 +137,7 @@ def test_a_phone_shows_halves_of_figures_with_two_columns(site):
 
 
 @SITE
+@pytest.mark.thorough
 def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it(site):
     pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
     dead = []

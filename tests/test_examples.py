@@ -18,10 +18,17 @@ def few_images(monkeypatch):
     monkeypatch.setattr(digits, "load", lambda: first_images)
 
 
-slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "haiku")]
+MARKS = {
+    "nnx": (),
+    "linen": pytest.mark.thorough,
+    "plain_jax": pytest.mark.thorough,
+    "equinox": pytest.mark.slow,
+    "haiku": pytest.mark.slow,
+}
+LIBRARIES = [pytest.param(name, marks=marks) for name, marks in MARKS.items()]
 
 
-@pytest.mark.parametrize("library", ["plain_jax", "linen", "nnx", *slow])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_network_of_every_library_is_converted(library, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of haiku's own imports

@@ -75,6 +75,7 @@ def test_rows_are_near_the_ann_and_those_that_wait_are_later(converted):
     assert names == ["Plain/relu", "Plain/relu_1"]
 
 
+@pytest.mark.thorough
 def test_a_conversion_writes_all_of_its_files(converted):
     config, results, _ = converted
     out, facts = Path(config.out), facts_of(config)
@@ -93,6 +94,7 @@ def test_a_conversion_writes_all_of_its_files(converted):
     assert re.search(row, text)
 
 
+@pytest.mark.thorough
 def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     config, results, _ = converted
     out = Path(config.out)
@@ -112,6 +114,7 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     assert table.split("```text\n")[1].startswith("SpiNNaker 2: ")
 
 
+@pytest.mark.thorough
 def test_the_checkpoint_restores_without_the_ann(converted):
     config, results, data = converted
     restored = load_snn(config.out)
@@ -125,6 +128,7 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert load_snn(file).card["calibration"]["shape"] == [64, 8, 8, 1]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_takes_no_more_and_no_larger_images_than_there_are(converted):
     config, _, data = converted
     many_images = Convert(restore=config.out, test_images=600)
@@ -188,6 +192,7 @@ def test_a_legend_of_two_parts_has_one_in_each_half(tmp_path):
     assert left.x1 < middle < right.x0
 
 
+@pytest.mark.thorough
 def test_source_networks_are_one_table(converted, capsys):
     trained = Path(converted[0].checkpoint)
     sources.main([str(trained)])  # tests/test_pages.py compares that of the published
@@ -629,6 +634,7 @@ def test_a_code_brings_its_levels_its_wait_and_its_dead_zone():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
         checkpoint=converted[0].checkpoint,

@@ -207,7 +207,13 @@ CASES = {
         1,
     ),
 }
-QUICK = [(case, None) for case in CASES if case != "short wait"]
+FEW_CASES = [
+    *[(case, None) for case in ("radix", "rate")],
+    *[
+        pytest.param(case, None, marks=pytest.mark.thorough)
+        for case in ("base 3", "signed rate", "hard reset", "lower bound")
+    ],
+]
 EVERY = [  # slow: every network under every code
     pytest.param(case, inputs, marks=pytest.mark.slow)
     for case in CASES
@@ -221,7 +227,7 @@ def networks_of(inputs, names=tuple(HOLDS)):
     return together({n: HOLDS[n] for n in names if HOLDS[n].x is x})
 
 
-@pytest.mark.parametrize(("case", "all_inputs"), [*QUICK, *EVERY])
+@pytest.mark.parametrize(("case", "all_inputs"), [*FEW_CASES, *EVERY])
 def test_a_chip_and_every_execution_send_the_same_spikes(case, all_inputs):
     """With ``all_inputs`` all networks of these inputs, in place of a few."""
     inputs, neurons, execution = CASES[case]
@@ -412,7 +418,9 @@ def test_spikes_that_are_delayed_arrive_later():
     np.testing.assert_allclose(trace.outputs, shifted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", ["layer", "range"])
+@pytest.mark.parametrize(
+    "scale", ["range", pytest.param("layer", marks=pytest.mark.thorough)]
+)
 def test_a_sequence_has_the_spikes_of_a_chip(scale):
     """Events one at a time or several, for as long as x lasts, on a rectangle."""
     layers, x = events_layers()
@@ -441,7 +449,14 @@ def recurrent_net(params, x):
     return jax.nn.relu(x @ params["second"]) @ params["third"]
 
 
-@pytest.mark.parametrize("rule, reset, lowest", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(
+    "rule, reset, lowest",
+    [
+        pytest.param(*RULES["loihi"], id="loihi", marks=pytest.mark.thorough),
+        pytest.param(*RULES["xylo"], id="xylo", marks=pytest.mark.thorough),
+        pytest.param(*RULES["bounded"], id="bounded"),
+    ],
+)
 def test_recurrent_neurons_that_leak_become_whole_numbers(rule, reset, lowest):
     """Sequences, with spikes of the step before; each neuron has a leak of its own."""
     draw = np.random.default_rng(3).normal

@@ -43,8 +43,8 @@ QWEN = MODEL._replace(neighbors=False)
     "model, params",
     [
         (MODEL, PARAMS),
-        (GEMMA, with_vectors(ADDED_NORMS)),
-        (QWEN, with_vectors(BIASES)),
+        pytest.param(GEMMA, with_vectors(ADDED_NORMS), marks=pytest.mark.thorough),
+        pytest.param(QWEN, with_vectors(BIASES), marks=pytest.mark.thorough),
     ],
     ids=["llama", "gemma3", "qwen2"],
 )

@@ -96,7 +96,9 @@ CODED = {  # test_nir.py has rate coding, test_integers.py a reset to zero
 }
 
 
-@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize(
+    "name", ["vectors", pytest.param("images", marks=pytest.mark.thorough)]
+)
 def test_layers_send_the_same_spikes(name):
     net = TOGETHER[name]
     snn = fitted(net, *CODED[name])
@@ -133,7 +135,7 @@ CONVOLUTIONS = {  # (rows, columns) of kernels and strides, and the padding
 }
 
 
-@pytest.mark.parametrize("size", [8, 7])
+@pytest.mark.parametrize("size", [7, pytest.param(8, marks=pytest.mark.thorough)])
 def test_a_convolution_has_the_weights_and_windows_of_the_function(size):
     """Padding "SAME" with a stride, or of an even kernel, is on one side of images."""
     x = eighths(3, (2, size, size, 2))

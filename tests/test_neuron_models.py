@@ -238,6 +238,7 @@ def test_executions_give_the_same_spikes():
         np.testing.assert_array_equal(outputs, expected)
 
 
+@pytest.mark.thorough
 def test_gradients_of_the_executions_agree():
     gradients_agree(ALL, 1, STEPS, 2)
 

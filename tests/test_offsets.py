@@ -161,7 +161,7 @@ def measured(fn, snn):
     return measures, {name: np.asarray(train, int) for name, train in trains.items()}
 
 
-@pytest.mark.parametrize("largest", [1, 3])
+@pytest.mark.parametrize("largest", [1, pytest.param(3, marks=pytest.mark.thorough)])
 def test_an_offset_is_no_spike_and_no_addition(largest):
     snn = fitted(neuron=snnjax.integrate_and_fire(levels=(-largest, largest)))
     measures, trains = measured(gelu_network, snn)
@@ -209,7 +209,12 @@ def test_a_value_far_from_zero_uses_all_levels():
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda p, x: jax.nn.gelu((jax.nn.relu(x @ p["in"]) + 0.5) @ p["up"]) @ p["out"],
+        pytest.param(
+            lambda p, x: (
+                jax.nn.gelu((jax.nn.relu(x @ p["in"]) + 0.5) @ p["up"]) @ p["out"]
+            ),
+            marks=pytest.mark.thorough,
+        ),
         lambda p, x: (snnjax.encode(jax.nn.relu(x @ p["in"]))[:, :12] + x) @ p["in"],
     ],
 )

@@ -432,7 +432,13 @@ def test_a_branch_that_parameters_choose_is_refused():
         snnjax.sites(fn, PARAMS, X)
 
 
-@pytest.mark.parametrize("edges_from", ["fn", "params", "x"])
+@pytest.mark.parametrize(
+    "edges_from",
+    [
+        "x",
+        *[pytest.param(name, marks=pytest.mark.thorough) for name in ("fn", "params")],
+    ],
+)
 def test_a_graph_network_sums_over_the_edges_of_its_graph(edges_from):
     edges = {
         "senders": jnp.array([0, 1, 2, 3, 3]),

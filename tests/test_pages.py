@@ -18,6 +18,7 @@ PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.
 COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_radix -->\n"
 
 
+@pytest.mark.thorough
 def test_the_tables_of_the_pages_are_those_of_their_commands():
     for page in PAGES:
         text = page.read_text()

@@ -71,7 +71,7 @@ assert_close = functools.partial(assert_trees_all_close, rtol=1e-4, atol=1e-4)
     "name, inputs",
     [
         ("vectors", "constant"),
-        ("images", "constant"),
+        pytest.param("images", "constant", marks=pytest.mark.thorough),
         ("several outputs", "sequence"),
         ("dense", "sequence"),
     ],
@@ -93,7 +93,13 @@ def test_executions_give_the_same_spikes(name, inputs):
     "name, inputs, wait, executions",
     [
         ("vectors", "constant", 0, [1, STEPS]),
-        ("images", "constant", STEPS, [STEPS, "closed_form"]),
+        pytest.param(
+            "images",
+            "constant",
+            STEPS,
+            [STEPS, "closed_form"],
+            marks=pytest.mark.thorough,
+        ),
         ("several outputs", "sequence", 0, [3, STEPS]),
         ("dense", "sequence", 0, ["auto"]),
     ],
@@ -485,7 +491,8 @@ def test_a_truncated_gradient_ends_at_the_state():
     def truncated_loss(snn):
         return loss(snn, jax.lax.stop_gradient(state))
 
-    whole = jax.grad(whole_loss)(IF)
-    truncated = jax.grad(truncated_loss)(IF)
+    whole, truncated = networks.outputs_of(
+        map(jax.grad, (whole_loss, truncated_loss)), IF
+    )
     differences = jax.tree.map(lambda a, b: np.any(a != b), whole, truncated)
     assert any(jax.tree.leaves(differences))

@@ -123,7 +123,7 @@ def converted(**options):
     return snnjax.convert(NET.fn, NET.params, images(), **options)
 
 
-@pytest.mark.parametrize("wait", [1, 3])
+@pytest.mark.parametrize("wait", [3, pytest.param(1, marks=pytest.mark.thorough)])
 def test_a_budget_is_what_arrives(wait):
     for spikes in (0.5, 0.7):
         snn = converted(recipe=snnjax.best(spikes=spikes), wait=wait)
@@ -252,6 +252,7 @@ def test_with_a_budget_each_wait_is_judged_at_the_price_that_keeps_it():
 
 
 @pytest.mark.filterwarnings("ignore:with a wait of 1 the squared error")
+@pytest.mark.thorough
 def test_behind_a_norm_more_digits_do_not_replace_a_wait():
     """Small inputs fire late: neurons behind their norm then have small digits left.
 

@@ -59,22 +59,21 @@ RECIPES = {
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
-QUICK = [
-    ("best", 0, jnp.float32),
-    ("advanced", 1, jnp.bfloat16),
-    ("spikes", 0, jnp.bfloat16),
-]
+MARKS = {
+    ("best", 0, jnp.float32): (),
+    ("spikes", 0, jnp.bfloat16): (),
+    ("advanced", 1, jnp.bfloat16): pytest.mark.thorough,
+}
 slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     "recipe, wait, dtype",
     [
-        pytest.param(recipe, wait, dtype, marks=() if quick else slow)
-        for recipe, wait, dtype in itertools.product(
+        pytest.param(*options, marks=MARKS.get(options, slow))
+        for options in itertools.product(
             RECIPES, (0, 1, STEPS), (jnp.float32, jnp.bfloat16)
         )
-        for quick in [(recipe, wait, dtype) in QUICK]
     ],
 )
 def test_conversions_and_measures_run_under_strict_settings(recipe, wait, dtype):
@@ -89,6 +88,7 @@ def test_conversions_and_measures_run_under_strict_settings(recipe, wait, dtype)
     assert snnjax.accuracy(outputs, LABELS).shape == (STEPS,)
 
 
+@pytest.mark.thorough
 def test_other_measures_and_files_run_under_strict_settings(tmp_path):
     params, x = example()
     snn, options = snnjax.init(network, params, x), {"steps": STEPS}
@@ -99,6 +99,7 @@ def test_other_measures_and_files_run_under_strict_settings(tmp_path):
     np.testing.assert_allclose(snnjax.load(path).run(x), outputs, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_whole_numbers_run_under_strict_settings():
     """Of images and of vectors; digits of either sign, and through the rounding."""
     params, images = example()

@@ -102,7 +102,7 @@ ALL = [STEPS, *SEGMENTS]
 @pytest.mark.parametrize(
     "name, inputs, executions, soft",
     [
-        ("dense", "constant", SEGMENTS, False),
+        pytest.param("dense", "constant", SEGMENTS, False, marks=pytest.mark.thorough),
         ("dense", "constant", SEGMENTS, True),
         pytest.param("max-pool after", "sequence", ALL, False, marks=pytest.mark.slow),
         pytest.param("projection", "constant", ALL, False, marks=pytest.mark.slow),

@@ -75,6 +75,7 @@ def test_interrupted_training_ends_in_the_same_network(trained, digits):
         assert line | {"seconds": 0} == whole_line | {"seconds": 0}
 
 
+@pytest.mark.thorough
 def test_the_network_is_restored(trained, capsys):
     out, snn = trained
     restored = load_snn(out)
