@@ -227,7 +227,7 @@ def test_on_new_images_best_is_no_more_than_a_tenth_above_what_it_replaces(
 
 
 def test_an_effect_is_the_squared_gradient_of_the_output():
-    """Here (1 - tanh^2)^2 of the product, against float64.
+    """Here that of a tanh times squared weights, each a mean, against float64.
 
     Where tanh saturates, float32 knows 1 - tanh^2 to a part of 1, not of itself: hence
     the absolute tolerance. The product is right to about 1e-6, four times of which the
@@ -242,13 +242,14 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
 
     def look(view, fit):
         assert view.effects is None
-        seen.append(np.asarray(view.with_effects().effects))
+        view = view.with_effects()
+        seen.append((np.asarray(view.effects), view.sample.channel_weight))
         return fit
 
     fn, seen = (lambda p, x: head(relu(x @ p[0]))), []
     recipe = snnjax.Recipe([max_threshold(), look])
     snnjax.convert(fn, p, x, steps=2, recipe=recipe)
-    (effects,) = seen
+    ((effects, channel_weight),) = seen
     hidden = np.maximum(np.float64(x) @ np.float64(p[0]), 0)
     slopes = 1 - np.tanh(hidden @ np.float64(p[1])) ** 2
     slopes[:, 3] = 0
@@ -256,6 +257,8 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
     expected = slopes**2 * np.square(p[1]).mean() / np.square(outputs).mean()
     np.testing.assert_allclose(effects, expected, rtol=2e-5, atol=1e-6)
     assert (effects[:, 3] == 0).all()  # the output does not depend on it
+    weights = np.square(p[1][:, 0])
+    np.testing.assert_allclose(channel_weight, weights / weights.mean(), rtol=2e-5)
 
 
 def test_a_barrier_between_stages_changes_no_parameter(monkeypatch):

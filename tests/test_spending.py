@@ -50,6 +50,7 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
     is_active = draw.random((400, 2)) > 0.4
     activation = np.float32(draw.exponential(size=(400, 2)) * is_active)
     sample = sample_of(activation, np.float32(draw.random((400, 1))))
+    sample = sample._replace(channel_weight=np.array([0.5, 1.5]))
     tables = spending.transfers(model, code, steps, (zone,))
     reach = model.levels[1] * code.reach(steps)
     (curve,) = spending.curves(sample, tables, reach=reach, positions=3, neurons=12)
@@ -77,6 +78,7 @@ def test_a_curve_has_the_errors_and_spikes_of_neurons_that_know_their_input(
             counts[channel] += np.count_nonzero(spikes)
         caps = reach * curve.thresholds[[k]]
         errors += sample.clipped_error(None, caps)[0]
+        errors *= sample.channel_weight
         # An image has 3 positions, the sample 400 rows, and the network 12 neurons.
         np.testing.assert_allclose(curve.errors[k], 3 * errors / 400, rtol=0.1)
         np.testing.assert_allclose(curve.spikes[k], 3 * counts / 400 / 12, rtol=0.04)

@@ -43,6 +43,8 @@ class Sample(NamedTuple):
             the inputs of the neurons are not. So a neuron must not be able to send
             more: it would, wherever its input is above the bound. An encoder's input is
             the activation itself, whatever bounds it.
+        channel_weight: how much a squared error of each channel counts beside the other
+            channels, [C]; 1: all alike. Only fits that compare channels read it.
     """
 
     activation: np.ndarray
@@ -50,6 +52,7 @@ class Sample(NamedTuple):
     lowest: np.ndarray
     highest: np.ndarray
     bound: Any = np.inf
+    channel_weight: Any = 1.0
 
     def magnitudes(self, offset: Any) -> np.ndarray:
         """|a - offset|, which thresholds are fitted to, [n, C]; 0 where weights are 0.

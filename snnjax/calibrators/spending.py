@@ -214,6 +214,7 @@ def curves(
     channels = sample.activation.shape[1]
     maxima = np.broadcast_to(_references(sample, offset, per), channels)
     weights, counts = _histograms(sample, offset, maxima, positions)  # [bins, C]
+    weights *= sample.channel_weight
     shifts = len(tables[0].squares) - _BINS
     # Candidate k has a threshold `_BINS_BETWEEN` bins below that of k - 1, so the same
     # activations are read as many bins higher in the table.
@@ -228,7 +229,7 @@ def curves(
     # What is larger than all of the sample counts as one more activation, so that more
     # steps do not bring thresholds down to what new inputs exceed.
     unseen = sample.clipped_error(offset, caps=reach * thresholds)
-    unseen *= positions / len(sample.activation)
+    unseen *= sample.channel_weight * positions / len(sample.activation)
     results = []
     for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.

@@ -131,6 +131,7 @@ class View(abc.ABC):
         # One array for each micro-batch.
         self._activations = activations
         self._effects = effects
+        self._channel_effects: Any = 1.0
         self._latest_sample_currents = Latest()
 
     def __repr__(self) -> str:
@@ -159,11 +160,14 @@ class View(abc.ABC):
     def with_effects(self) -> "View":
         """The view with errors weighted by their effect on the network's outputs.
 
-            w = mean over the channels of (d (r y) / d a)^2 / mean of |y|^2
+            g[n, p, c] = (d (r y) / d a[n, p, c])^2 / mean of |y|^2
+            w[n, p, c] = (mean over c of g[n, p]) (mean over n, p of g[c]) / mean of g
 
-        y are the outputs of the ANN, r random signs, and a the activation at a
-        position. So w estimates how much an error of a changes the outputs, over their
-        size: not at all at padded tokens.
+        y are the outputs of the ANN, r random signs, and a the activation of image n at
+        position p in channel c. So w estimates how much an error of a changes the
+        outputs, over their size: not at all at padded tokens, and little in a channel
+        that the next layer hardly reads. `effects` are the first factor. The others are
+        the `sample`'s ``channel_weight``.
         """
         return self
 
@@ -359,6 +363,7 @@ class View(abc.ABC):
         """
         parts = self.over_images(SampleRows(self.site.channel), None, self.positions)
         sample = merged(parts, self.batch_sharding)
+        sample = sample._replace(channel_weight=self._channel_effects)
         if self.own_maximum is None:
             return sample
         return sample._replace(bound=np.ravel(self.own_maximum))

@@ -23,7 +23,6 @@ from snnjax._checks import (
     check_on_host,
     check_wait,
 )
-from snnjax._programs import jit
 from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import shapes_of
@@ -36,7 +35,6 @@ from snnjax.conversion.images import CalibrationImages, place_images
 from snnjax.network.capture.capture import capture
 from snnjax.network.capture.rotation import (
     SiteRotation,
-    rotated,
     rotated_params,
     site_rotations,
     with_rotations,
@@ -166,7 +164,7 @@ def rotation(
     >>> rotate = rotation(fn, params, x, steps=6, code=snnjax.codes.radix())
     >>> print(rotate)
     site          block  J       J rotated
-    down/encoder  16     0.0027  0.0022     rotated
+    down/encoder  16     0.0029  0.0022     rotated
     1 of 1 sites are rotated
     >>> rotated_fn, rotated_params = rotate(fn, params)
     >>> difference = fn(params, x) - rotated_fn(rotated_params, x)
@@ -193,15 +191,16 @@ def rotation(
             candidates[name] = candidate
         else:
             reasons[name] = candidate
-    costs, rotated_costs = _costs(
-        network,
-        params,
-        images,
-        candidates,
-        steps=steps,
-        code=code,
-        price=price,
-    )
+    costs = _costs(network, params, images, steps=steps, code=code, price=price)
+    rotated_costs = {}
+    if candidates:
+        # J of a site is that of the ANN's activations, which no rotation of another
+        # site changes. So one network with all rotations serves for all sites.
+        rotated_fn = with_rotations(fn, candidates)
+        params = rotated_params(params, candidates)
+        network = capture(rotated_fn, params, shapes_of(images.arrays), inline_all=True)
+        all_costs = _costs(network, params, images, steps=steps, code=code, price=price)
+        rotated_costs = {name: all_costs[name] for name in candidates}
     chosen = {}
     for name, candidate in candidates.items():
         if rotated_costs[name] < (1 - _LEAST_GAIN) * costs[name]:
@@ -218,22 +217,12 @@ def _costs(
     network: Network,
     params: chex.ArrayTree,
     images: CalibrationImages,
-    rotations: Mapping[str, SiteRotation],
     *,
     steps: int,
     code: Code,
     price: float,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The least J that thresholds per channel reach, by the names of sites.
-
-    One pass of the ANN gives both. J is that of the ANN's activations, which no
-    rotation of another site changes. A rotated site has the activations x H. Effects of
-    errors are mean squared gradients over all channels: H keeps them.
-
-    Returns:
-        J of each firing site without a rotation, and J of each site in ``rotations``
-        with its rotation.
-    """
+) -> dict[str, float]:
+    """Name of each firing site -> the least J that thresholds per channel reach."""
     model = IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
     sites = [site for site in network.sites if site.fires]
     # The curves hold for neurons that know all of their input before they fire.
@@ -256,14 +245,9 @@ def _costs(
         keep_unseen=False,
     )
     costs = {}
-    rotated_costs = {}
     for view in views(calibration, snn.neurons):
-        name = view.site.name
-        costs[name] = _cost(view, price)
-        if name in rotations:
-            rotated_view = _rotated_view(view, rotations[name])
-            rotated_costs[name] = _cost(rotated_view, price)
-    return costs, rotated_costs
+        costs[view.site.name] = _cost(view, price)
+    return costs
 
 
 def _cost(view: SiteView, price: float) -> float:
@@ -271,13 +255,3 @@ def _cost(view: SiteView, price: float) -> float:
     curves = view.curves((view.model.last_zone,))
     error, spikes = total(curves, price)
     return error + price * spikes
-
-
-def _rotated_view(view: SiteView, rotation: SiteRotation) -> SiteView:
-    """The view of x H in place of x."""
-    axis = view.site.channel
-    return view.with_activations(lambda x: _rotated(x, axis, rotation.block))
-
-
-# A program, since the products would take 8 times the memory of x before their sum.
-_rotated = jit(rotated, static_argnums=(1, 2))

@@ -53,8 +53,7 @@ _NEGLIGIBLE_ERROR = 3e-4
 # A second fit with a corrected price follows if the error that is measured is so many
 # times the predicted one, or the inverse.
 _FAR_FROM_PREDICTED = 2.0
-# What a fit is compared with, plain thresholds or the longest wait, is fitted to one
-# micro-batch in so many.
+# Plain thresholds are compared on one micro-batch in so many.
 _BATCHES_PER_JUDGE = 4
 # Fits of one wait that bring the spikes that are sent to their limit, and how far below
 # the limit they may end.
@@ -153,21 +152,11 @@ def search(
             curves=list(prediction.curves.values()),
         )
 
-    def error_ratio() -> float:
-        return _error_ratio(
-            calibration,
-            recipes,
-            fit_at(calibration.wait),
-            wait=reference_wait,
-            price=_predicted_price(prediction, budget),
-        )
-
     wait, errors = shortest_sufficient_wait(
         error_at=lambda wait: fit_at(wait).error,
         shortest=calibration.wait,
         longest=reference_wait,
         predicted_error=prediction.error,
-        error_ratio=error_ratio if len(calibration.batch_sizes) > 1 else None,
     )
     outcome = fit_at(wait)
     price = corrected_price(outcome, prediction, budget)
@@ -201,50 +190,27 @@ def cost(outcome: Outcome, price: float) -> float:
 def _compare(
     calibration: Calibration, outcome: Outcome, *, wait: int, price: float
 ) -> guard.Comparison | None:
-    """The default beside plain thresholds; None if its error is negligible."""
-    few, judges = _few_images(calibration)
-    fitted_errors = image_errors(outcome.squares, judges)
-    if not fitted_errors.mean() > guard.NEGLIGIBLE_ERROR:
-        return None
-    plain = _fit(few, guard.plain_recipes(few.sites), wait=wait, price=None)
-    return guard.compare(
-        fitted=(fitted_errors, outcome.spikes),
-        plain=(image_errors(plain.squares, _judges(few)), plain.spikes),
-        price=price,
-        images=few.unseen_count,
-    )
+    """The default beside plain thresholds; None if its error is negligible.
 
-
-def _error_ratio(
-    calibration: Calibration,
-    recipes: Mapping[str, AnySiteRecipe],
-    outcome: Outcome,
-    *,
-    wait: int,
-    price: float | None,
-) -> float:
-    """The error of an outcome over that of another wait, on the images that judge."""
-    few, judges = _few_images(calibration)
-    other = _fit(few, recipes, wait=wait, price=price)
-    other_errors = image_errors(other.squares, _judges(few))
-    return float(image_errors(outcome.squares, judges).mean() / other_errors.mean())
-
-
-def _predicted_price(prediction: Prediction, budget: Budget) -> float | None:
-    """The price at which curves keep a limit of spikes; None if there is no limit."""
-    if budget.spike_limit is None:
-        return None
-    return price_of(prediction.curves.values(), budget.spike_limit)
-
-
-def _few_images(calibration: Calibration) -> tuple[Calibration, np.ndarray]:
-    """A quarter of the micro-batches, and which of all images judge there, [N]."""
-    batches = range(0, len(calibration.batch_sizes), _BATCHES_PER_JUDGE)
+    Plain thresholds are fitted to a quarter of the micro-batches, which also judge.
+    """
+    batch_count = len(calibration.batch_sizes)
+    batches = range(0, batch_count, _BATCHES_PER_JUDGE)
+    judges = _judges(calibration)
     are_chosen = []
     for batch, size in enumerate(calibration.batch_sizes):
         are_chosen.append(np.full(size, batch in batches))
-    judges = _judges(calibration) & np.concatenate(are_chosen)
-    return calibration.of_batches(batches), judges
+    fitted_errors = image_errors(outcome.squares, judges & np.concatenate(are_chosen))
+    if not fitted_errors.mean() > guard.NEGLIGIBLE_ERROR:
+        return None
+    some = calibration.of_batches(batches)
+    plain = _fit(some, guard.plain_recipes(some.sites), wait=wait, price=None)
+    return guard.compare(
+        fitted=(fitted_errors, outcome.spikes),
+        plain=(image_errors(plain.squares, _judges(some)), plain.spikes),
+        price=price,
+        images=some.unseen_count,
+    )
 
 
 def _judges(calibration: Calibration) -> np.ndarray:
@@ -407,7 +373,6 @@ def shortest_sufficient_wait(
     shortest: int,
     longest: int,
     predicted_error: float | None,
-    error_ratio: Callable[[], float] | None = None,
 ) -> tuple[int, dict[int, float]]:
     """The first wait whose error is near that of the longest, or negligible.
 
@@ -417,11 +382,9 @@ def shortest_sufficient_wait(
         error_at: wait -> squared error of the outputs.
         shortest: wait that is tried first.
         longest: wait whose error is the reference.
-        predicted_error: an estimate of the longest wait's error; None: no estimate.
-        error_ratio: () -> error of the shortest wait over that of the longest, on a
-            part of the images. If the shortest wait is sufficient by the estimate and
-            by this ratio, and its error is below a twentieth so that little can be
-            lost, the longest is measured no further. None: it is measured.
+        predicted_error: an estimate of the longest wait's error. If the shortest wait
+            is sufficient by it, and its error is below a twentieth so that little can
+            be lost, the longest is not measured. None: no estimate.
 
     Returns:
         The wait, and the errors that were measured, by wait.
@@ -441,14 +404,11 @@ def shortest_sufficient_wait(
         tolerable = min(_ERROR_FACTOR * reference, reference + _ADDED_ERROR)
         return errors[wait] <= max(tolerable, _NEGLIGIBLE_ERROR)
 
-    if errors[shortest] <= _NEGLIGIBLE_ERROR:
-        return shortest, errors
-    # A prediction does not decide, since it is too large where channels of a layer
-    # differ much in their effects. It spares those a measurement that are far from it.
+    if predicted_error is None:
+        predicted_error = 0.0  # so that only a negligible error is sufficient
     has_little_to_lose = errors[shortest] <= _ADDED_ERROR
-    if has_little_to_lose and error_ratio is not None and predicted_error is not None:
-        if is_sufficient(shortest, predicted_error) and error_ratio() <= _ERROR_FACTOR:
-            return shortest, errors
+    if has_little_to_lose and is_sufficient(shortest, predicted_error):
+        return shortest, errors
     # From here on, the reference is measured. By it the shortest may suffice after all.
     errors[longest] = error_at(longest)
     for wait in range(shortest, longest):

@@ -1,13 +1,16 @@
 """The ANN of all calibration images, and the effect of an error on its outputs.
 
-    w[n, p] = mean over channels of (d (r[n] y[n] / s) / d a[n, p])^2 / size of y[n]
+    g[n, p, c] = (d (r[n] y[n] / s) / d a[n, p, c])^2 / size of y[n]
+    w[n, p, c] = (mean over c of g[n, p]) (mean over n, p of g[c]) / mean of g
 
-a is the activation of a site for image n at position p, y the outputs of the ANN, s the
-sizes of their columns (``columns.py``), r random signs. The expected w is the mean over
-channels and outputs of (d y / d a)^2 / s^2, of which the first factor is the diagonal
-of the Gauss-Newton matrix. So the errors of all sites are
-on one scale, that of `snnjax.conversion.engine.outputs`. One backward pass gives w for
-all sites. Source of the estimate by random signs: Hutchinson, 1990; of its use: ours.
+a is the activation of a site for image n at position p in channel c, y the outputs of
+the ANN, s the sizes of their columns (``columns.py``), r random signs. The expected g
+is the mean over outputs of (d y / d a)^2 / s^2, of which the first factor is the
+diagonal of the Gauss-Newton matrix. So the errors of all sites are on one scale, that
+of `snnjax.conversion.engine.outputs`. A single g is as random as its signs. w takes the
+means of g at a position and in a channel, and is their product. One backward pass gives
+w for all sites. Source of the estimate by random signs: Hutchinson, 1990; of its use:
+ours.
 """
 
 import functools
@@ -33,7 +36,23 @@ from snnjax.network.stages import Stage
 # barrier keeps them apart: 64 turns of a GRU are converted in half of the time.
 _MANY_STAGES = 64
 
-Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
+# A channel has at least this part of the mean effect. Where no calibration image needs
+# it, its threshold still follows from its errors if spikes are free.
+_LEAST_EFFECT = 1e-8
+
+BySite = dict[str, jax.Array]  # site name -> an array
+
+
+class Effects(NamedTuple):
+    """How the squared errors of a site count: w = positions x channels.
+
+    Attributes:
+        positions: of each micro-batch, [B, ...] with a single channel.
+        channels: factors of the channels whose mean is 1, [C].
+    """
+
+    positions: list[jax.Array]
+    channels: np.ndarray
 
 
 class AnnPass(NamedTuple):
@@ -41,11 +60,11 @@ class AnnPass(NamedTuple):
 
     Attributes:
         results: for each micro-batch, the results of each stage; empty if not kept.
-        effects: site name -> w of each micro-batch; empty if not asked for.
+        effects: site name -> w; empty if not asked for.
     """
 
     results: list[list[Results]]
-    effects: dict[str, list[jax.Array]]
+    effects: dict[str, Effects]
 
 
 def pass_ann(
@@ -81,7 +100,7 @@ def pass_ann(
                 has_error[-1] = True
                 columns.append(aval.shape[-1] if aval.shape else 1)
 
-    def run(batch: MicroBatch, sizes: list[Any]) -> tuple[list[Results], Effects, list]:
+    def run(batch: MicroBatch, sizes: list[Any]) -> tuple[list[Results], "_Squares"]:
         return _run_all_stages(
             tuple(stages),
             tuple(has_error),
@@ -97,17 +116,37 @@ def pass_ann(
     if with_effects:
         # The program runs twice: what errors are measured in follows from all images. A
         # program for the first time alone would take longer to compile.
-        totals = [run(batch, sizes)[2] for batch in batches]
+        totals = [run(batch, sizes)[1].outputs for batch in batches]
         sizes = _sizes_of_all(sum(len(batch.numbers) for batch in batches), totals)
     results = []
-    effects = []
+    squares = []
     for batch in batches:
-        batch_results, batch_effects, _ = run(batch, sizes)
+        batch_results, batch_squares = run(batch, sizes)
         results.append(batch_results)
-        effects.append(batch_effects)
-    if not with_effects:
-        return AnnPass(results, effects={})
-    return AnnPass(results, _usable(effects, unseen))
+        squares.append(batch_squares)
+    effects = {}
+    if with_effects:
+        for name in squares[0].positions:
+            effects[name] = _effects(
+                [batch_squares.positions[name] for batch_squares in squares],
+                [batch_squares.channels[name] for batch_squares in squares],
+                unseen,
+            )
+    return AnnPass(results, effects)
+
+
+class _Squares(NamedTuple):
+    """What one micro-batch says about the sizes of outputs and gradients.
+
+    Attributes:
+        outputs: sums over the images of y^2, [K] for each output that has an error.
+        positions: mean of g over the channels, [B, ...] with a single channel.
+        channels: mean of g over the positions, [B, C].
+    """
+
+    outputs: list[jax.Array]
+    positions: BySite
+    channels: BySite
 
 
 @functools.partial(jit, static_argnums=range(4))
@@ -119,15 +158,15 @@ def _run_all_stages(
     inputs: Values,
     image_numbers: jax.Array,
     sizes: list[jax.Array],
-) -> tuple[list[Results], Effects, list[jax.Array]]:
-    """Results of all stages, squared gradients of r y / s, and sums of y^2.
+) -> tuple[list[Results], _Squares]:
+    """Results of all stages, and the squares of outputs and of gradients of r y / s.
 
     Args:
         sizes: s^2 of the columns of each output that has an error, [K].
     """
     sites = {stage.site.name: stage.site for stage in stages if stage.site is not None}
 
-    def run(errors: Effects) -> tuple[list[jax.Array], list[Results]]:
+    def run(errors: BySite) -> tuple[list[jax.Array], list[Results]]:
         """The floating outputs, and the results of all stages.
 
         Each activation has the error of its site, an array [B, ...], added to it.
@@ -158,20 +197,29 @@ def _run_all_stages(
 
     if not with_effects:
         _, stage_results = run({})
-        return stage_results, {}, []
+        return stage_results, _Squares([], {}, {})
     no_errors = {
         name: jnp.zeros((len(image_numbers), *site.shape), site.dtype)
         for name, site in sites.items()
     }
     outputs, transpose, stage_results = jax.vjp(run, no_errors, has_aux=True)
-    totals = [column_squares(wide(output)).sum(0) for output in outputs]
+    squares = _Squares(
+        outputs=[column_squares(wide(output)).sum(0) for output in outputs],
+        positions={},
+        channels={},
+    )
     signs = _signs_of_outputs(outputs, sizes, image_numbers)
     (gradients,) = transpose(signs)
-    effects = {}
     for name, gradient in gradients.items():
-        squares = jnp.square(gradient.astype(jnp.float32))
-        effects[name] = squares.mean(sites[name].channel, keepdims=True)
-    return stage_results if keep_results else [], effects, totals
+        gradient = wide(gradient)
+        # A gradient that is not finite, as that of a root at 0, has no effect.
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+        channel = sites[name].channel
+        squares.positions[name] = jnp.mean(gradient**2, channel, keepdims=True)
+        # Channels that come last make the squares those of the columns of an output.
+        by_column = jnp.moveaxis(gradient, channel, -1)
+        squares.channels[name] = column_squares(by_column)
+    return stage_results if keep_results else [], squares
 
 
 def _signs_of_outputs(
@@ -222,26 +270,31 @@ def _sizes_of_all(count: int, totals: list[list[Any]]) -> list[Any]:
 
 
 @by_numpy_or_xla
-def _usable(
-    effects: Sequence[Effects], unseen: Sequence[Any]
-) -> dict[str, list[jax.Array]]:
-    """Site name -> the effects of each micro-batch.
+def _effects(
+    positions: Sequence[Any], channels: Sequence[Any], unseen: Sequence[Any]
+) -> Effects:
+    """The effects of a site.
 
-    An effect that is not finite, as the gradient of a root at 0, becomes 0. Where a
-    site has no effect at all, errors count alike, and so much that no price matters.
-    Unseen images have no effect in any case.
+    Where a site has no effect at all, errors count alike, and so much that no price
+    matters. Unseen images have no effect in any case.
+
+    Args:
+        positions: mean of g over the channels, [B, ...] of each micro-batch.
+        channels: mean of g over the positions, [B, C] of each micro-batch.
+        unseen: which images have no effect, [B] of each micro-batch.
     """
-
-    def usable(*parts: jax.Array) -> list[jax.Array]:
-        xp = namespace(parts[0])
-        finite_parts = [xp.where(xp.isfinite(part), part, 0) for part in parts]
-        total = functools.reduce(operator.add, [part.sum() for part in finite_parts])
-        is_usable = xp.isfinite(total) & (total > 0)
-        usable_parts = []
-        for part, is_unseen in zip(finite_parts, unseen, strict=True):
-            effect = xp.where(is_usable, part, 1)
-            is_unseen = is_unseen.reshape(-1, *[1] * (part.ndim - 1))
-            usable_parts.append(xp.where(is_unseen, 0, effect))
-        return usable_parts
-
-    return jax.tree.map(usable, *effects)
+    xp = namespace(channels[0])
+    seen = [~is_unseen[:, None] for is_unseen in unseen]
+    sums = []
+    for part, is_seen in zip(channels, seen, strict=True):
+        sums.append(part.sum(0, where=is_seen))
+    by_channel = functools.reduce(operator.add, sums)
+    mean = by_channel.mean()
+    is_usable = xp.isfinite(mean) & (mean > 0)
+    parts = []
+    for part, is_seen in zip(positions, seen, strict=True):
+        effect = xp.where(is_usable, part, 1)
+        is_seen = is_seen.reshape(-1, *[1] * (part.ndim - 1))
+        parts.append(xp.where(is_seen, effect, 0))
+    factors = xp.where(is_usable, by_channel / mean, 1)
+    return Effects(positions=parts, channels=xp.maximum(factors, _LEAST_EFFECT))

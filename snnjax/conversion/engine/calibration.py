@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from snnjax.calibrators.running import Dynamics
 from snnjax.calibrators.spending import Curve
+from snnjax.conversion.engine.ann import Effects
 from snnjax.conversion.engine.segments import Results, Work, ann_work, run
 from snnjax.network.equations import Network, Values
 from snnjax.network.sites import Site
@@ -62,7 +63,7 @@ class Calibration:
         batch_sizes: images of each micro-batch.
         unseen: for each micro-batch, which of its images no fit uses, [B]: their
             errors have no effect on what is fitted, and judge the result.
-        effects: () -> site name -> how errors count, for each micro-batch.
+        effects: () -> site name -> how errors count.
         ann_results: () -> results of each stage of the ANN, for each micro-batch;
             None: they are too large to be kept.
         curves: site name -> its curve, where activations have been surveyed.
@@ -78,7 +79,7 @@ class Calibration:
     images: Parts
     batch_sizes: tuple[int, ...]
     unseen: tuple[np.ndarray, ...]
-    effects: Callable[[], dict[str, list[jax.Array]]]
+    effects: Callable[[], dict[str, Effects]]
     ann_results: Callable[[], list[list[Results]]] | None
     curves: dict[str, Curve]
 
@@ -103,8 +104,12 @@ class Calibration:
         def chosen(values: Sequence[Any]) -> list[Any]:
             return [values[batch] for batch in batches]
 
-        def effects() -> dict[str, list[jax.Array]]:
-            return {name: chosen(parts) for name, parts in self.effects().items()}
+        def effects() -> dict[str, Effects]:
+            chosen_effects = {}
+            for name, effect in self.effects().items():
+                positions = chosen(effect.positions)
+                chosen_effects[name] = effect._replace(positions=positions)
+            return chosen_effects
 
         def ann_results() -> list[list[Results]]:
             assert self.ann_results is not None

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -136,23 +136,12 @@ class SiteView(View):
         if self._effects is not None:
             return self
         view = copy.copy(self)  # keeps the currents that have been computed
-        # How errors count at this site, one array for each micro-batch.
-        view._effects = self._calibration.effects()[self.site.name]
+        # How errors count at this site, at its positions and in its channels.
+        effects = self._calibration.effects()[self.site.name]
+        view._effects = effects.positions
+        view._channel_effects = np.asarray(effects.channels)
         # The sample holds the effects, so it is drawn again.
         vars(view).pop("sample", None)
-        return view
-
-    def with_activations(self, change: Callable[[jax.Array], jax.Array]) -> "SiteView":
-        """The view of other activations [B, ...], a function of those of the site.
-
-        They have the same effects. So ``change`` must keep the squared length of a
-        gradient over the channels, as a rotation does.
-        """
-        view = copy.copy(self)
-        view._activations = [change(batch) for batch in self._activations]
-        # The sample holds activations, and a survey's curve is of them.
-        vars(view).pop("sample", None)
-        view._calibration = dataclasses.replace(self._calibration, curves={})
         return view
 
     def curves(

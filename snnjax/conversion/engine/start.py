@@ -4,10 +4,9 @@ import functools
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from snnjax.conversion.engine.ann import AnnPass, pass_ann
+from snnjax.conversion.engine.ann import AnnPass, Effects, pass_ann
 from snnjax.conversion.engine.calibration import Calibration, Parts
 from snnjax.conversion.engine.segments import Results
 from snnjax.conversion.images import CalibrationImages
@@ -87,7 +86,7 @@ def start(
         for variable, array in network.inputs(batch.images).items():
             batches_of_inputs[variable].append(array)
 
-    def effects() -> dict[str, list[jax.Array]]:
+    def effects() -> dict[str, Effects]:
         return ann_pass(True).effects
 
     # If a recipe asks for effects, both functions call `ann_pass` with True, and the
