@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -69,7 +68,8 @@ def calibrate_weights(
     POSITIVE.check("learning_rate", learning_rate)
     WHOLE.check("seed", seed)
     schedule = optax.cosine_decay_schedule(learning_rate, iterations)
-    rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))  # [steps]
+    steps = np.arange(iterations, dtype=np.float32)
+    rates = np.asarray(jax.jit(schedule)(steps))  # [steps]
 
     def calibrate(view: View, fit: Fit) -> Fit:
         shared_paths = [path for path in fit.weights if path in view.shared]

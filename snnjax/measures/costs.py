@@ -167,14 +167,13 @@ def energy(measures: Measures, *, chip: Any = None) -> Energy:
             f"measures is {type(measures).__name__}; allowed: the Measures that "
             "snnjax.measure(fn, snn, x, params=params) returns"
         )
-    operations = _operations(measures)
-    memory = _with_memory(operations, measures)
+    operations, memory, quantized = _estimates(jax.tree.map(jnp.float32, measures))
     on_chip = None
     if chip is not None:
         # Every neuron is updated at every step.
         updates = measures.neurons * (measures.steps + measures.wait)
         on_chip = energy_on(chip, measures.synaptic_operations, updates)
-    return Energy(operations, memory, _quantized(measures), on_chip)
+    return Energy(operations, memory, quantized, on_chip)
 
 
 def energy_on(chip: Any, synaptic_operations: Any, updates: Any) -> Any:
@@ -224,6 +223,19 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     sram = jnp.exp(jnp.interp(log_size, log_sizes, log_energies))
     # The energies of the source are for 64 bits.
     return jnp.where(size <= max(SRAM), sram, DRAM) / 2
+
+
+# One program, and not one for each of some thirty operations.
+@jax.jit
+def _estimates(measures: Measures) -> tuple[Joules, Joules, Joules]:
+    """J per image: operations, operations with memory, and in whole numbers.
+
+    Args:
+        measures: each of them in float32, as counts may be above 2^31.
+    """
+    operations = _operations(measures)
+    memory = _with_memory(operations, measures)
+    return operations, memory, _quantized(measures)
 
 
 def _operations(measures: Measures) -> Joules:

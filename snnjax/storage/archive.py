@@ -198,7 +198,7 @@ def _as_jax(array: np.ndarray) -> Any:
     dtype_in_jax = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype_in_jax != array.dtype:
         return array
-    return jnp.asarray(array)
+    return jax.device_put(array)
 
 
 def _digest(card: str, arrays: dict[str, np.ndarray]) -> str:

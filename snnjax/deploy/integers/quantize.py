@@ -348,8 +348,9 @@ def _whole_input(
     """
     arithmetic = arithmetic_of(layers)
     largest = arithmetic.largest_input
-    peak = float(jnp.abs(x).max())
-    is_whole = peak <= largest and bool((x == jnp.round(x)).all())
+    images = np.asarray(x)
+    peak = float(np.abs(images).max())
+    is_whole = peak <= largest and bool((images == np.rint(images)).all())
     unit = 1.0 if is_whole or peak == 0 else peak / largest
     # A multiple of the unit is exact if its bits are not more than the 24 of a float32.
     # It has input_bits - 1 of the whole number and 23 - input_bits of the unit: 22, two
@@ -359,9 +360,10 @@ def _whole_input(
     mantissa = np.ceil(mantissa * steps_of_mantissa) / steps_of_mantissa
     unit = np.ldexp(mantissa, exponent)
     whole, _ = streams.whole_input(x, jnp.float32(unit), arithmetic)
-    lowest = np.asarray(whole.min())
+    lowest = np.asarray(whole).min()
     node = dataclasses.replace(node, unit=np.asarray(unit), lowest=lowest)
-    floats = streams.input_stream(x / unit, in_time)
+    multiples = jax.device_put(images / np.float32(unit))
+    floats = streams.input_stream(multiples, in_time)
     return node, StreamPair(floats, streams.input_stream(whole, in_time))
 
 

@@ -266,6 +266,7 @@ def _at_each_step(factors: np.ndarray, array: jax.Array) -> jax.Array:
     return per_step(jnp.asarray(factors, array.dtype), array.ndim) * array
 
 
+@functools.partial(jax.jit, static_argnames="arithmetic")
 def whole_input(
     x: jax.Array, unit_of_x: jax.Array, arithmetic: Arithmetic
 ) -> tuple[jax.Array, jax.Array]:

@@ -362,4 +362,4 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 def _array(array: Any) -> jax.Array:
     """The numbers in float32."""
-    return jnp.asarray(np.asarray(array, np.float32))
+    return jax.device_put(np.asarray(array, np.float32))

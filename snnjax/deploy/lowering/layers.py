@@ -360,5 +360,5 @@ def _constants(network: Network, params: chex.ArrayTree) -> Values:
         return variables | constants
 
     (x,) = network.x
-    example = jnp.zeros(network.avals[x].shape, network.avals[x].dtype)
+    example = np.zeros(network.avals[x].shape, network.avals[x].dtype)
     return run(network.arguments(params, example))

@@ -491,12 +491,13 @@ def _sources(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
     """
     operands = []
     for u in equation.inputs:
-        operand = jnp.asarray(read(builder.values, u))
+        # NumPy's, since JAX would compile a program for each small array.
+        operand = np.asarray(read(builder.values, u))
         if u == v:
-            numbers_from_1 = jnp.arange(1, operand.size + 1)
+            numbers_from_1 = np.arange(1, operand.size + 1, dtype=np.int32)
             operand = numbers_from_1.reshape(operand.shape)
         elif jnp.issubdtype(operand.dtype, jnp.floating):
-            operand = jnp.zeros(operand.shape, int)
+            operand = np.zeros(operand.shape, np.int32)
         operands.append(operand)
     # An operand that is a literal has no variable, so all operands get new ones.
     values = dict(enumerate(operands))
