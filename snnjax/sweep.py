@@ -125,8 +125,8 @@ def sweep(
     >>> labels, code = fn(w, x).argmax(-1), snnjax.codes.radix()
     >>> print(sweep(fn, w, x, x, labels, steps=(2, 4), code=code))
     T  wait  latency  accuracy %  lost  spikes  energy %  with memory %
-    2  1     4        84.8        15.2  0.42    25        71
-    4  1     6        96.1        3.9   0.71    29        104
+    2  1     4        85.5        14.5  0.42    25        71
+    4  1     6        96.1        3.9   0.70    29        104
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
     spikes and energy of the first 100 examples
     """
