@@ -12,7 +12,7 @@ import collections
 import jax
 import pytest
 
-CEILING = 800
+CEILING = 600
 _LARGEST = 10
 _LONG = ("slow", "thorough")
 _EVENT = "/jax/core/compile/backend_compile_duration"

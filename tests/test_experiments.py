@@ -522,6 +522,7 @@ def test_widened_parameters_follow_the_channels_wherever_they_are():
     assert np.any(run(snn, x))
 
 
+@pytest.mark.thorough
 def test_an_interrupted_conversion_goes_on_with_its_own_draws(
     converted, tmp_path, monkeypatch, capsys
 ):
