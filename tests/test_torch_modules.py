@@ -239,11 +239,16 @@ NETWORKS = {
 
 
 # The long ones, whose kinds of sites others have, too.
-LONG = ("densenet121", "mobilenet_v2")
+MARKS = {
+    "densenet121": pytest.mark.slow,
+    "mobilenet_v2": pytest.mark.slow,
+    "squeezenet1_1": pytest.mark.thorough,
+    "convnext_tiny": pytest.mark.thorough,
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NETWORKS]
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in NETWORKS]
 )
 def test_networks_of_torchvision_arrive_as_they_are(name):
     pytest.importorskip("torchvision")
