@@ -218,11 +218,10 @@ def trained(activation: Callable[[jax.Array, jax.Array], jax.Array]) -> Network:
     """
     generator = np.random.default_rng(5)
     data = load("digits")
-    inputs = np.asarray(data.train_images, np.float32).reshape(
-        len(data.train_images), -1
-    )
-    test_inputs = np.asarray(data.test_images, np.float32).reshape(
-        len(data.test_images), -1
+    # Pixels of 0 to 255 would saturate every neuron, and no weight would learn.
+    inputs, test_inputs = (
+        np.float32(images.reshape(len(images), -1) / 255)
+        for images in (data.train_images, data.test_images)
     )
     params = {
         "kernels": [
