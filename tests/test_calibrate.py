@@ -305,6 +305,17 @@ def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
         np.testing.assert_allclose(potential, start)
 
 
+def test_a_clipped_relu_whose_input_comes_late_gets_spikes_above_its_maximum():
+    """In the steps that are left, spikes of its maximum do not add up to it."""
+    channels = [[0.0, 0.0, 2.0, 2.0], [2.0] * STEPS]
+    by_step = np.transpose(channels).astype(np.float32)  # [T, C]
+    currents = np.broadcast_to(by_step[:, None, None], (STEPS, 80, 3, 2))
+    activation = np.ones((80, 3, 2), np.float32)
+    view = ArrayView(activation, lambda _: currents, own_maximum=np.ones(2, np.float32))
+    fit = calibrate.scale_threshold((1, 2))(view, Fit(fresh_neurons(), {}))
+    np.testing.assert_array_equal(fit.neurons.threshold, [2, 1])
+
+
 def test_a_search_does_not_depend_on_the_scale_of_the_activations():
     currents = np.float32(np.random.default_rng(0).normal(size=(STEPS, 40, 3, 2)))
 

@@ -40,9 +40,8 @@ class Sample(NamedTuple):
         highest: largest activation of each channel, likewise, [C].
         bound: what the function of the site cannot exceed: the maximum of a clipped or
             quantized ReLU, [C]; infinity of others. Activations are bounded by it, and
-            the inputs of the neurons are not. So a neuron must not be able to send
-            more: it would, wherever its input is above the bound. An encoder's input is
-            the activation itself, whatever bounds it.
+            the inputs of the neurons are not, so a neuron that is able to send more
+            does so. An encoder's input is the activation itself, whatever bounds it.
         channel_weight: how much a squared error of each channel counts beside the other
             channels, [C]; 1: all alike. Only fits that compare channels read it.
     """

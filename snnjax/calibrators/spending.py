@@ -47,6 +47,8 @@ _CANDIDATES = 73
 # If reach / finest is above 16, there are more candidates in front, with such high
 # thresholds that a price can silence the last digits too.
 _COARSEST_DIGIT = 16
+# By how much rounding may bring a largest output above the bound.
+_ABOVE_BOUND = 1e-5
 # A bound that is at most so many times the largest activation takes its place.
 _NEAR = 4
 # `price_of` searches between these prices: beyond them nothing changes.
@@ -228,8 +230,13 @@ def curves(
     thresholds = lowest * 2.0 ** (octaves_between * k[::-1]) * maxima  # [K, C]
     # What is larger than all of the sample counts as one more activation, so that more
     # steps do not bring thresholds down to what new inputs exceed.
-    unseen = sample.clipped_error(offset, caps=reach * thresholds)
+    largest_outputs = reach * thresholds
+    unseen = sample.clipped_error(offset, caps=largest_outputs)
     unseen *= sample.channel_weight * positions / len(sample.activation)
+    # A neuron that can send more than the bound does so wherever its input is larger,
+    # and activations, which the bound has clipped, do not tell how often that is.
+    is_allowed = largest_outputs <= np.asarray(sample.bound) * (1 + _ABOVE_BOUND)
+    unseen = np.where(is_allowed, unseen, np.inf)
     results = []
     for table in tables:
         # A product by BLAS, whose threads compete with XLA's, takes 50 times as long.

@@ -21,8 +21,8 @@ with 64 inputs and rate coding, errors are up to 1.8 times as large without that
 An encoder's activations have two ends, and so two tails: that of SiLU goes far on one
 side of the middle and ends on the other.
 
-A neuron with c > B sends more than B wherever its input is larger, and activations do
-not tell how often that is. So its error is infinite here.
+A neuron with c > B may send c where its input is above B, and x is B there. That is an
+error of n P(x = B) (c - B)^2 = p (c - B)^2 in place of the above, with g = B - m.
 """
 
 import math
@@ -32,8 +32,6 @@ import numpy as np
 
 # So many activations beyond the largest are taken to have the mean scale of the layer.
 _PRIOR_COUNT = 8
-# By how much rounding may bring a largest output above the bound.
-_ROUNDING = 1e-5
 # Beyond so many scales nothing of an exponential is left in float64.
 _MANY_SCALES = 700.0
 
@@ -111,8 +109,7 @@ def tail_of(
 def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
     """The weighted error w n E (x - c)^2 of each candidate, [K, C].
 
-    That is the squared error which one activation beyond m is expected to have. It is
-    infinite where c is above the bound.
+    That is the squared error which one activation beyond m is expected to have.
 
     Args:
         tail: of the C channels.
@@ -126,18 +123,20 @@ def clipped_error(tail: Tail, caps: np.ndarray) -> np.ndarray:
     >>> print(clipped_error(silent, np.array([[1.0]])))
     [[0.]]
     >>> clipped = Tail(np.array([1.0]), np.array([0.5]), np.array([1.0]), bound=1.0)
-    >>> print(clipped_error(clipped, np.array([[0.0], [1.0], [2.0]])).ravel())
-    [ 1.  0. inf]
+    >>> print(clipped_error(clipped, np.array([[0.0], [1.0], [3.0]])).ravel())
+    [1. 0. 4.]
     """
     scale = tail.scale
     deficit = np.maximum(tail.maximum - caps, 0)
     room = np.maximum(tail.bound - np.maximum(caps, tail.maximum), 0)
+    too_much = np.maximum(caps - tail.bound, 0)
     # The scale of a silent channel is so small that quotients may be infinite.
     with np.errstate(over="ignore"):
         decay = np.exp(-np.maximum(caps - tail.maximum, 0) / scale)
         scales_of_room = np.minimum(room / scale, _MANY_SCALES)
+        scales_to_bound = np.minimum((tail.bound - tail.maximum) / scale, _MANY_SCALES)
     at_bound = np.exp(-scales_of_room)
     square = deficit**2 + 2 * scale * deficit * (1 - at_bound)
     square += 2 * scale**2 * decay * (1 - at_bound * (1 + scales_of_room))
-    is_allowed = caps <= tail.bound * (1 + _ROUNDING)
-    return np.where(is_allowed, tail.weight * square, np.inf)
+    square += too_much**2 * np.exp(-scales_to_bound)
+    return tail.weight * square
