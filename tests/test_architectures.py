@@ -13,7 +13,7 @@ STEPS = 16
 # Their parts are those of others here, or of the published networks (test_models.py).
 LONG = ("BERT", "Conformer", "EfficientNet", "Inception", "MLP Mixer", "RegNetY")
 LONG += ("T5", "ViT")
-QUICK = ("GPT", "MobileNet v2", "PointNet")
+QUICK = ("MobileNet v2",)
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.bias_shift()  # which rounds
 

@@ -99,6 +99,7 @@ def noise(rng, shape=sequences.RATE):
 # ---------------------------------------------------------------------------- smoke
 
 
+@pytest.mark.thorough
 def test_calibration_reads_the_images_five_times(small, out):
     line = ["--quick", "--images", "16", "--rounds", "2", "--out", str(out)]
     (side,) = calibration.main(line)["sides"].values()

@@ -95,6 +95,7 @@ def net(request):
     return TABLE[request.param]()
 
 
+@pytest.mark.thorough
 def test_identity_rule_has_the_networks_outputs_bit_for_bit_and_its_gradients():
     """All networks in one program, each with an x of its own.
 

@@ -12,6 +12,7 @@ import pytest
 import reference
 from chex import assert_trees_all_close
 from networks import by_executions, outputs_of
+from rows import thorough
 
 import snnjax
 from snnjax import codes
@@ -52,7 +53,7 @@ def started(neuron, code, threshold, bias=0.0, steps=T):
 # ------------------------------------------------------------------- one site
 
 
-@pytest.mark.parametrize("index", range(len(CODES)))
+@pytest.mark.parametrize("index", [0, 1, 2, *thorough(3), 4])
 def test_spikes_are_those_of_the_oracle(index):
     """All pairs of a code, a model and a wait, but not all triples; three steps."""
     code, waits, steps = CODES[index], (0, 1, 3), 3
@@ -223,6 +224,7 @@ def test_all_executions_give_the_same_answers(code, neuron, wait, executions):
         np.testing.assert_allclose(answer, code.answers(expected)[-1], 1e-4, 1e-5)
 
 
+@pytest.mark.thorough
 def test_a_value_that_is_infinite_before_any_spike_is_0_there():
     def logarithm(p, x):
         return jnp.log(snnjax.encode(x)) @ p
@@ -314,7 +316,7 @@ def outputs():
     return [jax.device_get(jax.jit(snnjax.spiking(dense))(snn, x)) for snn in snns]
 
 
-@pytest.mark.parametrize("steps, wait", [(2, 0), (2, 1), (3, 0), (3, 1)])
+@pytest.mark.parametrize("steps, wait", [(2, 0), (3, 1), *thorough((2, 1), (3, 0))])
 def test_a_converted_network_of_base_3_sends_the_spikes_of_the_oracle(steps, wait):
     kernels, x, *_ = converted()
     code = codes.radix(base=3)

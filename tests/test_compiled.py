@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 from networks import average_pool, conv, eighths, outputs_of, relu
+from rows import thorough
 from test_integers import chip
 
 import snnjax
@@ -20,7 +21,7 @@ from snnjax import codes, integrate_and_fire
 pytestmark = pytest.mark.usefixtures("optimized")
 
 T = 4
-BATCHES = (1, 2, 31, 32, 100)
+BATCHES = (1, 31, 32, *thorough(2, 100))
 batches = pytest.mark.parametrize("batch", BATCHES)
 
 # ----------------------------------------------------------------------- counts
@@ -46,10 +47,7 @@ def convolutions(p, x):
     return average_pool(x).reshape(len(x), -1) @ p["readout"]
 
 
-@pytest.mark.parametrize(
-    "batch",
-    (1, 32, *[pytest.param(size, marks=pytest.mark.thorough) for size in (16, 100)]),
-)
+@pytest.mark.parametrize("batch", (1, *thorough(16, 32, 100)))
 def test_operations_are_those_counted_by_hand(batch):
     x = eighths(batch, (batch, 16, 16, 2), 0)
     snn = snnjax.init(convolutions, KERNELS, x, model=integrate_and_fire())
@@ -164,7 +162,7 @@ def test_whole_numbers_are_those_of_a_chip(batch):
 # -------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("batch", (1, 32, 100))
+@pytest.mark.parametrize("batch", (1, 32, *thorough(100)))
 def test_gradients_are_those_of_bptt_by_hand(batch):
     params, *_ = problem(batch)
     spikes = np.random.default_rng(batch).integers(0, 2, (T, batch, 4))

@@ -28,6 +28,7 @@ from networks import (
     outputs_of,
     relu,
 )
+from rows import thorough
 
 import snnjax
 from snnjax import Recipe, _progress, calibrators
@@ -134,7 +135,7 @@ def test_every_recipe_gives_a_network_that_runs(name, wait, in_groups_of):
     "recipe, wait, group",
     [
         ("advanced", STEPS, 24),  # of 64: the last one is not full
-        ("best", 0, 32),
+        *thorough(("best", 0, 32)),
         pytest.param("best", 0, 24, marks=slow),
         pytest.param("light", 1, 24, marks=slow),
     ],
@@ -427,6 +428,7 @@ def of_own_maxima(p, x):
     return snnjax.clipped_relu(x @ p["w"], p["maxima"])
 
 
+@pytest.mark.thorough
 def test_each_channel_may_have_a_maximum_of_its_own():
     maxima, x = np.float32([0.1, 0.5, 1.0, 2.0]), 2 * np.asarray(images())
     p = {"w": np.eye(4, dtype=np.float32), "maxima": maxima}
@@ -670,7 +672,7 @@ def test_weights_may_be_changed_in_place():
     assert_equal(outputs[True], outputs[False])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, *thorough(jnp.bfloat16)])
 def test_images_may_be_wider_than_the_weights(dtype, x64):
     net = NETWORKS["dense"]
     params = jax.tree.map(lambda p: p.astype(dtype), net.params)

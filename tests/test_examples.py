@@ -19,7 +19,7 @@ def few_images(monkeypatch):
 
 
 MARKS = {
-    "nnx": (),
+    "nnx": pytest.mark.thorough,
     "linen": pytest.mark.thorough,
     "plain_jax": pytest.mark.thorough,
     "equinox": pytest.mark.slow,

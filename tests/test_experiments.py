@@ -157,6 +157,7 @@ def test_every_published_source_has_a_preset_a_card_and_a_figure():
         assert ("torch" in card["versions"]) == ("snnjax" in card["versions"])
 
 
+@pytest.mark.thorough
 def test_the_command_of_the_gallery_draws_every_figure():
     gallery = (ROOT / "docs" / "gallery.md").read_text()
     _, _, command = gallery.partition("python -m experiments.results")
@@ -176,6 +177,7 @@ def test_the_command_of_the_gallery_draws_every_figure():
     assert radix <= set(names)
 
 
+@pytest.mark.thorough
 def test_a_legend_of_two_parts_has_one_in_each_half(tmp_path):
     file = tmp_path / "figure.png"
     with drawing.new_figure(file, 600, 300, legend=2, legend_parts=2, ncols=2) as (
@@ -366,6 +368,7 @@ def test_a_damaged_file_of_results_is_refused_whole(tmp_path):
         results.main([str(tmp_path / "nothing.json")])
 
 
+@pytest.mark.thorough
 def test_the_tables_beside_published_results_are_of_their_numbers():
     files = [*(ROOT / "benchmarks" / "results").glob("convert_cifar10_*.json")]
     files += (ROOT / "benchmarks" / "results").glob("finetune_*.json")

@@ -145,6 +145,7 @@ def test_devices_share_a_run_that_keeps_averages_and_holds_images_back(
         assert one.final == pytest.approx(other.final, abs=0.03)
 
 
+@pytest.mark.thorough
 def test_running_averages_are_not_rounded_to_bfloat16(source, data):
     """0.9 of the old average stays, even if the new one is computed in bfloat16."""
     network = load_source(source)
@@ -185,6 +186,7 @@ def test_a_missing_source_network_is_trained_on_all_images(data, tmp_path, monke
     assert images == {"runs/digits_resnet": len(data.train_images)}
 
 
+@pytest.mark.thorough
 def test_operators_need_averages_that_are_kept(data, tmp_path):
     checkpoint = str(ROOT / "experiments" / "sources" / "vit.safetensors")
     small = data._replace(
@@ -205,6 +207,7 @@ def test_operators_need_averages_that_are_kept(data, tmp_path):
     assert [preset.keep_averages for preset in presets] == [True, False]
 
 
+@pytest.mark.thorough
 def test_random_weights_start_without_a_conversion(small_network, data, tmp_path):
     model = build("events", 10, norm=False)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

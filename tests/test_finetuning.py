@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from networks import converted
+from rows import thorough
 
 import snnjax
 from snnjax import training
@@ -96,7 +97,7 @@ def by_hand(snn, fn, *, has_aux, share, **options):
     "has_aux, wait",
     [
         (False, 2),
-        (True, 0),
+        *thorough((True, 0)),
         pytest.param(False, 0, marks=pytest.mark.slow),
         pytest.param(True, 2, marks=pytest.mark.slow),
     ],
@@ -135,6 +136,7 @@ def test_an_snn_of_init_learns_a_sequence_and_keeps_its_steps():
     np.testing.assert_array_equal(outputs.mean(0)[:, :4].argmax(-1), labels)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
     """Also of bfloat16 and a random key, which NumPy does not store."""
     narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), snn.params)

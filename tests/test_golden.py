@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import conv, outputs_of, relu
+from rows import thorough
 
 import snnjax
 from snnjax import calibrators
@@ -126,7 +127,11 @@ def simulated(recipe, steps):
 
 
 every_recipe = pytest.mark.parametrize(
-    "recipe, steps", [(recipe, steps) for recipe in RECIPES for steps in (4, 16)]
+    "recipe, steps",
+    [
+        *[(recipe, 16) for recipe in RECIPES],
+        *thorough(*[(recipe, 4) for recipe in RECIPES]),
+    ],
 )
 
 

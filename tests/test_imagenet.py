@@ -46,6 +46,7 @@ def small_squeezenet(folder, images=2, size=47):
     return colors[1]
 
 
+@pytest.mark.thorough
 def test_squeezenet_reads_its_images_and_weights(tmp_path):
     colors = small_squeezenet(tmp_path)
     fn, params, read = imagenet.squeezenet_in(tmp_path)

@@ -12,6 +12,7 @@ import optax
 import pytest
 from networks import FLAT, PIXELS, VECTORS, conv, converted, relu, together
 from reference import windows
+from rows import quick_first
 from test_layers import AFFINE, RATE, changed, fitted
 
 import snnjax
@@ -292,6 +293,7 @@ def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
     return deploy.quantize(layers, VECTORS, weight_bits=weight_bits, **options), snn
 
 
+@pytest.mark.thorough
 def test_bits_bound_the_numbers_and_more_of_them_come_closer():
     digits = {"code": RADIX, "levels": (-1, 1), "wait": 3}
     floats = jax.jit(snnjax.spiking(perceptron))(light(**digits), VECTORS).mean(0)
@@ -379,9 +381,10 @@ RULES = {  # rule, reset, lower bound
 }
 
 
-@pytest.mark.parametrize("rule, reset, lowest", RULES.values(), ids=RULES)
-def test_a_leak_is_rounded_as_the_chip_rounds_it(rule, reset, lowest):
+@pytest.mark.parametrize("name", quick_first(RULES, "xylo"))
+def test_a_leak_is_rounded_as_the_chip_rounds_it(name):
     """Factors that no shift has; near the floats, and exactly those of Python."""
+    rule, reset, lowest = RULES[name]
     net = networks_of("vectors", ("dense",))
     leak = np.float32([0.9, 0.7, 0.5, 0.93, 0.8, 0.99])
     snn = fitted(net, RATE, (0, 1), reset, 0, (0, 0.5), leak[:1], lowest)
@@ -449,6 +452,7 @@ def recurrent_net(params, x):
     return jax.nn.relu(x @ params["second"]) @ params["third"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "rule, reset, lowest",
     [
@@ -497,6 +501,7 @@ def test_recurrent_neurons_that_leak_become_whole_numbers(rule, reset, lowest):
     assert deploy.report(integers, mine).rows[3].verdict == "fits"
 
 
+@pytest.mark.thorough
 def test_the_scale_of_a_range_is_that_of_sinabs():
     """Weights fill -128 .. 127 on one side; all thresholds are given, and equal."""
     layers, x = events_layers()
@@ -559,6 +564,7 @@ def test_numbers_that_nothing_was_fitted_to_are_computed_as_a_chip_does():
     assert deploy.report(integers, deploy.speck())["output"].verdict == "approximately"
 
 
+@pytest.mark.thorough
 def test_a_bound_far_below_the_register_bounds_nothing():
     """A leak has 6 more bits, and nothing wraps silently."""
     net = networks_of("vectors", ("dense",))
@@ -768,6 +774,7 @@ def test_readouts_of_any_size_are_computed():
         assert (error < 0.2).all(), (size, bias, error)
 
 
+@pytest.mark.thorough
 def test_each_map_has_bits_of_its_own():
     """In memory and in training: 1 bit beside 8, and a shortcut beside 1 bit."""
     mixed, _ = tiny({"w1/relu": 1, "*": 8})
@@ -792,6 +799,7 @@ def test_each_map_has_bits_of_its_own():
     assert (np.abs(readout.weight) == 1).all()
 
 
+@pytest.mark.thorough
 def test_x_and_spikes_that_one_map_reads_have_units_of_their_own():
     """A shortcut of x to spikes of the same size, so that both share a matrix."""
 

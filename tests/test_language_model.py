@@ -161,6 +161,7 @@ def test_kernels_have_so_many_bits():
     assert all(len(np.unique(column)) <= 7 for column in np.asarray(kernel).T)
 
 
+@pytest.mark.thorough
 def test_a_rotated_row_has_the_logits_of_the_network(monkeypatch):
     """The rotation is chosen for a narrow readout and applied to the whole one."""
     rotated = []

@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
+from rows import quick_first
 
 import snnjax
 from snnjax import deploy
@@ -135,7 +136,8 @@ CONVOLUTIONS = {  # (rows, columns) of kernels and strides, and the padding
 }
 
 
-@pytest.mark.parametrize("size", [7, pytest.param(8, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("size", [7, 8])
 def test_a_convolution_has_the_weights_and_windows_of_the_function(size):
     """Padding "SAME" with a stride, or of an even kernel, is on one side of images."""
     x = eighths(3, (2, size, size, 2))
@@ -200,7 +202,7 @@ POOLS = {  # spellings of an average pool of an image [6, 6, 4], and its window
 }
 
 
-@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("name", quick_first(POOLS, "windows", "flattened"))
 def test_a_mean_over_windows_is_a_pool_however_it_is_written(name):
     average, window = POOLS[name]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from networks import NETWORKS, converted, eighths, halves, outputs_of, relaxed_dspike
+from rows import thorough
 
 import snnjax
 from snnjax import deploy
@@ -193,7 +194,7 @@ def fitted(levels, wait=0):
     "name, levels, reset, wait",
     [
         ("dense", (0, 20), "subtract", 0),
-        ("input skip", (-3, 3), "zero", 0),
+        *thorough(("input skip", (-3, 3), "zero", 0)),
         ("max-pool before", (-1, 1), "subtract", STEPS),
     ],
 )

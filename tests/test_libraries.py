@@ -256,6 +256,7 @@ def test_recurrent_cells_of_other_libraries_spike_as_the_loop_of_their_turns(
     np.testing.assert_allclose(outputs[0].mean(0), answers, rtol=0, atol=0.05 * spread)
 
 
+@pytest.mark.thorough
 def test_all_arrays_of_an_nnx_module_may_be_params():
     """Its random keys and counters too, which nothing changes."""
     net = nnx.jit(lambda: nnx.RNN(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0))))()

@@ -49,6 +49,7 @@ def test_models_have_as_many_parameters_as_their_papers_say():
         assert sum(sizes) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
+@pytest.mark.thorough
 def test_every_quantized_activation_has_a_maximum_of_its_own():
     model = models.build("digits_resnet", 10, levels=4)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))

@@ -16,6 +16,7 @@ import pytest
 import reference
 from chex import assert_trees_all_close
 from networks import NETWORKS, by_executions, compiled, eighths, outputs_of, relu
+from rows import thorough
 
 import snnjax
 from snnjax import lif, training
@@ -602,7 +603,8 @@ def test_a_model_may_compute_all_steps_at_once(execution):
 # ------------------------------------------------------- the gradient through time
 
 
-@pytest.mark.parametrize("steps", [3, 6])  # few steps have JAX's own gradient
+# Three steps have the gradient of JAX itself.
+@pytest.mark.parametrize("steps", [*thorough(3), 6])
 def test_a_second_derivative_is_that_of_the_relaxed_spikes(steps):
     def slope(current, execution):
         simulate = snnjax.spiking(NET.fn, steps=steps, execution=execution)
@@ -616,6 +618,7 @@ def test_a_second_derivative_is_that_of_the_relaxed_spikes(steps):
     np.testing.assert_allclose(layers, by_step, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_model_may_close_over_a_traced_number():
     class Scaled(InSteps):
         def integrate(self, params, v, current):

@@ -19,6 +19,7 @@ import reference
 import test_libraries
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 from reference import windows
+from rows import quick_first, thorough
 from test_layers import RATE, TOGETHER, changed, fitted, spikes_and_outputs
 
 import snnjax
@@ -236,7 +237,9 @@ WRITTEN = TOGETHER | {
 }
 
 
-@pytest.mark.parametrize("name", [*WRITTEN, *LIBRARIES])
+@pytest.mark.parametrize(
+    "name", quick_first([*WRITTEN, *LIBRARIES], "images", "equinox")
+)
 def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     if name in LIBRARIES:
         net = Net(*getattr(test_libraries, name)(), test_libraries.X, 2)
@@ -347,6 +350,7 @@ def random_layer(generator, channels):
     return layers[generator.integers(len(layers))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "seeds", [range(6), pytest.param(range(6, 206), marks=pytest.mark.slow)]
 )
@@ -457,8 +461,10 @@ def check_sums(sums, layers, outputs):
     "net, neurons",
     [
         (FLATTENED, ((0, 1), "zero", 0)),
-        (NETWORKS["several outputs"], ((-1, 1), "subtract", 1)),
-        (NETWORKS["dense"], ((0, 1), "subtract", 0, (0, 0.5), None, -0.3)),
+        *thorough(
+            (NETWORKS["several outputs"], ((-1, 1), "subtract", 1)),
+            (NETWORKS["dense"], ((0, 1), "subtract", 0, (0, 0.5), None, -0.3)),
+        ),
     ],
     ids=["plain", "extended", "lower bound"],
 )

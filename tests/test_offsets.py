@@ -206,6 +206,7 @@ def test_a_value_far_from_zero_uses_all_levels():
     assert error < without / 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fn",
     [
@@ -235,6 +236,7 @@ def test_an_offset_of_zero_changes_no_count(fn):
     assert counts(snn) == counts(dataclasses.replace(snn, neurons=neurons))
 
 
+@pytest.mark.thorough
 def test_in_bfloat16_levels_are_within_their_range():
     fn = snnjax.in_dtype(gelu_network, "bfloat16")
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))

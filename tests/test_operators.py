@@ -432,6 +432,7 @@ def test_a_branch_that_parameters_choose_is_refused():
         snnjax.sites(fn, PARAMS, X)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "edges_from",
     [
@@ -555,6 +556,7 @@ def test_maxima_over_edges_that_activations_choose_are_refused():
         snnjax.sites(jax.vmap(chosen, in_axes=(None, 0)), graph_params(), x)
 
 
+@pytest.mark.thorough
 def test_a_soft_mixture_of_experts_spikes():
     """As docs/networks.md writes it, with experts of one hidden layer each."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -575,6 +577,7 @@ def test_a_soft_mixture_of_experts_spikes():
     near_the_ann(fn, params, x, steps=64, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_a_fourier_transform_spikes_by_its_real_matrices():
     """The remedy of its refusal: the size of rfft(x), without complex numbers."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -728,6 +731,7 @@ def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
     assert transformer_kernels["up/encoder"] == ["o"]
 
 
+@pytest.mark.thorough
 def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
     images, new = np.float32(np.random.default_rng(4).normal(size=(2, 64, 6, 5)))
 
@@ -828,6 +832,7 @@ def near_the_ann(fn, p, x, atol=0.05, steps=32, recipe=RECIPE, model=FINE):
     np.testing.assert_allclose(outputs.mean(0), answers, atol=atol)
 
 
+@pytest.mark.thorough
 def test_a_quotient_that_is_0_by_0_before_the_first_spikes_recovers():
     def linear_attention(p, x):
         x = x @ p["in"]
@@ -880,6 +885,7 @@ def test_the_last_token_may_be_chosen_by_numbers_from_the_input():
     near_the_ann(last, PARAMS, TOKENS)
 
 
+@pytest.mark.thorough
 def test_a_cache_is_written_at_positions_from_the_input():
     def fn(p, x):
         new = relu(embedded(p, x["tokens"][:, :1]) @ p["q"])
@@ -893,6 +899,7 @@ def test_a_cache_is_written_at_positions_from_the_input():
     )
 
 
+@pytest.mark.thorough
 def test_two_layers_may_read_a_truth_value_of_the_input():
     def fn(p, x):
         mask = (x @ p["in"]) > 0
@@ -902,6 +909,7 @@ def test_two_layers_may_read_a_truth_value_of_the_input():
     near_the_ann(fn, PARAMS, X)
 
 
+@pytest.mark.thorough
 def test_tokens_and_masks_may_come_as_several_arrays():
     def fn(p, x):
         y = relu(embedded(p, x["tokens"]) @ p["q"])
@@ -932,6 +940,7 @@ def test_what_is_no_product_reads_the_value_and_not_its_spikes():
     np.testing.assert_array_equal(moved, outputs["value"])
 
 
+@pytest.mark.thorough
 def test_a_max_pool_beside_an_operator_is_part_of_it():
     def fn(p, x):
         x = relu(x.reshape(-1, 2, 3, 5) @ p["in"])

@@ -101,6 +101,7 @@ def test_the_command_names_the_pages_that_change(tmp_path, capsys):
     assert "`vgg8`" in page.read_text()
 
 
+@pytest.mark.thorough
 def test_published_results_are_of_published_networks_and_of_no_machine():
     cards = {}
     for file in PUBLISHED:

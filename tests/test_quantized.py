@@ -111,6 +111,7 @@ def test_graded_spikes_need_fewer_steps_and_other_steps_round_otherwise():
     assert np.abs(three_steps - ann).max() > 0.01
 
 
+@pytest.mark.thorough
 def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
     for recipe in (snnjax.light("channel"), REFINED):
         outputs, ann = simulated(network, PARAMS, X, steps=8, wait=0, recipe=recipe)
@@ -144,6 +145,7 @@ def test_gradients_know_channels_and_bfloat16():
     assert (slope[(y > 0) & (y < 1)] == 1).all()  # as the value is rounded
 
 
+@pytest.mark.thorough
 def test_in_bfloat16_it_is_the_same_function_and_exact_too():
     y = quantized_relu(jnp.array([0.26, 0.9], jnp.bfloat16), 1.0, 4)
     assert y.dtype == jnp.bfloat16

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import compiled, oracle_spikes, outputs_of
+from rows import thorough
 
 import snnjax
 from snnjax import calibrators
@@ -326,7 +327,9 @@ def test_a_high_price_refuses_the_rotation():
         assert f"{count} of 1 sites are rotated" in str(rotation)
 
 
-@pytest.mark.parametrize("name", ["a gate", "a convolution", "a transformer"])
+@pytest.mark.parametrize(
+    "name", ["a gate", "a convolution", *thorough("a transformer")]
+)
 def test_the_cost_of_a_rotated_site_is_that_of_the_rotated_network(name):
     fn, params, x, _ = ROTATED[name]
     all_rotations = rotations_of(fn, params, x)
@@ -361,7 +364,9 @@ def cubed(p, x):
     return (hidden @ p["middle"]) ** 3 @ p["down"]
 
 
-@pytest.mark.parametrize("base, steps, wait", [(2, 4, 0), (2, 4, 1), (3, 2, 1)])
+@pytest.mark.parametrize(
+    "base, steps, wait", [(2, 4, 0), *thorough((2, 4, 1), (3, 2, 1))]
+)
 def test_a_rotated_network_sends_the_spikes_of_the_oracle(base, steps, wait):
     params = {"up": normal(8, 12), "middle": normal(12, 16), "down": normal(16, 4)}
     rotations = rotations_of(cubed, params, X)

@@ -14,6 +14,7 @@ from chex import assert_trees_all_close
 from chex import assert_trees_all_equal as assert_equal
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import NETWORKS, REFINED, eighths, relu
+from rows import thorough
 
 import snnjax
 from snnjax import sharding
@@ -77,6 +78,7 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options
     assert communication(program) == set()
 
 
+@pytest.mark.thorough
 def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     net = NETWORKS["dense"]
     snn, x = snnjax.init(*net[:3]), batch(net)
@@ -95,7 +97,7 @@ def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     "neuron, execution",
     [
         (snnjax.integrate_and_fire(levels=(-1, 1)), 1),
-        (Recurrent(Synaptic(Adaptive(snnjax.lif()))), 1),
+        *thorough((Recurrent(Synaptic(Adaptive(snnjax.lif()))), 1)),
         pytest.param(snnjax.lif(), 2, marks=slow),
     ],
     ids=["signed", "recurrent", "segments"],
@@ -127,6 +129,7 @@ class Normed(nn.Module):
         return nn.Dense(3)(relu(nn.Dense(4)(x)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inputs, kind", [("constant", EXPLICIT), ("sequence", AUTO)])
 def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind):
     net, shape = Normed(), (BATCH, 4)
@@ -178,6 +181,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
     assert_close(simulate(alone, shared_x), expected[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "devices, recipe, neuron, wait",
     [
@@ -201,6 +205,7 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
     assert_close(shared, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [pytest.param(AUTO, marks=slow), EXPLICIT])
 def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     net = NETWORKS["input skip"]

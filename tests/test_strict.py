@@ -61,7 +61,7 @@ RECIPES = {
 }
 MARKS = {
     ("best", 0, jnp.float32): (),
-    ("spikes", 0, jnp.bfloat16): (),
+    ("spikes", 0, jnp.bfloat16): pytest.mark.thorough,
     ("advanced", 1, jnp.bfloat16): pytest.mark.thorough,
 }
 slow = pytest.mark.slow
@@ -146,6 +146,7 @@ EXECUTIONS = [(1, 0), (STEPS, STEPS), (3, 0)]
 INPUTS = ("constant", "sequence")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shift", [0, pytest.param(1, marks=slow)])
 def test_gradients_run_under_strict_settings(shift):
     """Every execution, each with another kind of input; if slow, all of both."""

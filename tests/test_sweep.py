@@ -13,6 +13,7 @@ OPTIONS = {"recipe": snnjax.light(), "code": snnjax.codes.radix()}
 RESULT = snnjax.sweep(dense, PARAMS, IMAGES[:64], X, LABELS, steps=(1, 3), **OPTIONS)
 
 
+@pytest.mark.thorough
 def test_each_point_has_the_numbers_of_its_own_conversion():
     for point, steps in zip(RESULT.points, (1, 3), strict=True):
         snn = snnjax.convert(dense, PARAMS, IMAGES[:64], steps=steps, **OPTIONS)

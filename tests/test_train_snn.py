@@ -165,6 +165,7 @@ def test_missing_or_foreign_files_are_told(tmp_path):
 # ------------------------------------------------------- comparison of surrogates
 
 
+@pytest.mark.thorough
 def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(tmp_path, monkeypatch):
     seen = []
 
