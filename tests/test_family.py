@@ -149,6 +149,14 @@ def test_a_default_that_wins_is_kept():
     assert "with best(), kept" in snn.fit
 
 
+def test_plain_thresholds_of_a_quantized_relu_are_its_maximum():
+    """In float32 its values are whole numbers of spikes but for rounding."""
+    for maximum in np.float32(np.linspace(0.3, 3, 50)):
+        for levels in (3, 4, 5, 7):
+            values = maximum * np.float32(np.arange(levels + 1) / levels)
+            assert guard.least_squares(values, float(maximum), levels) == maximum
+
+
 def test_few_images_do_not_overrule_a_fit_by_chance():
     fitted = np.array([0.02, 0.03, 0.02, 0.9])
     plain = np.array([0.03, 0.04, 0.03, 0.1])

@@ -49,6 +49,31 @@ def quantized_outputs(fn, steps=LEVELS, params=PARAMS, x=X, **options):
     return outputs.mean(0), answers
 
 
+def test_the_default_is_the_network_where_its_values_are_those_of_spikes(caplog):
+    """No fit of weights moves a current that is rounded as it should be.
+
+    So the default need not keep plain thresholds, which it would say in the log.
+    """
+    generator = np.random.default_rng(1)
+    shapes = (8, 24), (24, 24), (24, 5)
+    weights = [np.float32(generator.normal(size=s) / s[0] ** 0.5) for s in shapes]
+    x = generator.normal(size=(2048, 8)).astype(np.float32)
+
+    def fn(weights, x):
+        *hidden, readout = weights
+        for weight in hidden:
+            x = quantized_relu(x @ weight, 3.0, LEVELS)
+        return x @ readout
+
+    rate = snnjax.codes.rate()
+    snn = snnjax.convert(fn, weights, x[:1536], steps=LEVELS, code=rate, wait=LEVELS)
+    assert not caplog.records
+    outputs, expected = outputs_of(
+        [snnjax.spiking(fn, answer=True), lambda snn, x: fn(weights, x)], snn, x[1536:]
+    )
+    assert np.square(outputs - expected).sum() < 1e-3 * np.square(expected).sum()
+
+
 def test_it_is_the_nearest_of_its_values():
     x = np.random.default_rng(7).normal(size=(200, 3)).astype(np.float32) * 2
     maxima = 1.0, 0.7, np.float32([0.5, 1.0, 2.5])

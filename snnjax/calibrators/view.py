@@ -72,6 +72,7 @@ class Target(NamedTuple):
         result: what the weights give in the ANN, [N, ...].
         channel: axis of the channels in the result, from the end.
         effects: how much squared errors count, [N, ...] with one channel; None: alike.
+        finest: `View.own_finest` where the result is that of a quantized ReLU.
     """
 
     paths: tuple[str, ...]
@@ -80,6 +81,7 @@ class Target(NamedTuple):
     result: jax.Array
     channel: int
     effects: jax.Array | None = None
+    finest: np.ndarray | None = None
 
 
 class View(abc.ABC):
@@ -101,6 +103,8 @@ class View(abc.ABC):
         neurons: how many the network has at all of its sites.
         own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
             like V_th; None of others.
+        own_finest: the difference of two neighboring values of a quantized ReLU, shaped
+            like V_th; None of others.
         batch_sharding: how devices share the images; None: a single device.
     """
 
@@ -113,6 +117,7 @@ class View(abc.ABC):
         effects: Sequence[jax.Array] | None = None,
         shared: Mapping[str, Sequence[str]] = MappingProxyType({}),
         own_maximum: np.ndarray | None = None,
+        own_finest: np.ndarray | None = None,
         neurons: int | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
@@ -127,6 +132,7 @@ class View(abc.ABC):
         self.neurons = neurons
         self.shared = shared
         self.own_maximum = own_maximum
+        self.own_finest = own_finest
         self.batch_sharding = batch_sharding
         # One array for each micro-batch.
         self._activations = activations

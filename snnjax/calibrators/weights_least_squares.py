@@ -60,7 +60,8 @@ def least_squares_weights(
     1). m is 0 where neither a nor I(W_0) is above 0, where a is the largest of its
     channel and I(W_0) at least that, and at every fourth image; 1 elsewhere.
     k = sum m w (J W_0 - its mean)^2 / |W_0|^2 is the scale of the curvature, J the
-    derivative of I.
+    derivative of I. A quantized ReLU rounds its current: where that gives a, the fit
+    keeps the current, and I(W_0) takes the place of a.
 
     Errors of earlier layers are similar for many images, and the refitted weights
     compensate for them. b is dropped afterwards: the biases or potentials that are
@@ -152,6 +153,7 @@ def _activation_target(view: View, fit: Fit, stride: int) -> Target:
         result=activation,
         channel=view.site.channel,
         effects=effects,
+        finest=view.own_finest,
     )
 
 
@@ -315,6 +317,8 @@ class _Problem(NamedTuple):
         bottom: the least output of each channel: 0 of a ReLU, otherwise minus infinity,
             [1, 1, C].
         top: its largest output: the largest a behind a ReLU, otherwise infinity.
+        finest: difference of neighboring values of a quantized ReLU, [C] or [1]; None
+            of others.
         total: sum of m w of each channel, [1, 1, C]; 1 in place of 0.
         mean: of a, weighted by m w, [1, 1, C].
         ridge: damping k.
@@ -325,6 +329,7 @@ class _Problem(NamedTuple):
     weight: _Split
     bottom: Any
     top: Any
+    finest: Any
     total: Any
     mean: Any
     ridge: Any
@@ -337,6 +342,7 @@ def _problem(
     channel: int,
     activation: Any,
     effects: Any,
+    finest: Any,
     current: Any,
     change: Any,
     free_weights: Weights,
@@ -349,6 +355,8 @@ def _problem(
         channel: axis of the channels of activations and effects, from the end.
         activation: a, [N, ...].
         effects: w, [N, ...] with a single channel; None: 1.
+        finest: difference of neighboring values of a quantized ReLU, [C] or [1]; None
+            of others.
         current: I(W_0), [N, p, C].
         change: J W_0, [N, p, C].
         free_weights: those of W_0 that may change.
@@ -372,14 +380,22 @@ def _problem(
     deviation = fitted_change - _weighted_mean(fitted_change, weight, total)
     curvature = (weight * fitted_change * deviation).sum()
     square = _dot(free_weights, free_weights)
+    target = activation
+    if finest is not None:
+        finest = finest / unit
+        # A quantized ReLU rounds the current to the nearest value. Where that is the
+        # activation already, the current is to stay as it is.
+        is_right = abs(counted_current - activation) <= finest / 2
+        target = xp.where(is_right, counted_current, activation)
     problem = _Problem(
         unit=unit,
-        activation=_Split(fitted=activation, held_out=activation[_HELD_OUT]),
+        activation=_Split(fitted=target, held_out=activation[_HELD_OUT]),
         weight=_Split(fitted=weight, held_out=effects[_HELD_OUT]),
         bottom=bottom,
         top=top,
+        finest=finest,
         total=total,
-        mean=_weighted_mean(activation, weight, total),
+        mean=_weighted_mean(target, weight, total),
         ridge=damping * curvature / _positive(square),
     )
     return problem, _split(current, unit, weight)
@@ -439,6 +455,8 @@ def _error(problem: _Problem, current: _Split) -> Any:
     mean = _weighted_mean(current.fitted, problem.weight.fitted, problem.total)
     # b makes the mean of the currents that of the activations.
     shifted = current.held_out + (problem.mean - mean)
+    if problem.finest is not None:
+        shifted = problem.finest * xp.floor(shifted / problem.finest + 0.5)
     output = xp.clip(shifted, problem.bottom, problem.top)
     errors = weight * (problem.activation.held_out - output) ** 2
     # A current may be infinite where its weight is 0.
@@ -493,6 +511,7 @@ def _start(
         layer.channel,
         target.result,
         target.effects,
+        None if target.finest is None else target.finest.ravel(),
         current,
         change,
         tuple(free_weights),

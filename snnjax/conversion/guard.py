@@ -19,6 +19,7 @@ from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Fit, View
 from snnjax.conversion.recipes import Recipe
 from snnjax.network.sites import Site
+from snnjax.neurons.schedule import TIES
 
 # An error of the outputs that no answer notices: nothing better is looked for.
 NEGLIGIBLE_ERROR = 3e-4
@@ -91,7 +92,9 @@ def least_squares(magnitudes: np.ndarray, largest: float, steps: int) -> float:
     5.0
     """
     thresholds = largest * _FRACTIONS[:, None]
-    counts = np.minimum(np.floor(magnitudes * steps / thresholds), steps)
+    # Values of a quantized ReLU are whole numbers of spikes but for rounding.
+    counts = np.floor(magnitudes * steps / thresholds * (1 + TIES))
+    counts = np.minimum(counts, steps)
     errors = ((counts * thresholds / steps - magnitudes) ** 2).sum(axis=1)
     return float(thresholds[errors.argmin(), 0])
 

@@ -42,7 +42,7 @@ class SiteView(View):
         boundary: where all images have reached the site.
         stage_number: of the stage that leads to the site.
         activations: of the ANN, for each micro-batch.
-        own_maximum: as for `View`.
+        own_maximum, own_finest: as for `View`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class SiteView(View):
         stage_number: int,
         activations: list[jax.Array],
         own_maximum: np.ndarray | None,
+        own_finest: np.ndarray | None,
     ):
         self._calibration = calibration
         self._boundary = boundary
@@ -64,6 +65,7 @@ class SiteView(View):
             activations,
             shared=_shared_kernels(calibration.network, site),
             own_maximum=own_maximum,
+            own_finest=own_finest,
             neurons=calibration.neuron_count,
             batch_sharding=calibration.batch_sharding,
         )

@@ -46,10 +46,13 @@ class SiteActivations(NamedTuple):
     Attributes:
         batches: [B, ...] of each micro-batch.
         own_maximum: of a clipped or quantized ReLU, shaped like V_th; None of others.
+        own_finest: difference of two neighboring values of a quantized ReLU, shaped
+            likewise; None of others.
     """
 
     batches: list[jax.Array]
-    own_maximum: np.ndarray | None
+    own_maximum: np.ndarray | None = None
+    own_finest: np.ndarray | None = None
 
 
 def sweep(
@@ -167,27 +170,28 @@ def _pass_ann(
 ) -> SiteActivations:
     """Carry the ANN's images past a site, and return the activations there."""
     batches = []
-    maxima = []  # one of each micro-batch, or none if the activation has no maximum
+    # A ReLU has no operands, a clipped one its maximum, and a quantized one that and L.
+    own_operands: list[Any] = []
 
     def outputs_and_carried() -> Iterator[tuple[jax.Array, Sequence[jax.Array]]]:
         for results in calibration.run_ann(stage_number, boundary.activations):
             activation, *operands = results.outputs
             batches.append(activation)
-            # The first operand of a clipped or quantized ReLU is its maximum.
-            maxima.extend(operands[:1])
+            own_operands[:] = operands
             yield activation, results.carried
 
-    # This reads all of them, which fills both lists.
+    # This reads all of them, which fills the lists.
     calibration.advance(stage_number, boundary.activations, outputs_and_carried())
     site = calibration.sites[stage_number]
-    own_maximum = None
-    if maxima:
-        # A maximum does not depend on the images, so that of any micro-batch will do.
-        # It is checked first, since it may be why activations are infinite.
-        _check_maximum(site, maxima[-1])
-        own_maximum = _shaped_like_threshold(maxima[-1], site)
+    # Operands do not depend on the images, so those of any micro-batch will do. A
+    # maximum is checked first, since it may be why activations are infinite.
+    maximum, levels = [*own_operands, None, None][:2]
+    if maximum is not None:
+        _check_maximum(site, maximum)
+        maximum = _shaped_like_threshold(maximum, site)
     _check_activations(calibration, site, batches)
-    return SiteActivations(batches, own_maximum)
+    finest = None if levels is None else maximum / np.asarray(levels)
+    return SiteActivations(batches, maximum, finest)
 
 
 @by_numpy_or_xla
