@@ -5,6 +5,7 @@ every sum is then exact in float32, so executions can be compared bit by bit.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -174,7 +175,7 @@ def by_executions(fn, executions, snn, x, **options):
 def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)
-    return jnp.asarray(numbers / 8, jnp.float32)
+    return jnp.asarray(np.float32(numbers / 8))  # converted without a program
 
 
 def halves(net, seed=0, **changes):
@@ -198,6 +199,26 @@ def weights(**shapes):
     for seed, (name, shape) in enumerate(shapes.items()):
         arrays[name] = eighths(seed, shape)
     return arrays
+
+
+def varied(path, leaf):
+    """A random parameter of a leaf's shape: no scale is 1, and no offset is 0."""
+    generator = np.random.default_rng(zlib.crc32(str(path).encode()))
+    name = path[-1].key
+    if name in ("scale", "var"):
+        return np.float32(generator.uniform(0.5, 1.5, leaf.shape))
+    if name in ("bias", "mean"):
+        deviation = 0.1
+    else:
+        fan_in = leaf.size / leaf.shape[-1]
+        deviation = 1.5 / np.sqrt(fan_in)
+    return np.float32(deviation * generator.normal(size=leaf.shape))
+
+
+def variables(module, x):
+    """Random variables of a module of linen, which take no program."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(varied, shapes)
 
 
 # The calibrators of the refined part of `best()`, as one sweep.

@@ -337,6 +337,7 @@ def test_throughput_has_seconds_of_each_side_and_no_side_twice(out):
     assert len({side.name for side in all_sides}) == len(all_sides)
 
 
+@pytest.mark.thorough
 def test_libraries_of_training_agree_in_their_answers(monkeypatch, out):
     """The same network and input in each library: the answers of two agree."""
     (size,) = training.QUICK

@@ -380,6 +380,7 @@ def test_the_tables_beside_published_results_are_of_their_numbers():
         assert tables == file.with_suffix(".md").read_text()
 
 
+@pytest.mark.thorough
 def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     files = [str(published(name)) for name in ("vgg8", "vgg8_radix", "vit")]

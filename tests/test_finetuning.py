@@ -116,6 +116,7 @@ def test_it_is_the_loop_that_one_would_write(snn, has_aux, wait):
     assert np.any(old != new) == has_aux
 
 
+@pytest.mark.thorough
 def test_an_snn_of_init_learns_a_sequence_and_keeps_its_steps():
     """What comes first decides, so the mean over time says nothing."""
     x = np.zeros((6, 32, 4), np.float32)

@@ -552,6 +552,7 @@ def with_random_numbers(seed, layers):
     return dataclasses.replace(layers, nodes=tuple(nodes))
 
 
+@pytest.mark.thorough
 def test_numbers_that_nothing_was_fitted_to_are_computed_as_a_chip_does():
     layers, x = events_layers()
     layers = dataclasses.replace(layers, steps=4, wait=0)
@@ -850,6 +851,7 @@ def test_two_maps_in_a_row_are_multiplied():
     check_spikes(trace, spikes)
 
 
+@pytest.mark.thorough
 def test_the_closed_form_of_digits_has_the_outputs_of_a_chip():
     for levels in ((-1, 1), (0, 1)):
         integers, _ = tiny(5, levels, RADIX, wait=3)

@@ -138,7 +138,7 @@ def two_networks(case):
 
 
 RELATIONS = [
-    (dead_channel, "radix3"),
+    pytest.param(dead_channel, "radix3", marks=thorough),
     (smaller_channel, "radix3"),
     (larger_layer, "radix"),
     (permuted_channels, "radix"),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import compiled, oracle_spikes, outputs_of
+from networks import compiled, oracle_spikes, outputs_of, variables
 from rows import thorough
 
 import snnjax
@@ -166,7 +166,7 @@ ROTATED = {
     ),
     "a transformer": RotatedCase(
         fn=Transformer().apply,
-        params=Transformer().init(jax.random.key(0), SEQUENCES),
+        params=variables(Transformer(), SEQUENCES),
         x=SEQUENCES,
         kernels={
             "params/MultiHeadDotProductAttention_0/out/kernel": 1,

@@ -12,6 +12,7 @@ import reference
 from chex import assert_trees_all_close
 from chex import assert_trees_all_equal as assert_equal
 from networks import FLAT, NETWORKS, VECTORS, compiled, eighths, halves, relu, together
+from rows import thorough
 
 import snnjax
 from snnjax.network.increments import Operator
@@ -194,13 +195,17 @@ def test_a_max_pool_in_time_is_the_oracles():
     assert str(jax.make_jaxpr(POOL)(stream)).count("reduce_window_max") == 1
 
 
-QUICK = ["dense", "max-pool before"]
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in QUICK
-]
+SLOW = set(NETWORKS) - {"dense", "max-pool before"}
 
 
-@pytest.mark.parametrize("name", QUICK + SLOW)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense",
+        *thorough("max-pool before"),
+        *[pytest.param(name, marks=pytest.mark.slow) for name in sorted(SLOW)],
+    ],
+)
 def test_rates_approach_the_ann(name):
     net, recipe = NETWORKS[name], snnjax.max_activation()
     snn = networks.converted(*net[:3], steps=512, recipe=recipe)

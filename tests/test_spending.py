@@ -212,6 +212,7 @@ def test_one_image_without_a_gradient_costs_no_accuracy():
     assert error(0) < 1.3 * error_of_usual_images
 
 
+@pytest.mark.thorough
 def test_the_wait_is_the_least_that_is_enough():
     draw = np.random.default_rng(3).normal
     params = [np.float32(draw(size=(8, 8)) / 2) for _ in range(4)]

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import FLAT, PIXELS, VECTORS, max_pool, relu
+from networks import FLAT, PIXELS, VECTORS, max_pool, relu, variables
 
 import snnjax
 from refusals import Refusal
@@ -628,7 +628,7 @@ class CNN(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-VARIABLES = CNN().init(jax.random.key(0), IMAGES)
+VARIABLES = variables(CNN(), IMAGES)
 CHANNELS_FIRST = IMAGES.transpose(0, 3, 1, 2)
 
 

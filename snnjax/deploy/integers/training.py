@@ -52,7 +52,7 @@ def trainable(layers: values.Layers) -> tuple[Callable, SNN]:
     >>> layers = snnjax.deploy.quantize(layers, x, weight_bits=4)
     >>> rounds, snn = trainable(layers)
     >>> loss = lambda snn: snnjax.spiking(rounds)(snn, x).mean()
-    >>> print(jax.grad(loss)(snn).params["output/0"]["weight"].ravel())
+    >>> print(jax.jit(jax.grad(loss))(snn).params["output/0"]["weight"].ravel())
     [0.27857143 0.13928571]
     """
     check_whole(layers)
